@@ -1,0 +1,231 @@
+"""What stages hand to each other: complete or absent, and traceable to the settings and inputs that made it.
+
+Every artifact (HDF5 file, JSON file or folder) carries the same three entries, together called its *recipe*: `stage`, `config`
+(the resolved settings that influence the content) and `inputs` (name -> digest of what was read). They stand in the HDF5
+attributes, at the top of a JSON file, or in the folder's `config.json`.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from lowshot.errors import InputError
+
+# Settings that change where or how fast the work runs, never what it yields.
+_RUN_ONLY = {"out", "overwrite", "accelerator", "devices", "num_workers"}
+
+
+def settings(config: Any) -> dict:
+    """The settings of a stage's dataclass that influence its output: no paths, nothing of where or how fast it runs."""
+    chosen = {f.name for f in fields(config) if f.name not in _RUN_ONLY}
+    values = {name: value for name, value in asdict(config).items() if name in chosen}
+    return {name: value for name, value in values.items() if not isinstance(value, Path)}
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or of the models, arrays and JSON files directly inside a folder (logs are not content)."""
+    path = Path(path)
+    if path.is_dir():
+        parts = sorted(p for p in path.iterdir() if p.suffix in {".pt", ".h5", ".json"})
+        return hashlib.sha256("".join(f"{p.name}:{digest(p)}\n" for p in parts).encode()).hexdigest()
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if sys.version_info >= (3, 11) else _sha256(file)
+
+
+def _sha256(file: Any) -> str:
+    state = hashlib.sha256()
+    while block := file.read(1 << 20):
+        state.update(block)
+    return state.hexdigest()
+
+
+def recipe(stage: str, config: Any, inputs: dict[str, Path | None]) -> dict:
+    """The recipe of an output of `stage`, made with the dataclass `config` from the files or folders `inputs`."""
+    digests = {name: digest(path) for name, path in inputs.items() if path is not None}
+    return json.loads(json.dumps({"stage": stage, "config": settings(config), "inputs": digests}, default=str))
+
+
+def read_recipe(path: Path) -> dict | None:
+    """The recipe stored in an artifact; None where there is none (a published file, or one of the user's own)."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            stored = read_json(path / "config.json")
+        elif path.suffix in {".h5", ".hdf5"}:
+            with open_h5(path) as file:
+                stored = {key: json.loads(file.attrs[key]) for key in ("stage", "config", "inputs")}
+        else:
+            stored = read_json(path)
+        return {key: stored[key] for key in ("stage", "config", "inputs")}
+    except (KeyError, TypeError, json.JSONDecodeError):
+        return None
+
+
+def is_done(out: Path, made_from: dict, overwrite: bool) -> bool:
+    """Whether `out` stands already and was made from the same inputs and settings (then says so).
+
+    Raises InputError, naming the difference, if it was made from others; with `overwrite` the answer is always no.
+    """
+    out = Path(out)
+    if overwrite or not out.exists():
+        return False
+    _refuse_if_other(out, read_recipe(out) if not (out.is_dir() and not any(out.iterdir())) else None, made_from)
+    print(f"{made_from['stage']}: {out} is there already, made from the same inputs and settings")
+    return True
+
+
+def _refuse_if_other(path: Path, stored: dict | None, made_from: dict) -> None:
+    if stored is None:
+        raise InputError(f"{path}: exists but does not say what made it; choose another name, or --overwrite true")
+    if stored != made_from:
+        raise InputError(f"{path}: made from others ({_difference(stored, made_from)}); --overwrite true makes it again")
+
+
+def _difference(stored: dict, wanted: dict) -> str:
+    if stored["stage"] != wanted["stage"]:
+        return f"it is an output of {stored['stage']}"
+    for group, noun in (("inputs", "input"), ("config", "setting")):
+        for name in sorted({*stored[group], *wanted[group]}):
+            old, new = stored[group].get(name, "absent"), wanted[group].get(name, "absent")
+            if old != new and group == "inputs":
+                return f"{noun} {name} has another content"
+            if old != new:
+                return f"{noun} {name} was {old}, now {new}"
+    return "unknown difference"
+
+
+@contextmanager
+def writing(out: Path, made_from: dict | None = None, resumable: bool = False) -> Iterator[Path]:
+    """Hand out an unfinished path beside `out`, and move it to `out` when the block ends without an error.
+
+    A block that gives a path the form of a folder makes that folder itself. After an error the unfinished path is removed,
+    or kept if `resumable`; a resumable leftover that was made from another recipe than `made_from` is thrown away.
+    """
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(out)
+    if partial.exists() and not (resumable and read_recipe(partial) == made_from):
+        _remove(partial)
+    try:
+        yield partial
+    except BaseException:
+        if not resumable:
+            _remove(partial)
+        raise
+    publish(partial, out)
+
+
+def partial_path(out: Path) -> Path:
+    """Where `out` is written while it is not complete; keeps the suffix, so that readers know the format."""
+    return out.with_name(f"{out.stem}.partial{out.suffix}")
+
+
+def publish(partial: Path, out: Path) -> None:
+    """Flush `partial` to disk and rename it to `out`, replacing what stood there."""
+    for file in [partial] if partial.is_file() else [p for p in partial.rglob("*") if p.is_file()]:
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    if partial.is_dir() and out.exists():
+        old = out.with_name(out.name + ".old")
+        _remove(old)
+        out.rename(old)
+        partial.rename(out)
+        _remove(old)
+    else:
+        partial.replace(out)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's content; InputError if it is missing or not JSON."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON under `path` in one step: the name never shows a half-written file."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".writing")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def open_h5(path: Path) -> h5py.File:
+    """Open an HDF5 file for reading; InputError if it is missing, truncated or no HDF5 file."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise InputError(f"{path}: not a readable HDF5 file ({error})") from None
+
+
+def require_datasets(file: h5py.File, names: list[str]) -> None:
+    """InputError that names the first of `names` that is not a dataset of the open `file`."""
+    for name in names:
+        if not isinstance(file.get(name), h5py.Dataset):
+            raise InputError(f"{file.filename}: lacks the dataset '{name}' (it has: {', '.join(file) or 'nothing'})")
+
+
+def write_recipe(file: h5py.File, schema: str, made_from: dict) -> None:
+    """Put the schema name and the recipe into the attributes of the open HDF5 `file`."""
+    file.attrs["schema"] = schema
+    for key, value in made_from.items():
+        file.attrs[key] = json.dumps(value)
+
+
+class Provenance:
+    """Start one when a stage starts; `record()` gives what a result must carry to be believed."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+
+    def record(self, device: str) -> dict:
+        """Command, commit, versions, device, wall time in seconds and peak memory in bytes of this process so far."""
+        packages = ("torch", "numpy", "scikit-learn", "h5py")
+        return {
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "commit": _commit(),
+            "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
+            "device": device,
+            "wall_time_s": round(time.perf_counter() - self.start, 2),
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+
+
+def _commit() -> str | None:
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=here, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+changes" if changed.returncode else "")

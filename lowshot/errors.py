@@ -1,0 +1,8 @@
+"""The one exception a user may see."""
+
+
+class InputError(Exception):
+    """Input that cannot be used. The message is one line and names the file (or the setting) and the cause.
+
+    `lowshot.cli.run` prints it on stderr and ends with exit code 2; library callers catch it like any exception.
+    """

@@ -1,0 +1,22 @@
+"""Random streams that depend on what they are for, never on batch size, worker count or number of processes."""
+
+import zlib
+
+import numpy as np
+import torch
+
+
+def _entropy(seed: int, key: tuple[int | str, ...]) -> np.random.SeedSequence:
+    words = [zlib.crc32(part.encode()) if isinstance(part, str) else int(part) for part in key]
+    return np.random.SeedSequence([int(seed), *words])
+
+
+def stream(seed: int, *key: int | str) -> np.random.Generator:
+    """A numpy generator of its own for `key`, e.g. ``stream(seed, "draws", trial, class_id)``."""
+    return np.random.default_rng(_entropy(seed, key))
+
+
+def torch_stream(seed: int, *key: int | str) -> torch.Generator:
+    """The same as a CPU torch generator."""
+    state = _entropy(seed, key).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state & np.uint64(2**63 - 1)))
