@@ -1,0 +1,98 @@
+"""The images file: `pixels` uint8 (N, H, W, C) for small images, or `paths` (N) below attribute `root`; `labels`, `is_test`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from PIL import Image
+
+from lowshot.artifacts import open_h5, require_datasets, write_recipe
+from lowshot.errors import InputError
+
+SCHEMA = "lowshot-images-1"
+
+
+@dataclass
+class Images:
+    """Images in memory (`pixels` uint8 (N, H, W, C)) or on disk (`paths` relative to `root`); `labels` int64, `is_test` bool (N,)."""
+
+    labels: np.ndarray
+    is_test: np.ndarray
+    pixels: np.ndarray | None = None
+    paths: np.ndarray | None = None
+    root: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def n_channels(self) -> int:
+        return 3 if self.pixels is None else self.pixels.shape[3]
+
+    @property
+    def size(self) -> int | None:
+        """Height of stored pixels; None for images on disk, which have any size."""
+        return None if self.pixels is None else self.pixels.shape[1]
+
+    def rows(self, test: bool) -> np.ndarray:
+        """Numbers of the test or of the train images: row i of features/{test,train}.h5 is the i-th of them."""
+        return np.flatnonzero(self.is_test == test)
+
+
+def write_images(path: Path, images: Images, made_from: dict) -> None:
+    """Write an images file."""
+    with h5py.File(path, "w") as file:
+        if images.pixels is not None:
+            file.create_dataset("pixels", data=np.ascontiguousarray(images.pixels, np.uint8))
+        else:
+            file.create_dataset("paths", data=images.paths.astype(object), dtype=h5py.string_dtype("utf-8"))
+            file.attrs["root"] = str(images.root)
+        file.create_dataset("labels", data=images.labels.astype(np.int32))
+        file.create_dataset("is_test", data=images.is_test.astype(bool))
+        write_recipe(file, SCHEMA, made_from)
+
+
+def read_images(path: Path) -> Images:
+    """Read and check an images file; pixels come into memory, images on disk stay there."""
+    with open_h5(path) as file:
+        require_datasets(file, ["labels", "is_test"])
+        if "pixels" not in file and "paths" not in file:
+            raise InputError(f"{path}: lacks the dataset 'pixels' or 'paths'")
+        try:
+            labels, is_test = file["labels"][:].astype(np.int64), file["is_test"][:].astype(bool)
+            pixels = file["pixels"][:] if "pixels" in file else None
+            paths = file["paths"].asstr()[:] if pixels is None else None
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read to its end ({error})") from None
+        root = Path(file.attrs["root"]) if paths is not None else None
+    _check(path, labels, is_test, pixels, paths)
+    return Images(labels, is_test, pixels, paths, root)
+
+
+def _check(path: Path, labels: np.ndarray, is_test: np.ndarray, pixels: np.ndarray | None, paths: np.ndarray | None) -> None:
+    stored = pixels if pixels is not None else paths
+    if not len(stored) == len(labels) == len(is_test):
+        raise InputError(f"{path}: {len(stored)} images, {len(labels)} labels and {len(is_test)} test marks do not agree")
+    if pixels is not None and (pixels.ndim != 4 or pixels.dtype != np.uint8):
+        raise InputError(f"{path}: pixels are {pixels.dtype} of shape {pixels.shape}, not uint8 (N, H, W, C)")
+    for name in paths if paths is not None else []:
+        if name.startswith("/") or ".." in Path(name).parts:
+            raise InputError(f"{path}: image path '{name}' leads out of the root folder")
+
+
+def open_image(path: Path) -> Image.Image:
+    """Decode one image file as RGB; InputError that names a missing or corrupt one."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such image") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: corrupt image ({error})") from None
+
+
+def to_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """uint8 (B, H, W, C) -> uint8 (B, C, H, W), without a copy."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)

@@ -1,0 +1,84 @@
+"""Feature files in the published layout: `all_feats` float32 (N, D), `all_labels` int32 (N), `count` int32 (1).
+
+Rows past `count` are padding of the published files and are never read. Ours have none. Row order = order of the images.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from lowshot.artifacts import open_h5, read_recipe, require_datasets, write_recipe
+from lowshot.errors import InputError
+
+SCHEMA = "lowshot-features-1"
+
+
+@dataclass
+class Features:
+    """`feats` float32 (N, D), `labels` int64 (N,), without padding; `extractor` is the digest of what made them, if known."""
+
+    feats: np.ndarray
+    labels: np.ndarray
+    path: Path
+    extractor: str | None = None
+
+    @property
+    def dim(self) -> int:
+        return self.feats.shape[1]
+
+
+def read_features(path: Path, n_classes: int | None = None) -> Features:
+    """Read and check a feature file, ours or a published one.
+
+    Raises InputError if it is truncated, lacks a dataset, has a `count` above its rows, holds NaN or infinities, or (given
+    `n_classes`) a label outside 0..n_classes-1.
+    """
+    with open_h5(path) as file:
+        require_datasets(file, ["all_feats", "all_labels", "count"])
+        count = int(np.asarray(file["count"]).reshape(-1)[0])
+        n_rows = min(len(file["all_feats"]), len(file["all_labels"]))
+        if not 0 < count <= n_rows:
+            raise InputError(f"{path}: count is {count}, but it has {n_rows} rows")
+        if file["all_feats"].ndim != 2:
+            raise InputError(f"{path}: all_feats has shape {file['all_feats'].shape}, not (N, D)")
+        try:
+            feats = file["all_feats"][:count].astype(np.float32, copy=False)
+            labels = file["all_labels"][:count].astype(np.int64)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read to its end ({error})") from None
+    if not np.isfinite(feats).all():
+        row = int(np.flatnonzero(~np.isfinite(feats).all(axis=1))[0])
+        raise InputError(f"{path}: row {row} of all_feats holds NaN or infinity")
+    if n_classes is not None and (labels.min() < 0 or labels.max() >= n_classes):
+        wrong = labels[(labels < 0) | (labels >= n_classes)][0]
+        raise InputError(f"{path}: label {wrong} is outside the split's classes 0..{n_classes - 1}")
+    made_from = read_recipe(path)
+    return Features(feats, labels, Path(path), made_from["inputs"].get("extractor") if made_from else None)
+
+
+def create_features(path: Path, n_rows: int, dim: int, labels: np.ndarray, made_from: dict) -> h5py.File:
+    """A writable feature file with all labels, `count` 0 and space for `n_rows` features; flushed, so a kill leaves it readable."""
+    file = h5py.File(path, "w")
+    file.create_dataset("all_feats", (n_rows, dim), np.float32)
+    file.create_dataset("all_labels", data=labels.astype(np.int32))
+    file.create_dataset("count", data=np.zeros(1, np.int32))
+    write_recipe(file, SCHEMA, made_from)
+    file.flush()
+    return file
+
+
+def write_features(path: Path, feats: np.ndarray, labels: np.ndarray, made_from: dict) -> None:
+    """Write a whole feature file at once."""
+    with create_features(path, len(feats), feats.shape[1], labels, made_from) as file:
+        file["all_feats"][:] = feats
+        file["count"][:] = len(feats)
+
+
+def check_same_space(train: Features, test: Features) -> None:
+    """InputError unless both feature files have one dimension and, as far as known, one extractor."""
+    if train.dim != test.dim:
+        raise InputError(f"{test.path}: {test.dim} dimensions, but {train.path} has {train.dim}")
+    if train.extractor and test.extractor and train.extractor != test.extractor:
+        raise InputError(f"{test.path}: from another extractor than {train.path}")
