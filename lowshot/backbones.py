@@ -1,0 +1,248 @@
+"""Feature extractors: the published ResNets, VGG-16-BN and Conv-4, each with a classifier head over the classes of the split.
+
+The ResNets have the layout and the parameter names of Hariharan & Girshick's release, so that their checkpoints load once the
+`module.` prefix is gone (see `load_weights`). Every extractor takes images in [0, 1] and normalises them itself: what was trained on one scale
+cannot be run on another.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lowshot.artifacts import read_json
+from lowshot.errors import InputError
+
+ModelName = Literal["Conv4", "ResNet10", "ResNet18", "ResNet34", "ResNet50", "ResNet101", "VGG16BN"]
+_BLOCKS = {"ResNet10": [1, 1, 1, 1], "ResNet18": [2, 2, 2, 2], "ResNet34": [3, 4, 6, 3],
+           "ResNet50": [3, 4, 6, 3], "ResNet101": [3, 4, 23, 3]}  # fmt: skip
+_VGG16 = [64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool"]
+
+
+@dataclass
+class ModelConfig:
+    """All that is needed to rebuild an extractor; stored as `model` in its config.json."""
+
+    name: ModelName
+    n_classes: int
+    n_channels: int
+    image_size: int
+    width: float = 1.0
+    head: Literal["linear", "mlp"] = "linear"
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+
+    @property
+    def small_images(self) -> bool:
+        """Whether the first layer is a 3x3 convolution without pooling, as is usual at 32 px and below."""
+        return self.image_size <= 32
+
+
+class SimpleBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut; a projecting shortcut has batch norm (spec 2.2)."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int) -> None:
+        super().__init__()
+        self.C1 = nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False)
+        self.BN1 = nn.BatchNorm2d(n_out)
+        self.C2 = nn.Conv2d(n_out, n_out, 3, 1, 1, bias=False)
+        self.BN2 = nn.BatchNorm2d(n_out)
+        self.relu = nn.ReLU(inplace=True)
+        self.projects = n_in != n_out or stride != 1
+        if self.projects:
+            self.shortcut = nn.Conv2d(n_in, n_out, 1, stride, bias=False)
+            self.BNshortcut = nn.BatchNorm2d(n_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.BN2(self.C2(self.relu(self.BN1(self.C1(x)))))
+        return self.relu(out + (self.BNshortcut(self.shortcut(x)) if self.projects else x))
+
+
+class BottleneckBlock(nn.Module):
+    """1x1, 3x3 (with a bias, as released) and 1x1 convolutions; the projecting shortcut has no batch norm (spec 2.3)."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int) -> None:
+        super().__init__()
+        inner = n_out // 4
+        self.C1 = nn.Conv2d(n_in, inner, 1, bias=False)
+        self.BN1 = nn.BatchNorm2d(inner)
+        self.C2 = nn.Conv2d(inner, inner, 3, stride, 1)
+        self.BN2 = nn.BatchNorm2d(inner)
+        self.C3 = nn.Conv2d(inner, n_out, 1, bias=False)
+        self.BN3 = nn.BatchNorm2d(n_out)
+        self.relu = nn.ReLU(inplace=True)
+        self.projects = n_in != n_out or stride != 1
+        if self.projects:
+            self.shortcut = nn.Conv2d(n_in, n_out, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.BN1(self.C1(x)))
+        out = self.BN3(self.C3(self.relu(self.BN2(self.C2(out)))))
+        return self.relu(out + (self.shortcut(x) if self.projects else x))
+
+
+def _scaled(n: int, width: float) -> int:
+    return max(8, round(n * width / 8) * 8)
+
+
+def _resnet_trunk(config: ModelConfig) -> tuple[nn.Sequential, int]:
+    bottleneck = config.name in ("ResNet50", "ResNet101")
+    block = BottleneckBlock if bottleneck else SimpleBlock
+    n_in = _scaled(64, config.width)
+    small = config.small_images
+    stem = (
+        nn.Conv2d(config.n_channels, n_in, 3, 1, 1, bias=False)
+        if small
+        else nn.Conv2d(config.n_channels, n_in, 7, 2, 3, bias=False)
+    )
+    layers: list[nn.Module] = [
+        stem,
+        nn.BatchNorm2d(n_in),
+        nn.ReLU(inplace=True),
+        nn.Identity() if small else nn.MaxPool2d(3, 2, 1),
+    ]
+    for stage, n_blocks in enumerate(_BLOCKS[config.name]):
+        n_out = _scaled(64 * 2**stage * (4 if bottleneck else 1), config.width)
+        for j in range(n_blocks):
+            layers.append(block(n_in, n_out, 2 if stage >= 1 and j == 0 else 1))
+            n_in = n_out
+    # The release pools a fixed 7x7 window; the global mean is the same at 224 px and serves every other size.
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), n_in
+
+
+def _vgg_trunk(config: ModelConfig) -> tuple[nn.Sequential, int]:
+    layers: list[nn.Module] = []
+    n_in = config.n_channels
+    for entry in _VGG16:
+        if entry == "pool":
+            layers.append(nn.MaxPool2d(2, ceil_mode=True))  # ceil: 28 px reach 1 x 1 too; no change at 32 px
+        else:
+            n_out = _scaled(entry, config.width)
+            layers += [nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True)]
+            n_in = n_out
+    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten()), n_in
+
+
+def _conv4_trunk(config: ModelConfig) -> tuple[nn.Sequential, int]:
+    layers: list[nn.Module] = []
+    n_in, side, n_out = config.n_channels, config.image_size, _scaled(64, config.width)
+    for _ in range(4):
+        layers += [
+            nn.Conv2d(n_in, n_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(n_out),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+        ]
+        n_in, side = n_out, side // 2
+    if side == 0:
+        raise InputError(f"Conv4 needs images of 16 px at least, these have {config.image_size}")
+    return nn.Sequential(*layers, nn.Flatten()), n_out * side * side
+
+
+def mlp_head(dim: int, n_classes: int, hidden: int = 512) -> nn.Sequential:
+    """The head of the CIFAR system (analogy_cifar spec 2.2): two hidden layers with batch norm, weights N(0, 0.02), bias 0."""
+    head = nn.Sequential(
+        nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
+        nn.Linear(hidden, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
+        nn.Linear(hidden, n_classes),
+    )  # fmt: skip
+    for layer in head:
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=0.02)
+    nn.init.zeros_(head[-1].bias)
+    return head
+
+
+class Extractor(nn.Module):
+    """A trunk that makes features and a classifier over all classes of the split.
+
+    `dim` is the feature dimension D. The linear classifier has no bias: SGM reads the features as the classifier's gradient.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        make = {"Conv4": _conv4_trunk, "VGG16BN": _vgg_trunk}.get(config.name, _resnet_trunk)
+        self.trunk, self.dim = make(config)
+        linear = config.head == "linear"
+        self.classifier = (
+            nn.Linear(self.dim, config.n_classes, bias=False) if linear else mlp_head(self.dim, config.n_classes)
+        )
+        for layer in self.trunk.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        self.register_buffer("mean", torch.tensor(config.mean[: config.n_channels]).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std[: config.n_channels]).view(-1, 1, 1), persistent=False)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] (N, C, H, W) -> features (N, D), non-negative: averages or maxima of what left a ReLU."""
+        return self.trunk((images - self.mean) / self.std)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images in [0, 1] (N, C, H, W) -> (scores (N, n_classes), features (N, D))."""
+        features = self.features(images)
+        return self.classifier(features), features
+
+
+def save_extractor(folder: Path, model: Extractor, made_from: dict) -> None:
+    """Write `model.pt` (a state dict) and the `config.json` that rebuilds the network."""
+    torch.save(model.state_dict(), folder / "model.pt")
+    content = {**made_from, "schema": "lowshot-extractor-1", "model": asdict(model.config)}
+    (folder / "config.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def load_extractor(folder: Path) -> Extractor:
+    """Rebuild an extractor from its folder, in evaluation mode."""
+    content = read_json(Path(folder) / "config.json")
+    try:
+        model = Extractor(ModelConfig(**content["model"]))
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder}/config.json: does not describe an extractor ({error})") from None
+    model.load_state_dict(load_state(Path(folder) / "model.pt"))
+    return model.eval()
+
+
+def load_state(path: Path) -> dict:
+    """`torch.load(weights_only=True)` on the CPU, with one line for a missing or unreadable file."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except Exception as error:  # torch raises half a dozen kinds for a damaged or pickled file
+        raise InputError(f"{path}: not a readable state dict ({str(error).splitlines()[0]})") from None
+
+
+def load_weights(model: Extractor, path: Path) -> None:
+    """Start `model` from a file: our model.pt, a released checkpoint `<epoch>.tar`, or torchvision's VGG-16 weights.
+
+    Released checkpoints hold {epoch, state} with the key prefix `module.`, and in older files a classifier bias, which is dropped.
+    Of torchvision's VGG-16 only the 13 convolution kernels are taken (the CIFAR system does so with Caffe's).
+    """
+    state = load_state(path)
+    state = state.get("state", state)
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    if "features.0.weight" in state:
+        state = _vgg_kernels(model, state)
+    if model.config.head == "linear":
+        state.pop("classifier.bias", None)
+    own = model.state_dict()
+    for name, value in state.items():
+        if name not in own:
+            raise InputError(f"{path}: has the parameter '{name}', which {model.config.name} lacks")
+        if own[name].shape != value.shape:
+            raise InputError(
+                f"{path}: '{name}' has shape {tuple(value.shape)}, {model.config.name} needs {tuple(own[name].shape)}"
+            )
+    if missing := own.keys() - state.keys():
+        raise InputError(f"{path}: lacks the parameter '{min(missing)}' of {model.config.name}")
+    model.load_state_dict(state)
+
+
+def _vgg_kernels(model: Extractor, state: dict) -> dict:
+    kernels = [v for k, v in state.items() if k.startswith("features.") and v.ndim == 4]
+    own = model.state_dict()
+    names = [k for k, v in own.items() if k.startswith("trunk.") and v.ndim == 4]
+    return {**own, **dict(zip(names, kernels))}

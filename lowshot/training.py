@@ -1,0 +1,106 @@
+"""What every training stage shares: an unfinished folder with checkpoints and logs that a killed run goes on from."""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from lowshot.artifacts import partial_path, read_recipe, write_json, writing
+from lowshot.backbones import load_state
+from lowshot.errors import InputError
+
+
+class TrainingRun:
+    """The unfinished folder of one training: `checkpoint.pt`, `log.jsonl` (one record a `step`) and TensorBoard events.
+
+    Nothing here knows what is trained: a checkpoint is any dictionary of tensors, numbers and strings.
+    """
+
+    def __init__(self, folder: Path, writes: bool) -> None:
+        self.folder, self.writes = folder, writes
+        self.log_file = folder / "log.jsonl"
+        self.events = SummaryWriter(str(folder / "tensorboard")) if writes else None
+
+    def resume(self) -> dict | None:
+        """The last checkpoint, or None at a first start. Log records that are later than it are dropped."""
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return None
+        checkpoint = load_state(path)
+        if self.writes and self.log_file.exists():
+            records = [
+                line
+                for line in self.log_file.read_text().splitlines()
+                if json.loads(line)["step"] <= checkpoint["step"]
+            ]
+            self.log_file.write_text("".join(line + "\n" for line in records))
+        return checkpoint
+
+    def save(self, step: int, checkpoint: dict) -> None:
+        """Replace the checkpoint in one step: a kill leaves either the old or the new one."""
+        if self.writes:
+            partial = self.folder / "checkpoint.writing"
+            torch.save({"step": step, **checkpoint}, partial)
+            partial.replace(self.folder / "checkpoint.pt")
+
+    def log(self, step: int, **values: float) -> None:
+        """Append a record to log.jsonl and to the TensorBoard events."""
+        if not self.writes:
+            return
+        with self.log_file.open("a") as file:
+            file.write(json.dumps({"step": step, "time": round(time.time(), 1), **values}) + "\n")
+        for name, value in values.items():
+            self.events.add_scalar(name, value, step)
+
+    def check_finite(self, loss: float, step: int) -> None:
+        """InputError that names the step if the loss is NaN or infinite; the checkpoint stays."""
+        if not math.isfinite(loss):
+            raise InputError(
+                f"loss is {loss} at step {step}; the last good checkpoint is {self.folder / 'checkpoint.pt'}"
+            )
+
+
+@contextmanager
+def training_run(out: Path, made_from: dict, overwrite: bool, writes: bool = True) -> Iterator[TrainingRun]:
+    """Open the unfinished folder of `out` (going on from a killed run of the same recipe), publish it when the block ends well.
+
+    The block puts the finished model into `run.folder`. Only one process of several has `writes`; the others follow it.
+    Raises InputError if an unfinished run of another recipe is there, unless `overwrite`.
+    """
+    partial = partial_path(Path(out))
+    if not writes:
+        yield TrainingRun(partial, writes=False)
+        return
+    stored = read_recipe(partial) if partial.exists() else None
+    if stored not in (None, made_from) and not overwrite:
+        raise InputError(f"{partial}: an unfinished run with other inputs or settings; --overwrite true throws it away")
+    with writing(Path(out), made_from, resumable=True) as folder:
+        folder.mkdir(exist_ok=True)
+        write_json(folder / "config.json", made_from)
+        run = TrainingRun(folder, writes=True)
+        yield run
+        run.events.close()
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def learning_rate(
+    epoch: float,
+    n_epochs: int,
+    lr: float,
+    schedule: str,
+    step_epochs: int,
+    lr_decay: float,
+    warmup_epochs: int,
+    warmup_lr: float,
+) -> float:
+    """The rate at a point of training: constant `warmup_lr` first, then `step` (times lr_decay every step_epochs) or `cosine` to zero."""
+    if epoch < warmup_epochs:
+        return warmup_lr
+    if schedule == "step":
+        return lr * lr_decay ** int(epoch // step_epochs)
+    return lr * 0.5 * (1 + math.cos(math.pi * (epoch - warmup_epochs) / max(1, n_epochs - warmup_epochs)))

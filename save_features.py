@@ -1,0 +1,107 @@
+"""Run a trained extractor over all images and save the features.
+
+Reads   EXTRACTOR/ (train_extractor.py), DATA/images.h5
+Writes  OUT/train.h5 and OUT/test.h5 in the published layout: all_feats, all_labels, count
+
+python save_features.py --extractor outputs/cifar100/resnet10_sgm/extractor --data outputs/cifar100/data --out outputs/cifar100/resnet10_sgm/features
+python save_features.py --extractor outputs/glyphs/try/extractor --data outputs/glyphs/data --out outputs/glyphs/try/features   (CPU, seconds)
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import h5py
+import numpy as np
+import torch
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+from lightning_fabric import Fabric
+from tqdm import tqdm
+
+from lowshot.artifacts import is_done, recipe, writing
+from lowshot.backbones import Extractor, load_extractor
+from lowshot.cli import run
+from lowshot.datasets.images import Images, read_images
+from lowshot.errors import InputError
+from lowshot.features import create_features
+from lowshot.loading import batches, in_batches, to_unit
+
+
+@dataclass
+class Config:
+    extractor: Path
+    """folder of the extractor"""
+    data: Path
+    """folder with images.h5"""
+    out: Path
+    """folder to write train.h5 and test.h5 to"""
+    batch_size: PositiveInt = 256
+    """images at once; changes the speed only"""
+    accelerator: str = "auto"
+    """where to compute: auto, cpu, cuda, ..."""
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    """of the network; features are stored as float32"""
+    num_workers: NonNegativeInt = 4
+    """processes that decode images on disk; stored pixels need none"""
+    overwrite: bool = False
+    """make them again even if they are there"""
+
+
+def main(config: Config) -> Path:
+    """Save both files and return their folder."""
+    images = read_images(config.data / "images.h5")
+    made_from = recipe("save_features", config, {"extractor": config.extractor, "images": config.data / "images.h5"})
+    made_from["config"].pop("batch_size")
+    model = load_extractor(config.extractor)
+    check_images(images, model, config)
+    fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
+    network = fabric.setup_module(model)
+    network.mark_forward_method("features")
+    for name, test in (("train", False), ("test", True)):
+        out = config.out / f"{name}.h5"
+        if not is_done(out, made_from, config.overwrite):
+            with writing(out, made_from, resumable=True) as partial:
+                extract(config, fabric, network, images, images.rows(test), partial, made_from)
+            print(f"save_features: wrote {out}")
+    return config.out
+
+
+def check_images(images: Images, model: Extractor, config: Config) -> None:
+    """InputError if the extractor was trained on images of another form."""
+    for what, own, other in (("channels", images.n_channels, model.config.n_channels),
+                             ("pixels a side", images.size or model.config.image_size, model.config.image_size)):  # fmt: skip
+        if own != other:
+            raise InputError(
+                f"{config.data}/images.h5: images of {own} {what}, but {config.extractor} was trained on {other}"
+            )
+
+
+@torch.inference_mode()
+def extract(
+    config: Config,
+    fabric: Fabric,
+    network: torch.nn.Module,
+    images: Images,
+    rows: np.ndarray,
+    path: Path,
+    made_from: dict,
+) -> None:
+    """Write the features of `rows` block by block; goes on from `count` where a killed run left the file."""
+    if not path.exists():
+        create_features(path, len(rows), network.dim, images.labels[rows], made_from).close()
+    with h5py.File(path, "r+") as file:
+        done = int(file["count"][0])
+        parts = in_batches(rows[done:], config.batch_size)
+        loaded = batches(images, parts, network.config.image_size, None, config.num_workers)
+        for part, pixels in tqdm(zip(parts, loaded), path.stem, len(parts), unit="batch"):
+            feats = network.features(to_unit(pixels, fabric.device)).float().cpu().numpy()
+            if not np.isfinite(feats).all():
+                raise InputError(f"{config.extractor}: makes features that are NaN or infinite")
+            file["all_feats"][done : done + len(part)] = feats
+            done += len(part)
+            file["count"][0] = done
+            file.flush()
+
+
+if __name__ == "__main__":
+    run(main, Config, __doc__)
