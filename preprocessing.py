@@ -1,0 +1,131 @@
+"""Bring a data set into the form that every later stage reads: images, split and draws.
+
+Reads the data set below --root in its official form (downloads Omniglot, CIFAR-100 or EMNIST through torchvision where neither
+the files nor --root are given; `glyphs` needs no files at all). Writes the folder --out: `images.h5` (pixels, or paths of large
+images; labels; test marks), `split.json` (base and novel classes and their halves), `draws.json` (the shots of every trial, as
+row numbers into the train features) and `config.json` (settings and digests of what was read).
+
+    python preprocessing.py --dataset cifar100 --root data --novel_fraction 0.4 --out outputs/cifar100/data
+
+The data sets, and what they expect below --root:
+    glyphs     nothing: 144 characters of 12 scripts, rendered here, 50 + 20 images each (28x28x1)
+    omniglot   omniglot-py/images_{background,evaluation}/<alphabet>/<character>/*.png; 20 drawings a class, 10 of them held
+               out for test by default, so --max_shots 10 at most
+    cifar100   cifar-100-python/{train,test,meta}
+    emnist     emnist-<split>-{train,test}-*-ubyte.gz and emnist-<split>-mapping.txt
+    folder     <class>/*.jpg or <superclass>/<class>/*.jpg: your own images
+    imagenet   {train,val}/<wnid>/*.JPEG, with --protocol DIR holding label_idx.json and splitfile_{1..5}.json
+
+Small run on a CPU (seconds):
+
+    python preprocessing.py --dataset glyphs --out outputs/glyphs/data
+"""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
+
+from lowshot.artifacts import is_done, recipe, write_json, writing
+from lowshot.cli import run
+from lowshot.datasets.content import Content, Source, cap
+from lowshot.datasets.images import Images, write_images
+from lowshot.datasets.registry import READERS
+from lowshot.errors import InputError
+from lowshot.protocol import draws_to_json, make_draws, make_split
+
+SCHEMA = "lowshot-data-1"
+
+
+@dataclass
+class Config:
+    """Settings of preprocessing."""
+
+    dataset: Literal["glyphs", "omniglot", "cifar100", "emnist", "folder", "imagenet"]
+    """Data set to read."""
+    out: Path
+    """Folder to write."""
+    root: Path | None = None
+    """Folder of the data set's files; by default data/, with a download through torchvision where there is one."""
+    seed: NonNegativeInt = 0
+    """Seed of novel classes, halves, draws, held-out test images and caps (the glyphs themselves never change)."""
+    novel_fraction: ClosedUnitInterval = 0.4
+    """Share of the classes that become novel, where the data set does not fix them."""
+    novel_per_superclass: NonNegativeInt = 0
+    """If above 0: this many novel classes in every superclass, instead of novel_fraction."""
+    halves: Literal["classes", "superclasses"] = "classes"
+    """What is dealt to the validation and the test setup: single classes or whole superclasses."""
+    n_trials: PositiveInt = 5
+    """Trials to draw shots for."""
+    max_shots: PositiveInt = 20
+    """Shots drawn for every trial and class; n-shot takes the first n of them."""
+    test_per_class: PositiveInt | None = None
+    """Images of a class held out for test where the set has no test part (default: omniglot 10, others a fifth)."""
+    image_size: PositiveInt | None = None
+    """omniglot: side of the stored images (default 28); folder: store square images of this side instead of paths."""
+    max_per_class: PositiveInt | None = None
+    """Keep at most this many random images of a class in the train part, and as many in the test part."""
+    protocol: Path | None = None
+    """imagenet: folder with the published label_idx.json and splitfile_{1..5}.json."""
+    overwrite: bool = False
+    """Make it again even if the output stands."""
+
+
+def main(config: Config) -> Path:
+    """Read a data set and write its images, split and draws; returns the folder written."""
+    source = _source(config)
+    found = READERS[config.dataset].find(source)
+    made_from = recipe("preprocessing", replace(config, root=source.root), {}) | {"inputs": found.digests}
+    if is_done(config.out, made_from, config.overwrite):
+        return config.out
+
+    content = found.read()
+    if config.max_per_class is not None:
+        content.images = cap(content.images, config.max_per_class, config.seed)
+    images = content.images
+    _check_parts(images, content.class_names)
+    split = content.split or make_split(
+        config.dataset, content.class_names, content.superclass_names, content.superclass_of, config.seed,
+        content.novel_classes, config.novel_fraction, config.novel_per_superclass, config.halves,
+    )  # fmt: skip
+    train_labels = images.labels[images.rows(test=False)]
+    draws = content.draws or make_draws(
+        train_labels, content.class_names, config.n_trials, config.max_shots, config.seed
+    )
+
+    with writing(config.out, made_from) as partial:
+        partial.mkdir()
+        write_images(partial / "images.h5", images, made_from)
+        write_json(partial / "split.json", split.to_json())
+        write_json(partial / "draws.json", draws_to_json(draws, split, config.seed))
+        write_json(partial / "config.json", {"schema": SCHEMA, **made_from})
+    print(f"preprocessing: {_summary(content)} -> {config.out}")
+    return config.out
+
+
+def _source(config: Config) -> Source:
+    """What the reader gets to know; refuses settings that this data set has no use for."""
+    for name in ("root", "test_per_class", "image_size", "protocol", "max_per_class"):
+        if getattr(config, name) is not None and name not in READERS[config.dataset].heeds:
+            raise InputError(f"--{name}: {config.dataset} has no use for it")
+    taken = {f.name: getattr(config, f.name) for f in fields(Source) if hasattr(config, f.name)}
+    return Source(**taken | {"root": config.root or Path("data"), "may_download": config.root is None})
+
+
+def _check_parts(images: Images, class_names: list[str]) -> None:
+    for test, part in ((False, "training"), (True, "test")):
+        counts = np.bincount(images.labels[images.rows(test)], minlength=len(class_names))
+        for c in np.flatnonzero(counts == 0)[:1]:
+            raise InputError(f"class {c} ({class_names[c]}) has no {part} image")
+
+
+def _summary(content: Content) -> str:
+    images = content.images
+    n_train, n_test = len(images.rows(test=False)), len(images.rows(test=True))
+    return f"{len(content.class_names)} classes, {n_train} train and {n_test} test images"
+
+
+if __name__ == "__main__":
+    run(main, Config, __doc__)
