@@ -40,7 +40,8 @@ class Config:
     extractor: Path | None = None
     """folder whose classifier judges the generated features; without it a linear one is fitted to the centroids"""
     rule: Rule = "hariharan2017"
-    """what is predicted and how it is trained: ICCV 2017 (b from a, c, d; SGD) or the CIFAR system (d from c, a, b; Adam)"""
+    """what is predicted and how it is trained: ICCV 2017 (b from a, c, d; SGD) or the CIFAR system (d from c, a, b;
+    Adam)"""
     lr: PositiveFloat | None = None
     """learning rate; published 0.1 (1 for SGM features) and 1e-4"""
     n_steps: PositiveInt | None = None
@@ -104,7 +105,8 @@ def main(config: Config) -> Path:
 
 
 def read_quadruplets(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(centroids (B, K, D), their class labels (B,), quadruplets (M, 4) of flat centroid numbers above `min_score`), checked."""
+    """(centroids (B, K, D), their class labels (B,), quadruplets (M, 4) of flat centroid numbers above `min_score`),
+    checked."""
     with open_h5(config.quadruplets) as file:
         require_datasets(file, ["centroids", "centroid_labels", "quadruplets", "scores"])
         centroids, labels, quadruplets, scores = (
@@ -128,9 +130,11 @@ def check_critic(config: Config, made_from: dict) -> None:
 
 
 def build_critic(config: Config, centroids: np.ndarray, labels: np.ndarray) -> nn.Module:
-    """The frozen classifier (N, D) -> (N, classes): the extractor's head, or a linear layer fitted to the labelled centroids.
+    """The frozen classifier (N, D) -> (N, classes): the extractor's head, or a linear layer fitted to the labelled
+    centroids.
 
-    The fit departs from the papers (the first trains one on all features, SGD): the quadruplets file has the centroids only.
+    The fit departs from the papers (the first trains one on all features, SGD): the quadruplets file has the centroids
+    only.
     """
     dim = centroids.shape[2]
     if config.extractor:
@@ -168,7 +172,8 @@ def build_generator(config: Config, centroids: np.ndarray, labels: np.ndarray) -
 
 
 def fit(config: Config, training: TrainingRun, model: AnalogyGenerator, critic: nn.Module, quadruplets: Tensor) -> None:
-    """All passes over the quadruplets, from the last checkpoint if there is one; leaves the final (or best held-out) weights."""
+    """All passes over the quadruplets, from the last checkpoint if there is one; leaves the final (or best held-out)
+    weights."""
     preset = RECIPES[config.rule]
     train, held = hold_out(preset, quadruplets)
     batch_size = min(config.batch_size or preset.batch_size, len(train))
@@ -204,7 +209,8 @@ def fit(config: Config, training: TrainingRun, model: AnalogyGenerator, critic: 
 
 
 def hold_out(preset: Recipe, quadruplets: Tensor) -> tuple[Tensor, Tensor]:
-    """(to train on, held out): the last of the quadruplets, which stand by source class, so that the two share no source class much."""
+    """(to train on, held out): the last of the quadruplets, which stand by source class, so that the two share no
+    source class much."""
     n_train = len(quadruplets) - round(preset.holdout * len(quadruplets))
     return quadruplets[:n_train], quadruplets[n_train:]
 
@@ -242,7 +248,8 @@ def train_steps(config: Config, preset: Recipe, model: AnalogyGenerator, critic:
 
 
 def losses(preset: Recipe, model: AnalogyGenerator, critic: nn.Module, quadruplets: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean squared error, critic's cross-entropy) of the predicted fourth member; the class is that of seed and target."""
+    """(mean squared error, critic's cross-entropy) of the predicted fourth member; the class is that of seed and
+    target."""
     flat = model.centroids.flatten(0, 1)
     seed, start, end, target = (quadruplets[:, column] for column in preset.columns)
     generated = model(flat[seed], flat[start], flat[end])

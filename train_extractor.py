@@ -48,7 +48,8 @@ class Config:
     image_size: PositiveInt = 224
     """side in pixels that images on disk are cut to; stored pixels keep theirs"""
     weights: Path | None = None
-    """start from this file: a model.pt, a released .tar checkpoint, or torchvision's VGG-16; with --epochs 0 it is only converted"""
+    """start from this file: a model.pt, a released .tar checkpoint, or torchvision's VGG-16; with --epochs 0 it is only
+    converted"""
     loss: LossName = "plain"
     """plain cross-entropy, or with a shrinking term: sgm, batchsgm, l2"""
     loss_weight: NonNegativeFloat = 0.02
@@ -140,7 +141,7 @@ def build_model(config: Config, images: Images, split: Split) -> Extractor:
     model = Extractor(ModelConfig(config.model, split.n_classes, images.n_channels, size, config.width, config.head))
     if config.weights:
         load_weights(model, config.weights)
-    return model
+    return model.to(memory_format=torch.channels_last)
 
 
 def build_optimizer(config: Config, model: Extractor) -> torch.optim.Optimizer:
@@ -210,10 +211,7 @@ def train_epoch(config: Config, fabric: Fabric, training: TrainingRun, network: 
         training.check_finite(loss, epoch * len(mine) + i)
         total["loss"] += loss / len(mine)
         total["top1"] += topk_correct(scores, labels, 1).item() / len(labels) / len(mine)
-        bar.set_postfix(
-            loss=f"{loss:.3f}",
-            images_per_s=f"{bar.format_dict['rate'] * len(labels):.0f}" if bar.format_dict["rate"] else "",
-        )
+        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
     return {**total, "lr": rate}
 
 

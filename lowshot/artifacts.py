@@ -1,8 +1,8 @@
 """What stages hand to each other: complete or absent, and traceable to the settings and inputs that made it.
 
-Every artifact (HDF5 file, JSON file or folder) carries the same three entries, together called its *recipe*: `stage`, `config`
-(the resolved settings that influence the content) and `inputs` (name -> digest of what was read). They stand in the HDF5
-attributes, at the top of a JSON file, or in the folder's `config.json`.
+Every artifact (HDF5 file, JSON file or folder) carries the same three entries, together called its *recipe*: `stage`,
+`config` (the resolved settings that influence the content) and `inputs` (name -> digest of what was read). They stand
+in the HDF5 attributes, at the top of a JSON file, or in the folder's `config.json`.
 """
 
 import hashlib
@@ -94,28 +94,37 @@ def _refuse_if_other(path: Path, stored: dict | None, made_from: dict) -> None:
     if stored is None:
         raise InputError(f"{path}: exists but does not say what made it; choose another name, or --overwrite true")
     if stored != made_from:
-        raise InputError(f"{path}: made from others ({_difference(stored, made_from)}); --overwrite true makes it again")
+        raise InputError(
+            f"{path}: made from others ({_difference(stored, made_from)}); --overwrite true makes it again"
+        )
 
 
 def _difference(stored: dict, wanted: dict) -> str:
     if stored["stage"] != wanted["stage"]:
         return f"it is an output of {stored['stage']}"
-    for group, noun in (("inputs", "input"), ("config", "setting")):
-        for name in sorted({*stored[group], *wanted[group]}):
-            old, new = stored[group].get(name, "absent"), wanted[group].get(name, "absent")
-            if old != new and group == "inputs":
-                return f"{noun} {name} has another content"
-            if old != new:
-                return f"{noun} {name} was {old}, now {new}"
-    return "unknown difference"
+    for name in sorted({*stored["inputs"], *wanted["inputs"]}):
+        if stored["inputs"].get(name) != wanted["inputs"].get(name):
+            return f"input {name} has another content"
+    old, new = _flat(stored["config"]), _flat(wanted["config"])
+    name = min(name for name in {*old, *new} if old.get(name) != new.get(name))
+    return f"setting {name} was {old.get(name, 'absent')}, now {new.get(name, 'absent')}"
+
+
+def _flat(settings: dict, prefix: str = "") -> dict:
+    """Nested settings under dotted names, as the command line has them."""
+    flat = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
 
 
 @contextmanager
 def writing(out: Path, made_from: dict | None = None, resumable: bool = False) -> Iterator[Path]:
     """Hand out an unfinished path beside `out`, and move it to `out` when the block ends without an error.
 
-    A block that gives a path the form of a folder makes that folder itself. After an error the unfinished path is removed,
-    or kept if `resumable`; a resumable leftover that was made from another recipe than `made_from` is thrown away.
+    A block that gives a path the form of a folder makes that folder itself. After an error the unfinished path is
+    removed, or kept if `resumable`; a resumable leftover that was made from another recipe than `made_from` is thrown
+    away.
     """
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)

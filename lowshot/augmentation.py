@@ -1,7 +1,7 @@
 """Training-time augmentation of a whole batch at once: one affine map an image, then flip, blur and colour jitter.
 
-Every image owns a row of uniform numbers, drawn per epoch from (seed, epoch): what happens to an image depends neither on the batch
-it stands in nor on the number of processes.
+Every image owns a row of uniform numbers, drawn per epoch from (seed, epoch): what happens to an image depends neither
+on the batch it stands in nor on the number of processes.
 """
 
 import math
@@ -102,7 +102,8 @@ def _blur(images: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _jitter(images: Tensor, factors: Tensor) -> Tensor:
-    """Brightness, contrast and colour by factors (B, 3): blends with black, the mean grey level and the grey image (PIL's rule)."""
+    """Brightness, contrast and colour by factors (B, 3): blends with black, the mean grey level and the grey image
+    (PIL's rule)."""
     brightness, contrast, colour = factors.view(-1, 3, 1, 1, 1).unbind(1)
     images = (images * brightness).clamp(0, 1)
     mean = _grey(images).mean(dim=(2, 3), keepdim=True)

@@ -1,8 +1,9 @@
-"""Feature extractors: the published ResNets, VGG-16-BN and Conv-4, each with a classifier head over the classes of the split.
+"""Feature extractors: the published ResNets, VGG-16-BN and Conv-4, each with a classifier head over the classes of the
+split.
 
-The ResNets have the layout and the parameter names of Hariharan & Girshick's release, so that their checkpoints load once the
-`module.` prefix is gone (see `load_weights`). Every extractor takes images in [0, 1] and normalises them itself: what was trained on one scale
-cannot be run on another.
+The ResNets have the layout and the parameter names of Hariharan & Girshick's release, so that their checkpoints load
+once the `module.` prefix is gone (see `load_weights`). Every extractor takes images in [0, 1] and normalises them
+itself: what was trained on one scale cannot be run on another.
 """
 
 import json
@@ -143,7 +144,8 @@ def _conv4_trunk(config: ModelConfig) -> tuple[nn.Sequential, int]:
 
 
 def mlp_head(dim: int, n_classes: int, hidden: int = 512) -> nn.Sequential:
-    """The head of the CIFAR system (analogy_cifar spec 2.2): two hidden layers with batch norm, weights N(0, 0.02), bias 0."""
+    """The head of the CIFAR system (analogy_cifar spec 2.2): two hidden layers with batch norm, weights N(0, 0.02),
+    bias 0."""
     head = nn.Sequential(
         nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
         nn.Linear(hidden, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
@@ -159,7 +161,8 @@ def mlp_head(dim: int, n_classes: int, hidden: int = 512) -> nn.Sequential:
 class Extractor(nn.Module):
     """A trunk that makes features and a classifier over all classes of the split.
 
-    `dim` is the feature dimension D. The linear classifier has no bias: SGM reads the features as the classifier's gradient.
+    `dim` is the feature dimension D. The linear classifier has no bias: SGM reads the features as the classifier's
+    gradient.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -218,8 +221,9 @@ def load_state(path: Path) -> dict:
 def load_weights(model: Extractor, path: Path) -> None:
     """Start `model` from a file: our model.pt, a released checkpoint `<epoch>.tar`, or torchvision's VGG-16 weights.
 
-    Released checkpoints hold {epoch, state} with the key prefix `module.`, and in older files a classifier bias, which is dropped.
-    Of torchvision's VGG-16 only the 13 convolution kernels are taken (the CIFAR system does so with Caffe's).
+    Released checkpoints hold {epoch, state} with the key prefix `module.`, and in older files a classifier bias, which
+    is dropped. Of torchvision's VGG-16 only the 13 convolution kernels are taken (the CIFAR system does so with
+    Caffe's).
     """
     state = load_state(path)
     state = state.get("state", state)

@@ -1,6 +1,7 @@
 """Feature files in the published layout: `all_feats` float32 (N, D), `all_labels` int32 (N), `count` int32 (1).
 
-Rows past `count` are padding of the published files and are never read. Ours have none. Row order = order of the images.
+Rows past `count` are padding of the published files and are never read. Ours have none. Row order = order of the
+images.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ SCHEMA = "lowshot-features-1"
 
 @dataclass
 class Features:
-    """`feats` float32 (N, D), `labels` int64 (N,), without padding; `extractor` is the digest of what made them, if known."""
+    """`feats` float32 (N, D), `labels` int64 (N,), without padding; `extractor` is the digest of what made them, if
+    known."""
 
     feats: np.ndarray
     labels: np.ndarray
@@ -32,8 +34,8 @@ class Features:
 def read_features(path: Path, n_classes: int | None = None) -> Features:
     """Read and check a feature file, ours or a published one.
 
-    Raises InputError if it is truncated, lacks a dataset, has a `count` above its rows, holds NaN or infinities, or (given
-    `n_classes`) a label outside 0..n_classes-1.
+    Raises InputError if it is truncated, lacks a dataset, has a `count` above its rows, holds NaN or infinities, or
+    (given `n_classes`) a label outside 0..n_classes-1.
     """
     with open_h5(path) as file:
         require_datasets(file, ["all_feats", "all_labels", "count"])
@@ -59,7 +61,8 @@ def read_features(path: Path, n_classes: int | None = None) -> Features:
 
 
 def create_features(path: Path, n_rows: int, dim: int, labels: np.ndarray, made_from: dict) -> h5py.File:
-    """A writable feature file with all labels, `count` 0 and space for `n_rows` features; flushed, so a kill leaves it readable."""
+    """A writable feature file with all labels, `count` 0 and space for `n_rows` features; flushed, so a kill leaves it
+    readable."""
     file = h5py.File(path, "w")
     file.create_dataset("all_feats", (n_rows, dim), np.float32)
     file.create_dataset("all_labels", data=labels.astype(np.int32))

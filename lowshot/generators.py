@@ -1,8 +1,9 @@
-"""Analogy generators: a network that carries the difference between two features of a base class over to another feature.
+"""Analogy generators: a network that carries the difference between two features of a base class over to another
+feature.
 
-Two published forms differ in what they learn to predict from a quadruplet a : b :: c : d, and in where the differences come from later:
-Hariharan & Girshick (ICCV 2017) predict b from (a, c, d) and use pairs of centroids; the CIFAR system predicts d from (c, a, b) and uses pairs of
-raw features. The network's input is always (seed, from, to).
+Two published forms differ in what they learn to predict from a quadruplet a : b :: c : d, and in where the differences
+come from later: Hariharan & Girshick (ICCV 2017) predict b from (a, c, d) and use pairs of centroids; the CIFAR system
+predicts d from (c, a, b) and uses pairs of raw features. The network's input is always (seed, from, to).
 """
 
 import json
@@ -109,8 +110,10 @@ class Hallucinator:
     Args:
         generator_dir: folder of a trained generator.
         split: gives base classes and superclasses.
-        train: the train features that are to be extended; InputError if they have another dimension or come from another extractor.
-        pairs: "centroids" draws two independent centroids of one base class; "features" two different training rows of it.
+        train: the train features that are to be extended; InputError if they have another dimension or come from
+        another extractor.
+        pairs: "centroids" draws two independent centroids of one base class; "features" two different training rows of
+        it.
         scope: "all" takes any base class, "superclass" one of the seed's superclass.
     """
 
@@ -133,8 +136,9 @@ class Hallucinator:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Rows that fill every class of `labels` up to `max_per_label`: (features float32 (M, D), labels int64 (M,)).
 
-        Seeds are drawn from the class's real rows, with replacement; generated rows never become seeds. Row j of a class depends on (seed,
-        trial, class, j) and the real rows only, so asking for more rows leaves the first ones as they are.
+        Seeds are drawn from the class's real rows, with replacement; generated rows never become seeds. Row j of a
+        class depends on (seed, trial, class, j) and the real rows only, so asking for more rows leaves the first ones
+        as they are.
         """
         parts = [self._draw(rows, int(c), max_per_label - len(rows), seed, trial)
                  for c in np.unique(labels) if len(rows := np.flatnonzero(labels == c)) < max_per_label]  # fmt: skip

@@ -1,7 +1,8 @@
-"""Representation losses of Hariharan & Girshick (ICCV 2017): cross-entropy plus a term that shrinks features or their gradients.
+"""Representation losses of Hariharan & Girshick (ICCV 2017): cross-entropy plus a term that shrinks features or their
+gradients.
 
-With p = softmax(scores), delta_i = onehot(y_i) - p_i and features f_i, delta_i f_i^T is minus the gradient of example i's
-cross-entropy with respect to a bias-free classifier. All sums run over all outputs; nothing is detached.
+With p = softmax(scores), delta_i = onehot(y_i) - p_i and features f_i, delta_i f_i^T is minus the gradient of example
+i's cross-entropy with respect to a bias-free classifier. All sums run over all outputs; nothing is detached.
 """
 
 from collections.abc import Callable

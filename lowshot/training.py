@@ -67,7 +67,8 @@ class TrainingRun:
 
 @contextmanager
 def training_run(out: Path, made_from: dict, overwrite: bool, writes: bool = True) -> Iterator[TrainingRun]:
-    """Open the unfinished folder of `out` (going on from a killed run of the same recipe), publish it when the block ends well.
+    """Open the unfinished folder of `out` (going on from a killed run of the same recipe), publish it when the block
+    ends well.
 
     The block puts the finished model into `run.folder`. Only one process of several has `writes`; the others follow it.
     Raises InputError if an unfinished run of another recipe is there, unless `overwrite`.
@@ -98,7 +99,8 @@ def learning_rate(
     warmup_epochs: int,
     warmup_lr: float,
 ) -> float:
-    """The rate at a point of training: constant `warmup_lr` first, then `step` (times lr_decay every step_epochs) or `cosine` to zero."""
+    """The rate at a point of training: constant `warmup_lr` first, then `step` (times lr_decay every step_epochs) or
+    `cosine` to zero."""
     if epoch < warmup_epochs:
         return warmup_lr
     if schedule == "step":

@@ -1,0 +1,18 @@
+# Sourced by every other script: stops at the first error, stands in the repository's root, and makes .venv from the requirements if it
+# is not there. An environment that is active already (conda, module, container) is used as it is.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
+  if [ ! -f .venv/ready ]; then
+    echo "making .venv from requirements-dev.txt (about 2 minutes, 7 GB)"
+    rm -rf .venv
+    "${PYTHON:-python3}" -m venv .venv
+    .venv/bin/python -m pip install --quiet --upgrade pip
+    .venv/bin/python -m pip install --quiet -r requirements-dev.txt
+    touch .venv/ready
+  fi
+  # shellcheck disable=SC1091
+  source .venv/bin/activate
+fi
+[ -t 2 ] || export TQDM_MININTERVAL=30 # few progress lines in a log file

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# The whole chain on the embedded data set `glyphs`: split, SGM extractor, features, quadruplets, generator, low-shot benchmark with
+# and without generated features, report. About 4 minutes on two cores; a second run skips all that is there.
+source "$(dirname "$0")/environment.sh"
+out=outputs/glyphs
+configs=configs/quickstart
+
+python preprocessing.py --dataset glyphs --out $out/data
+python train_extractor.py --config $configs/train_extractor.yaml --data $out/data --out $out/conv4_sgm/extractor
+python save_features.py --extractor $out/conv4_sgm/extractor --data $out/data --out $out/conv4_sgm/features
+python make_quadruplet.py --features $out/conv4_sgm/features/train.h5 --split $out/data/split.json \
+  --out $out/conv4_sgm/quadruplets.h5 --n_clusters 10
+python train_analogy_generator.py --config $configs/train_analogy_generator.yaml --quadruplets $out/conv4_sgm/quadruplets.h5 \
+  --extractor $out/conv4_sgm/extractor --out $out/conv4_sgm/generator
+
+benchmark="python low_shot.py --config $configs/low_shot.yaml --train $out/conv4_sgm/features/train.h5
+  --test $out/conv4_sgm/features/test.h5 --split $out/data/split.json --draws $out/data/draws.json"
+$benchmark --out $out/results/conv4_sgm.json
+$benchmark --out $out/results/conv4_sgm_generated.json --generator $out/conv4_sgm/generator
+
+python parse_results.py --results $out/results --out $out/report --data $out/data --features $out/conv4_sgm/features/test.h5
