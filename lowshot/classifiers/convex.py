@@ -1,0 +1,64 @@
+"""The low-shot classifier as what it is, a convex problem, solved to its optimum instead of by a fixed number of SGD steps."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jsonargparse.typing import PositiveFloat, PositiveInt
+from sklearn.linear_model import LogisticRegression
+from tqdm import tqdm
+
+from lowshot.classifiers.problem import Problem, Run, Scorer, linear_scorer, with_constant
+
+
+@dataclass
+class LogisticOptions:
+    weight_decay: PositiveFloat = 0.001
+    """L2 strength on weights and bias, as in linear_sgd."""
+    tolerance: PositiveFloat = 1e-6
+    """The solver ends when no entry of the gradient is larger."""
+    max_iter: PositiveInt = 2000
+    """Most iterations of L-BFGS; scikit-learn warns if they do not suffice."""
+
+
+def fit_logistic_regression(problem: Problem, options: LogisticOptions, seed: int, device: str) -> Scorer:
+    """Minimise what linear_sgd minimises in expectation, run by run: see `objective`. Nothing is random; `seed` is not used."""
+    weights = [
+        _solve(problem, run, options)
+        for run in tqdm(problem.runs, desc="logistic_regression", unit="run", disable=None)
+    ]
+    return linear_scorer(torch.from_numpy(np.stack(weights).astype(np.float32)).to(device))
+
+
+def objective(weights: np.ndarray, problem: Problem, run: Run, weight_decay: float) -> float:
+    """Class-proportional mean cross-entropy over all outputs, plus weight_decay/2 of the squared weights and biases.
+
+    Args:
+        weights: (n_classes, D + 1), the bias in the last column.
+    """
+    feats, labels, shares = _rows(problem, run)
+    logits = feats @ weights.T.astype(np.float64)
+    losses = np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(labels)), labels]
+    return float(shares @ losses + weight_decay / 2 * np.square(weights, dtype=np.float64).sum())
+
+
+def _rows(problem: Problem, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Base rows, then novel rows: feats float64 (n, D + 1), labels (n,), shares of the loss (n,), which sum to 1."""
+    feats = with_constant(np.concatenate([problem.base_feats, run.feats]).astype(np.float64))
+    labels = np.concatenate([problem.base_labels, run.labels])
+    n_base, n_novel = len(problem.base_labels), len(run.labels)
+    base, novel = problem.base_fraction / n_base, (1 - problem.base_fraction) / n_novel
+    return feats, labels, np.repeat([base, novel], [n_base, n_novel])
+
+
+def _solve(problem: Problem, run: Run, options: LogisticOptions) -> np.ndarray:
+    """(n_classes, D + 1). Classes without rows are outputs too: each enters with one row of weight 0."""
+    feats, labels, shares = _rows(problem, run)
+    absent = np.setdiff1d(np.arange(problem.n_classes), labels)
+    feats = np.concatenate([feats, np.zeros((len(absent), feats.shape[1]))])
+    labels = np.concatenate([labels, absent])
+    shares = np.concatenate([shares, np.zeros(len(absent))])
+    solver = LogisticRegression(
+        C=1 / options.weight_decay, fit_intercept=False, tol=options.tolerance, max_iter=options.max_iter
+    )
+    return solver.fit(feats, labels, sample_weight=shares).coef_

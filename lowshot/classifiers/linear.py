@@ -1,0 +1,204 @@
+"""The published low-shot classifier: a linear softmax layer trained by SGD on class-proportional batches, all runs together.
+
+Source: Hariharan & Girshick, ICCV 2017, released code. A batch holds round(base fraction * batch size) base rows, uniform without
+replacement, and novel rows drawn with replacement. Cross-entropy runs over all outputs; SGD has momentum = dampening.
+
+What makes it fast, without changing the method:
+
+- The runs of a trial share the base rows of a step: one matrix product scores them for all of these runs.
+- A novel row drawn c times is computed once with weight c. With one shot a class, 610 draws are 61 rows.
+- The gradient (softmax - one-hot) is written by hand and accumulated straight into the momentum buffer.
+- Features stay in memory, and the draws of many steps are made at once.
+- Trials are independent, so the processors work on different trials.
+"""
+
+import os
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt, restricted_number_type
+from tqdm import tqdm
+
+from lowshot.classifiers.problem import Problem, Run, Scorer, linear_scorer, with_constant
+from lowshot.errors import InputError
+from lowshot.seeds import stream, torch_stream
+
+# Steps whose draws come from one stream; part of what a seed means, so not a setting.
+_BLOCK_STEPS = 100
+
+Momentum = restricted_number_type("Momentum", float, [(">=", 0), ("<", 1)])
+
+
+@dataclass
+class SGDOptions:
+    lr: PositiveFloat = 0.1
+    """Learning rate, constant."""
+    weight_decay: NonNegativeFloat = 0.001
+    """L2 strength on weights and bias."""
+    momentum: Momentum = 0.9
+    """Momentum and dampening: the update direction is a moving average of the gradients."""
+    n_steps: PositiveInt = 10_000
+    """Steps of SGD."""
+    batch_size: PositiveInt = 1000
+    """Rows of a batch, base and novel together."""
+
+
+@dataclass(frozen=True)
+class NovelDraws:
+    """The novel part of one step's batch: distinct rows (r,) of the run's pool and how often each was drawn (r, 1)."""
+
+    rows: torch.Tensor
+    counts: torch.Tensor
+
+
+def fit_linear_sgd(problem: Problem, options: SGDOptions, seed: int, device: str) -> Scorer:
+    """Train every run; a run's result does not depend (but for rounding) on which others are trained with it.
+
+    Raises InputError if the base pool has fewer rows than a batch needs of it, or if a batch has no room for either side.
+    """
+    n_base, n_novel = problem.batch_composition(options.batch_size)
+    if not 0 < n_base <= len(problem.base_labels) or n_novel == 0:
+        raise InputError(
+            f"batch_size {options.batch_size}: takes {n_base} base and {n_novel} novel rows, of {len(problem.base_labels)} base rows"
+        )
+    base = _Pool(problem.base_feats, problem.base_labels, device)
+    trainers = {
+        trial: TrialTrainer(problem, [problem.runs[i] for i in positions], base, options, seed, device)
+        for trial, positions in problem.trials.items()
+    }
+    with tqdm(total=len(trainers) * options.n_steps, unit="step", desc="linear_sgd", disable=None) as progress:
+        _advance_in_turn([_train(trainer, options, progress) for trainer in trainers.values()], device)
+    weights = torch.empty(len(problem.runs), problem.n_classes, problem.dim + 1, device=device)
+    for trial, positions in problem.trials.items():
+        weights[positions] = trainers[trial].weights
+    return linear_scorer(weights)
+
+
+def _train(trainer: "TrialTrainer", options: SGDOptions, progress: tqdm) -> Iterator[None]:
+    """Train one trial, yielding after every block of steps so that others may go on."""
+    for first_step in range(0, options.n_steps, _BLOCK_STEPS):
+        n_steps = min(_BLOCK_STEPS, options.n_steps - first_step)
+        base_draws, novel_draws = trainer.draw(first_step // _BLOCK_STEPS)
+        for step in range(n_steps):
+            trainer.step(base_draws[step], [draws[step] for draws in novel_draws])
+        progress.update(n_steps)
+        yield
+
+
+def _advance_in_turn(jobs: list[Iterator[None]], device: str) -> None:
+    """Advance all `jobs` to their ends on as many threads as there are processors; a free thread takes the next job in turn."""
+    n_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    n_workers = min(n_processors, len(jobs)) if device == "cpu" else 1
+    waiting: queue.SimpleQueue = queue.SimpleQueue()
+    failures: list[BaseException] = []
+    for job in jobs:
+        waiting.put(job)
+
+    def work() -> None:
+        torch.set_num_threads(max(1, n_processors // n_workers))  # of this thread's own operations
+        try:
+            while not failures:
+                job = waiting.get_nowait()
+                if next(job, "ended") is None:
+                    waiting.put(job)
+        except queue.Empty:
+            return
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(n_workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+class _Pool:
+    """Rows to draw from, resident on the device: `feats` (n, D + 1) with a constant column, `labels` (n,)."""
+
+    def __init__(self, feats: np.ndarray, labels: np.ndarray, device: str) -> None:
+        self.feats = torch.from_numpy(with_constant(feats)).to(device)
+        self.labels = torch.from_numpy(labels).to(device)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class TrialTrainer:
+    """The classifiers of one trial's runs as one matrix: `weights` (n_runs, n_classes, D + 1), the bias in the last column."""
+
+    def __init__(
+        self, problem: Problem, runs: list[Run], base: _Pool, options: SGDOptions, seed: int, device: str
+    ) -> None:
+        self.runs, self.base, self.options, self.seed, self.device = runs, base, options, seed, device
+        self.novel = [_Pool(run.feats, run.labels, device) for run in runs]
+        self.n_base, self.n_novel = problem.batch_composition(options.batch_size)
+        self.weights = torch.stack([_initial(problem, run, seed) for run in runs]).to(device)
+        self.velocity = torch.zeros_like(self.weights)
+        self.n_steps_done = 0
+
+    def draw(self, block: int) -> tuple[torch.Tensor, list[list[NovelDraws]]]:
+        """The draws of a block of steps: base rows (steps, n_base), and by run and step the novel rows.
+
+        The base stream hangs on seed, trial and block, the novel streams on n as well; neither on which runs are trained together.
+        """
+        rng = stream(self.seed, "base rows", self.runs[0].trial, block)
+        rows = [rng.choice(len(self.base), self.n_base, replace=False, shuffle=False) for _ in range(_BLOCK_STEPS)]
+        base_draws = torch.from_numpy(np.stack(rows)).to(self.device)
+        return base_draws, [
+            _draw_novel(stream(self.seed, "novel rows", *run.key, block), len(pool), self.n_novel, self.device)
+            for run, pool in zip(self.runs, self.novel)
+        ]
+
+    @torch.no_grad()
+    def step(self, base_rows: torch.Tensor, novel_draws: list[NovelDraws]) -> None:
+        """One step of SGD for every run: base_rows (n_base,), shared; novel_draws, one for each run."""
+        options = self.options
+        # The first gradient enters the momentum buffer whole, as in torch.optim.SGD.
+        keep, take = (0.0, 1.0) if self.n_steps_done == 0 else (options.momentum, 1.0 - options.momentum)
+        share = take / options.batch_size
+        flat = (-1, self.weights.shape[-1])
+        weights, velocity = self.weights.view(flat), self.velocity.view(flat)
+
+        feats = self.base.feats.index_select(0, base_rows)
+        logits = (feats @ weights.T).view(len(base_rows), len(self.runs), -1)
+        gradient = _softmax_minus_one_hot(logits, self.base.labels[base_rows][:, None]).view(len(base_rows), -1)
+        velocity.addmm_(gradient.T, feats, beta=keep, alpha=share)
+        for pool, draws, run_weights, run_velocity in zip(self.novel, novel_draws, self.weights, self.velocity):
+            feats = pool.feats.index_select(0, draws.rows)
+            gradient = _softmax_minus_one_hot(feats @ run_weights.T, pool.labels[draws.rows]).mul_(draws.counts)
+            run_velocity.addmm_(gradient.T, feats, alpha=share)
+        velocity.add_(weights, alpha=take * options.weight_decay)
+        weights.add_(velocity, alpha=-options.lr)
+        self.n_steps_done += 1
+
+
+def _initial(problem: Problem, run: Run, seed: int) -> torch.Tensor:
+    """PyTorch's default of a linear layer: weights and bias (n_classes, D + 1) uniform in +-1/sqrt(D)."""
+    bound = problem.dim**-0.5
+    drawn = torch.rand(problem.n_classes, problem.dim + 1, generator=torch_stream(seed, "linear", *run.key))
+    return drawn.mul_(2 * bound).sub_(bound)
+
+
+def _draw_novel(rng: np.random.Generator, pool_size: int, n_novel: int, device: str) -> list[NovelDraws]:
+    """For every step of a block, `n_novel` draws with replacement as distinct rows and their counts."""
+    drawn = rng.integers(pool_size, size=(_BLOCK_STEPS, n_novel)) + pool_size * np.arange(_BLOCK_STEPS)[:, None]
+    table = np.bincount(drawn.ravel(), minlength=_BLOCK_STEPS * pool_size).reshape(_BLOCK_STEPS, pool_size)
+    steps, rows = np.nonzero(table)
+    sizes = np.bincount(steps, minlength=_BLOCK_STEPS).tolist()
+    counts = torch.from_numpy(table[steps, rows].astype(np.float32)[:, None]).to(device)
+    rows = torch.from_numpy(rows).to(device)
+    return [NovelDraws(*pair) for pair in zip(rows.split(sizes), counts.split(sizes))]
+
+
+def _softmax_minus_one_hot(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Gradient of each row's cross-entropy: logits (..., n_classes), labels broadcastable to the leading shape."""
+    gradient = torch.softmax(logits, -1)
+    index = labels.expand(logits.shape[:-1]).unsqueeze(-1)
+    return gradient.scatter_add_(-1, index, gradient.new_full((1,), -1.0).expand(index.shape))

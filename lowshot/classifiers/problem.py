@@ -1,0 +1,75 @@
+"""What a low-shot classifier learns from: the base rows all runs share, and the novel rows of every run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+# (rows, D) float32 -> (n_runs, rows, n_classes), runs in the order of the problem
+Scorer = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One (trial, n): the novel shots and whatever an augmentation added. `feats` float32 (m, D), `labels` int64 (m,)."""
+
+    trial: int
+    n_shot: int
+    feats: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """What the run's own random streams hang on, whichever runs are beside it."""
+        return self.trial, self.n_shot
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Base and novel classes jointly, over all `n_classes` outputs. `base_feats` float32 (N, D), `base_labels` int64 (N,)."""
+
+    base_feats: np.ndarray
+    base_labels: np.ndarray
+    runs: list[Run]
+    n_base_classes: int
+    n_novel_classes: int
+    n_classes: int
+
+    @property
+    def dim(self) -> int:
+        return self.base_feats.shape[1]
+
+    @property
+    def base_fraction(self) -> float:
+        """The share of base classes among the setup's classes: base rows get this share of every batch."""
+        return self.n_base_classes / (self.n_base_classes + self.n_novel_classes)
+
+    def batch_composition(self, batch_size: int) -> tuple[int, int]:
+        """(base rows, novel rows) of a batch, rounded half to even as in the published code."""
+        n_base = round(self.base_fraction * batch_size)
+        return n_base, batch_size - n_base
+
+    @cached_property
+    def trials(self) -> dict[int, list[int]]:
+        """Positions in `runs` by trial."""
+        trials = sorted({run.trial for run in self.runs})
+        return {trial: [i for i, run in enumerate(self.runs) if run.trial == trial] for trial in trials}
+
+
+def with_constant(feats: np.ndarray) -> np.ndarray:
+    """(n, D) -> (n, D + 1) with a last column of ones: the bias becomes one more weight, decayed like the others."""
+    extended = np.ones((len(feats), feats.shape[1] + 1), feats.dtype)
+    extended[:, :-1] = feats
+    return extended
+
+
+def linear_scorer(weights: torch.Tensor) -> Scorer:
+    """Scores of linear classifiers; `weights` (n_runs, n_classes, D + 1), the bias in the last column."""
+    matrix, bias = weights[:, :, :-1], weights[:, :, -1:]
+
+    def score(feats: torch.Tensor) -> torch.Tensor:
+        return (matrix @ feats.T + bias).transpose(1, 2)
+
+    return score
