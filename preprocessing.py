@@ -1,16 +1,16 @@
 """Bring a data set into the form that every later stage reads: images, split and draws.
 
-Reads the data set below --root in its official form (downloads Omniglot, CIFAR-100 or EMNIST through torchvision where neither
-the files nor --root are given; `glyphs` needs no files at all). Writes the folder --out: `images.h5` (pixels, or paths of large
-images; labels; test marks), `split.json` (base and novel classes and their halves), `draws.json` (the shots of every trial, as
-row numbers into the train features) and `config.json` (settings and digests of what was read).
+Reads the data set below --root in its official form (downloads Omniglot, CIFAR-100 or EMNIST through torchvision where
+neither the files nor --root are given; `glyphs` needs no files at all). Writes the folder --out: `images.h5` (pixels,
+or paths of large images; labels; test marks), `split.json` (base and novel classes and their halves), `draws.json` (the
+shots of every trial, as row numbers into the train features) and `config.json` (settings, digests of what was read).
 
     python preprocessing.py --dataset cifar100 --root data --novel_fraction 0.4 --out outputs/cifar100/data
 
 The data sets, and what they expect below --root:
     glyphs     nothing: 144 characters of 12 scripts, rendered here, 50 + 20 images each (28x28x1)
-    omniglot   omniglot-py/images_{background,evaluation}/<alphabet>/<character>/*.png; 20 drawings a class, 10 of them held
-               out for test by default, so --max_shots 10 at most
+    omniglot   omniglot-py/images_{background,evaluation}/<alphabet>/<character>/*.png; 20 drawings a class, 10 of them
+               held out for test by default, so --max_shots 10 at most
     cifar100   cifar-100-python/{train,test,meta}
     emnist     emnist-<split>-{train,test}-*-ubyte.gz and emnist-<split>-mapping.txt
     folder     <class>/*.jpg or <superclass>/<class>/*.jpg: your own images

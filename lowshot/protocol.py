@@ -1,7 +1,7 @@
-"""The low-shot protocol as files: which classes are base or novel (split.json), which images are the shots (draws.json).
+"""The low-shot protocol as files: which classes are base or novel (split.json), which images are shots (draws.json).
 
-Both published forms (Hariharan & Girshick, ICCV 2017) are read in place of ours: `label_idx.json`, in its 0-based and its 1-based
-numbering, and `splitfile_{trial}.json`.
+Both published forms (Hariharan & Girshick, ICCV 2017) are read in place of ours: `label_idx.json`, in its 0-based and
+its 1-based numbering, and `splitfile_{trial}.json`.
 """
 
 import hashlib
@@ -18,14 +18,22 @@ from lowshot.errors import InputError
 from lowshot.seeds import stream
 
 Setup = Literal["validation", "test"]
-_CLASS_LISTS = ("base_classes", "novel_classes", "base_classes_1", "novel_classes_1", "base_classes_2", "novel_classes_2")
+_CLASS_LISTS = (
+    "base_classes",
+    "novel_classes",
+    "base_classes_1",
+    "novel_classes_1",
+    "base_classes_2",
+    "novel_classes_2",
+)
 
 
 @dataclass(frozen=True)
 class Split:
     """Base and novel classes of a data set, and their halves for the validation (_1) and test (_2) setups.
 
-    Class numbers are positions in `class_names`; `superclass_of` maps each class to a position in `superclass_names` or None.
+    Class numbers are positions in `class_names`; `superclass_of` maps each class to a position in `superclass_names` or
+    None.
     """
 
     dataset: str
@@ -73,9 +81,12 @@ def make_split(
 ) -> Split:
     """Choose novel classes (unless given) and halve both groups at random.
 
-    `novel_per_superclass` > 0 draws that many in every superclass (analogy_cifar100); otherwise `novel_fraction` of all classes.
-    `halves="superclasses"` keeps the classes of a superclass in one half (the cv/final split of analogy_cifar100).
+    `novel_per_superclass` > 0 draws that many in every superclass (analogy_cifar100); otherwise `novel_fraction` of all
+    classes. `halves="superclasses"` keeps the classes of a superclass in one half (the cv/final split of
+    analogy_cifar100). Raises InputError if that asks for superclasses that the data set lacks, or leaves a half empty.
     """
+    if (halves == "superclasses" or novel_per_superclass) and None in superclass_of:
+        raise InputError(f"{dataset}: has classes without a superclass, which halves or novel_per_superclass ask for")
     superclasses = np.array([-1 if s is None else s for s in superclass_of])
     if novel_classes is None:
         novel_classes = _draw_novel(superclasses, seed, novel_fraction, novel_per_superclass)
@@ -88,9 +99,13 @@ def make_split(
         for name, members in (("base", base), ("novel", novel))
         for half, inside in ((1, first[name]), (2, ~first[name]))
     }
-    split = Split(dataset, list(class_names), list(superclass_names), list(superclass_of), base.tolist(), novel.tolist(),
-                  halved["base_classes_1"], halved["novel_classes_1"], halved["base_classes_2"], halved["novel_classes_2"], seed)  # fmt: skip
+    split = Split(
+        dataset, list(class_names), list(superclass_names), list(superclass_of), base.tolist(), novel.tolist(),
+        seed=seed, **halved,
+    )  # fmt: skip
     _check_split(split, f"split of {dataset}")
+    if empty := [name for name, members in halved.items() if not members]:
+        raise InputError(f"split of {dataset}: {empty[0]} is empty ({len(base)} base and {len(novel)} novel classes)")
     return split
 
 
@@ -102,7 +117,9 @@ def _draw_novel(superclasses: np.ndarray, seed: int, fraction: float, per_superc
     for superclass in np.unique(superclasses[superclasses >= 0]):
         members = np.flatnonzero(superclasses == superclass)
         if len(members) <= per_superclass:
-            raise InputError(f"novel_per_superclass {per_superclass}: superclass {superclass} has {len(members)} classes only")
+            raise InputError(
+                f"novel_per_superclass {per_superclass}: superclass {superclass} has {len(members)} classes only"
+            )
         drawn += stream(seed, "novel", int(superclass)).permutation(members)[:per_superclass].tolist()
     return drawn
 
@@ -118,14 +135,18 @@ def _first_half(members: np.ndarray, groups: np.ndarray, seed: int, halves: str)
 def read_split(path: Path) -> Split:
     """Read split.json, or the published label_idx.json in either of its numberings."""
     content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a split file")
     try:
         if "label_names" in content:
             split = _from_label_idx(content, Path(path))
         else:
             split = Split(**{name: content[name] for name in Split.__dataclass_fields__})
-    except (KeyError, TypeError) as error:
+        _check_split(split, str(path))
+    except KeyError as error:
         raise InputError(f"{path}: not a split file: lacks {error}") from None
-    _check_split(split, str(path))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: not a split file ({error})") from None
     if content.get("digest", split.digest) != split.digest:
         raise InputError(f"{path}: its content does not match its digest; it was edited by hand")
     return split
@@ -146,7 +167,7 @@ def _from_label_idx(content: dict, path: Path) -> Split:
 def _check_split(split: Split, where: str) -> None:
     for name in _CLASS_LISTS:
         numbers = getattr(split, name)
-        if not all(isinstance(c, int) and 0 <= c < split.n_classes for c in numbers):
+        if not all(type(c) is int and 0 <= c < split.n_classes for c in numbers):
             raise InputError(f"{where}: {name} holds a class outside 0..{split.n_classes - 1}")
         if len(set(numbers)) != len(numbers):
             raise InputError(f"{where}: {name} names a class twice")
@@ -159,10 +180,15 @@ def _check_split(split: Split, where: str) -> None:
             raise InputError(f"{where}: {kind}_classes_1 and {kind}_classes_2 do not part {kind}_classes")
     if len(split.superclass_of) != split.n_classes:
         raise InputError(f"{where}: superclass_of has {len(split.superclass_of)} entries for {split.n_classes} classes")
+    known = {None, *range(len(split.superclass_names))}
+    if strange := [s for s in split.superclass_of if s not in known]:
+        raise InputError(f"{where}: superclass_of holds {strange[0]}, outside 0..{len(split.superclass_names) - 1}")
 
 
-def make_draws(labels: np.ndarray, class_names: list[str], n_trials: int, max_shots: int, seed: int) -> dict[int, list[np.ndarray]]:
-    """For every trial 1..n_trials and class, `max_shots` distinct rows of `labels` (N,); n-shot takes the first n of them.
+def make_draws(
+    labels: np.ndarray, class_names: list[str], n_trials: int, max_shots: int, seed: int
+) -> dict[int, list[np.ndarray]]:
+    """For every trial 1..n_trials and class, `max_shots` distinct rows of `labels` (N,); n-shot takes the first n.
 
     Each trial and class draws from a stream of its own. Raises InputError for a class with fewer rows than `max_shots`.
     """
@@ -170,7 +196,9 @@ def make_draws(labels: np.ndarray, class_names: list[str], n_trials: int, max_sh
     ends = np.searchsorted(labels[order], np.arange(len(class_names)), side="right")
     starts = np.searchsorted(labels[order], np.arange(len(class_names)), side="left")
     for c in np.flatnonzero(ends - starts < max_shots)[:1]:
-        raise InputError(f"class {c} ({class_names[c]}) has {ends[c] - starts[c]} training images, fewer than max_shots {max_shots}")
+        raise InputError(
+            f"max_shots {max_shots}: class {c} ({class_names[c]}) has {ends[c] - starts[c]} training images only"
+        )
     return {
         trial: [
             order[start:end][stream(seed, "draws", trial, c).permutation(end - start)[:max_shots]]
@@ -197,8 +225,11 @@ def read_draws(path: Path, trials: list[int] | None = None) -> dict[int, list[np
         files = {trial: Path(before + str(trial) + after.split("}", 1)[-1]) for trial in trials or range(1, 6)}
         return {trial: _row_lists(read_json(file), file) for trial, file in files.items()}
     content = read_json(path)
-    if not isinstance(content, dict) or "trials" not in content:
-        raise InputError(f"{path}: not a draws file: lacks 'trials' (published files are named by a template, splitfile_{{trial}}.json)")
+    if not isinstance(content, dict) or not isinstance(content.get("trials"), dict):
+        hint = "published files are named by a template, splitfile_{trial}.json"
+        raise InputError(f"{path}: not a draws file: lacks 'trials' ({hint})")
+    if strange := [name for name in content["trials"] if not name.isdecimal()]:
+        raise InputError(f"{path}: '{strange[0]}' is not a trial number")
     missing = [trial for trial in trials or [] if str(trial) not in content["trials"]]
     if missing:
         raise InputError(f"{path}: has no trial {missing[0]} (it has {', '.join(content['trials'])})")
@@ -221,16 +252,18 @@ def _row_lists(content: object, path: Path) -> list[np.ndarray]:
         raise InputError(f"{path}: not a list of row numbers per class") from None
 
 
-def check_draws(draws: dict[int, list[np.ndarray]], labels: np.ndarray, classes: np.ndarray, n_shot: int, where: Path, train: Path) -> None:
-    """InputError unless each of `classes` has `n_shot` distinct rows within `labels` (N,) that carry its label, in every trial."""
+def check_draws(
+    draws: dict[int, list[np.ndarray]], labels: np.ndarray, classes: np.ndarray, n_shot: int, where: Path, train: Path
+) -> None:
+    """InputError unless in every trial each of `classes` has `n_shot` distinct rows of `labels` (N,) with its label."""
     for trial, rows_of in draws.items():
         for c in classes:
             rows = rows_of[c] if c < len(rows_of) else np.empty(0, np.int64)
             what = f"{where}: trial {trial}, class {c}"
             if len(rows) < n_shot:
                 raise InputError(f"{what}: {len(rows)} draws, fewer than the largest n of {n_shot}")
-            if rows.min() < 0 or rows.max() >= len(labels):
-                raise InputError(f"{what}: row {rows[(rows < 0) | (rows >= len(labels))][0]} is past the {len(labels)} rows of {train}")
+            if (outside := rows[(rows < 0) | (rows >= len(labels))]).size:
+                raise InputError(f"{what}: row {outside[0]} is past the {len(labels)} rows of {train}")
             if (wrong := rows[labels[rows] != c]).size:
                 raise InputError(f"{what}: row {wrong[0]} of {train} is of class {labels[wrong[0]]}")
             if len(np.unique(rows)) != len(rows):

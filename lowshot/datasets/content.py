@@ -34,8 +34,8 @@ class Source:
 class Content:
     """A data set: its images, the names of its classes and what it fixes of the protocol.
 
-    `superclass_of` maps each class to a position in `superclass_names` or None. `novel_classes`, `split` and `draws` are None
-    where the data set leaves them open; `draws` has the form of `lowshot.protocol.make_draws`.
+    `superclass_of` maps each class to a position in `superclass_names` or None. `novel_classes`, `split` and `draws`
+    are None where the data set leaves them open; `draws` has the form of `lowshot.protocol.make_draws`.
     """
 
     images: Images
@@ -88,7 +88,7 @@ def listing_digest(root: Path, files: Iterable[Path]) -> str:
 
 
 def hold_out(labels: np.ndarray, per_class: int | float, seed: int, class_names: list[str]) -> np.ndarray:
-    """Mask (N,) of test images drawn at random in every class: `per_class` of them, or that share if below 1 (at least one).
+    """Mask (N,) of test images drawn at random in every class: `per_class`, or that share if below 1 (at least one).
 
     Each class draws from a stream of its own. Raises InputError for a class that would keep no training image.
     """
@@ -97,14 +97,14 @@ def hold_out(labels: np.ndarray, per_class: int | float, seed: int, class_names:
         n_test = per_class if per_class >= 1 else max(1, round(per_class * len(rows)))
         if len(rows) <= n_test:
             raise InputError(
-                f"class {c} ({class_names[c]}) has {len(rows)} images: no training image is left beside {n_test} test images"
+                f"class {c} ({class_names[c]}) has {len(rows)} images: none is left beside {n_test} for test"
             )
         is_test[stream(seed, "held out", c).permutation(rows)[:n_test]] = True
     return is_test
 
 
 def cap(images: Images, max_per_class: int, seed: int) -> Images:
-    """At most `max_per_class` random images of a class in the train part and as many in the test part; order is kept."""
+    """At most `max_per_class` random images of a class in the train part, as many in the test part; order is kept."""
     n_classes = int(images.labels.max()) + 1
     group = images.labels * 2 + images.is_test
     kept = [

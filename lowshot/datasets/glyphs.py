@@ -1,8 +1,9 @@
 """The embedded data set: characters of twelve scripts, rendered from the open fonts that ship with matplotlib.
 
-144 classes (script = superclass), 50 train and 20 test images each, 28x28x1 uint8, bright ink on a dark background. Each image
-is a character in one of the fonts that have it, rotated, scaled, sheared, shifted and bent at random, with thinner or thicker
-strokes, less contrast and grain. No download, and always the same images: the seed of a run chooses splits and draws only.
+144 classes (script = superclass), 50 train and 20 test images each, 28x28x1 uint8, bright ink on a dark background.
+Each image is a character in one of the fonts that have it, rotated, scaled, sheared, shifted and bent at random, with
+thinner or thicker strokes, less contrast and grain. No download, and always the same images: the seed of a run chooses
+splits and draws only.
 
 The characters were chosen so that no two of them look almost alike after such a change (upper and lower case, Latin and
 Greek, ...): outlines scaled to one size, blurred, and compared under small rotations, stretches, shears and shifts.
@@ -104,21 +105,22 @@ def draw_class(class_id: int, script: str, char: str, n_images: int) -> np.ndarr
     fonts = SCRIPTS[script][1]
     streams = [stream(0, "glyphs", class_id, i) for i in range(n_images)]
     font = [rng.integers(len(fonts)) for rng in streams]
-    knobs = torch.from_numpy(np.stack([rng.uniform(-1, 1, 10) for rng in streams])).float()
+    knobs = torch.from_numpy(np.stack([rng.uniform(-1, 1, 9) for rng in streams])).float()
     bend = torch.from_numpy(np.stack([rng.standard_normal((2, 4, 4)) for rng in streams])).float()
     grain = torch.from_numpy(np.stack([rng.standard_normal((1, SIZE, SIZE)) for rng in streams])).float()
-    masters = torch.from_numpy(np.stack([master(char, name) for name in fonts]))[font, None]
+    masters = torch.from_numpy(np.stack([master(char, name) for name in fonts]))[:, None]
+    soft = gaussian_blur(masters, kernel_size=9, sigma=1.8)[font]
     grid = F.affine_grid(_affine(knobs), [n_images, 1, 2 * SIZE, 2 * SIZE], align_corners=False)
-    grid = grid + 0.06 * F.interpolate(bend, size=2 * SIZE, mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
-    ink = _stroke(F.grid_sample(masters, grid, align_corners=False), level=0.36 + 0.16 * knobs[:, 6])
-    contrast, noise = 0.75 + 0.25 * knobs[:, 7], 0.08 + 0.06 * knobs[:, 8]
+    grid = grid + 0.09 * F.interpolate(bend, size=2 * SIZE, mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
+    ink = _stroke(F.grid_sample(soft, grid, align_corners=False), level=0.36 + 0.16 * knobs[:, 6])
+    contrast, noise = 0.7 + 0.3 * knobs[:, 7], 0.11 + 0.07 * knobs[:, 8]
     grey = F.avg_pool2d(ink, 2) * contrast.view(-1, 1, 1, 1) + grain * noise.view(-1, 1, 1, 1)
     return (grey.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
 def _affine(knobs: torch.Tensor) -> torch.Tensor:
-    """(N, 2, 3) maps from image to master: up to 23 degrees of rotation, scales 0.72..1.25, shear 0.3, shifts of 3 pixels."""
-    angle, shear = 0.4 * knobs[:, 0], 0.3 * knobs[:, 1]
+    """(N, 2, 3) maps from image to master: rotation up to 26 degrees, scale 0.72..1.25, shear 0.3, shift up to 3 px."""
+    angle, shear = 0.45 * knobs[:, 0], 0.3 * knobs[:, 1]
     width, height = torch.exp(0.05 + 0.28 * knobs[:, 2]), torch.exp(0.05 + 0.28 * knobs[:, 3])
     cos, sin = torch.cos(angle), torch.sin(angle)
     shift = 0.2 * knobs[:, 4:6]
@@ -127,8 +129,7 @@ def _affine(knobs: torch.Tensor) -> torch.Tensor:
     return torch.stack([first, second], dim=1)
 
 
-def _stroke(ink: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-    """Thicker strokes for a low `level` (N,), thinner for a high one: blur, then a soft threshold."""
-    soft = gaussian_blur(ink, kernel_size=9, sigma=1.6)
+def _stroke(soft: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+    """Ink from blurred ink (N, 1, H, W): thicker strokes for a low `level` (N,), thinner for a high one."""
     soft = soft / soft.amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
     return torch.sigmoid(14 * (soft - level.view(-1, 1, 1, 1)))

@@ -1,4 +1,4 @@
-"""The images file: `pixels` uint8 (N, H, W, C) for small images, or `paths` (N) below attribute `root`; `labels`, `is_test`."""
+"""The images file: `pixels` uint8 (N, H, W, C), or `paths` (N) below attribute `root`; `labels`, `is_test` (N)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ SCHEMA = "lowshot-images-1"
 
 @dataclass
 class Images:
-    """Images in memory (`pixels` uint8 (N, H, W, C)) or on disk (`paths` relative to `root`); `labels` int64, `is_test` bool (N,)."""
+    """Images in memory (`pixels` uint8 (N, H, W, C)) or on disk (`paths` below `root`); `labels`, `is_test` (N,)."""
 
     labels: np.ndarray
     is_test: np.ndarray
@@ -71,10 +71,14 @@ def read_images(path: Path) -> Images:
     return Images(labels, is_test, pixels, paths, root)
 
 
-def _check(path: Path, labels: np.ndarray, is_test: np.ndarray, pixels: np.ndarray | None, paths: np.ndarray | None) -> None:
+def _check(
+    path: Path, labels: np.ndarray, is_test: np.ndarray, pixels: np.ndarray | None, paths: np.ndarray | None
+) -> None:
     stored = pixels if pixels is not None else paths
     if not len(stored) == len(labels) == len(is_test):
-        raise InputError(f"{path}: {len(stored)} images, {len(labels)} labels and {len(is_test)} test marks do not agree")
+        raise InputError(
+            f"{path}: {len(stored)} images, {len(labels)} labels and {len(is_test)} test marks do not agree"
+        )
     if pixels is not None and (pixels.ndim != 4 or pixels.dtype != np.uint8):
         raise InputError(f"{path}: pixels are {pixels.dtype} of shape {pixels.shape}, not uint8 (N, H, W, C)")
     for name in paths if paths is not None else []:

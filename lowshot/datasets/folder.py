@@ -1,0 +1,102 @@
+"""The user's own images: ROOT/<class>/*.jpg, or ROOT/<superclass>/<class>/*.jpg (jpg, png, bmp, gif, tif, webp).
+
+Every image is decoded once here, so that a corrupt one is named now and not in the middle of a training. With
+`image_size` they are stored as squares of that side (short side resized, centre cropped), else as paths below ROOT.
+There is no test part: images are held out at random (a fifth of each class by default).
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from lowshot.datasets.content import (
+    Content,
+    Found,
+    Source,
+    hold_out,
+    image_files,
+    listing_digest,
+    subfolders,
+    superclasses,
+)
+from lowshot.datasets.images import Images, open_image
+from lowshot.errors import InputError
+
+
+def find(source: Source) -> Found:
+    """List the class folders of ROOT and their images."""
+    root = source.root.resolve()
+    classes = {folder: image_files(folder) for folder in _class_folders(root)}
+    for folder, files in classes.items():
+        if not files:
+            raise InputError(f"{folder}: holds no image")
+    files = [file for part in classes.values() for file in part]
+    for path in (*classes, *files):
+        _check_inside(path, root)
+    return Found({"images": listing_digest(root, files)}, partial(_read, source, root, classes))
+
+
+def _class_folders(root: Path) -> list[Path]:
+    """The folders of one level of ROOT, or of two; InputError if the levels are mixed."""
+    first = subfolders(root)
+    if not first:
+        raise InputError(f"{root}: holds no class folders")
+    below = {folder: subfolders(folder) for folder in first}
+    with_folders = [folder for folder in first if below[folder]]
+    if not with_folders:
+        return first
+    for folder in first:
+        if not below[folder] or image_files(folder):
+            raise InputError(
+                f"{folder}: holds images, but {with_folders[0]} holds folders; use one level of classes for all"
+            )
+    return [folder for part in below.values() for folder in part]
+
+
+def _check_inside(path: Path, root: Path) -> None:
+    if path.is_symlink() and not path.resolve().is_relative_to(root):
+        raise InputError(f"{path}: a link that leads out of {root}")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{os.fsencode(path)!r}: the name is not UTF-8") from None
+
+
+def _read(source: Source, root: Path, classes: dict[Path, list[Path]]) -> Content:
+    names = [folder.relative_to(root).as_posix() for folder in classes]
+    labels = np.repeat(np.arange(len(names)), [len(files) for files in classes.values()])
+    is_test = hold_out(labels, source.test_per_class or 0.2, source.seed, names)
+    files = [file for part in classes.values() for file in part]
+    if source.image_size is None:
+        for _ in _each(files, _check):
+            pass
+        paths = np.array([file.relative_to(root).as_posix() for file in files], object)
+        images = Images(labels, is_test, paths=paths, root=root)
+    else:
+        pixels = np.empty((len(files), source.image_size, source.image_size, 3), np.uint8)
+        for row, square in enumerate(_each(files, partial(_square, size=source.image_size))):
+            pixels[row] = square
+        images = Images(labels, is_test, pixels)
+    groups, superclass_of = superclasses([name.split("/")[0] for name in names]) if "/" in names[0] else ([], [])
+    return Content(images, names, groups, superclass_of)
+
+
+def _each(files: list[Path], task) -> Iterator:
+    """`task` of every file, in order, on several threads (decoding releases the interpreter lock), a few at a time."""
+    with ThreadPoolExecutor() as pool:
+        for start in tqdm(range(0, len(files), 256), "folder", unit="256 images", leave=False, disable=None):
+            yield from pool.map(task, files[start : start + 256])
+
+
+def _check(file: Path) -> None:
+    open_image(file)
+
+
+def _square(file: Path, size: int) -> np.ndarray:
+    return np.asarray(ImageOps.fit(open_image(file), (size, size), Image.Resampling.BILINEAR))

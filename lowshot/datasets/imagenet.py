@@ -1,0 +1,60 @@
+"""ImageNet-1k under the low-shot protocol of Hariharan & Girshick (ICCV 2017).
+
+Reads ROOT/train/<wnid>/*.JPEG and ROOT/val/<wnid>/*.JPEG (the test part) and, from the folder `protocol`, the published
+label_idx.json and splitfile_{1..5}.json. Class numbers follow `label_names` of label_idx.json, which is not sorted;
+rows are grouped by class, file names sorted within it, train before val, so that the published row numbers hold.
+"""
+
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from lowshot.artifacts import digest
+from lowshot.datasets.content import Content, Found, Source, image_files, listing_digest
+from lowshot.datasets.images import Images
+from lowshot.errors import InputError
+from lowshot.protocol import check_draws, read_draws, read_split
+
+
+def find(source: Source) -> Found:
+    """List the images of every class of the published protocol."""
+    if source.protocol is None:
+        raise InputError("--protocol: imagenet needs the folder with label_idx.json and splitfile_{1..5}.json")
+    root = source.root.resolve()
+    split = read_split(source.protocol / "label_idx.json")
+    files = {part: [_files(root / part / wnid) for wnid in split.class_names] for part in ("train", "val")}
+    digests = {part: listing_digest(root, chain.from_iterable(classes)) for part, classes in files.items()}
+    names = ["label_idx.json", *(f"splitfile_{trial}.json" for trial in range(1, source.n_trials + 1))]
+    digests |= {name: digest(source.protocol / name) for name in names}
+    return Found(digests, partial(_read, source, root, files))
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder (the protocol names this class)")
+    if not (files := image_files(folder)):
+        raise InputError(f"{folder}: holds no image")
+    return files
+
+
+def _read(source: Source, root: Path, files: dict[str, list[list[Path]]]) -> Content:
+    split = read_split(source.protocol / "label_idx.json")
+    labels = [np.repeat(np.arange(split.n_classes), [len(part) for part in files[name]]) for name in ("train", "val")]
+    is_test = np.repeat([False, True], [len(part) for part in labels])
+    in_order = chain(chain.from_iterable(files["train"]), chain.from_iterable(files["val"]))
+    paths = np.array([file.relative_to(root).as_posix() for file in in_order], object)
+    images = Images(np.concatenate(labels), is_test, paths=paths, root=root)
+    draws = published_draws(source, labels[0])
+    return Content(images, split.class_names, split=replace(split, dataset="imagenet"), draws=draws)
+
+
+def published_draws(source: Source, train_labels: np.ndarray) -> dict[int, list[np.ndarray]]:
+    """The first `max_shots` rows a class of the published trials 1..n_trials, checked against the rows' labels (N,)."""
+    template = source.protocol / "splitfile_{trial}.json"
+    draws = read_draws(template, list(range(1, source.n_trials + 1)))
+    every_class = np.arange(train_labels.max() + 1)
+    check_draws(draws, train_labels, every_class, source.max_shots, template, source.root / "train")
+    return {trial: [rows[: source.max_shots] for rows in classes] for trial, classes in draws.items()}
