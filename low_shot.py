@@ -1,7 +1,7 @@
 """Train and judge the low-shot classifier: base and novel classes jointly, from n shots of every novel class.
 
-Reads     train and test features (ours or the published HDF5 layout), split.json (or label_idx.json), draws.json (or the published
-          splitfile_{trial}.json) and, if wanted, a generator folder.
+Reads     train and test features (ours or the published HDF5 layout), split.json (or label_idx.json), draws.json (or
+          the published splitfile_{trial}.json) and, if wanted, a generator folder.
 Writes    one results JSON with six accuracies for every trial and n.
 
     python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \
@@ -46,11 +46,11 @@ class Config:
     setup: Literal["validation", "test"] = "test"
     """Halves of the classes to judge on; choose hyper-parameters on validation only, report on test."""
     classifier: Literal["linear_sgd", "logistic_regression", "mlp"] = "linear_sgd"
-    """linear_sgd: as published; logistic_regression: the optimum of the same loss; mlp: that of the CIFAR-100 analogy recipe."""
+    """linear_sgd: as published; logistic_regression: the optimum of its loss; mlp: the CIFAR-100 analogy recipe's."""
     shots: list[PositiveInt] = field(default_factory=lambda: [1, 2, 5, 10, 20])
     """Numbers of shots n."""
     trials: list[PositiveInt] | None = None
-    """Trials to run; all of the draws file if not given. A part for each job of an array gives the numbers of one whole run."""
+    """Trials to run; all of the draws file if not given. Run in parts, they give the numbers of one whole run."""
     generator: Path | None = None
     """Generator folder: hallucinated rows fill every novel class up to max_per_label."""
     pairs: Literal["centroids", "features"] = "centroids"

@@ -1,4 +1,4 @@
-"""The six numbers of the low-shot benchmark (Hariharan & Girshick, ICCV 2017): top-1 and top-5 on novel, base and all images.
+"""The six numbers of the low-shot benchmark (Hariharan & Girshick, ICCV 2017): top-1, top-5 on novel, base, all images.
 
 Scores run over every class of the data set, without masking to the setup's classes and without class priors.
 """

@@ -1,4 +1,4 @@
-"""Low-shot classifiers: each `fit(problem, options, seed, device)` trains all runs of a problem and returns their scorer."""
+"""Low-shot classifiers: each `fit(problem, options, seed, device)` trains a problem's runs, returns their scorer."""
 
 from lowshot.classifiers.convex import LogisticOptions, fit_logistic_regression
 from lowshot.classifiers.linear import SGDOptions, fit_linear_sgd

@@ -1,4 +1,4 @@
-"""The low-shot classifier as what it is, a convex problem, solved to its optimum instead of by a fixed number of SGD steps."""
+"""The low-shot classifier as the convex problem it is, solved to its optimum instead of by a fixed number of steps."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ class LogisticOptions:
 
 
 def fit_logistic_regression(problem: Problem, options: LogisticOptions, seed: int, device: str) -> Scorer:
-    """Minimise what linear_sgd minimises in expectation, run by run: see `objective`. Nothing is random; `seed` is not used."""
+    """Minimise `objective`, what linear_sgd minimises in expectation, run by run. Nothing here is random."""
     weights = [
         _solve(problem, run, options)
         for run in tqdm(problem.runs, desc="logistic_regression", unit="run", disable=None)

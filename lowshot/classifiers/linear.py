@@ -1,7 +1,8 @@
-"""The published low-shot classifier: a linear softmax layer trained by SGD on class-proportional batches, all runs together.
+"""The published low-shot classifier: a linear softmax layer, SGD on class-proportional batches, all runs together.
 
-Source: Hariharan & Girshick, ICCV 2017, released code. A batch holds round(base fraction * batch size) base rows, uniform without
-replacement, and novel rows drawn with replacement. Cross-entropy runs over all outputs; SGD has momentum = dampening.
+Source: Hariharan & Girshick, ICCV 2017, released code. A batch holds round(base fraction * batch size) base rows,
+uniform without replacement, and novel rows drawn with replacement. Cross-entropy runs over all outputs; SGD has
+momentum = dampening.
 
 What makes it fast, without changing the method:
 
@@ -58,12 +59,13 @@ class NovelDraws:
 def fit_linear_sgd(problem: Problem, options: SGDOptions, seed: int, device: str) -> Scorer:
     """Train every run; a run's result does not depend (but for rounding) on which others are trained with it.
 
-    Raises InputError if the base pool has fewer rows than a batch needs of it, or if a batch has no room for either side.
+    Raises InputError if a batch needs more base rows than there are, or has no room for either side.
     """
     n_base, n_novel = problem.batch_composition(options.batch_size)
     if not 0 < n_base <= len(problem.base_labels) or n_novel == 0:
         raise InputError(
-            f"batch_size {options.batch_size}: takes {n_base} base and {n_novel} novel rows, of {len(problem.base_labels)} base rows"
+            f"batch_size {options.batch_size}: takes {n_base} base and {n_novel} novel rows, "
+            f"but there are {len(problem.base_labels)} base rows"
         )
     base = _Pool(problem.base_feats, problem.base_labels, device)
     trainers = {
@@ -90,7 +92,7 @@ def _train(trainer: "TrialTrainer", options: SGDOptions, progress: tqdm) -> Iter
 
 
 def _advance_in_turn(jobs: list[Iterator[None]], device: str) -> None:
-    """Advance all `jobs` to their ends on as many threads as there are processors; a free thread takes the next job in turn."""
+    """Advance all `jobs` to their ends, a thread a processor; a free thread takes the next job in turn."""
     n_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     n_workers = min(n_processors, len(jobs)) if device == "cpu" else 1
     waiting: queue.SimpleQueue = queue.SimpleQueue()
@@ -131,7 +133,7 @@ class _Pool:
 
 
 class TrialTrainer:
-    """The classifiers of one trial's runs as one matrix: `weights` (n_runs, n_classes, D + 1), the bias in the last column."""
+    """The classifiers of one trial's runs: `weights` (n_runs, n_classes, D + 1), the bias in the last column."""
 
     def __init__(
         self, problem: Problem, runs: list[Run], base: _Pool, options: SGDOptions, seed: int, device: str
@@ -146,7 +148,7 @@ class TrialTrainer:
     def draw(self, block: int) -> tuple[torch.Tensor, list[list[NovelDraws]]]:
         """The draws of a block of steps: base rows (steps, n_base), and by run and step the novel rows.
 
-        The base stream hangs on seed, trial and block, the novel streams on n as well; neither on which runs are trained together.
+        The base stream hangs on seed, trial and block, the novel streams on n as well; not on which runs go together.
         """
         rng = stream(self.seed, "base rows", self.runs[0].trial, block)
         rows = [rng.choice(len(self.base), self.n_base, replace=False, shuffle=False) for _ in range(_BLOCK_STEPS)]
@@ -189,10 +191,11 @@ def _initial(problem: Problem, run: Run, seed: int) -> torch.Tensor:
 def _draw_novel(rng: np.random.Generator, pool_size: int, n_novel: int, device: str) -> list[NovelDraws]:
     """For every step of a block, `n_novel` draws with replacement as distinct rows and their counts."""
     drawn = rng.integers(pool_size, size=(_BLOCK_STEPS, n_novel)) + pool_size * np.arange(_BLOCK_STEPS)[:, None]
-    table = np.bincount(drawn.ravel(), minlength=_BLOCK_STEPS * pool_size).reshape(_BLOCK_STEPS, pool_size)
-    steps, rows = np.nonzero(table)
+    table = np.bincount(drawn.ravel(), minlength=_BLOCK_STEPS * pool_size)
+    drawn_once = np.flatnonzero(table)
+    steps, rows = np.divmod(drawn_once, pool_size)
     sizes = np.bincount(steps, minlength=_BLOCK_STEPS).tolist()
-    counts = torch.from_numpy(table[steps, rows].astype(np.float32)[:, None]).to(device)
+    counts = torch.from_numpy(table[drawn_once].astype(np.float32)[:, None]).to(device)
     rows = torch.from_numpy(rows).to(device)
     return [NovelDraws(*pair) for pair in zip(rows.split(sizes), counts.split(sizes))]
 

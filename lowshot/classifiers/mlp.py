@@ -1,8 +1,9 @@
-"""The classifier of the CIFAR-100 analogy recipe: a three-layer MLP over base and novel features, all runs trained side by side.
+"""The classifier of the CIFAR-100 analogy recipe: a three-layer MLP over base and novel features, runs side by side.
 
-Source: specification of the released TensorFlow code, with these departures: the training/validation split is made before novel
-rows are repeated (copies never straddle it) and class by class, so that no class loses its only shot to validation; the first epoch
-counts for early stopping; validation loss is a mean over rows, not over batches.
+Behaves as the released TensorFlow code (github.com/ckghosted/few_shot_learning), with these departures: the split
+into training and validation is made before novel rows are repeated (copies never straddle it) and class by class, so
+that no class loses its only shot to validation; the first epoch counts for early stopping; validation loss is a mean
+over rows, not batches.
 """
 
 from collections.abc import Iterator
@@ -71,7 +72,7 @@ def fit_mlp(problem: Problem, options: MLPOptions, seed: int, device: str) -> Sc
 
 
 def _split_and_repeat(problem: Problem, run: Run, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(training, validation) rows, numbered base rows first, then the run's novel rows, these repeated to balance the classes."""
+    """(training, validation) rows: base rows first, then the run's novel rows, repeated to balance the classes."""
     rng = stream(seed, "mlp split", *run.key)
     per_base_class = len(problem.base_labels) // problem.n_base_classes
     n_repeats = max(1, per_base_class * problem.n_novel_classes // len(run.labels))
@@ -95,7 +96,7 @@ def _held_out(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 class MLPs(nn.Module):
-    """`n_runs` independent networks in batched tensors: D -> hidden -> hidden -> n_classes, batch norm and ReLU between."""
+    """`n_runs` independent networks in batched tensors: D -> hidden -> hidden -> n_classes, batch norm and ReLU."""
 
     def __init__(self, n_runs: int, dim: int, hidden: int, n_classes: int) -> None:
         super().__init__()

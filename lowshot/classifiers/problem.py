@@ -13,7 +13,7 @@ Scorer = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Run:
-    """One (trial, n): the novel shots and whatever an augmentation added. `feats` float32 (m, D), `labels` int64 (m,)."""
+    """One (trial, n): novel shots and what an augmentation added. `feats` float32 (m, D), `labels` int64 (m,)."""
 
     trial: int
     n_shot: int
@@ -28,7 +28,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Problem:
-    """Base and novel classes jointly, over all `n_classes` outputs. `base_feats` float32 (N, D), `base_labels` int64 (N,)."""
+    """Base and novel classes jointly, `n_classes` outputs. `base_feats` float32 (N, D), `base_labels` int64 (N,)."""
 
     base_feats: np.ndarray
     base_labels: np.ndarray
