@@ -156,7 +156,7 @@ def _from_label_idx(content: dict, path: Path) -> Split:
     names = content["label_names"]
     parts = {key: content[key] for key in ("base_classes_1", "novel_classes_1", "base_classes_2", "novel_classes_2")}
     numbers = np.concatenate([np.asarray(part, np.int64) for part in parts.values()])
-    one_based = len(numbers) > 0 and numbers.min() == 1 and numbers.max() == len(names)
+    one_based = bool(len(numbers) and numbers.min() == 1 and numbers.max() == len(names))
     parts = {key: [int(c) - one_based for c in part] for key, part in parts.items()}
     base = sorted(parts["base_classes_1"] + parts["base_classes_2"])
     novel = sorted(parts["novel_classes_1"] + parts["novel_classes_2"])

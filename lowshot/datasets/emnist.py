@@ -1,14 +1,15 @@
 """EMNIST (Cohen et al., 2017) in its official form: gzip IDX files of handwritten characters, 28x28x1.
 
-The ByMerge split is read if it is there (47 classes: upper and lower case of look-alikes merged), else the only
-one found. The files hold every image transposed; here they are upright. Class = character, superclass = digits, uppercase or
-lowercase. Where only the train or only the test file is there, images are held out for test (a fifth of each class by
-default).
+The ByMerge split is read if it is there (47 classes: cases of look-alikes merged), else the only one
+found. The files hold every image transposed; here they are upright. Class = character, superclass = digits, uppercase
+or lowercase. Where only the train or only the test file is there, images are held out for test (a fifth of each class
+by default).
 """
 
 import gzip
 import zlib
 from functools import partial
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -107,8 +108,8 @@ def read_idx(path: Path, n_dims: int) -> np.ndarray:
         raise InputError(
             f"{path}: not an IDX file of bytes in {n_dims} dimensions (it starts with {content[:4].hex()})"
         )
-    shape = np.frombuffer(content[4 : 4 + 4 * n_dims], ">u4").astype(int)
-    body = len(content) - 4 - 4 * n_dims
-    if len(shape) != n_dims or body != shape.prod():
-        raise InputError(f"{path}: {max(body, 0)} bytes of content, but its header says {shape.prod()}")
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * n_dims).reshape(shape)
+    header, body = content[4 : 4 + 4 * n_dims], content[4 + 4 * n_dims :]
+    shape = [int(side) for side in np.frombuffer(header.ljust(4 * n_dims, b"\0"), ">u4")]
+    if len(header) < 4 * n_dims or len(body) != prod(shape):
+        raise InputError(f"{path}: {len(body)} bytes of content, but its header says {prod(shape)}")
+    return np.frombuffer(body, np.uint8).reshape(shape)
