@@ -1,0 +1,116 @@
+"""The folder of a report: tables/, figures/ and report.html."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from lowshot.datasets.images import Images
+from lowshot.features import Features
+from lowshot.protocol import Split
+from lowshot.report import figures, page, results, tables
+from lowshot.report.results import PROTOCOL
+
+
+@dataclass
+class Pictures:
+    """What the sample sheet and the feature map are drawn from, where it is given."""
+
+    split: Split | None = None
+    images: Images | None = None
+    features: Features | None = None
+
+
+def write_report(folder: Path, files: dict[str, dict], metric: str, reference: str | None, pictures: Pictures) -> None:
+    """Write a whole report of the results `files` (as from `read_files`) into `folder`.
+
+    `metric` is shown first. `reference`, a system or a method, is what the figure of paired differences compares with;
+    where it is None or not among a protocol's systems, the first of these is.
+    """
+    for name in ("figures", "tables"):
+        (folder / name).mkdir()
+    trials, episodes = results.trials(files), results.episodes(files)
+    protocols = pd.concat([trials[PROTOCOL], episodes[PROTOCOL]]).drop_duplicates().itertuples(index=False, name=None)
+    sections = [_section(folder / "figures", trials, episodes, p, metric, reference) for p in protocols]
+    main_name = tables.metric_name(metric)
+    _write_tables(folder / "tables", sections, main_name)
+    _write_csv(folder / "tables", trials, episodes)
+    sheet, feature_map = _draw_pictures(folder / "figures", pictures)
+    records = page.provenance(files, trials) + page.provenance(files, episodes)
+    (folder / "report.html").write_text(page.render(sections, main_name, sheet, feature_map, records), encoding="utf-8")
+
+
+def _of(frame: pd.DataFrame, protocol: tuple) -> pd.DataFrame:
+    return frame[(frame[PROTOCOL] == list(protocol)).all(axis=1)]
+
+
+def _section(
+    folder: Path, trials: pd.DataFrame, episodes: pd.DataFrame, protocol: tuple, metric: str, reference: str | None
+) -> page.Section:
+    trials, episodes = _of(trials, protocol), _of(episodes, protocol)
+    facts = page.facts(trials, "trial") if len(trials) else page.facts(episodes, "episode")
+    section = page.Section(protocol, facts)
+    if len(episodes):
+        section.episodes = [tables.episode_table(_summary(episodes, "n_way"), protocol)]
+    if len(trials):
+        _add_tables(section, trials)
+        _add_figures(section, folder, trials, metric, reference)
+    return section
+
+
+def _add_tables(section: page.Section, trials: pd.DataFrame) -> None:
+    summary, pairs = _summary(trials, "metric"), results.paired_differences(trials)
+    section.accuracy = [tables.accuracy_table(summary, metric, section.protocol) for metric in results.METRICS]
+    if len(pairs):
+        section.paired = [tables.paired_table(pairs, metric, section.protocol) for metric in results.METRICS]
+
+
+def _add_figures(section: page.Section, folder: Path, trials: pd.DataFrame, metric: str, reference: str | None) -> None:
+    summary, pairs = _summary(trials, "metric"), results.paired_differences(trials)
+    systems = list(trials["system"].unique())
+    styles = figures.system_styles(systems)
+    stem = re.sub(r"[^\w-]+", "_", f"{section.dataset}_{section.setup}_{section.split_digest[:8]}")
+    for rank in ("top1", "top5"):
+        section.curves.append(folder / f"{stem}_{rank}.svg")
+        figures.curves(section.curves[-1], summary, rank, styles)
+    named = trials.loc[(trials["system"] == reference) | (trials["method"] == reference), "system"]
+    section.reference = named.iloc[0] if len(named) else systems[0]
+    if (pairs["versus"] == section.reference).any():
+        section.differences = folder / f"{stem}_differences.svg"
+        figures.differences(section.differences, pairs, section.reference, metric.split("_")[0], styles)
+
+
+def _summary(frame: pd.DataFrame, what: str) -> pd.DataFrame:
+    return results.summarise(frame, [*PROTOCOL, "system", "setting", what, "n_shot"])
+
+
+def _write_tables(folder: Path, sections: list[page.Section], main_name: str) -> None:
+    main = [section.first(main_name) for section in sections if section.accuracy]
+    main += [table for section in sections for table in section.episodes]
+    everything = [table for section in sections for table in [*section.accuracy, *section.paired, *section.episodes]]
+    for name, chosen, write in (
+        ("main.md", main, tables.to_markdown),
+        ("tables.md", everything, tables.to_markdown),
+        ("tables.tex", everything, tables.to_latex),
+    ):
+        (folder / name).write_text("\n".join(map(write, chosen)), encoding="utf-8")
+
+
+def _write_csv(folder: Path, trials: pd.DataFrame, episodes: pd.DataFrame) -> None:
+    """Fractions, not percent: every value (long form), the tables' cells (wide form), the differences of every pair."""
+    if len(trials):
+        trials.to_csv(folder / "trials.csv", index=False)
+        tables.wide(_summary(trials, "metric")).to_csv(folder / "accuracy.csv", index=False)
+        results.paired_differences(trials).to_csv(folder / "paired_differences.csv", index=False)
+    if len(episodes):
+        episodes.to_csv(folder / "episodes.csv", index=False)
+
+
+def _draw_pictures(folder: Path, pictures: Pictures) -> tuple[Path | None, Path | None]:
+    sheet, feature_map = folder / "samples.png", folder / "feature_map.svg"
+    if pictures.images is not None:
+        figures.sample_sheet(sheet, pictures.images, pictures.split)
+    if pictures.features is not None:
+        figures.feature_map(feature_map, pictures.features, pictures.split)
+    return sheet if pictures.images is not None else None, feature_map if pictures.features is not None else None

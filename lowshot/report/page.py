@@ -1,0 +1,114 @@
+"""report.html: one page without external resources."""
+
+import base64
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader
+
+from lowshot.report.results import PROTOCOL
+from lowshot.report.tables import Table
+
+_MEDIA = {".svg": "image/svg+xml", ".png": "image/png"}
+
+
+@dataclass
+class Section:
+    """What the page shows of one protocol (dataset, setup, split digest)."""
+
+    protocol: tuple[str, str, str]
+    facts: dict[str, str]
+    accuracy: list[Table] = field(default_factory=list)
+    paired: list[Table] = field(default_factory=list)
+    episodes: list[Table] = field(default_factory=list)
+    curves: list[Path] = field(default_factory=list)
+    differences: Path | None = None
+    reference: str = ""
+
+    @property
+    def dataset(self) -> str:
+        return self.protocol[0]
+
+    @property
+    def setup(self) -> str:
+        return self.protocol[1]
+
+    @property
+    def split_digest(self) -> str:
+        return self.protocol[2]
+
+    def first(self, metric_name: str) -> Table:
+        """The accuracy table of the metric shown first."""
+        return next(table for table in self.accuracy if table.caption.startswith(metric_name))
+
+
+def facts(frame: pd.DataFrame, unit: str) -> dict[str, str]:
+    """What was run, in words; `frame` is the long form of one protocol, `unit` its "trial" or "episode"."""
+    cells = ["system", "n_shot", *({"n_way"} & set(frame))]
+    counts = frame.drop_duplicates([*cells, unit]).groupby(cells).size()
+    least, most = counts.min(), counts.max()
+    return {
+        "Systems": str(frame["system"].nunique()),
+        "Images per novel class": ", ".join(str(n) for n in sorted(frame["n_shot"].unique())),
+        f"{unit.capitalize()}s per cell": f"{least}–{most}" if least < most else str(most),
+        "Setting": ", ".join(frame["setting"].unique()),
+    }
+
+
+def provenance(files: dict[str, dict], frame: pd.DataFrame) -> list[dict]:
+    """For each system of `frame` (long form): where its numbers come from, summed up over its files."""
+    records = []
+    for (*protocol, system), part in frame.groupby([*PROTOCOL, "system"], sort=False):
+        names = part["file"].unique()
+        runs = [files[name]["provenance"] for name in names]
+        records.append(
+            {
+                "system": system,
+                "protocol": dict(zip(PROTOCOL, protocol)),
+                "n_trials": part["trial" if "trial" in part else "episode"].nunique(),
+                "unit": "trials" if "trial" in part else "episodes",
+                "commits": sorted({str(run["commit"] or "unknown")[:12] + _changes(run["commit"]) for run in runs}),
+                "devices": sorted({str(run["device"]) for run in runs}),
+                "wall_time": _duration(sum(run["wall_time_s"] or 0 for run in runs)),
+                "peak_memory": f"{max(run['peak_memory_bytes'] or 0 for run in runs) / 2**30:.2f} GiB",
+                "commands": [{"file": name, "command": run["command"]} for name, run in zip(names, runs)],
+                "config": json.dumps(files[names[0]]["config"], indent=1, ensure_ascii=False),
+                "versions": json.dumps(runs[0]["versions"], ensure_ascii=False),
+            }
+        )
+    return records
+
+
+def _changes(commit: str | None) -> str:
+    return "+changes" if str(commit).endswith("+changes") else ""
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def _number(cell: str) -> str:
+    """A cell that breaks before its remark only, with a real minus sign."""
+    return cell.replace(" ", "\u00a0").replace("\u00a0(", " (").replace("-", "−")
+
+
+def data_uri(path: Path) -> str:
+    """A figure as text that a page can carry."""
+    return f"data:{_MEDIA[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def render(
+    sections: list[Section], main_metric: str, samples: Path | None, feature_map: Path | None, records: list[dict]
+) -> str:
+    """The page's HTML; everything that comes from results files is escaped."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"data_uri": data_uri, "number": _number}
+    page = environment.get_template("report.html.j2")
+    return page.render(
+        sections=sections, main_metric=main_metric, samples=samples, feature_map=feature_map, records=records
+    )

@@ -1,0 +1,199 @@
+"""Results files as data frames, and the two statistics of a report: means over trials and paired differences.
+
+A *system* is an extractor and a method. Files of one job array (same system and settings, other trials or shots) are
+one system; where two runs of the same extractor and method differ in a setting, it becomes part of their names.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from lowshot.artifacts import read_json
+from lowshot.errors import InputError
+
+METRICS = ("top1_novel", "top1_base", "top1_all", "top5_novel", "top5_base", "top5_all")
+# Numbers are comparable only within one of these: never in one table across them.
+PROTOCOL = ["dataset", "setup", "split_digest"]
+COLUMNS = [*PROTOCOL, "setting", "extractor", "method", "system"]
+_PROTOCOL_KEYS = ("setup", "setting", "split_digest")
+_PROVENANCE_KEYS = ("command", "commit", "versions", "device", "wall_time_s", "peak_memory_bytes")
+_ROWS = {
+    "trials": (["trial", "n_shot"], list(METRICS)),
+    "episodes": (["episode", "n_way", "n_shot"], ["accuracy"]),
+}
+# What the tasks of one job array may differ in, and what names a system already.
+_NOT_OF_THE_RUN = {"shots", "trials", "n_way", "n_shot", "method", "extractor"}
+# Inputs that all tasks of one run share (draws may be one file a trial; samples may be made for one trial).
+_SHARED_INPUTS = {"test", "features", "generator", "graph"}
+
+
+def read_files(folder: Path, report: Path | None = None) -> dict[str, dict]:
+    """The checked content of every results file below `folder`, by name relative to it.
+
+    Unfinished files (`*.partial.json`) and those of a `report` inside the folder are no results. Raises InputError,
+    naming the file, for one that is not JSON, lacks a key, or holds an accuracy that is not a number in 0..1; and for
+    an empty folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    inside = Path(report).resolve() if report else None
+    paths = [path for path in sorted(folder.rglob("*.json")) if not path.name.endswith(".partial.json")]
+    paths = [path for path in paths if inside is None or inside not in path.resolve().parents]
+    if not paths:
+        raise InputError(f"{folder}: no results file (*.json) below it")
+    return {path.relative_to(folder).as_posix(): _read_file(path) for path in paths}
+
+
+def _read_file(path: Path) -> dict:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a results file: it is no JSON object")
+    _require(path, "", content, ("method", "dataset", "extractor", "protocol", "config", "provenance"))
+    _require(path, "protocol.", content["protocol"], _PROTOCOL_KEYS)
+    _require(path, "provenance.", content["provenance"], _PROVENANCE_KEYS)
+    if "trials" not in content and "episodes" not in content:
+        raise InputError(f"{path}: not a results file: lacks 'trials' (or 'episodes')")
+    for kind, (whole, fractions) in _ROWS.items():
+        if kind in content:
+            content[kind] = _check_rows(f"{path}: {kind}", content[kind], whole, fractions)
+    return content
+
+
+def _require(path: Path, prefix: str, content: object, keys: tuple[str, ...]) -> None:
+    for key in keys:
+        if not isinstance(content, dict) or key not in content:
+            raise InputError(f"{path}: not a results file: lacks '{prefix}{key}'")
+
+
+def _check_rows(where: str, rows: object, whole: list[str], fractions: list[str]) -> pd.DataFrame:
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{where} is not a list of entries")
+    frame = pd.DataFrame(rows)
+    for key in [*whole, *fractions]:
+        if key not in frame:
+            raise InputError(f"{where} lack '{key}'")
+        column = frame[key]
+        if column.isna().any():
+            raise InputError(f"{where}: entry {int(column.isna().argmax()) + 1}: '{key}' is absent or NaN")
+        if pd.api.types.is_bool_dtype(column) or not pd.api.types.is_numeric_dtype(column):
+            raise InputError(f"{where}: '{key}' holds something that is not a number")
+    values = frame[fractions].to_numpy(float)
+    for row, column in np.argwhere((values < 0) | (values > 1))[:1]:
+        raise InputError(f"{where}: entry {row + 1}: '{fractions[column]}' is {values[row, column]}, outside 0..1")
+    if not all(pd.api.types.is_integer_dtype(frame[key]) for key in whole) or (frame[whole[1:]] < 1).any(axis=None):
+        raise InputError(f"{where}: {', '.join(whole)} must be whole numbers, {' and '.join(whole[1:])} from 1")
+    return frame[[*whole, *fractions]]
+
+
+def read_results(folder: Path) -> pd.DataFrame:
+    """The trials of all results files below `folder` in long form: see `trials`."""
+    return trials(read_files(folder))
+
+
+def trials(files: dict[str, dict]) -> pd.DataFrame:
+    """Long form, one row per trial, n and metric, in the order in which systems are shown.
+
+    Columns: dataset, setup, split_digest, setting, extractor, method, system, trial, n_shot, metric, value, draws
+    (digest of the draws, empty where the file does not say) and file.
+    """
+    return _long_form(files, "trials")
+
+
+def episodes(files: dict[str, dict]) -> pd.DataFrame:
+    """The same for episodes, with the columns episode and n_way in place of trial; the only metric is accuracy."""
+    return _long_form(files, "episodes")
+
+
+def _long_form(files: dict[str, dict], kind: str) -> pd.DataFrame:
+    keys, names, parts = _ROWS[kind][0], system_names(files), []
+    for file, content in files.items():
+        if kind in content:
+            part = content[kind].melt(keys, var_name="metric")
+            about = {key: str(content[key]) for key in ("dataset", "extractor", "method")}
+            about |= {key: str(content["protocol"][key]) for key in _PROTOCOL_KEYS}
+            parts.append(part.assign(**about, system=names[file], draws=_draws(content, part), file=file))
+    columns = [*COLUMNS, *keys, "metric", "value", "draws", "file"]
+    if not parts:
+        return pd.DataFrame(columns=columns)
+    frame = pd.concat(parts, ignore_index=True)[columns]
+    same = [*PROTOCOL, "system", *keys, "metric"]
+    _refuse_conflicts(frame, same)
+    frame["n_augmentations"] = frame["method"].str.count(r" \+ ")
+    order = [*PROTOCOL, "extractor", "n_augmentations", "setting", "system", *keys]
+    return frame.drop_duplicates(same).sort_values(order, kind="stable", ignore_index=True)[columns]
+
+
+def _draws(content: dict, part: pd.DataFrame) -> pd.Series | str:
+    """Digest of the draws of each row: of draws.json or the published file of its trial; empty where unknown."""
+    inputs = content.get("inputs", {})
+    if "draws" in inputs or "trial" not in part:
+        return inputs.get("draws", "")
+    return part["trial"].map(lambda trial: inputs.get(f"draws_{trial}", ""))
+
+
+def _refuse_conflicts(frame: pd.DataFrame, same: list[str]) -> None:
+    differing = frame.groupby(same, sort=False)["value"].transform("nunique") > 1
+    if differing.any():
+        first = frame[differing].iloc[0]
+        rivals = frame[(frame[same] == first[same]).all(axis=1)].drop_duplicates("value")
+        row = ", ".join(f"{key} {first[key]}" for key in same[len(PROTOCOL) :])
+        raise InputError(f"{' and '.join(dict.fromkeys(rivals['file']))}: different numbers for {row}")
+
+
+def system_names(files: dict[str, dict]) -> dict[str, str]:
+    """The system of each file: "extractor: method", and in brackets the settings in which runs of the two differ."""
+    runs: dict[tuple, dict[str, dict]] = {}
+    for file, content in files.items():
+        protocol = content["protocol"]
+        key = (content["dataset"], protocol["setup"], protocol["split_digest"], content["extractor"], content["method"])
+        runs.setdefault(tuple(map(str, key)), {})[file] = _fingerprint(content)
+    named = [_distinguish(f"{extractor}: {method}", prints) for (*_, extractor, method), prints in runs.items()]
+    return {file: name for names in named for file, name in names.items()}
+
+
+def _fingerprint(content: dict) -> dict[str, str]:
+    """What two files must share to be parts of one run; digests tell apart extractors or generators of one name."""
+    config = pd.json_normalize({key: value for key, value in content["config"].items() if key not in _NOT_OF_THE_RUN})
+    chosen = {key: json.dumps(value) for key, value in config.to_dict("records")[0].items()}
+    shared = {key: str(value)[:8] for key, value in content.get("inputs", {}).items() if key in _SHARED_INPUTS}
+    return {**chosen, **shared, "setting": str(content["protocol"]["setting"])}
+
+
+def _distinguish(name: str, prints: dict[str, dict[str, str]]) -> dict[str, str]:
+    keys = sorted({key for one in prints.values() for key in one})
+    differing = [key for key in keys if len({one.get(key) for one in prints.values()}) > 1]
+    if not differing:
+        return dict.fromkeys(prints, name)
+    said = {file: [f"{key}={one.get(key, 'unset')}" for key in differing] for file, one in prints.items()}
+    return {file: f"{name} ({', '.join(what)})" for file, what in said.items()}
+
+
+def summarise(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Mean of `value` for each combination of the columns `by`, in order of appearance.
+
+    Adds to `by`: mean, interval (half width of the 95 % t-interval; NaN, unknown, for a single trial) and trials.
+    """
+    groups = frame.groupby(by, sort=False)["value"].agg(["mean", "std", "count"]).reset_index()
+    count = groups["count"]
+    interval = stats.t.ppf(0.975, np.where(count > 1, count - 1, np.nan)) * groups["std"] / np.sqrt(count)
+    return groups[by].assign(mean=groups["mean"], interval=interval, trials=count)
+
+
+def paired_differences(frame: pd.DataFrame) -> pd.DataFrame:
+    """`system` minus `versus`, over the trials that both have, for every ordered pair of systems of one protocol.
+
+    Trials known to be of different draws are not pairs. Columns: the protocol's, system, versus, metric, n_shot, mean,
+    interval, trials (in common) and differs (whether the interval excludes zero; never for a single trial).
+    """
+    keys = [*PROTOCOL, "metric", "n_shot", "trial"]
+    renamed = {"system": "versus", "value": "subtracted", "draws": "other_draws"}
+    pairs = frame.merge(frame[[*keys, *renamed]].rename(columns=renamed), on=keys)
+    same_draws = (pairs["draws"] == pairs["other_draws"]) | (pairs["draws"] == "") | (pairs["other_draws"] == "")
+    pairs = pairs[(pairs["system"] != pairs["versus"]) & same_draws]
+    pairs = pairs.assign(value=pairs["value"] - pairs["subtracted"])
+    table = summarise(pairs, [*PROTOCOL, "system", "versus", "metric", "n_shot"])
+    return table.assign(differs=table["mean"].abs() > table["interval"])

@@ -1,0 +1,129 @@
+"""Tables of a report: frames of ready text, written as Markdown, LaTeX and CSV."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from lowshot.report.results import PROTOCOL
+
+MISSING = "missing"
+_LATEX = str.maketrans(
+    {character: rf"\{character}" for character in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "*": r"$^{*}$"}
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A caption and a frame of text, one row per system (or pair of systems)."""
+
+    caption: str
+    frame: pd.DataFrame
+
+    @property
+    def n_text(self) -> int:
+        """How many of the first columns hold names; the others hold numbers."""
+        return sum(name in {"System", "Setting", "minus"} for name in self.frame)
+
+
+def metric_name(metric: str) -> str:
+    """``top1_novel`` -> ``Top-1, novel classes``."""
+    rank, classes = metric.split("_")
+    return f"Top-{rank[3:]}, {classes} classes"
+
+
+def protocol_name(protocol: tuple[str, str, str]) -> str:
+    """Data set, setup and the beginning of the split's digest, in words."""
+    dataset, setup, split_digest = protocol
+    return f"{dataset}, {setup} setup, split {split_digest[:12]}"
+
+
+def n_label(n_shot: int) -> str:
+    return f"n = {n_shot}"
+
+
+def _percent(mean: float, interval: float, sign: str = "") -> str:
+    return f"{100 * mean:{sign}.2f} ± {'?' if np.isnan(interval) else f'{100 * interval:.2f}'}"
+
+
+def _cells(rows: pd.DataFrame, columns: list[int], sign: str = "", unit: str = "trials") -> dict[str, str]:
+    """The cells of one row: its number of trials, then one per n, which says so if it has fewer trials than that."""
+    by_n, most = rows.set_index("n_shot"), rows["trials"].max()
+    cells = {unit.capitalize(): str(most)}
+    for n_shot in columns:
+        cells[n_label(n_shot)] = MISSING
+        if n_shot in by_n.index:
+            cell = by_n.loc[n_shot]
+            star = " *" if cell.get("differs", False) else ""
+            few = f" ({cell['trials']} {unit if cell['trials'] > 1 else unit[:-1]})" if cell["trials"] < most else ""
+            cells[n_label(n_shot)] = _percent(cell["mean"], cell["interval"], sign) + few + star
+    return cells
+
+
+def accuracy_table(summary: pd.DataFrame, metric: str, protocol: tuple[str, str, str]) -> Table:
+    """Mean ± 95 % interval in percent of one metric: rows are systems, columns are n; `summary` is of one protocol."""
+    columns = sorted(summary["n_shot"].unique())
+    rows = summary[summary["metric"] == metric].groupby(["system", "setting"], sort=False)
+    lines = [{"System": system, "Setting": setting, **_cells(part, columns)} for (system, setting), part in rows]
+    what = f"{protocol_name(protocol)}; % accuracy, mean ± 95 % interval over trials"
+    return Table(f"{metric_name(metric)}: {what}", pd.DataFrame(lines))
+
+
+def paired_table(differences: pd.DataFrame, metric: str, protocol: tuple[str, str, str]) -> Table:
+    """Differences in percentage points on the same trials, each pair once, the later system minus the earlier one."""
+    columns = sorted(differences["n_shot"].unique())
+    order = {system: place for place, system in enumerate(differences["system"].unique())}
+    rows = differences[differences["metric"] == metric]
+    rows = rows[rows["system"].map(order) > rows["versus"].map(order)]
+    pairs = sorted(rows.groupby(["system", "versus"]), key=lambda pair: (order[pair[0][1]], order[pair[0][0]]))
+    lines = [{"System": one, "minus": other, **_cells(part, columns, "+")} for (one, other), part in pairs]
+    what = f"{protocol_name(protocol)}; percentage points on the same trials, mean ± 95 % interval, * excludes zero"
+    return Table(f"{metric_name(metric)}, paired differences: {what}", pd.DataFrame(lines))
+
+
+def episode_table(summary: pd.DataFrame, protocol: tuple[str, str, str]) -> Table:
+    """Mean accuracy ± 95 % interval over episodes: rows are systems and n_way, columns are n."""
+    columns = sorted(summary["n_shot"].unique())
+    rows = summary.groupby(["system", "setting", "n_way"], sort=False)
+    lines = [
+        {"System": system, "Setting": setting, "Ways": str(n_way), **_cells(part, columns, unit="episodes")}
+        for (system, setting, n_way), part in rows
+    ]
+    what = f"{protocol_name(protocol)}; % accuracy, mean ± 95 % interval over episodes"
+    return Table(f"Episodes: {what}", pd.DataFrame(lines))
+
+
+def to_markdown(table: Table) -> str:
+    frame = table.frame.map(lambda cell: cell.replace("|", "\\|"))
+    rule = ["---"] * table.n_text + ["---:"] * (len(frame.columns) - table.n_text)
+    lines = [list(frame), rule, *frame.to_numpy().tolist()]
+    return f"**{table.caption}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _latex(text: str) -> str:
+    return ("$-$" if text.startswith("-") else "") + text.removeprefix("-").translate(_LATEX)
+
+
+def to_latex(table: Table) -> str:
+    """A table for the package booktabs; every character of a name that means something to LaTeX is escaped."""
+    lines = [" & ".join(map(_latex, row)) + r" \\" for row in [list(table.frame), *table.frame.to_numpy().tolist()]]
+    columns = "l" * table.n_text + "r" * (len(table.frame.columns) - table.n_text)
+    head = [r"\begin{table}[htbp]", r"\centering", rf"\caption{{{_latex(table.caption)}}}"]
+    body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
+    return "\n".join([*head, *body, r"\end{tabular}", r"\end{table}"]) + "\n"
+
+
+def wide(summary: pd.DataFrame) -> pd.DataFrame:
+    """The numbers of all tables, one row per system and metric: for each n mean, interval and trials (0: missing)."""
+    index = [*PROTOCOL, "setting", "system", "metric"]
+    numbers = ["mean", "interval", "trials"]
+    frame = summary.pivot(index=index, columns="n_shot", values=numbers).swaplevel(axis=1)
+    shots = sorted(summary["n_shot"].unique())
+    frame = frame[[(n, what) for n in shots for what in numbers]]
+    frame.columns = [f"{what}_n{n}" for n, what in frame.columns]
+    counts = [f"trials_n{n}" for n in shots]
+    frame[counts] = frame[counts].fillna(0).astype(int)
+    order = pd.MultiIndex.from_frame(summary[index].drop_duplicates())
+    return frame.reindex(order).reset_index()

@@ -1,0 +1,99 @@
+"""Turn results files into tables (Markdown, CSV, LaTeX), figures and one self-contained report.html.
+
+Reads   every *.json below --results, never a log; with --data also images.h5 and split.json, with --features that file.
+Writes  the folder --out: report.html, tables/, figures/, config.json; made again, unasked, when the results changed.
+
+Full    python parse_results.py --results outputs/glyphs/results --out outputs/glyphs/report \
+            --data outputs/glyphs/data --features outputs/glyphs/features/test.h5
+Tiny    python parse_results.py --results outputs/tiny/results --out outputs/tiny/report
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from lowshot.artifacts import is_done, read_recipe, recipe, write_json, writing
+from lowshot.cli import run
+from lowshot.datasets.images import read_images
+from lowshot.errors import InputError
+from lowshot.features import read_features
+from lowshot.protocol import read_split
+from lowshot.report import results
+from lowshot.report.build import Pictures, write_report
+
+
+@dataclass
+class Config:
+    results: Path
+    """Folder with results files; *.json at any depth."""
+    out: Path
+    """Folder to write."""
+    data: Path | None = None
+    """Folder of preprocessing.py, for a sheet of sample images."""
+    features: Path | None = None
+    """Feature file of the test images, for a map of the features (needs --data)."""
+    metric: Literal["top1_novel", "top1_base", "top1_all", "top5_novel", "top5_base", "top5_all"] = "top1_novel"
+    """Metric of the table that is printed and shown first."""
+    reference: str | None = None
+    """System (or method) that the figure of paired differences compares with; the plainest if not given."""
+    overwrite: bool = False
+    """Make the report again although nothing changed."""
+
+
+def main(config: Config) -> Path:
+    """Returns the path of report.html."""
+    page_path = config.out / "report.html"
+    if config.out.resolve() in [config.results.resolve(), *config.results.resolve().parents]:
+        raise InputError(f"{config.out}: the report would replace the folder of its results; choose another --out")
+    files = results.read_files(config.results, config.out)
+    _check_reference(config.reference, results.trials(files))
+    pictures = _read_pictures(config, {content["protocol"]["split_digest"] for content in files.values()})
+
+    made_from = recipe("parse_results", config, _inputs(config, files))
+    if not is_done(config.out, made_from, config.overwrite or _is_stale(config.out, made_from)):
+        with writing(config.out, made_from) as partial:
+            partial.mkdir()
+            write_report(partial, files, config.metric, config.reference, pictures)
+            write_json(partial / "config.json", made_from)
+    print((config.out / "tables" / "main.md").read_text(encoding="utf-8"))
+    print(f"report: {page_path}")
+    return page_path
+
+
+def _check_reference(reference: str | None, trials: pd.DataFrame) -> None:
+    if reference is not None and not ((trials["system"] == reference) | (trials["method"] == reference)).any():
+        known = ", ".join(f"'{system}'" for system in trials["system"].unique())
+        raise InputError(f"--reference '{reference}': no such system (there are: {known or 'none with trials'})")
+
+
+def _read_pictures(config: Config, split_digests: set[str]) -> Pictures:
+    if config.data is None:
+        if config.features is not None:
+            raise InputError(f"--features {config.features}: needs --data, which says what the classes are")
+        return Pictures()
+    path = config.data / "split.json"
+    split = read_split(path)
+    if split.digest not in split_digests:
+        raise InputError(f"{path}: split {split.digest[:12]} is not that of any file in {config.results}")
+    features = read_features(config.features, split.n_classes) if config.features else None
+    return Pictures(split, read_images(config.data / "images.h5"), features)
+
+
+def _inputs(config: Config, files: dict[str, dict]) -> dict[str, Path | None]:
+    data = {name: config.data / name if config.data else None for name in ("split.json", "images.h5")}
+    return {f"results/{name}": config.results / name for name in files} | data | {"features": config.features}
+
+
+def _is_stale(out: Path, made_from: dict) -> bool:
+    """Whether `out` is a report made from others: it holds nothing of its own, so it can be made again unasked."""
+    stored = read_recipe(out) if (out / "config.json").exists() else None
+    stale = stored is not None and stored["stage"] == made_from["stage"] and stored != made_from
+    if stale:
+        print(f"parse_results: {out} was made from other results or settings; making it again")
+    return stale
+
+
+if __name__ == "__main__":
+    run(main, Config, __doc__)
