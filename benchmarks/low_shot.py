@@ -15,6 +15,7 @@ reading and scoring. Nothing else should run on the machine.
 """
 
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -46,6 +47,8 @@ SHOTS, N_TRIALS, BATCH = [1, 2, 5, 10, 20], 5, 1000
 class Config:
     n_steps: PositiveInt = 10_000
     """Steps of every run."""
+    batch_size: PositiveInt = BATCH
+    """Rows of a batch of low_shot.py; the plain port keeps 1000, so any other value compares two recipes."""
     plain_trials: PositiveInt = 1
     """Trials that the plain port runs in full, for the smallest and the largest n."""
     plain_job: list[str] | None = None
@@ -61,13 +64,15 @@ def main(config: Config) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_inputs(folder)
-        ours_s, trials = time_ours(folder, config.n_steps)
+        (ours_s, ours_cpu_s), trials = time_ours(folder, config)
         plain = time_plain(folder, config)
     plain_s = len(trials) * float(np.mean([one["wall_s"] for one in plain]))
-    flop = ours_flop() * config.n_steps
+    plain_cpu_s = len(trials) * float(np.mean([one["cpu_s"] for one in plain]))
+    flop = ours_flop(config.batch_size) * config.n_steps
     report = {
-        "runs": len(trials), "n_steps": config.n_steps, "threads": torch.get_num_threads(), "ours_s": round(ours_s, 1),
+        "runs": len(trials), "n_steps": config.n_steps, "batch_size": config.batch_size, "threads": torch.get_num_threads(), "ours_s": round(ours_s, 1),
         "plain_runs_in_full": len(plain), "plain_extrapolated_s": round(plain_s), "speedup": round(plain_s / ours_s, 1),
+        "ours_cpu_s": round(ours_cpu_s), "plain_extrapolated_cpu_s": round(plain_cpu_s),
         "ours_tflop": round(flop / 1e12, 1), "ours_gflop_per_s": round(flop / ours_s / 1e9),
     }  # fmt: skip
     print(json.dumps(report))
@@ -86,7 +91,7 @@ def make_inputs(folder: Path) -> None:
     made_from = {"stage": "save_features", "config": {}, "inputs": {}}
     for name, n_rows in (("train", TRAIN_ROWS), ("test", TEST_ROWS)):
         labels = np.repeat(np.arange(N_CLASSES), n_rows)
-        latent = centres[labels] + 1.4 * rng.normal(size=(len(labels), 64))
+        latent = centres[labels] + 1.5 * rng.normal(size=(len(labels), 64))
         feats = np.maximum(latent @ mixing + 0.5 * rng.normal(size=(len(labels), DIM)), 0).astype(np.float32)
         write_features(folder / f"{name}.h5", feats, labels, made_from)
         if name == "train":
@@ -98,14 +103,23 @@ def make_inputs(folder: Path) -> None:
     write_json(folder / "draws.json", draws_to_json(draws, split, 0))
 
 
-def time_ours(folder: Path, n_steps: int) -> tuple[float, list[dict]]:
-    """(seconds, trials of the results file) of low_shot.py."""
+def timed(command: list) -> tuple[str, float, float]:
+    """(standard output, wall seconds, processor seconds) of a process."""
+    start, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    now = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
+    return finished.stdout, time.perf_counter() - start, cpu_s
+
+
+def time_ours(folder: Path, config: Config) -> tuple[tuple[float, float], list[dict]]:
+    """((wall, processor) seconds, trials of the results file) of low_shot.py."""
     files = {name: folder / f"{name}.h5" for name in ("train", "test")}
     files |= {"split": folder / "split.json", "draws": folder / "draws.json", "out": folder / "results.json"}
     arguments = [word for name, path in files.items() for word in (f"--{name}", str(path))]
-    start = time.perf_counter()
-    subprocess.run([sys.executable, ROOT / "low_shot.py", *arguments, f"--sgd.n_steps={n_steps}"], check=True)
-    return time.perf_counter() - start, json.loads(files["out"].read_text())["trials"]
+    arguments += [f"--sgd.n_steps={config.n_steps}", f"--sgd.batch_size={config.batch_size}"]
+    _, *seconds = timed([sys.executable, ROOT / "low_shot.py", *arguments])
+    return tuple(seconds), json.loads(files["out"].read_text())["trials"]
 
 
 def time_plain(folder: Path, config: Config) -> list[dict]:
@@ -114,10 +128,9 @@ def time_plain(folder: Path, config: Config) -> list[dict]:
     for trial in range(1, config.plain_trials + 1):
         for n_shot in (SHOTS[0], SHOTS[-1]):
             job = json.dumps([str(folder), str(trial), str(n_shot)])
-            start = time.perf_counter()
             command = [sys.executable, __file__, f"--n_steps={config.n_steps}", f"--plain_job={job}"]
-            finished = subprocess.run(command, check=True, capture_output=True, text=True)
-            done.append({**json.loads(finished.stdout), "wall_s": round(time.perf_counter() - start, 1)})
+            answer, wall_s, cpu_s = timed(command)
+            done.append({**json.loads(answer), "wall_s": round(wall_s, 1), "cpu_s": round(cpu_s, 1)})
             print(json.dumps(done[-1]), flush=True)
     return done
 
@@ -135,11 +148,11 @@ def compare(n_shot: int, plain: list[dict], trials: list[dict]) -> dict:
     return {"n_shot": n_shot, "trials": both, "plain": sides["plain"], "ours_minus_plain": differences}
 
 
-def ours_flop() -> float:
+def ours_flop(batch_size: int) -> float:
     """Floating-point operations of one step of all runs: two matrix products over the distinct rows of a batch."""
-    n_base = round(N_BASE / N_CLASSES * BATCH)
+    n_base = round(N_BASE / N_CLASSES * batch_size)
     pools = [(N_CLASSES - N_BASE) * n for n in SHOTS]
-    distinct = [pool * (1 - (1 - 1 / pool) ** (BATCH - n_base)) for pool in pools]
+    distinct = [pool * (1 - (1 - 1 / pool) ** (batch_size - n_base)) for pool in pools]
     return N_TRIALS * sum(4 * (n_base + rows) * (DIM + 1) * N_CLASSES for rows in distinct)
 
 
