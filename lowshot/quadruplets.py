@@ -1,0 +1,348 @@
+"""Analogies a : b :: c : d between the centroids of two classes, mined exactly.
+
+For every ordered pair (a, b) of centroids of a class, the pair (c, d) of another class whose difference is best aligned with it is
+its partner (Hariharan & Girshick, ICCV 2017; the CIFAR-100 rule of 2018 differs in constants only). The direct way forms all
+K^2 differences of each class and multiplies them class by class. Here no difference is ever formed in the search:
+
+* (a_I - a_J) . (b_x - b_y) = E[x] - E[y] with E[x] = G[x, I] - G[x, J] and G = B A^T, one K x K product per class pair. Centroids are
+  centred per class first (differences do not change), which keeps float32 accurate.
+* A reversed pair has the mirrored partner, so only I < J and x < y are looked at, by the absolute value.
+* For one row x, |E[x] - E[y]| / |b_x - b_y| is at most the range of E over the rows still to come divided by the distance of x to its
+  nearest of them. Rows that cannot reach the best score so far are skipped; centroids stand outermost first, which makes that
+  bound tight. Float32 only proposes: with a rigorous bound on its rounding error added, every pair that could win is
+  scored in float64 from the centroids themselves. So results are exact and independent of the number of threads.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numba
+import numpy as np
+from scipy.spatial.distance import pdist, squareform
+from tqdm import tqdm
+
+from lowshot.artifacts import open_h5, read_recipe, require_datasets, write_recipe
+from lowshot.errors import InputError
+from lowshot.protocol import Split
+
+SCHEMA = "lowshot-quadruplets-1"
+Scope = Literal["global", "superclass"]
+RuleName = Literal["hariharan2017", "ghosted2018"]
+
+LANES = 16  # source pairs searched side by side: two AVX registers
+UNROLL = 4  # rows of E per step of the innermost loop
+TIE = 1e-12  # scores closer than this are one score; the first class, then the first pair, wins
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Constants of a published selection rule. `epsilon` is added to the length of a difference before dividing by it."""
+
+    n_clusters: int
+    n_iterations: int
+    n_redo: int
+    epsilon: float
+
+
+RULES = {"hariharan2017": Rule(100, 20, 1, 1e-5), "ghosted2018": Rule(10, 300, 10, 0.0)}
+
+
+@dataclass
+class Quadruplets:
+    """`centroids` float32 (B, K, D) of the classes `labels` int64 (B,); `numbers` int32 (M, 4): rows a, b, c, d of the flattened
+    centroids (B * K, D) with a - b aligned with c - d; `scores` float32 (M,); `extractor` is the digest of what made the features."""
+
+    centroids: np.ndarray
+    labels: np.ndarray
+    numbers: np.ndarray
+    scores: np.ndarray
+    extractor: str | None = None
+
+
+def partner_classes(classes: np.ndarray, split: Split, scope: Scope, where: Path) -> list[np.ndarray]:
+    """For each of `classes` (B,) the positions in `classes` of those it may be paired with, ascending.
+
+    Raises InputError, naming the split file `where`, if no class has a partner.
+    """
+    superclass = np.array([-1 if split.superclass_of[c] is None else split.superclass_of[c] for c in classes])
+    if scope == "superclass" and (superclass < 0).all():
+        raise InputError(f"{where}: has no superclasses, which scope superclass needs")
+    allowed = ~np.eye(len(classes), dtype=bool)
+    if scope == "superclass":
+        allowed &= (superclass[:, None] == superclass) & (superclass >= 0)
+    if not allowed.any():
+        raise InputError(
+            f"{where}: no base class has another one to be paired with (scope {scope}, {len(classes)} base classes)"
+        )
+    return [np.flatnonzero(row) for row in allowed]
+
+
+def mine(
+    centroids: np.ndarray, partners: list[np.ndarray], epsilon: float, progress: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best partner of every ordered pair of centroids of a class, among the pairs of its partner classes.
+
+    Args:
+        centroids: float32 (B, K, D).
+        partners: for each class the positions of the classes searched, ascending; never itself.
+        epsilon: added to the lengths of differences before dividing.
+
+    Returns:
+        quadruplets int32 (M, 4) in the order of the source pair (class, I, J), and scores float32 (M,), all above zero.
+        Equal scores: the first class, then the first pair in row-major order wins. A pair (J, I) gets the mirrored partner
+        of (I, J), as in the 2018 code; a separate search (2017) could only differ where two scores are equal.
+    """
+    tables = _Tables(centroids, epsilon)
+    found = [
+        tables.mine_class(a, np.asarray(chosen))
+        for a, chosen in enumerate(tqdm(partners, "mining", unit="class", disable=not progress))
+    ]
+    return np.concatenate([numbers for numbers, _ in found]), np.concatenate([scores for _, scores in found])
+
+
+class _Tables:
+    """What the search needs of all classes, with the centroids of each class sorted outermost first."""
+
+    def __init__(self, centroids: np.ndarray, epsilon: float) -> None:
+        n_classes, n_clusters, dim = centroids.shape
+        centred = centroids - centroids.mean(1, keepdims=True, dtype=np.float64).astype(np.float32)
+        radii = np.linalg.norm(centred, axis=2)
+        self.order = np.argsort(-radii, axis=1, kind="stable")
+        self.centroids = np.take_along_axis(centroids, self.order[:, :, None], 1)
+        self.centred = np.take_along_axis(centred, self.order[:, :, None], 1)
+        self.lengths = np.stack([squareform(pdist(own.astype(np.float64))) for own in self.centroids])
+        self.lengths[self.lengths > 0] += epsilon
+        # One more than needed per unrolled step; the padding has weight 0 and never wins.
+        self.weights = np.zeros((n_classes, n_clusters, n_clusters + UNROLL), np.float32)
+        np.divide(1, self.lengths, out=self.weights[:, :, :n_clusters], where=self.lengths > 0, casting="same_kind")
+        self.row_weights = np.stack([np.triu(own[:, :n_clusters], 1).max(1) for own in self.weights])
+        # Rounding error of a difference of four entries of G: D products each, plus the few operations around them.
+        self.errors = (4 * (dim + 16) * 2.0**-24 * radii.max(1)).astype(np.float32)
+        self.radii = radii.max(1).astype(np.float32)
+        self.pairs = _padded_pairs(n_clusters)
+
+    def mine_class(self, a: int, partners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Quadruplets int32 (m, 4) and scores float32 (m,) with class `a` as the source."""
+        n_classes, n_clusters, dim = self.centred.shape
+        gram = (self.centred.reshape(-1, dim) @ self.centred[a].T).reshape(n_classes, n_clusters, n_clusters)
+        first, second = self.pairs
+        best = np.zeros(len(first))
+        winners = np.full((len(first), 3), -1, np.int64)
+        weights = self.weights[a, first, second]
+        threshold = np.where(weights > 0, 0, np.inf).astype(np.float32)
+        errors = self.errors * self.radii[a]
+        _search(a, partners, self.pairs, gram, self.weights, self.row_weights, errors, self.lengths, self.centroids,
+                self.order, numba.get_num_threads(), threshold, best, winners)  # fmt: skip
+        return self._as_quadruplets(a, best, winners)
+
+    def _as_quadruplets(self, a: int, best: np.ndarray, winners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Both orientations of the found pairs, in row-major order of the source pair."""
+        n_clusters = self.order.shape[1]
+        found = np.flatnonzero(best > TIE)
+        first, second = self.order[a, self.pairs[:, found]]
+        base = winners[found, 0] * n_clusters
+        third, fourth = base + winners[found, 1], base + winners[found, 2]
+        own = a * n_clusters
+        numbers = np.concatenate([np.stack([own + first, own + second, third, fourth], 1),
+                                  np.stack([own + second, own + first, fourth, third], 1)]).astype(np.int32)  # fmt: skip
+        row_major = np.lexsort((numbers[:, 1], numbers[:, 0]))
+        return numbers[row_major], np.tile(best[found], 2)[row_major].astype(np.float32)
+
+
+def _padded_pairs(n_clusters: int) -> np.ndarray:
+    """All I < J as int64 (2, P), P filled up to a multiple of LANES with the last centroid twice, whose difference is zero."""
+    pairs = np.stack(np.triu_indices(n_clusters, 1))
+    return np.pad(pairs, ((0, 0), (0, -pairs.shape[1] % LANES)), constant_values=n_clusters - 1)
+
+
+def _compiled(**options: Any) -> Callable:
+    """`numba.njit` with its code kept on disk, or compiled anew where neither the package nor the home folder is writable."""
+
+    def decorate(function: Callable) -> Callable:
+        try:
+            return numba.njit(cache=True, **options)(function)
+        except RuntimeError:
+            return numba.njit(**options)(function)
+
+    return decorate
+
+
+# The loops over LANES below become vector instructions. What they take and what they put out are different rows (the two rows
+# of `high`, `low` and `top` take turns), since an update in place turns into masked stores, five times slower.
+
+
+@_compiled(fastmath={"reassoc", "contract"})
+def _exact_product(centroids, a, i, j, b, x, y):
+    """(a_i - a_j) . (b_x - b_y) in float64."""
+    total = 0.0
+    for k in range(centroids.shape[2]):
+        source = np.float64(centroids[a, i, k]) - np.float64(centroids[a, j, k])
+        total += source * (np.float64(centroids[b, x, k]) - np.float64(centroids[b, y, k]))
+    return total
+
+
+@_compiled()
+def _fill_differences(gram, first, second, differences):
+    """E[x, lane] = G[x, I] - G[x, J] for the LANES source pairs (I, J)."""
+    n_lanes = len(first)  # not the constant: the compiler would unroll the loop instead of vectorising it
+    if first[0] == first[n_lanes - 1]:  # then the J are consecutive
+        i, start = first[0], second[0]
+        for x in range(gram.shape[0]):
+            own, others, out = gram[x, i], gram[x, start : start + n_lanes], differences[x]
+            for lane in range(n_lanes):
+                out[lane] = own - others[lane]
+    else:
+        for x in range(gram.shape[0]):
+            for lane in range(n_lanes):
+                differences[x, lane] = gram[x, first[lane]] - gram[x, second[lane]]
+
+
+@_compiled(inline="always")
+def _n_within_reach(here, high, low, new_high, new_low, error, weight, threshold):
+    """In how many lanes row x (`here`) may reach `threshold` with a later row; the range of those rows then grows by row x."""
+    count = np.int32(0)
+    for lane in range(len(here)):
+        value, top, bottom = here[lane], high[lane], low[lane]
+        up, down = top - value, value - bottom
+        reach = up if up > down else down
+        count += np.int32((reach + error) * weight >= threshold[lane])
+        new_high[lane] = value if value > top else top
+        new_low[lane] = value if value < bottom else bottom
+    return count
+
+
+@_compiled()
+def _row_maximum(differences, x, weights, top):
+    """Largest |E[x] - E[y]| * weights[y] over y > x for each lane; returns which of the two rows of `top` holds it."""
+    turn = 0
+    for lane in range(LANES):
+        top[0, lane] = np.float32(0)
+    for y in range(x + 1, differences.shape[0] - UNROLL, UNROLL):
+        w0, w1, w2, w3 = weights[y], weights[y + 1], weights[y + 2], weights[y + 3]
+        here, so_far, updated = differences[x], top[turn], top[1 - turn]
+        e0, e1, e2, e3 = differences[y], differences[y + 1], differences[y + 2], differences[y + 3]
+        for lane in range(LANES):
+            own = here[lane]
+            v0, v1 = abs(own - e0[lane]) * w0, abs(own - e1[lane]) * w1
+            v2, v3 = abs(own - e2[lane]) * w2, abs(own - e3[lane]) * w3
+            v0 = v0 if v0 > v1 else v1
+            v2 = v2 if v2 > v3 else v3
+            v0 = v0 if v0 > v2 else v2
+            old = so_far[lane]
+            updated[lane] = v0 if v0 > old else old
+        turn = 1 - turn
+    return turn
+
+
+@_compiled()
+def _settle(
+    a, b, pair, x, lane, pairs, differences, weights, error, lengths, centroids, order, threshold, best, winners
+):
+    """Score in float64 those pairs (x, y > x) of class b that may be the best partner of source pair number `pair` so far."""
+    i, j = pairs[0, pair], pairs[1, pair]
+    for y in range(x + 1, lengths.shape[1]):
+        reach = (abs(differences[x, lane] - differences[y, lane]) + error) * weights[x, y]
+        if reach < threshold[pair] or lengths[b, x, y] == 0:
+            continue
+        product = _exact_product(centroids, a, i, j, b, x, y)
+        score = abs(product) / (lengths[a, i, j] * lengths[b, x, y])
+        third, fourth = order[b, x], order[b, y]
+        if product < 0:
+            third, fourth = fourth, third
+        tied = abs(score - best[pair]) <= TIE and winners[pair, 0] == b
+        earlier = third < winners[pair, 1] or (third == winners[pair, 1] and fourth < winners[pair, 2])
+        if score > best[pair] + TIE or (tied and earlier):
+            best[pair] = max(score, best[pair])
+            winners[pair, 0], winners[pair, 1], winners[pair, 2] = b, third, fourth
+            threshold[pair] = np.float32(best[pair] * lengths[a, i, j])
+
+
+@_compiled(parallel=True)
+def _search(
+    a,
+    partners,
+    pairs,
+    gram,
+    weights,
+    row_weights,
+    errors,
+    lengths,
+    centroids,
+    order,
+    n_threads,
+    threshold,
+    best,
+    winners,
+):
+    """Best partner of every source pair of class a. Pairs are independent of each other, so threads share nothing they write.
+
+    threshold float32 (P,): best score times the length of the source difference; best float64 (P,); winners int64 (P, 3): class,
+    third, fourth in the original numbering of the centroids.
+    """
+    n_clusters = lengths.shape[1]
+    for thread in numba.prange(n_threads):
+        differences = np.zeros((n_clusters + UNROLL, LANES), np.float32)
+        high, low, top = (
+            np.empty((2, LANES), np.float32),
+            np.empty((2, LANES), np.float32),
+            np.empty((2, LANES), np.float32),
+        )
+        for b in partners:
+            for start in range(thread * LANES, pairs.shape[1], n_threads * LANES):
+                goal = threshold[start : start + LANES]
+                _fill_differences(
+                    gram[b], pairs[0, start : start + LANES], pairs[1, start : start + LANES], differences
+                )
+                high[:] = differences[n_clusters - 1]
+                low[:] = differences[n_clusters - 1]
+                for back in range(n_clusters - 1):
+                    x, now, then = n_clusters - 2 - back, back % 2, 1 - back % 2
+                    weight = row_weights[b, x]
+                    if (
+                        _n_within_reach(
+                            differences[x], high[now], low[now], high[then], low[then], errors[b], weight, goal
+                        )
+                        == 0
+                    ):
+                        continue
+                    turn = _row_maximum(differences, x, weights[b, x], top)
+                    for lane in range(LANES):
+                        if top[turn, lane] + errors[b] * weight >= goal[lane]:
+                            _settle(a, b, start + lane, x, lane, pairs, differences, weights[b], errors[b], lengths, centroids,
+                                    order, threshold, best, winners)  # fmt: skip
+
+
+def write_quadruplets(path: Path, content: Quadruplets, made_from: dict) -> None:
+    """Write quadruplets.h5."""
+    with h5py.File(path, "w") as file:
+        file["centroids"] = content.centroids.astype(np.float32)
+        file["centroid_labels"] = content.labels.astype(np.int32)
+        file["quadruplets"] = content.numbers.astype(np.int32)
+        file["scores"] = content.scores.astype(np.float32)
+        write_recipe(file, SCHEMA, made_from)
+
+
+def read_quadruplets(path: Path) -> Quadruplets:
+    """Read and check quadruplets.h5. Raises InputError if it is truncated, incomplete or points past its centroids."""
+    with open_h5(path) as file:
+        require_datasets(file, ["centroids", "centroid_labels", "quadruplets", "scores"])
+        try:
+            centroids, labels, numbers, scores = (
+                file[k][:] for k in ("centroids", "centroid_labels", "quadruplets", "scores")
+            )
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read to its end ({error})") from None
+    if centroids.ndim != 3 or labels.shape != centroids.shape[:1] or numbers.shape != (len(scores), 4):
+        raise InputError(
+            f"{path}: shapes {centroids.shape}, {labels.shape}, {numbers.shape}, {scores.shape} do not fit together"
+        )
+    if len(numbers) == 0 or numbers.min() < 0 or numbers.max() >= centroids.shape[0] * centroids.shape[1]:
+        raise InputError(
+            f"{path}: has no quadruplets, or some past its {centroids.shape[0] * centroids.shape[1]} centroids"
+        )
+    made_from = read_recipe(path)
+    extractor = made_from["inputs"].get("extractor") if made_from else None
+    return Quadruplets(centroids, labels.astype(np.int64), numbers, scores, extractor)
