@@ -60,7 +60,7 @@ def system_styles(systems: list[str]) -> dict[str, dict]:
 def curves(path: Path, summary: pd.DataFrame, rank: str, styles: dict[str, dict]) -> None:
     """Accuracy over n of novel, base and all classes; bands are 95 % intervals, a missing cell leaves a gap."""
     shots = np.array(sorted(summary["n_shot"].unique()))
-    with _figure(path, 10, _height(styles)) as figure:
+    with _figure(path, 10, _height(list(styles))) as figure:
         for classes, axes in zip(CLASSES, figure.subplots(1, 3)):
             _shot_axis(axes, shots, f"{classes} classes")
             rows = summary[summary["metric"] == f"{rank}_{classes}"]
@@ -85,15 +85,19 @@ def differences(path: Path, table: pd.DataFrame, reference: str, rank: str, styl
             rows = table[(table["versus"] == reference) & (table["metric"] == f"{rank}_{classes}")]
             for place, system in enumerate(others):
                 line = rows[rows["system"] == system].set_index("n_shot").reindex(shots)
-                beside = np.arange(len(shots)) + 0.14 * (place - (len(others) - 1) / 2)
+                beside = np.arange(len(shots)) + min(0.14, 0.8 / len(others)) * (place - (len(others) - 1) / 2)
                 style = {**styles[system], "linestyle": "none"}
                 axes.errorbar(beside, 100 * line["mean"], 100 * line["interval"], elinewidth=1.5, capsize=3, **style)
         figure.axes[0].set_ylabel(f"top-{rank[3:]}, percentage points")
         _legend(figure, {system: {**styles[system], "linestyle": "none"} for system in others})
 
 
-def _height(systems: dict | list) -> float:
-    return 3.2 + 0.2 * len(systems)
+def _legend_columns(systems: list[str]) -> int:
+    return 1 if max(map(len, systems), default=0) > 58 else 2
+
+
+def _height(systems: list[str]) -> float:
+    return 3.4 + 0.2 * -(-len(systems) // _legend_columns(systems))
 
 
 def _shot_axis(axes: Axes, places: np.ndarray, title: str, shots: np.ndarray | None = None) -> None:
@@ -108,8 +112,8 @@ def _shot_axis(axes: Axes, places: np.ndarray, title: str, shots: np.ndarray | N
 
 def _legend(figure: Figure, styles: dict[str, dict]) -> None:
     handles = [Line2D([], [], linewidth=1.7, **style) for style in styles.values()]
-    n_columns = 1 if max(map(len, styles), default=0) > 55 else 2
-    figure.legend(handles, list(styles), loc="outside lower center", ncols=n_columns, frameon=False, handlelength=3.2)
+    where = {"loc": "outside lower center", "ncols": _legend_columns(list(styles)), "frameon": False}
+    figure.legend(handles, list(styles), fontsize=9, handlelength=3.2, **where)
 
 
 def _spread(classes: list[int], n: int) -> list[int]:
