@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torchvision.datasets import CIFAR100
-from torchvision.datasets.utils import download_and_extract_archive
 
 from lowshot.artifacts import digest
-from lowshot.datasets.content import Content, Found, Source
+from lowshot.datasets.content import Content, Found, Source, downloading
 from lowshot.datasets.images import Images
 from lowshot.errors import InputError
 
@@ -23,10 +21,18 @@ _FILES = ("train", "test", "meta")
 
 def find(source: Source) -> Found:
     """Look for ROOT/cifar-100-python/{train,test,meta} (or ROOT/train, ...); download where no root is given."""
-    root = source.root if (source.root / "meta").is_file() else source.root / CIFAR100.base_folder
+    root = source.root if (source.root / "meta").is_file() else source.root / "cifar-100-python"
     if source.may_download and not (root / "meta").is_file():
-        download_and_extract_archive(CIFAR100.url, str(source.root), filename=CIFAR100.filename, md5=CIFAR100.tgz_md5)
+        _download(source.root)
     return Found({name: digest(root / name) for name in _FILES}, partial(_read, root))
+
+
+def _download(root: Path) -> None:
+    """Fetch and unpack the official archive (md5 checked); torchvision's own reader would unpickle what is in it."""
+    from torchvision.datasets import CIFAR100, utils  # takes seconds, and only a download needs it
+
+    with downloading("cifar100", root):
+        utils.download_and_extract_archive(CIFAR100.url, str(root), filename=CIFAR100.filename, md5=CIFAR100.tgz_md5)
 
 
 def _read(root: Path) -> Content:

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -56,6 +57,16 @@ class Found:
 
     digests: dict[str, str]
     read: Callable[[], Content]
+
+
+@contextmanager
+def downloading(name: str, root: Path) -> Iterator[None]:
+    """Turns a failed or corrupt download into an InputError that says what to do."""
+    print(f"{name}: not found below {root}; downloading it")
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{name}: the download failed ({error}); put the files below a folder, --root") from None
 
 
 def superclasses(names: list[str]) -> tuple[list[str], list[int | None]]:

@@ -13,10 +13,9 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets import EMNIST
 
 from lowshot.artifacts import digest
-from lowshot.datasets.content import Content, Found, Source, hold_out, superclasses
+from lowshot.datasets.content import Content, Found, Source, downloading, hold_out, superclasses
 from lowshot.datasets.images import Images
 from lowshot.errors import InputError
 
@@ -24,8 +23,8 @@ from lowshot.errors import InputError
 def find(source: Source) -> Found:
     """Look for emnist-<split>-mapping.txt in ROOT, ROOT/EMNIST/raw, ROOT/emnist or ROOT/gzip."""
     folders = [source.root / name for name in ("", "EMNIST/raw", "emnist", "gzip")]
-    if source.may_download and not any(folder.glob("emnist-*-mapping.txt") for folder in folders):
-        EMNIST(str(source.root), split="bymerge", download=True)
+    if source.may_download and not any(any(folder.glob("emnist-*-mapping.txt")) for folder in folders):
+        _download(source.root)
     mapping = _mapping(source, folders)
     stem = mapping.name.removesuffix("-mapping.txt")
     files = {"mapping": mapping}
@@ -39,6 +38,14 @@ def find(source: Source) -> Found:
     if len(files) == 1:
         raise InputError(f"{mapping.parent}: holds neither {stem}-train-*-ubyte.gz nor {stem}-test-*-ubyte.gz")
     return Found({name: digest(file) for name, file in files.items()}, partial(_read, source, files))
+
+
+def _download(root: Path) -> None:
+    """Fetch and unpack the official archive (md5 checked); torchvision's own reader would throw the mappings away."""
+    from torchvision.datasets import EMNIST, utils  # takes seconds, and only a download needs it
+
+    with downloading("emnist", root):
+        utils.download_and_extract_archive(EMNIST.url, str(root), filename="emnist-gzip.zip", md5=EMNIST.md5)
 
 
 def _mapping(source: Source, folders: list[Path]) -> Path:

@@ -18,8 +18,8 @@ import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
-from torchvision.transforms.functional import gaussian_blur
 
 from lowshot.datasets.content import Content, Found, Source, superclasses
 from lowshot.datasets.images import Images
@@ -108,8 +108,8 @@ def draw_class(class_id: int, script: str, char: str, n_images: int) -> np.ndarr
     knobs = torch.from_numpy(np.stack([rng.uniform(-1, 1, 9) for rng in streams])).float()
     bend = torch.from_numpy(np.stack([rng.standard_normal((2, 4, 4)) for rng in streams])).float()
     grain = torch.from_numpy(np.stack([rng.standard_normal((1, SIZE, SIZE)) for rng in streams])).float()
-    masters = torch.from_numpy(np.stack([master(char, name) for name in fonts]))[:, None]
-    soft = gaussian_blur(masters, kernel_size=9, sigma=1.8)[font]
+    masters = gaussian_filter(np.stack([master(char, name) for name in fonts]), sigma=(0, 1.8, 1.8))
+    soft = torch.from_numpy(masters)[font, None]
     grid = F.affine_grid(_affine(knobs), [n_images, 1, 2 * SIZE, 2 * SIZE], align_corners=False)
     grid = grid + 0.09 * F.interpolate(bend, size=2 * SIZE, mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
     ink = _stroke(F.grid_sample(soft, grid, align_corners=False), level=0.36 + 0.16 * knobs[:, 6])

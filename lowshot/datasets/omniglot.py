@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torchvision.datasets import Omniglot
 from tqdm import tqdm
 
 from lowshot.datasets.content import (
     Content,
     Found,
     Source,
+    downloading,
     hold_out,
     image_files,
     listing_digest,
@@ -33,8 +33,11 @@ def find(source: Source) -> Found:
     """Look for ROOT/omniglot-py/images_* (or ROOT/images_*); download where neither they nor a root are given."""
     root = source.root if (source.root / _PARTS[0]).is_dir() else source.root / "omniglot-py"
     if source.may_download and not (root / _PARTS[0]).is_dir():
-        for background in (True, False):
-            Omniglot(str(source.root), background=background, download=True)
+        from torchvision import datasets  # takes seconds, and only a download needs it
+
+        with downloading("omniglot", source.root):
+            for background in (True, False):
+                datasets.Omniglot(str(source.root), background=background, download=True)
     classes = [_classes(root / part) for part in _PARTS]
     digest = listing_digest(root, (file for part in classes for files in part.values() for file in files))
     return Found({"images": digest}, partial(_read, source, *classes))
