@@ -1,7 +1,7 @@
 """Cluster the features of every base class and mine analogies a : b :: c : d between the centroids of two classes.
 
 Reads   train features (features/train.h5 or a published file) and split.json
-Writes  quadruplets.h5: centroids, their classes, quadruplets and scores, ordered by source class and pair (I, J), row-major
+Writes  quadruplets.h5: centroids, their classes, quadruplets and scores, row-major by source class and pair (I, J)
 
     python make_quadruplet.py --features outputs/omniglot/features/train.h5 --split outputs/omniglot/split.json \\
         --out outputs/omniglot/quadruplets.h5
@@ -38,11 +38,11 @@ class Config:
     out: Path
     """The quadruplets file to write."""
     rule: RuleName = "hariharan2017"
-    """Published constants: hariharan2017 (100 clusters, 20 iterations, length + 1e-5) or ghosted2018 (10 clusters, 300 iterations, best of 10)."""
+    """hariharan2017 (100 clusters, 20 iterations, lengths + 1e-5) or ghosted2018 (10 clusters, 300 iterations, best of 10)."""
     n_clusters: TwoOrMore | None = None
     """Clusters per base class; the rule's own number unless given."""
     kmeans: KMeans = "faiss"
-    """faiss, or the published variant (random unit starts, clusters that never had a member are re-seeded, no restarts)."""
+    """faiss, or the published variant (unit-norm starts; clusters without a member so far are re-seeded; no restarts)."""
     scope: Scope = "global"
     """Where partners are looked for: in all other base classes, or in those of the same superclass."""
     seed: NonNegativeInt = 0

@@ -70,11 +70,19 @@ def main(config: Config) -> None:
     plain_cpu_s = len(trials) * float(np.mean([one["cpu_s"] for one in plain]))
     flop = ours_flop(config.batch_size) * config.n_steps
     report = {
-        "runs": len(trials), "n_steps": config.n_steps, "batch_size": config.batch_size, "threads": torch.get_num_threads(), "ours_s": round(ours_s, 1),
-        "plain_runs_in_full": len(plain), "plain_extrapolated_s": round(plain_s), "speedup": round(plain_s / ours_s, 1),
-        "ours_cpu_s": round(ours_cpu_s), "plain_extrapolated_cpu_s": round(plain_cpu_s),
-        "ours_tflop": round(flop / 1e12, 1), "ours_gflop_per_s": round(flop / ours_s / 1e9),
-    }  # fmt: skip
+        "runs": len(trials),
+        "n_steps": config.n_steps,
+        "batch_size": config.batch_size,
+        "threads": torch.get_num_threads(),
+        "ours_s": round(ours_s, 1),
+        "ours_cpu_s": round(ours_cpu_s),
+        "plain_runs_in_full": len(plain),
+        "plain_extrapolated_s": round(plain_s),
+        "plain_extrapolated_cpu_s": round(plain_cpu_s),
+        "speedup": round(plain_s / ours_s, 1),
+        "ours_tflop": round(flop / 1e12, 1),
+        "ours_gflop_per_s": round(flop / ours_s / 1e9),
+    }
     print(json.dumps(report))
     for n_shot in sorted({one["n_shot"] for one in plain}):
         print(json.dumps(compare(n_shot, plain, trials)))

@@ -31,9 +31,9 @@ _RUN_ONLY = {"out", "overwrite", "accelerator", "devices", "num_workers"}
 
 def settings(config: Any) -> dict:
     """The settings of a stage's dataclass that influence its output: no paths, nothing of where or how fast it runs."""
-    chosen = {f.name for f in fields(config) if f.name not in _RUN_ONLY}
-    values = {name: value for name, value in asdict(config).items() if name in chosen}
-    return {name: value for name, value in values.items() if not isinstance(value, Path)}
+    chosen = [f.name for f in fields(config) if f.name not in _RUN_ONLY and "Path" not in str(f.type)]
+    values = asdict(config)
+    return {name: values[name] for name in chosen}
 
 
 def digest(path: Path) -> str:

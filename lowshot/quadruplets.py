@@ -1,22 +1,24 @@
 """Analogies a : b :: c : d between the centroids of two classes, mined exactly.
 
-For every ordered pair (a, b) of centroids of a class, the pair (c, d) of another class whose difference is best aligned with it is
-its partner (Hariharan & Girshick, ICCV 2017; the CIFAR-100 rule of 2018 differs in constants only). The direct way forms all
-K^2 differences of each class and multiplies them class by class. Here no difference is ever formed in the search:
+For every ordered pair (a, b) of centroids of a class, the pair (c, d) of another class whose difference is best aligned
+with it is its partner (Hariharan & Girshick, ICCV 2017; the CIFAR-100 rule of 2018 differs in constants only). The direct
+way forms all K^2 differences of each class and multiplies them class by class. Here the search forms no difference:
 
-* (a_I - a_J) . (b_x - b_y) = E[x] - E[y] with E[x] = G[x, I] - G[x, J] and G = B A^T, one K x K product per class pair. Centroids are
-  centred per class first (differences do not change), which keeps float32 accurate.
+* (a_I - a_J) . (b_x - b_y) = E[x] - E[y] with E[x] = G[x, I] - G[x, J] and G = B A^T, one K x K product per class pair.
+  Centroids are centred per class first (differences do not change), which keeps float32 accurate.
 * A reversed pair has the mirrored partner, so only I < J and x < y are looked at, by the absolute value.
-* For one row x, |E[x] - E[y]| / |b_x - b_y| is at most the range of E over the rows still to come divided by the distance of x to its
-  nearest of them. Rows that cannot reach the best score so far are skipped; centroids stand outermost first, which makes that
-  bound tight. Float32 only proposes: with a rigorous bound on its rounding error added, every pair that could win is
-  scored in float64 from the centroids themselves. So results are exact and independent of the number of threads.
+* For one row x, |E[x] - E[y]| / |b_x - b_y| is at most the reach of E over the rows still to come, divided by the
+  distance of x to its nearest of them. Rows that cannot beat the best score so far are skipped; centroids stand
+  outermost first, which makes that bound tight.
+* Float32 only proposes: with a bound on its rounding error added, every pair that could win is scored in float64 from
+  the centroids themselves. So results are exact and do not depend on the number of threads.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import h5py
 import numba
@@ -39,7 +41,7 @@ TIE = 1e-12  # scores closer than this are one score; the first class, then the 
 
 @dataclass(frozen=True)
 class Rule:
-    """Constants of a published selection rule. `epsilon` is added to the length of a difference before dividing by it."""
+    """Constants of a published selection rule; `epsilon` is added to the length of a difference before dividing by it."""
 
     n_clusters: int
     n_iterations: int
@@ -52,8 +54,12 @@ RULES = {"hariharan2017": Rule(100, 20, 1, 1e-5), "ghosted2018": Rule(10, 300, 1
 
 @dataclass
 class Quadruplets:
-    """`centroids` float32 (B, K, D) of the classes `labels` int64 (B,); `numbers` int32 (M, 4): rows a, b, c, d of the flattened
-    centroids (B * K, D) with a - b aligned with c - d; `scores` float32 (M,); `extractor` is the digest of what made the features."""
+    """What quadruplets.h5 holds.
+
+    `centroids` float32 (B, K, D) of the classes `labels` int64 (B,); `numbers` int32 (M, 4): rows a, b, c, d of the
+    flattened centroids (B * K, D) with a - b aligned with c - d; `scores` float32 (M,); `extractor` is the digest of what
+    made the features, if known.
+    """
 
     centroids: np.ndarray
     labels: np.ndarray
@@ -81,7 +87,11 @@ def partner_classes(classes: np.ndarray, split: Split, scope: Scope, where: Path
 
 
 def mine(
-    centroids: np.ndarray, partners: list[np.ndarray], epsilon: float, progress: bool = True
+    centroids: np.ndarray,
+    partners: list[np.ndarray],
+    epsilon: float,
+    progress: bool = True,
+    n_threads: int = numba.config.NUMBA_NUM_THREADS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The best partner of every ordered pair of centroids of a class, among the pairs of its partner classes.
 
@@ -89,77 +99,94 @@ def mine(
         centroids: float32 (B, K, D).
         partners: for each class the positions of the classes searched, ascending; never itself.
         epsilon: added to the lengths of differences before dividing.
+        progress: show a progress bar.
+        n_threads: by default every core this process may use.
 
     Returns:
         quadruplets int32 (M, 4) in the order of the source pair (class, I, J), and scores float32 (M,), all above zero.
-        Equal scores: the first class, then the first pair in row-major order wins. A pair (J, I) gets the mirrored partner
-        of (I, J), as in the 2018 code; a separate search (2017) could only differ where two scores are equal.
+        Of equal scores the first class wins, then the first pair in row-major order. A pair (J, I) gets the mirrored
+        partner of (I, J), as in the 2018 code; searching for it too (2017) differs only where two scores are equal.
     """
-    tables = _Tables(centroids, epsilon)
-    found = [
-        tables.mine_class(a, np.asarray(chosen))
-        for a, chosen in enumerate(tqdm(partners, "mining", unit="class", disable=not progress))
-    ]
+    classes = _prepare(centroids, epsilon)
+    sources = tqdm(enumerate(partners), "mining", len(partners), unit="class", disable=not progress)
+    found = [_mine_class(classes, a, np.asarray(chosen), n_threads) for a, chosen in sources]
     return np.concatenate([numbers for numbers, _ in found]), np.concatenate([scores for _, scores in found])
 
 
-class _Tables:
-    """What the search needs of all classes, with the centroids of each class sorted outermost first."""
+class _Classes(NamedTuple):
+    """What the search reads of all classes, with the centroids of each class sorted outermost first."""
 
-    def __init__(self, centroids: np.ndarray, epsilon: float) -> None:
-        n_classes, n_clusters, dim = centroids.shape
-        centred = centroids - centroids.mean(1, keepdims=True, dtype=np.float64).astype(np.float32)
-        radii = np.linalg.norm(centred, axis=2)
-        self.order = np.argsort(-radii, axis=1, kind="stable")
-        self.centroids = np.take_along_axis(centroids, self.order[:, :, None], 1)
-        self.centred = np.take_along_axis(centred, self.order[:, :, None], 1)
-        self.lengths = np.stack([squareform(pdist(own.astype(np.float64))) for own in self.centroids])
-        self.lengths[self.lengths > 0] += epsilon
-        # One more than needed per unrolled step; the padding has weight 0 and never wins.
-        self.weights = np.zeros((n_classes, n_clusters, n_clusters + UNROLL), np.float32)
-        np.divide(1, self.lengths, out=self.weights[:, :, :n_clusters], where=self.lengths > 0, casting="same_kind")
-        self.row_weights = np.stack([np.triu(own[:, :n_clusters], 1).max(1) for own in self.weights])
-        # Rounding error of a difference of four entries of G: D products each, plus the few operations around them.
-        self.errors = (4 * (dim + 16) * 2.0**-24 * radii.max(1)).astype(np.float32)
-        self.radii = radii.max(1).astype(np.float32)
-        self.pairs = _padded_pairs(n_clusters)
+    order: np.ndarray  # int64 (B, K): original numbers of the sorted centroids
+    centroids: np.ndarray  # float32 (B, K, D)
+    centred: np.ndarray  # float32 (B, K, D)
+    radii: np.ndarray  # float64 (B,): largest distance to the class mean
+    lengths: np.ndarray  # float64 (B, K, K): distances of centroids plus epsilon, 0 between copies
+    weights: (
+        np.ndarray
+    )  # float32 (B, K, K + UNROLL): 1 / lengths, 0 between copies and in the padding, which never wins
+    row_weights: np.ndarray  # float32 (B, K): largest weight to the right of the diagonal
 
-    def mine_class(self, a: int, partners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Quadruplets int32 (m, 4) and scores float32 (m,) with class `a` as the source."""
-        n_classes, n_clusters, dim = self.centred.shape
-        gram = (self.centred.reshape(-1, dim) @ self.centred[a].T).reshape(n_classes, n_clusters, n_clusters)
-        first, second = self.pairs
-        best = np.zeros(len(first))
-        winners = np.full((len(first), 3), -1, np.int64)
-        weights = self.weights[a, first, second]
-        threshold = np.where(weights > 0, 0, np.inf).astype(np.float32)
-        errors = self.errors * self.radii[a]
-        _search(a, partners, self.pairs, gram, self.weights, self.row_weights, errors, self.lengths, self.centroids,
-                self.order, numba.get_num_threads(), threshold, best, winners)  # fmt: skip
-        return self._as_quadruplets(a, best, winners)
 
-    def _as_quadruplets(self, a: int, best: np.ndarray, winners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Both orientations of the found pairs, in row-major order of the source pair."""
-        n_clusters = self.order.shape[1]
-        found = np.flatnonzero(best > TIE)
-        first, second = self.order[a, self.pairs[:, found]]
-        base = winners[found, 0] * n_clusters
-        third, fourth = base + winners[found, 1], base + winners[found, 2]
-        own = a * n_clusters
-        numbers = np.concatenate([np.stack([own + first, own + second, third, fourth], 1),
-                                  np.stack([own + second, own + first, fourth, third], 1)]).astype(np.int32)  # fmt: skip
-        row_major = np.lexsort((numbers[:, 1], numbers[:, 0]))
-        return numbers[row_major], np.tile(best[found], 2)[row_major].astype(np.float32)
+class _State(NamedTuple):
+    """What the search of one source class writes: the best partner so far of its pairs I < J."""
+
+    pairs: np.ndarray  # int64 (2, P): I and J
+    threshold: np.ndarray  # float32 (P,): best score times the length of the source difference
+    best: np.ndarray  # float64 (P,)
+    winners: np.ndarray  # int64 (P, 3): class, c and d, these in their original numbers within the class
+
+
+def _prepare(centroids: np.ndarray, epsilon: float) -> _Classes:
+    n_classes, n_clusters, _ = centroids.shape
+    centred = centroids - centroids.mean(1, keepdims=True, dtype=np.float64).astype(np.float32)
+    radii = np.linalg.norm(centred, axis=2).astype(np.float64)
+    order = np.argsort(-radii, axis=1, kind="stable")
+    centroids, centred = (np.take_along_axis(part, order[:, :, None], 1) for part in (centroids, centred))
+    lengths = np.stack([squareform(pdist(own.astype(np.float64))) for own in centroids])
+    lengths[lengths > 0] += epsilon
+    weights = np.zeros((n_classes, n_clusters, n_clusters + UNROLL), np.float32)
+    np.divide(1, lengths, out=weights[:, :, :n_clusters], where=lengths > 0, casting="same_kind")
+    row_weights = np.stack([np.triu(own[:, :n_clusters], 1).max(1) for own in weights])
+    return _Classes(order, centroids, centred, radii.max(1), lengths, weights, row_weights)
+
+
+def _mine_class(classes: _Classes, a: int, partners: np.ndarray, n_threads: int) -> tuple[np.ndarray, np.ndarray]:
+    """Quadruplets int32 (m, 4) and scores float32 (m,) with class `a` as the source."""
+    n_classes, n_clusters, dim = classes.centred.shape
+    gram = (classes.centred.reshape(-1, dim) @ classes.centred[a].T).reshape(n_classes, n_clusters, n_clusters)
+    # Four entries of G, D products each, and the few operations around them, each off by 2^-24 of the largest product.
+    errors = (4 * (dim + 16) * 2.0**-24 * classes.radii[a] * classes.radii).astype(np.float32)
+    pairs = _padded_pairs(n_clusters)
+    threshold = np.where(classes.lengths[a][tuple(pairs)] > 0, 0, np.inf).astype(np.float32)
+    state = _State(pairs, threshold, np.zeros(len(threshold)), np.full((len(threshold), 3), -1))
+    with ThreadPoolExecutor(n_threads) as pool:
+        parts = [
+            pool.submit(_search, a, partners, gram, errors, classes, state, t, n_threads) for t in range(n_threads)
+        ]
+    for part in parts:
+        part.result()
+    return _as_quadruplets(classes.order, a, state)
 
 
 def _padded_pairs(n_clusters: int) -> np.ndarray:
-    """All I < J as int64 (2, P), P filled up to a multiple of LANES with the last centroid twice, whose difference is zero."""
+    """All I < J as int64 (2, P), P filled up to a multiple of LANES with the last centroid twice: a difference of zero."""
     pairs = np.stack(np.triu_indices(n_clusters, 1))
     return np.pad(pairs, ((0, 0), (0, -pairs.shape[1] % LANES)), constant_values=n_clusters - 1)
 
 
+def _as_quadruplets(order: np.ndarray, a: int, state: _State) -> tuple[np.ndarray, np.ndarray]:
+    """Both orientations of the found pairs of class `a`, in row-major order of the source pair."""
+    n_clusters = order.shape[1]
+    found = np.flatnonzero(state.best > TIE)
+    source = order[a, state.pairs[:, found]] + a * n_clusters
+    target = (state.winners[found, 1:] + state.winners[found, :1] * n_clusters).T
+    numbers = np.concatenate([np.stack([*source, *target], 1), np.stack([*source[::-1], *target[::-1]], 1)])
+    row_major = np.lexsort((numbers[:, 1], numbers[:, 0]))
+    return numbers[row_major].astype(np.int32), np.tile(state.best[found], 2)[row_major].astype(np.float32)
+
+
 def _compiled(**options: Any) -> Callable:
-    """`numba.njit` with its code kept on disk, or compiled anew where neither the package nor the home folder is writable."""
+    """`numba.njit` with its code kept on disk; compiled anew if neither the package nor the home folder is writable."""
 
     def decorate(function: Callable) -> Callable:
         try:
@@ -170,18 +197,21 @@ def _compiled(**options: Any) -> Callable:
     return decorate
 
 
-# The loops over LANES below become vector instructions. What they take and what they put out are different rows (the two rows
-# of `high`, `low` and `top` take turns), since an update in place turns into masked stores, five times slower.
+# The innermost loops below become vector instructions. What they read and what they write are different rows (the two
+# rows of `high`, `low` and `top` take turns), since an update in place becomes masked stores, several times slower.
 
 
-@_compiled(fastmath={"reassoc", "contract"})
-def _exact_product(centroids, a, i, j, b, x, y):
-    """(a_i - a_j) . (b_x - b_y) in float64."""
-    total = 0.0
-    for k in range(centroids.shape[2]):
-        source = np.float64(centroids[a, i, k]) - np.float64(centroids[a, j, k])
-        total += source * (np.float64(centroids[b, x, k]) - np.float64(centroids[b, y, k]))
-    return total
+@_compiled(nogil=True)
+def _search(a, partners, gram, errors, classes, state, thread, n_threads):
+    """Best partner of every n_threads-th block of source pairs of class a. Threads share nothing that they write."""
+    n_clusters = gram.shape[1]
+    differences = np.zeros((n_clusters + UNROLL, LANES), np.float32)
+    ranges = np.empty((3, 2, LANES), np.float32)
+    for b in partners:
+        for start in range(thread * LANES, state.pairs.shape[1], n_threads * LANES):
+            block = state.pairs[:, start : start + LANES]
+            _fill_differences(gram[b], block[0], block[1], differences)
+            _search_block(a, b, start, errors[b], classes, state, differences, ranges)
 
 
 @_compiled()
@@ -200,15 +230,33 @@ def _fill_differences(gram, first, second, differences):
                 differences[x, lane] = gram[x, first[lane]] - gram[x, second[lane]]
 
 
+@_compiled()
+def _search_block(a, b, start, error, classes, state, differences, ranges):
+    """Compare the LANES source pairs from number `start` on with all pairs (x, y > x) of class b."""
+    high, low, top = ranges
+    goal = state.threshold[start : start + LANES]
+    last = classes.lengths.shape[1] - 1
+    high[0], low[0] = differences[last], differences[last]
+    for back in range(last):
+        x, now, then = last - 1 - back, back % 2, 1 - back % 2
+        weight = classes.row_weights[b, x]
+        if _n_within_reach(differences[x], high[now], low[now], high[then], low[then], error, weight, goal) == 0:
+            continue
+        turn = _row_maximum(differences, x, classes.weights[b, x], top)
+        for lane in range(LANES):
+            if top[turn, lane] + error * weight >= goal[lane]:
+                _settle(a, b, start + lane, x, differences[:, lane], error, classes, state)
+
+
 @_compiled(inline="always")
-def _n_within_reach(here, high, low, new_high, new_low, error, weight, threshold):
-    """In how many lanes row x (`here`) may reach `threshold` with a later row; the range of those rows then grows by row x."""
+def _n_within_reach(here, high, low, new_high, new_low, error, weight, goal):
+    """In how many lanes row x (`here`) may reach `goal` with a later row; then the range of those rows takes in row x."""
     count = np.int32(0)
     for lane in range(len(here)):
         value, top, bottom = here[lane], high[lane], low[lane]
         up, down = top - value, value - bottom
         reach = up if up > down else down
-        count += np.int32((reach + error) * weight >= threshold[lane])
+        count += np.int32((reach + error) * weight >= goal[lane])
         new_high[lane] = value if value > top else top
         new_low[lane] = value if value < bottom else bottom
     return count
@@ -238,81 +286,35 @@ def _row_maximum(differences, x, weights, top):
 
 
 @_compiled()
-def _settle(
-    a, b, pair, x, lane, pairs, differences, weights, error, lengths, centroids, order, threshold, best, winners
-):
-    """Score in float64 those pairs (x, y > x) of class b that may be the best partner of source pair number `pair` so far."""
-    i, j = pairs[0, pair], pairs[1, pair]
-    for y in range(x + 1, lengths.shape[1]):
-        reach = (abs(differences[x, lane] - differences[y, lane]) + error) * weights[x, y]
-        if reach < threshold[pair] or lengths[b, x, y] == 0:
+def _settle(a, b, pair, x, differences, error, classes, state):
+    """Score in float64 the pairs (x, y > x) of class b that may be the best partner so far of source pair `pair`."""
+    i, j = state.pairs[0, pair], state.pairs[1, pair]
+    winner = state.winners[pair]
+    for y in range(x + 1, classes.lengths.shape[1]):
+        reach = (abs(differences[x] - differences[y]) + error) * classes.weights[b, x, y]
+        if reach < state.threshold[pair] or classes.lengths[b, x, y] == 0:
             continue
-        product = _exact_product(centroids, a, i, j, b, x, y)
-        score = abs(product) / (lengths[a, i, j] * lengths[b, x, y])
-        third, fourth = order[b, x], order[b, y]
+        product = _exact_product(classes.centroids, a, i, j, b, x, y)
+        score = abs(product) / (classes.lengths[a, i, j] * classes.lengths[b, x, y])
+        third, fourth = classes.order[b, x], classes.order[b, y]
         if product < 0:
             third, fourth = fourth, third
-        tied = abs(score - best[pair]) <= TIE and winners[pair, 0] == b
-        earlier = third < winners[pair, 1] or (third == winners[pair, 1] and fourth < winners[pair, 2])
-        if score > best[pair] + TIE or (tied and earlier):
-            best[pair] = max(score, best[pair])
-            winners[pair, 0], winners[pair, 1], winners[pair, 2] = b, third, fourth
-            threshold[pair] = np.float32(best[pair] * lengths[a, i, j])
+        tied = abs(score - state.best[pair]) <= TIE and winner[0] == b
+        earlier = third < winner[1] or (third == winner[1] and fourth < winner[2])
+        if score > state.best[pair] + TIE or (tied and earlier):
+            state.best[pair] = max(score, state.best[pair])
+            winner[0], winner[1], winner[2] = b, third, fourth
+            state.threshold[pair] = np.float32(state.best[pair] * classes.lengths[a, i, j])
 
 
-@_compiled(parallel=True)
-def _search(
-    a,
-    partners,
-    pairs,
-    gram,
-    weights,
-    row_weights,
-    errors,
-    lengths,
-    centroids,
-    order,
-    n_threads,
-    threshold,
-    best,
-    winners,
-):
-    """Best partner of every source pair of class a. Pairs are independent of each other, so threads share nothing they write.
-
-    threshold float32 (P,): best score times the length of the source difference; best float64 (P,); winners int64 (P, 3): class,
-    third, fourth in the original numbering of the centroids.
-    """
-    n_clusters = lengths.shape[1]
-    for thread in numba.prange(n_threads):
-        differences = np.zeros((n_clusters + UNROLL, LANES), np.float32)
-        high, low, top = (
-            np.empty((2, LANES), np.float32),
-            np.empty((2, LANES), np.float32),
-            np.empty((2, LANES), np.float32),
-        )
-        for b in partners:
-            for start in range(thread * LANES, pairs.shape[1], n_threads * LANES):
-                goal = threshold[start : start + LANES]
-                _fill_differences(
-                    gram[b], pairs[0, start : start + LANES], pairs[1, start : start + LANES], differences
-                )
-                high[:] = differences[n_clusters - 1]
-                low[:] = differences[n_clusters - 1]
-                for back in range(n_clusters - 1):
-                    x, now, then = n_clusters - 2 - back, back % 2, 1 - back % 2
-                    weight = row_weights[b, x]
-                    if (
-                        _n_within_reach(
-                            differences[x], high[now], low[now], high[then], low[then], errors[b], weight, goal
-                        )
-                        == 0
-                    ):
-                        continue
-                    turn = _row_maximum(differences, x, weights[b, x], top)
-                    for lane in range(LANES):
-                        if top[turn, lane] + errors[b] * weight >= goal[lane]:
-                            _settle(a, b, start + lane, x, lane, pairs, differences, weights[b], errors[b], lengths, centroids,
-                                    order, threshold, best, winners)  # fmt: skip
+@_compiled(fastmath={"reassoc", "contract"})
+def _exact_product(centroids, a, i, j, b, x, y):
+    """(a_i - a_j) . (b_x - b_y) in float64."""
+    total = 0.0
+    for k in range(centroids.shape[2]):
+        source = np.float64(centroids[a, i, k]) - np.float64(centroids[a, j, k])
+        total += source * (np.float64(centroids[b, x, k]) - np.float64(centroids[b, y, k]))
+    return total
 
 
 def write_quadruplets(path: Path, content: Quadruplets, made_from: dict) -> None:

@@ -45,18 +45,18 @@ def test_published_reseeds_what_never_had_members_in_every_step_including_the_la
 
 
 def test_published_never_reseeds_a_cluster_that_lost_its_members():
-    # Step 1: (1, 0) has the low points and (0, 1) has (0, 1); the third has none and moves onto point 2 = (0, 1), a tie.
-    # Ties go to the lower number, so the third never gets a member and is re-seeded in every step.
+    # The third cluster has two members in the first step and none later (checked by hand): it stays on their mean.
+    points = np.array([[2.0, 3], [7, 4], [7, 3], [1, 4]])
+    random = ScriptedRandom([[0, 1], [1, 0], [0.6, 0.8]], seeds=[])
+    assert published_kmeans(points, 3, 4, random).tolist() == [[1.5, 3.5], [7, 3.5], [4.5, 3.5]]
+
+
+def test_published_keeps_reseeding_a_cluster_that_never_wins_a_tie():
+    # The third cluster moves onto (0, 1), where the second stands; ties go to the lower number, so it stays without members.
     points = np.array([[4.0, 0], [6, 0], [0, 1]])
     random = ScriptedRandom([[1, 0], [0, 1], [-1, 0]], seeds=[2, 2, 0])
     assert published_kmeans(points, 3, 3, random).tolist() == [[5, 0], [0, 1], [4, 0]]
     assert random.seeds == []
-    # A cluster with members in step 1 only keeps its last position: nothing is drawn for it.
-    points = np.array([[0.0, 1], [0, 1.4], [5, 0], [1, 2]])
-    random = ScriptedRandom([[0, 1], [1, 0.9], [1, -1]], seeds=[0, 0, 0, 0, 0, 0])
-    centroids = published_kmeans(points, 3, 6, random)
-    counts = np.bincount(((points[:, None] - centroids) ** 2).sum(2).argmin(1), minlength=3)
-    assert np.isfinite(centroids).all() and counts.sum() == 4
 
 
 def test_published_gives_every_cluster_members_on_nonnegative_points():

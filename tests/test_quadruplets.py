@@ -7,7 +7,6 @@ from itertools import permutations
 from pathlib import Path
 
 import h5py
-import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -30,7 +29,7 @@ def all_others(n_classes: int) -> list[np.ndarray]:
 def brute_force(
     centroids: np.ndarray, partners: list[np.ndarray], epsilon: float
 ) -> dict[tuple[int, int], tuple[float, set[tuple[int, int]]]]:
-    """For each ordered source pair the best score and every partner pair that reaches it, all as flat numbers, in float64."""
+    """For each ordered source pair the best score and all partner pairs that reach it, as flat numbers, in float64."""
     n_classes, n_clusters, dim = centroids.shape
     pairs = np.array(list(permutations(range(n_clusters), 2)))
     source = (np.arange(n_classes)[:, None, None] * n_clusters + pairs).reshape(-1, 2)
@@ -71,7 +70,7 @@ def test_fixture_of_ghosted2018():
     centroids = np.array([[[0, 0], [1, 0], [0, 2]], [[5, 5], [6, 5], [5, 6]], [[0, 0], [1, 1], [3, 0]]], np.float32)
     numbers, scores = mine(centroids, all_others(3), 0.0, progress=False)
     half, third = np.sqrt(0.5), 0.9 / np.sqrt(0.9)
-    # (source pair, partner pair, cosine); class 2's (0,0) -> (3,0) ties at 1 in the fourth row and loses: the first class wins.
+    # (source pair, partner pair, cosine). In the fourth row class 2's (0,0) -> (3,0) ties at 1: the first class wins.
     forward = [
         ([0, 1], [3, 4], 1), ([0, 2], [3, 5], 1), ([1, 2], [4, 5], third),
         ([3, 4], [0, 1], 1), ([3, 5], [0, 2], 1), ([4, 5], [1, 2], third),
@@ -144,13 +143,7 @@ def test_moving_a_class_changes_nothing():
 
 def test_result_does_not_depend_on_the_number_of_threads():
     centroids = np.random.default_rng(6).normal(size=(5, 20, 30)).astype(np.float32)
-    several = mine(centroids, all_others(5), 1e-5, progress=False)
-    before = numba.get_num_threads()
-    numba.set_num_threads(1)
-    try:
-        one = mine(centroids, all_others(5), 1e-5, progress=False)
-    finally:
-        numba.set_num_threads(before)
+    one, several = (mine(centroids, all_others(5), 1e-5, progress=False, n_threads=n) for n in (1, 3))
     assert np.array_equal(several[0], one[0]) and np.array_equal(several[1], one[1])
 
 
@@ -165,7 +158,7 @@ def test_a_class_without_partners_yields_none():
     assert set(np.unique(numbers // 4)) == {0, 1} and len(numbers) == 2 * 12
 
 
-# --- partner classes and the script ---------------------------------------------------------------------------------------
+# --- partner classes and the script ---
 
 SUPERCLASS_OF = [0, 0, 0, 1, 1, 2, 2]  # base 0, 1, 3, 5 and 6: class 3 has no sibling
 

@@ -1,0 +1,75 @@
+"""Fixtures that several test files need: tiny real files, made once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+
+# On tensors this small a second thread costs more than it brings, above all on a busy machine.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess:
+    """Run a top-level script as its users do; output is captured."""
+    command = [sys.executable, str(ROOT / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:
+    """Exit code 2 and one line on stderr that holds `words`."""
+    lines = [line for line in result.stderr.strip().splitlines() if "error:" in line]
+    assert result.returncode == 2, result.stderr
+    assert len(lines) == 1 and "Traceback" not in result.stderr, result.stderr
+    assert all(word in lines[0] for word in words), lines[0]
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory) -> Path:
+    """2 superclasses x 5 classes x 14 images of 16 px: every class is a bright bar at an angle of its own, with noise."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    yy, xx = np.mgrid[-1:1:16j, -1:1:16j]
+    for c in range(10):
+        folder = root / f"super{c // 5}" / f"class{c}"
+        folder.mkdir(parents=True)
+        angle = np.pi * c / 10
+        bar = np.exp(-((xx * np.sin(angle) - yy * np.cos(angle)) ** 2) * 20)
+        for i in range(14):
+            noisy = np.clip(bar[..., None] * [1, 0.5 + c // 5 / 2, 0.3] + rng.normal(0, 0.15, (16, 16, 3)), 0, 1)
+            Image.fromarray((noisy * 255).astype(np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory, image_folder) -> Path:
+    """The preprocessed image folder: 10 classes, 10 train and 4 test images each, 16 px, up to 5 shots, 2 trials."""
+    from preprocessing import Config, main
+
+    out = tmp_path_factory.mktemp("data") / "data"
+    return main(Config(dataset="folder", root=image_folder, out=out, image_size=16, test_per_class=4, max_shots=5,
+                       n_trials=2, novel_fraction=0.4))  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def extractor(tmp_path_factory, data) -> Path:
+    """A small Conv-4 trained for one epoch on `data`."""
+    from train_extractor import Config, main
+
+    out = tmp_path_factory.mktemp("extractor") / "extractor"
+    return main(Config(data=data, out=out, model="Conv4", width=0.25, epochs=2, batch_size=16, accelerator="cpu"))
+
+
+@pytest.fixture(scope="session")
+def features(tmp_path_factory, data, extractor) -> Path:
+    """Folder with train.h5 and test.h5 of `data` through `extractor`."""
+    from save_features import Config, main
+
+    return main(Config(extractor=extractor, data=data, out=tmp_path_factory.mktemp("features"), accelerator="cpu"))

@@ -1,0 +1,54 @@
+"""The whole chain as users run it, twice; the second run does no work."""
+
+import json
+
+from conftest import run_script
+
+
+def chain(root, image_folder) -> list[list]:
+    """The commands of the pipeline, each with its output last."""
+    data, first = root / "data", root / "conv4"
+    inputs = ["--train", first / "features" / "train.h5", "--test", first / "features" / "test.h5",
+              "--split", data / "split.json", "--draws", data / "draws.json", "--shots", "[1,5]"]  # fmt: skip
+    sgd = ["--sgd.n_steps", 60, "--sgd.batch_size", 40]
+    return [
+        ["preprocessing.py", "--dataset", "folder", "--root", image_folder, "--image_size", 16, "--test_per_class", 4,
+         "--max_shots", 5, "--n_trials", 2, "--novel_fraction", 0.4, "--out", data],
+        ["train_extractor.py", "--data", data, "--model", "Conv4", "--width", 0.25, "--epochs", 2, "--batch_size", 16,
+         "--loss", "sgm", "--accelerator", "cpu", "--out", first / "extractor"],
+        ["save_features.py", "--extractor", first / "extractor", "--data", data, "--accelerator", "cpu",
+         "--out", first / "features"],
+        ["make_quadruplet.py", "--features", first / "features" / "train.h5", "--split", data / "split.json",
+         "--n_clusters", 4, "--out", first / "quadruplets.h5"],
+        ["train_analogy_generator.py", "--quadruplets", first / "quadruplets.h5", "--n_steps", 50,
+         "--extractor", first / "extractor", "--out", first / "generator"],
+        ["low_shot.py", *inputs, *sgd, "--out", root / "results" / "plain.json"],
+        ["low_shot.py", *inputs, *sgd, "--generator", first / "generator", "--max_per_label", 5,
+         "--out", root / "results" / "generated.json"],
+        ["parse_results.py", "--results", root / "results", "--data", data,
+         "--features", first / "features" / "test.h5", "--out", root / "report"],
+    ]  # fmt: skip
+
+
+def contents(root) -> dict[str, tuple]:
+    files = [p for p in root.rglob("*") if p.is_file()]
+    return {str(p.relative_to(root)): (p.stat().st_mtime_ns, p.stat().st_size) for p in files}
+
+
+def test_whole_chain_twice(tmp_path, image_folder):
+    commands = chain(tmp_path / "out", image_folder)
+    for command in commands:
+        result = run_script(*command)
+        assert result.returncode == 0, (command, result.stderr[-2000:])
+        assert command[-1].exists()
+    assert "report.html" in result.stdout and "±" in result.stdout
+    before = contents(tmp_path / "out")
+    for command in commands:
+        result = run_script(*command)
+        assert result.returncode == 0, (command, result.stderr[-2000:])
+        assert "is there already" in result.stdout, (command, result.stdout)
+    assert contents(tmp_path / "out") == before
+
+    result = json.loads((tmp_path / "out" / "results" / "generated.json").read_text())
+    assert {(t["trial"], t["n_shot"]) for t in result["trials"]} == {(t, n) for t in (1, 2) for n in (1, 5)}
+    assert result["protocol"]["setup"] == "test" and result["provenance"]["wall_time_s"] > 0

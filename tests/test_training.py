@@ -1,0 +1,199 @@
+"""Training an extractor: resume, early stopping, several processes, non-finite losses, refused input."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, assert_refused, run_script
+
+import train_extractor
+from lowshot.artifacts import partial_path, read_json
+from lowshot.errors import InputError
+from lowshot.extractor_training import ExtractorTrainer
+from lowshot.training import learning_rate
+
+
+def config(data, out, **options):
+    defaults = {"model": "Conv4", "width": 0.25, "epochs": 3, "batch_size": 16, "accelerator": "cpu", "loss": "sgm"}
+    return train_extractor.Config(data=data, out=out, **(defaults | options))
+
+
+def weights(folder):
+    return torch.load(folder / "model.pt", weights_only=True)
+
+
+def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path, data, monkeypatch):
+    whole = weights(train_extractor.main(config(data, tmp_path / "whole")))
+    train_epoch = ExtractorTrainer._train_epoch
+
+    def killed_in_the_third(self, epoch):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return train_epoch(self, epoch)
+
+    monkeypatch.setattr(ExtractorTrainer, "_train_epoch", killed_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        train_extractor.main(config(data, tmp_path / "killed"))
+    assert not (tmp_path / "killed").exists() and (tmp_path / "killed.partial" / "checkpoint.pt").exists()
+    monkeypatch.undo()
+    resumed = weights(train_extractor.main(config(data, tmp_path / "killed")))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
+    assert not (tmp_path / "killed" / "checkpoint.pt").exists()
+
+
+def test_an_unfinished_run_with_other_settings_is_not_continued(tmp_path, data, extractor):
+    partial = partial_path(tmp_path / "out")
+    shutil.copytree(extractor, partial)
+    with pytest.raises(InputError, match="unfinished run"):
+        train_extractor.main(config(data, tmp_path / "out"))
+
+
+def test_non_finite_loss_stops_with_the_step_and_keeps_the_checkpoint(tmp_path, data, monkeypatch):
+    step, calls = ExtractorTrainer._step, []
+
+    def breaks_late(self, batch, labels):
+        calls.append(1)
+        return (float("nan"), batch) if len(calls) == 6 else step(self, batch, labels)
+
+    monkeypatch.setattr(ExtractorTrainer, "_step", breaks_late)
+    with pytest.raises(InputError, match=r"loss is nan at step 5.*checkpoint\.pt"):
+        train_extractor.main(config(data, tmp_path / "out"))
+    assert (tmp_path / "out.partial" / "checkpoint.pt").exists() and not (tmp_path / "out").exists()
+
+
+def test_diverging_training_is_such_a_case(tmp_path, data):
+    result = run_script("train_extractor.py", "--data", data, "--out", tmp_path / "out", "--model", "Conv4",
+                        "--lr", "1e30", "--batch_size", 16, "--accelerator", "cpu")  # fmt: skip
+    assert_refused(result, "loss is", "step")
+
+
+def test_early_stopping_keeps_the_best_weights(tmp_path, data, monkeypatch):
+    losses = iter([3.0, 1.0, 2.0, 2.5, 9.0])
+    states = []
+
+    def scripted(self):
+        states.append({name: value.clone() for name, value in self.model.state_dict().items()})
+        return {"held_loss": next(losses)}
+
+    monkeypatch.setattr(ExtractorTrainer, "_evaluate", scripted)
+    out = train_extractor.main(config(data, tmp_path / "out", epochs=9, holdout=0.2, patience=2))
+    assert len(states) == 4
+    assert all(torch.equal(value, states[1][name]) for name, value in weights(out).items())
+
+
+def test_held_out_images_are_not_trained_on(tmp_path, data):
+    chosen = config(data, tmp_path / "out", holdout=0.25)
+    images, split = train_extractor.read_images(data / "images.h5"), train_extractor.read_split(data / "split.json")
+    train_rows, held_rows = train_extractor.choose_rows(chosen, images, split)
+    assert not set(train_rows) & set(held_rows)
+    assert len(held_rows) == round(0.25 * (len(train_rows) + len(held_rows)))
+    both = np.concatenate([train_rows, held_rows])
+    assert set(images.labels[both]) == set(split.base_classes) and not images.is_test[both].any()
+
+
+WORKER = """
+import sys, numpy as np, torch
+from pathlib import Path
+from lightning_fabric import Fabric
+from lowshot.backbones import Extractor, ModelConfig
+from lowshot.datasets.images import read_images
+from lowshot.extractor_training import ExtractorTrainer, TrainingSettings
+from lowshot.training import TrainingRun
+
+fabric = Fabric(accelerator="cpu", devices=int(sys.argv[2]))
+fabric.launch()
+torch.manual_seed(0)
+model = Extractor(ModelConfig("Conv4", 10, 3, 16, width=0.25))
+for i, layer in enumerate(model.trunk):
+    if isinstance(layer, torch.nn.BatchNorm2d):
+        model.trunk[i] = torch.nn.Identity()
+images, out = read_images(Path(sys.argv[1]) / "images.h5"), Path(sys.argv[3])
+out.mkdir(exist_ok=True)
+settings = TrainingSettings(loss="batchsgm", loss_weight=5.0, epochs=2, batch_size=20, lr=0.05)
+run = TrainingRun(out, writes=fabric.is_global_zero)
+ExtractorTrainer(settings, fabric, run, model, images, images.rows(False), np.empty(0, int)).fit()
+if fabric.is_global_zero:
+    torch.save(model.state_dict(), out / "model.pt")
+"""
+
+
+def test_two_processes_train_as_one(tmp_path, data):
+    """Batch-SGM is no mean over examples: its gradient must be averaged over processes before the norm is taken.
+
+    Without batch norm, whose statistics are each process's own, the weights agree to rounding.
+    """
+    (tmp_path / "worker.py").write_text(WORKER)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for n in (1, 2):
+        command = [sys.executable, tmp_path / "worker.py", data, str(n), tmp_path / f"{n}"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+    one, two = (weights(tmp_path / n) for n in ("1", "2"))
+    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
+
+
+def test_two_processes_from_the_command_line(tmp_path, data):
+    result = run_script("train_extractor.py", "--data", data, "--model", "Conv4", "--width", 0.25, "--epochs", 2,
+                        "--batch_size", 20, "--accelerator", "cpu", "--out", tmp_path / "two", "--devices", 2)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert len((tmp_path / "two" / "log.jsonl").read_text().splitlines()) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["two"]
+
+
+def test_a_model_of_the_folder_rebuilds_it(extractor):
+    content = read_json(extractor / "config.json")
+    assert content["schema"] == "lowshot-extractor-1" and content["model"]["name"] == "Conv4"
+    assert set(content) == {"stage", "config", "inputs", "schema", "model"}
+
+
+def test_schedules():
+    published = [learning_rate(e, 90, 0.1, "step", 30, 0.1, 1, 0.01) for e in (0, 1, 29, 30, 89)]
+    assert published == pytest.approx([0.01, 0.1, 0.1, 0.01, 0.001])
+    cosine = [learning_rate(e, 10, 0.2, "cosine", 30, 0.1, 0, 0.01) for e in (0, 5, 10)]
+    assert cosine == pytest.approx([0.2, 0.1, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--modle", "Conv4"], ["unrecognized", "modle"]),
+        (["--lr", "-1"], ["lr"]),
+        (["--model", "ResNet11"], ["model"]),
+        (["--patience", "3"], ["patience", "holdout"]),
+    ],
+)
+def test_bad_settings_are_one_line(tmp_path, data, arguments, words):
+    assert_refused(run_script("train_extractor.py", "--data", data, "--out", tmp_path / "out", *arguments), *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_key_in_a_config_file(tmp_path, data):
+    (tmp_path / "c.yaml").write_text("epochs: 1\nlearning_rate: 0.1\n")
+    result = run_script("train_extractor.py", "--config", tmp_path / "c.yaml", "--data", data, "--out", tmp_path / "x")
+    assert_refused(result, "learning_rate")
+
+
+def test_every_recipe_config_is_accepted():
+    """A file under configs/ sets only options that its stage has, to values that it takes."""
+    import importlib
+
+    from jsonargparse import ArgumentParser
+
+    files = sorted((ROOT / "configs").glob("*/*.yaml"))
+    assert files
+    for file in files:
+        stage = importlib.import_module(file.stem.split("-")[0])
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(stage.Config)
+        parser.add_argument("--config", action="config")
+        required = ["--data", "--out", "--features", "--split", "--quadruplets", "--train", "--test", "--draws"]
+        have = {f"--{name}" for name in stage.Config.__dataclass_fields__}
+        given = [word for name in required if name in have for word in (name, "x")]
+        assert parser.parse_args([*given, "--config", str(file)]), file
