@@ -38,11 +38,11 @@ class Config:
     out: Path
     """The quadruplets file to write."""
     rule: RuleName = "hariharan2017"
-    """hariharan2017 (100 clusters, 20 iterations, lengths + 1e-5) or ghosted2018 (10 clusters, 300 iterations, best of 10)."""
+    """hariharan2017 (100 clusters, 20 iterations, lengths + 1e-5) or ghosted2018 (10 clusters, 300 iterations x 10)."""
     n_clusters: TwoOrMore | None = None
     """Clusters per base class; the rule's own number unless given."""
     kmeans: KMeans = "faiss"
-    """faiss, or the published variant (unit-norm starts; clusters without a member so far are re-seeded; no restarts)."""
+    """faiss, or the published variant (unit-norm starts, re-seeds clusters without a member so far, no restarts)."""
     scope: Scope = "global"
     """Where partners are looked for: in all other base classes, or in those of the same superclass."""
     seed: NonNegativeInt = 0

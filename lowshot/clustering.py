@@ -66,10 +66,10 @@ def faiss_kmeans(
 def published_kmeans(points: np.ndarray, n_clusters: int, n_iterations: int, random: np.random.Generator) -> np.ndarray:
     """The k-means of the published code, whose authors found that the variant mattered.
 
-    `points` float32 (n, D) to centroids float32 (n_clusters, D), computed in float64. Starts from random unit vectors. After
-    each step, a centroid that has not had a member in *any* step so far moves onto a random point (drawn independently,
-    so two may coincide); one that lost its members stays where it is. No test of convergence and no restarts. Ties go
-    to the lowest cluster number.
+    `points` float32 (n, D) to centroids float32 (n_clusters, D), computed in float64. Starts from random unit vectors.
+    After each step, a centroid that has not had a member in *any* step so far moves onto a random point (drawn
+    independently, so two may coincide); one that lost its members stays where it is. No test of convergence and no
+    restarts. Ties go to the lowest cluster number.
     """
     data = torch.from_numpy(np.asarray(points, np.float64))
     start = random.standard_normal((n_clusters, data.shape[1]))

@@ -1,8 +1,8 @@
 """Analogies a : b :: c : d between the centroids of two classes, mined exactly.
 
-For every ordered pair (a, b) of centroids of a class, the pair (c, d) of another class whose difference is best aligned
-with it is its partner (Hariharan & Girshick, ICCV 2017; the CIFAR-100 rule of 2018 differs in constants only). The direct
-way forms all K^2 differences of each class and multiplies them class by class. Here the search forms no difference:
+For every ordered pair (a, b) of centroids of a class, the pair (c, d) of another class whose difference is best
+aligned with it is its partner (Hariharan & Girshick, ICCV 2017; the CIFAR-100 rule of 2018 differs in constants only).
+The direct way forms all K^2 differences of each class and multiplies them class by class. Here the search forms none:
 
 * (a_I - a_J) . (b_x - b_y) = E[x] - E[y] with E[x] = G[x, I] - G[x, J] and G = B A^T, one K x K product per class pair.
   Centroids are centred per class first (differences do not change), which keeps float32 accurate.
@@ -41,7 +41,7 @@ TIE = 1e-12  # scores closer than this are one score; the first class, then the 
 
 @dataclass(frozen=True)
 class Rule:
-    """Constants of a published selection rule; `epsilon` is added to the length of a difference before dividing by it."""
+    """Constants of a published selection rule; `epsilon` is added to the length of a difference before dividing."""
 
     n_clusters: int
     n_iterations: int
@@ -57,8 +57,8 @@ class Quadruplets:
     """What quadruplets.h5 holds.
 
     `centroids` float32 (B, K, D) of the classes `labels` int64 (B,); `numbers` int32 (M, 4): rows a, b, c, d of the
-    flattened centroids (B * K, D) with a - b aligned with c - d; `scores` float32 (M,); `extractor` is the digest of what
-    made the features, if known.
+    flattened centroids (B * K, D) with a - b aligned with c - d; `scores` float32 (M,); `extractor` is the digest of
+    what made the features, if known.
     """
 
     centroids: np.ndarray
@@ -169,7 +169,7 @@ def _mine_class(classes: _Classes, a: int, partners: np.ndarray, n_threads: int)
 
 
 def _padded_pairs(n_clusters: int) -> np.ndarray:
-    """All I < J as int64 (2, P), P filled up to a multiple of LANES with the last centroid twice: a difference of zero."""
+    """All I < J as int64 (2, P), P filled up to a multiple of LANES with the last centroid twice: no difference."""
     pairs = np.stack(np.triu_indices(n_clusters, 1))
     return np.pad(pairs, ((0, 0), (0, -pairs.shape[1] % LANES)), constant_values=n_clusters - 1)
 
@@ -250,7 +250,7 @@ def _search_block(a, b, start, error, classes, state, differences, ranges):
 
 @_compiled(inline="always")
 def _n_within_reach(here, high, low, new_high, new_low, error, weight, goal):
-    """In how many lanes row x (`here`) may reach `goal` with a later row; then the range of those rows takes in row x."""
+    """In how many lanes row `here` may reach `goal` with a later row; the range of those rows then takes in `here`."""
     count = np.int32(0)
     for lane in range(len(here)):
         value, top, bottom = here[lane], high[lane], low[lane]

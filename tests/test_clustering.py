@@ -52,7 +52,7 @@ def test_published_never_reseeds_a_cluster_that_lost_its_members():
 
 
 def test_published_keeps_reseeding_a_cluster_that_never_wins_a_tie():
-    # The third cluster moves onto (0, 1), where the second stands; ties go to the lower number, so it stays without members.
+    # The third cluster moves onto (0, 1), where the second stands, and ties go to the lower number.
     points = np.array([[4.0, 0], [6, 0], [0, 1]])
     random = ScriptedRandom([[1, 0], [0, 1], [-1, 0]], seeds=[2, 2, 0])
     assert published_kmeans(points, 3, 3, random).tolist() == [[5, 0], [0, 1], [4, 0]]
