@@ -3,8 +3,11 @@
 Reads   EXTRACTOR/ (train_extractor.py), DATA/images.h5
 Writes  OUT/train.h5 and OUT/test.h5 in the published layout: all_feats, all_labels, count
 
-python save_features.py --extractor outputs/cifar100/resnet10_sgm/extractor --data outputs/cifar100/data --out outputs/cifar100/resnet10_sgm/features
-python save_features.py --extractor outputs/glyphs/try/extractor --data outputs/glyphs/data --out outputs/glyphs/try/features   (CPU, seconds)
+python save_features.py --extractor outputs/cifar100/resnet10_sgm/extractor --data outputs/cifar100/data \\
+    --out outputs/cifar100/resnet10_sgm/features
+CPU, seconds:
+python save_features.py --extractor outputs/glyphs/conv4_sgm/extractor --data outputs/glyphs/data \\
+    --out outputs/glyphs/try/features
 """
 
 from dataclasses import dataclass
@@ -68,8 +71,11 @@ def main(config: Config) -> Path:
 
 def check_images(images: Images, model: Extractor, config: Config) -> None:
     """InputError if the extractor was trained on images of another form."""
-    for what, own, other in (("channels", images.n_channels, model.config.n_channels),
-                             ("pixels a side", images.size or model.config.image_size, model.config.image_size)):  # fmt: skip
+    size = model.config.image_size
+    for what, own, other in (
+        ("channels", images.n_channels, model.config.n_channels),
+        ("pixels a side", images.size or size, size),
+    ):
         if own != other:
             raise InputError(
                 f"{config.data}/images.h5: images of {own} {what}, but {config.extractor} was trained on {other}"

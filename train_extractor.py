@@ -46,7 +46,7 @@ class Config(TrainingSettings):
     image_size: PositiveInt = 224
     """side in pixels that images on disk are cut to; stored pixels keep theirs"""
     weights: Path | None = None
-    """start from a model.pt, a released .tar checkpoint or torchvision's VGG-16; with --epochs 0 it is only converted"""
+    """start from a model.pt, a released .tar checkpoint or torchvision's VGG-16; --epochs 0 only converts it"""
     accelerator: str = "auto"
     """where to train: auto, cpu, cuda, ..."""
     devices: PositiveInt = 1

@@ -63,7 +63,7 @@ class SimpleBlock(nn.Module):
 
 
 class BottleneckBlock(nn.Module):
-    """1x1, 3x3 (with a bias, as released) and 1x1 convolutions; the projecting shortcut has no batch norm (spec 2.3)."""
+    """1x1, 3x3 (with a bias, as released) and 1x1 convolutions; the projection has no batch norm (spec 2.3)."""
 
     def __init__(self, n_in: int, n_out: int, stride: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Training an image network on labelled images: one loop over epochs for every loss, optimiser and number of processes."""
+"""Training an image network on labelled images: one loop for every loss, optimiser and number of processes."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -66,9 +66,9 @@ class TrainingSettings:
 class ExtractorTrainer:
     """Trains `model` on `images[train_rows]` and watches `images[held_rows]`.
 
-    Each epoch's order and augmentation depend on (seed, epoch) only, and a checkpoint is kept after each epoch: a killed
-    run ends up with the weights of an uninterrupted one. With several processes each takes every n-th image of a batch;
-    batch norm sees the process's own images.
+    Each epoch's order and augmentation depend on (seed, epoch) only, and a checkpoint is kept after each epoch: a
+    killed run ends up with the weights of an uninterrupted one. With several processes each takes every n-th image of a
+    batch; batch norm sees the process's own images.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class ExtractorTrainer:
         self.progress = {"epoch": 0, "best_loss": float("inf"), "best_epoch": -1, "best_state": None}
 
     def fit(self) -> Extractor:
-        """All epochs, from the last checkpoint if there is one; returns the final (or with patience the best) network."""
+        """All epochs, from the last checkpoint if there is one; returns the final (with patience: best) network."""
         if checkpoint := self.run.resume():
             self.model.load_state_dict(checkpoint["model"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])

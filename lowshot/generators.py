@@ -174,6 +174,6 @@ class Hallucinator:
 
     @torch.inference_mode()
     def _generate(self, seeds: Tensor, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        out = [self.model(seeds[i : i + _CHUNK], self.pool.vectors[starts[i : i + _CHUNK]], self.pool.vectors[ends[i : i + _CHUNK]])
-               for i in range(0, len(seeds), _CHUNK)]  # fmt: skip
-        return torch.cat(out).numpy()
+        vectors = self.pool.vectors
+        chunks = [slice(i, i + _CHUNK) for i in range(0, len(seeds), _CHUNK)]
+        return torch.cat([self.model(seeds[c], vectors[starts[c]], vectors[ends[c]]) for c in chunks]).numpy()

@@ -33,7 +33,7 @@ def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory) -> Path:
-    """2 superclasses x 5 classes x 14 images of 16 px: every class is a bright bar at an angle of its own, with noise."""
+    """2 superclasses x 5 classes x 14 images of 16 px: each class a bar at an angle of its own, with noise."""
     root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     yy, xx = np.mgrid[-1:1:16j, -1:1:16j]

@@ -5,8 +5,19 @@ import torch
 
 from lowshot.augmentation import Augmentation
 
-EVERYTHING = Augmentation(flip=True, shift_pixels=2, crop_pixels=2, rotate_degrees=30, scale=0.15, translate=0.15,
-                          shear_degrees=12, affine_probability=0.5, border="reflection", blur_sigma=0.5, jitter=0.4)  # fmt: skip
+EVERYTHING = Augmentation(
+    flip=True,
+    shift_pixels=2,
+    crop_pixels=2,
+    rotate_degrees=30,
+    scale=0.15,
+    translate=0.15,
+    shear_degrees=12,
+    affine_probability=0.5,
+    border="reflection",
+    blur_sigma=0.5,
+    jitter=0.4,
+)
 
 
 def images(n=6, channels=3):

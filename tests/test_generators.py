@@ -12,6 +12,7 @@ from conftest import assert_refused, run_script
 import train_analogy_generator as stage
 from lowshot.errors import InputError
 from lowshot.features import Features
+from lowshot.generator_training import RULES, GeneratorTrainer
 from lowshot.generators import AnalogyGenerator, Hallucinator, load_generator, save_generator
 from lowshot.protocol import Split
 from lowshot.training import TrainingRun
@@ -167,7 +168,8 @@ def test_each_paper_predicts_its_own_member(rule, inputs, target):
     seen = {}
     model.forward = lambda *given: seen.setdefault("given", given)[0]
     critic = torch.nn.Linear(4, 10)
-    mse, cross_entropy = stage.losses(stage.RECIPES[rule], model, critic, quadruplet)
+    trainer = GeneratorTrainer(RULES[rule], 10.0, 0, None, model, critic, quadruplet)
+    mse, cross_entropy = trainer.losses(quadruplet)
     flat = model.centroids.flatten(0, 1)
     members = [flat[i] for i in quadruplet[0]]
     assert all(torch.equal(seen["given"][i][0], members[column]) for i, column in enumerate(inputs))
@@ -180,7 +182,7 @@ def test_each_paper_predicts_its_own_member(rule, inputs, target):
 def test_critic_of_the_centroids_knows_them(tmp_path):
     config = stage.Config(write_quadruplets(tmp_path / "q.h5"), tmp_path / "g")
     centroids, labels, _ = stage.read_quadruplets(config)
-    critic = stage.build_critic(config, centroids * 20, labels)
+    critic = stage.build_critic(config, {}, centroids * 20, labels)
     predicted = critic(torch.from_numpy(centroids * 20).view(-1, 4)).argmax(1)
     assert (predicted == torch.arange(4).repeat_interleave(3)).float().mean() > 0.9
 

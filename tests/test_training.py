@@ -116,7 +116,7 @@ for i, layer in enumerate(model.trunk):
         model.trunk[i] = torch.nn.Identity()
 images, out = read_images(Path(sys.argv[1]) / "images.h5"), Path(sys.argv[3])
 out.mkdir(exist_ok=True)
-settings = TrainingSettings(loss="batchsgm", loss_weight=5.0, epochs=2, batch_size=20, lr=0.05)
+settings = TrainingSettings(loss="batchsgm", loss_weight=1.0, epochs=2, batch_size=20, lr=0.005)
 run = TrainingRun(out, writes=fabric.is_global_zero)
 ExtractorTrainer(settings, fabric, run, model, images, images.rows(False), np.empty(0, int)).fit()
 if fabric.is_global_zero:
@@ -136,12 +136,12 @@ def test_two_processes_train_as_one(tmp_path, data):
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
     one, two = (weights(tmp_path / n) for n in ("1", "2"))
-    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
+    assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
 
 
 def test_two_processes_from_the_command_line(tmp_path, data):
-    result = run_script("train_extractor.py", "--data", data, "--model", "Conv4", "--width", 0.25, "--epochs", 2,
-                        "--batch_size", 20, "--accelerator", "cpu", "--out", tmp_path / "two", "--devices", 2)  # fmt: skip
+    options = ["--model", "Conv4", "--width", 0.25, "--epochs", 2, "--batch_size", 20, "--accelerator", "cpu"]
+    result = run_script("train_extractor.py", "--data", data, *options, "--out", tmp_path / "two", "--devices", 2)
     assert result.returncode == 0, result.stderr
     assert len((tmp_path / "two" / "log.jsonl").read_text().splitlines()) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["two"]
