@@ -18,12 +18,13 @@ import torch
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import nn
 
-from lowshot.artifacts import is_done, open_h5, read_recipe, recipe, require_datasets
+from lowshot.artifacts import is_done, recipe
 from lowshot.backbones import load_extractor
 from lowshot.cli import run
 from lowshot.errors import InputError
 from lowshot.generator_training import GeneratorTrainer, RuleName, chosen_rule, fit_critic
 from lowshot.generators import AnalogyGenerator, save_generator
+from lowshot.quadruplets import Quadruplets, read_quadruplets
 from lowshot.runtime import pick_device
 from lowshot.training import training_run
 
@@ -58,54 +59,45 @@ class Config:
 
 def main(config: Config) -> Path:
     """Train and return the folder written."""
-    centroids, labels, quadruplets = read_quadruplets(config)
-    made_from = recipe(
-        "train_analogy_generator", config, {"quadruplets": config.quadruplets, "critic": config.extractor}
-    )
-    mined_from = read_recipe(config.quadruplets)
-    if mined_from and "extractor" in mined_from["inputs"]:
-        made_from["inputs"]["extractor"] = mined_from["inputs"]["extractor"]
+    mined = read_quadruplets(config.quadruplets)
+    chosen = torch.from_numpy(choose_quadruplets(config, mined))
+    inputs = {"quadruplets": config.quadruplets, "critic": config.extractor}
+    made_from = recipe("train_analogy_generator", config, inputs)
+    if mined.extractor:
+        made_from["inputs"]["extractor"] = mined.extractor
     torch.manual_seed(config.seed)
-    critic = build_critic(config, made_from["inputs"], centroids, labels)
+    critic = build_critic(config, made_from["inputs"], mined)
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     device = pick_device()
     rule = chosen_rule(config.rule, config.lr, config.n_steps, config.batch_size)
-    model = build_generator(config, centroids, labels).to(device)
-    chosen = torch.from_numpy(quadruplets).to(device)
+    model = build_generator(config, mined).to(device)
     with training_run(config.out, made_from, config.overwrite) as training:
-        trainer = GeneratorTrainer(rule, config.mse_weight, config.seed, training, model, critic.to(device), chosen)
+        trainer = GeneratorTrainer(
+            rule, config.mse_weight, config.seed, training, model, critic.to(device), chosen.to(device)
+        )
         save_generator(training.folder, trainer.fit().cpu(), made_from)
     print(f"train_analogy_generator: wrote {config.out}")
     return config.out
 
 
-def read_quadruplets(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(centroids (B, K, D), their classes (B,), quadruplets (M, 4) of flat centroid numbers above `min_score`)."""
-    where = config.quadruplets
-    with open_h5(where) as file:
-        names = ["centroids", "centroid_labels", "quadruplets", "scores"]
-        require_datasets(file, names)
-        centroids, labels, quadruplets, scores = (file[name][:] for name in names)
-    quadruplets = quadruplets[scores > config.min_score].astype(np.int64)
-    if len(quadruplets) == 0:
-        raise InputError(f"{where}: no quadruplet scores above {config.min_score}")
-    if not np.isfinite(centroids).all():
-        raise InputError(f"{where}: centroids hold NaN or infinity")
-    if quadruplets.min() < 0 or quadruplets.max() >= centroids.shape[0] * centroids.shape[1]:
-        raise InputError(f"{where}: a quadruplet names a centroid that is not there")
-    return centroids, labels.astype(np.int64), quadruplets
+def choose_quadruplets(config: Config, mined: Quadruplets) -> np.ndarray:
+    """The quadruplets int64 (M, 4) that score above `min_score`."""
+    chosen = mined.numbers[mined.scores > config.min_score].astype(np.int64)
+    if len(chosen) == 0:
+        raise InputError(f"{config.quadruplets}: no quadruplet scores above {config.min_score}")
+    return chosen
 
 
-def build_critic(config: Config, inputs: dict[str, str], centroids: np.ndarray, labels: np.ndarray) -> nn.Module:
+def build_critic(config: Config, inputs: dict[str, str], mined: Quadruplets) -> nn.Module:
     """The frozen classifier (N, D) -> (N, classes): the extractor's own, or one fitted to the centroids.
 
     Raises InputError if the extractor (digests in `inputs`) is not the one that the features come from.
     """
-    n_clusters, dim = centroids.shape[1:]
+    n_clusters, dim = mined.centroids.shape[1:]
     if config.extractor is None:
-        flat = torch.from_numpy(centroids.reshape(-1, dim))
-        return fit_critic(flat, torch.from_numpy(labels).repeat_interleave(n_clusters)).requires_grad_(False)
+        labels = torch.from_numpy(mined.labels).repeat_interleave(n_clusters)
+        return fit_critic(torch.from_numpy(mined.centroids.reshape(-1, dim)), labels).requires_grad_(False)
     extractor = load_extractor(config.extractor)
     if extractor.dim != dim:
         raise InputError(
@@ -116,12 +108,12 @@ def build_critic(config: Config, inputs: dict[str, str], centroids: np.ndarray, 
     return extractor.classifier.requires_grad_(False)
 
 
-def build_generator(config: Config, centroids: np.ndarray, labels: np.ndarray) -> AnalogyGenerator:
+def build_generator(config: Config, mined: Quadruplets) -> AnalogyGenerator:
     """A generator with fresh weights (the CIFAR system: N(0, 0.02), bias 0) that carries its centroids."""
-    n_classes, n_clusters, dim = centroids.shape
+    n_classes, n_clusters, dim = mined.centroids.shape
     model = AnalogyGenerator(dim, config.hidden, n_classes, n_clusters)
-    model.centroids.copy_(torch.from_numpy(centroids))
-    model.centroid_labels.copy_(torch.from_numpy(labels))
+    model.centroids.copy_(torch.from_numpy(mined.centroids))
+    model.centroid_labels.copy_(torch.from_numpy(mined.labels))
     if config.rule == "ghosted2018":
         for layer in model.layers[::2]:
             nn.init.normal_(layer.weight, std=0.02)

@@ -29,7 +29,7 @@ class TrainingRule:
     n_plateaus: int = 1
     """The rate is divided by 10 after each of so many equal parts."""
     holdout: float = 0.0
-    """Share of the quadruplets that is held out: the last ones, so (they stand by source class) other source classes."""
+    """Share of the quadruplets that is held out: the last ones, so (being sorted) of other source classes."""
     patience: int = 0
     """Passes without a better held-out loss after which training stops and the best weights are kept."""
 
@@ -74,7 +74,7 @@ class GeneratorTrainer:
         self.progress = {"step": 0, "best_loss": float("inf"), "best_step": 0, "best_state": None}
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
-        """Adam with beta1 0.5, or SGD whose dampening equals its momentum: it averages gradients, steps are of size lr."""
+        """Adam with beta1 0.5, or SGD whose dampening equals its momentum: it averages gradients and steps by lr."""
         rule, parameters = self.rule, self.model.parameters()
         if rule.optimizer == "adam":
             return torch.optim.Adam(parameters, rule.lr, betas=(0.5, 0.999), weight_decay=rule.weight_decay)

@@ -206,12 +206,13 @@ def _search(a, partners, gram, errors, classes, state, thread, n_threads):
     """Best partner of every n_threads-th block of source pairs of class a. Threads share nothing that they write."""
     n_clusters = gram.shape[1]
     differences = np.zeros((n_clusters + UNROLL, LANES), np.float32)
-    ranges = np.empty((3, 2, LANES), np.float32)
+    high = np.empty((2, LANES), np.float32)  # three arrays: as parts of one, the search takes half as long again
+    low, top = np.empty_like(high), np.empty_like(high)
     for b in partners:
         for start in range(thread * LANES, state.pairs.shape[1], n_threads * LANES):
             block = state.pairs[:, start : start + LANES]
             _fill_differences(gram[b], block[0], block[1], differences)
-            _search_block(a, b, start, errors[b], classes, state, differences, ranges)
+            _search_block(a, b, start, errors[b], classes, state, differences, high, low, top)
 
 
 @_compiled()
@@ -231,18 +232,18 @@ def _fill_differences(gram, first, second, differences):
 
 
 @_compiled()
-def _search_block(a, b, start, error, classes, state, differences, ranges):
+def _search_block(a, b, start, error, classes, state, differences, high, low, top):
     """Compare the LANES source pairs from number `start` on with all pairs (x, y > x) of class b."""
-    high, low, top = ranges
+    row_weights, weights = classes.row_weights[b], classes.weights[b]
     goal = state.threshold[start : start + LANES]
     last = classes.lengths.shape[1] - 1
     high[0], low[0] = differences[last], differences[last]
     for back in range(last):
         x, now, then = last - 1 - back, back % 2, 1 - back % 2
-        weight = classes.row_weights[b, x]
+        weight = row_weights[x]
         if _n_within_reach(differences[x], high[now], low[now], high[then], low[then], error, weight, goal) == 0:
             continue
-        turn = _row_maximum(differences, x, classes.weights[b, x], top)
+        turn = _row_maximum(differences, x, weights[x], top)
         for lane in range(LANES):
             if top[turn, lane] + error * weight >= goal[lane]:
                 _settle(a, b, start + lane, x, differences[:, lane], error, classes, state)
@@ -289,13 +290,13 @@ def _row_maximum(differences, x, weights, top):
 def _settle(a, b, pair, x, differences, error, classes, state):
     """Score in float64 the pairs (x, y > x) of class b that may be the best partner so far of source pair `pair`."""
     i, j = state.pairs[0, pair], state.pairs[1, pair]
-    winner = state.winners[pair]
-    for y in range(x + 1, classes.lengths.shape[1]):
-        reach = (abs(differences[x] - differences[y]) + error) * classes.weights[b, x, y]
-        if reach < state.threshold[pair] or classes.lengths[b, x, y] == 0:
+    winner, threshold = state.winners[pair], state.threshold[pair]
+    lengths, weights = classes.lengths[b, x], classes.weights[b, x]
+    for y in range(x + 1, len(lengths)):
+        if (abs(differences[x] - differences[y]) + error) * weights[y] < threshold or lengths[y] == 0:
             continue
         product = _exact_product(classes.centroids, a, i, j, b, x, y)
-        score = abs(product) / (classes.lengths[a, i, j] * classes.lengths[b, x, y])
+        score = abs(product) / (classes.lengths[a, i, j] * lengths[y])
         third, fourth = classes.order[b, x], classes.order[b, y]
         if product < 0:
             third, fourth = fourth, third
@@ -304,7 +305,8 @@ def _settle(a, b, pair, x, differences, error, classes, state):
         if score > state.best[pair] + TIE or (tied and earlier):
             state.best[pair] = max(score, state.best[pair])
             winner[0], winner[1], winner[2] = b, third, fourth
-            state.threshold[pair] = np.float32(state.best[pair] * classes.lengths[a, i, j])
+            threshold = np.float32(state.best[pair] * classes.lengths[a, i, j])
+    state.threshold[pair] = threshold
 
 
 @_compiled(fastmath={"reassoc", "contract"})
@@ -341,6 +343,8 @@ def read_quadruplets(path: Path) -> Quadruplets:
         raise InputError(
             f"{path}: shapes {centroids.shape}, {labels.shape}, {numbers.shape}, {scores.shape} do not fit together"
         )
+    if not np.isfinite(centroids).all():
+        raise InputError(f"{path}: centroids hold NaN or infinity")
     if len(numbers) == 0 or numbers.min() < 0 or numbers.max() >= centroids.shape[0] * centroids.shape[1]:
         raise InputError(
             f"{path}: has no quadruplets, or some past its {centroids.shape[0] * centroids.shape[1]} centroids"

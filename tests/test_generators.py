@@ -181,9 +181,9 @@ def test_each_paper_predicts_its_own_member(rule, inputs, target):
 
 def test_critic_of_the_centroids_knows_them(tmp_path):
     config = stage.Config(write_quadruplets(tmp_path / "q.h5"), tmp_path / "g")
-    centroids, labels, _ = stage.read_quadruplets(config)
-    critic = stage.build_critic(config, {}, centroids * 20, labels)
-    predicted = critic(torch.from_numpy(centroids * 20).view(-1, 4)).argmax(1)
+    mined = stage.read_quadruplets(config.quadruplets)
+    mined.centroids *= 20
+    predicted = stage.build_critic(config, {}, mined)(torch.from_numpy(mined.centroids).view(-1, 4)).argmax(1)
     assert (predicted == torch.arange(4).repeat_interleave(3)).float().mean() > 0.9
 
 
@@ -192,7 +192,7 @@ def test_critic_of_the_centroids_knows_them(tmp_path):
     [
         ({"scores": None}, "lacks the dataset 'scores'"),
         ({"centroids": np.full((4, 3, 4), np.nan, np.float32)}, "NaN"),
-        ({"quadruplets": np.full((40, 4), 12, np.int32)}, "centroid that is not there"),
+        ({"quadruplets": np.full((40, 4), 12, np.int32)}, "past its 12 centroids"),
         ({"scores": np.zeros(40, np.float32)}, "no quadruplet scores above"),
     ],
 )
