@@ -31,7 +31,7 @@ N_CLUSTERS, DIM, EPSILON = 100, 512, RULES["hariharan2017"].epsilon
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument(
-        "--imagenet", action="store_true", help="389 classes, without the direct way (about 7 hours there)"
+        "--imagenet", action="store_true", help="389 classes, without the direct way (days there)"
     )
     parser.add_argument("--kinds", nargs="+", default=["even", "skewed"], choices=["even", "skewed"])
     imagenet = (options := parser.parse_args()).imagenet
