@@ -91,8 +91,9 @@ class Ours:
 def print_ours(name: str, ours: Ours, plain: list[dict], plain_s: float) -> None:
     """A line of JSON, the differences of accuracies for every n, and a row of a Markdown table."""
     tflop = flop_a_step() * ours.n_steps / 1e12
-    print(json.dumps({"ours": name, "wall_s": round(ours.wall_s, 1), "cpu_s": round(ours.cpu_s),
-                      "tflop_estimate": round(tflop, 1), "gflop_per_s": round(1000 * tflop / ours.wall_s)}))  # fmt: skip
+    seconds = {"wall_s": round(ours.wall_s, 1), "cpu_s": round(ours.cpu_s)}
+    rate = {"tflop_estimate": round(tflop, 1), "gflop_per_s": round(1000 * tflop / ours.wall_s)}
+    print(json.dumps({"ours": name, **seconds, **rate}))
     largest = 0.0
     for n_shot in SHOTS:
         differences = compare(n_shot, plain, ours.trials)

@@ -30,9 +30,7 @@ N_CLUSTERS, DIM, EPSILON = 100, 512, RULES["hariharan2017"].epsilon
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument(
-        "--imagenet", action="store_true", help="389 classes, without the direct way (days there)"
-    )
+    parser.add_argument("--imagenet", action="store_true", help="389 classes, without the direct way (days there)")
     parser.add_argument("--kinds", nargs="+", default=["even", "skewed"], choices=["even", "skewed"])
     imagenet = (options := parser.parse_args()).imagenet
     mine(synthetic_centroids("even", 2, 4, 8), all_others(2), EPSILON, progress=False)

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from lowshot.datasets.images import Images, open_image, to_tensor
+from lowshot.errors import InputError
 from lowshot.seeds import torch_stream
 
 CropKey = tuple[int, int]
@@ -50,9 +51,17 @@ def batches(
     if images.pixels is not None:
         yield from (to_tensor(images.pixels[rows]) for rows in row_batches)
         return
-    dataset = _DecodedImages(images, image_size, crop)
-    yield from DataLoader(dataset, batch_sampler=[rows.tolist() for rows in row_batches], num_workers=num_workers,
-                          multiprocessing_context="forkserver" if num_workers else None)  # fmt: skip
+    loader = DataLoader(
+        _DecodedImages(images, image_size, crop),
+        batch_sampler=[rows.tolist() for rows in row_batches],
+        num_workers=num_workers,
+        multiprocessing_context="forkserver" if num_workers else None,
+    )
+    try:
+        yield from loader
+    except InputError as error:  # a worker's comes wrapped in the traceback of that process
+        message = str(error).strip().splitlines()[-1]
+        raise InputError(message.removeprefix(f"{InputError.__module__}.InputError: ")) from None
 
 
 def to_unit(images: Tensor, device: torch.device) -> Tensor:

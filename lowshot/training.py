@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,15 +24,14 @@ class TrainingRun:
 
     def __init__(self, folder: Path, writes: bool) -> None:
         self.folder, self.writes = folder, writes
-        self.log_file = folder / "log.jsonl"
+        self.log_file, self.checkpoint = folder / "log.jsonl", folder / "checkpoint.pt"
         self.events = SummaryWriter(str(folder / "tensorboard")) if writes else None
 
     def resume(self) -> dict | None:
         """The last checkpoint, or None at a first start. Log records that are later than it are dropped."""
-        path = self.folder / "checkpoint.pt"
-        if not path.exists():
+        if not self.checkpoint.exists():
             return None
-        checkpoint = load_state(path)
+        checkpoint = load_state(self.checkpoint)
         if self.writes and self.log_file.exists():
             records = [
                 line
@@ -46,7 +46,7 @@ class TrainingRun:
         if self.writes:
             partial = self.folder / "checkpoint.writing"
             torch.save({"step": step, **checkpoint}, partial)
-            partial.replace(self.folder / "checkpoint.pt")
+            partial.replace(self.checkpoint)
 
     def log(self, step: int, **values: float) -> None:
         """Append a record to log.jsonl and to the TensorBoard events."""
@@ -60,9 +60,8 @@ class TrainingRun:
     def check_finite(self, loss: float, step: int) -> None:
         """InputError that names the step if the loss is NaN or infinite; the checkpoint stays."""
         if not math.isfinite(loss):
-            raise InputError(
-                f"loss is {loss} at step {step}; the last good checkpoint is {self.folder / 'checkpoint.pt'}"
-            )
+            kept = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint.exists() else "no checkpoint yet"
+            raise InputError(f"loss is {loss} at step {step}; {kept}")
 
 
 @contextmanager
@@ -84,9 +83,15 @@ def training_run(out: Path, made_from: dict, overwrite: bool, writes: bool = Tru
         folder.mkdir(exist_ok=True)
         write_json(folder / "config.json", made_from)
         run = TrainingRun(folder, writes=True)
-        yield run
-        run.events.close()
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
+        try:
+            yield run
+        except BaseException:
+            if not run.checkpoint.exists():
+                shutil.rmtree(folder)  # nothing to go on from
+            raise
+        finally:
+            run.events.close()
+        run.checkpoint.unlink(missing_ok=True)
 
 
 def learning_rate(

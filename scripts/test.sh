@@ -3,4 +3,4 @@
 source "$(dirname "$0")/environment.sh"
 ruff format --check .
 ruff check .
-python -m pytest "$@"
+python -m pytest --numprocesses auto --maxprocesses 4 "$@"

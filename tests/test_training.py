@@ -13,8 +13,11 @@ from conftest import ROOT, assert_refused, run_script
 
 import train_extractor
 from lowshot.artifacts import partial_path, read_json
+from lowshot.augmentation import Augmentation
+from lowshot.datasets.images import Images
 from lowshot.errors import InputError
 from lowshot.extractor_training import ExtractorTrainer
+from lowshot.loading import batches
 from lowshot.training import learning_rate
 
 
@@ -68,10 +71,11 @@ def test_non_finite_loss_stops_with_the_step_and_keeps_the_checkpoint(tmp_path, 
     assert (tmp_path / "out.partial" / "checkpoint.pt").exists() and not (tmp_path / "out").exists()
 
 
-def test_diverging_training_is_such_a_case(tmp_path, data):
+def test_diverging_at_once_leaves_nothing(tmp_path, data):
     result = run_script("train_extractor.py", "--data", data, "--out", tmp_path / "out", "--model", "Conv4",
                         "--lr", "1e30", "--batch_size", 16, "--accelerator", "cpu")  # fmt: skip
-    assert_refused(result, "loss is", "step")
+    assert_refused(result, "loss is", "step", "no checkpoint yet")
+    assert not list(tmp_path.iterdir())
 
 
 def test_early_stopping_keeps_the_best_weights(tmp_path, data, monkeypatch):
@@ -178,6 +182,38 @@ def test_unknown_key_in_a_config_file(tmp_path, data):
     (tmp_path / "c.yaml").write_text("epochs: 1\nlearning_rate: 0.1\n")
     result = run_script("train_extractor.py", "--config", tmp_path / "c.yaml", "--data", data, "--out", tmp_path / "x")
     assert_refused(result, "learning_rate")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_images_on_disk_train_and_a_corrupt_one_is_named(tmp_path, image_folder, num_workers):
+    import preprocessing
+
+    root = tmp_path / "photos"
+    shutil.copytree(image_folder, root)
+    data = preprocessing.main(
+        preprocessing.Config(dataset="folder", root=root, out=tmp_path / "data", test_per_class=4, max_shots=5)
+    )
+    options = {"epochs": 1, "image_size": 16, "num_workers": num_workers, "augment": Augmentation(resized_crop=True)}
+    train_extractor.main(config(data, tmp_path / "whole", **options))
+    for image in sorted(root.rglob("*.png"))[::2]:
+        image.write_bytes(image.read_bytes()[:60])
+    with pytest.raises(InputError, match=r"^\S+class\d/\d+\.png: corrupt image"):
+        train_extractor.main(config(data, tmp_path / "broken", **options))
+    assert not list(tmp_path.glob("broken*"))
+
+
+def test_random_crops_do_not_depend_on_the_workers(image_folder):
+    paths = np.array(sorted(str(p.relative_to(image_folder)) for p in image_folder.rglob("*.png")))
+    images = Images(np.zeros(len(paths), int), np.zeros(len(paths), bool), paths=paths, root=image_folder)
+    parts = [np.arange(5), np.arange(5, 9)]
+    none, two = (torch.cat(list(batches(images, parts, 12, (0, 3), n))) for n in (0, 2))
+    assert torch.equal(none, two)
+    assert not torch.equal(none, torch.cat(list(batches(images, parts, 12, (0, 4)))))
+
+
+def test_mixed_precision_trains(tmp_path, data):
+    out = train_extractor.main(config(data, tmp_path / "out", precision="bf16-mixed", epochs=1))
+    assert all(value.dtype != torch.bfloat16 for value in weights(out).values())
 
 
 def test_every_recipe_config_is_accepted():
