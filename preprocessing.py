@@ -21,7 +21,7 @@ Small run on a CPU (seconds):
     python preprocessing.py --dataset glyphs --out outputs/glyphs/data
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -77,7 +77,9 @@ def main(config: Config) -> Path:
     """Read a data set and write its images, split and draws; returns the folder written."""
     source = _source(config)
     found = READERS[config.dataset].find(source)
-    made_from = recipe("preprocessing", replace(config, root=source.root), {}) | {"inputs": found.digests}
+    made_from = recipe("preprocessing", config, {}) | {"inputs": found.digests}
+    if config.dataset in ("folder", "imagenet") and config.image_size is None:
+        made_from["config"]["root"] = str(source.root.resolve())  # the images stay there
     if is_done(config.out, made_from, config.overwrite):
         return config.out
 

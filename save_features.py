@@ -64,7 +64,11 @@ def main(config: Config) -> Path:
         out = config.out / f"{name}.h5"
         if not is_done(out, made_from, config.overwrite):
             with writing(out, made_from, resumable=True) as partial:
-                extract(config, fabric, network, images, images.rows(test), partial, made_from)
+                try:
+                    extract(config, fabric, network, images, images.rows(test), partial, made_from)
+                except InputError:  # a killed run goes on from what it wrote, one with bad input does not
+                    partial.unlink(missing_ok=True)
+                    raise
             print(f"save_features: wrote {out}")
     return config.out
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
 from lowshot.artifacts import is_done, recipe
@@ -51,7 +51,7 @@ class Config:
     """width of the two hidden layers"""
     min_score: float = 0.0
     """leave out quadruplets whose cosine is not above this"""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """of initialisation and data order"""
     overwrite: bool = False
     """make it again even if it is there"""
@@ -105,6 +105,8 @@ def build_critic(config: Config, inputs: dict[str, str], mined: Quadruplets) -> 
         )
     if inputs["critic"] != inputs.get("extractor", inputs["critic"]):
         raise InputError(f"{config.extractor}: not the extractor that the features of {config.quadruplets} come from")
+    if extractor.config.n_classes <= mined.labels.max():
+        raise InputError(f"{config.extractor}: has no output for class {mined.labels.max()} of {config.quadruplets}")
     return extractor.classifier.requires_grad_(False)
 
 

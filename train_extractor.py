@@ -28,7 +28,7 @@ from lowshot.errors import InputError
 from lowshot.extractor_training import ExtractorTrainer, TrainingSettings
 from lowshot.protocol import Split, read_split
 from lowshot.seeds import stream
-from lowshot.training import training_run
+from lowshot.training import refuse_other_leftover, training_run
 
 
 @dataclass(kw_only=True)
@@ -63,10 +63,16 @@ def main(config: Config) -> Path:
     train_rows, held_rows = choose_rows(config, images, split)
     inputs = {"images": config.data / "images.h5", "split": config.data / "split.json", "weights": config.weights}
     made_from = recipe("train_extractor", config, inputs)
+    if config.devices > 1:  # batch norm sees the images of its own process
+        made_from["config"]["devices"] = config.devices
     if is_done(config.out, made_from, config.overwrite):
         return config.out
+    if not config.overwrite:
+        refuse_other_leftover(config.out, made_from)
     fabric = Fabric(accelerator=config.accelerator, devices=config.devices, precision=config.precision)
     fabric.launch()
+    if fabric.world_size < config.devices:
+        raise InputError(f"devices {config.devices}: the launcher started {fabric.world_size} process (SLURM: ntasks)")
     fabric.seed_everything(config.seed, verbose=False)
     model = build_model(config, images, split)
     with training_run(config.out, made_from, config.overwrite, writes=fabric.is_global_zero) as training:
@@ -93,6 +99,14 @@ def choose_rows(config: Config, images: Images, split: Split) -> tuple[np.ndarra
         raise InputError("patience needs a holdout above 0: early stopping watches the held-out loss")
     rows = stream(config.seed, "holdout").permutation(rows)
     n_held = round(config.holdout * len(rows))
+    if config.patience and n_held == 0:
+        raise InputError(f"holdout {config.holdout}: holds out none of {len(rows)} images, but patience needs some")
+    if min(config.batch_size, len(rows) - n_held) < 2 * config.devices:
+        raise InputError(
+            f"batch_size {config.batch_size}: each process needs two of {len(rows) - n_held} images a step"
+        )
+    if config.augment.resized_crop and images.pixels is not None:
+        raise InputError("augment.resized_crop: only for images on disk, these are stored pixels")
     return np.sort(rows[n_held:]), np.sort(rows[:n_held])
 
 

@@ -129,7 +129,7 @@ def writing(out: Path, made_from: dict | None = None, resumable: bool = False) -
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(out)
-    if partial.exists() and not (resumable and read_recipe(partial) == made_from):
+    if partial.exists() and not (resumable and partial_recipe(partial) == made_from):
         _remove(partial)
     try:
         yield partial
@@ -138,6 +138,14 @@ def writing(out: Path, made_from: dict | None = None, resumable: bool = False) -
             _remove(partial)
         raise
     publish(partial, out)
+
+
+def partial_recipe(partial: Path) -> dict | None:
+    """The recipe of an unfinished artifact; None too if it is not there or was cut off before it could say."""
+    try:
+        return read_recipe(partial) if partial.exists() else None
+    except InputError:
+        return None
 
 
 def partial_path(out: Path) -> Path:
@@ -226,8 +234,13 @@ class Provenance:
             "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
             "device": device,
             "wall_time_s": round(time.perf_counter() - self.start, 2),
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_memory_bytes": _peak_memory_bytes(),
         }
+
+
+def _peak_memory_bytes() -> int:
+    """Of this process; the system counts in bytes on macOS and in KiB elsewhere."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _commit() -> str | None:

@@ -6,7 +6,6 @@ once the `module.` prefix is gone (see `load_weights`). Every extractor takes im
 itself: what was trained on one scale cannot be run on another.
 """
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lowshot.artifacts import read_json
+from lowshot.artifacts import read_json, write_json
 from lowshot.errors import InputError
 
 ModelName = Literal["Conv4", "ResNet10", "ResNet18", "ResNet34", "ResNet50", "ResNet101", "VGG16BN"]
@@ -194,7 +193,7 @@ def save_extractor(folder: Path, model: Extractor, made_from: dict) -> None:
     """Write `model.pt` (a state dict) and the `config.json` that rebuilds the network."""
     torch.save(model.state_dict(), folder / "model.pt")
     content = {**made_from, "schema": "lowshot-extractor-1", "model": asdict(model.config)}
-    (folder / "config.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_json(folder / "config.json", content)
 
 
 def load_extractor(folder: Path) -> Extractor:
@@ -204,7 +203,7 @@ def load_extractor(folder: Path) -> Extractor:
         model = Extractor(ModelConfig(**content["model"]))
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder}/config.json: does not describe an extractor ({error})") from None
-    model.load_state_dict(load_state(Path(folder) / "model.pt"))
+    fill(model, Path(folder) / "model.pt")
     return model.eval()
 
 
@@ -216,6 +215,14 @@ def load_state(path: Path) -> dict:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # torch raises half a dozen kinds for a damaged or pickled file
         raise InputError(f"{path}: not a readable state dict ({str(error).splitlines()[0]})") from None
+
+
+def fill(model: nn.Module, path: Path) -> None:
+    """Load a state dict that must fit exactly; InputError otherwise."""
+    try:
+        model.load_state_dict(load_state(path))
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: does not fit the config.json beside it ({str(error).splitlines()[0]})") from None
 
 
 def load_weights(model: Extractor, path: Path) -> None:

@@ -57,7 +57,7 @@ class TrainingSettings:
     """stop after this many epochs without a better held-out loss and keep the best weights; 0 trains to the end"""
     augment: Augmentation = field(default_factory=Augmentation)
     """random changes of the training images"""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """of initialisation, data order and augmentation"""
     num_workers: NonNegativeInt = 4
     """processes that decode images on disk; stored pixels need none"""
@@ -91,6 +91,7 @@ class ExtractorTrainer:
         if checkpoint := self.run.resume():
             self.model.load_state_dict(checkpoint["model"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.fabric.strategy.precision.load_state_dict(checkpoint["precision"])
             self.progress = {name: checkpoint[name] for name in self.progress}
         while self.progress["epoch"] < self.settings.epochs and not self._out_of_patience():
             record = self._train_epoch(self.progress["epoch"])
@@ -99,7 +100,11 @@ class ExtractorTrainer:
             self._keep_best(record)
             self.progress["epoch"] += 1
             self.run.log(self.progress["epoch"], **record)
-            states = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+            states = {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "precision": self.fabric.strategy.precision.state_dict(),  # the loss scale of 16-mixed
+            }
             self.run.save(self.progress["epoch"], {**self.progress, **states})
         if self.progress["best_state"] is not None:
             self.model.load_state_dict(self.progress["best_state"])
@@ -158,7 +163,8 @@ class ExtractorTrainer:
         loss = total_loss(
             self.settings.loss, self.settings.loss_weight, scores, features, labels, self._average_over_processes
         )
-        value = loss.item()
+        # Over all processes: one that stopped alone would leave the others waiting.
+        value = self.fabric.all_reduce(loss.detach(), reduce_op="mean").item()
         if np.isfinite(value):
             self.optimizer.zero_grad()
             self.fabric.backward(loss)

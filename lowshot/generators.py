@@ -6,7 +6,6 @@ come from later: Hariharan & Girshick (ICCV 2017) predict b from (a, c, d) and u
 predicts d from (c, a, b) and uses pairs of raw features. The network's input is always (seed, from, to).
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lowshot.artifacts import read_json
-from lowshot.backbones import load_state
+from lowshot.artifacts import read_json, write_json
+from lowshot.backbones import fill
 from lowshot.errors import InputError
 from lowshot.features import Features
 from lowshot.protocol import Split
@@ -61,9 +60,7 @@ def save_generator(folder: Path, model: AnalogyGenerator, made_from: dict) -> No
         "n_centroid_classes": n_classes,
         "n_clusters": n_clusters,
     }
-    (folder / "config.json").write_text(
-        json.dumps({**made_from, "schema": "lowshot-generator-1", "model": shape}, indent=1) + "\n"
-    )
+    write_json(folder / "config.json", {**made_from, "schema": "lowshot-generator-1", "model": shape})
 
 
 def load_generator(folder: Path) -> tuple[AnalogyGenerator, str | None]:
@@ -73,8 +70,8 @@ def load_generator(folder: Path) -> tuple[AnalogyGenerator, str | None]:
         model = AnalogyGenerator(**content["model"])
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder}/config.json: does not describe a generator ({error})") from None
-    model.load_state_dict(load_state(Path(folder) / "model.pt"))
-    return model.eval(), content["inputs"].get("extractor")
+    fill(model, Path(folder) / "model.pt")
+    return model.eval(), content.get("inputs", {}).get("extractor")
 
 
 @dataclass
@@ -126,6 +123,10 @@ class Hallucinator:
             )
         if extractor and train.extractor and extractor != train.extractor:
             raise InputError(f"{generator_dir}: trained on features of another extractor than {train.path}")
+        if other := set(self.model.centroid_labels.tolist()) - set(split.base_classes):
+            raise InputError(
+                f"{generator_dir}: has centroids of class {min(other)}, which is no base class of this split"
+            )
         self.distinct = pairs == "features"
         self.pool = _feature_pool(train, split) if self.distinct else _centroid_pool(self.model)
         self.superclass_of = split.superclass_of if scope == "superclass" else [0] * split.n_classes

@@ -75,7 +75,7 @@ def make_split(
     superclass_of: list[int | None],
     seed: int,
     novel_classes: list[int] | None = None,
-    novel_fraction: float = 0.2,
+    novel_fraction: float = 0.4,
     novel_per_superclass: int = 0,
     halves: Literal["classes", "superclasses"] = "classes",
 ) -> Split:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from lowshot.artifacts import partial_path, read_recipe, write_json, writing
+from lowshot.artifacts import partial_path, partial_recipe, write_json, writing
 from lowshot.backbones import load_state
 from lowshot.errors import InputError
 
@@ -33,16 +33,15 @@ class TrainingRun:
             return None
         checkpoint = load_state(self.checkpoint)
         if self.writes and self.log_file.exists():
-            records = [
-                line
-                for line in self.log_file.read_text().splitlines()
-                if json.loads(line)["step"] <= checkpoint["step"]
-            ]
-            self.log_file.write_text("".join(line + "\n" for line in records))
+            lines = self.log_file.read_text().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("}\n")]  # a kill may have cut the last one
+            self.log_file.write_text("".join(line for line in whole if json.loads(line)["step"] <= checkpoint["step"]))
         return checkpoint
 
     def save(self, step: int, checkpoint: dict) -> None:
         """Replace the checkpoint in one step: a kill leaves either the old or the new one."""
+        if not all(value.isfinite().all() for value in checkpoint["model"].values()):
+            self.check_finite(math.nan, step)
         if self.writes:
             partial = self.folder / "checkpoint.writing"
             torch.save({"step": step, **checkpoint}, partial)
@@ -72,13 +71,11 @@ def training_run(out: Path, made_from: dict, overwrite: bool, writes: bool = Tru
     The block puts the finished model into `run.folder`. Only one process of several has `writes`; the others follow it.
     Raises InputError if an unfinished run of another recipe is there, unless `overwrite`.
     """
-    partial = partial_path(Path(out))
     if not writes:
-        yield TrainingRun(partial, writes=False)
+        yield TrainingRun(partial_path(Path(out)), writes=False)
         return
-    stored = read_recipe(partial) if partial.exists() else None
-    if stored not in (None, made_from) and not overwrite:
-        raise InputError(f"{partial}: an unfinished run with other inputs or settings; --overwrite true throws it away")
+    if not overwrite:
+        refuse_other_leftover(out, made_from)
     with writing(Path(out), made_from, resumable=True) as folder:
         folder.mkdir(exist_ok=True)
         write_json(folder / "config.json", made_from)
@@ -86,12 +83,19 @@ def training_run(out: Path, made_from: dict, overwrite: bool, writes: bool = Tru
         try:
             yield run
         except BaseException:
+            run.events.close()
             if not run.checkpoint.exists():
                 shutil.rmtree(folder)  # nothing to go on from
             raise
-        finally:
-            run.events.close()
+        run.events.close()
         run.checkpoint.unlink(missing_ok=True)
+
+
+def refuse_other_leftover(out: Path, made_from: dict) -> None:
+    """InputError if an unfinished run with other inputs or settings stands where `out` would be made."""
+    partial = partial_path(Path(out))
+    if partial_recipe(partial) not in (None, made_from):
+        raise InputError(f"{partial}: an unfinished run with other inputs or settings; --overwrite true throws it away")
 
 
 def learning_rate(

@@ -3,7 +3,11 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
+# (conda's own `base` is no environment for this)
+if [ -z "${VIRTUAL_ENV:-}" ] && [ "${CONDA_DEFAULT_ENV:-base}" = base ]; then
+  if [ ! -f .venv/ready ] && [ -n "${SLURM_JOB_ID:-}" ]; then
+    echo "make .venv before the job: bash scripts/environment.sh" >&2 && exit 2 # tasks of an array would each make it
+  fi
   if [ ! -f .venv/ready ]; then
     echo "making .venv from requirements-dev.txt (about 2 minutes, 7 GB)"
     rm -rf .venv

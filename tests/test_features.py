@@ -109,6 +109,24 @@ def test_images_of_another_form_are_refused(tmp_path, data, extractor, image_fol
     assert not (tmp_path / "f").exists()
 
 
+def test_a_corrupt_image_leaves_nothing(tmp_path, image_folder):
+    import shutil
+
+    import preprocessing
+    import train_extractor
+
+    root = tmp_path / "photos"
+    shutil.copytree(image_folder, root)
+    options = {"dataset": "folder", "root": root, "test_per_class": 4, "max_shots": 5}
+    data = preprocessing.main(preprocessing.Config(out=tmp_path / "data", **options))
+    small = {"model": "Conv4", "width": 0.25, "epochs": 0, "image_size": 16, "accelerator": "cpu", "num_workers": 0}
+    extractor = train_extractor.main(train_extractor.Config(data=data, out=tmp_path / "extractor", **small))
+    (root / "super1" / "class7" / "3.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"class7/3\.png: corrupt image"):
+        save_features.main(save_features.Config(extractor, data, tmp_path / "features", 16, "cpu", num_workers=0))
+    assert not list((tmp_path / "features").glob("*.partial*"))
+
+
 def test_an_output_of_other_inputs_is_named(tmp_path, data, extractor, features):
     import shutil
 

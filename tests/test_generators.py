@@ -132,6 +132,19 @@ def test_features_of_another_dimension_or_extractor(generator):
     Hallucinator(generator, SPLIT, features(extractor=None), "centroids", "all")
 
 
+def test_a_generator_of_another_split_would_leak_novel_classes(generator):
+    split = Split("toy", list("abcdef"), [], [None] * 6, [0, 1, 2, 4], [3, 5], [0, 1], [3], [2, 4], [5])
+    with pytest.raises(InputError, match="centroids of class 3, which is no base class"):
+        Hallucinator(generator, split, features(), "centroids", "all")
+
+
+def test_a_folder_whose_parts_do_not_fit(generator):
+    content = (generator / "config.json").read_text()
+    (generator / "config.json").write_text(content.replace('"hidden": 8', '"hidden": 9'))
+    with pytest.raises(InputError, match=r"model\.pt: does not fit"):
+        load_generator(generator)
+
+
 @pytest.mark.parametrize("rule", ["hariharan2017", "ghosted2018"])
 def test_training_learns_and_resumes(tmp_path, rule, monkeypatch):
     quadruplets = write_quadruplets(tmp_path / "q.h5")

@@ -149,6 +149,48 @@ def test_two_processes_from_the_command_line(tmp_path, data):
     assert result.returncode == 0, result.stderr
     assert len((tmp_path / "two" / "log.jsonl").read_text().splitlines()) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["two"]
+    assert read_json(tmp_path / "two" / "config.json")["config"]["devices"] == 2
+
+
+def test_a_launcher_that_starts_too_few_processes(tmp_path, data, monkeypatch):
+    """As under SLURM with one task: Fabric then ignores `devices`."""
+    slurm = {"NTASKS": "1", "JOB_NAME": "x", "PROCID": "0", "LOCALID": "0", "NODEID": "0", "JOB_ID": "1"}
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    options = ["--model", "Conv4", "--accelerator", "cpu", "--devices", 2]
+    assert_refused(run_script("train_extractor.py", "--data", data, "--out", tmp_path / "out", *options), "1 process")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("cut", ["config.json", "log.jsonl"])
+def test_leftovers_that_were_cut_off_do_not_block(tmp_path, data, monkeypatch, cut):
+    monkeypatch.setattr(ExtractorTrainer, "_keep_best", lambda self, record: self.progress["epoch"] and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train_extractor.main(config(data, tmp_path / "out"))
+    monkeypatch.undo()
+    leftover = tmp_path / "out.partial" / cut
+    leftover.write_text(
+        leftover.read_text()[:-20] if cut == "config.json" else leftover.read_text() + '{"step": 2, "lo'
+    )
+    train_extractor.main(config(data, tmp_path / "out"))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
+
+
+def test_weights_that_diverge_in_the_last_step_are_not_kept(tmp_path, data, monkeypatch):
+    step = ExtractorTrainer._step
+
+    def spoils(self, batch, labels):
+        answer = step(self, batch, labels)
+        if self.progress["epoch"] == 1:
+            self.model.classifier.weight.data[0] = float("inf")
+        return 1.0, answer[1]
+
+    monkeypatch.setattr(ExtractorTrainer, "_step", spoils)
+    with pytest.raises(InputError, match="last good checkpoint"):
+        train_extractor.main(config(data, tmp_path / "out"))
+    state = torch.load(tmp_path / "out.partial" / "checkpoint.pt", weights_only=True)
+    assert state["epoch"] == 1 and state["model"]["classifier.weight"].isfinite().all()
 
 
 def test_a_model_of_the_folder_rebuilds_it(extractor):
@@ -171,6 +213,9 @@ def test_schedules():
         (["--lr", "-1"], ["lr"]),
         (["--model", "ResNet11"], ["model"]),
         (["--patience", "3"], ["patience", "holdout"]),
+        (["--seed", "-1"], ["seed"]),
+        (["--batch_size", "1"], ["batch_size 1", "two"]),
+        (["--augment.resized_crop", "true"], ["resized_crop", "stored pixels"]),
     ],
 )
 def test_bad_settings_are_one_line(tmp_path, data, arguments, words):

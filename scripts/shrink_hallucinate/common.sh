@@ -9,7 +9,7 @@ case $dataset in
 esac
 # A part of the recipe, e.g. in a cluster job: REPRESENTATIONS=resnet10_sgm bash scripts/shrink_hallucinate/2_train_extractors.sh imagenet
 representations=${REPRESENTATIONS:-$default}
-# Where the images are (downloads go there too): DATA_ROOT=/datasets/imagenet
-data_root=${DATA_ROOT:-data}
+# Where the images are: DATA_ROOT=/datasets/imagenet. Without it data/, where CIFAR-100 and Omniglot are downloaded to.
+data_root=${DATA_ROOT:+--root $DATA_ROOT}
 out=outputs/$dataset
 configs=configs/shrink_hallucinate

@@ -1,0 +1,77 @@
+"""Every command of every script is one that its stage accepts.
+
+The scripts run with a python that only writes down its arguments.
+"""
+
+import importlib
+import os
+import stat
+import subprocess
+
+import pytest
+from conftest import ROOT
+from jsonargparse import ArgumentParser
+
+SHRINK = [f"scripts/shrink_hallucinate/{p.name}" for p in sorted((ROOT / "scripts/shrink_hallucinate").glob("[1-7]_*"))]
+ANALOGY = [f"scripts/analogy_cifar100/{p.name}" for p in sorted((ROOT / "scripts/analogy_cifar100").glob("[1-7]_*"))]
+RUNS = [("scripts/quickstart.sh", "")]
+RUNS += [(script, dataset) for script in SHRINK for dataset in ("imagenet", "cifar100", "omniglot")]
+RUNS += [(script, size) for script in ANALOGY for size in ("two_cores", "paper")]
+
+STUB = """#!/bin/sh
+for word in "$@"; do printf '%s\\t' "$word"; done >> "$RECORD"
+echo >> "$RECORD"
+"""
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """Run a script with the stub as python; returns (the finished process, the commands it would have run)."""
+    stub = tmp_path / "bin" / "python"
+    stub.parent.mkdir()
+    stub.write_text(STUB)
+    stub.chmod(stub.stat().st_mode | stat.S_IEXEC)
+
+    def run(script, *arguments, **variables):
+        record = tmp_path / "record"
+        environment = os.environ | {"PATH": f"{stub.parent}:{os.environ['PATH']}", "VIRTUAL_ENV": str(tmp_path)}
+        environment |= {"RECORD": str(record)} | variables
+        command = ["bash", str(ROOT / script), *filter(None, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        lines = record.read_text().splitlines() if record.exists() else []
+        return done, [line.rstrip("\t").split("\t") for line in lines]
+
+    return run
+
+
+def parsed(command):
+    """The configuration that a command's stage would work with."""
+    stage = importlib.import_module(command[0].removesuffix(".py"))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(stage.Config)
+    return parser.parse_args(command[1:])
+
+
+@pytest.mark.parametrize(("script", "argument"), RUNS)
+def test_commands_are_accepted(recorded, monkeypatch, script, argument):
+    monkeypatch.chdir(ROOT)
+    done, commands = recorded(script, argument, WEIGHTS="vgg16.pth")
+    assert done.returncode == 0, done.stderr
+    assert commands
+    for command in commands:
+        parsed(command)
+
+
+def test_without_a_data_root_a_download_is_allowed(recorded):
+    script = "scripts/shrink_hallucinate/1_prepare.sh"
+    assert "--root" not in recorded(script, "cifar100")[1][-1]
+    command = recorded(script, "cifar100", DATA_ROOT="/images")[1][-1]
+    assert command[command.index("--root") + 1] == "/images"
+
+
+def test_bad_arguments_are_refused(recorded):
+    done, commands = recorded("scripts/shrink_hallucinate/1_prepare.sh", "mnist")
+    assert done.returncode == 2 and "usage" in done.stderr and not commands
+    done, commands = recorded("scripts/analogy_cifar100/2_train_extractor.sh", "paper")
+    assert done.returncode == 2 and "WEIGHTS" in done.stderr and not commands
