@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
 from lowshot.seeds import torch_stream
@@ -23,25 +24,25 @@ class Augmentation:
 
     flip: bool = False
     """mirror left to right with probability 1/2"""
-    shift_pixels: int = 0
+    shift_pixels: NonNegativeInt = 0
     """shift by up to this many pixels each way, the border filled (random crop of a padded image)"""
-    crop_pixels: int = 0
+    crop_pixels: NonNegativeInt = 0
     """cut 0 to this many pixels from each side and stretch back"""
-    rotate_degrees: float = 0.0
+    rotate_degrees: NonNegativeFloat = 0.0
     """rotate by up to this angle each way"""
-    scale: float = 0.0
+    scale: ClosedUnitInterval = 0.0
     """stretch width and height independently by a factor in 1 +- this"""
-    translate: float = 0.0
+    translate: ClosedUnitInterval = 0.0
     """shift by up to this share of the image each way"""
-    shear_degrees: float = 0.0
+    shear_degrees: NonNegativeFloat = 0.0
     """shear by up to this angle each way"""
-    affine_probability: float = 1.0
+    affine_probability: ClosedUnitInterval = 1.0
     """how often rotate, scale, translate and shear happen (all together)"""
     border: Literal["zeros", "border", "reflection"] = "zeros"
     """what fills the outside of a moved image"""
-    blur_sigma: float = 0.0
+    blur_sigma: ClosedUnitInterval = 0.0
     """Gaussian blur with a standard deviation between 0 and this many pixels (at most 1)"""
-    jitter: float = 0.0
+    jitter: ClosedUnitInterval = 0.0
     """brightness, contrast and colour, in this order, by factors in 1 +- this (the published ImageJitter)"""
     resized_crop: bool = False
     """images on disk: a random part of 8 to 100 % of the area, stretched to the image size"""

@@ -24,8 +24,8 @@ class _StageParser(ArgumentParser):
 def run(main: Callable, config_class: type, description: str | None) -> None:
     """Fill `config_class` from the command line (and `--config FILE`), call `main` with it, report errors.
 
-    `description` is the script's docstring, shown by --help. A missing package, a full disk or any other OSError is
-    reported in one line as well; every other exception is a defect of ours and keeps its traceback.
+    `description` is the script's docstring, shown by --help. A full disk or another OSError is reported in one line as
+    well; every other exception is a defect of ours and keeps its traceback.
     """
     warnings.filterwarnings("ignore", message=".*nested tensors.*")
     summary = (description or "").strip().split("\n\n")[0].replace("\n", " ")
