@@ -34,16 +34,16 @@ import torch
 from jsonargparse.typing import PositiveInt
 from torch.utils.data import DataLoader, Dataset
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lowshot.artifacts import write_json
+from lowshot.cli import run
+from lowshot.features import write_features
+from lowshot.metrics import six_accuracies, true_class_ranks
+from lowshot.protocol import Split, draws_to_json, make_draws, read_draws, read_split
+from lowshot.seeds import stream
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from lowshot.artifacts import write_json  # noqa: E402
-from lowshot.cli import run  # noqa: E402
-from lowshot.features import write_features  # noqa: E402
-from lowshot.metrics import six_accuracies, true_class_ranks  # noqa: E402
-from lowshot.protocol import Split, draws_to_json, make_draws, read_draws, read_split  # noqa: E402
-from lowshot.seeds import stream  # noqa: E402
-
 N_CLASSES, N_BASE, DIM, TRAIN_ROWS, TEST_ROWS = 100, 39, 512, 500, 100
 SHOTS, N_TRIALS, BATCH, LR, MOMENTUM = [1, 2, 5, 10, 20], 5, 1000, 0.1, 0.9
 PLAIN_SHOTS = [1, 5, 20]
