@@ -65,10 +65,10 @@ def main(config: Config) -> Path:
     made_from = recipe("train_analogy_generator", config, inputs)
     if mined.extractor:
         made_from["inputs"]["extractor"] = mined.extractor
-    torch.manual_seed(config.seed)
-    critic = build_critic(config, made_from["inputs"], mined)
     if is_done(config.out, made_from, config.overwrite):
         return config.out
+    torch.manual_seed(config.seed)
+    critic = build_critic(config, made_from["inputs"], mined)
     device = pick_device()
     rule = chosen_rule(config.rule, config.lr, config.n_steps, config.batch_size)
     model = build_generator(config, mined).to(device)
