@@ -17,11 +17,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jsonargparse.typing import PositiveFloat, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 from lightning_fabric import Fabric
 
 from lowshot.artifacts import is_done, recipe
-from lowshot.backbones import Extractor, ModelConfig, ModelName, load_weights, save_extractor
+from lowshot.backbones import Extractor, HeadName, ModelConfig, ModelName, load_weights, save_extractor
 from lowshot.cli import run
 from lowshot.datasets.images import Images, read_images
 from lowshot.errors import InputError
@@ -41,8 +41,11 @@ class Config(TrainingSettings):
     """backbone"""
     width: PositiveFloat = 1.0
     """factor on the number of channels, for small images"""
-    head: Literal["linear", "mlp"] = "linear"
-    """classifier on top: linear without bias (Hariharan & Girshick), or the MLP of the CIFAR system"""
+    head: HeadName = "linear"
+    """classifier on top: linear without bias (Hariharan & Girshick), cosine softmax with a learned scale, or the MLP of
+    the CIFAR system"""
+    drop_rate: ClosedUnitInterval = 0.0
+    """DropBlock in the last two blocks of ResNet12 (0.1 in RFS and MetaOptNet); others have none"""
     image_size: PositiveInt = 224
     """side in pixels that images on disk are cut to; stored pixels keep theirs"""
     weights: Path | None = None
@@ -113,7 +116,11 @@ def choose_rows(config: Config, images: Images, split: Split) -> tuple[np.ndarra
 def build_model(config: Config, images: Images, split: Split) -> Extractor:
     """The network, freshly initialised or started from --weights."""
     size = images.size or config.image_size
-    model = Extractor(ModelConfig(config.model, split.n_classes, images.n_channels, size, config.width, config.head))
+    model = Extractor(
+        ModelConfig(
+            config.model, split.n_classes, images.n_channels, size, config.width, config.head, config.drop_rate
+        )
+    )
     if config.weights:
         load_weights(model, config.weights)
     return model.to(memory_format=torch.channels_last)

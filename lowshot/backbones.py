@@ -1,5 +1,5 @@
-"""Feature extractors: the published ResNets, VGG-16-BN and Conv-4, each with a classifier head over the classes of the
-split.
+"""Feature extractors: the published ResNets, ResNet-12, VGG-16-BN and Conv-4, each with a classifier head over the
+classes of the split.
 
 The ResNets have the layout and the parameter names of Hariharan & Girshick's release, so that their checkpoints load
 once the `module.` prefix is gone (see `load_weights`). Every extractor takes images in [0, 1] and normalises them
@@ -7,16 +7,20 @@ itself: what was trained on one scale cannot be run on another.
 """
 
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import DropBlock2d
 
 from lowshot.artifacts import read_json, write_json
 from lowshot.errors import InputError
 
-ModelName = Literal["Conv4", "ResNet10", "ResNet18", "ResNet34", "ResNet50", "ResNet101", "VGG16BN"]
+ModelName = Literal["Conv4", "ResNet10", "ResNet12", "ResNet18", "ResNet34", "ResNet50", "ResNet101", "VGG16BN"]
+HeadName = Literal["linear", "cosine", "mlp"]
 _BLOCKS = {"ResNet10": [1, 1, 1, 1], "ResNet18": [2, 2, 2, 2], "ResNet34": [3, 4, 6, 3],
            "ResNet50": [3, 4, 6, 3], "ResNet101": [3, 4, 23, 3]}  # fmt: skip
 _VGG16 = [64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool"]
@@ -31,7 +35,8 @@ class ModelConfig:
     n_channels: int
     image_size: int
     width: float = 1.0
-    head: Literal["linear", "mlp"] = "linear"
+    head: HeadName = "linear"
+    drop_rate: float = 0.0
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
 
@@ -84,6 +89,29 @@ class BottleneckBlock(nn.Module):
         return self.relu(out + (self.shortcut(x) if self.projects else x))
 
 
+class WideBlock(nn.Module):
+    """Three 3x3 convolutions and a projecting shortcut, leaky ReLU, 2x2 max pooling: a block of ResNet-12 as in Lee et
+    al. (MetaOptNet, CVPR 2019) and Tian et al. (RFS, ECCV 2020).
+
+    `drop` is DropBlock behind the pooling. Images of 32 px and below pool with `ceil_mode`, so that 28 px lose no border
+    (28, 14, 7, 4, 2); at 32 and 64 px that makes no difference.
+    """
+
+    def __init__(self, n_in: int, n_out: int, ceil_mode: bool, drop: nn.Module) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for n in (n_in, n_out, n_out):
+            layers += [nn.Conv2d(n, n_out, 3, 1, 1, bias=False), nn.BatchNorm2d(n_out), nn.LeakyReLU(0.1, inplace=True)]
+        self.convolutions = nn.Sequential(*layers[:-1])
+        self.shortcut = nn.Sequential(nn.Conv2d(n_in, n_out, 1, bias=False), nn.BatchNorm2d(n_out))
+        self.relu = nn.LeakyReLU(0.1, inplace=True)
+        self.pool = nn.MaxPool2d(2, ceil_mode=ceil_mode)
+        self.drop = drop
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.pool(self.relu(self.convolutions(x) + self.shortcut(x))))
+
+
 def _scaled(n: int, width: float) -> int:
     return max(8, round(n * width / 8) * 8)
 
@@ -110,6 +138,17 @@ def _resnet_trunk(config: ModelConfig) -> tuple[nn.Sequential, int]:
             layers.append(block(n_in, n_out, 2 if stage >= 1 and j == 0 else 1))
             n_in = n_out
     # The release pools a fixed 7x7 window; the global mean is the same at 224 px and serves every other size.
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), n_in
+
+
+def _resnet12_trunk(config: ModelConfig) -> tuple[nn.Sequential, int]:
+    layers: list[nn.Module] = []
+    n_in, block_size = config.n_channels, 2 if config.small_images else 5
+    for stage, channels in enumerate((64, 160, 320, 640)):
+        n_out = _scaled(channels, config.width)
+        drop = DropBlock2d(config.drop_rate, block_size) if stage >= 2 and config.drop_rate else nn.Identity()
+        layers.append(WideBlock(n_in, n_out, config.small_images, drop))
+        n_in = n_out
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), n_in
 
 
@@ -157,6 +196,21 @@ def mlp_head(dim: int, n_classes: int, hidden: int = 512) -> nn.Sequential:
     return head
 
 
+class CosineHead(nn.Module):
+    """Scores are a learned scale times the cosine of feature and class weight (Gidaris & Komodakis, CVPR 2018)."""
+
+    def __init__(self, dim: int, n_classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(n_classes, dim) / dim**0.5)
+        self.scale = nn.Parameter(torch.tensor(20.0))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.scale * F.linear(F.normalize(features), F.normalize(self.weight))
+
+
+_HEADS = {"linear": partial(nn.Linear, bias=False), "cosine": CosineHead, "mlp": mlp_head}
+
+
 class Extractor(nn.Module):
     """A trunk that makes features and a classifier over all classes of the split.
 
@@ -167,12 +221,9 @@ class Extractor(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        make = {"Conv4": _conv4_trunk, "VGG16BN": _vgg_trunk}.get(config.name, _resnet_trunk)
-        self.trunk, self.dim = make(config)
-        linear = config.head == "linear"
-        self.classifier = (
-            nn.Linear(self.dim, config.n_classes, bias=False) if linear else mlp_head(self.dim, config.n_classes)
-        )
+        make = {"Conv4": _conv4_trunk, "ResNet12": _resnet12_trunk, "VGG16BN": _vgg_trunk}
+        self.trunk, self.dim = make.get(config.name, _resnet_trunk)(config)
+        self.classifier = _HEADS[config.head](self.dim, config.n_classes)
         for layer in self.trunk.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -180,7 +231,7 @@ class Extractor(nn.Module):
         self.register_buffer("std", torch.tensor(config.std[: config.n_channels]).view(-1, 1, 1), persistent=False)
 
     def features(self, images: Tensor) -> Tensor:
-        """Images in [0, 1] (N, C, H, W) -> features (N, D), non-negative: averages or maxima of what left a ReLU."""
+        """Images in [0, 1] (N, C, H, W) -> features (N, D), averages or maxima of what left a (leaky) ReLU."""
         return self.trunk((images - self.mean) / self.std)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

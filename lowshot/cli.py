@@ -4,6 +4,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, auto_cli, set_parsing_settings
 
@@ -27,9 +28,22 @@ def run(main: Callable, config_class: type, description: str | None) -> None:
     `description` is the script's docstring, shown by --help. A full disk or another OSError is reported in one line as
     well; every other exception is a defect of ours and keeps its traceback.
     """
+    _call(main, _parse(config_class, description))
+
+
+def run_commands(commands: dict[str, tuple[Callable, type]], description: str | None) -> None:
+    """The same for a stage of several commands: name -> (main, config class), the name being the first argument."""
+    config = _parse({name: config_class for name, (_, config_class) in commands.items()}, description)
+    _call(next(main for main, config_class in commands.values() if type(config) is config_class), config)
+
+
+def _parse(components: type | dict[str, type], description: str | None) -> Any:
     warnings.filterwarnings("ignore", message=".*nested tensors.*")
     summary = (description or "").strip().split("\n\n")[0].replace("\n", " ")
-    config = auto_cli(config_class, as_positional=False, parser_class=_StageParser, description=summary)
+    return auto_cli(components, as_positional=False, parser_class=_StageParser, description=summary)
+
+
+def _call(main: Callable, config: Any) -> None:
     try:
         main(config)
     except (InputError, OSError) as error:
