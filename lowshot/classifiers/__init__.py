@@ -1,9 +1,19 @@
-"""Low-shot classifiers: each `fit(problem, options, seed, device)` trains a problem's runs, returns their scorer."""
+"""Low-shot classifiers, by name.
+
+CLASSIFIERS: each `fit(problem, options, seed, device)` trains the runs of the low-shot benchmark, returns their scorer.
+METHODS: each `score(tasks, options, seed)` learns every few-shot task of a batch and scores its queries.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from lowshot.classifiers.convex import LogisticOptions, fit_logistic_regression
 from lowshot.classifiers.linear import SGDOptions, fit_linear_sgd
 from lowshot.classifiers.mlp import MLPOptions, fit_mlp
+from lowshot.classifiers.nearest_mean import NearestMeanOptions, nearest_mean
 from lowshot.classifiers.problem import Problem, Run, Scorer
+from lowshot.classifiers.tasks import Score, Tasks, in_blocks
+from lowshot.classifiers.transform import FeatureTransform
 
 CLASSIFIERS = {
     "linear_sgd": fit_linear_sgd,
@@ -11,4 +21,39 @@ CLASSIFIERS = {
     "mlp": fit_mlp,
 }
 
-__all__ = ["CLASSIFIERS", "LogisticOptions", "MLPOptions", "Problem", "Run", "SGDOptions", "Scorer"]
+
+class Method(NamedTuple):
+    """`score` maps (tasks, options, seed) to scores float32 (E, Q, n_way), best = highest, on the tasks' device."""
+
+    score: Score
+    transductive: bool
+    """Whether a query's score depends on the other queries of its task."""
+
+
+METHODS = {
+    "nearest_mean": Method(in_blocks(nearest_mean), transductive=False),
+}
+
+
+@dataclass
+class MethodOptions:
+    """The settings of every method, under its name: `getattr(options, name)`."""
+
+    nearest_mean: NearestMeanOptions = field(default_factory=NearestMeanOptions)
+    """Settings of nearest_mean."""
+
+
+__all__ = [
+    "CLASSIFIERS",
+    "METHODS",
+    "FeatureTransform",
+    "LogisticOptions",
+    "MLPOptions",
+    "Method",
+    "MethodOptions",
+    "Problem",
+    "Run",
+    "SGDOptions",
+    "Scorer",
+    "Tasks",
+]
