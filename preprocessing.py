@@ -16,6 +16,12 @@ The data sets, and what they expect below --root:
     folder     <class>/*.jpg or <superclass>/<class>/*.jpg: your own images
     imagenet   {train,val}/<wnid>/*.JPEG, with --protocol DIR holding label_idx.json and splitfile_{1..5}.json
 
+Published few-shot splits (training, validation, test classes); all images of a class are one pool, for episodes.py:
+    cifar_fs, fc100    as cifar100
+    omniglot_vinyals   as omniglot; with the rotations as further classes
+    mini_imagenet      mini-imagenet/{train,val,test}/<class>/*, or {train,val,test}.csv beside images/
+    tiered_imagenet    tiered-imagenet/{train,val,test}/<class>/*, or the published {train,val,test}_*.pkl
+
 Small run on a CPU (seconds):
 
     python preprocessing.py --dataset glyphs --out outputs/glyphs/data
@@ -43,7 +49,10 @@ SCHEMA = "lowshot-data-1"
 class Config:
     """Settings of preprocessing."""
 
-    dataset: Literal["glyphs", "omniglot", "cifar100", "emnist", "folder", "imagenet"]
+    dataset: Literal[
+        "glyphs", "omniglot", "cifar100", "emnist", "folder", "imagenet",
+        "cifar_fs", "fc100", "omniglot_vinyals", "mini_imagenet", "tiered_imagenet",
+    ]  # fmt: skip
     """Data set to read."""
     out: Path
     """Folder to write."""
@@ -78,7 +87,7 @@ def main(config: Config) -> Path:
     source = _source(config)
     found = READERS[config.dataset].find(source)
     made_from = recipe("preprocessing", config, {}) | {"inputs": found.digests}
-    if config.dataset in ("folder", "imagenet") and config.image_size is None:
+    if config.dataset in ("folder", "imagenet", "mini_imagenet", "tiered_imagenet") and config.image_size is None:
         made_from["config"]["root"] = str(source.root.resolve())  # the images stay there
     if is_done(config.out, made_from, config.overwrite):
         return config.out
@@ -117,10 +126,11 @@ def _source(config: Config) -> Source:
 
 
 def _check_parts(images: Images, class_names: list[str]) -> None:
-    for test, part in ((False, "training"), (True, "test")):
+    parts = [(False, "training "), (True, "test ")] if images.is_test.any() else [(False, "")]  # one pool
+    for test, part in parts:
         counts = np.bincount(images.labels[images.rows(test)], minlength=len(class_names))
         for c in np.flatnonzero(counts == 0)[:1]:
-            raise InputError(f"class {c} ({class_names[c]}) has no {part} image")
+            raise InputError(f"class {c} ({class_names[c]}) has no {part}image")
 
 
 def _summary(content: Content) -> str:

@@ -46,6 +46,8 @@ class Config(TrainingSettings):
     the CIFAR system"""
     drop_rate: ClosedUnitInterval = 0.0
     """DropBlock in the last two blocks of ResNet12 (0.1 in RFS and MetaOptNet); others have none"""
+    validation_classes: bool = False
+    """train on the novel classes of the validation setup too (few-shot papers do so once everything has been chosen)"""
     image_size: PositiveInt = 224
     """side in pixels that images on disk are cut to; stored pixels keep theirs"""
     weights: Path | None = None
@@ -95,7 +97,8 @@ def choose_rows(config: Config, images: Images, split: Split) -> tuple[np.ndarra
     if images.labels.max() >= split.n_classes:
         raise InputError(f"{where}: label {images.labels.max()} is outside the split's {split.n_classes} classes")
     rows = images.rows(test=False)
-    rows = rows[np.isin(images.labels[rows], split.base_classes)]
+    classes = split.base_classes + (split.novel_classes_1 if config.validation_classes else [])
+    rows = rows[np.isin(images.labels[rows], classes)]
     if len(rows) == 0:
         raise InputError(f"{where}: no training image of a base class")
     if config.patience and not config.holdout:

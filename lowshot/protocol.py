@@ -109,6 +109,28 @@ def make_split(
     return split
 
 
+def published_split(
+    dataset: str,
+    class_names: list[str],
+    superclass_names: list[str],
+    superclass_of: list[int | None],
+    seed: int,
+    train: list[int],
+    validation: list[int],
+    test: list[int],
+) -> Split:
+    """A published few-shot split: training classes are base (halved at random), validation classes the novel classes of
+    the validation setup, test classes those of the test setup."""
+    base = np.array(sorted(train), np.int64)
+    first = _first_half(base, np.arange(len(class_names)), seed, "classes")
+    split = Split(
+        dataset, list(class_names), list(superclass_names), list(superclass_of), base.tolist(),
+        sorted([*validation, *test]), base[first].tolist(), sorted(validation), base[~first].tolist(), sorted(test), seed,
+    )  # fmt: skip
+    _check_split(split, f"split of {dataset}")
+    return split
+
+
 def _draw_novel(superclasses: np.ndarray, seed: int, fraction: float, per_superclass: int) -> list[int]:
     if per_superclass == 0:
         n_novel = max(2, round(fraction * len(superclasses)))

@@ -74,8 +74,8 @@ def _superclass_of(root: Path, labels: np.ndarray, superclass: np.ndarray, n_cla
     return pairs[:, 1].tolist()
 
 
-def read_pickle(path: Path) -> dict:
-    """The dict in a pickle of numpy arrays, lists, dicts, bytes, strings and numbers; its keys as text.
+def read_pickle(path: Path, kind: type = dict) -> Any:
+    """The dict (or list: `kind`) in a pickle of numpy arrays, lists, dicts, bytes, strings and numbers; keys as text.
 
     Raises InputError, before anything named in the file is called, if the pickle asks for any other object.
     """
@@ -88,9 +88,9 @@ def read_pickle(path: Path) -> dict:
         raise InputError(f"{path}: {error}") from None
     except Exception as error:  # a damaged pickle can fail in any way
         raise InputError(f"{path}: damaged pickle ({type(error).__name__}: {error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__}, not a dict")
-    return {_text(key): value for key, value in content.items()}
+    if not isinstance(content, kind):
+        raise InputError(f"{path}: holds a {type(content).__name__}, not a {kind.__name__}")
+    return {_text(key): value for key, value in content.items()} if kind is dict else content
 
 
 def _text(value: object) -> object:

@@ -1,9 +1,10 @@
 """Which data sets there are, and which settings of preprocessing each of them heeds."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
-from lowshot.datasets import cifar100, emnist, folder, glyphs, imagenet, omniglot
+from lowshot.datasets import cifar100, emnist, few_shot, folder, glyphs, imagenet, omniglot
 from lowshot.datasets.content import Found, Source
 
 
@@ -21,4 +22,9 @@ READERS = {
     "emnist": Reader(emnist.find, {"root", "max_per_class", "test_per_class"}),
     "folder": Reader(folder.find, {"root", "max_per_class", "test_per_class", "image_size"}),
     "imagenet": Reader(imagenet.find, {"root", "protocol"}),
+    "cifar_fs": Reader(partial(few_shot.find_cifar, "cifar_fs"), {"root", "max_per_class"}),
+    "fc100": Reader(partial(few_shot.find_cifar, "fc100"), {"root", "max_per_class"}),
+    "omniglot_vinyals": Reader(few_shot.find_omniglot, {"root", "max_per_class", "image_size"}),
+    "mini_imagenet": Reader(few_shot.find_mini_imagenet, {"root", "max_per_class"}),
+    "tiered_imagenet": Reader(few_shot.find_tiered_imagenet, {"root", "max_per_class"}),
 }
