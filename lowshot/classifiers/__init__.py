@@ -8,10 +8,15 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from lowshot.classifiers.convex import LogisticOptions, fit_logistic_regression
+from lowshot.classifiers.cosine import CosineOptions, cosine
+from lowshot.classifiers.laplacian_shot import LaplacianShotOptions, laplacian_shot
 from lowshot.classifiers.linear import SGDOptions, fit_linear_sgd
 from lowshot.classifiers.mlp import MLPOptions, fit_mlp
 from lowshot.classifiers.nearest_mean import NearestMeanOptions, nearest_mean
 from lowshot.classifiers.problem import Problem, Run, Scorer
+from lowshot.classifiers.pt_map import PTMapOptions, pt_map
+from lowshot.classifiers.refinement import RefinementOptions, prototype_refinement
+from lowshot.classifiers.support_logistic import SupportLogisticOptions, support_logistic
 from lowshot.classifiers.tasks import Score, Tasks, in_blocks
 from lowshot.classifiers.transform import FeatureTransform
 
@@ -32,6 +37,11 @@ class Method(NamedTuple):
 
 METHODS = {
     "nearest_mean": Method(in_blocks(nearest_mean), transductive=False),
+    "logistic_regression": Method(in_blocks(support_logistic), transductive=False),
+    "cosine": Method(in_blocks(cosine), transductive=False),
+    "laplacian_shot": Method(in_blocks(laplacian_shot), transductive=True),
+    "prototype_refinement": Method(in_blocks(prototype_refinement), transductive=True),
+    "pt_map": Method(in_blocks(pt_map), transductive=True),
 }
 
 
@@ -41,6 +51,16 @@ class MethodOptions:
 
     nearest_mean: NearestMeanOptions = field(default_factory=NearestMeanOptions)
     """Settings of nearest_mean."""
+    logistic_regression: SupportLogisticOptions = field(default_factory=SupportLogisticOptions)
+    """Settings of logistic_regression."""
+    cosine: CosineOptions = field(default_factory=CosineOptions)
+    """Settings of cosine."""
+    laplacian_shot: LaplacianShotOptions = field(default_factory=LaplacianShotOptions)
+    """Settings of laplacian_shot."""
+    prototype_refinement: RefinementOptions = field(default_factory=RefinementOptions)
+    """Settings of prototype_refinement."""
+    pt_map: PTMapOptions = field(default_factory=PTMapOptions)
+    """Settings of pt_map."""
 
 
 __all__ = [

@@ -1,0 +1,91 @@
+"""LaplacianShot: nearest class mean, smoothed over a graph of neighbouring queries."""
+
+from dataclasses import dataclass
+
+import torch
+from jsonargparse.typing import NonNegativeFloat, PositiveInt
+from torch import Tensor
+from torch.nn import functional as F
+
+from lowshot.classifiers.tasks import Tasks, below_best, class_means, class_sums, squared_distances
+
+# Distances between queries that are held at once.
+_BLOCK_DISTANCES = 1 << 24
+# Sharpness of the weights of prototype rectification (Liu et al., ECCV 2020).
+_SHARPNESS = 10.0
+
+
+@dataclass
+class LaplacianShotOptions:
+    smoothing: NonNegativeFloat = 0.7
+    """The paper's lambda: weight of the neighbours' assignments; the paper chooses it on validation classes."""
+    n_neighbours: PositiveInt = 3
+    """Queries that a query is joined to."""
+    rectify: bool = True
+    """Shift the queries onto the support and re-estimate the prototypes with them first."""
+    n_steps: PositiveInt = 20
+    """Updates of the assignments."""
+
+
+def laplacian_shot(tasks: Tasks, options: LaplacianShotOptions, seed: int) -> Tensor:
+    """Scores (E, Q, n_way) float32: log of the final soft assignment, less the best of the query.
+
+    Ziko et al., ICML 2020, on centred, unit-length features (`FeatureTransform(centre=True, normalise=True)`).
+    Minimises the squared distances to the prototypes plus lambda times the disagreement of neighbours by the paper's
+    bound updates: assignment = softmax(lambda * sum of the neighbours' assignments - distances).
+
+    Departures: always `n_steps` updates, where the paper stops when the energy settles, so that a task does not depend
+    on those beside it; the shift to the queries' mean starts from the mean of the prototypes, not of the support rows,
+    so that classes with many rows do not pull it.
+    """
+    prototypes = class_means(tasks.support_features, tasks.support_labels, tasks.n_way)
+    queries = tasks.query_features
+    if options.rectify:
+        queries = queries + prototypes.mean(1, keepdim=True) - queries.mean(1, keepdim=True)
+        prototypes = _rectified(tasks, queries, prototypes)
+    unary = squared_distances(queries, prototypes)
+    neighbours = nearest_queries(queries, options.n_neighbours)
+    logits = -unary
+    for _ in range(options.n_steps):
+        logits = options.smoothing * _sum_of_neighbours(torch.softmax(logits, -1), neighbours) - unary
+    return below_best(logits)
+
+
+def _rectified(tasks: Tasks, queries: Tensor, prototypes: Tensor) -> Tensor:
+    """Prototypes (E, n_way, D) as weighted means of their shots and of the `queries` that point to them most.
+
+    A member's weight is exp(10 * cosine with the old prototype), divided by the class's sum (Liu et al., ECCV 2020;
+    section 3.3 of LaplacianShot).
+    """
+    directions = F.normalize(prototypes, dim=-1)
+    guesses = (queries @ directions.mT).argmax(-1)
+    rows, labels = torch.cat([tasks.support_features, queries], 1), torch.cat([tasks.support_labels, guesses], 1)
+    own = directions.gather(1, labels.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
+    weights = ((F.cosine_similarity(rows, own, dim=-1) - 1) * _SHARPNESS).exp().unsqueeze(-1)
+    sums, _ = class_sums(rows * weights, labels, tasks.n_way)
+    totals, _ = class_sums(weights, labels, tasks.n_way)
+    return sums / totals
+
+
+def nearest_queries(queries: Tensor, n_neighbours: int) -> Tensor:
+    """For every query (E, Q, D) the numbers (E, Q, k) of its nearest others, k at most Q - 1; distances in blocks."""
+    n_tasks, n_queries, _ = queries.shape
+    k = min(n_neighbours, n_queries - 1)
+    size = max(1, _BLOCK_DISTANCES // (n_tasks * n_queries))
+    found = []
+    for first in range(0, n_queries, size):
+        distances = squared_distances(queries[:, first : first + size], queries)
+        distances.diagonal(first, 1, 2).fill_(torch.inf)
+        found.append(distances.topk(k, largest=False).indices)
+    return torch.cat(found, 1)
+
+
+def _sum_of_neighbours(assignments: Tensor, neighbours: Tensor) -> Tensor:
+    """For every query the sum (E, Q, C) of the `assignments` (E, Q, C) of its `neighbours` (E, Q, k)."""
+    n_tasks, n_queries, n_classes = assignments.shape
+    flat = assignments.view(-1, n_classes)
+    total = torch.zeros_like(flat)
+    places = neighbours + n_queries * torch.arange(n_tasks, device=neighbours.device)[:, None, None]
+    for column in places.flatten(0, 1).unbind(-1):
+        total += flat[column]
+    return total.view_as(assignments)

@@ -1,0 +1,33 @@
+"""Prototypes refined by the queries: one or more steps of soft k-means that start from the class means."""
+
+from dataclasses import dataclass
+
+import torch
+from jsonargparse.typing import PositiveFloat, PositiveInt
+from torch import Tensor
+
+from lowshot.classifiers.tasks import Tasks, below_best, class_sums, squared_distances
+
+
+@dataclass
+class RefinementOptions:
+    n_steps: PositiveInt = 1
+    """Steps of soft k-means; the paper takes one."""
+    scale: PositiveFloat = 1.0
+    """Multiplies squared distances before the softmax; the paper trains features for 1, unit-length ones want more."""
+
+
+def prototype_refinement(tasks: Tasks, options: RefinementOptions, seed: int) -> Tensor:
+    """Scores (E, Q, n_way) float32: minus the scaled squared distance to the refined prototypes, less the best.
+
+    Ren et al., ICLR 2018, section 3.1.1 and equations 3 and 4. The unlabelled rows are the queries themselves, where
+    the paper has an unlabelled set beside them. A support row counts once, fully for its class; a query counts once,
+    divided by the softmax over its distances.
+    """
+    queries = tasks.query_features
+    sums, counts = class_sums(tasks.support_features, tasks.support_labels, tasks.n_way)
+    prototypes = sums / counts
+    for _ in range(options.n_steps):
+        shares = torch.softmax(-options.scale * squared_distances(queries, prototypes), -1).mT
+        prototypes = (sums + shares @ queries) / (counts + shares.sum(-1, keepdim=True))
+    return below_best(-options.scale * squared_distances(queries, prototypes))
