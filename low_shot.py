@@ -1,8 +1,8 @@
-"""Train and judge the low-shot classifier: base and novel classes jointly, from n shots of every novel class.
+"""Train and judge a low-shot classifier: base and novel classes jointly, from n shots of every novel class.
 
 Reads     train and test features (ours or the published HDF5 layout), split.json (or label_idx.json), draws.json (or
-          the published splitfile_{trial}.json) and, if wanted, a generator folder.
-Writes    one results JSON with six accuracies for every trial and n.
+          the published splitfile_{trial}.json) and, if wanted, a generator folder and a grid of settings.
+Writes    one results JSON with six accuracies for every trial and n; with a grid, the evidence of the choice beside it.
 
     python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \
         --out results/linear_sgd.json [--generator generator/]
@@ -10,7 +10,12 @@ Writes    one results JSON with six accuracies for every trial and n.
 On a laptop, in seconds:
 
     python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \
-        --out results/tiny.json --shots "[1,5]" --trials "[1]" --sgd.n_steps 200
+        --out results/nearest_mean.json --classifier nearest_mean --transform.centre true --transform.normalise true
+
+Settings chosen on the validation setup, results on the test setup (grid.yaml: `sgd.lr: [0.1, 1.0]` and so on):
+
+    python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \
+        --out results/linear_sgd.json --select grid.yaml
 """
 
 from dataclasses import dataclass, field
@@ -18,22 +23,55 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from jsonargparse.typing import PositiveInt
+from tqdm import tqdm
 
 from lowshot.artifacts import Provenance, is_done, recipe
-from lowshot.benchmark import Benchmark, BenchmarkConfig, check, inputs, read_benchmark, write_results
-from lowshot.classifiers import CLASSIFIERS, LogisticOptions, MLPOptions, Problem, Run, SGDOptions
+from lowshot.benchmark import Benchmark, Ranks, check_settings, input_files, read_benchmark, write_results
+from lowshot.classifiers import (
+    CLASSIFIERS,
+    METHODS,
+    FeatureTransform,
+    LogisticOptions,
+    MethodOptions,
+    MLPOptions,
+    Problem,
+    Run,
+    SGDOptions,
+    Tasks,
+)
 from lowshot.cli import run
 from lowshot.errors import InputError
 from lowshot.generators import Hallucinator
-from lowshot.metrics import ranks_in_chunks
+from lowshot.metrics import ranks_in_chunks, true_class_ranks
 from lowshot.runtime import pick_device
+from lowshot.seeds import stream
+from lowshot.selection import SelectionConfig, choose
+
+# Where the settings of a classifier of the benchmark stand; those of the others stand in `methods`, under their names.
+_OPTIONS = {"linear_sgd": "sgd", "logistic_regression": "logistic", "mlp": "mlp"}
 
 
 @dataclass(kw_only=True)
-class Config(BenchmarkConfig):
-    classifier: Literal["linear_sgd", "logistic_regression", "mlp"] = "linear_sgd"
-    """linear_sgd: as published; logistic_regression: the optimum of its loss; mlp: the CIFAR-100 analogy recipe's."""
+class Config(SelectionConfig):
+    classifier: Literal[
+        "linear_sgd",
+        "logistic_regression",
+        "mlp",
+        "nearest_mean",
+        "cosine",
+        "laplacian_shot",
+        "prototype_refinement",
+        "pt_map",
+    ] = "linear_sgd"
+    """linear_sgd: as published; logistic_regression: the optimum of its loss; mlp: the CIFAR-100 analogy recipe's. All
+    three have an output for every class of the data set, as published. The others score the setup's classes only: a
+    class without rows has no score there. laplacian_shot, prototype_refinement and pt_map are transductive: all judged
+    test images together are their queries (pt_map takes them for equally many a class)."""
+    transform: FeatureTransform = field(default_factory=FeatureTransform)
+    """What is done to all features, generated ones too, before the classifier; the centre is that of the setup's base
+    rows."""
     generator: Path | None = None
     """Generator folder: hallucinated rows fill every novel class up to max_per_label."""
     pairs: Literal["centroids", "features"] = "centroids"
@@ -50,65 +88,95 @@ class Config(BenchmarkConfig):
     """Settings of logistic_regression."""
     mlp: MLPOptions = field(default_factory=MLPOptions)
     """Settings of mlp."""
+    methods: MethodOptions = field(default_factory=MethodOptions)
+    """Settings of the other classifiers, by name; logistic_regression of few-shot tasks is none of this stage's."""
 
 
 def main(config: Config) -> Path:
-    """Run every trial and n of `config` and write the results file; returns its path."""
-    _check(config)
-    made_from = recipe("low_shot", config, {**inputs(config), "generator": config.generator})
+    """Run every trial and n of `config` and write the results file, with settings chosen first if it says `select`.
+
+    Returns the path of what was written last: the results, or the evidence if only a choice was asked for.
+    """
+    check_settings(config)
+    if config.generator is not None and config.repetition:
+        raise InputError("repetition is the control of a generator: give one of the two")
+    device = pick_device().type
+    chosen = {}
+    if config.select is not None:
+        config, evidence, record = choose(config, _inputs(config), _ranks, device)
+        if config.setup == "validation":
+            return evidence
+        chosen = {"selection": record}
+    made_from = _recipe(config)
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     provenance = Provenance()
-    device = pick_device().type
     benchmark = read_benchmark(config)
-    trials = _judge(config, benchmark, device)
-    return write_results(
-        config,
-        made_from,
-        benchmark,
-        trials,
-        method=_method_name(config),
-        setting="inductive",
-        provenance=provenance,
-        device=device,
-    )
+    ranks = _ranks(config, benchmark, device)
+    setting = "transductive" if _is_transductive(config) else "inductive"
+    write_results(config, made_from, benchmark, _method_name(config), setting, ranks, provenance, device, **chosen)
+    return config.out
 
 
-def _check(config: Config) -> None:
-    check(config)
-    if config.generator is not None and config.repetition:
-        raise InputError("repetition is the control of a generator: give one of the two")
+def _inputs(config: Config) -> dict[str, Path | None]:
+    return {**input_files(config), "generator": config.generator}
 
 
-def _judge(config: Config, benchmark: Benchmark, device: str) -> list[dict]:
-    """The six accuracies of every trial and n."""
+def _recipe(config: Config) -> dict:
+    """The recipe of the results: of all classifiers' settings only those of the one at work."""
+    made_from = recipe("low_shot", config, _inputs(config))
+    settings = made_from["config"]
+    own = {name: value for name, value in settings.pop("methods").items() if name == config.classifier not in _OPTIONS}
+    others = {"criterion", *_OPTIONS.values()} - {_OPTIONS.get(config.classifier)}
+    kept = {name: value for name, value in settings.items() if name not in others}
+    return {**made_from, "config": {**kept, "methods": own} if own else kept}
+
+
+def _ranks(config: Config, benchmark: Benchmark, device: str) -> Ranks:
+    """The true classes' ranks of every run."""
     problem = _problem(config, benchmark)
-    options = {"linear_sgd": config.sgd, "logistic_regression": config.logistic, "mlp": config.mlp}[config.classifier]
+    transform = config.transform.fit(problem.base_feats)
+    problem, queries = problem.transformed(transform), transform(benchmark.test_features)
+    if config.classifier not in CLASSIFIERS:
+        return _task_ranks(config, benchmark, problem, queries, device)
+    options = getattr(config, _OPTIONS[config.classifier])
     score = CLASSIFIERS[config.classifier](problem, options, config.seed, device)
-    ranks = ranks_in_chunks(score, benchmark.test_feats, benchmark.test_labels, device)
-    return [
-        {"trial": trained.trial, "n_shot": trained.n_shot, **benchmark.accuracies(row)}
-        for trained, row in zip(problem.runs, ranks)
-    ]
+    ranks = ranks_in_chunks(score, queries, benchmark.test_labels, device)
+    return {trained.key: row for trained, row in zip(problem.runs, ranks)}
+
+
+def _task_ranks(config: Config, benchmark: Benchmark, problem: Problem, queries: np.ndarray, device: str) -> Ranks:
+    """Every run as one few-shot task: base rows and the run's novel rows are its support, all judged images its
+    queries, the setup's classes in ascending order its ways."""
+    method, options = METHODS[config.classifier], getattr(config.methods, config.classifier)
+
+    def ways(labels: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.searchsorted(benchmark.classes, labels)).to(device)
+
+    truth, test = ways(benchmark.test_labels), torch.from_numpy(queries).to(device)
+    ranks = {}
+    for one in tqdm(problem.runs, desc=config.classifier, unit="run", disable=None):
+        support = torch.from_numpy(np.concatenate([problem.base_feats, one.feats])).to(device)
+        labels = ways(np.concatenate([problem.base_labels, one.labels]))
+        task = Tasks(support[None], labels[None], test[None], len(benchmark.classes))
+        seed = int(stream(config.seed, config.classifier, *one.key).integers(2**32))
+        ranks[one.key] = true_class_ranks(method.score(task, options, seed)[0], truth).cpu().numpy()
+    return ranks
 
 
 def _problem(config: Config, benchmark: Benchmark) -> Problem:
     """The base rows, and the novel rows of every run in the order of trials and shots."""
-    scope = config.pairs, config.pair_scope
-    generator = (
-        Hallucinator(config.generator, benchmark.split, benchmark.train, *scope)
-        if config.generator is not None
-        else None
-    )
-    runs = [_run(config, benchmark, generator, trial, n) for trial in benchmark.draws for n in config.shots]
     train, base = benchmark.train, benchmark.base_rows
+    scope = config.pairs, config.pair_scope
+    generator = Hallucinator(config.generator, benchmark.split, train, *scope) if config.generator is not None else None
+    runs = [_run(config, benchmark, generator, trial, n) for trial in benchmark.draws for n in config.shots]
     sizes = len(benchmark.base_classes), len(benchmark.novel_classes), benchmark.split.n_classes
     return Problem(train.feats[base], train.labels[base], runs, *sizes)
 
 
 def _run(config: Config, benchmark: Benchmark, generator: Hallucinator | None, trial: int, n_shot: int) -> Run:
     """The shots of one run and what the augmentation adds to them."""
-    rows = benchmark.novel_rows(trial, n_shot)
+    rows = benchmark.shot_rows(trial, n_shot)
     if config.repetition:
         rows = rows[:, np.arange(max(n_shot, config.max_per_label)) % n_shot]
     labels = np.repeat(benchmark.novel_classes, rows.shape[1])
@@ -119,10 +187,20 @@ def _run(config: Config, benchmark: Benchmark, generator: Hallucinator | None, t
     return Run(trial, n_shot, feats, labels)
 
 
+def _is_transductive(config: Config) -> bool:
+    return config.classifier not in CLASSIFIERS and METHODS[config.classifier].transductive
+
+
 def _method_name(config: Config) -> str:
+    """Classifier, transform (CL2N and L2N are SimpleShot's names) and augmentation."""
+    name, transform = config.classifier, config.transform
+    length = {(True, True): "CL2N", (False, True): "L2N", (True, False): "centred"}
+    steps = [f"power {transform.power:g}"] if transform.power else []
+    steps += [length[key]] if (key := (transform.centre, transform.normalise)) in length else []
+    name += f" ({', '.join(steps)})" if steps else ""
     if config.generator is not None:
-        return f"{config.classifier} + generator ({config.pairs}, {config.pair_scope})"
-    return f"{config.classifier} + repetition" if config.repetition else config.classifier
+        return f"{name} + generator ({config.pairs}, {config.pair_scope})"
+    return f"{name} + repetition" if config.repetition else name
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Every artifact (HDF5 file, JSON file or folder) carries the same three entries, together called its *recipe*: `stage`,
 `config` (the resolved settings that influence the content) and `inputs` (name -> digest of what was read). They stand
-in the HDF5 attributes, at the top of a JSON file, or in the folder's `config.json`.
+in the HDF5 attributes, at the top of a JSON or YAML file, or in the folder's `config.json`.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import yaml
 
 from lowshot.errors import InputError
 
@@ -70,6 +71,8 @@ def read_recipe(path: Path) -> dict | None:
         elif path.suffix in {".h5", ".hdf5"}:
             with open_h5(path) as file:
                 stored = {key: json.loads(file.attrs[key]) for key in ("stage", "config", "inputs")}
+        elif path.suffix == ".yaml":
+            stored = read_yaml(path)
         else:
             stored = read_json(path)
         return {key: stored[key] for key in ("stage", "config", "inputs")}
@@ -188,9 +191,29 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON under `path` in one step: the name never shows a half-written file."""
+    _write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file's content, plain values only; InputError if it is missing or not YAML."""
     path = Path(path)
-    partial = path.with_name(path.name + ".writing")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+
+
+def write_yaml(path: Path, content: Any) -> None:
+    """Write YAML under `path` in one step, as `write_json` does; innermost lists and mappings take one line each."""
+    text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=400, allow_unicode=True)
+    _write_text(path, text)
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = Path(path).with_name(Path(path).name + ".writing")
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 

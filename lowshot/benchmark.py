@@ -1,4 +1,4 @@
-"""The low-shot benchmark that stages share: what they are told, the rows of a setup, and the results file.
+"""What every stage of the low-shot benchmark shares: its files and settings, what is judged, and the results file.
 
 Base and novel classes of a setup are judged jointly: a method learns from the base classes' training rows and from n
 shots of every novel class, and is judged on the test images of both by six accuracies (`lowshot.metrics`).
@@ -18,10 +18,13 @@ from lowshot.features import Features, check_same_space, read_features
 from lowshot.metrics import six_accuracies
 from lowshot.protocol import Setup, Split, check_draws, draws_inputs, read_draws, read_split
 
+# (trial, n) -> `true_class_ranks` (N,) of the judged test images
+Ranks = dict[tuple[int, int], np.ndarray]
+
 
 @dataclass(kw_only=True)
 class BenchmarkConfig:
-    """What every stage of the benchmark is told; each adds its own settings."""
+    """The settings that all of these stages have; each adds those of its method."""
 
     train: Path
     """Features of the training images; the rows that draws name."""
@@ -32,7 +35,7 @@ class BenchmarkConfig:
     draws: Path
     """draws.json, or a template of the published files such as splitfile_{trial}.json."""
     out: Path
-    """The results file to write (.json)."""
+    """Results file to write (.json)."""
     setup: Setup = "test"
     """Halves of the classes to judge on; choose hyper-parameters on validation only, report on test."""
     shots: list[PositiveInt] = field(default_factory=lambda: [1, 2, 5, 10, 20])
@@ -40,25 +43,16 @@ class BenchmarkConfig:
     trials: list[PositiveInt] | None = None
     """Trials to run; all of the draws file if not given. Run in parts, they give the numbers of one whole run."""
     method: str | None = None
-    """Name in the tables; made up of the settings if not given."""
+    """Name in the tables; made up by the stage if not given."""
     extractor: str | None = None
     """Name of the features in the tables; that of the folder which holds them if not given."""
     seed: NonNegativeInt = 0
-    """Seed of all that is random."""
+    """Of everything that is drawn at random."""
     overwrite: bool = False
     """Make the results again though they stand."""
 
 
-def check(config: BenchmarkConfig) -> None:
-    """InputError for settings that no benchmark can be run with."""
-    for name, numbers in (("shots", config.shots), ("trials", config.trials)):
-        if numbers is not None and (not numbers or len(set(numbers)) != len(numbers)):
-            raise InputError(f"{name} {numbers}: must name one or more numbers, each once")
-    if config.out.suffix != ".json":
-        raise InputError(f"{config.out}: results are a .json file")
-
-
-def inputs(config: BenchmarkConfig) -> dict[str, Path]:
+def input_files(config: BenchmarkConfig) -> dict[str, Path]:
     """The files that `read_benchmark` reads, named for a recipe."""
     files = {name: getattr(config, name) for name in ("train", "test", "split")}
     return {**files, **draws_inputs(config.draws, config.trials)}
@@ -66,115 +60,100 @@ def inputs(config: BenchmarkConfig) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One setup of a split, with checked features and draws. `draws`: trial -> class -> rows of `train`."""
+    """One setup of the protocol with its rows: `train` and `draws` whole, of the test images only those judged.
+
+    `draws` maps a trial to the shot rows of every class; `test_features` float32 (N, D), `test_labels` int64 (N,).
+    """
 
     split: Split
-    setup: Setup
+    base_classes: np.ndarray
+    novel_classes: np.ndarray
     train: Features
-    test: Features
     draws: dict[int, list[np.ndarray]]
-
-    @cached_property
-    def base_classes(self) -> np.ndarray:
-        """(B,) int64."""
-        return self.split.setup(self.setup)[0]
-
-    @cached_property
-    def novel_classes(self) -> np.ndarray:
-        """(V,) int64."""
-        return self.split.setup(self.setup)[1]
+    test_features: np.ndarray
+    test_labels: np.ndarray
 
     @cached_property
     def classes(self) -> np.ndarray:
-        """(B + V,) int64, ascending: all classes that are judged."""
+        """(base + novel classes,) int64, ascending: all that are judged."""
         return np.sort(np.concatenate([self.base_classes, self.novel_classes]))
 
     @cached_property
     def base_rows(self) -> np.ndarray:
-        """(N,) int64: the rows of `train` of the base classes, in the order of the file."""
+        """Rows of `train` that are of the base classes, in the order of the file: (rows,)."""
         return np.flatnonzero(np.isin(self.train.labels, self.base_classes))
 
-    def novel_rows(self, trial: int, n_shot: int) -> np.ndarray:
-        """(V, n_shot) int64: the rows of `train` that are the shots of every novel class."""
+    def shot_rows(self, trial: int, n_shot: int) -> np.ndarray:
+        """Rows of `train` that are the shots of a run: (novel classes, n_shot)."""
         return np.stack([self.draws[trial][c][:n_shot] for c in self.novel_classes])
 
-    @cached_property
-    def test_rows(self) -> np.ndarray:
-        """(Q,) int64: the rows of `test` that are judged, in the order of the file."""
-        return np.flatnonzero(np.isin(self.test.labels, self.classes))
+    def accuracies(self, ranks: Ranks) -> list[dict]:
+        """`trial`, `n_shot` and the six accuracies of every run."""
+        judged = self.test_labels, self.base_classes, self.novel_classes
+        return [{"trial": trial, "n_shot": n, **six_accuracies(row, *judged)} for (trial, n), row in ranks.items()]
 
-    @cached_property
-    def test_feats(self) -> np.ndarray:
-        """(Q, D) float32."""
-        return self.test.feats[self.test_rows]
 
-    @cached_property
-    def test_labels(self) -> np.ndarray:
-        """(Q,) int64, class numbers of the split."""
-        return self.test.labels[self.test_rows]
-
-    def accuracies(self, ranks: np.ndarray) -> dict[str, float]:
-        """The six accuracies of one run; ranks (Q,) of the true classes of `test_rows`, see `true_class_ranks`."""
-        return six_accuracies(ranks, self.test_labels, self.base_classes, self.novel_classes)
+def check_settings(config: BenchmarkConfig) -> None:
+    """InputError for settings that no benchmark can run with; reads nothing."""
+    for name, numbers in (("shots", config.shots), ("trials", config.trials)):
+        if numbers is not None and (not numbers or len(set(numbers)) != len(numbers)):
+            raise InputError(f"{name} {numbers}: must name one or more numbers, each once")
+    if config.out.suffix != ".json":
+        raise InputError(f"{config.out}: results are a .json file")
 
 
 def read_benchmark(config: BenchmarkConfig) -> Benchmark:
-    """Read and check split, features and draws.
+    """Read and check all inputs.
 
-    Raises InputError, naming file and class, where a class of the setup lacks base rows, shots or test images, or the
-    two feature files do not belong together.
+    Raises InputError if they do not fit each other, or if a class of the setup has no image to learn from or to be
+    judged on.
     """
     split = read_split(config.split)
     train, test = (read_features(path, split.n_classes) for path in (config.train, config.test))
     check_same_space(train, test)
+    base_classes, novel_classes = split.setup(config.setup)
     draws = read_draws(config.draws, config.trials)
-    benchmark = Benchmark(split, config.setup, train, test, draws)
-    check_draws(draws, train.labels, benchmark.novel_classes, max(config.shots), config.draws, config.train)
-    for c in benchmark.base_classes[~np.isin(benchmark.base_classes, train.labels)]:
+    check_draws(draws, train.labels, novel_classes, max(config.shots), config.draws, config.train)
+    for c in base_classes[~np.isin(base_classes, train.labels)]:
         raise InputError(f"{train.path}: no row of base class {c} ({split.class_names[c]}), which the setup needs")
-    for c in benchmark.classes[~np.isin(benchmark.classes, test.labels)]:
+    for c in (classes := np.concatenate([base_classes, novel_classes]))[~np.isin(classes, test.labels)]:
         raise InputError(f"{test.path}: no image of class {c} ({split.class_names[c]}), which the setup judges")
-    return benchmark
+    judged = np.isin(test.labels, classes)
+    return Benchmark(split, base_classes, novel_classes, train, draws, test.feats[judged], test.labels[judged])
 
 
 def write_results(
     config: BenchmarkConfig,
     made_from: dict,
     benchmark: Benchmark,
-    trials: list[dict],
-    *,
     method: str,
     setting: Literal["inductive", "transductive", "semi_supervised"],
+    ranks: Ranks,
     provenance: Provenance,
     device: str,
     **more: object,
-) -> Path:
-    """Write the results file `config.out` and say so; returns its path.
+) -> None:
+    """Write the results file: six accuracies for every run of `ranks`.
 
-    Args:
-        made_from: the recipe of the results.
-        trials: for every run `trial`, `n_shot` and the six accuracies.
-        method: name in the tables, where `config` gives none.
-        setting: what a method may see of the test images: each alone, all together unlabelled, or others besides.
-        more: further entries of the file.
+    `setting` says what a method saw of the test images; `method` is its name unless the config names it; `more` are
+    further entries.
     """
     content = {
         **made_from,
         "method": config.method or method,
         "dataset": benchmark.split.dataset,
-        "extractor": config.extractor or _extractor_name(config.train),
-        "protocol": {"setup": benchmark.setup, "setting": setting, "split_digest": benchmark.split.digest},
+        "extractor": config.extractor or extractor_name(config.train),
+        "protocol": {"setup": config.setup, "setting": setting, "split_digest": benchmark.split.digest},
         "provenance": provenance.record(device),
         **more,
-        "trials": trials,
+        "trials": benchmark.accuracies(ranks),
     }
     with writing(config.out) as partial:
         write_json(partial, content)
-    print(f"{made_from['stage']}: {len(trials)} runs of {content['method']} -> {config.out}")
-    return config.out
+    print(f"{made_from['stage']}: {len(ranks)} runs of {content['method']} -> {config.out}")
 
 
-def _extractor_name(train: Path) -> str:
+def extractor_name(train: Path) -> str:
     """The folder that holds the features; one that is only called features is named by the folder above it."""
     folder = train.resolve().parent
     return folder.parent.name if folder.name == "features" else folder.name

@@ -1,4 +1,4 @@
-"""The one exception a user may see."""
+"""The exceptions a user may see."""
 
 
 class InputError(Exception):
@@ -6,3 +6,7 @@ class InputError(Exception):
 
     `lowshot.cli.run` prints it on stderr and ends with exit code 2; library callers catch it like any exception.
     """
+
+
+class Diverged(InputError):
+    """Training that ended in numbers which are none: other settings may do better."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from lowshot.errors import InputError
+from lowshot.errors import Diverged, InputError
 
 TOP_K = (1, 5)
 
@@ -23,10 +23,10 @@ def true_class_ranks(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
         labels: (n,) int64, on the device of `scores`.
 
     Returns:
-        (..., n) int64. Raises InputError for NaN scores, which would otherwise rank first.
+        (..., n) int64. Raises Diverged for NaN scores, which would otherwise rank first.
     """
     if torch.isnan(scores).any():
-        raise InputError("the scores hold NaN: the classifier diverged (a lower learning rate may help)")
+        raise Diverged("the scores hold NaN: the classifier diverged (a lower learning rate may help)")
     index = labels.expand(scores.shape[:-1]).unsqueeze(-1)
     return (scores >= scores.gather(-1, index)).sum(-1) - 1
 

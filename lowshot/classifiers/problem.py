@@ -1,7 +1,7 @@
 """What a low-shot classifier learns from: the base rows all runs share, and the novel rows of every run."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -50,6 +50,11 @@ class Problem:
         """(base rows, novel rows) of a batch, rounded half to even as in the published code."""
         n_base = round(self.base_fraction * batch_size)
         return n_base, batch_size - n_base
+
+    def transformed(self, transform: Callable[[np.ndarray], np.ndarray]) -> "Problem":
+        """The same problem on features that went through `transform`, (n, D) -> (n, D)."""
+        runs = [replace(run, feats=transform(run.feats)) for run in self.runs]
+        return replace(self, base_feats=transform(self.base_feats), runs=runs)
 
     @cached_property
     def trials(self) -> dict[int, list[int]]:
