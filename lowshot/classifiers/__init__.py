@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from lowshot.classifiers.convex import LogisticOptions, fit_logistic_regression
-from lowshot.classifiers.cosine import CosineOptions, cosine
-from lowshot.classifiers.laplacian_shot import LaplacianShotOptions, laplacian_shot
+from lowshot.classifiers.cosine import CosineOptions, score_cosine
+from lowshot.classifiers.laplacian_shot import LaplacianShotOptions, score_laplacian_shot
 from lowshot.classifiers.linear import SGDOptions, fit_linear_sgd
 from lowshot.classifiers.mlp import MLPOptions, fit_mlp
-from lowshot.classifiers.nearest_mean import NearestMeanOptions, nearest_mean
+from lowshot.classifiers.nearest_mean import NearestMeanOptions, score_nearest_mean
 from lowshot.classifiers.problem import Problem, Run, Scorer
-from lowshot.classifiers.pt_map import PTMapOptions, pt_map
-from lowshot.classifiers.refinement import RefinementOptions, prototype_refinement
-from lowshot.classifiers.support_logistic import SupportLogisticOptions, support_logistic
+from lowshot.classifiers.pt_map import PTMapOptions, score_pt_map
+from lowshot.classifiers.refinement import RefinementOptions, score_refinement
+from lowshot.classifiers.support_logistic import SupportLogisticOptions, score_support_logistic
 from lowshot.classifiers.tasks import Score, Tasks, in_blocks
 from lowshot.classifiers.transform import FeatureTransform
 
@@ -36,12 +36,12 @@ class Method(NamedTuple):
 
 
 METHODS = {
-    "nearest_mean": Method(in_blocks(nearest_mean), transductive=False),
-    "logistic_regression": Method(in_blocks(support_logistic), transductive=False),
-    "cosine": Method(in_blocks(cosine), transductive=False),
-    "laplacian_shot": Method(in_blocks(laplacian_shot), transductive=True),
-    "prototype_refinement": Method(in_blocks(prototype_refinement), transductive=True),
-    "pt_map": Method(in_blocks(pt_map), transductive=True),
+    "nearest_mean": Method(in_blocks(score_nearest_mean), transductive=False),
+    "logistic_regression": Method(in_blocks(score_support_logistic), transductive=False),
+    "cosine": Method(in_blocks(score_cosine), transductive=False),
+    "laplacian_shot": Method(in_blocks(score_laplacian_shot), transductive=True),
+    "prototype_refinement": Method(in_blocks(score_refinement), transductive=True),
+    "pt_map": Method(in_blocks(score_pt_map), transductive=True),
 }
 
 

@@ -27,7 +27,7 @@ class LaplacianShotOptions:
     """Updates of the assignments."""
 
 
-def laplacian_shot(tasks: Tasks, options: LaplacianShotOptions, seed: int) -> Tensor:
+def score_laplacian_shot(tasks: Tasks, options: LaplacianShotOptions, seed: int) -> Tensor:
     """Scores (E, Q, n_way) float32: log of the final soft assignment, less the best of the query.
 
     Ziko et al., ICML 2020, on centred, unit-length features (`FeatureTransform(centre=True, normalise=True)`).
@@ -62,9 +62,7 @@ def _rectified(tasks: Tasks, queries: Tensor, prototypes: Tensor) -> Tensor:
     rows, labels = torch.cat([tasks.support_features, queries], 1), torch.cat([tasks.support_labels, guesses], 1)
     own = directions.gather(1, labels.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
     weights = ((F.cosine_similarity(rows, own, dim=-1) - 1) * _SHARPNESS).exp().unsqueeze(-1)
-    sums, _ = class_sums(rows * weights, labels, tasks.n_way)
-    totals, _ = class_sums(weights, labels, tasks.n_way)
-    return sums / totals
+    return class_sums(rows * weights, labels, tasks.n_way) / class_sums(weights, labels, tasks.n_way)
 
 
 def nearest_queries(queries: Tensor, n_neighbours: int) -> Tensor:

@@ -15,7 +15,7 @@ class NearestMeanOptions:
     """Compare the query with class means by squared Euclidean distance, or by the cosine of the angle."""
 
 
-def nearest_mean(tasks: Tasks, options: NearestMeanOptions, seed: int) -> Tensor:
+def score_nearest_mean(tasks: Tasks, options: NearestMeanOptions, seed: int) -> Tensor:
     """Scores (E, Q, n_way) float32: how much further (squared distance, cosine) than the nearest mean, so at most 0.
 
     Mensink et al., PAMI 2013; Snell et al., NeurIPS 2017, equation 2. SimpleShot (Wang et al., 2019) is this after

@@ -6,11 +6,10 @@ import torch
 from jsonargparse.typing import PositiveFloat, PositiveInt, restricted_number_type
 from torch import Tensor
 
-from lowshot.classifiers.tasks import Tasks, below_best, class_sums, squared_distances
+from lowshot.classifiers.tasks import Tasks, below_best, class_counts, class_sums, squared_distances
 
-# The assignment is balanced when no class's mass is further from its share, relatively.
-_TOLERANCE = 1e-4
-_MAX_ITERATIONS = 1000
+# Of Sinkhorn in a step. The scaling carries over to the next step, so all steps together balance the assignment.
+_N_ITERATIONS = 20
 
 Rate = restricted_number_type("Rate", float, [(">", 0), ("<=", 1)])
 
@@ -25,42 +24,38 @@ class PTMapOptions:
     """Updates of the centres."""
 
 
-def pt_map(tasks: Tasks, options: PTMapOptions, seed: int) -> Tensor:
+def score_pt_map(tasks: Tasks, options: PTMapOptions, seed: int) -> Tensor:
     """Scores (E, Q, n_way) float32: log of the final assignment, less the best of the query.
 
     Hu, Gripon & Pateux, ICANN 2021, section 3.3 and algorithm 1; their features go through
     `FeatureTransform(power=0.5)` first. **Assumes that every class has the same number of queries**: each assignment
     gives every class Q / n_way of them (Sinkhorn, Cuturi 2013). Where that does not hold, it loses accuracy.
 
-    Departures: the scaling is kept as logarithms, so that no feature scale makes it under- or overflow, and starts from
-    that of the step before.
+    Departures: the scaling is kept as logarithms, so that no scale of the features makes it under- or overflow; and
+    each step balances by 20 iterations that go on from the last step's, where the paper starts afresh and iterates to a
+    tolerance.
     """
     queries = tasks.query_features
-    sums, counts = class_sums(tasks.support_features, tasks.support_labels, tasks.n_way)
-    centres, log_scaling = sums / counts, None
-    for _ in range(options.n_steps):
-        logits = -options.scale * squared_distances(queries, centres)
+    sums = class_sums(tasks.support_features, tasks.support_labels, tasks.n_way)
+    counts = class_counts(tasks.support_labels, tasks.n_way).unsqueeze(-1)
+    centres, log_scaling = sums / counts, torch.zeros_like(sums[..., :1])
+    for step in range(options.n_steps + 1):
+        logits = -options.scale * squared_distances(queries, centres).mT.contiguous()
         log_scaling = balancing(logits, log_scaling)
-        shares = torch.softmax(logits + log_scaling, -1).mT
-        estimates = (sums + shares @ queries) / (counts + shares.sum(-1, keepdim=True))
-        centres = centres.lerp(estimates, options.rate)
-    logits = -options.scale * squared_distances(queries, centres)
-    return below_best(logits + balancing(logits, log_scaling))
+        if step < options.n_steps:
+            shares = torch.softmax(logits + log_scaling, 1)
+            estimates = (sums + shares @ queries) / (counts + shares.sum(-1, keepdim=True))
+            centres = centres.lerp(estimates, options.rate)
+    return below_best((logits + log_scaling).mT)
 
 
-def balancing(logits: Tensor, start: Tensor | None = None) -> Tensor:
-    """What to add (E, 1, C) to `logits` (E, Q, C) that their softmax gives every class Q / C queries.
+def balancing(logits: Tensor, log_scaling: Tensor) -> Tensor:
+    """What to add (E, C, 1) to `logits` (E, C, Q) so that their softmax over classes gives each about Q / C queries.
 
-    Sinkhorn: the softmax scales the rows, the result the columns. Every task iterates until its own masses are even,
-    so it does not matter which others are beside it.
+    Sinkhorn (Cuturi, 2013) from the scaling so far, as logarithms: the softmax scales queries, the result classes.
     """
-    n_tasks, n_queries, n_classes = logits.shape
-    log_scaling = logits.new_zeros(n_tasks, 1, n_classes) if start is None else start.clone()
-    uneven = torch.arange(n_tasks, device=logits.device)
-    for _ in range(_MAX_ITERATIONS):
-        masses = torch.softmax(logits[uneven] + log_scaling[uneven], -1).sum(1, keepdim=True) * n_classes / n_queries
-        log_scaling[uneven] -= masses.clamp_min(torch.finfo(masses.dtype).tiny).log()
-        uneven = uneven[(masses - 1).abs().amax((1, 2)) > _TOLERANCE]
-        if not len(uneven):
-            break
+    _, n_classes, n_queries = logits.shape
+    for _ in range(_N_ITERATIONS):
+        masses = torch.softmax(logits + log_scaling, 1).sum(-1, keepdim=True)
+        log_scaling = log_scaling - (masses * n_classes / n_queries).clamp_min(torch.finfo(masses.dtype).tiny).log()
     return log_scaling

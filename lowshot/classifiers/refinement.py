@@ -6,7 +6,7 @@ import torch
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from lowshot.classifiers.tasks import Tasks, below_best, class_sums, squared_distances
+from lowshot.classifiers.tasks import Tasks, below_best, class_counts, class_sums, squared_distances
 
 
 @dataclass
@@ -17,7 +17,7 @@ class RefinementOptions:
     """Multiplies squared distances before the softmax; the paper trains features for 1, unit-length ones want more."""
 
 
-def prototype_refinement(tasks: Tasks, options: RefinementOptions, seed: int) -> Tensor:
+def score_refinement(tasks: Tasks, options: RefinementOptions, seed: int) -> Tensor:
     """Scores (E, Q, n_way) float32: minus the scaled squared distance to the refined prototypes, less the best.
 
     Ren et al., ICLR 2018, section 3.1.1 and equations 3 and 4. The unlabelled rows are the queries themselves, where
@@ -25,7 +25,8 @@ def prototype_refinement(tasks: Tasks, options: RefinementOptions, seed: int) ->
     divided by the softmax over its distances.
     """
     queries = tasks.query_features
-    sums, counts = class_sums(tasks.support_features, tasks.support_labels, tasks.n_way)
+    sums = class_sums(tasks.support_features, tasks.support_labels, tasks.n_way)
+    counts = class_counts(tasks.support_labels, tasks.n_way).unsqueeze(-1)
     prototypes = sums / counts
     for _ in range(options.n_steps):
         shares = torch.softmax(-options.scale * squared_distances(queries, prototypes), -1).mT

@@ -19,14 +19,14 @@ class SupportLogisticOptions:
     """Most iterations of L-BFGS."""
 
 
-def support_logistic(tasks: Tasks, options: SupportLogisticOptions, seed: int) -> Tensor:
+def score_support_logistic(tasks: Tasks, options: SupportLogisticOptions, seed: int) -> Tensor:
     """Scores (E, Q, n_way) float32: logits less the query's highest. Needs two classes or more.
 
     Tian et al., ECCV 2020 (RFS): scikit-learn's multinomial LogisticRegression, C = 1, on unit-length features of a
     frozen backbone (`FeatureTransform(normalise=True)`). Solved in float64, a task at a time; the winners are
     scikit-learn's own. RFS also enlarges the support set by augmented copies of the images: not here.
     """
-    logits = [_logits(*task, options) for task in zip(*(_numpy(tasks)))]
+    logits = [_logits(*task, options) for task in zip(*_numpy(tasks))]
     return below_best(torch.from_numpy(np.stack(logits))).to(tasks.query_features.device)
 
 

@@ -55,19 +55,26 @@ def in_blocks(score: Score) -> Score:
     return score_blocks
 
 
-def class_sums(features: Tensor, labels: Tensor, n_way: int) -> tuple[Tensor, Tensor]:
-    """Sums (E, n_way, D) and counts (E, n_way, 1) of the rows of every class, in the type of `features` (E, S, D)."""
+def class_sums(features: Tensor, labels: Tensor, n_way: int) -> Tensor:
+    """Sums (E, n_way, D) of the rows of every class, in the type of `features` (E, S, D); `labels` (E, S)."""
     n_tasks, _, dim = features.shape
-    classes = (labels + n_way * torch.arange(n_tasks, device=labels.device)[:, None]).flatten()
-    sums = features.new_zeros(n_tasks * n_way, dim).index_add_(0, classes, features.reshape(-1, dim))
-    counts = torch.bincount(classes, minlength=n_tasks * n_way).to(features.dtype)
-    return sums.view(n_tasks, n_way, dim), counts.view(n_tasks, n_way, 1)
+    sums = features.new_zeros(n_tasks * n_way, dim)
+    return sums.index_add_(0, _numbered(labels, n_way), features.flatten(0, 1)).view(n_tasks, n_way, dim)
+
+
+def class_counts(labels: Tensor, n_way: int) -> Tensor:
+    """How many rows every class has, int64 (E, n_way); `labels` (E, S)."""
+    return torch.bincount(_numbered(labels, n_way), minlength=len(labels) * n_way).view(-1, n_way)
+
+
+def _numbered(labels: Tensor, n_way: int) -> Tensor:
+    """The classes (E * S,) of all tasks' rows, each task's with numbers of their own."""
+    return (labels + n_way * torch.arange(len(labels), device=labels.device)[:, None]).flatten()
 
 
 def class_means(features: Tensor, labels: Tensor, n_way: int) -> Tensor:
     """The prototypes (E, n_way, D), in the type of `features` (E, S, D); `labels` (E, S)."""
-    sums, counts = class_sums(features, labels, n_way)
-    return sums / counts
+    return class_sums(features, labels, n_way) / class_counts(labels, n_way).unsqueeze(-1)
 
 
 def squared_distances(rows: Tensor, centres: Tensor) -> Tensor:
