@@ -35,7 +35,9 @@ class FeatureTransform:
         The function maps numpy or torch (..., D) to the same kind, float32, on the same device. It raises InputError if
         a power is to be taken of a negative entry (features after a ReLU have none).
         """
-        mean = self._powered(torch.as_tensor(base_features)).double().mean(0).float() if self.centre else None
+        mean = (
+            self._powered(torch.as_tensor(base_features)).mean(0, dtype=torch.float64).float() if self.centre else None
+        )
 
         def transform(features: Array) -> Array:
             transformed = self._powered(torch.as_tensor(features))
