@@ -6,7 +6,6 @@ setup. All images of a class are one pool: there is no test part, tasks draw sup
 """
 
 import io
-import json
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -16,13 +15,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from lowshot.artifacts import digest
+from lowshot.artifacts import digest, read_json
 from lowshot.datasets import cifar100, omniglot
 from lowshot.datasets.cifar100 import read_pickle
 from lowshot.datasets.content import Content, Found, Source, image_files, listing_digest, subfolders, superclasses
 from lowshot.datasets.images import Images
 from lowshot.errors import InputError
-from lowshot.protocol import Split, published_split
+from lowshot.protocol import published_split
 
 _CIFAR_CLASSES = Path(__file__).with_name("cifar100_few_shot.json")
 _PARTS = ("train", "val", "test")
@@ -36,7 +35,7 @@ def find_cifar(name: str, source: Source) -> Found:
 
 
 def _read_cifar(name: str, source: Source, content: Content) -> Content:
-    lists = json.loads(_CIFAR_CLASSES.read_text())[name]
+    lists = read_json(_CIFAR_CLASSES)[name]
     if strange := sorted(set(chain.from_iterable(lists.values())) ^ set(content.class_names)):
         raise InputError(f"{name}: the class {strange[0]} stands in only one of the published lists and CIFAR-100")
     position = {c: i for i, c in enumerate(content.class_names)}
@@ -47,7 +46,7 @@ def _read_cifar(name: str, source: Source, content: Content) -> Content:
 def find_omniglot(source: Source) -> Found:
     """Omniglot as Vinyals et al. (NeurIPS 2016) split it and Prototypical Networks (Snell et al., NeurIPS 2017) use it:
     1028, 172 and 423 characters, and their rotations by 90, 180 and 270 degrees as classes of their own."""
-    found = omniglot.find(source)
+    found = omniglot.find(replace(source, test_per_class=1))  # whose test marks are not used
     return Found(found.digests, lambda: _read_omniglot(source, found.read()))
 
 
@@ -55,6 +54,7 @@ def find_omniglot(source: Source) -> Found:
 # 236th.
 _VINYALS_VALIDATION = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
 _VINYALS_TRAIN_OF_EVALUATION = 236
+_VINYALS_SIZES = [1028, 172, 423]
 
 
 def vinyals_parts(class_names: list[str], n_background: int) -> list[list[int]]:
@@ -68,7 +68,7 @@ def vinyals_parts(class_names: list[str], n_background: int) -> list[list[int]]:
 
 def _read_omniglot(source: Source, content: Content) -> Content:
     parts = vinyals_parts(content.class_names, content.novel_classes[0])
-    if [len(part) for part in parts] != [1028, 172, 423]:
+    if [len(part) for part in parts] != _VINYALS_SIZES:
         raise InputError(f"{source.root}: {len(content.class_names)} characters; the split is of Omniglot's 1623")
     n, n_groups = len(content.class_names), len(content.superclass_names)
     turned = [_turn(content, quarter) for quarter in range(4)]
@@ -121,7 +121,9 @@ def find_tiered_imagenet(source: Source) -> Found:
     root = _root(source, "tiered-imagenet")
     if not (root / "train_labels.pkl").is_file():
         return _find_folders("tiered_imagenet", root, source)
-    digests = {name: digest(root / f"{name}.pkl") for part in _PARTS for name in (f"{part}_images_png", f"{part}_labels")}
+    digests = {
+        name: digest(root / f"{name}.pkl") for part in _PARTS for name in (f"{part}_images_png", f"{part}_labels")
+    }
     return Found(digests, partial(_read_tiered, root, source.seed))
 
 
@@ -199,8 +201,6 @@ def _decode(path: Path, png: object) -> np.ndarray:
 
 def _pooled(name: str, content: Content, parts: list[list[int]], seed: int) -> Content:
     """`content` with the published split and every image in the pool."""
-    split: Split = published_split(
-        name, content.class_names, content.superclass_names, content.superclass_of, seed, *parts
-    )
+    split = published_split(name, content.class_names, content.superclass_names, content.superclass_of, seed, *parts)
     images = replace(content.images, is_test=np.zeros(len(content.images), bool))
     return replace(content, images=images, novel_classes=split.novel_classes, split=split)
