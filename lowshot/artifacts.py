@@ -207,7 +207,8 @@ def read_yaml(path: Path) -> Any:
 
 def write_yaml(path: Path, content: Any) -> None:
     """Write YAML under `path` in one step, as `write_json` does; innermost lists and mappings take one line each."""
-    text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=400, allow_unicode=True)
+    plain = json.loads(json.dumps(content))  # numbers of checked types, such as PositiveInt, are none that YAML knows
+    text = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=400, allow_unicode=True)
     _write_text(path, text)
 
 

@@ -10,6 +10,7 @@ grid goes on where it was.
 """
 
 import itertools
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -88,8 +89,14 @@ def read_grid(path: Path, config: SelectionConfig) -> list[dict[str, Any]]:
     Raises InputError for what is no grid of settings of `config`, and for a grid that would choose on the test setup.
     """
     grid = read_yaml(path)
-    if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
-        raise InputError(f"{path}: not a grid: it must hold lines of the form 'setting: [value, ...]'")
+    if (
+        not isinstance(grid, dict)
+        or not grid
+        or not all(isinstance(values, list) and values for values in grid.values())
+    ):
+        raise InputError(
+            f"{path}: not a grid: it must hold lines of the form 'setting: [value, ...]', each with a value"
+        )
     known = _settings_of(config)
     for name, values in grid.items():
         if name == "setup":
@@ -99,7 +106,8 @@ def read_grid(path: Path, config: SelectionConfig) -> list[dict[str, Any]]:
         grid[name] = [_checked(path, config, name, value) for value in values]
         if any(value in grid[name][:i] for i, value in enumerate(grid[name])):
             raise InputError(f"{path}: {name}: a value is there twice")
-    return [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+    cells = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+    return json.loads(json.dumps(cells))  # plain numbers, as the evidence will have them
 
 
 def with_values(config: Config, values: dict[str, Any]) -> Config:
@@ -188,7 +196,8 @@ def _said(cell: dict, criterion: str) -> str:
     values = ", ".join(f"{name} {value}" for name, value in cell["values"].items())
     if cell["mean"] is None:
         return f"{values}: diverged"
-    return f"{values}: {criterion} {100 * cell['mean']:.2f} ± {100 * (cell['interval'] or np.nan):.2f}"
+    interval = "" if cell["interval"] is None else f" ± {100 * cell['interval']:.2f}"
+    return f"{values}: {criterion} {100 * cell['mean']:.2f}{interval}"
 
 
 def _best(evidence: Path, cells: list[dict]) -> dict[str, Any]:

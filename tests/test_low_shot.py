@@ -5,14 +5,16 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import h5py
 import numpy as np
 import pytest
+from conftest import assert_refused
 
 import low_shot
 from lowshot.artifacts import write_json
-from lowshot.classifiers import SGDOptions
+from lowshot.classifiers import CLASSIFIERS, METHODS, FeatureTransform, SGDOptions
 from lowshot.errors import InputError
 from lowshot.features import write_features
 from lowshot.protocol import Split, draws_to_json, make_draws
@@ -22,8 +24,7 @@ N_CLASSES, DIM, ROWS = 8, 5, 12
 SIX = {f"top{k}_{name}" for k in (1, 5) for name in ("novel", "base", "all")}
 
 
-@pytest.fixture
-def config(tmp_path):
+def tiny_config(tmp_path):
     """Features, split and draws in a folder, and a configuration for them."""
     rng = np.random.default_rng(0)
     centres = 3 * rng.random((N_CLASSES, DIM))
@@ -48,6 +49,11 @@ def config(tmp_path):
     )
 
 
+@pytest.fixture
+def config(tmp_path):
+    return tiny_config(tmp_path)
+
+
 def results(config, **changes):
     return json.loads(low_shot.main(replace(config, overwrite=True, **changes)).read_text())
 
@@ -69,18 +75,96 @@ def test_results_file(config):
         assert one["top1_novel"] <= one["top5_novel"]
 
 
-def test_a_part_gives_the_numbers_of_the_whole(config):
-    whole = {(one["trial"], one["n_shot"]): one for one in results(config)["trials"]}
-    part = results(config, shots=[5], trials=[2])["trials"]
+@pytest.mark.parametrize("classifier", ["linear_sgd", "cosine", "pt_map"])
+def test_a_part_gives_the_numbers_of_the_whole(config, classifier):
+    whole = {(one["trial"], one["n_shot"]): one for one in results(config, classifier=classifier)["trials"]}
+    part = results(config, classifier=classifier, shots=[5], trials=[2])["trials"]
     assert len(part) == 1 and part[0] == whole[2, 5]
 
 
-@pytest.mark.parametrize("classifier", ["linear_sgd", "logistic_regression", "mlp"])
+def test_a_classifier_is_named_by_its_registry():
+    names = get_args(get_type_hints(low_shot.Config)["classifier"])
+    assert len(set(names)) == len(names) and set(names) == CLASSIFIERS.keys() | METHODS.keys()
+
+
+TRANSDUCTIVE = {"laplacian_shot", "prototype_refinement", "pt_map"}
+
+
+@pytest.mark.parametrize("classifier", sorted(CLASSIFIERS.keys() | METHODS.keys()))
 def test_both_setups_and_every_classifier(config, classifier):
     small = {"mlp": low_shot.MLPOptions(hidden=4, max_epochs=2)}
     for setup in ("validation", "test"):
         content = results(config, classifier=classifier, setup=setup, **small)
         assert content["protocol"]["setup"] == setup and len(content["trials"]) == 6
+        assert content["protocol"]["setting"] == ("transductive" if classifier in TRANSDUCTIVE else "inductive")
+        assert content["method"] == classifier
+        if classifier not in CLASSIFIERS:  # four ways: every image is among its five best
+            assert {one["top5_novel"] for one in content["trials"]} == {1.0}
+            assert np.mean([one["top1_all"] for one in content["trials"]]) > 0.4
+
+
+def six_by_hand(config, trial, n_shot, transform):
+    """Nearest mean over the classes 2, 3 (base), 6, 7 (novel) of the test setup, one image after the other."""
+    with h5py.File(config.train) as file, h5py.File(config.test) as other:
+        train, labels = file["all_feats"][:], file["all_labels"][:]
+        test, truth = other["all_feats"][:], other["all_labels"][:]
+    rows = json.loads(config.draws.read_text())["trials"][str(trial)]
+    centre = train[np.isin(labels, [2, 3])].mean(0)
+    means = {c: transform(train[labels == c], centre).mean(0) for c in (2, 3)}
+    means |= {c: transform(train[rows[c][:n_shot]], centre).mean(0) for c in (6, 7)}
+    right = {c: [] for c in means}
+    for image, c in zip(transform(test, centre), truth):
+        if c in means:
+            right[c].append(min(means, key=lambda way: ((image - means[way]) ** 2).sum()) == c)
+    share = {c: np.mean(hits) for c, hits in right.items()}
+    return (share[6] + share[7]) / 2, (share[2] + share[3]) / 2
+
+
+def unit(feats):
+    return feats / np.linalg.norm(feats, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("transform", "name", "by_hand"),
+    [
+        (FeatureTransform(), "nearest_mean", lambda feats, centre: feats),
+        (FeatureTransform(normalise=True), "nearest_mean (L2N)", lambda feats, centre: unit(feats)),
+        (
+            FeatureTransform(centre=True, normalise=True),
+            "nearest_mean (CL2N)",
+            lambda feats, centre: unit(feats - centre),
+        ),
+    ],
+)
+def test_simple_shot_by_hand(config, transform, name, by_hand):
+    content = results(config, classifier="nearest_mean", transform=transform)
+    assert content["method"] == name
+    for one in content["trials"]:
+        expected = six_by_hand(config, one["trial"], one["n_shot"], by_hand)
+        assert (one["top1_novel"], one["top1_base"]) == pytest.approx(expected)
+
+
+def test_every_classifier_sees_transformed_features(config, monkeypatch, tmp_path):
+    """The centre is that of the setup's base rows, and generated rows are transformed as well."""
+    (tmp_path / "generator").mkdir()
+    monkeypatch.setattr(low_shot, "Hallucinator", StubHallucinator)
+    added = {"generator": tmp_path / "generator", "max_per_label": 4}
+    problem, content = captured_problem(config, monkeypatch, transform=FeatureTransform(centre=True), **added)
+    assert content["method"].startswith("linear_sgd (centred) + generator")
+    raw, _ = captured_problem(config, monkeypatch, **added)
+    centre = raw.base_feats.mean(0)
+    assert np.abs(problem.base_feats.mean(0)).max() < 1e-5
+    for one, before in zip(problem.runs, raw.runs):
+        assert np.allclose(one.feats, before.feats - centre, atol=1e-5)
+
+
+def test_settings_of_other_classifiers_are_not_part_of_the_results(config, capsys):
+    """What did not influence a result does not make it another one."""
+    content = results(config, classifier="cosine")
+    assert set(content["config"]["methods"]) == {"cosine"} and not {"sgd", "mlp", "criterion"} & set(content["config"])
+    low_shot.main(replace(config, classifier="cosine", sgd=SGDOptions(lr=9.0)))
+    assert "there already" in capsys.readouterr().out
+    assert "methods" not in (plain := results(config)["config"]) and "sgd" in plain and "mlp" not in plain
 
 
 def test_published_files_give_the_same_numbers(config, tmp_path):
@@ -235,6 +319,18 @@ def test_script(config):
     done = command(config, "--shots", "[1,5]", "--trials", "[1,2]", "--sgd.n_steps", "5", "--sgd.batch_size", "20")
     assert done.returncode == 0, done.stderr
     assert len(json.loads(config.out.read_text())["trials"]) == 4
+
+
+def test_script_with_a_transductive_method(config):
+    done = command(config, "--shots", "[1]", "--classifier", "laplacian_shot", "--transform.centre", "true")
+    assert done.returncode == 0, done.stderr
+    content = json.loads(config.out.read_text())
+    assert content["method"] == "laplacian_shot (centred)" and content["protocol"]["setting"] == "transductive"
+
+
+def test_script_lists_the_classifiers(config):
+    done = command(config, "--classifier", "knn")
+    assert_refused(done, "knn", *METHODS, *CLASSIFIERS)
 
 
 def test_script_refuses_in_one_line(config):

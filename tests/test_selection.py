@@ -1,0 +1,233 @@
+"""low_shot.py --select: the choice is the best cell, is made on the validation setup only, and survives a kill."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT, assert_refused
+from test_low_shot import SIX, command, results, tiny_config
+
+import low_shot
+from lowshot.artifacts import partial_path
+from lowshot.errors import InputError
+from lowshot.report.results import read_files
+from lowshot.selection import read_grid
+
+GRID = "sgd.lr: [0.001, 0.3]\nmax_per_label: [2, 5]"
+CELLS = [{"sgd.lr": lr, "max_per_label": rows} for lr in (0.001, 0.3) for rows in (2, 5)]
+
+
+@pytest.fixture
+def config(tmp_path):
+    (tmp_path / "grid.yaml").write_text(GRID)
+    return replace(tiny_config(tmp_path), select=tmp_path / "grid.yaml", repetition=True, criterion="top1_novel_base")
+
+
+def evidence_of(config):
+    return yaml.safe_load(config.out.with_suffix(".selection.yaml").read_text())
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """(setup, learning rate) of everything that is judged; `judged.kill_at` = number of the one that is killed."""
+    real = low_shot._ranks
+
+    class Seen(list):
+        kill_at = None
+
+    seen = Seen()
+
+    def watched(config, benchmark, device):
+        if len(seen) == seen.kill_at:
+            raise KeyboardInterrupt
+        setup = "validation" if set(benchmark.classes) == {0, 1, 4, 5} else "test"
+        seen.append((setup, config.sgd.lr, config.max_per_label))
+        return real(config, benchmark, device)
+
+    monkeypatch.setattr(low_shot, "_ranks", watched)
+    return seen
+
+
+@pytest.mark.parametrize("criterion", ["top1_novel_base", "top1_novel", "top5_all"])
+def test_the_choice_is_the_best_cell(config, criterion):
+    """By hand: every cell as a run of its own on the validation setup, then the best as a run on the test setup."""
+    groups = criterion.split("_")[1:]
+    plain, means = replace(config, select=None, out=config.out.with_name("plain.json")), []
+    for cell in CELLS:
+        sgd = replace(config.sgd, lr=cell["sgd.lr"])
+        trials = results(plain, setup="validation", sgd=sgd, max_per_label=cell["max_per_label"])["trials"]
+        values = [
+            [one[f"{criterion[:4]}_{group}"] for one in trials if one["trial"] == t for group in groups]
+            for t in (1, 2, 3)
+        ]
+        means.append(np.mean(values, axis=1))
+    content = json.loads(low_shot.main(replace(config, criterion=criterion)).read_text())
+    evidence = evidence_of(config)
+    assert evidence["protocol"]["setup"] == "validation" and [cell["values"] for cell in evidence["cells"]] == CELLS
+    for cell, by_trial in zip(evidence["cells"], means):
+        assert cell["mean"] == pytest.approx(by_trial.mean())
+        assert cell["interval"] == pytest.approx(4.302653 * by_trial.std(ddof=1) / 3**0.5)  # t(0.975; 2)
+        assert len(cell["trials"]) == 6 and set(cell["trials"][0]) > SIX
+    best = CELLS[int(np.argmax([by_trial.mean() for by_trial in means]))]
+    assert content["selection"]["chosen"] == evidence["chosen"] == best
+    assert content["selection"]["criterion"] == criterion and content["protocol"]["setup"] == "test"
+    sgd = replace(config.sgd, lr=best["sgd.lr"])
+    expected = results(plain, sgd=sgd, max_per_label=best["max_per_label"])
+    assert content["trials"] == expected["trials"] and content["config"] == expected["config"]
+
+
+def test_the_test_setup_is_judged_once_after_the_choice(config, judged):
+    low_shot.main(config)
+    assert [setup for setup, *_ in judged] == ["validation"] * 4 + ["test"]
+    assert {"sgd.lr": judged[-1][1], "max_per_label": judged[-1][2]} == evidence_of(config)["chosen"]
+
+
+def test_on_validation_only_the_choice_is_made(config, judged):
+    assert low_shot.main(replace(config, setup="validation")) == config.out.with_suffix(".selection.yaml")
+    assert {setup for setup, *_ in judged} == {"validation"} and not config.out.exists()
+    low_shot.main(config)
+    assert len(judged) == 5 and judged[-1][0] == "test"
+
+
+def test_what_stands_is_not_made_again(config, judged, capsys):
+    low_shot.main(config)
+    low_shot.main(config)
+    assert len(judged) == 5 and capsys.readouterr().out.count("there already") == 2
+    low_shot.main(replace(config, sgd=replace(config.sgd, lr=7.0)))  # the grid overrides it
+    assert len(judged) == 5
+    with pytest.raises(InputError, match="setting criterion was top1_novel_base, now top1_all"):
+        low_shot.main(replace(config, criterion="top1_all"))
+    config.select.write_text("sgd.lr: [0.3]")
+    with pytest.raises(InputError, match="setting cells was"):
+        low_shot.main(config)
+    low_shot.main(replace(config, overwrite=True))
+    assert evidence_of(config)["chosen"] == {"sgd.lr": 0.3}
+
+
+@pytest.mark.parametrize("kill_at", [0, 1, 3])
+def test_a_killed_grid_goes_on(config, judged, kill_at):
+    whole = replace(config, out=config.out.with_name("whole.json"))
+    low_shot.main(whole)
+    judged.clear()
+    judged.kill_at = kill_at
+    with pytest.raises(KeyboardInterrupt):
+        low_shot.main(config)
+    unfinished = partial_path(config.out.with_suffix(".selection.yaml"))
+    assert unfinished.exists() == (kill_at > 0) and not config.out.with_suffix(".selection.yaml").exists()
+    judged.kill_at = None
+    low_shot.main(config)
+    assert len(judged) == 5 and not unfinished.exists()
+    one, two = evidence_of(whole), evidence_of(config)
+    assert one.pop("provenance") and two.pop("provenance") and one == two
+
+
+def test_an_unfinished_grid_of_other_settings_is_not_continued(config, judged):
+    judged.kill_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        low_shot.main(config)
+    judged.clear()
+    judged.kill_at = None
+    low_shot.main(replace(config, seed=1))
+    assert len(judged) == 5
+
+
+def test_a_cell_that_diverges_is_not_taken(config):
+    config.select.write_text("sgd.lr: [1.0e+30, 0.3]")
+    low_shot.main(config)
+    diverged, trained = evidence_of(config)["cells"]
+    assert diverged["mean"] is None and "NaN" in diverged["diverged"] and trained["mean"] > 0
+    assert evidence_of(config)["chosen"] == {"sgd.lr": 0.3}
+
+
+def test_a_grid_of_diverging_cells_is_refused(config):
+    config.select.write_text("sgd.lr: [1.0e+30]")
+    with pytest.raises(InputError, match="every cell of the grid diverged"):
+        low_shot.main(config)
+    assert not config.out.exists() and not config.out.with_suffix(".selection.yaml").exists()
+
+
+def test_an_edited_choice_is_refused(config):
+    low_shot.main(config)
+    evidence = config.out.with_suffix(".selection.yaml")
+    content = evidence_of(config)
+    content["chosen"] = next(cell for cell in CELLS if cell != content["chosen"])
+    evidence.write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match="edited by hand"):
+        low_shot.main(config)
+
+
+def test_of_equal_cells_the_first_is_taken(config):
+    config.select.write_text("mlp.lr: [0.5, 0.1]")  # settings of another classifier: all cells are alike
+    low_shot.main(config)
+    assert evidence_of(config)["chosen"] == {"mlp.lr": 0.5}
+
+
+def test_classifiers_and_transforms_can_be_chosen(config):
+    config.select.write_text("classifier: [cosine, nearest_mean]\ntransform.centre: [false, true]\n"
+                             "methods.nearest_mean.metric: [cosine]\ntransform.power: [5e-1]")  # fmt: skip
+    content = json.loads(low_shot.main(config).read_text())
+    chosen = content["selection"]["chosen"]
+    assert content["config"]["classifier"] == chosen["classifier"] and chosen["transform.power"] == 0.5
+    assert content["config"]["transform"]["centre"] is chosen["transform.centre"]
+    assert [cell["values"]["classifier"] for cell in evidence_of(config)["cells"]] == ["cosine"] * 2 + [
+        "nearest_mean"
+    ] * 2
+
+
+BAD_GRIDS = [
+    ("setup: [test]", "choosing on test is refused"),
+    ("setup: [validation, test]", "choosing on test is refused"),
+    ("sgd.rate: [1.0]", "'sgd.rate' (there are: classifier, transform.power"),
+    ("sgd: [1.0]", "no setting to choose: 'sgd'"),
+    ("seed: [0, 1]", "no setting to choose: 'seed'"),
+    ("generator: [a, b]", "no setting to choose: 'generator'"),
+    ("sgd.n_steps: [10, many]", "'many' is no value"),
+    ("sgd.lr: [-1.0]", "-1.0 is no value"),
+    ("classifier: [knn]", "nearest_mean"),
+    ("sgd.lr: 1.0", "setting: [value, ...]"),
+    ("sgd.lr: []", "each with a value"),
+    ("", "not a grid"),
+    ("{}", "not a grid"),
+    ("[1, 2]", "not a grid"),
+    ("sgd.lr: [1.0, 1]", "twice"),
+    ("sgd.lr: [1.0", "not valid YAML"),
+    ("sgd.lr: !!python/object/apply:os.getcwd []", "not valid YAML"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_GRIDS)
+def test_bad_grids_are_refused_before_any_work(config, text, message):
+    config.select.write_text(text)
+    with pytest.raises(InputError) as caught:
+        low_shot.main(replace(config, train=Path("missing.h5")))
+    assert message in str(caught.value) and str(config.select) in str(caught.value)
+    assert not config.out.parent.exists()
+
+
+def test_a_missing_grid_is_named(config):
+    with pytest.raises(InputError, match=r"nowhere\.yaml: no such file"):
+        low_shot.main(replace(config, select=Path("nowhere.yaml")))
+
+
+def test_evidence_is_no_results_file(config):
+    low_shot.main(config)
+    assert list(read_files(config.out.parent)) == ["r.json"]
+
+
+def test_script(config):
+    settings = ["--select", config.select, "--shots", "[1]", "--trials", "[1]", "--repetition", "true"]
+    small = ["--sgd.n_steps", "5", "--sgd.batch_size", "20"]
+    done = command(config, *settings, *small)
+    assert done.returncode == 0, done.stderr
+    assert "cell 4 of 4" in done.stdout and evidence_of(config)["cells"][0]["interval"] is None
+    assert json.loads(config.out.read_text())["selection"]["evidence"] == "r.selection.yaml"
+    config.select.write_text("setup: [test]")
+    assert_refused(command(config, *settings, *small), "grid.yaml", "choosing on test is refused")
+
+
+def test_the_grids_of_the_recipes_are_accepted(config):
+    grids = sorted((ROOT / "configs").glob("*/grids/*.yaml"))
+    assert grids and all(len(read_grid(grid, config)) > 1 for grid in grids)
