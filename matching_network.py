@@ -1,0 +1,145 @@
+"""Matching networks: `train` one on episodes of the base classes, `test` it on the low-shot benchmark.
+
+train  reads   FEATURES (train.h5 of save_features.py), SPLIT
+       writes  OUT/model.pt, OUT/config.json, OUT/log.jsonl, OUT/tensorboard/
+test   reads   MODEL/, train and test features, split, draws
+       writes  one results JSON, the same as that of low_shot.py
+
+python matching_network.py train --features features/train.h5 --split split.json --out matching/
+python matching_network.py test --model matching/ --train features/train.h5 --test features/test.h5 \\
+    --split split.json --draws draws.json --out results/matching_network.json
+CPU, seconds:
+python matching_network.py train --features features/train.h5 --split split.json --out try/ --n_episodes 100 --n_way 10
+"""
+
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jsonargparse.typing import PositiveInt
+from lightning_fabric import Fabric
+
+from lowshot.artifacts import Provenance, is_done, recipe
+from lowshot.benchmark import Benchmark, BenchmarkConfig, check_settings, input_files, read_benchmark, write_results
+from lowshot.cli import run_commands
+from lowshot.errors import InputError
+from lowshot.features import read_features
+from lowshot.matching import (
+    ClassRows,
+    MatchingNetwork,
+    load_matching,
+    matching_scorer,
+    runs_at_once,
+    save_matching,
+    support_rows,
+)
+from lowshot.matching_training import MatchingSettings, MatchingTrainer
+from lowshot.metrics import ranks_in_chunks
+from lowshot.protocol import read_split
+from lowshot.runtime import pick_device
+from lowshot.training import refuse_other_leftover, training_run
+
+
+@dataclass(kw_only=True)
+class TrainConfig(MatchingSettings):
+    features: Path
+    """Features of the training images"""
+    split: Path
+    """Split.json, or the published label_idx.json; the base classes of both setups are trained on"""
+    out: Path
+    """Folder to write the network to"""
+    accelerator: str = "auto"
+    """Where to train: auto, cpu, cuda, ..."""
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    """Of the network; the loss is always float32"""
+    overwrite: bool = False
+    """Make it again even if it is there"""
+
+
+@dataclass(kw_only=True)
+class TestConfig(BenchmarkConfig):
+    model: Path
+    """Folder that `train` wrote"""
+    rows_per_class: PositiveInt = 100
+    """Support rows of a base class; the shots of a novel class are repeated up to as many"""
+
+
+def train(config: TrainConfig) -> Path:
+    """Train and return the folder written."""
+    split = read_split(config.split)
+    features = read_features(config.features, split.n_classes)
+    base = ClassRows(features, split.base_classes, split)
+    if (config.n_way or 1) > len(base.classes):
+        raise InputError(f"n_way {config.n_way}: {config.split} has {len(base.classes)} base classes")
+    made_from = recipe("matching_network train", config, {"features": config.features, "split": config.split})
+    if features.extractor:
+        made_from["inputs"]["extractor"] = features.extractor
+    if is_done(config.out, made_from, config.overwrite):
+        return config.out
+    if not config.overwrite:
+        refuse_other_leftover(config.out, made_from)
+    fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
+    fabric.seed_everything(config.seed, verbose=False)
+    model = MatchingNetwork(features.dim, config.n_reads)
+    with training_run(config.out, made_from, config.overwrite) as run:
+        trained = MatchingTrainer(config, fabric, run, model, torch.from_numpy(features.feats), base).fit()
+        save_matching(run.folder, trained.cpu(), split.base_classes, made_from)
+    print(f"matching_network: wrote {config.out}")
+    return config.out
+
+
+def test(config: TestConfig) -> Path:
+    """Run every trial and n and write the results file; returns its path."""
+    check_settings(config)
+    made_from = recipe("matching_network test", config, {"model": config.model, **input_files(config)})
+    if is_done(config.out, made_from, config.overwrite):
+        return config.out
+    provenance, device = Provenance(), pick_device().type
+    benchmark = read_benchmark(config)
+    model = load_matching(config.model, benchmark.split, benchmark.train).to(device)
+    supports = build_supports(benchmark, config)
+    ranks = {}
+    for runs in batches_of_runs(supports, model.dim):
+        ranks |= zip(runs, _ranks(model, benchmark, np.stack([supports[run] for run in runs]), device))
+    ordered = {run: ranks[run] for run in supports}
+    write_results(config, made_from, benchmark, "matching_network", "inductive", ordered, provenance, device)
+    return config.out
+
+
+def build_supports(benchmark: Benchmark, config: TestConfig) -> dict[tuple[int, int], np.ndarray]:
+    """The support of every run: (trial, n) -> rows of the train features (S,)."""
+    base = ClassRows(benchmark.train, benchmark.base_classes, benchmark.split)
+    for c in base.classes[base.counts < config.rows_per_class]:
+        few = f"class {c} ({benchmark.split.class_names[c]}) has {(benchmark.train.labels == c).sum()} training rows"
+        raise InputError(f"rows_per_class {config.rows_per_class}: {few}")
+    return {
+        (trial, n): support_rows(base, benchmark.shot_rows(trial, n), config.rows_per_class, config.seed, trial)
+        for trial, n in product(benchmark.draws, config.shots)
+    }
+
+
+def batches_of_runs(supports: dict[tuple[int, int], np.ndarray], dim: int) -> list[list[tuple[int, int]]]:
+    """Runs whose supports are equally long, as many together as memory should hold."""
+    batches = []
+    for length in sorted({len(rows) for rows in supports.values()}):
+        runs = [run for run, rows in supports.items() if len(rows) == length]
+        batches += [runs[i : i + runs_at_once(length, dim)] for i in range(0, len(runs), runs_at_once(length, dim))]
+    return batches
+
+
+def _ranks(model: MatchingNetwork, benchmark: Benchmark, rows: np.ndarray, device: str) -> np.ndarray:
+    """`true_class_ranks` (R, N) of all judged images against the supports `rows` (R, S)."""
+    features, labels = (
+        torch.from_numpy(table[rows]).to(device) for table in (benchmark.train.feats, benchmark.train.labels)
+    )
+    score, n_query = matching_scorer(model, features, labels, benchmark.split.n_classes)
+    return ranks_in_chunks(score, benchmark.test_features, benchmark.test_labels, device, n_query)
+
+
+COMMANDS = {"train": (train, TrainConfig), "test": (test, TestConfig)}
+
+if __name__ == "__main__":
+    run_commands(COMMANDS, __doc__)
