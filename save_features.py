@@ -1,10 +1,11 @@
-"""Run a trained extractor over all images and save the features.
+"""Run a trained extractor, or a pretrained model of timm, over all images and save the features.
 
-Reads   EXTRACTOR/ (train_extractor.py), DATA/images.h5
+Reads   EXTRACTOR/ (train_extractor.py) or a model of timm, DATA/images.h5
 Writes  OUT/train.h5 and OUT/test.h5 in the published layout: all_feats, all_labels, count
 
 python save_features.py --extractor outputs/cifar100/resnet10_sgm/extractor --data outputs/cifar100/data \\
     --out outputs/cifar100/resnet10_sgm/features
+python save_features.py --timm resnet50.a1_in1k --data outputs/photos/data --out outputs/photos/resnet50/features
 CPU, seconds:
 python save_features.py --extractor outputs/glyphs/conv4_sgm/extractor --data outputs/glyphs/data \\
     --out outputs/glyphs/try/features
@@ -22,18 +23,16 @@ from lightning_fabric import Fabric
 from tqdm import tqdm
 
 from lowshot.artifacts import is_done, recipe, writing
-from lowshot.backbones import Extractor, load_extractor
 from lowshot.cli import run
 from lowshot.datasets.images import Images, read_images
 from lowshot.errors import InputError
+from lowshot.extractors import ExtractorChoice, open_extractor
 from lowshot.features import create_features
 from lowshot.loading import batches, in_batches, to_unit
 
 
-@dataclass
-class Config:
-    extractor: Path
-    """folder of the extractor"""
+@dataclass(kw_only=True)
+class Config(ExtractorChoice):
     data: Path
     """folder with images.h5"""
     out: Path
@@ -53,10 +52,10 @@ class Config:
 def main(config: Config) -> Path:
     """Save both files and return their folder."""
     images = read_images(config.data / "images.h5")
-    made_from = recipe("save_features", config, {"extractor": config.extractor, "images": config.data / "images.h5"})
+    model, chosen = open_extractor(config, images)
+    made_from = recipe("save_features", config, {"images": config.data / "images.h5", "weights": config.weights})
+    made_from["inputs"] |= chosen
     made_from["config"].pop("batch_size")
-    model = load_extractor(config.extractor)
-    check_images(images, model, config)
     fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
     network = fabric.setup_module(model)
     network.mark_forward_method("features")
@@ -71,19 +70,6 @@ def main(config: Config) -> Path:
                     raise
             print(f"save_features: wrote {out}")
     return config.out
-
-
-def check_images(images: Images, model: Extractor, config: Config) -> None:
-    """InputError if the extractor was trained on images of another form."""
-    size = model.config.image_size
-    for what, own, other in (
-        ("channels", images.n_channels, model.config.n_channels),
-        ("pixels a side", images.size or size, size),
-    ):
-        if own != other:
-            raise InputError(
-                f"{config.data}/images.h5: images of {own} {what}, but {config.extractor} was trained on {other}"
-            )
 
 
 @torch.inference_mode()
@@ -102,11 +88,11 @@ def extract(
     with h5py.File(path, "r+") as file:
         done = int(file["count"][0])
         parts = in_batches(rows[done:], config.batch_size)
-        loaded = batches(images, parts, network.config.image_size, None, config.num_workers)
+        loaded = batches(images, parts, network.config, None, config.num_workers)
         for part, pixels in tqdm(zip(parts, loaded), path.stem, len(parts), unit="batch"):
             feats = network.features(to_unit(pixels, fabric.device)).float().cpu().numpy()
             if not np.isfinite(feats).all():
-                raise InputError(f"{config.extractor}: makes features that are NaN or infinite")
+                raise InputError(f"{config.extractor or config.timm}: makes features that are NaN or infinite")
             file["all_feats"][done : done + len(part)] = feats
             done += len(part)
             file["count"][0] = done

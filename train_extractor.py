@@ -5,6 +5,8 @@ Writes  OUT/model.pt, OUT/config.json (together they rebuild the network), OUT/l
 
 python train_extractor.py --data outputs/cifar100/data --out outputs/cifar100/resnet10_sgm/extractor \
     --model ResNet10 --loss sgm --loss_weight 0.02
+python train_extractor.py --data outputs/photos/data --out outputs/photos/resnet50/extractor \
+    --model timm:resnet50.a1_in1k --pretrained true --epochs 10 --lr 0.001
 CPU, seconds:
 python train_extractor.py --data outputs/glyphs/data --out outputs/glyphs/try/extractor --model Conv4 --epochs 1
 Several processes: --devices 8, or
@@ -21,13 +23,23 @@ from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 from lightning_fabric import Fabric
 
 from lowshot.artifacts import is_done, recipe
-from lowshot.backbones import Extractor, HeadName, ModelConfig, ModelName, load_weights, save_extractor
+from lowshot.backbones import (
+    Extractor,
+    HeadName,
+    ModelConfig,
+    ModelName,
+    load_timm_weights,
+    load_weights,
+    save_extractor,
+    timm_config,
+)
 from lowshot.cli import run
 from lowshot.datasets.images import Images, read_images
 from lowshot.errors import InputError
 from lowshot.extractor_training import ExtractorTrainer, TrainingSettings
 from lowshot.protocol import Split, read_split
 from lowshot.seeds import stream
+from lowshot.timm_models import is_timm
 from lowshot.training import refuse_other_leftover, training_run
 
 
@@ -38,7 +50,7 @@ class Config(TrainingSettings):
     out: Path
     """folder to write the extractor to"""
     model: ModelName = "ResNet10"
-    """backbone"""
+    """backbone; any of timm as timm:NAME, e.g. timm:resnet50.a1_in1k, with its own normalisation and preprocessing"""
     width: PositiveFloat = 1.0
     """factor on the number of channels, for small images"""
     head: HeadName = "linear"
@@ -48,10 +60,16 @@ class Config(TrainingSettings):
     """DropBlock in the last two blocks of ResNet12 (0.1 in RFS and MetaOptNet); others have none"""
     validation_classes: bool = False
     """train on the novel classes of the validation setup too (few-shot papers do so once everything has been chosen)"""
-    image_size: PositiveInt = 224
-    """side in pixels that images on disk are cut to; stored pixels keep theirs"""
+    image_size: PositiveInt | None = None
+    """side in pixels that images on disk are cut to (224, or a timm model's own); stored pixels keep theirs, and a timm
+    model that is to run at another size than its own must be told"""
+    resize: bool = False
+    """timm: stretch stored pixels to the side that the model runs at"""
     weights: Path | None = None
-    """start from a model.pt, a released .tar checkpoint or torchvision's VGG-16; --epochs 0 only converts it"""
+    """start from a model.pt, a released .tar checkpoint, torchvision's VGG-16, or a timm model's .safetensors or state
+    dict; --epochs 0 only converts it"""
+    pretrained: bool = False
+    """timm: start from the weights of that name, downloaded"""
     accelerator: str = "auto"
     """where to train: auto, cpu, cuda, ..."""
     devices: PositiveInt = 1
@@ -64,10 +82,14 @@ class Config(TrainingSettings):
 
 def main(config: Config) -> Path:
     """Train and return the folder written."""
+    check_model(config)
     images, split = read_images(config.data / "images.h5"), read_split(config.data / "split.json")
     train_rows, held_rows = choose_rows(config, images, split)
     inputs = {"images": config.data / "images.h5", "split": config.data / "split.json", "weights": config.weights}
     made_from = recipe("train_extractor", config, inputs)
+    if not is_timm(config.model):
+        made_from["config"]["image_size"] = config.image_size or 224
+        del made_from["config"]["resize"], made_from["config"]["pretrained"]
     if config.devices > 1:  # batch norm sees the images of its own process
         made_from["config"]["devices"] = config.devices
     if is_done(config.out, made_from, config.overwrite):
@@ -89,6 +111,19 @@ def main(config: Config) -> Path:
     if fabric.is_global_zero:
         print(f"train_extractor: wrote {config.out} (D = {model.dim})")
     return config.out
+
+
+def check_model(config: Config) -> None:
+    """InputError for settings that the chosen model has no use for."""
+    timm = is_timm(config.model)
+    if config.drop_rate and config.model != "ResNet12":
+        raise InputError(f"drop_rate {config.drop_rate}: {config.model} has no DropBlock, only ResNet12 has")
+    if timm and config.width != 1:
+        raise InputError(f"width {config.width}: {config.model} has a width of its own")
+    if not timm and (config.pretrained or config.resize):
+        raise InputError(f"pretrained and resize are for timm models, {config.model} is none")
+    if config.pretrained and config.weights:
+        raise InputError("pretrained and weights: give one of the two")
 
 
 def choose_rows(config: Config, images: Images, split: Split) -> tuple[np.ndarray, np.ndarray]:
@@ -117,16 +152,23 @@ def choose_rows(config: Config, images: Images, split: Split) -> tuple[np.ndarra
 
 
 def build_model(config: Config, images: Images, split: Split) -> Extractor:
-    """The network, freshly initialised or started from --weights."""
-    size = images.size or config.image_size
-    model = Extractor(
-        ModelConfig(
-            config.model, split.n_classes, images.n_channels, size, config.width, config.head, config.drop_rate
-        )
-    )
+    """The network, freshly initialised, or started from --weights or --pretrained."""
+    model = Extractor(model_config(config, images, split.n_classes))
     if config.weights:
         load_weights(model, config.weights)
+    elif config.pretrained:
+        load_timm_weights(model, None)
     return model.to(memory_format=torch.channels_last)
+
+
+def model_config(config: Config, images: Images, n_classes: int) -> ModelConfig:
+    """What the network is to be. Stored pixels are whole pictures; of images on disk it sees the centre."""
+    if is_timm(config.model):
+        form = n_classes, images.n_channels, images.size, config.image_size, config.resize
+        return timm_config(config.model, *form, config.head)
+    size, crop_pct = (images.size, 1.0) if images.size else (config.image_size or 224, 0.875)
+    form = n_classes, images.n_channels, size, config.width, config.head, config.drop_rate
+    return ModelConfig(config.model, *form, crop_pct=crop_pct)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def time_steps(config: Config, images: Images, augment: Augmentation) -> tuple[l
     optimizer = build_optimizer(TrainingSettings(), model)
     uniforms = augment.uniforms(len(images), 0, 0)
     parts = in_batches(np.random.default_rng(1).permutation(len(images)), config.batch_size)
-    loader, loading, whole = batches(images, parts, 32), [], []
+    loader, loading, whole = batches(images, parts, model.config), [], []
     for part in parts:
         start = time.perf_counter()
         batch = augment(to_unit(next(loader), torch.device("cpu")), uniforms[part])

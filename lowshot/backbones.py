@@ -1,5 +1,5 @@
-"""Feature extractors: the published ResNets, ResNet-12, VGG-16-BN and Conv-4, each with a classifier head over the
-classes of the split.
+"""Feature extractors: the published ResNets, ResNet-12, VGG-16-BN, Conv-4 and any model of timm, each with a classifier
+head over the classes of the split.
 
 The ResNets have the layout and the parameter names of Hariharan & Girshick's release, so that their checkpoints load
 once the `module.` prefix is gone (see `load_weights`). Every extractor takes images in [0, 1] and normalises them
@@ -13,13 +13,18 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from jsonargparse.typing import restricted_string_type
 from torch import Tensor, nn
 from torchvision.ops import DropBlock2d
+from torchvision.transforms import v2
 
 from lowshot.artifacts import read_json, write_json
 from lowshot.errors import InputError
+from lowshot.timm_models import is_timm, timm_preprocessing, timm_trunk, timm_weights
 
-ModelName = Literal["Conv4", "ResNet10", "ResNet12", "ResNet18", "ResNet34", "ResNet50", "ResNet101", "VGG16BN"]
+ModelName = restricted_string_type(
+    "ModelName", "^(Conv4|ResNet10|ResNet12|ResNet18|ResNet34|ResNet50|ResNet101|VGG16BN|timm:.+)$"
+)
 HeadName = Literal["linear", "cosine", "mlp"]
 _BLOCKS = {"ResNet10": [1, 1, 1, 1], "ResNet18": [2, 2, 2, 2], "ResNet34": [3, 4, 6, 3],
            "ResNet50": [3, 4, 6, 3], "ResNet101": [3, 4, 23, 3]}  # fmt: skip
@@ -28,7 +33,12 @@ _VGG16 = [64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512
 
 @dataclass
 class ModelConfig:
-    """All that is needed to rebuild an extractor; stored as `model` in its config.json."""
+    """All that is needed to rebuild an extractor; stored as `model` in its config.json.
+
+    It takes images of `n_channels` and `image_size`; `crop_pct`, `crop_mode` and `interpolation` (timm's words) say how
+    to make one of a picture: resize the short side to image_size / crop_pct, cut out the centre. A timm model repeats a
+    grey channel, and stretches images to `input_size` if that is given.
+    """
 
     name: ModelName
     n_classes: int
@@ -39,6 +49,10 @@ class ModelConfig:
     drop_rate: float = 0.0
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    input_size: int | None = None
+    interpolation: str = "bilinear"
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
 
     @property
     def small_images(self) -> bool:
@@ -93,8 +107,8 @@ class WideBlock(nn.Module):
     """Three 3x3 convolutions and a projecting shortcut, leaky ReLU, 2x2 max pooling: a block of ResNet-12 as in Lee et
     al. (MetaOptNet, CVPR 2019) and Tian et al. (RFS, ECCV 2020).
 
-    `drop` is DropBlock behind the pooling. Images of 32 px and below pool with `ceil_mode`, so that 28 px lose no border
-    (28, 14, 7, 4, 2); at 32 and 64 px that makes no difference.
+    `drop` is DropBlock behind the pooling. Images of 32 px and below pool with `ceil_mode`, so that 28 px lose no
+    border (28, 14, 7, 4, 2); at 32 and 64 px that makes no difference.
     """
 
     def __init__(self, n_in: int, n_out: int, ceil_mode: bool, drop: nn.Module) -> None:
@@ -211,33 +225,75 @@ class CosineHead(nn.Module):
 _HEADS = {"linear": partial(nn.Linear, bias=False), "cosine": CosineHead, "mlp": mlp_head}
 
 
+def _trunk(config: ModelConfig) -> tuple[nn.Module, int]:
+    if is_timm(config.name):
+        return timm_trunk(config.name, config.input_size or config.image_size)
+    make = {"Conv4": _conv4_trunk, "ResNet12": _resnet12_trunk, "VGG16BN": _vgg_trunk}
+    trunk, dim = make.get(config.name, _resnet_trunk)(config)
+    for layer in trunk.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return trunk, dim
+
+
 class Extractor(nn.Module):
     """A trunk that makes features and a classifier over all classes of the split.
 
     `dim` is the feature dimension D. The linear classifier has no bias: SGM reads the features as the classifier's
-    gradient.
+    gradient. With 0 classes there is none.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        make = {"Conv4": _conv4_trunk, "ResNet12": _resnet12_trunk, "VGG16BN": _vgg_trunk}
-        self.trunk, self.dim = make.get(config.name, _resnet_trunk)(config)
-        self.classifier = _HEADS[config.head](self.dim, config.n_classes)
-        for layer in self.trunk.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-        self.register_buffer("mean", torch.tensor(config.mean[: config.n_channels]).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std[: config.n_channels]).view(-1, 1, 1), persistent=False)
+        self.trunk, self.dim = _trunk(config)
+        self.classifier = _HEADS[config.head](self.dim, config.n_classes) if config.n_classes else nn.Identity()
+        smooth = v2.InterpolationMode.BICUBIC if config.interpolation == "bicubic" else v2.InterpolationMode.BILINEAR
+        self.stretch = v2.Resize(config.input_size, smooth) if config.input_size else nn.Identity()
+        n_normalised = 3 if is_timm(config.name) else config.n_channels  # of 3, a grey channel is repeated
+        self.register_buffer("mean", torch.tensor(config.mean[:n_normalised]).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std[:n_normalised]).view(-1, 1, 1), persistent=False)
 
     def features(self, images: Tensor) -> Tensor:
-        """Images in [0, 1] (N, C, H, W) -> features (N, D), averages or maxima of what left a (leaky) ReLU."""
-        return self.trunk((images - self.mean) / self.std)
+        """Images in [0, 1] (N, C, H, W) -> features (N, D), averages or maxima of what left a (leaky) ReLU.
+
+        Those of a timm model can be negative.
+        """
+        return self.trunk((self.stretch(images) - self.mean) / self.std)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images in [0, 1] (N, C, H, W) -> (scores (N, n_classes), features (N, D))."""
         features = self.features(images)
         return self.classifier(features), features
+
+
+def timm_config(
+    name: str,
+    n_classes: int,
+    n_channels: int = 3,
+    stored_size: int | None = None,
+    image_size: int | None = None,
+    resize: bool = False,
+    head: HeadName = "linear",
+) -> ModelConfig:
+    """A timm model with its own preprocessing, for images on disk, or for stored pixels of `stored_size` px.
+
+    It runs at `image_size` px (default: its own). Raises InputError if stored pixels have another size, unless they
+    are to be stretched (`resize`).
+    """
+    own = timm_preprocessing(name)
+    side = image_size or own["input_size"][1]
+    if stored_size not in (None, side) and not resize:
+        raise InputError(
+            f"{name}: takes images of {side} px, but the stored ones have {stored_size}: --resize true stretches them, "
+            f"--image_size {stored_size} runs it at their size"
+        )
+    config = ModelConfig(name, n_classes, n_channels, stored_size or side, head=head)
+    config.mean, config.std = list(own["mean"]), list(own["std"])
+    config.interpolation, config.crop_mode = own["interpolation"], own["crop_mode"]
+    config.crop_pct = 1.0 if stored_size else own["crop_pct"]
+    config.input_size = side if side != config.image_size else None
+    return config
 
 
 def save_extractor(folder: Path, model: Extractor, made_from: dict) -> None:
@@ -276,14 +332,25 @@ def fill(model: nn.Module, path: Path) -> None:
         raise InputError(f"{path}: does not fit the config.json beside it ({str(error).splitlines()[0]})") from None
 
 
+def load_timm_weights(model: Extractor, path: Path | None) -> None:
+    """Start the trunk of a timm model from timm's own weights, in a file or (None) downloaded by name; see
+    `timm_weights`."""
+    side = model.config.input_size or model.config.image_size
+    model.trunk.load_state_dict(timm_weights(model.config.name, side, path))
+
+
 def load_weights(model: Extractor, path: Path) -> None:
     """Start `model` from a file: our model.pt, a released checkpoint `<epoch>.tar`, or torchvision's VGG-16 weights.
 
     Released checkpoints hold {epoch, state} with the key prefix `module.`, and in older files a classifier bias, which
     is dropped. Of torchvision's VGG-16 only the 13 convolution kernels are taken (the CIFAR system does so with
-    Caffe's).
+    Caffe's). A timm model starts from a model.pt of ours, or its trunk from a file of timm's (`load_timm_weights`).
     """
+    if is_timm(model.config.name) and path.suffix == ".safetensors":
+        return load_timm_weights(model, path)
     state = load_state(path)
+    if is_timm(model.config.name) and "trunk" not in {key.split(".")[0] for key in state}:
+        return load_timm_weights(model, path)
     state = state.get("state", state)
     state = {name.removeprefix("module."): value for name, value in state.items()}
     if "features.0.weight" in state:

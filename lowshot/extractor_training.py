@@ -128,7 +128,7 @@ class ExtractorTrainer:
         uniforms = settings.augment.uniforms(len(self.train_rows), settings.seed, epoch)
         crop = (settings.seed, epoch) if settings.augment.resized_crop else None
         rows = [self.train_rows[step] for step in steps]
-        loaded = batches(self.images, rows, self.model.config.image_size, crop, settings.num_workers)
+        loaded = batches(self.images, rows, self.model.config, crop, settings.num_workers)
         name = f"epoch {epoch + 1}/{settings.epochs}"
         bar = tqdm(loaded, name, len(steps), disable=not self.fabric.is_global_zero, unit="step")
         losses, hits = [], []
@@ -182,7 +182,7 @@ class ExtractorTrainer:
         self.network.eval()
         sums = np.zeros(3)
         parts = in_batches(self.held_rows, self.settings.batch_size)
-        loaded = batches(self.images, parts, self.model.config.image_size, None, self.settings.num_workers)
+        loaded = batches(self.images, parts, self.model.config, None, self.settings.num_workers)
         for part, pixels in zip(parts, loaded):
             scores, _ = self.network(to_unit(pixels, self.fabric.device))
             labels = torch.from_numpy(self.images.labels[part]).to(self.fabric.device)

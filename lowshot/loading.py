@@ -1,58 +1,81 @@
 """Batches of images for training and feature extraction, as uint8 tensors: from memory, or decoded from disk by
 workers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from lowshot.datasets.images import Images, open_image, to_tensor
+from lowshot.backbones import ModelConfig
+from lowshot.datasets.images import Images, open_image, to_square, to_tensor
 from lowshot.errors import InputError
 from lowshot.seeds import torch_stream
+from lowshot.timm_models import is_timm
 
 CropKey = tuple[int, int]
 
 
+def view(config: ModelConfig) -> Callable[[Image.Image], Tensor]:
+    """How the extractor of `config` sees a picture: uint8 (n_channels, S, S), the centre of the resized picture.
+
+    A timm model sees what timm's own evaluation shows it, one of ours that takes whole pictures (crop_pct 1) what
+    preprocessing.py stores of them.
+    """
+    size = config.image_size
+    if is_timm(config.name):
+        from timm.data import create_transform
+
+        keys = ("interpolation", "crop_pct", "crop_mode", "mean")
+        own = {key: getattr(config, key) for key in keys}
+        steps = [create_transform((3, size, size), normalize=False, **own)]
+    elif config.crop_pct == 1:
+        steps = [partial(to_square, size=size), v2.PILToTensor()]
+    else:
+        steps = [v2.PILToTensor(), v2.Resize(round(size / config.crop_pct), antialias=True), v2.CenterCrop(size)]
+    return v2.Compose([*steps, v2.Grayscale()] if config.n_channels == 1 else steps)
+
+
 class _DecodedImages(Dataset):
-    """Images on disk as uint8 (C, S, S): the centre of the resized image, or with `crop` = (seed, epoch) a random part
-    of it.
+    """Images on disk as uint8 (C, S, S): as the extractor views them, or with `crop` = (seed, epoch) a random part.
 
     A random part depends on (seed, epoch, image) only, so the number of workers changes nothing.
     """
 
-    def __init__(self, images: Images, size: int, crop: CropKey | None) -> None:
-        self.images, self.size, self.crop = images, size, crop
-        self.centre = v2.Compose([v2.Resize(round(size * 256 / 224), antialias=True), v2.CenterCrop(size)])
+    def __init__(self, images: Images, config: ModelConfig, crop: CropKey | None) -> None:
+        self.images, self.size, self.crop = images, config.image_size, crop
+        self.view = view(config)
 
     def __getitem__(self, row: int) -> Tensor:
-        image = v2.functional.pil_to_tensor(open_image(self.images.root / self.images.paths[row]))
+        image = open_image(self.images.root / self.images.paths[row])
         if self.crop is None:
-            return self.centre(image)
+            return self.view(image)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_stream(*self.crop, "crop", row).initial_seed())
-            return v2.RandomResizedCrop(self.size, antialias=True)(image)
+            return v2.RandomResizedCrop(self.size, antialias=True)(v2.functional.pil_to_tensor(image))
 
 
 def batches(
     images: Images,
     row_batches: Sequence[np.ndarray],
-    image_size: int,
+    config: ModelConfig,
     crop: CropKey | None = None,
     num_workers: int = 0,
 ) -> Iterator[Tensor]:
     """Yield one uint8 tensor (B, C, S, S) for each array of row numbers in `row_batches`.
 
-    Stored pixels come as they are; images on disk are resized and cut to `image_size`, at random if `crop` gives (seed,
-    epoch).
+    Stored pixels come as they are; images on disk as the extractor of `config` views them, or cut at random to its
+    image size if `crop` gives (seed, epoch).
     """
     if images.pixels is not None:
         yield from (to_tensor(images.pixels[rows]) for rows in row_batches)
         return
     loader = DataLoader(
-        _DecodedImages(images, image_size, crop),
+        _DecodedImages(images, config, crop),
         batch_sampler=[rows.tolist() for rows in row_batches],
         num_workers=num_workers,
         multiprocessing_context="forkserver" if num_workers else None,

@@ -123,7 +123,11 @@ def test_a_corrupt_image_leaves_nothing(tmp_path, image_folder):
     extractor = train_extractor.main(train_extractor.Config(data=data, out=tmp_path / "extractor", **small))
     (root / "super1" / "class7" / "3.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"class7/3\.png: corrupt image"):
-        save_features.main(save_features.Config(extractor, data, tmp_path / "features", 16, "cpu", num_workers=0))
+        save_features.main(
+            save_features.Config(
+                extractor=extractor, data=data, out=tmp_path / "features", accelerator="cpu", num_workers=0
+            )
+        )
     assert not list((tmp_path / "features").glob("*.partial*"))
 
 

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from lowshot.datasets.content import (
@@ -25,21 +24,27 @@ from lowshot.datasets.content import (
     subfolders,
     superclasses,
 )
-from lowshot.datasets.images import Images, open_image
+from lowshot.datasets.images import Images, open_image, to_square
 from lowshot.errors import InputError
 
 
 def find(source: Source) -> Found:
     """List the class folders of ROOT and their images."""
     root = source.root.resolve()
+    classes = find_classes(root)
+    files = [file for part in classes.values() for file in part]
+    return Found({"images": listing_digest(root, files)}, partial(_read, source, root, classes))
+
+
+def find_classes(root: Path) -> dict[Path, list[Path]]:
+    """The class folders below ROOT and the images in each, sorted by name; InputError for a class without any."""
     classes = {folder: image_files(folder) for folder in _class_folders(root)}
     for folder, files in classes.items():
         if not files:
             raise InputError(f"{folder}: holds no image")
-    files = [file for part in classes.values() for file in part]
-    for path in (*classes, *files):
-        _check_inside(path, root)
-    return Found({"images": listing_digest(root, files)}, partial(_read, source, root, classes))
+        for path in (folder, *files):
+            _check_inside(path, root)
+    return classes
 
 
 def _class_folders(root: Path) -> list[Path]:
@@ -99,4 +104,4 @@ def _check(file: Path) -> None:
 
 
 def _square(file: Path, size: int) -> np.ndarray:
-    return np.asarray(ImageOps.fit(open_image(file), (size, size), Image.Resampling.BILINEAR))
+    return np.asarray(to_square(open_image(file), size))

@@ -6,7 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from lowshot.artifacts import open_h5, require_datasets, write_recipe
 from lowshot.errors import InputError
@@ -95,6 +95,11 @@ def open_image(path: Path) -> Image.Image:
         raise InputError(f"{path}: no such image") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: corrupt image ({error})") from None
+
+
+def to_square(image: Image.Image, size: int) -> Image.Image:
+    """A picture of `size` x `size` px: the short side resized, the centre cut out."""
+    return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
 
 
 def to_tensor(pixels: np.ndarray) -> torch.Tensor:

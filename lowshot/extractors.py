@@ -1,0 +1,69 @@
+"""Which extractor a stage uses: the folder of a trained one, or a model of timm with its own weights."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from jsonargparse.typing import PositiveInt
+
+from lowshot.artifacts import digest
+from lowshot.backbones import Extractor, load_extractor, load_timm_weights, timm_config
+from lowshot.datasets.images import Images
+from lowshot.errors import InputError
+from lowshot.timm_models import PREFIX
+
+
+@dataclass(kw_only=True)
+class ExtractorChoice:
+    """The settings by which a stage is told its extractor."""
+
+    extractor: Path | None = None
+    """folder of a trained extractor"""
+    timm: str | None = None
+    """in its place a model of timm by name, e.g. resnet50.a1_in1k; its weights are downloaded"""
+    weights: Path | None = None
+    """timm: take the weights from this file (.safetensors or a state dict), download nothing"""
+    image_size: PositiveInt | None = None
+    """timm: side in pixels of the images that the network sees; its own size if not given"""
+    resize: bool = False
+    """timm: stretch stored pixels of another size to it"""
+
+
+def open_extractor(choice: ExtractorChoice, images: Images | None) -> tuple[Extractor, dict[str, str]]:
+    """The extractor in evaluation mode, for `images` (None: for pictures on disk); its inputs for a recipe.
+
+    Raises InputError if none or two are chosen, or if stored images have another form than it takes.
+    """
+    if (choice.extractor is None) == (choice.timm is None):
+        raise InputError("give either --extractor FOLDER or --timm NAME")
+    if choice.extractor is not None:
+        if choice.weights or choice.image_size or choice.resize:
+            raise InputError("weights, image_size and resize belong to --timm; an extractor's folder has its own")
+        model = load_extractor(choice.extractor)
+        if images is not None:
+            _check_form(model, images, choice.extractor)
+        return model, {"extractor": digest(choice.extractor)}
+    form = {} if images is None else {"n_channels": images.n_channels, "stored_size": images.size}
+    model = Extractor(timm_config(PREFIX + choice.timm, 0, image_size=choice.image_size, resize=choice.resize, **form))
+    load_timm_weights(model, choice.weights)
+    return model.eval(), {"extractor": fingerprint(model)}
+
+
+def _check_form(model: Extractor, images: Images, folder: Path) -> None:
+    size = model.config.image_size
+    for what, own, other in (
+        ("channels", images.n_channels, model.config.n_channels),
+        ("pixels a side", images.size or size, size),
+    ):
+        if own != other:
+            raise InputError(f"images.h5: images of {own} {what}, but {folder} was trained on {other}")
+
+
+def fingerprint(model: Extractor) -> str:
+    """SHA-256 of an extractor's configuration and weights."""
+    state = hashlib.sha256(json.dumps(asdict(model.config)).encode())
+    for name, value in model.state_dict().items():
+        state.update(name.encode())
+        state.update(value.contiguous().numpy())
+    return state.hexdigest()
