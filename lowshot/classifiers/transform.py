@@ -9,8 +9,6 @@ import torch
 from jsonargparse.typing import NonNegativeFloat
 from torch.nn import functional as F
 
-from lowshot.errors import InputError
-
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 # Keeps the power transform's slope finite at 0, as in the paper.
@@ -23,7 +21,8 @@ class FeatureTransform:
     2021, section 3.2) takes the power 0.5 first."""
 
     power: NonNegativeFloat = 0.0
-    """Raise every entry (plus 1e-6) to this power, then divide by the length; 0 leaves features as they are."""
+    """Raise every entry (its size plus 1e-6; signs are kept) to this power, then divide by the length; 0 leaves features
+    as they are."""
     centre: bool = False
     """Subtract the mean of the base classes' training features."""
     normalise: bool = False
@@ -32,8 +31,8 @@ class FeatureTransform:
     def fit(self, base_features: Array) -> Callable[[Array], Array]:
         """The transform as a function, its centre taken from `base_features` (N, D), numpy or torch.
 
-        The function maps numpy or torch (..., D) to the same kind, float32, on the same device. It raises InputError if
-        a power is to be taken of a negative entry (features after a ReLU have none).
+        The function maps numpy or torch (..., D) to the same kind, float32, on the same device. The paper's features
+        follow a ReLU; those of a leaky ReLU have small negative entries, whose sign stays.
         """
         mean = (
             self._powered(torch.as_tensor(base_features)).mean(0, dtype=torch.float64).float() if self.centre else None
@@ -53,6 +52,5 @@ class FeatureTransform:
         features = features.float()
         if not self.power:
             return features
-        if features.numel() and (lowest := features.min().item()) < 0:
-            raise InputError(f"power {self.power}: needs features without negative entries, but one is {lowest:.3g}")
-        return F.normalize((features + _EPSILON) ** self.power, dim=-1)
+        powered = torch.copysign((features.abs() + _EPSILON) ** self.power, features)
+        return F.normalize(powered, dim=-1)
