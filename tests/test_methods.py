@@ -16,7 +16,6 @@ from lowshot.classifiers.laplacian_shot import LaplacianShotOptions, nearest_que
 from lowshot.classifiers.nearest_mean import NearestMeanOptions
 from lowshot.classifiers.pt_map import PTMapOptions, balancing
 from lowshot.classifiers.tasks import class_means, squared_distances
-from lowshot.errors import InputError
 
 INDUCTIVE = [name for name, method in METHODS.items() if not method.transductive]
 TRANSDUCTIVE = [name for name, method in METHODS.items() if method.transductive]

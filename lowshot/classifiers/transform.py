@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -21,7 +22,7 @@ class FeatureTransform:
     2021, section 3.2) takes the power 0.5 first."""
 
     power: NonNegativeFloat = 0.0
-    """Raise every entry (its size plus 1e-6; signs are kept) to this power, then divide by the length; 0 leaves features
+    """Raise every entry (size plus 1e-6; the sign is kept) to this power, then divide by the length; 0 leaves features
     as they are."""
     centre: bool = False
     """Subtract the mean of the base classes' training features."""
@@ -34,19 +35,22 @@ class FeatureTransform:
         The function maps numpy or torch (..., D) to the same kind, float32, on the same device. The paper's features
         follow a ReLU; those of a leaky ReLU have small negative entries, whose sign stays.
         """
-        mean = (
-            self._powered(torch.as_tensor(base_features)).mean(0, dtype=torch.float64).float() if self.centre else None
-        )
+        return partial(self.apply, mean=self.base_mean(base_features))
 
-        def transform(features: Array) -> Array:
-            transformed = self._powered(torch.as_tensor(features))
-            if mean is not None:
-                transformed = transformed - mean.to(transformed.device)
-            if self.normalise:
-                transformed = F.normalize(transformed, dim=-1)
-            return transformed.numpy() if isinstance(features, np.ndarray) else transformed
+    def base_mean(self, base_features: Array) -> torch.Tensor | None:
+        """What is subtracted, float32 (D,): all that has to be kept to `apply` the transform later; None if nothing is."""
+        if not self.centre:
+            return None
+        return self._powered(torch.as_tensor(base_features)).mean(0, dtype=torch.float64).float()
 
-        return transform
+    def apply(self, features: Array, mean: torch.Tensor | None) -> Array:
+        """The transform with the `mean` of `base_mean`."""
+        transformed = self._powered(torch.as_tensor(features))
+        if mean is not None:
+            transformed = transformed - mean.to(transformed.device)
+        if self.normalise:
+            transformed = F.normalize(transformed, dim=-1)
+        return transformed.numpy() if isinstance(features, np.ndarray) else transformed
 
     def _powered(self, features: torch.Tensor) -> torch.Tensor:
         features = features.float()
