@@ -38,7 +38,7 @@ class FeatureTransform:
         return partial(self.apply, mean=self.base_mean(base_features))
 
     def base_mean(self, base_features: Array) -> torch.Tensor | None:
-        """What is subtracted, float32 (D,): all that has to be kept to `apply` the transform later; None if nothing is."""
+        """What is subtracted, float32 (D,), or None: all that must be kept to `apply` the transform later."""
         if not self.centre:
             return None
         return self._powered(torch.as_tensor(base_features)).mean(0, dtype=torch.float64).float()
