@@ -89,21 +89,19 @@ def read_grid(path: Path, config: SelectionConfig) -> list[dict[str, Any]]:
     Raises InputError for what is no grid of settings of `config`, and for a grid that would choose on the test setup.
     """
     grid = read_yaml(path)
-    if (
-        not isinstance(grid, dict)
-        or not grid
-        or not all(isinstance(values, list) and values for values in grid.values())
-    ):
-        raise InputError(
-            f"{path}: not a grid: it must hold lines of the form 'setting: [value, ...]', each with a value"
-        )
+    lists = list(grid.values()) if isinstance(grid, dict) else []
+    if not lists or not all(isinstance(values, list) and values for values in lists):
+        raise InputError(f"{path}: not a grid: it must hold lines of the form 'setting: [value, ...]'")
     known = _settings_of(config)
-    for name, values in grid.items():
-        if name == "setup":
-            raise InputError(f"{path}: setup: settings are chosen on the validation setup; choosing on test is refused")
+    if "setup" in grid:
+        raise InputError(f"{path}: setup: settings are chosen on the validation setup; choosing on test is refused")
+    for name in grid:
         if name not in known:
             raise InputError(f"{path}: no setting to choose: '{name}' (there are: {', '.join(known)})")
-        grid[name] = [_checked(path, config, name, value) for value in values]
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(type(config), "config")
+    for name, values in grid.items():
+        grid[name] = [_checked(parser, config, name, value, path) for value in values]
         if any(value in grid[name][:i] for i, value in enumerate(grid[name])):
             raise InputError(f"{path}: {name}: a value is there twice")
     cells = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
@@ -139,16 +137,9 @@ def _leaves(name: str, value: Any) -> list[str]:
     return [leaf for field in fields(value) for leaf in _leaves(f"{name}.{field.name}", getattr(value, field.name))]
 
 
-def _checked(path: Path, config: SelectionConfig, name: str, value: Any) -> Any:
+def _checked(parser: ArgumentParser, config: SelectionConfig, name: str, value: Any, path: Path) -> Any:
     """`value` as the command line would take it; InputError if it would not."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(type(config), "config")
-    content = asdict(config)
-    *groups, key = name.split(".")
-    inner = content
-    for group in groups:
-        inner = inner[group]
-    inner[key] = value
+    content = asdict(with_values(config, {name: value}))
     try:
         return parser.parse_object({"config": content})[f"config.{name}"]
     except ArgumentError as error:

@@ -188,7 +188,7 @@ BAD_GRIDS = [
     ("sgd.lr: [-1.0]", "-1.0 is no value"),
     ("classifier: [knn]", "nearest_mean"),
     ("sgd.lr: 1.0", "setting: [value, ...]"),
-    ("sgd.lr: []", "each with a value"),
+    ("sgd.lr: []", "setting: [value, ...]"),
     ("", "not a grid"),
     ("{}", "not a grid"),
     ("[1, 2]", "not a grid"),
