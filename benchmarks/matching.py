@@ -12,6 +12,7 @@ that of `n_timed` queries, times n_test / n_timed. The batched side runs in full
 """
 
 import json
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from jsonargparse.typing import PositiveInt
 from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn.functional import one_hot
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lowshot.cli import run
 from lowshot.features import Features
