@@ -37,7 +37,8 @@ class Config:
     metric: Literal["top1_novel", "top1_base", "top1_all", "top5_novel", "top5_base", "top5_all"] = "top1_novel"
     """Metric of the table that is printed and shown first."""
     reference: str | None = None
-    """System (or method) that the figure of paired differences compares with; the plainest if not given."""
+    """System (or method) that the figure of paired differences, and episodes, compare with; the plainest if not
+    given."""
     overwrite: bool = False
     """Make the report again although nothing changed."""
 
@@ -48,7 +49,7 @@ def main(config: Config) -> Path:
     if config.out.resolve() in [config.results.resolve(), *config.results.resolve().parents]:
         raise InputError(f"{config.out}: the report would replace the folder of its results; choose another --out")
     files = results.read_files(config.results, config.out)
-    _check_reference(config.reference, results.trials(files))
+    _check_reference(config.reference, pd.concat([results.trials(files), results.episodes(files)]))
     pictures = _read_pictures(config, {content["protocol"]["split_digest"] for content in files.values()})
 
     made_from = recipe("parse_results", config, _inputs(config, files))
@@ -62,10 +63,10 @@ def main(config: Config) -> Path:
     return page_path
 
 
-def _check_reference(reference: str | None, trials: pd.DataFrame) -> None:
-    if reference is not None and not ((trials["system"] == reference) | (trials["method"] == reference)).any():
-        known = ", ".join(f"'{system}'" for system in trials["system"].unique())
-        raise InputError(f"--reference '{reference}': no such system (there are: {known or 'none with trials'})")
+def _check_reference(reference: str | None, frame: pd.DataFrame) -> None:
+    if reference is not None and not ((frame["system"] == reference) | (frame["method"] == reference)).any():
+        known = ", ".join(f"'{system}'" for system in frame["system"].unique())
+        raise InputError(f"--reference '{reference}': no such system (there are: {known})")
 
 
 def _read_pictures(config: Config, split_digests: set[str]) -> Pictures:

@@ -30,7 +30,7 @@ from lowshot.seeds import stream
 # Bytes of the shuffles that are drawn at once, and of the features that are gathered and judged at once: on a processor
 # so few that they stay in its cache and in memory that it has already.
 _DRAWN_BYTES = 64 << 20
-_GATHERED_BYTES = {"cpu": 8 << 20, "cuda": 512 << 20}
+_GATHERED_BYTES = {"cpu": 4 << 20, "cuda": 512 << 20}
 
 
 @dataclass(kw_only=True)

@@ -213,6 +213,75 @@ def test_latex_and_markdown_escape_names(tmp_path):
     assert r"| conv4: a_b & <c>\|\x% |" in tables.to_markdown(table)
 
 
+# Episodes
+
+
+def episodes(method="nearest_mean", values=(0.2, 0.4), tasks="t" * 64, setting="inductive", **config):
+    """A results file of 5-way 1-shot episodes with these accuracies."""
+    rows = [{"episode": e, "n_way": 5, "n_shot": 1, "accuracy": value} for e, value in enumerate(values)]
+    settings = {"seed": 0, "n_way": 5, "n_shots": [1], "n_queries": 15, "dirichlet": None, **config}
+    protocol = {"setup": "test", "setting": setting, "split_digest": "f" * 64, "tasks_digest": tasks}
+    one = content(method, config=settings, protocol=protocol, inputs={"features": "x"}, episodes=rows)
+    return {key: value for key, value in one.items() if key != "trials"}
+
+
+def printed_tables(folder, capsys, **changes):
+    """Caption -> rows of the tables that the stage prints."""
+    parse_results.main(parse_results.Config(results=folder, out=folder.parent / "report", overwrite=True, **changes))
+    blocks = capsys.readouterr().out.split("**")[1:]
+    found = {caption.split(":")[0]: block.strip().splitlines()[2:] for caption, block in zip(blocks[::2], blocks[1::2])}
+    return {caption: [line for line in lines if line.startswith("|")] for caption, lines in found.items()}
+
+
+def test_episode_table_and_paired_differences_by_hand(tmp_path, capsys):
+    rival = episodes("cosine", values=(0.31, 0.60, 0.89), setting="transductive")
+    folder = write(tmp_path / "results", a=episodes(values=(0.2, 0.5, 0.8, 0.1)), b=rival)
+    found = printed_tables(folder, capsys)
+    assert found["Episodes, 5-way, 15 queries a class"] == [
+        "| conv4: nearest_mean | inductive | 4 | 40.00 ± 50.32 |",
+        "| conv4: cosine | transductive | 3 | 60.00 ± 72.04 |",
+    ]
+    # Differences 0.11, 0.10, 0.09: t of 2 degrees of freedom times 0.01 / sqrt(3).
+    expected = ["| conv4: cosine | conv4: nearest_mean | 3 | +10.00 ± 2.48 * |"]
+    assert found["Episodes, 5-way, 15 queries a class, paired differences"] == expected
+    turned = printed_tables(folder, capsys, reference="cosine")
+    assert [line[:46] for line in turned["Episodes, 5-way, 15 queries a class, paired differences"]] == [
+        "| conv4: nearest_mean | conv4: cosine | 3 | -1"
+    ]
+
+
+def test_kinds_of_task_stand_in_tables_of_their_own(tmp_path, capsys):
+    kinds = {
+        "b": episodes(dirichlet=2.0, tasks="u" * 64),
+        "c": episodes(within_superclass=True, tasks="v" * 64),
+        "d": episodes(n_way="all", within_superclass=True, tasks="w" * 64),
+        "e": episodes("cosine", dirichlet=2.0, tasks="u" * 64, values=(0.3, 0.4)),
+    }
+    found = printed_tables(write(tmp_path / "results", a=episodes(), **kinds), capsys)
+    dirichlet = "Episodes, 5-way, 15 queries a class on average, shares from Dirichlet(2)"
+    assert {caption: len(lines) for caption, lines in found.items()} == {
+        "Episodes, 5-way, 15 queries a class": 1,
+        dirichlet: 2,
+        f"{dirichlet}, paired differences": 1,
+        "Episodes, 5-way within a superclass, 15 queries a class": 1,
+        "Episodes, all-way within a superclass, 15 queries a class": 1,
+    }
+    assert all("nearest_mean |" in line for line in found["Episodes, 5-way, 15 queries a class"])
+
+
+def test_episodes_of_other_images_are_no_pairs(tmp_path):
+    files = results.read_files(write(tmp_path, a=episodes(), b=episodes("cosine", tasks="u" * 64)))
+    assert results.paired_differences(results.episodes(files)).empty
+
+
+def test_the_plainest_classifiers_come_first(tmp_path):
+    files = {"a": episodes("cosine"), "b": episodes("nearest_mean (CL2N)"), "c": episodes()}
+    frame = results.episodes(results.read_files(write(tmp_path, **files)))
+    systems = ["conv4: nearest_mean", "conv4: nearest_mean (CL2N)", "conv4: cosine"]
+    assert frame["system"].unique().tolist() == systems and results.plainest(frame) == systems[0]
+    assert results.plainest(frame, "cosine") == systems[2] and results.plainest(frame, "other") == systems[0]
+
+
 # The stage
 
 
@@ -255,7 +324,7 @@ def test_a_report_is_whole_and_escaped(rich_folder, capsys):
     assert len(pd.read_csv(path.parent / "tables/trials.csv")) == (6 + 3 + 6) * 6
     printed = capsys.readouterr().out
     assert "Top-1, novel classes: glyphs, validation setup, split ffffffffffff" in printed
-    assert "| conv4: nearest | inductive | 5 | 5 | 20.00 ± 19.63 |" in printed
+    assert "| conv4: nearest | inductive | 5 | 20.00 ± 19.63 |" in printed and "**Episodes, 5-way: glyphs" in printed
     assert printed.rstrip().endswith(f"report: {path}")
 
 

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lowshot.classifiers.tasks import Tasks, below_best, class_means, squared_distances
+from lowshot.classifiers.tasks import Tasks, below_best, class_means
 
 
 @dataclass
@@ -23,7 +24,10 @@ def score_nearest_mean(tasks: Tasks, options: NearestMeanOptions, seed: int) -> 
     NearestCentroid.
     """
     means = class_means(tasks.support_features.double(), tasks.support_labels, tasks.n_way)
-    queries = tasks.query_features.double()
     if options.metric == "cosine":
-        return below_best(F.normalize(queries, dim=-1) @ F.normalize(means, dim=-1).mT)
-    return below_best(-squared_distances(queries, means))
+        return below_best(F.normalize(tasks.query_features.double(), dim=-1) @ F.normalize(means, dim=-1).mT)
+    # About the means' mean, so that features far from the origin lose no digits; the query's own square, the same for
+    # every class, is left out.
+    origin = means.mean(1, keepdim=True)
+    queries, means = tasks.query_features - origin, means - origin
+    return below_best(torch.baddbmm(-means.square().sum(-1).unsqueeze(1), queries, means.mT, alpha=2))

@@ -52,11 +52,20 @@ def _section(
     facts = page.facts(trials, "trial") if len(trials) else page.facts(episodes, "episode")
     section = page.Section(protocol, facts)
     if len(episodes):
-        section.episodes = [tables.episode_table(_summary(episodes, "n_way"), protocol)]
+        _add_episode_tables(section, episodes, reference)
     if len(trials):
         _add_tables(section, trials)
         _add_figures(section, folder, trials, metric, reference)
     return section
+
+
+def _add_episode_tables(section: page.Section, episodes: pd.DataFrame, reference: str | None) -> None:
+    """For every kind of task the accuracies, and the differences to the plainest system that has such episodes."""
+    for task, part in episodes.groupby("task", sort=False):
+        section.episodes.append(tables.episode_table(_summary(part, "task"), task, section.protocol))
+        pairs = results.paired_differences(part, results.plainest(part, reference))
+        if len(pairs):
+            section.episodes.append(tables.paired_episode_table(pairs, task, section.protocol))
 
 
 def _add_tables(section: page.Section, trials: pd.DataFrame) -> None:
@@ -74,8 +83,7 @@ def _add_figures(section: page.Section, folder: Path, trials: pd.DataFrame, metr
     for rank in ("top1", "top5"):
         section.curves.append(folder / f"{stem}_{rank}.svg")
         figures.curves(section.curves[-1], summary, rank, styles)
-    named = trials.loc[(trials["system"] == reference) | (trials["method"] == reference), "system"]
-    section.reference = named.iloc[0] if len(named) else systems[0]
+    section.reference = results.plainest(trials, reference)
     if (pairs["versus"] == section.reference).any():
         section.differences = folder / f"{stem}_differences.svg"
         figures.differences(section.differences, pairs, section.reference, metric.split("_")[0], styles)
@@ -105,6 +113,9 @@ def _write_csv(folder: Path, trials: pd.DataFrame, episodes: pd.DataFrame) -> No
         results.paired_differences(trials).to_csv(folder / "paired_differences.csv", index=False)
     if len(episodes):
         episodes.to_csv(folder / "episodes.csv", index=False)
+        _summary(episodes, "task").rename(columns={"trials": "episodes"}).to_csv(
+            folder / "episode_accuracy.csv", index=False
+        )
 
 
 def _draw_pictures(folder: Path, pictures: Pictures) -> tuple[Path | None, Path | None]:

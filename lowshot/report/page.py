@@ -46,7 +46,7 @@ class Section:
 
 def facts(frame: pd.DataFrame, unit: str) -> dict[str, str]:
     """What was run, in words; `frame` is the long form of one protocol, `unit` its "trial" or "episode"."""
-    cells = ["system", "n_shot", *({"n_way"} & set(frame))]
+    cells = ["system", "n_shot", *({"task"} & set(frame))]
     counts = frame.drop_duplicates([*cells, unit]).groupby(cells).size()
     least, most = counts.min(), counts.max()
     return {

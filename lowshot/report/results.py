@@ -25,7 +25,11 @@ _ROWS = {
     "episodes": (["episode", "n_way", "n_shot"], ["accuracy"]),
 }
 # What the tasks of one job array may differ in, and what names a system already.
-_NOT_OF_THE_RUN = {"shots", "trials", "n_way", "n_shot", "method", "extractor"}
+_NOT_OF_THE_RUN = {"shots", "trials", "n_shots", "n_episodes", "method", "name", "extractor"}
+# What makes episodes another kind of task, whose numbers stand in tables of their own, and no other system.
+_KIND = {"n_way", "n_queries", "dirichlet", "within_superclass"}
+# The plainest classifiers are shown first, and others compared with them.
+_PLAIN = r"(?:linear_sgd|nearest_mean)\b"
 # Inputs that all tasks of one run share (draws may be one file a trial; samples may be made for one trial).
 _SHARED_INPUTS = {"test", "features", "generator", "graph"}
 
@@ -104,15 +108,22 @@ def trials(files: dict[str, dict]) -> pd.DataFrame:
 
 
 def episodes(files: dict[str, dict]) -> pd.DataFrame:
-    """The same for episodes, with the columns episode and n_way in place of trial; the only metric is accuracy."""
+    """The same for episodes; the only metric is accuracy.
+
+    The columns episode, n_way and task (kind of task, in words) stand in place of trial; draws is the digest of the
+    tasks, the same where episodes of one number are the same images.
+    """
     return _long_form(files, "episodes")
 
 
 def _long_form(files: dict[str, dict], kind: str) -> pd.DataFrame:
-    keys, names, parts = _ROWS[kind][0], system_names(files), []
+    numbers, names, parts = _ROWS[kind][0], system_names(files), []
+    keys = numbers if kind == "trials" else [*numbers, "task"]
     for file, content in files.items():
         if kind in content:
-            part = content[kind].melt(keys, var_name="metric")
+            part = content[kind].melt(numbers, var_name="metric")
+            if kind == "episodes":
+                part["task"] = _task_names(content["config"], part)
             about = {key: str(content[key]) for key in ("dataset", "extractor", "method")}
             about |= {key: str(content["protocol"][key]) for key in _PROTOCOL_KEYS}
             parts.append(part.assign(**about, system=names[file], draws=_draws(content, part), file=file))
@@ -123,13 +134,28 @@ def _long_form(files: dict[str, dict], kind: str) -> pd.DataFrame:
     same = [*PROTOCOL, "system", *keys, "metric"]
     _refuse_conflicts(frame, same)
     frame["n_augmentations"] = frame["method"].str.count(r" \+ ")
-    order = [*PROTOCOL, "extractor", "n_augmentations", "setting", "system", *keys]
+    frame["elaborate"] = ~frame["method"].str.match(_PLAIN)
+    order = [*PROTOCOL, "extractor", "n_augmentations", "setting", "elaborate", "system", *keys]
     return frame.drop_duplicates(same).sort_values(order, kind="stable", ignore_index=True)[columns]
 
 
+def _task_names(config: dict, part: pd.DataFrame) -> pd.Series:
+    """The kind of task of each row, in words, from what the settings say of it."""
+    inside = " within a superclass" if config.get("within_superclass") else ""
+    ways = part["n_way"].astype(str) if config.get("n_way") != "all" else pd.Series("all", part.index)
+    alpha, n_queries = config.get("dirichlet"), config.get("n_queries")
+    queries = f", {n_queries} queries a class" if n_queries else ""
+    if alpha:
+        queries = f", {n_queries} queries a class on average, shares from Dirichlet({alpha:g})"
+    return ways + "-way" + inside + queries
+
+
 def _draws(content: dict, part: pd.DataFrame) -> pd.Series | str:
-    """Digest of the draws of each row: of draws.json or the published file of its trial; empty where unknown."""
+    """Digest of the draws of each row: of draws.json or the published file of its trial, or of the tasks; empty where
+    unknown."""
     inputs = content.get("inputs", {})
+    if "episode" in part:
+        return content["protocol"].get("tasks_digest", "")
     if "draws" in inputs or "trial" not in part:
         return inputs.get("draws", "")
     return part["trial"].map(lambda trial: inputs.get(f"draws_{trial}", ""))
@@ -157,9 +183,11 @@ def system_names(files: dict[str, dict]) -> dict[str, str]:
 
 def _fingerprint(content: dict) -> dict[str, str]:
     """What two files must share to be parts of one run; digests tell apart extractors or generators of one name."""
-    config = pd.json_normalize({key: value for key, value in content["config"].items() if key not in _NOT_OF_THE_RUN})
+    config = {key: value for key, value in content["config"].items() if key not in _NOT_OF_THE_RUN | _KIND}
+    config = pd.json_normalize(config)
     chosen = {key: json.dumps(value) for key, value in config.to_dict("records")[0].items()}
-    shared = {key: str(value)[:8] for key, value in content.get("inputs", {}).items() if key in _SHARED_INPUTS}
+    inputs = content.get("inputs", {})
+    shared = {key: str(value)[:8] for key, value in inputs.items() if key.split("_")[0] in _SHARED_INPUTS}
     return {**chosen, **shared, "setting": str(content["protocol"]["setting"])}
 
 
@@ -183,17 +211,28 @@ def summarise(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return groups[by].assign(mean=groups["mean"], interval=interval, trials=count)
 
 
-def paired_differences(frame: pd.DataFrame) -> pd.DataFrame:
-    """`system` minus `versus`, over the trials that both have, for every ordered pair of systems of one protocol.
+def plainest(frame: pd.DataFrame, reference: str | None = None) -> str:
+    """The system that others of `frame` (long form) are compared with: `reference`, a system or a method, or where it
+    is None or not there the first."""
+    named = frame.loc[(frame["system"] == reference) | (frame["method"] == reference), "system"]
+    return (named if len(named) else frame["system"]).iloc[0]
 
-    Trials known to be of different draws are not pairs. Columns: the protocol's, system, versus, metric, n_shot, mean,
-    interval, trials (in common) and differs (whether the interval excludes zero; never for a single trial).
+
+def paired_differences(frame: pd.DataFrame, versus: str | None = None) -> pd.DataFrame:
+    """`system` minus `versus`, over the trials that both have, for every ordered pair of systems of one protocol (or
+    for those with the system `versus`).
+
+    The same for episodes, of every kind of task by itself. Trials or episodes known to be of different draws are not
+    pairs. Columns: the protocol's, (task,) system, versus, metric, n_shot, mean, interval, trials (in common) and
+    differs (whether the interval excludes zero; never for a single trial).
     """
-    keys = [*PROTOCOL, "metric", "n_shot", "trial"]
+    task = ["task"] if "task" in frame else []
+    keys = [*PROTOCOL, *task, "metric", "n_shot", "episode" if task else "trial"]
     renamed = {"system": "versus", "value": "subtracted", "draws": "other_draws"}
-    pairs = frame.merge(frame[[*keys, *renamed]].rename(columns=renamed), on=keys)
+    others = frame if versus is None else frame[frame["system"] == versus]
+    pairs = frame.merge(others[[*keys, *renamed]].rename(columns=renamed), on=keys)
     same_draws = (pairs["draws"] == pairs["other_draws"]) | (pairs["draws"] == "") | (pairs["other_draws"] == "")
     pairs = pairs[(pairs["system"] != pairs["versus"]) & same_draws]
     pairs = pairs.assign(value=pairs["value"] - pairs["subtracted"])
-    table = summarise(pairs, [*PROTOCOL, "system", "versus", "metric", "n_shot"])
+    table = summarise(pairs, [*PROTOCOL, *task, "system", "versus", "metric", "n_shot"])
     return table.assign(differs=table["mean"].abs() > table["interval"])

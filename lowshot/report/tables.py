@@ -83,16 +83,25 @@ def paired_table(differences: pd.DataFrame, metric: str, protocol: tuple[str, st
     return Table(f"{metric_name(metric)}, paired differences: {what}", pd.DataFrame(lines))
 
 
-def episode_table(summary: pd.DataFrame, protocol: tuple[str, str, str]) -> Table:
-    """Mean accuracy ± 95 % interval over episodes: rows are systems and n_way, columns are n."""
+def episode_table(summary: pd.DataFrame, task: str, protocol: tuple[str, str, str]) -> Table:
+    """Mean accuracy ± 95 % interval over episodes of one kind of `task`: rows are systems, columns are n."""
     columns = sorted(summary["n_shot"].unique())
-    rows = summary.groupby(["system", "setting", "n_way"], sort=False)
+    rows = summary.groupby(["system", "setting"], sort=False)
     lines = [
-        {"System": system, "Setting": setting, "Ways": str(n_way), **_cells(part, columns, unit="episodes")}
-        for (system, setting, n_way), part in rows
+        {"System": system, "Setting": setting, **_cells(part, columns, unit="episodes")}
+        for (system, setting), part in rows
     ]
     what = f"{protocol_name(protocol)}; % accuracy, mean ± 95 % interval over episodes"
-    return Table(f"Episodes: {what}", pd.DataFrame(lines))
+    return Table(f"Episodes, {task}: {what}", pd.DataFrame(lines))
+
+
+def paired_episode_table(differences: pd.DataFrame, task: str, protocol: tuple[str, str, str]) -> Table:
+    """Differences in percentage points on the same episodes; `differences` are of one kind of `task`."""
+    columns = sorted(differences["n_shot"].unique())
+    rows = differences.groupby(["system", "versus"], sort=False)
+    lines = [{"System": one, "minus": other, **_cells(part, columns, "+", "episodes")} for (one, other), part in rows]
+    what = f"{protocol_name(protocol)}; percentage points on the same episodes, mean ± 95 % interval, * excludes zero"
+    return Table(f"Episodes, {task}, paired differences: {what}", pd.DataFrame(lines))
 
 
 def to_markdown(table: Table) -> str:
