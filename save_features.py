@@ -37,6 +37,8 @@ class Config(ExtractorChoice):
     """folder with images.h5"""
     out: Path
     """folder to write train.h5 and test.h5 to"""
+    resize: bool = False
+    """timm: stretch stored pixels of another size than the model takes"""
     batch_size: PositiveInt = 256
     """images at once; changes the speed only"""
     accelerator: str = "auto"
@@ -52,7 +54,7 @@ class Config(ExtractorChoice):
 def main(config: Config) -> Path:
     """Save both files and return their folder."""
     images = read_images(config.data / "images.h5")
-    model, chosen = open_extractor(config, images)
+    model, chosen = open_extractor(config, images, config.resize)
     made_from = recipe("save_features", config, {"images": config.data / "images.h5", "weights": config.weights})
     made_from["inputs"] |= chosen
     made_from["config"].pop("batch_size")

@@ -26,26 +26,27 @@ class ExtractorChoice:
     """timm: take the weights from this file (.safetensors or a state dict), download nothing"""
     image_size: PositiveInt | None = None
     """timm: side in pixels of the images that the network sees; its own size if not given"""
-    resize: bool = False
-    """timm: stretch stored pixels of another size to it"""
 
 
-def open_extractor(choice: ExtractorChoice, images: Images | None) -> tuple[Extractor, dict[str, str]]:
+def open_extractor(
+    choice: ExtractorChoice, images: Images | None = None, resize: bool = False
+) -> tuple[Extractor, dict[str, str]]:
     """The extractor in evaluation mode, for `images` (None: for pictures on disk); its inputs for a recipe.
 
-    Raises InputError if none or two are chosen, or if stored images have another form than it takes.
+    Raises InputError if none or two are chosen, or if stored images have another form than it takes; to a timm model's
+    size they can be stretched (`resize`).
     """
     if (choice.extractor is None) == (choice.timm is None):
         raise InputError("give either --extractor FOLDER or --timm NAME")
     if choice.extractor is not None:
-        if choice.weights or choice.image_size or choice.resize:
+        if choice.weights or choice.image_size or resize:
             raise InputError("weights, image_size and resize belong to --timm; an extractor's folder has its own")
         model = load_extractor(choice.extractor)
         if images is not None:
             _check_form(model, images, choice.extractor)
         return model, {"extractor": digest(choice.extractor)}
     form = {} if images is None else {"n_channels": images.n_channels, "stored_size": images.size}
-    model = Extractor(timm_config(PREFIX + choice.timm, 0, image_size=choice.image_size, resize=choice.resize, **form))
+    model = Extractor(timm_config(PREFIX + choice.timm, 0, image_size=choice.image_size, resize=resize, **form))
     load_timm_weights(model, choice.weights)
     return model.eval(), {"extractor": fingerprint(model)}
 

@@ -37,7 +37,7 @@ def view(config: ModelConfig) -> Callable[[Image.Image], Tensor]:
         steps = [partial(to_square, size=size), v2.PILToTensor()]
     else:
         steps = [v2.PILToTensor(), v2.Resize(round(size / config.crop_pct), antialias=True), v2.CenterCrop(size)]
-    return v2.Compose([*steps, v2.Grayscale()] if config.n_channels == 1 else steps)
+    return v2.Compose([v2.Grayscale(), *steps] if config.n_channels == 1 else steps)
 
 
 class _DecodedImages(Dataset):

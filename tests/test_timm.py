@@ -167,12 +167,16 @@ def test_features_of_a_model_and_of_its_converted_folder_are_equal(tmp_path, dat
     assert read_json(folder / "config.json")["model"]["name"] == "timm:test_resnet"
 
 
-def test_save_features_script(data, weights, saved):
-    """A model whose size does not match is refused; what stands is told by its weights."""
-    arguments = ["save_features.py", "--timm", "test_resnet", "--weights", weights, "--data", data, "--out", saved]
-    assert_refused(run_script(*arguments), "takes images of 160 px", "have 16", "--resize", "--image_size 16")
-    done = run_script(*arguments, "--image_size", 16)
-    assert done.returncode == 0 and done.stdout.count("is there already") == 2, done.stderr
+def test_a_model_of_another_size_is_one_line(data, weights, saved):
+    arguments = ["--timm", "test_resnet", "--weights", weights, "--data", data, "--out", saved]
+    refused = run_script("save_features.py", *arguments)
+    assert_refused(refused, "takes images of 160 px", "have 16", "--resize", "--image_size 16")
+
+
+def test_features_that_stand_are_not_made_again(data, weights, saved, capsys):
+    options = {"timm": "test_resnet", "weights": weights, "image_size": 16, "data": data, "accelerator": "cpu"}
+    save_features.main(save_features.Config(out=saved, **options))
+    assert capsys.readouterr().out.count("is there already") == 2
 
 
 def test_features_of_other_weights_are_told_apart(tmp_path, data, saved):

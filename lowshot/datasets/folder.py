@@ -47,6 +47,22 @@ def find_classes(root: Path) -> dict[Path, list[Path]]:
     return classes
 
 
+def find_images(root: Path) -> list[Path]:
+    """All image files below ROOT at any depth, sorted by path, hidden ones left out."""
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder")
+    folders = [root, *sorted(path for path in root.rglob("*") if path.is_dir() and not path.is_symlink())]
+    files = [
+        f
+        for d in folders
+        if not any(part.startswith(".") for part in d.relative_to(root).parts)
+        for f in image_files(d)
+    ]
+    for file in files:
+        _check_inside(file, root.resolve())
+    return sorted(files)
+
+
 def _class_folders(root: Path) -> list[Path]:
     """The folders of one level of ROOT, or of two; InputError if the levels are mixed."""
     first = subfolders(root)

@@ -1,0 +1,117 @@
+"""A few-shot classifier that stands alone: an extractor, labelled support features and the method that compares."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lowshot.artifacts import read_json, write_json
+from lowshot.backbones import Extractor, load_extractor, load_state, save_extractor
+from lowshot.classifiers import METHODS, FeatureTransform, MethodOptions, Tasks
+from lowshot.datasets.images import Images
+from lowshot.errors import InputError
+from lowshot.loading import batches, in_batches, to_unit
+from lowshot.runtime import pick_device
+
+SCHEMA = "lowshot-classifier-1"
+
+
+@dataclass(frozen=True)
+class FewShotClassifier:
+    """`support_features` float32 (S, D) are transformed already, `support_labels` int64 (S,) are positions in
+    `class_names`; `base_mean` float32 (D,) is what the transform subtracts, if it does."""
+
+    extractor: Extractor
+    class_names: list[str]
+    support_features: Tensor
+    support_labels: Tensor
+    method: str
+    options: Any
+    transform: FeatureTransform
+    base_mean: Tensor | None = None
+    invert: bool = False
+    seed: int = 0
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """Features (Q, D) as the extractor makes them -> softmax of the method's scores, float32 (Q, classes)."""
+        queries = self.transform.apply(features, self.base_mean)
+        n_way = len(self.class_names)
+        tasks = Tasks(self.support_features[None], self.support_labels[None], queries[None], n_way)
+        return METHODS[self.method].score(tasks, self.options, self.seed)[0].softmax(dim=-1)
+
+
+@torch.inference_mode()
+def picture_features(
+    extractor: Extractor,
+    files: Sequence[Path],
+    invert: bool,
+    batch_size: int,
+    num_workers: int,
+) -> Tensor:
+    """Features float32 (N, D) of image files; InputError that names a corrupt one."""
+    device = pick_device()
+    names = np.array([str(file.absolute()) for file in files], object)
+    images = Images(np.zeros(len(files), np.int64), np.zeros(len(files), bool), paths=names, root=Path("/"))
+    parts = in_batches(np.arange(len(files)), batch_size)
+    loaded = batches(images, parts, extractor.config, None, num_workers)
+    network, feats = extractor.to(device), []
+    for pixels in tqdm(loaded, "images", len(parts), unit="batch", disable=None):
+        feats.append(network.features(to_unit(255 - pixels if invert else pixels, device)).float().cpu())
+    features = torch.cat(feats)
+    extractor.cpu()
+    if not features.isfinite().all():
+        raise InputError("the extractor makes features that are NaN or infinite")
+    return features
+
+
+def save_classifier(folder: Path, classifier: FewShotClassifier, made_from: dict) -> None:
+    """Write `model.pt` (support features and labels), `config.json` and a copy of the extractor into `folder`."""
+    tensors = {"support_features": classifier.support_features, "support_labels": classifier.support_labels}
+    if classifier.base_mean is not None:
+        tensors["base_mean"] = classifier.base_mean
+    torch.save(tensors, folder / "model.pt")
+    content = {
+        **made_from,
+        "schema": SCHEMA,
+        "class_names": classifier.class_names,
+        "method": classifier.method,
+        "options": asdict(classifier.options),
+        "transform": asdict(classifier.transform),
+        "invert": classifier.invert,
+        "seed": classifier.seed,
+    }
+    write_json(folder / "config.json", content)
+    (folder / "extractor").mkdir()
+    save_extractor(folder / "extractor", classifier.extractor, {"inputs": made_from["inputs"]})
+
+
+def load_classifier(folder: Path) -> FewShotClassifier:
+    """Read what `save_classifier` wrote; InputError that names what is missing or does not fit."""
+    where = Path(folder) / "config.json"
+    content = read_json(where)
+    try:
+        if content["schema"] != SCHEMA:
+            raise InputError(f"{where}: schema {content['schema']}, not {SCHEMA}")
+        settings = {name: content[name] for name in ("class_names", "method", "invert", "seed")}
+        options = type(getattr(MethodOptions(), settings["method"]))(**content["options"])
+        transform = FeatureTransform(**content["transform"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{where}: does not describe a classifier ({error})") from None
+    extractor, tensors = load_extractor(Path(folder) / "extractor"), load_state(Path(folder) / "model.pt")
+    _check(Path(folder) / "model.pt", tensors, len(settings["class_names"]), extractor.dim, transform.centre)
+    return FewShotClassifier(extractor, options=options, transform=transform, **settings, **tensors)
+
+
+def _check(path: Path, tensors: dict[str, Tensor], n_classes: int, dim: int, centred: bool) -> None:
+    """InputError unless a classifier's tensors have the names, shapes and labels that its config.json says."""
+    wanted = {"support_features", "support_labels"} | ({"base_mean"} if centred else set())
+    if not isinstance(tensors, dict) or tensors.keys() != wanted:
+        raise InputError(f"{path}: does not hold {', '.join(sorted(wanted))}")
+    labels = tensors["support_labels"]
+    if tensors["support_features"].shape != (len(labels), dim) or labels.unique().tolist() != list(range(n_classes)):
+        raise InputError(f"{path}: does not fit the config.json and the extractor beside it")

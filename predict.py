@@ -1,0 +1,182 @@
+"""Make a classifier from a few photos a class, and let it name the classes of other photos.
+
+fit       reads IMAGES/<class>/* and an extractor (train_extractor.py, or any model of timm)
+          writes OUT/: model.pt, config.json, extractor/ (all that `classify` needs)
+classify  reads CLASSIFIER/ and image files or a folder of them
+          writes OUT (.csv: image, rank, class, score; or .json)
+
+python predict.py fit --timm resnet50.a1_in1k --images photos --out classifier
+python predict.py classify --classifier classifier --images new_photos --out predictions.csv
+
+A score is the softmax of the method's scores over the classes of the classifier: it ranks them for one image. It is not
+calibrated, and an image of none of the classes gets one of them all the same.
+"""
+
+import csv
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from lowshot.artifacts import is_done, recipe, write_json, writing
+from lowshot.classifiers import FeatureTransform, MethodOptions
+from lowshot.cli import run_commands
+from lowshot.datasets.content import listing_digest
+from lowshot.datasets.folder import find_classes, find_images
+from lowshot.errors import InputError
+from lowshot.extractors import ExtractorChoice, open_extractor
+from lowshot.features import read_features
+from lowshot.prediction import FewShotClassifier, load_classifier, picture_features, save_classifier
+
+
+@dataclass(kw_only=True)
+class FitConfig(ExtractorChoice):
+    images: Path
+    """folder of class folders (or superclass folders with class folders inside) with a few photos each"""
+    out: Path
+    """folder to write the classifier to"""
+    method: Literal["nearest_mean", "logistic_regression", "cosine"] = "logistic_regression"
+    """what compares a new image with the photos; methods that need many new images at once are left out"""
+    methods: MethodOptions = field(default_factory=MethodOptions)
+    """settings of the methods"""
+    transform: FeatureTransform = field(default_factory=lambda: FeatureTransform(normalise=True))
+    """what is done to every feature first"""
+    base_features: Path | None = None
+    """feature file of the base classes (save_features.py), for transform.centre"""
+    invert: bool = False
+    """take the negative of every image: for dark ink on paper and an extractor that learned bright ink on black
+    (omniglot, glyphs, emnist)"""
+    batch_size: PositiveInt = 32
+    """images at once; changes the speed only"""
+    num_workers: NonNegativeInt = 0
+    """processes that decode images; worth their start with some hundred photos"""
+    seed: NonNegativeInt = 0
+    """of methods that draw at random"""
+    overwrite: bool = False
+    """make it again even if it is there"""
+
+
+@dataclass(kw_only=True)
+class ClassifyConfig:
+    classifier: Path
+    """folder written by fit"""
+    images: Path | list[Path]
+    """a folder, searched at any depth, an image file, or several: "[a.jpg, b.jpg]" """
+    out: Path
+    """file to write, .csv or .json"""
+    top_k: PositiveInt = 5
+    """classes to name for each image, best first"""
+    batch_size: PositiveInt = 32
+    """images at once; changes the speed only"""
+    num_workers: NonNegativeInt = 0
+    """processes that decode images; worth their start with some hundred photos"""
+    overwrite: bool = False
+    """replace what stands under that name"""
+
+
+def fit(config: FitConfig) -> Path:
+    """Save a classifier and return its folder."""
+    root = config.images.resolve()
+    classes = find_classes(root)
+    names = [folder.relative_to(root).as_posix() for folder in classes]
+    if len(names) < 2:
+        raise InputError(f"{config.images}: holds one class, {names[0]}; a classifier needs two")
+    if config.transform.centre != (config.base_features is not None):
+        raise InputError("transform.centre and base_features need each other: the mean of these is subtracted")
+    extractor, chosen = open_extractor(config)
+    files = [file for part in classes.values() for file in part]
+    options = getattr(config.methods, config.method)
+    made_from = recipe("predict", config, {"weights": config.weights, "base_features": config.base_features})
+    made_from["inputs"] |= {**chosen, "images": listing_digest(root, files)}
+    made_from["config"] = {**made_from["config"], "methods": asdict(options)}
+    del made_from["config"]["batch_size"]
+    if is_done(config.out, made_from, config.overwrite):
+        return config.out
+
+    mean = base_mean(config, extractor.dim)
+    feats = picture_features(extractor, files, config.invert, config.batch_size, config.num_workers)
+    labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(part) for part in classes.values()]))
+    classifier = FewShotClassifier(
+        extractor, names, config.transform.apply(feats, mean), labels, config.method, options,
+        config.transform, mean, config.invert, config.seed,
+    )  # fmt: skip
+    with writing(config.out, made_from) as partial:
+        partial.mkdir()
+        save_classifier(partial, classifier, made_from)
+    print(f"predict: a classifier of {len(names)} classes from {len(files)} images -> {config.out}")
+    return config.out
+
+
+def base_mean(config: FitConfig, dim: int) -> torch.Tensor | None:
+    """What the transform subtracts (D,), or None; InputError if the base features are not of the extractor's form."""
+    if config.base_features is None:
+        return None
+    base = read_features(config.base_features)
+    if base.dim != dim:
+        raise InputError(f"{config.base_features}: {base.dim} dimensions, but the extractor makes {dim}")
+    return config.transform.base_mean(base.feats)
+
+
+def classify(config: ClassifyConfig) -> Path:
+    """Write the best classes of every image and return the file."""
+    if config.out.suffix not in (".csv", ".json"):
+        raise InputError(f"{config.out}: predictions are a .csv or a .json file")
+    classifier = load_classifier(config.classifier)
+    files = choose_files(config.images)
+    made_from = recipe("predict", config, {"classifier": config.classifier})
+    made_from["inputs"]["images"] = listing_digest(Path("/"), [file.absolute() for file in files.values()])
+    del made_from["config"]["batch_size"]
+    if config.out.suffix == ".csv" and config.out.exists() and not config.overwrite:  # it has no place for a recipe
+        raise InputError(f"{config.out}: is there already; choose another name, or --overwrite true")
+    if is_done(config.out, made_from, config.overwrite):
+        return config.out
+
+    options = classifier.invert, config.batch_size, config.num_workers
+    feats = picture_features(classifier.extractor, list(files.values()), *options)
+    scores, best = classifier.probabilities(feats).topk(min(config.top_k, len(classifier.class_names)))
+    named = [
+        [(classifier.class_names[c], round(score, 6)) for c, score in zip(*row)]
+        for row in zip(best.tolist(), scores.tolist())
+    ]
+    with writing(config.out) as partial:
+        (write_table if config.out.suffix == ".csv" else write_document)(partial, list(files), named, made_from)
+    print(f"predict: classes of {len(files)} images -> {config.out}")
+    return config.out
+
+
+def choose_files(images: Path | list[Path]) -> dict[str, Path]:
+    """The image files to classify under the names that they get in the output."""
+    if isinstance(images, Path) and images.is_dir():
+        files = {file.relative_to(images).as_posix(): file for file in find_images(images)}
+    else:
+        files = {str(file): file for file in (images if isinstance(images, list) else [images])}
+    for file in files.values():
+        if not file.is_file():
+            raise InputError(f"{file}: no such file or folder")
+    if not files:
+        raise InputError(f"{images}: holds no image")
+    return files
+
+
+def write_table(path: Path, names: list[str], predictions: list[list[tuple[str, float]]], made_from: dict) -> None:
+    """A row for every image and rank."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "rank", "class", "score"])
+        for name, row in zip(names, predictions):
+            writer.writerows([name, rank, label, score] for rank, (label, score) in enumerate(row, start=1))
+
+
+def write_document(path: Path, names: list[str], predictions: list[list[tuple[str, float]]], made_from: dict) -> None:
+    """The recipe, and for every image its classes, best first."""
+    rows = [
+        {"image": name, "classes": [{"class": label, "score": score} for label, score in row]}
+        for name, row in zip(names, predictions)
+    ]
+    write_json(path, {**made_from, "schema": "lowshot-predictions-1", "predictions": rows})
+
+
+if __name__ == "__main__":
+    run_commands({"fit": (fit, FitConfig), "classify": (classify, ClassifyConfig)}, __doc__)
