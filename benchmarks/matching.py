@@ -42,11 +42,11 @@ class Config:
     """Classes of the support (ImageNet: 507)."""
     rows_per_class: PositiveInt = 100
     """Support rows of a class."""
-    n_runs: PositiveInt = 5
+    n_runs: PositiveInt = 2
     """Runs (trials times shots), each with a support of its own."""
-    n_test: PositiveInt = 2000
-    """Queries."""
-    n_timed: PositiveInt = 200
+    n_test: PositiveInt = 5000
+    """Queries (50 a class, as in ImageNet)."""
+    n_timed: PositiveInt = 100
     """Queries that the plain side is timed with."""
     n_episodes: PositiveInt = 20
     """Training episodes timed."""
