@@ -178,5 +178,7 @@ def write_document(path: Path, names: list[str], predictions: list[list[tuple[st
     write_json(path, {**made_from, "schema": "lowshot-predictions-1", "predictions": rows})
 
 
+COMMANDS = {"fit": (fit, FitConfig), "classify": (classify, ClassifyConfig)}
+
 if __name__ == "__main__":
-    run_commands({"fit": (fit, FitConfig), "classify": (classify, ClassifyConfig)}, __doc__)
+    run_commands(COMMANDS, __doc__)

@@ -1,7 +1,7 @@
 """Run a trained extractor, or a pretrained model of timm, over all images and save the features.
 
 Reads   EXTRACTOR/ (train_extractor.py) or a model of timm, DATA/images.h5
-Writes  OUT/train.h5 and OUT/test.h5 in the published layout: all_feats, all_labels, count
+Writes  OUT/train.h5 and OUT/test.h5 (where there is a test part) in the published layout: all_feats, all_labels, count
 
 python save_features.py --extractor outputs/cifar100/resnet10_sgm/extractor --data outputs/cifar100/data \\
     --out outputs/cifar100/resnet10_sgm/features
@@ -62,11 +62,13 @@ def main(config: Config) -> Path:
     network = fabric.setup_module(model)
     network.mark_forward_method("features")
     for name, test in (("train", False), ("test", True)):
-        out = config.out / f"{name}.h5"
+        out, rows = config.out / f"{name}.h5", images.rows(test)
+        if len(rows) == 0:  # published few-shot splits are one pool: no test part
+            continue
         if not is_done(out, made_from, config.overwrite):
             with writing(out, made_from, resumable=True) as partial:
                 try:
-                    extract(config, fabric, network, images, images.rows(test), partial, made_from)
+                    extract(config, fabric, network, images, rows, partial, made_from)
                 except InputError:  # a killed run goes on from what it wrote, one with bad input does not
                     partial.unlink(missing_ok=True)
                     raise

@@ -157,9 +157,10 @@ def _resnet_trunk(config: ModelConfig) -> tuple[nn.Sequential, int]:
 
 def _resnet12_trunk(config: ModelConfig) -> tuple[nn.Sequential, int]:
     layers: list[nn.Module] = []
-    n_in, block_size = config.n_channels, 2 if config.small_images else 5
+    n_in, side = config.n_channels, config.image_size
     for stage, channels in enumerate((64, 160, 320, 640)):
-        n_out = _scaled(channels, config.width)
+        n_out, side = _scaled(channels, config.width), -(-side // 2) if config.small_images else side // 2
+        block_size = 5 if side >= 5 else max(1, side - 1 + side % 2)  # odd, and no larger than the map
         drop = DropBlock2d(config.drop_rate, block_size) if stage >= 2 and config.drop_rate else nn.Identity()
         layers.append(WideBlock(n_in, n_out, config.small_images, drop))
         n_in = n_out

@@ -15,6 +15,7 @@ from lowshot.datasets import cifar100, few_shot
 from lowshot.datasets.content import Source
 from lowshot.datasets.images import read_images
 from lowshot.errors import InputError
+from lowshot.features import read_features
 from lowshot.protocol import read_split
 
 REAL = Path(os.environ.get("LOWSHOT_DATA", "../shared/data"))
@@ -174,6 +175,22 @@ def test_tiered_imagenet_pickles(tmp_path):
     save_tiered(tmp_path, label_general_str=None)
     with pytest.raises(InputError, match=r"train_labels.pkl: not the labels of tieredImageNet"):
         few_shot.find_tiered_imagenet(Source(tmp_path)).read()
+
+
+def test_one_pool_gives_one_feature_file(tmp_path, cifar_root):
+    from preprocessing import Config, main
+    from save_features import Config as SaveConfig
+    from save_features import main as save_features
+    from train_extractor import Config as TrainConfig
+    from train_extractor import main as train_extractor
+
+    data = main(Config(dataset="cifar_fs", root=cifar_root, out=tmp_path / "data", max_shots=3))
+    model = {"model": "ResNet12", "width": 0.1, "head": "cosine", "drop_rate": 0.1}
+    run = {"epochs": 1, "batch_size": 32, "accelerator": "cpu"}
+    extractor = train_extractor(TrainConfig(data=data, out=tmp_path / "extractor", **model, **run))
+    out = save_features(SaveConfig(extractor=extractor, data=data, out=tmp_path / "features", accelerator="cpu"))
+    assert [path.name for path in out.iterdir()] == ["train.h5"]
+    assert len(read_features(out / "train.h5", 100).labels) == 300
 
 
 def test_preprocessing_and_training_with_validation_classes(tmp_path, cifar_root):

@@ -12,10 +12,12 @@ import pytest
 from conftest import ROOT
 from jsonargparse import ArgumentParser
 
-SHRINK = [f"scripts/shrink_hallucinate/{p.name}" for p in sorted((ROOT / "scripts/shrink_hallucinate").glob("[1-7]_*"))]
+SHRINK = [f"scripts/shrink_hallucinate/{p.name}" for p in sorted((ROOT / "scripts/shrink_hallucinate").glob("[1-8]_*"))]
 ANALOGY = [f"scripts/analogy_cifar100/{p.name}" for p in sorted((ROOT / "scripts/analogy_cifar100").glob("[1-7]_*"))]
+FEW_SHOT = [f"scripts/few_shot/{p.name}" for p in sorted((ROOT / "scripts/few_shot").glob("[1-5]_*"))]
 RUNS = [("scripts/quickstart.sh", "")]
 RUNS += [(script, dataset) for script in SHRINK for dataset in ("imagenet", "cifar100", "omniglot")]
+RUNS += [(script, dataset) for script in FEW_SHOT for dataset in ("omniglot_vinyals", "fc100", "tiered_imagenet")]
 RUNS += [(script, size) for script in ANALOGY for size in ("two_cores", "paper")]
 
 STUB = """#!/bin/sh
@@ -47,10 +49,11 @@ def recorded(tmp_path):
 def parsed(command):
     """The configuration that a command's stage would work with."""
     stage = importlib.import_module(command[0].removesuffix(".py"))
+    several = getattr(stage, "COMMANDS", None)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
-    parser.add_class_arguments(stage.Config)
-    return parser.parse_args(command[1:])
+    parser.add_class_arguments(several[command[1]][1] if several else stage.Config)
+    return parser.parse_args(command[2 if several else 1 :])
 
 
 @pytest.mark.parametrize(("script", "argument"), RUNS)

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# 1000 tasks of the test classes for every method: balanced queries, queries that are not (Dirichlet), tasks within one superclass.
+source "$(dirname "$0")/common.sh"
+for n_way in $n_ways; do
+  for kind in $kinds; do
+    case $kind in
+      balanced) sampling="" ;;
+      dirichlet) sampling="--dirichlet 2" ;;
+      within_superclass) sampling="--within_superclass true" ;;
+    esac
+    for method in $configs/episodes-*.yaml; do
+      name=$(basename "$method" .yaml)
+      # shellcheck disable=SC2086
+      python episodes.py --config "$method" --features $out/$representation/features/train.h5 --split $out/data/split.json \
+        --n_way $n_way $sampling --out "$out/results/${representation}_${n_way}way_${kind}_${name#episodes-}.json"
+    done
+  done
+done

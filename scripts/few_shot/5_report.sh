@@ -1,0 +1,4 @@
+#!/usr/bin/env bash
+# Tables, curves and report.html of everything in the results folder.
+source "$(dirname "$0")/common.sh"
+python parse_results.py --results $out/results --out $out/report --data $out/data
