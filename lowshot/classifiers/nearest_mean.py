@@ -26,8 +26,9 @@ def score_nearest_mean(tasks: Tasks, options: NearestMeanOptions, seed: int) -> 
     means = class_means(tasks.support_features.double(), tasks.support_labels, tasks.n_way)
     if options.metric == "cosine":
         return below_best(F.normalize(tasks.query_features.double(), dim=-1) @ F.normalize(means, dim=-1).mT)
-    # About the means' mean, so that features far from the origin lose no digits; the query's own square, the same for
-    # every class, is left out.
+    # -|q - m|^2 = 2 q (m - o) - (m - o) (m + o) + what all classes share, for any origin o: with the means' mean the
+    # terms stay small, and float64 holds all that float32 features far from the origin tell apart.
     origin = means.mean(1, keepdim=True)
-    queries, means = tasks.query_features - origin, means - origin
-    return below_best(torch.baddbmm(-means.square().sum(-1).unsqueeze(1), queries, means.mT, alpha=2))
+    centred = means - origin
+    offsets = (centred * (means + origin)).sum(-1).unsqueeze(1)
+    return below_best(torch.baddbmm(-offsets, tasks.query_features.double(), centred.mT, alpha=2))
