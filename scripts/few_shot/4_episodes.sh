@@ -5,7 +5,8 @@ for n_way in $n_ways; do
   for kind in $kinds; do
     case $kind in
       balanced) sampling="" ;;
-      dirichlet) sampling="--dirichlet 2" ;;
+      # A character has 20 drawings, so one class may get all queries of a 5-way task only if these are few.
+      dirichlet) [ $dataset = omniglot_vinyals ] && sampling="--dirichlet 2 --n_queries $((n_way == 5 ? 3 : 2))" || sampling="--dirichlet 2" ;;
       within_superclass) sampling="--within_superclass true" ;;
     esac
     for method in $configs/episodes-*.yaml; do
