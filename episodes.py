@@ -140,13 +140,11 @@ def _novel_rows(config: Config, features: list[Features], split: Split) -> tuple
 
 
 def _method_name(config: Config) -> str:
-    """The method, and in brackets the transform (as SimpleShot names it) and settings that are not the default."""
-    transform, options = config.transform, getattr(config.methods, config.method)
-    said = [f"power {transform.power:g}"] if transform.power else []
-    said += [{"10": "centred", "01": "L2N", "11": "CL2N"}.get(f"{transform.centre:d}{transform.normalise:d}")]
+    """The method, and in brackets the transform and settings that are not the default."""
+    options = getattr(config.methods, config.method)
     defaults = asdict(type(options)())
-    said += [f"{name}={value}" for name, value in asdict(options).items() if value != defaults[name]]
-    brackets = ", ".join(filter(None, said))
+    said = [f"{name}={value}" for name, value in asdict(options).items() if value != defaults[name]]
+    brackets = ", ".join(config.transform.steps + said)
     return f"{config.method} ({brackets})" if brackets else config.method
 
 

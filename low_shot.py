@@ -192,12 +192,9 @@ def _is_transductive(config: Config) -> bool:
 
 
 def _method_name(config: Config) -> str:
-    """Classifier, transform (CL2N and L2N are SimpleShot's names) and augmentation."""
-    name, transform = config.classifier, config.transform
-    length = {(True, True): "CL2N", (False, True): "L2N", (True, False): "centred"}
-    steps = [f"power {transform.power:g}"] if transform.power else []
-    steps += [length[key]] if (key := (transform.centre, transform.normalise)) in length else []
-    name += f" ({', '.join(steps)})" if steps else ""
+    """Classifier, transform and augmentation."""
+    steps = config.transform.steps
+    name = f"{config.classifier} ({', '.join(steps)})" if steps else config.classifier
     if config.generator is not None:
         return f"{name} + generator ({config.pairs}, {config.pair_scope})"
     return f"{name} + repetition" if config.repetition else name

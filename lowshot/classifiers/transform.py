@@ -29,6 +29,12 @@ class FeatureTransform:
     normalise: bool = False
     """Divide every feature by its Euclidean length."""
 
+    @property
+    def steps(self) -> list[str]:
+        """What is done, in words for the tables; CL2N and L2N are SimpleShot's names."""
+        names = {(True, True): ["CL2N"], (False, True): ["L2N"], (True, False): ["centred"], (False, False): []}
+        return ([f"power {self.power:g}"] if self.power else []) + names[self.centre, self.normalise]
+
     def fit(self, base_features: Array) -> Callable[[Array], Array]:
         """The transform as a function, its centre taken from `base_features` (N, D), numpy or torch.
 
