@@ -87,7 +87,7 @@ def main(config: Config) -> Path:
             "setup": config.setup,
             "setting": "transductive" if method.transductive else "inductive",
             "split_digest": split.digest,
-            "tasks_digest": tasks_digest(config, labels),
+            "tasks_digest": tasks_digest(config, labels, [_images(one) for one in features]),
         },
         "provenance": provenance.record(device.type),
         "episodes": episodes,
@@ -118,6 +118,11 @@ def _recipe(config: Config) -> dict:
     made_from = recipe("episodes", config, {**files, "split": config.split})
     made_from["config"]["methods"] = {config.method: made_from["config"]["methods"][config.method]}
     return made_from
+
+
+def _images(features: Features) -> str:
+    """Which images a feature file is of: those of its images file in its part; of a published file only it knows."""
+    return f"{features.images}:{features.path.stem}" if features.images else str(features.path.resolve())
 
 
 def _novel_rows(config: Config, features: list[Features], split: Split) -> tuple[np.ndarray, np.ndarray]:

@@ -42,8 +42,8 @@ class BenchmarkConfig:
     """Numbers of shots n."""
     trials: list[PositiveInt] | None = None
     """Trials to run; all of the draws file if not given. Run in parts, they give the numbers of one whole run."""
-    method: str | None = None
-    """Name in the tables; made up by the stage if not given."""
+    name: str | None = None
+    """Name of the method in the tables; made up by the stage if not given."""
     extractor: str | None = None
     """Name of the features in the tables; that of the folder which holds them if not given."""
     seed: NonNegativeInt = 0
@@ -140,7 +140,7 @@ def write_results(
     """
     content = {
         **made_from,
-        "method": config.method or method,
+        "method": config.name or method,
         "dataset": benchmark.split.dataset,
         "extractor": config.extractor or extractor_name(config.train),
         "protocol": {"setup": config.setup, "setting": setting, "split_digest": benchmark.split.digest},

@@ -1,8 +1,10 @@
 """The command line of every stage: flags and YAML fill one dataclass; bad input is one line and exit code 2."""
 
+import math
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +47,19 @@ def _parse(components: type | dict[str, type], description: str | None) -> Any:
 
 def _call(main: Callable, config: Any) -> None:
     try:
+        _check_finite(asdict(config))
         main(config)
     except (InputError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _check_finite(values: dict, prefix: str = "") -> None:
+    """InputError for an infinite or NaN setting: number types with a lower bound let them pass."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _check_finite(value, f"{prefix}{name}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{prefix}{name} {value}: must be a finite number")

@@ -52,11 +52,12 @@ class Sampling:
     """Seed of the episodes and of methods that draw at random."""
 
 
-def tasks_digest(sampling: Sampling, labels: np.ndarray) -> str:
-    """The same where episodes of one number are the same images: same kind of task, same images `labels` (N,) of the
-    pool (in one split and setup). The numbers of shots do not count, since they share classes and queries."""
+def tasks_digest(sampling: Sampling, labels: np.ndarray, images: list[str]) -> str:
+    """The same where episodes of one number are the same images: same kind of task, same pool (in one split and setup)
+    with labels (N,), from files whose `images` are named. The numbers of shots do not count: they share classes and
+    queries."""
     kind = {f.name: getattr(sampling, f.name) for f in fields(Sampling) if f.name != "n_shots"}
-    return hashlib.sha256(json.dumps(kind).encode() + labels.astype("<i8").tobytes()).hexdigest()
+    return hashlib.sha256(json.dumps([kind, images]).encode() + labels.astype("<i8").tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)

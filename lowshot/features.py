@@ -18,13 +18,14 @@ SCHEMA = "lowshot-features-1"
 
 @dataclass
 class Features:
-    """`feats` float32 (N, D), `labels` int64 (N,), without padding; `extractor` is the digest of what made them, if
-    known."""
+    """`feats` float32 (N, D), `labels` int64 (N,), without padding; `extractor` and `images` are the digests of what
+    made them and of what they were made from, if known."""
 
     feats: np.ndarray
     labels: np.ndarray
     path: Path
     extractor: str | None = None
+    images: str | None = None
 
     @property
     def dim(self) -> int:
@@ -56,8 +57,8 @@ def read_features(path: Path, n_classes: int | None = None) -> Features:
     if n_classes is not None and (labels.min() < 0 or labels.max() >= n_classes):
         wrong = labels[(labels < 0) | (labels >= n_classes)][0]
         raise InputError(f"{path}: label {wrong} is outside the split's classes 0..{n_classes - 1}")
-    made_from = read_recipe(path)
-    return Features(feats, labels, Path(path), made_from["inputs"].get("extractor") if made_from else None)
+    inputs = (read_recipe(path) or {"inputs": {}})["inputs"]
+    return Features(feats, labels, Path(path), inputs.get("extractor"), inputs.get("images"))
 
 
 def create_features(path: Path, n_rows: int, dim: int, labels: np.ndarray, made_from: dict) -> h5py.File:

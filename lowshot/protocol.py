@@ -125,7 +125,8 @@ def published_split(
     first = _first_half(base, np.arange(len(class_names)), seed, "classes")
     split = Split(
         dataset, list(class_names), list(superclass_names), list(superclass_of), base.tolist(),
-        sorted([*validation, *test]), base[first].tolist(), sorted(validation), base[~first].tolist(), sorted(test), seed,
+        novel_classes=sorted([*validation, *test]), base_classes_1=base[first].tolist(), novel_classes_1=sorted(validation),
+        base_classes_2=base[~first].tolist(), novel_classes_2=sorted(test), seed=seed,
     )  # fmt: skip
     _check_split(split, f"split of {dataset}")
     return split

@@ -163,8 +163,10 @@ def test_the_digest_tells_kinds_of_task_and_pools_apart_but_not_shots():
     plain = Sampling()
     others = [Sampling(n_way=4), Sampling(n_queries=3), Sampling(dirichlet=2.0), Sampling(within_superclass=True),
               Sampling(seed=1)]  # fmt: skip
-    digests = {tasks_digest(sampling, LABELS) for sampling in [plain, *others]} | {tasks_digest(plain, LABELS[1:])}
-    assert len(digests) == 7 and tasks_digest(Sampling(n_shots=[2]), LABELS) == tasks_digest(plain, LABELS)
+    digests = {tasks_digest(sampling, LABELS, ["a"]) for sampling in [plain, *others]}
+    digests |= {tasks_digest(plain, LABELS[1:], ["a"]), tasks_digest(plain, LABELS, ["b"])}
+    assert len(digests) == 8
+    assert tasks_digest(Sampling(n_shots=[2]), LABELS, ["a"]) == tasks_digest(plain, LABELS, ["a"])
 
 
 # Accuracies
@@ -363,3 +365,9 @@ def test_script_refuses_in_one_line(features, data, tmp_path, arguments, words):
                       *arguments)  # fmt: skip
     assert_refused(done, *words)
     assert not list(tmp_path.iterdir())
+
+
+def test_settings_are_finite(tmp_path, features, data):
+    result = run_script("episodes.py", "--features", features / "test.h5", "--split", data / "split.json",
+                        "--out", tmp_path / "x.json", "--dirichlet", "inf")  # fmt: skip
+    assert_refused(result, "dirichlet inf", "finite")

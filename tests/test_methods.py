@@ -125,10 +125,10 @@ def test_pt_map_by_hand():
     """Mirror-symmetric task: the assignment is a softmax, and the centres move to the mirror-symmetric estimates."""
     tasks = one_task([-1.0, 1.0], [0, 1], [-2.0, 2.0])
     options = PTMapOptions(scale=0.1, rate=0.5, n_steps=1)
-    share = 1 / (1 + math.exp(-0.8))  # of the far query's own class: distances 1 and 9
-    estimate = (1 + share * 2 - (1 - share) * 2) / 2  # one shot, and queries of total mass 1
+    share = 1 / (1 + math.exp(-0.4))  # of a query's own class: at unit length the distances are 0 and 4
+    estimate = (1 + share - (1 - share)) / 2  # one shot, and queries of total mass 1
     centre = 0.5 * 1 + 0.5 * estimate
-    gap = 0.1 * ((2 + centre) ** 2 - (2 - centre) ** 2)
+    gap = 0.1 * ((1 + centre) ** 2 - (1 - centre) ** 2)
     scores = score("pt_map", tasks, options)
     assert scores[0].diff(dim=-1).flatten().tolist() == pytest.approx([-gap, gap], abs=1e-4)
 
@@ -312,7 +312,7 @@ def test_cosine_with_batches_hangs_on_the_seed_alone():
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "logistic_regression"])
 def test_many_classes_rows_and_queries_in_one_task(name):
-    """What the low-shot benchmark asks for, smaller: nothing of the size support x queries or queries x queries."""
+    """What the low-shot benchmark asks for, smaller."""
     n_way, n_queries, dim = 100, 1500, 16
     random = torch.Generator().manual_seed(0)
     centres = 4 * torch.randn(n_way, dim, generator=random)

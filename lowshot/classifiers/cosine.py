@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lowshot.classifiers.tasks import Tasks, class_counts, class_means
+from lowshot.errors import Diverged
 from lowshot.seeds import torch_stream
 
 _MOMENTUM = 0.9
@@ -47,6 +48,8 @@ def score_cosine(tasks: Tasks, options: CosineOptions, seed: int) -> Tensor:
         # The first gradient enters the momentum buffer whole, as in torch.optim.SGD.
         velocity.lerp_(gradient, 1.0 if step == 0 else 1 - _MOMENTUM)
         weights.sub_(velocity, alpha=options.lr)
+    if not weights.norm(dim=-1).isfinite().all():
+        raise Diverged(f"cosine.lr {options.lr:g}: the weights grew without bound")
     return options.scale * F.normalize(tasks.query_features, dim=-1) @ F.normalize(weights, dim=-1).mT
 
 

@@ -19,8 +19,8 @@ _SHARPNESS = 10.0
 class LaplacianShotOptions:
     smoothing: NonNegativeFloat = 0.7
     """The paper's lambda: weight of the neighbours' assignments; the paper chooses it on validation classes."""
-    n_neighbours: PositiveInt = 3
-    """Queries that a query is joined to."""
+    n_neighbours: PositiveInt = 2
+    """Other queries that a query is joined to (the paper's k = 3 counts the query itself)."""
     rectify: bool = True
     """Shift the queries onto the support and re-estimate the prototypes with them first."""
     n_steps: PositiveInt = 20
@@ -36,7 +36,7 @@ def score_laplacian_shot(tasks: Tasks, options: LaplacianShotOptions, seed: int)
 
     Departures: always `n_steps` updates, where the paper stops when the energy settles, so that a task does not depend
     on those beside it; the shift to the queries' mean starts from the mean of the prototypes, not of the support rows,
-    so that classes with many rows do not pull it.
+    so that classes with many rows do not pull it; rectification weighs within a class and leaves shots in their class.
     """
     prototypes = class_means(tasks.support_features, tasks.support_labels, tasks.n_way)
     queries = tasks.query_features

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from jsonargparse.typing import PositiveFloat, PositiveInt, restricted_number_type
 from torch import Tensor
+from torch.nn import functional as F
 
-from lowshot.classifiers.tasks import Tasks, below_best, class_counts, class_sums, squared_distances
+from lowshot.classifiers.tasks import Tasks, below_best, class_counts, class_means, class_sums, squared_distances
 
 # Of Sinkhorn in a step. The scaling carries over to the next step, so all steps together balance the assignment.
 _N_ITERATIONS = 20
@@ -31,12 +32,17 @@ def score_pt_map(tasks: Tasks, options: PTMapOptions, seed: int) -> Tensor:
     `FeatureTransform(power=0.5)` first. **Assumes that every class has the same number of queries**: each assignment
     gives every class Q / n_way of them (Sinkhorn, Cuturi 2013). Where that does not hold, it loses accuracy.
 
+    As in the authors' experiments, support and queries of a task are each centred on their own mean (the support on
+    that of its classes) and brought to unit length.
+
     Departures: the scaling is kept as logarithms, so that no scale of the features makes it under- or overflow; and
     each step balances by 20 iterations that go on from the last step's, where the paper starts afresh and iterates to a
     tolerance.
     """
-    queries = tasks.query_features
-    sums = class_sums(tasks.support_features, tasks.support_labels, tasks.n_way)
+    means = class_means(tasks.support_features, tasks.support_labels, tasks.n_way)
+    support = F.normalize(tasks.support_features - means.mean(1, keepdim=True), dim=-1)
+    queries = F.normalize(tasks.query_features - tasks.query_features.mean(1, keepdim=True), dim=-1)
+    sums = class_sums(support, tasks.support_labels, tasks.n_way)
     counts = class_counts(tasks.support_labels, tasks.n_way).unsqueeze(-1)
     centres, log_scaling = sums / counts, torch.zeros_like(sums[..., :1])
     for step in range(options.n_steps + 1):

@@ -59,6 +59,9 @@ def _read_file(path: Path) -> dict:
     _require(path, "", content, ("method", "dataset", "extractor", "protocol", "config", "provenance"))
     _require(path, "protocol.", content["protocol"], _PROTOCOL_KEYS)
     _require(path, "provenance.", content["provenance"], _PROVENANCE_KEYS)
+    for key in ("config", "inputs"):
+        if not isinstance(content.get(key, {}), dict):
+            raise InputError(f"{path}: not a results file: '{key}' is no JSON object")
     if "trials" not in content and "episodes" not in content:
         raise InputError(f"{path}: not a results file: lacks 'trials' (or 'episodes')")
     for kind, (whole, fractions) in _ROWS.items():
@@ -175,7 +178,9 @@ def system_names(files: dict[str, dict]) -> dict[str, str]:
     runs: dict[tuple, dict[str, dict]] = {}
     for file, content in files.items():
         protocol = content["protocol"]
-        key = (content["dataset"], protocol["setup"], protocol["split_digest"], content["extractor"], content["method"])
+        kind = " and ".join(kind for kind in _ROWS if kind in content)
+        key = [kind, content["dataset"], protocol["setup"], protocol["split_digest"]]
+        key += [content["extractor"], content["method"]]
         runs.setdefault(tuple(map(str, key)), {})[file] = _fingerprint(content)
     named = [_distinguish(f"{extractor}: {method}", prints) for (*_, extractor, method), prints in runs.items()]
     return {file: name for names in named for file, name in names.items()}

@@ -5,6 +5,6 @@ benchmark="python low_shot.py --config $configs/low_shot-$size.yaml --train $out
   --test $out/features/test.h5 --split $data/split.json --draws $data/draws.json"
 $benchmark --out $results/shots.json
 $benchmark --repetition true --out $results/repetition.json
-$benchmark --generator $out/generator_global --pair_scope all --method "mlp + analogies" --out $results/global.json
-$benchmark --generator $out/generator_superclass --pair_scope superclass --method "mlp + superclass analogies" \
+$benchmark --generator $out/generator_global --pair_scope all --name "mlp + analogies" --out $results/global.json
+$benchmark --generator $out/generator_superclass --pair_scope superclass --name "mlp + superclass analogies" \
   --out $results/superclass.json
