@@ -125,8 +125,8 @@ def published_split(
     first = _first_half(base, np.arange(len(class_names)), seed, "classes")
     split = Split(
         dataset, list(class_names), list(superclass_names), list(superclass_of), base.tolist(),
-        novel_classes=sorted([*validation, *test]), base_classes_1=base[first].tolist(), novel_classes_1=sorted(validation),
-        base_classes_2=base[~first].tolist(), novel_classes_2=sorted(test), seed=seed,
+        novel_classes=sorted([*validation, *test]), novel_classes_1=sorted(validation), novel_classes_2=sorted(test),
+        base_classes_1=base[first].tolist(), base_classes_2=base[~first].tolist(), seed=seed,
     )  # fmt: skip
     _check_split(split, f"split of {dataset}")
     return split
