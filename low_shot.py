@@ -98,16 +98,17 @@ def main(config: Config) -> Path:
     Returns the path of what was written last: the results, or the evidence if only a choice was asked for.
     """
     check_settings(config)
-    if config.generator is not None and config.repetition:
-        raise InputError("repetition is the control of a generator: give one of the two")
+    if config.methods.logistic_regression != MethodOptions().logistic_regression:
+        raise InputError("methods.logistic_regression: not read here; this stage's logistic_regression reads logistic")
     device = pick_device().type
     chosen = {}
     if config.select is not None:
-        config, evidence, record = choose(config, _inputs(config), _ranks, device)
+        config, evidence, record = choose(config, _inputs(config), _recipe, _ranks, device)
         if config.setup == "validation":
             return evidence
         chosen = {"selection": record}
-    made_from = _recipe(config)
+    made_from = _recipe(config, _inputs(config))
+    made_from["inputs"] |= {name: record["digest"] for name, record in chosen.items()}
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     provenance = Provenance()
@@ -122,13 +123,17 @@ def _inputs(config: Config) -> dict[str, Path | None]:
     return {**input_files(config), "generator": config.generator}
 
 
-def _recipe(config: Config) -> dict:
-    """The recipe of the results: of all classifiers' settings only those of the one at work."""
-    made_from = recipe("low_shot", config, _inputs(config))
+def _recipe(config: Config, inputs: dict[str, Path | None]) -> dict:
+    """The recipe of the results: only the settings that the classifier and the augmentation at work read."""
+    if config.generator is not None and config.repetition:
+        raise InputError("repetition is the control of a generator: give one of the two")
+    made_from = recipe("low_shot", config, inputs)
     settings = made_from["config"]
     own = {name: value for name, value in settings.pop("methods").items() if name == config.classifier not in _OPTIONS}
-    others = {"criterion", *_OPTIONS.values()} - {_OPTIONS.get(config.classifier)}
-    kept = {name: value for name, value in settings.items() if name not in others}
+    unread = {"criterion", *_OPTIONS.values()} - {_OPTIONS.get(config.classifier)}
+    if config.generator is None:
+        unread |= {"pairs", "pair_scope"} if config.repetition else {"pairs", "pair_scope", "max_per_label"}
+    kept = {name: value for name, value in settings.items() if name not in unread}
     return {**made_from, "config": {**kept, "methods": own} if own else kept}
 
 

@@ -108,17 +108,17 @@ def _difference(stored: dict, wanted: dict) -> str:
     for name in sorted({*stored["inputs"], *wanted["inputs"]}):
         if stored["inputs"].get(name) != wanted["inputs"].get(name):
             return f"input {name} has another content"
-    old, new = _flat(stored["config"]), _flat(wanted["config"])
+    old, new = flat(stored["config"]), flat(wanted["config"])
     name = min(name for name in {*old, *new} if old.get(name) != new.get(name))
     return f"setting {name} was {old.get(name, 'absent')}, now {new.get(name, 'absent')}"
 
 
-def _flat(settings: dict, prefix: str = "") -> dict:
+def flat(settings: dict, prefix: str = "") -> dict:
     """Nested settings under dotted names, as the command line has them."""
-    flat = {}
+    dotted = {}
     for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
+        dotted |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return dotted
 
 
 @contextmanager

@@ -9,18 +9,21 @@ The evidence (every cell's numbers and the choice) is a YAML file beside the res
 grid goes on where it was.
 """
 
+import hashlib
 import itertools
 import json
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from functools import reduce
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_type_hints
 
 import numpy as np
 from jsonargparse import ArgumentError, ArgumentParser
 from scipy import stats
 
-from lowshot.artifacts import Provenance, digest, is_done, partial_recipe, read_yaml, recipe, write_yaml, writing
+from lowshot.artifacts import Provenance, flat, is_done, partial_recipe, read_yaml, write_yaml, writing
 from lowshot.benchmark import Benchmark, BenchmarkConfig, Ranks, read_benchmark
 from lowshot.errors import Diverged, InputError
 
@@ -36,7 +39,8 @@ class SelectionConfig(BenchmarkConfig):
 
     select: Path | None = None
     """Grid file (setting: [values]): its best cell on the validation setup is reported on the test setup; with `--setup
-    validation` it is chosen and nothing reported."""
+    validation` it is chosen and nothing reported. Parts of a run (`trials`) on the test setup take no grid, as each
+    would choose for itself: choose on the validation setup first, and give them the choice."""
     criterion: Criterion = "top5_novel_base"
     """What the best cell is best in: a mean over trials, n and, where two are named, groups of classes."""
 
@@ -55,32 +59,59 @@ class Selection(NamedTuple):
 def choose(
     config: Config,
     inputs: dict[str, Path | None],
+    recipe_of: Callable[[Config, dict[str, Path | None]], dict],
     judge: Callable[[Config, Benchmark, str], Ranks],
     device: str,
 ) -> Selection:
     """Judge every cell of the grid `config.select` on the validation setup and take the best, of equals the first.
 
     A cell that diverges is recorded and never taken. Raises InputError for a grid that cannot be run, before any work,
-    and if no cell is left to take.
+    for damaged evidence, and if no cell is left to take.
 
     Args:
         inputs: the files that the numbers depend on, named for a recipe.
+        recipe_of: the recipe of (settings, inputs), with those settings only that these settings make the stage read.
         judge: the runs of one cell: (settings, benchmark, device) -> ranks.
     """
+    if config.setup == "test" and config.trials is not None:
+        raise InputError(
+            "select, trials: every part of a run would choose for itself; choose once with --setup validation, then "
+            "give the parts the choice"
+        )
     cells = read_grid(config.select, config)
     evidence = config.out.with_suffix(".selection.yaml")
-    # What the grid overrides and what only names things is no difference between two choices.
-    first = replace(with_values(config, cells[0]), setup="validation", method=None, extractor=None)
-    made_from = recipe("low_shot", first, inputs)
-    made_from["config"]["cells"] = cells
+    read = _settings_read(cells, config, recipe_of)
+    made_from = {**recipe_of(config, inputs), "config": read}
     if not is_done(evidence, made_from, config.overwrite):
         _judge_cells(evidence, made_from, cells, config, judge, device)
-    content = read_yaml(evidence)
-    chosen = _best(evidence, content["cells"])
-    if content["chosen"] != chosen:
-        raise InputError(f"{evidence}: what it calls chosen is not the best of its cells; it was edited by hand")
-    record = {"criterion": config.criterion, "chosen": chosen, "evidence": evidence.name, "digest": digest(evidence)}
-    return Selection(with_values(config, chosen), evidence, record)
+    judged = _judged(evidence, cells, config.criterion)
+    chosen = _best(evidence, judged)
+    if len(judged) < len(cells) or read_yaml(evidence).get("chosen") != chosen:
+        raise InputError(f"{evidence}: what it calls chosen is not the best of all cells; it was edited by hand")
+    record = {"criterion": config.criterion, "chosen": chosen, "evidence": evidence.name}
+    digest = _digest({**made_from, "chosen": chosen, "cells": judged})
+    return Selection(with_values(config, chosen), evidence, {**record, "digest": digest})
+
+
+def _digest(content: dict) -> str:
+    """SHA-256 of what evidence says, without when and where it was made: made again it is the same."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _settings_read(cells: list[dict], config: SelectionConfig, recipe_of: Callable) -> dict[str, Any]:
+    """The settings that a choice depends on, under dotted names: those that a cell reads, and the cells.
+
+    Raises InputError for a setting of the grid that no cell reads: its values would be recorded as a choice.
+    """
+    # What only names things is no difference between two choices.
+    config = replace(config, setup="validation", name=None, extractor=None)
+    read = {}
+    for values in cells:
+        read |= flat(recipe_of(with_values(config, values), {})["config"])
+    for name in cells[0]:
+        if name not in read:
+            raise InputError(f"{config.select}: {name}: neither the classifier nor the augmentation at work reads it")
+    return {"criterion": config.criterion, **{n: read[n] for n in read if n not in cells[0]}, "cells": cells}
 
 
 def read_grid(path: Path, config: SelectionConfig) -> list[dict[str, Any]]:
@@ -123,27 +154,26 @@ def _replace(config: Any, keys: list[str], value: Any) -> Any:
 def _settings_of(config: SelectionConfig) -> list[str]:
     """Dotted names of what a grid may vary: the method's settings, neither files nor those of the protocol."""
     protocol = {field.name for field in fields(SelectionConfig)}
-    return [
-        name
-        for field in fields(config)
-        if field.name not in protocol and "Path" not in str(field.type)
-        for name in _leaves(field.name, getattr(config, field.name))
-    ]
-
-
-def _leaves(name: str, value: Any) -> list[str]:
-    if not is_dataclass(value):
-        return [name]
-    return [leaf for field in fields(value) for leaf in _leaves(f"{name}.{field.name}", getattr(value, field.name))]
+    own = [f.name for f in fields(config) if f.name not in protocol and "Path" not in str(f.type)]
+    return list(flat({name: value for name, value in asdict(config).items() if name in own}))
 
 
 def _checked(parser: ArgumentParser, config: SelectionConfig, name: str, value: Any, path: Path) -> Any:
     """`value` as the command line would take it; InputError if it would not."""
     content = asdict(with_values(config, {name: value}))
     try:
+        if (value is None and not _may_be_none(config, name)) or (
+            isinstance(value, float) and not math.isfinite(value)
+        ):
+            raise ArgumentError(None, "a value must be given, and numbers be finite")
         return parser.parse_object({"config": content})[f"config.{name}"]
     except ArgumentError as error:
         raise InputError(f"{path}: {name}: {value!r} is no value of it ({' '.join(str(error).split())})") from None
+
+
+def _may_be_none(config: SelectionConfig, name: str) -> bool:
+    *groups, key = name.split(".")
+    return type(None) in get_args(get_type_hints(type(reduce(getattr, groups, config)))[key])
 
 
 def _judge_cells(
@@ -154,15 +184,15 @@ def _judge_cells(
     benchmark = read_benchmark(replace(config, setup="validation"))
     protocol = {"setup": "validation", "split_digest": benchmark.split.digest}
     with writing(evidence, made_from, resumable=True) as partial:
-        judged = read_yaml(partial)["cells"] if partial_recipe(partial) else []
+        judged = _judged(partial, cells, config.criterion) if partial_recipe(partial) else []
         for i, values in enumerate(cells[len(judged) :], start=len(judged) + 1):
             judged.append(_judge_cell(values, config, benchmark, judge, device))
             write_yaml(partial, {**made_from, "protocol": protocol, "cells": judged})
-            print(f"low_shot: cell {i} of {len(cells)}, {_said(judged[-1], config.criterion)}", flush=True)
+            print(f"{made_from['stage']}: cell {i} of {len(cells)}, {_said(judged[-1], config.criterion)}", flush=True)
         chosen = _best(partial, judged)
         made = {"chosen": chosen, **made_from, "protocol": protocol, "provenance": provenance.record(device)}
         write_yaml(partial, {**made, "cells": judged})
-    print(f"low_shot: chose {chosen} -> {evidence}", flush=True)
+    print(f"{made_from['stage']}: chose {chosen} -> {evidence}", flush=True)
 
 
 def _judge_cell(values: dict, config: SelectionConfig, benchmark: Benchmark, judge: Callable, device: str) -> dict:
@@ -171,16 +201,38 @@ def _judge_cell(values: dict, config: SelectionConfig, benchmark: Benchmark, jud
         trials = benchmark.accuracies(judge(with_values(config, values), benchmark, device))
     except Diverged as error:
         return {"values": values, "mean": None, "interval": None, "diverged": str(error), "trials": []}
-    top, *groups = config.criterion.split("_")
+    mean, interval = _mean_and_interval(trials, config.criterion)
+    return {"values": values, "mean": mean, "interval": interval, "trials": trials}
+
+
+def _mean_and_interval(trials: list[dict], criterion: str) -> tuple[float, float | None]:
+    """Of the criterion, over trials; there is no interval of a single one."""
+    top, *groups = criterion.split("_")
     by_trial = np.array(
         [
             np.mean([one[f"{top}_{group}"] for one in trials if one["trial"] == trial for group in groups])
-            for trial in benchmark.draws
+            for trial in dict.fromkeys(one["trial"] for one in trials)
         ]
     )
     n = len(by_trial)
     interval = float(stats.t.ppf(0.975, n - 1) * by_trial.std(ddof=1) / np.sqrt(n)) if n > 1 else None
-    return {"values": values, "mean": float(by_trial.mean()), "interval": interval, "trials": trials}
+    return float(by_trial.mean()), interval
+
+
+def _judged(path: Path, cells: list[dict], criterion: Criterion) -> list[dict]:
+    """What evidence says of the first of `cells`, or of all; InputError unless every mean is that of its trials."""
+    try:
+        judged = read_yaml(path)["cells"]
+        sound = [cell["values"] for cell in judged] == cells[: len(judged)] and all(
+            cell["trials"] and math.isclose(cell["mean"], _mean_and_interval(cell["trials"], criterion)[0])
+            for cell in judged
+            if not (cell["mean"] is None and cell["diverged"])
+        )
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise InputError(f"{path}: damaged: its cells are not those of the grid with the means of their trials")
+    return judged
 
 
 def _said(cell: dict, criterion: str) -> str:
