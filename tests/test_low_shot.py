@@ -14,7 +14,9 @@ from conftest import assert_refused
 
 import low_shot
 from lowshot.artifacts import write_json
-from lowshot.classifiers import CLASSIFIERS, METHODS, FeatureTransform, SGDOptions
+from lowshot.classifiers import CLASSIFIERS, METHODS, FeatureTransform, MethodOptions, SGDOptions
+from lowshot.classifiers.cosine import CosineOptions
+from lowshot.classifiers.support_logistic import SupportLogisticOptions
 from lowshot.errors import InputError
 from lowshot.features import write_features
 from lowshot.protocol import Split, draws_to_json, make_draws
@@ -77,8 +79,9 @@ def test_results_file(config):
 
 @pytest.mark.parametrize("classifier", ["linear_sgd", "cosine", "pt_map"])
 def test_a_part_gives_the_numbers_of_the_whole(config, classifier):
-    whole = {(one["trial"], one["n_shot"]): one for one in results(config, classifier=classifier)["trials"]}
-    part = results(config, classifier=classifier, shots=[5], trials=[2])["trials"]
+    settings = {"classifier": classifier, "methods": MethodOptions(cosine=CosineOptions(lr=1.0, batch_size=8))}
+    whole = {(one["trial"], one["n_shot"]): one for one in results(config, **settings)["trials"]}
+    part = results(config, **settings, shots=[5], trials=[2])["trials"]
     assert len(part) == 1 and part[0] == whole[2, 5]
 
 
@@ -164,7 +167,10 @@ def test_settings_of_other_classifiers_are_not_part_of_the_results(config, capsy
     assert set(content["config"]["methods"]) == {"cosine"} and not {"sgd", "mlp", "criterion"} & set(content["config"])
     low_shot.main(replace(config, classifier="cosine", sgd=SGDOptions(lr=9.0)))
     assert "there already" in capsys.readouterr().out
-    assert "methods" not in (plain := results(config)["config"]) and "sgd" in plain and "mlp" not in plain
+    plain = results(config)["config"]
+    assert "sgd" in plain and not {"methods", "mlp", "max_per_label", "pairs", "pair_scope"} & set(plain)
+    filled = results(config, repetition=True)["config"]
+    assert "max_per_label" in filled and not {"pairs", "pair_scope"} & set(filled)
 
 
 def test_published_files_give_the_same_numbers(config, tmp_path):
@@ -291,6 +297,7 @@ BAD_SETTINGS = [
     ({"shots": [7]}, "largest n of 7"),
     ({"trials": [4]}, "no trial 4"),
     ({"generator": Path("g"), "repetition": True}, "one of the two"),
+    ({"methods": MethodOptions(logistic_regression=SupportLogisticOptions(C=2.0))}, "methods.logistic_regression"),
     ({"out": Path("results.txt")}, ".json"),
     ({"train": Path("missing.h5")}, "missing.h5"),
     ({"sgd": SGDOptions(n_steps=5, batch_size=1000)}, "batch_size 1000"),

@@ -1,6 +1,7 @@
 """low_shot.py --select: the choice is the best cell, is made on the validation setup only, and survives a kill."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from test_low_shot import SIX, command, results, tiny_config
 
 import low_shot
 from lowshot.artifacts import partial_path
+from lowshot.classifiers import METHODS
 from lowshot.errors import InputError
 from lowshot.report.results import read_files
-from lowshot.selection import read_grid
 
 GRID = "sgd.lr: [0.001, 0.3]\nmax_per_label: [2, 5]"
 CELLS = [{"sgd.lr": lr, "max_per_label": rows} for lr in (0.001, 0.3) for rows in (2, 5)]
@@ -160,9 +161,103 @@ def test_an_edited_choice_is_refused(config):
 
 
 def test_of_equal_cells_the_first_is_taken(config):
-    config.select.write_text("mlp.lr: [0.5, 0.1]")  # settings of another classifier: all cells are alike
+    config.select.write_text("transform.centre: [true, false]")
+    low_shot.main(replace(config, classifier="nearest_mean", criterion="top5_novel_base"))  # four ways: always 1
+    assert [cell["mean"] for cell in evidence_of(config)["cells"]] == [1.0, 1.0]
+    assert evidence_of(config)["chosen"] == {"transform.centre": True}
+
+
+DAMAGE = [
+    lambda content: content.pop("cells"),
+    lambda content: content.update(cells=None),
+    lambda content: content["cells"][0].update(mean="high"),
+    lambda content: content["cells"][0].update(mean=None),
+    lambda content: content["cells"][0].update(mean=0.999),
+    lambda content: content["cells"][0].update(trials=[]),
+    lambda content: content["cells"][0]["values"].update({"sgd.lr": 0.5}),
+    lambda content: content["cells"][0]["trials"][0].pop("top1_novel"),
+]
+
+
+def assert_damage_is_named(config, path, changes):
+    for change in changes:
+        change(content := yaml.safe_load(whole := path.read_text()))
+        path.write_text(yaml.safe_dump(content))
+        with pytest.raises(InputError, match=re.escape(str(path))):
+            low_shot.main(config)
+        path.write_text(whole)
+
+
+def test_damaged_evidence_is_named(config, judged):
+    low_shot.main(replace(config, setup="validation"))
+    evidence = config.out.with_suffix(".selection.yaml")
+    assert_damage_is_named(
+        config, evidence, [*DAMAGE, lambda content: content["cells"].pop(), lambda c: c.pop("chosen")]
+    )
+    assert len(judged) == 4 and not config.out.exists()
+
+
+def test_a_damaged_unfinished_grid_is_named(config, judged):
+    judged.kill_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        low_shot.main(config)
+    assert_damage_is_named(config, partial_path(config.out.with_suffix(".selection.yaml")), DAMAGE)
+    with pytest.raises(KeyboardInterrupt):  # undamaged it goes on
+        low_shot.main(config)
+
+
+def test_parts_of_a_run_do_not_choose_for_themselves(config):
+    with pytest.raises(InputError, match="choose once with --setup validation"):
+        low_shot.main(replace(config, trials=[1]))
+    assert not config.out.parent.exists()
+    low_shot.main(replace(config, trials=[1], setup="validation"))
+    assert evidence_of(config)["cells"][0]["interval"] is None
+
+
+def test_results_without_the_choice_are_no_results_with_it(config):
+    config.select.write_text("sgd.lr: [0.3]")
+    low_shot.main(replace(config, select=None, sgd=replace(config.sgd, lr=0.3)))
+    with pytest.raises(InputError, match="input selection has another content"):
+        low_shot.main(config)
+
+
+def test_evidence_made_again_is_the_same(config, judged, capsys):
     low_shot.main(config)
-    assert evidence_of(config)["chosen"] == {"mlp.lr": 0.5}
+    config.out.with_suffix(".selection.yaml").unlink()
+    low_shot.main(config)
+    assert len(judged) == 9 and f"{config.out} is there already" in capsys.readouterr().out
+
+
+UNREAD = [
+    ({"repetition": False}, "max_per_label: [2, 5]"),
+    ({}, "pairs: [centroids, features]"),
+    ({}, "mlp.lr: [0.1]"),
+    ({"classifier": "nearest_mean"}, "sgd.lr: [0.1, 1.0]"),
+    ({"classifier": "nearest_mean"}, "methods.logistic_regression.C: [0.1, 1.0]"),
+    ({"classifier": "logistic_regression"}, "methods.logistic_regression.C: [0.1, 1.0]"),
+    ({}, "classifier: [cosine, nearest_mean]\nsgd.lr: [0.1, 1.0]"),
+]
+
+
+@pytest.mark.parametrize(("changes", "text"), UNREAD)
+def test_a_setting_that_nothing_reads_is_not_chosen(config, changes, text):
+    config.select.write_text(text)
+    name = text.splitlines()[-1].split(":")[0]
+    with pytest.raises(
+        InputError, match=rf"grid\.yaml: {name}: neither the classifier nor the augmentation .* reads it"
+    ):
+        low_shot.main(replace(config, train=Path("missing.h5"), **changes))
+    assert not config.out.parent.exists()
+
+
+def test_a_choice_depends_on_what_its_cells_read(config, judged):
+    """Of all classifiers that the grid tries, and of no other."""
+    config.select.write_text("classifier: [nearest_mean, linear_sgd]")
+    low_shot.main(config)
+    low_shot.main(replace(config, classifier="cosine", mlp=low_shot.MLPOptions(lr=0.3), pairs="features"))
+    assert len(judged) == 3
+    with pytest.raises(InputError, match=r"setting sgd\.lr was"):
+        low_shot.main(replace(config, sgd=replace(config.sgd, lr=7.0)))
 
 
 def test_classifiers_and_transforms_can_be_chosen(config):
@@ -186,6 +281,10 @@ BAD_GRIDS = [
     ("generator: [a, b]", "no setting to choose: 'generator'"),
     ("sgd.n_steps: [10, many]", "'many' is no value"),
     ("sgd.lr: [-1.0]", "-1.0 is no value"),
+    ("sgd.lr: [.inf]", "inf is no value"),
+    ("sgd.lr: [null]", "None is no value"),
+    ("classifier: [null]", "None is no value"),
+    ("repetition: [null, true]", "None is no value"),
     ("classifier: [knn]", "nearest_mean"),
     ("sgd.lr: 1.0", "setting: [value, ...]"),
     ("sgd.lr: []", "setting: [value, ...]"),
@@ -218,11 +317,11 @@ def test_evidence_is_no_results_file(config):
 
 
 def test_script(config):
-    settings = ["--select", config.select, "--shots", "[1]", "--trials", "[1]", "--repetition", "true"]
+    settings = ["--select", config.select, "--shots", "[1]", "--repetition", "true"]
     small = ["--sgd.n_steps", "5", "--sgd.batch_size", "20"]
     done = command(config, *settings, *small)
     assert done.returncode == 0, done.stderr
-    assert "cell 4 of 4" in done.stdout and evidence_of(config)["cells"][0]["interval"] is None
+    assert "cell 4 of 4" in done.stdout and evidence_of(config)["protocol"]["setup"] == "validation"
     assert json.loads(config.out.read_text())["selection"]["evidence"] == "r.selection.yaml"
     config.select.write_text("setup: [test]")
     assert_refused(command(config, *settings, *small), "grid.yaml", "choosing on test is refused")
@@ -230,4 +329,8 @@ def test_script(config):
 
 def test_the_grids_of_the_recipes_are_accepted(config):
     grids = sorted((ROOT / "configs").glob("*/grids/*.yaml"))
-    assert grids and all(len(read_grid(grid, config)) > 1 for grid in grids)
+    assert grids
+    for grid in grids:
+        own = replace(config, classifier=grid.stem if grid.stem in METHODS else "linear_sgd", select=grid)
+        with pytest.raises(InputError, match=r"missing\.h5"):  # after all that is said of the grid
+            low_shot.main(replace(own, train=Path("missing.h5")))
