@@ -27,7 +27,7 @@ from lowshot.classifiers import METHODS, FeatureTransform, MethodOptions
 from lowshot.cli import run
 from lowshot.episodes import Sampling, judge, make_pool, tasks_digest
 from lowshot.errors import InputError
-from lowshot.features import Features, check_same_space, read_features
+from lowshot.features import Features, check_same_space, check_setup, read_features
 from lowshot.protocol import Setup, Split, read_split
 from lowshot.report.results import summarise
 from lowshot.runtime import pick_device
@@ -72,6 +72,7 @@ def main(config: Config) -> Path:
 
     split = read_split(config.split)
     features = [read_features(path, split.n_classes) for path in _files(config)]
+    check_setup(features[0], config.setup)
     feats, labels = _novel_rows(config, features, split)
     source = ", ".join(map(str, _files(config)))
     pool = make_pool(labels, split, split.setup(config.setup)[1], config, source)

@@ -20,7 +20,6 @@ from typing import Literal
 import numpy as np
 import torch
 from jsonargparse.typing import PositiveInt
-from lightning_fabric import Fabric
 
 from lowshot.artifacts import Provenance, is_done, recipe
 from lowshot.benchmark import Benchmark, BenchmarkConfig, check_settings, input_files, read_benchmark, write_results
@@ -39,7 +38,7 @@ from lowshot.matching import (
 from lowshot.matching_training import MatchingSettings, MatchingTrainer
 from lowshot.metrics import ranks_in_chunks
 from lowshot.protocol import read_split
-from lowshot.runtime import pick_device
+from lowshot.runtime import open_fabric, pick_device
 from lowshot.training import refuse_other_leftover, training_run
 
 
@@ -72,8 +71,10 @@ def train(config: TrainConfig) -> Path:
     split = read_split(config.split)
     features = read_features(config.features, split.n_classes)
     base = ClassRows(features, split.base_classes, split)
-    if (config.n_way or 1) > len(base.classes):
-        raise InputError(f"n_way {config.n_way}: {config.split} has {len(base.classes)} base classes")
+    if not 2 <= (config.n_way or len(base.classes)) <= len(base.classes):
+        raise InputError(
+            f"n_way {config.n_way}: must be 2 or more, and {config.split} has {len(base.classes)} base classes"
+        )
     made_from = recipe("matching_network train", config, {"features": config.features, "split": config.split})
     if features.extractor:
         made_from["inputs"]["extractor"] = features.extractor
@@ -81,7 +82,7 @@ def train(config: TrainConfig) -> Path:
         return config.out
     if not config.overwrite:
         refuse_other_leftover(config.out, made_from)
-    fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
+    fabric = open_fabric(config.accelerator, config.precision)
     fabric.seed_everything(config.seed, verbose=False)
     model = MatchingNetwork(features.dim, config.n_reads)
     with training_run(config.out, made_from, config.overwrite) as run:

@@ -26,9 +26,10 @@ from lowshot.artifacts import is_done, recipe, writing
 from lowshot.cli import run
 from lowshot.datasets.images import Images, read_images
 from lowshot.errors import InputError
-from lowshot.extractors import ExtractorChoice, open_extractor
+from lowshot.extractors import ExtractorChoice, open_extractor, saw_validation_classes
 from lowshot.features import create_features
 from lowshot.loading import batches, in_batches, to_unit
+from lowshot.runtime import open_fabric
 
 
 @dataclass(kw_only=True)
@@ -58,7 +59,9 @@ def main(config: Config) -> Path:
     made_from = recipe("save_features", config, {"images": config.data / "images.h5", "weights": config.weights})
     made_from["inputs"] |= chosen
     made_from["config"].pop("batch_size")
-    fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
+    if config.extractor and saw_validation_classes(config.extractor):
+        made_from["config"]["validation_classes"] = True
+    fabric = open_fabric(config.accelerator, config.precision)
     network = fabric.setup_module(model)
     network.mark_forward_method("features")
     for name, test in (("train", False), ("test", True)):

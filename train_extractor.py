@@ -20,7 +20,6 @@ from typing import Literal
 import numpy as np
 import torch
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
-from lightning_fabric import Fabric
 
 from lowshot.artifacts import is_done, recipe
 from lowshot.backbones import (
@@ -38,6 +37,7 @@ from lowshot.datasets.images import Images, read_images
 from lowshot.errors import InputError
 from lowshot.extractor_training import ExtractorTrainer, TrainingSettings
 from lowshot.protocol import Split, read_split
+from lowshot.runtime import open_fabric
 from lowshot.seeds import stream
 from lowshot.timm_models import is_timm
 from lowshot.training import refuse_other_leftover, training_run
@@ -96,7 +96,7 @@ def main(config: Config) -> Path:
         return config.out
     if not config.overwrite:
         refuse_other_leftover(config.out, made_from)
-    fabric = Fabric(accelerator=config.accelerator, devices=config.devices, precision=config.precision)
+    fabric = open_fabric(config.accelerator, config.precision, config.devices)
     fabric.launch()
     if fabric.world_size < config.devices:
         raise InputError(f"devices {config.devices}: the launcher started {fabric.world_size} process (SLURM: ntasks)")
@@ -122,6 +122,8 @@ def check_model(config: Config) -> None:
         raise InputError(f"width {config.width}: {config.model} has a width of its own")
     if not timm and (config.pretrained or config.resize):
         raise InputError(f"pretrained and resize are for timm models, {config.model} is none")
+    if config.loss in ("sgm", "batchsgm") and config.head != "linear":
+        raise InputError(f"loss {config.loss}: is the gradient of a linear head, not of a {config.head} one")
     if config.pretrained and config.weights:
         raise InputError("pretrained and weights: give one of the two")
 
@@ -166,6 +168,10 @@ def model_config(config: Config, images: Images, n_classes: int) -> ModelConfig:
     if is_timm(config.model):
         form = n_classes, images.n_channels, images.size, config.image_size, config.resize
         return timm_config(config.model, *form, config.head)
+    if images.size and config.image_size not in (None, images.size):
+        raise InputError(
+            f"image_size {config.image_size}: {config.data}/images.h5 stores pixels of {images.size} px a side"
+        )
     size, crop_pct = (images.size, 1.0) if images.size else (config.image_size or 224, 0.875)
     form = n_classes, images.n_channels, size, config.width, config.head, config.drop_rate
     return ModelConfig(config.model, *form, crop_pct=crop_pct)

@@ -14,7 +14,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from lowshot.artifacts import Provenance, write_json, writing
 from lowshot.errors import InputError
-from lowshot.features import Features, check_same_space, read_features
+from lowshot.features import Features, check_same_space, check_setup, read_features
 from lowshot.metrics import six_accuracies
 from lowshot.protocol import Setup, Split, check_draws, draws_inputs, read_draws, read_split
 
@@ -111,6 +111,7 @@ def read_benchmark(config: BenchmarkConfig) -> Benchmark:
     split = read_split(config.split)
     train, test = (read_features(path, split.n_classes) for path in (config.train, config.test))
     check_same_space(train, test)
+    check_setup(train, config.setup)
     base_classes, novel_classes = split.setup(config.setup)
     draws = read_draws(config.draws, config.trials)
     check_draws(draws, train.labels, novel_classes, max(config.shots), config.draws, config.train)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jsonargparse.typing import PositiveInt
 
-from lowshot.artifacts import digest
+from lowshot.artifacts import digest, read_recipe
 from lowshot.backbones import Extractor, load_extractor, load_timm_weights, timm_config
 from lowshot.datasets.images import Images
 from lowshot.errors import InputError
@@ -49,6 +49,11 @@ def open_extractor(
     model = Extractor(timm_config(PREFIX + choice.timm, 0, image_size=choice.image_size, resize=resize, **form))
     load_timm_weights(model, choice.weights)
     return model.eval(), {"extractor": fingerprint(model)}
+
+
+def saw_validation_classes(folder: Path) -> bool:
+    """Whether an extractor was trained on the novel classes of the validation setup too."""
+    return bool((read_recipe(folder) or {"config": {}})["config"].get("validation_classes"))
 
 
 def _check_form(model: Extractor, images: Images, folder: Path) -> None:

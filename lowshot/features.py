@@ -19,13 +19,15 @@ SCHEMA = "lowshot-features-1"
 @dataclass
 class Features:
     """`feats` float32 (N, D), `labels` int64 (N,), without padding; `extractor` and `images` are the digests of what
-    made them and of what they were made from, if known."""
+    made them and of what they were made from, if known; `saw_validation`: that extractor was trained on the novel
+    classes of the validation setup."""
 
     feats: np.ndarray
     labels: np.ndarray
     path: Path
     extractor: str | None = None
     images: str | None = None
+    saw_validation: bool = False
 
     @property
     def dim(self) -> int:
@@ -57,8 +59,11 @@ def read_features(path: Path, n_classes: int | None = None) -> Features:
     if n_classes is not None and (labels.min() < 0 or labels.max() >= n_classes):
         wrong = labels[(labels < 0) | (labels >= n_classes)][0]
         raise InputError(f"{path}: label {wrong} is outside the split's classes 0..{n_classes - 1}")
-    inputs = (read_recipe(path) or {"inputs": {}})["inputs"]
-    return Features(feats, labels, Path(path), inputs.get("extractor"), inputs.get("images"))
+    made_from = read_recipe(path) or {"inputs": {}, "config": {}}
+    known = {name: made_from["inputs"].get(name) for name in ("extractor", "images")}
+    return Features(
+        feats, labels, Path(path), **known, saw_validation=bool(made_from["config"].get("validation_classes"))
+    )
 
 
 def create_features(path: Path, n_rows: int, dim: int, labels: np.ndarray, made_from: dict) -> h5py.File:
@@ -78,6 +83,13 @@ def write_features(path: Path, feats: np.ndarray, labels: np.ndarray, made_from:
     with create_features(path, len(feats), feats.shape[1], labels, made_from) as file:
         file["all_feats"][:] = feats
         file["count"][:] = len(feats)
+
+
+def check_setup(features: Features, setup: str) -> None:
+    """InputError for the validation setup where the extractor has learned its novel classes: nothing is left to choose
+    on."""
+    if setup == "validation" and features.saw_validation:
+        raise InputError(f"{features.path}: its extractor was trained on the validation setup's novel classes")
 
 
 def check_same_space(train: Features, test: Features) -> None:

@@ -121,6 +121,9 @@ def published_split(
 ) -> Split:
     """A published few-shot split: training classes are base (halved at random), validation classes the novel classes of
     the validation setup, test classes those of the test setup."""
+    for name, classes in (("training", train), ("validation", validation), ("test", test)):
+        if not classes:
+            raise InputError(f"split of {dataset}: has no {name} class")
     base = np.array(sorted(train), np.int64)
     first = _first_half(base, np.arange(len(class_names)), seed, "classes")
     split = Split(

@@ -1,8 +1,19 @@
-"""Where feature-space work runs. (Image training gets its device, precision and processes from Lightning Fabric.)"""
+"""Where work runs: feature-space work on the GPU if there is one, networks where Lightning Fabric is told to."""
 
 import torch
+from lightning_fabric import Fabric
+
+from lowshot.errors import InputError
 
 
 def pick_device() -> torch.device:
     """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def open_fabric(accelerator: str, precision: str, devices: int = 1) -> Fabric:
+    """Fabric, or InputError in one line for an accelerator, precision or number of devices that is not there."""
+    try:
+        return Fabric(accelerator=accelerator, devices=devices, precision=precision)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"accelerator {accelerator}, devices {devices}, precision {precision}: {error}") from None

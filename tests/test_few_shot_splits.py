@@ -11,7 +11,7 @@ from conftest import assert_refused, run_script
 from PIL import Image
 
 from lowshot.artifacts import read_json
-from lowshot.datasets import cifar100, few_shot
+from lowshot.datasets import few_shot
 from lowshot.datasets.content import Source
 from lowshot.datasets.images import read_images
 from lowshot.errors import InputError
@@ -107,9 +107,10 @@ def test_omniglot_rotations_are_classes(omniglot_root, monkeypatch):
     assert [len(split.base_classes), len(split.novel_classes_1), len(split.novel_classes_2)] == [12, 4, 8]
     assert split.class_names[6:8] == ["Greek/character00 rot090", "Greek/character01 rot090"]
     assert split.superclass_names[split.superclass_of[6]] == "Greek rot090"
-    for quarter, edge in enumerate((images.pixels[:, :5], images.pixels[:, :, :5], images.pixels[:, -5:])):
-        turned = images.labels // 6 == quarter
-        assert (edge[turned] == 255).all() and not (edge[images.labels // 6 == 3] == 255).all()
+    edges = images.pixels[:, :5], images.pixels[:, :, :5], images.pixels[:, -5:], images.pixels[:, :, -5:]
+    for quarter, edge in enumerate(edges):
+        inked = (edge == 255).all(axis=(1, 2, 3))
+        assert (inked == (images.labels // 6 == quarter)).all()
 
 
 def test_omniglot_of_another_size(omniglot_root):
@@ -218,5 +219,19 @@ def test_drop_rate_needs_resnet12(tmp_path, data):
     assert_refused(result, "drop_rate", "ResNet12")
 
 
-def test_cifar_root_is_read_like_cifar100(cifar_root):
-    assert len(cifar100.find(Source(cifar_root)).read().images) == 300
+def test_a_published_split_takes_no_settings_of_ours(tmp_path, cifar_root):
+    result = run_script("preprocessing.py", "--dataset", "fc100", "--root", cifar_root, "--out", tmp_path / "x",
+                        "--halves", "superclasses")  # fmt: skip
+    assert_refused(result, "halves", "fc100 comes with a split of its own")
+
+
+def test_sgm_needs_a_linear_head(tmp_path, data):
+    result = run_script(
+        "train_extractor.py", "--data", data, "--out", tmp_path / "x", "--head", "cosine", "--loss", "sgm"
+    )
+    assert_refused(result, "loss sgm", "linear head")
+
+
+def test_an_accelerator_that_is_not_there(tmp_path, data):
+    result = run_script("train_extractor.py", "--data", data, "--out", tmp_path / "x", "--accelerator", "zpu")
+    assert_refused(result, "accelerator zpu")

@@ -17,7 +17,8 @@ ANALOGY = [f"scripts/analogy_cifar100/{p.name}" for p in sorted((ROOT / "scripts
 FEW_SHOT = [f"scripts/few_shot/{p.name}" for p in sorted((ROOT / "scripts/few_shot").glob("[1-5]_*"))]
 RUNS = [("scripts/quickstart.sh", "")]
 RUNS += [(script, dataset) for script in SHRINK for dataset in ("imagenet", "cifar100", "omniglot")]
-RUNS += [(script, dataset) for script in FEW_SHOT for dataset in ("omniglot_vinyals", "fc100", "tiered_imagenet")]
+RUNS += [(script, dataset) for script in FEW_SHOT for dataset in ("omniglot_vinyals", "cifar_fs", "fc100")]
+RUNS += [(script, dataset) for script in FEW_SHOT for dataset in ("mini_imagenet", "tiered_imagenet")]
 RUNS += [(script, size) for script in ANALOGY for size in ("two_cores", "paper")]
 
 STUB = """#!/bin/sh

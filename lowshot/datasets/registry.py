@@ -9,10 +9,12 @@ from lowshot.datasets.content import Found, Source
 
 
 class Reader(NamedTuple):
-    """`find` looks for the data set; `heeds` names those settings that only some data sets have a use for."""
+    """`find` looks for the data set; `heeds` names those settings that only some data sets have a use for;
+    `fixes_split`: it comes with a published split."""
 
     find: Callable[[Source], Found]
     heeds: set[str]
+    fixes_split: bool = False
 
 
 READERS = {
@@ -21,10 +23,10 @@ READERS = {
     "cifar100": Reader(cifar100.find, {"root", "max_per_class"}),
     "emnist": Reader(emnist.find, {"root", "max_per_class", "test_per_class"}),
     "folder": Reader(folder.find, {"root", "max_per_class", "test_per_class", "image_size"}),
-    "imagenet": Reader(imagenet.find, {"root", "protocol"}),
-    "cifar_fs": Reader(partial(few_shot.find_cifar, "cifar_fs"), {"root", "max_per_class"}),
-    "fc100": Reader(partial(few_shot.find_cifar, "fc100"), {"root", "max_per_class"}),
-    "omniglot_vinyals": Reader(few_shot.find_omniglot, {"root", "max_per_class", "image_size"}),
-    "mini_imagenet": Reader(few_shot.find_mini_imagenet, {"root", "max_per_class"}),
-    "tiered_imagenet": Reader(few_shot.find_tiered_imagenet, {"root", "max_per_class"}),
+    "imagenet": Reader(imagenet.find, {"root", "protocol"}, True),
+    "cifar_fs": Reader(partial(few_shot.find_cifar, "cifar_fs"), {"root", "max_per_class"}, True),
+    "fc100": Reader(partial(few_shot.find_cifar, "fc100"), {"root", "max_per_class"}, True),
+    "omniglot_vinyals": Reader(few_shot.find_omniglot, {"root", "max_per_class", "image_size"}, True),
+    "mini_imagenet": Reader(few_shot.find_mini_imagenet, {"root", "max_per_class"}, True),
+    "tiered_imagenet": Reader(few_shot.find_tiered_imagenet, {"root", "max_per_class"}, True),
 }
