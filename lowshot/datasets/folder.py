@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lowshot.datasets.content import (
+    IMAGE_SUFFIXES,
     Content,
     Found,
     Source,
@@ -61,6 +62,12 @@ def find_images(root: Path) -> list[Path]:
     for file in files:
         _check_inside(file, root.resolve())
     return sorted(files)
+
+
+def other_files(root: Path) -> list[Path]:
+    """The files below ROOT at any depth that no image format claims by suffix, hidden ones left out."""
+    visible = (path for path in root.rglob("*") if not any(p.startswith(".") for p in path.relative_to(root).parts))
+    return sorted(path for path in visible if path.suffix.lower() not in IMAGE_SUFFIXES and path.is_file())
 
 
 def _class_folders(root: Path) -> list[Path]:

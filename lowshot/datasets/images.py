@@ -87,14 +87,29 @@ def _check(
 
 
 def open_image(path: Path) -> Image.Image:
-    """Decode one image file as RGB; InputError that names a missing or corrupt one."""
+    """Decode one image file as RGB, as a viewer shows it; InputError that names a missing or corrupt one.
+
+    Turned upright by its EXIF orientation, transparent parts on white, deep grey values as 8 bit.
+    """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: corrupt image ({error})") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):  # Pillow's own conversion clips them at 255
+        values = np.nan_to_num(np.asarray(image, np.float32))
+        white = max(1.0, values.max()) if image.mode == "F" else 65535
+        return Image.fromarray((values / white * 255).clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
 
 
 def to_square(image: Image.Image, size: int) -> Image.Image:
