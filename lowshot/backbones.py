@@ -9,16 +9,17 @@ itself: what was trained on one scale cannot be run on another.
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import restricted_string_type
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, restricted_string_type
 from torch import Tensor, nn
 from torchvision.ops import DropBlock2d
 from torchvision.transforms import v2
 
 from lowshot.artifacts import read_json, write_json
+from lowshot.cli import checked
 from lowshot.errors import InputError
 from lowshot.timm_models import is_timm, timm_preprocessing, timm_trunk, timm_weights
 
@@ -41,17 +42,17 @@ class ModelConfig:
     """
 
     name: ModelName
-    n_classes: int
-    n_channels: int
-    image_size: int
-    width: float = 1.0
+    n_classes: NonNegativeInt
+    n_channels: PositiveInt
+    image_size: PositiveInt
+    width: PositiveFloat = 1.0
     head: HeadName = "linear"
     drop_rate: float = 0.0
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
-    input_size: int | None = None
+    input_size: PositiveInt | None = None
     interpolation: str = "bilinear"
-    crop_pct: float = 0.875
+    crop_pct: PositiveFloat = 0.875
     crop_mode: str = "center"
 
     @property
@@ -306,23 +307,51 @@ def save_extractor(folder: Path, model: Extractor, made_from: dict) -> None:
 
 def load_extractor(folder: Path) -> Extractor:
     """Rebuild an extractor from its folder, in evaluation mode."""
-    content = read_json(Path(folder) / "config.json")
+    where = Path(folder) / "config.json"
+    content = read_json(where)
     try:
-        model = Extractor(ModelConfig(**content["model"]))
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{folder}/config.json: does not describe an extractor ({error})") from None
+        described = {"crop_pct": _older_crop_pct(content), **content["model"]}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{where}: does not describe an extractor ({error})") from None
+    model = Extractor(checked(ModelConfig, described, where))
     fill(model, Path(folder) / "model.pt")
     return model.eval()
 
 
-def load_state(path: Path) -> dict:
-    """`torch.load(weights_only=True)` on the CPU, with one line for a missing or unreadable file."""
+def _older_crop_pct(content: dict) -> float:
+    """The `crop_pct` of a config.json older than that key. Its recipe names the side that images on disk are cut to; a
+    network of another side was trained on stored pixels, which are whole pictures."""
+    side = content["model"]["image_size"]
+    return ModelConfig.crop_pct if content.get("config", {}).get("image_size", side) == side else 1.0
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """`torch.load(weights_only=True)` on the CPU, with one line for a missing or unreadable file, or one that does not
+    hold things by name."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # torch raises half a dozen kinds for a damaged or pickled file
-        raise InputError(f"{path}: not a readable state dict ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{path}: not a readable state dict ({_first_line(error)})") from None
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise InputError(f"{path}: not a state dict, it holds no tensors by name")
+    return state
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file, or the one inside a released checkpoint {epoch, state}."""
+    state = load_state(path)
+    state = state.get("state", state)
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
+        raise InputError(f"{path}: not a state dict, it holds other things than tensors by name")
+    return state
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def fill(model: nn.Module, path: Path) -> None:
@@ -330,7 +359,7 @@ def fill(model: nn.Module, path: Path) -> None:
     try:
         model.load_state_dict(load_state(path))
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: does not fit the config.json beside it ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{path}: does not fit the config.json beside it ({_first_line(error)})") from None
 
 
 def load_timm_weights(model: Extractor, path: Path | None) -> None:
@@ -349,11 +378,9 @@ def load_weights(model: Extractor, path: Path) -> None:
     """
     if is_timm(model.config.name) and path.suffix == ".safetensors":
         return load_timm_weights(model, path)
-    state = load_state(path)
-    if is_timm(model.config.name) and "trunk" not in {key.split(".")[0] for key in state}:
+    if is_timm(model.config.name) and "trunk" not in {key.split(".")[0] for key in load_state(path)}:
         return load_timm_weights(model, path)
-    state = state.get("state", state)
-    state = {name.removeprefix("module."): value for name, value in state.items()}
+    state = {name.removeprefix("module."): value for name, value in load_tensors(path).items()}
     if "features.0.weight" in state:
         state = _vgg_kernels(model, state)
     if model.config.head == "linear":

@@ -3,8 +3,9 @@
 import math
 import sys
 import warnings
+from argparse import ArgumentError
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,21 @@ def run_commands(commands: dict[str, tuple[Callable, type]], description: str | 
     """The same for a stage of several commands: name -> (main, config class), the name being the first argument."""
     config = _parse({name: config_class for name, (_, config_class) in commands.items()}, description)
     _call(next(main for main, config_class in commands.values() if type(config) is config_class), config)
+
+
+def checked(config_class: type, values: Any, where: Path) -> Any:
+    """The dataclass filled with what the file `where` holds for it; InputError unless its types and ranges allow it."""
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: {values!r} in the place of named settings")
+    for field in fields(config_class):  # the parser would take null for a setting that is not given
+        if values.get(field.name, 0) is None and field.default is not None:
+            raise InputError(f"{where}: {field.name} is null")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=config_class)
+    try:
+        return config_class(**parser.parse_object({"value": values}).value.as_dict())
+    except ArgumentError as error:
+        raise InputError(f"{where}: {' '.join(str(error).replace('value.', '').split())}") from None
 
 
 def _parse(components: type | dict[str, type], description: str | None) -> Any:
