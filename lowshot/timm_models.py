@@ -69,12 +69,12 @@ def timm_weights(name: str, side: int, file: Path | None) -> dict[str, Tensor]:
             ) from None
     else:
         state = _read(file)
-        n_classes = _n_classes(name, state)
-        # Told of its true number of classes, timm loads strictly: a file of another model cannot pass unnoticed.
-        source = {"state_dict": state, "num_classes": n_classes, "label_offset": 0, "custom_load": False, "source": ""}
         try:
-            donor = create(pretrained_cfg_overlay=source, num_classes=n_classes)
-        except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+            n_classes = _n_classes(name, state)
+            # Told of its true number of classes, timm loads strictly: a file of another model cannot pass unnoticed.
+            source = {"state_dict": state, "num_classes": n_classes, "label_offset": 0, "custom_load": False}
+            donor = create(pretrained_cfg_overlay={**source, "source": ""}, num_classes=n_classes)
+        except (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{file}: does not fit {name} ({_line(error)})") from None
     donor.reset_classifier(0)
     return donor.state_dict()
@@ -111,9 +111,13 @@ def _read(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise InputError(f"{file}: no such file")
     try:
-        return dict(load_state_dict(str(file), weights_only=True))
+        state = dict(load_state_dict(str(file), weights_only=True))
     except Exception as error:  # safetensors and torch raise half a dozen kinds for a damaged or pickled file
         raise InputError(f"{file}: not a readable safetensors file or state dict ({_line(error)})") from None
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        # Of an empty state dict timm would think that none was given, and download one.
+        raise InputError(f"{file}: not a state dict, it holds no tensors or other things than tensors")
+    return state
 
 
 def _n_classes(name: str, state: dict[str, Tensor]) -> int:

@@ -13,7 +13,15 @@ from safetensors.torch import save_file
 import save_features
 import train_extractor
 from lowshot.artifacts import read_json
-from lowshot.backbones import Extractor, load_extractor, load_timm_weights, load_weights, save_extractor, timm_config
+from lowshot.backbones import (
+    Extractor,
+    ModelConfig,
+    load_extractor,
+    load_timm_weights,
+    load_weights,
+    save_extractor,
+    timm_config,
+)
 from lowshot.errors import InputError
 from lowshot.features import read_features
 from lowshot.loading import to_unit, view
@@ -127,17 +135,35 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
         {key: value for key, value in state.items() if key != "layer1.0.conv1.weight"}, tmp_path / "less.safetensors"
     )
     save_file({**state, "more.weight": torch.zeros(1)}, tmp_path / "more.safetensors")
+    save_file({}, tmp_path / "empty.safetensors")
+    torch.save({}, tmp_path / "empty.pt")
+    torch.save({"fc.weight": 3}, tmp_path / "number.pt")
+    save_file({**state, "fc.weight": torch.tensor(1.0)}, tmp_path / "scalar.safetensors")
     (tmp_path / "broken.safetensors").write_bytes((tmp_path / "more.safetensors").read_bytes()[:1000])
     for file, words in (
         ("vit.safetensors", "does not fit timm:test_resnet"),
         ("less.safetensors", "does not fit .*layer1.0.conv1.weight"),
         ("more.safetensors", "does not fit .*more.weight"),
         ("broken.safetensors", "not a readable"),
+        ("empty.safetensors", "not a state dict"),
+        ("empty.pt", "not a state dict"),
+        ("number.pt", "not a state dict"),
+        ("scalar.safetensors", "does not fit timm:test_resnet"),
         ("none.safetensors", "no such file"),
     ):
         with pytest.raises(InputError, match=words) as error:
             load_timm_weights(model, tmp_path / file)
         assert file in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["timm:test_resnet", "Conv4"])
+@pytest.mark.parametrize("content", [torch.zeros(3), {1: torch.zeros(3)}, {"trunk.x": 5}, {"state": 5}, [], {}])
+def test_files_that_are_no_state_dict_are_refused(tmp_path, name, content):
+    form = ModelConfig(name, 3, 3, 32, width=0.25)
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"w\.pt: ") as error:
+        load_weights(Extractor(form), tmp_path / "w.pt")
+    assert "\n" not in str(error.value)
 
 
 def test_a_folder_rebuilds_the_network_alone(tmp_path):
