@@ -8,6 +8,8 @@ classify  reads CLASSIFIER/ and image files or a folder of them
 python predict.py fit --timm resnet50.a1_in1k --images photos --out classifier
 python predict.py classify --classifier classifier --images new_photos --out predictions.csv
 
+Several images or folders: --images '["a.jpg", "more"]'. Beside a .csv stands what made it, OUT.csv.json.
+
 A score is the softmax of the method's scores over the classes of the classifier: it ranks them for one image. It is not
 calibrated, and an image of none of the classes gets one of them all the same.
 """
@@ -15,20 +17,28 @@ calibrated, and an image of none of the classes gets one of them all the same.
 import csv
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
 
+import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from lowshot.artifacts import is_done, recipe, write_json, writing
-from lowshot.classifiers import FeatureTransform, MethodOptions
+from lowshot.classifiers import FeatureTransform
 from lowshot.cli import run_commands
 from lowshot.datasets.content import listing_digest
-from lowshot.datasets.folder import find_classes, find_images
+from lowshot.datasets.folder import find_classes, find_images, other_files
 from lowshot.errors import InputError
 from lowshot.extractors import ExtractorChoice, open_extractor
 from lowshot.features import read_features
-from lowshot.prediction import FewShotClassifier, load_classifier, picture_features, save_classifier
+from lowshot.prediction import (
+    FewShotClassifier,
+    InductiveMethod,
+    InductiveOptions,
+    load_classifier,
+    picture_features,
+    save_classifier,
+)
+from lowshot.protocol import read_split
 
 
 @dataclass(kw_only=True)
@@ -37,14 +47,17 @@ class FitConfig(ExtractorChoice):
     """folder of class folders (or superclass folders with class folders inside) with a few photos each"""
     out: Path
     """folder to write the classifier to"""
-    method: Literal["nearest_mean", "logistic_regression", "cosine"] = "logistic_regression"
+    method: InductiveMethod = "logistic_regression"
     """what compares a new image with the photos; methods that need many new images at once are left out"""
-    methods: MethodOptions = field(default_factory=MethodOptions)
-    """settings of the methods"""
+    methods: InductiveOptions = field(default_factory=InductiveOptions)
+    """settings of the method"""
     transform: FeatureTransform = field(default_factory=lambda: FeatureTransform(normalise=True))
     """what is done to every feature first"""
     base_features: Path | None = None
-    """feature file of the base classes (save_features.py), for transform.centre"""
+    """features that the same extractor made (save_features.py), for transform.centre: the mean of their base classes is
+    subtracted"""
+    split: Path | None = None
+    """split.json, which says what the base classes of base_features are"""
     invert: bool = False
     """take the negative of every image: for dark ink on paper and an extractor that learned bright ink on black
     (omniglot, glyphs, emnist)"""
@@ -52,8 +65,6 @@ class FitConfig(ExtractorChoice):
     """images at once; changes the speed only"""
     num_workers: NonNegativeInt = 0
     """processes that decode images; worth their start with some hundred photos"""
-    seed: NonNegativeInt = 0
-    """of methods that draw at random"""
     overwrite: bool = False
     """make it again even if it is there"""
 
@@ -63,7 +74,7 @@ class ClassifyConfig:
     classifier: Path
     """folder written by fit"""
     images: Path | list[Path]
-    """a folder, searched at any depth, an image file, or several: "[a.jpg, b.jpg]" """
+    """an image file, a folder, searched at any depth, or a list of them: '["a.jpg", "more"]' """
     out: Path
     """file to write, .csv or .json"""
     top_k: PositiveInt = 5
@@ -83,24 +94,25 @@ def fit(config: FitConfig) -> Path:
     names = [folder.relative_to(root).as_posix() for folder in classes]
     if len(names) < 2:
         raise InputError(f"{config.images}: holds one class, {names[0]}; a classifier needs two")
-    if config.transform.centre != (config.base_features is not None):
-        raise InputError("transform.centre and base_features need each other: the mean of these is subtracted")
+    _check(config)
     extractor, chosen = open_extractor(config)
     files = [file for part in classes.values() for file in part]
     options = getattr(config.methods, config.method)
-    made_from = recipe("predict", config, {"weights": config.weights, "base_features": config.base_features})
+    read = {"weights": config.weights, "base_features": config.base_features, "split": config.split}
+    made_from = recipe("predict", config, read)
     made_from["inputs"] |= {**chosen, "images": listing_digest(root, files)}
     made_from["config"] = {**made_from["config"], "methods": asdict(options)}
     del made_from["config"]["batch_size"]
     if is_done(config.out, made_from, config.overwrite):
         return config.out
 
-    mean = base_mean(config, extractor.dim)
+    _say_left_out(root)
+    mean = base_mean(config, extractor.dim, chosen["extractor"])
     feats = picture_features(extractor, files, config.invert, config.batch_size, config.num_workers)
     labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(part) for part in classes.values()]))
     classifier = FewShotClassifier(
         extractor, names, config.transform.apply(feats, mean), labels, config.method, options,
-        config.transform, mean, config.invert, config.seed,
+        config.transform, mean, config.invert,
     )  # fmt: skip
     with writing(config.out, made_from) as partial:
         partial.mkdir()
@@ -109,14 +121,39 @@ def fit(config: FitConfig) -> Path:
     return config.out
 
 
-def base_mean(config: FitConfig, dim: int) -> torch.Tensor | None:
-    """What the transform subtracts (D,), or None; InputError if the base features are not of the extractor's form."""
+def _check(config: FitConfig) -> None:
+    """InputError for settings that would be ignored, or that lack others."""
+    if len({config.transform.centre, config.base_features is not None, config.split is not None}) == 2:
+        raise InputError("transform.centre, base_features and split need each other: a mean of base classes")
+    for name, options in vars(config.methods).items():
+        if name != config.method and options != type(options)():
+            raise InputError(f"methods.{name}: the method is {config.method}, which does not read them")
+
+
+def base_mean(config: FitConfig, dim: int, extractor: str) -> torch.Tensor | None:
+    """What the transform subtracts (D,), or None: the mean over the images of base classes.
+
+    Raises InputError if the features are known to be of another extractor than the one with this digest, or hold none.
+    """
     if config.base_features is None:
         return None
-    base = read_features(config.base_features)
+    split = read_split(config.split)
+    base = read_features(config.base_features, split.n_classes)
     if base.dim != dim:
         raise InputError(f"{config.base_features}: {base.dim} dimensions, but the extractor makes {dim}")
-    return config.transform.base_mean(base.feats)
+    if base.extractor not in (None, extractor):
+        raise InputError(f"{config.base_features}: made by another extractor")
+    rows = np.isin(base.labels, split.base_classes)
+    if not rows.any():
+        raise InputError(f"{config.base_features}: no image of a base class of {config.split}")
+    return config.transform.base_mean(base.feats[rows])
+
+
+def _say_left_out(folder: Path) -> None:
+    """A line that counts the files that look like no image: phones write formats that cannot be read here."""
+    if others := other_files(folder):
+        suffixes = ", ".join(sorted({path.suffix or path.name for path in others}))
+        print(f"predict: {len(others)} files in {folder} are left out, by their suffix they are no images ({suffixes})")
 
 
 def classify(config: ClassifyConfig) -> Path:
@@ -128,9 +165,11 @@ def classify(config: ClassifyConfig) -> Path:
     made_from = recipe("predict", config, {"classifier": config.classifier})
     made_from["inputs"]["images"] = listing_digest(Path("/"), [file.absolute() for file in files.values()])
     del made_from["config"]["batch_size"]
-    if config.out.suffix == ".csv" and config.out.exists() and not config.overwrite:  # it has no place for a recipe
+    is_table = config.out.suffix == ".csv"
+    record = config.out.with_name(config.out.name + ".json") if is_table else config.out
+    if config.out.exists() and not config.overwrite and not record.exists():
         raise InputError(f"{config.out}: is there already; choose another name, or --overwrite true")
-    if is_done(config.out, made_from, config.overwrite):
+    if config.out.exists() and is_done(record, made_from, config.overwrite):
         return config.out
 
     options = classifier.invert, config.batch_size, config.num_workers
@@ -140,23 +179,32 @@ def classify(config: ClassifyConfig) -> Path:
         [(classifier.class_names[c], round(score, 6)) for c, score in zip(*row)]
         for row in zip(best.tolist(), scores.tolist())
     ]
+    if is_table:
+        record.unlink(missing_ok=True)  # so that a killed run leaves no record beside a table that it did not make
     with writing(config.out) as partial:
-        (write_table if config.out.suffix == ".csv" else write_document)(partial, list(files), named, made_from)
+        (write_table if is_table else write_document)(partial, list(files), named, made_from)
+    if is_table:
+        write_json(record, made_from)
     print(f"predict: classes of {len(files)} images -> {config.out}")
     return config.out
 
 
 def choose_files(images: Path | list[Path]) -> dict[str, Path]:
     """The image files to classify under the names that they get in the output."""
-    if isinstance(images, Path) and images.is_dir():
-        files = {file.relative_to(images).as_posix(): file for file in find_images(images)}
-    else:
-        files = {str(file): file for file in (images if isinstance(images, list) else [images])}
-    for file in files.values():
-        if not file.is_file():
-            raise InputError(f"{file}: no such file or folder")
+    files = {}
+    for path in images if isinstance(images, list) else [images]:
+        if path.is_dir():
+            _say_left_out(path)
+            found = find_images(path)
+            if not found:
+                raise InputError(f"{path}: holds no image")
+            files |= {(file.relative_to(path).as_posix() if path == images else str(file)): file for file in found}
+        elif path.is_file():
+            files[str(path)] = path
+        else:
+            raise InputError(f"{path}: no such file or folder")
     if not files:
-        raise InputError(f"{images}: holds no image")
+        raise InputError("images: an empty list")
     return files
 
 

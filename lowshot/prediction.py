@@ -1,9 +1,9 @@
 """A few-shot classifier that stands alone: an extractor, labelled support features and the method that compares."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,14 +11,32 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lowshot.artifacts import read_json, write_json
-from lowshot.backbones import Extractor, load_extractor, load_state, save_extractor
-from lowshot.classifiers import METHODS, FeatureTransform, MethodOptions, Tasks
+from lowshot.backbones import Extractor, load_extractor, load_tensors, save_extractor
+from lowshot.classifiers import METHODS, FeatureTransform, Tasks
+from lowshot.classifiers.cosine import CosineOptions
+from lowshot.classifiers.nearest_mean import NearestMeanOptions
+from lowshot.classifiers.support_logistic import SupportLogisticOptions
+from lowshot.cli import checked
 from lowshot.datasets.images import Images
 from lowshot.errors import InputError
 from lowshot.loading import batches, in_batches, to_unit
 from lowshot.runtime import pick_device
 
 SCHEMA = "lowshot-classifier-1"
+
+InductiveMethod = Literal["nearest_mean", "logistic_regression", "cosine"]
+
+
+@dataclass
+class InductiveOptions:
+    """The settings of the methods that judge an image alone, each under its name."""
+
+    nearest_mean: NearestMeanOptions = field(default_factory=NearestMeanOptions)
+    """Settings of nearest_mean."""
+    logistic_regression: SupportLogisticOptions = field(default_factory=SupportLogisticOptions)
+    """Settings of logistic_regression."""
+    cosine: CosineOptions = field(default_factory=CosineOptions)
+    """Settings of cosine."""
 
 
 @dataclass(frozen=True)
@@ -30,19 +48,18 @@ class FewShotClassifier:
     class_names: list[str]
     support_features: Tensor
     support_labels: Tensor
-    method: str
+    method: InductiveMethod
     options: Any
     transform: FeatureTransform
     base_mean: Tensor | None = None
     invert: bool = False
-    seed: int = 0
 
     def probabilities(self, features: Tensor) -> Tensor:
         """Features (Q, D) as the extractor makes them -> softmax of the method's scores, float32 (Q, classes)."""
         queries = self.transform.apply(features, self.base_mean)
         n_way = len(self.class_names)
         tasks = Tasks(self.support_features[None], self.support_labels[None], queries[None], n_way)
-        return METHODS[self.method].score(tasks, self.options, self.seed)[0].softmax(dim=-1)
+        return METHODS[self.method].score(tasks, self.options, 0)[0].softmax(dim=-1)
 
 
 @torch.inference_mode()
@@ -83,35 +100,52 @@ def save_classifier(folder: Path, classifier: FewShotClassifier, made_from: dict
         "options": asdict(classifier.options),
         "transform": asdict(classifier.transform),
         "invert": classifier.invert,
-        "seed": classifier.seed,
     }
     write_json(folder / "config.json", content)
     (folder / "extractor").mkdir()
     save_extractor(folder / "extractor", classifier.extractor, {"inputs": made_from["inputs"]})
 
 
+@dataclass
+class _Description:
+    """What a classifier's config.json says of it."""
+
+    class_names: list[str]
+    method: InductiveMethod
+    options: dict
+    transform: dict
+    invert: bool
+
+
 def load_classifier(folder: Path) -> FewShotClassifier:
     """Read what `save_classifier` wrote; InputError that names what is missing or does not fit."""
     where = Path(folder) / "config.json"
     content = read_json(where)
-    try:
-        if content["schema"] != SCHEMA:
-            raise InputError(f"{where}: schema {content['schema']}, not {SCHEMA}")
-        settings = {name: content[name] for name in ("class_names", "method", "invert", "seed")}
-        options = type(getattr(MethodOptions(), settings["method"]))(**content["options"])
-        transform = FeatureTransform(**content["transform"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{where}: does not describe a classifier ({error})") from None
-    extractor, tensors = load_extractor(Path(folder) / "extractor"), load_state(Path(folder) / "model.pt")
-    _check(Path(folder) / "model.pt", tensors, len(settings["class_names"]), extractor.dim, transform.centre)
-    return FewShotClassifier(extractor, options=options, transform=transform, **settings, **tensors)
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise InputError(f"{where}: does not describe a classifier (schema {SCHEMA})")
+    own = {name: content[name] for name in _Description.__dataclass_fields__ if name in content}
+    said = checked(_Description, own, where)
+    options = checked(type(getattr(InductiveOptions(), said.method)), said.options, where)
+    transform = checked(FeatureTransform, said.transform, where)
+    extractor, tensors = load_extractor(Path(folder) / "extractor"), load_tensors(Path(folder) / "model.pt")
+    _check(Path(folder) / "model.pt", tensors, len(said.class_names), extractor.dim, transform.centre)
+    rest = {"options": options, "transform": transform, "invert": said.invert}
+    return FewShotClassifier(extractor, class_names=said.class_names, method=said.method, **rest, **tensors)
 
 
 def _check(path: Path, tensors: dict[str, Tensor], n_classes: int, dim: int, centred: bool) -> None:
-    """InputError unless a classifier's tensors have the names, shapes and labels that its config.json says."""
-    wanted = {"support_features", "support_labels"} | ({"base_mean"} if centred else set())
-    if not isinstance(tensors, dict) or tensors.keys() != wanted:
-        raise InputError(f"{path}: does not hold {', '.join(sorted(wanted))}")
+    """InputError unless a classifier's tensors have the names, shapes, types and labels that its config.json says."""
+    n_rows = tensors["support_labels"].numel() if "support_labels" in tensors else 0
+    shapes = {"support_features": (n_rows, dim), "support_labels": (n_rows,)} | (
+        {"base_mean": (dim,)} if centred else {}
+    )
+    if tensors.keys() != shapes.keys():
+        raise InputError(f"{path}: does not hold {', '.join(sorted(shapes))}")
     labels = tensors["support_labels"]
-    if tensors["support_features"].shape != (len(labels), dim) or labels.unique().tolist() != list(range(n_classes)):
+    if (
+        any(tensors[name].shape != shape for name, shape in shapes.items())
+        or any(value.dtype != (torch.int64 if value is labels else torch.float32) for value in tensors.values())
+        or not all(value.isfinite().all() for value in tensors.values())
+        or not labels.unique().tolist() == list(range(n_classes)) != []
+    ):
         raise InputError(f"{path}: does not fit the config.json and the extractor beside it")

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from dataclasses import fields
 from typing import get_args, get_type_hints
 
 import numpy as np
@@ -19,9 +20,11 @@ from lowshot.backbones import Extractor, ModelConfig, load_extractor, save_extra
 from lowshot.classifiers import METHODS, FeatureTransform, Tasks
 from lowshot.cli import run_commands
 from lowshot.datasets.folder import find_images
+from lowshot.datasets.images import open_image
 from lowshot.errors import InputError
-from lowshot.features import read_features
-from lowshot.prediction import load_classifier, picture_features
+from lowshot.features import read_features, write_features
+from lowshot.prediction import InductiveOptions, load_classifier, picture_features
+from lowshot.protocol import read_split
 from predict import ClassifyConfig, FitConfig
 
 
@@ -88,15 +91,19 @@ def test_a_saved_classifier_is_the_method_itself(tmp_path, photos, extractor, me
 
 def test_the_offered_methods_are_those_that_judge_an_image_alone():
     offered = get_args(get_type_hints(FitConfig)["method"])
+    assert set(offered) == {field.name for field in fields(InductiveOptions)}
     assert set(offered) == {name for name, method in METHODS.items() if not method.transductive}
 
 
-def test_the_centre_of_the_base_classes_is_kept(tmp_path, photos, extractor, features):
+def test_the_centre_of_the_base_classes_is_kept(tmp_path, photos, extractor, features, data):
     options = {"transform": FeatureTransform(centre=True, normalise=True), "base_features": features / "train.h5"}
+    options["split"] = data / "split.json"
     saved = load_classifier(
         predict.fit(FitConfig(extractor=extractor, images=photos / "few", out=tmp_path / "c", **options))
     )
-    mean = torch.from_numpy(read_features(features / "train.h5").feats.mean(0))
+    base, split = read_features(features / "train.h5"), read_split(data / "split.json")
+    mean = torch.from_numpy(base.feats[[label in split.base_classes for label in base.labels]].mean(0))
+    assert not torch.allclose(mean, torch.from_numpy(base.feats.mean(0)), atol=1e-3)
     raw = load_extractor(extractor).features(pixels(photos / "few" / "class0" / "0.png")).detach()
     assert torch.allclose(saved.base_mean, mean, atol=1e-6)
     assert torch.allclose(saved.support_features[0], F.normalize(raw - mean)[0], atol=1e-5)
@@ -157,14 +164,48 @@ def test_documents_say_what_made_them(tmp_path, photos, classifier, capsys):
     assert [row["image"] for row in read_json(predict.classify(one))["predictions"]] == list(map(str, one.images))
 
 
-def test_a_table_is_not_replaced_unasked(tmp_path, photos, classifier):
+def test_a_table_is_not_replaced_unasked(tmp_path, photos, classifier, capsys):
     image = photos / "new" / "class1" / "5.png"
     config = ClassifyConfig(classifier=classifier, images=image, out=tmp_path / "p.csv", top_k=1)
     assert table(predict.classify(config))[0]["image"] == str(image)
-    with pytest.raises(InputError, match=r"p\.csv: is there already"):
+    predict.classify(config)
+    assert "is there already, made from the same" in capsys.readouterr().out
+    config.top_k = 2
+    with pytest.raises(InputError, match=r"p\.csv\.json: made from others \(setting top_k was 1, now 2\)"):
         predict.classify(config)
     config.overwrite = True
-    assert len(table(predict.classify(config))) == 1
+    assert len(table(predict.classify(config))) == 2
+    config.overwrite = False
+    (tmp_path / "p.csv.json").unlink()
+    with pytest.raises(InputError, match=r"p\.csv: is there already"):
+        predict.classify(config)
+
+
+def test_files_and_folders_in_a_list(tmp_path, photos, classifier, capsys):
+    shutil.copytree(photos / "new" / "class1", tmp_path / "more")
+    (tmp_path / "more" / "phone.heic").touch()
+    images = [photos / "new" / "class2" / "5.png", tmp_path / "more"]
+    config = ClassifyConfig(classifier=classifier, images=images, out=tmp_path / "p.csv", top_k=1)
+    expected = [str(images[0]), *(str(path) for path in find_images(tmp_path / "more"))]
+    assert [row["image"] for row in table(predict.classify(config))] == expected and len(expected) == 10
+    assert f"1 files in {tmp_path / 'more'} are left out" in capsys.readouterr().out
+
+
+def test_pictures_are_seen_as_a_viewer_shows_them(tmp_path):
+    def opened(image, name="x.png", **options):
+        image.save(tmp_path / name, **options)
+        return np.asarray(open_image(tmp_path / name))[..., 0].tolist()
+
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned clockwise by a quarter
+    assert opened(Image.fromarray(np.array([[10, 200]], np.uint8)), exif=turned) == [[10], [200]]
+    assert opened(Image.fromarray(np.array([[0, 257, 65535]], np.uint16))) == [[0, 1, 255]]
+    assert opened(Image.fromarray(np.array([[0, 257, 65535]], np.int32)), "x.tif") == [[0, 1, 255]]
+    assert opened(Image.fromarray(np.array([[-1, 0.2, 1]], np.float32)), "x.tif") == [[0, 51, 255]]
+    assert opened(Image.fromarray(np.array([[0, 100, 200]], np.float32)), "x.tif") == [[0, 128, 255]]
+    see_through = np.array([[[0, 0, 0, 0], [0, 0, 0, 255], [7, 8, 9, 255]]], np.uint8)
+    assert opened(Image.fromarray(see_through)) == [[255, 0, 7]]
+    assert opened(Image.fromarray(np.array([[False, True]]))) == [[0, 255]]
 
 
 def test_images_are_found_at_any_depth_and_hidden_ones_are_not(tmp_path):
@@ -192,15 +233,43 @@ def test_photos_that_cannot_make_a_classifier(tmp_path, photos, extractor, featu
     refused("class1: holds no image")
     (root / "class1" / "x.jpg").write_bytes(b"no image")
     refused(r"class1/x\.jpg: corrupt image")
+    (root / "class1" / "x.jpg").unlink()
+    shutil.copy(photos / "few" / "class1" / "0.png", root / "class1")
     config.base_features = features / "train.h5"
-    refused("transform.centre and base_features need each other")
+    refused("transform.centre, base_features and split need each other")
+    config.transform = FeatureTransform(centre=True)
+    refused("transform.centre, base_features and split need each other")
+    config.transform, config.base_features = FeatureTransform(), None
+    config.methods.cosine.lr = 1.0
+    refused("methods.cosine: the method is logistic_regression, which does not read them")
 
 
-def test_base_features_of_another_extractor(tmp_path, photos, features):
-    save_extractor(tmp_path, Extractor(ModelConfig("Conv4", 3, 3, 32, width=0.25)), {})
-    options = {"transform": FeatureTransform(centre=True), "base_features": features / "train.h5"}
-    with pytest.raises(InputError, match=r"train\.h5: 16 dimensions, but the extractor makes 64"):
+@pytest.mark.parametrize(("side", "message"), [(32, "16 dimensions, but the extractor makes 64"), (16, "by another")])
+def test_base_features_of_another_extractor(tmp_path, photos, features, data, side, message):
+    save_extractor(tmp_path, Extractor(ModelConfig("Conv4", 3, 3, side, width=0.25)), {})
+    options = {"transform": FeatureTransform(centre=True), "split": data / "split.json"}
+    options["base_features"] = features / "train.h5"
+    with pytest.raises(InputError, match=rf"train\.h5: .*{message}"):
         predict.fit(FitConfig(extractor=tmp_path, images=photos / "few", out=tmp_path / "c", **options))
+
+
+def test_base_features_without_a_base_class(tmp_path, photos, extractor, features, data):
+    novel = read_features(features / "train.h5")
+    rows = np.isin(novel.labels, read_split(data / "split.json").novel_classes)
+    write_features(tmp_path / "novel.h5", novel.feats[rows], novel.labels[rows], {"inputs": {}})
+    options = {"transform": FeatureTransform(centre=True), "split": data / "split.json"}
+    options["base_features"] = tmp_path / "novel.h5"
+    with pytest.raises(InputError, match=r"novel\.h5: no image of a base class"):
+        predict.fit(FitConfig(extractor=extractor, images=photos / "few", out=tmp_path / "c", **options))
+
+
+def test_extractors_older_than_crop_pct_are_seen_whole_if_they_learned_stored_pixels(tmp_path):
+    save_extractor(tmp_path, Extractor(ModelConfig("Conv4", 3, 3, 32, width=0.25)), {"config": {"image_size": 224}})
+    content = read_json(tmp_path / "config.json")
+    del content["model"]["crop_pct"]
+    for recipe, crop_pct in (({"image_size": 224}, 1.0), ({"image_size": 32}, 0.875), ({}, 0.875)):
+        write_json(tmp_path / "config.json", {**content, "config": recipe})
+        assert load_extractor(tmp_path).config.crop_pct == crop_pct
 
 
 def test_images_that_cannot_be_classified(tmp_path, classifier):
@@ -229,9 +298,31 @@ def test_broken_classifiers_are_named(tmp_path, photos, classifier):
     refused(r"c/config\.json: no such file")
     content = read_json(tmp_path / "c" / "config.json")
     write_json(tmp_path / "c" / "config.json", {**content, "schema": "lowshot-extractor-1"})
-    refused("not lowshot-classifier-1")
+    refused("schema lowshot-classifier-1")
     write_json(tmp_path / "c" / "config.json", {**content, "method": "oracle"})
+    refused(r"c/config\.json: .*method")
+    for wrong in (
+        {"class_names": 5}, {"class_names": None}, {"options": {"C": "x"}}, {"options": {"C": -1}}, {"options": 1},
+        {"options": {"c": 1}}, {"transform": {"power": -1}}, {"invert": "perhaps"},
+    ):  # fmt: skip
+        write_json(tmp_path / "c" / "config.json", {**content, **wrong})
+        refused(r"c/config\.json: ")
+    write_json(tmp_path / "c" / "config.json", [content])
     refused(r"c/config\.json: does not describe a classifier")
+    described = read_json(tmp_path / "c" / "extractor" / "config.json")
+    for wrong in ({"crop_pct": 0}, {"image_size": -3}, {"image_size": "x"}, {"name": 1}, {"width": None}, {"new": 1}):
+        model = {**described["model"], **wrong}
+        write_json(tmp_path / "c" / "extractor" / "config.json", {**described, "model": model})
+        refused(r"c/extractor/config\.json: ")
+    tensors = torch.load(tmp_path / "c" / "model.pt", weights_only=True)
+    for wrong in (
+        {"support_labels": 3}, {"support_labels": torch.tensor(3)}, {"support_features": torch.zeros(50)},
+        {"support_labels": tensors["support_labels"].float()}, {"support_features": tensors["support_features"] / 0},
+    ):  # fmt: skip
+        torch.save({**tensors, **wrong}, tmp_path / "c" / "model.pt")
+        refused(r"c/model\.pt: ")
+    torch.save(tensors["support_labels"], tmp_path / "c" / "model.pt")
+    refused(r"c/model\.pt: not a state dict")
     write_json(tmp_path / "c" / "config.json", {**content, "class_names": ["one", "two"]})
     refused(r"c/model\.pt: does not fit")
     write_json(tmp_path / "c" / "config.json", {**content, "transform": {**content["transform"], "centre": True}})
