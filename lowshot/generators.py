@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from lowshot.artifacts import read_json, write_json
-from lowshot.backbones import fill
 from lowshot.errors import InputError
 from lowshot.features import Features
 from lowshot.protocol import Split
 from lowshot.seeds import stream
+from lowshot.state_dicts import fill
 
 PairSource = Literal["centroids", "features"]
 PairScope = Literal["all", "superclass"]

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowshot.artifacts import read_json, write_json
-from lowshot.backbones import fill
 from lowshot.errors import InputError
 from lowshot.features import Features
 from lowshot.protocol import Split
 from lowshot.seeds import stream
+from lowshot.state_dicts import fill
 
 _NONE = np.iinfo(np.int64).max
 _MOST_VALUES = 2**26  # of one tensor while scoring: 256 MB, of which a few are alive at a time

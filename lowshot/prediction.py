@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lowshot.artifacts import read_json, write_json
-from lowshot.backbones import Extractor, load_extractor, load_tensors, save_extractor
+from lowshot.backbones import Extractor, load_extractor, save_extractor
 from lowshot.classifiers import METHODS, FeatureTransform, Tasks
 from lowshot.classifiers.cosine import CosineOptions
 from lowshot.classifiers.nearest_mean import NearestMeanOptions
@@ -21,6 +21,7 @@ from lowshot.datasets.images import Images
 from lowshot.errors import InputError
 from lowshot.loading import batches, in_batches, to_unit
 from lowshot.runtime import pick_device
+from lowshot.state_dicts import load_tensors
 
 SCHEMA = "lowshot-classifier-1"
 

@@ -1,9 +1,15 @@
 """Where work runs: feature-space work on the GPU if there is one, networks where Lightning Fabric is told to."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
-from lightning_fabric import Fabric
 
 from lowshot.errors import InputError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 def pick_device() -> torch.device:
@@ -13,6 +19,8 @@ def pick_device() -> torch.device:
 
 def open_fabric(accelerator: str, precision: str, devices: int = 1) -> Fabric:
     """Fabric, or InputError in one line for an accelerator, precision or number of devices that is not there."""
+    from lightning_fabric import Fabric  # takes seconds, and only networks need it
+
     try:
         return Fabric(accelerator=accelerator, devices=devices, precision=precision)
     except (RuntimeError, ValueError) as error:

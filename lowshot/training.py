@@ -12,8 +12,8 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from lowshot.artifacts import partial_path, partial_recipe, write_json, writing
-from lowshot.backbones import load_state
 from lowshot.errors import InputError
+from lowshot.state_dicts import load_state
 
 
 class TrainingRun:
