@@ -23,6 +23,7 @@ queries are 0.2 M multiply-adds an episode, next to nothing. A loop pays 6 draws
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Time all sides in turn, then compare query by query."""
+    warnings.filterwarnings("ignore", module="sklearn")  # its centroids want a variance within classes of one shot
     feats, labels = make_features()
     pool = make_pool(labels, make_split("random", [str(c) for c in range(2 * N_CLASSES)], [], [None] * 2 * N_CLASSES, 0,
                      novel_classes=list(range(N_CLASSES))), np.arange(N_CLASSES), SAMPLING, "random")  # fmt: skip
