@@ -23,7 +23,7 @@ import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from lowshot.artifacts import is_done, recipe, write_json, writing
-from lowshot.classifiers import FeatureTransform
+from lowshot.classifiers import FeatureTransform, InductiveOptions
 from lowshot.cli import run_commands
 from lowshot.datasets.content import listing_digest
 from lowshot.datasets.folder import find_classes, find_images, other_files
@@ -33,7 +33,6 @@ from lowshot.features import read_features
 from lowshot.prediction import (
     FewShotClassifier,
     InductiveMethod,
-    InductiveOptions,
     load_classifier,
     picture_features,
     save_classifier,

@@ -121,9 +121,8 @@ def _source(config: Config) -> Source:
     for name in ("root", "test_per_class", "image_size", "protocol", "max_per_class"):
         if getattr(config, name) is not None and name not in READERS[config.dataset].heeds:
             raise InputError(f"--{name}: {config.dataset} has no use for it")
-    published = {"halves": "classes", "novel_fraction": 0.4, "novel_per_superclass": 0}
-    for name, default in published.items() if READERS[config.dataset].fixes_split else ():
-        if getattr(config, name) != default:
+    for name in ("halves", "novel_fraction", "novel_per_superclass") if READERS[config.dataset].fixes_split else ():
+        if getattr(config, name) != getattr(Config, name):
             raise InputError(f"--{name}: {config.dataset} comes with a split of its own")
     taken = {f.name: getattr(config, f.name) for f in fields(Source) if hasattr(config, f.name)}
     return Source(**taken | {"root": config.root or Path("data"), "may_download": config.root is None})

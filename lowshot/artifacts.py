@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from importlib import metadata
@@ -180,13 +180,7 @@ def _remove(path: Path) -> None:
 
 def read_json(path: Path) -> Any:
     """A JSON file's content; InputError if it is missing or not JSON."""
-    path = Path(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
+    return _parsed(path, json.loads, "JSON")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -196,13 +190,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_yaml(path: Path) -> Any:
     """A YAML file's content, plain values only; InputError if it is missing or not YAML."""
-    path = Path(path)
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    return _parsed(path, yaml.safe_load, "YAML")
 
 
 def write_yaml(path: Path, content: Any) -> None:
@@ -210,6 +198,16 @@ def write_yaml(path: Path, content: Any) -> None:
     plain = json.loads(json.dumps(content))  # numbers of checked types, such as PositiveInt, are none that YAML knows
     text = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=400, allow_unicode=True)
     _write_text(path, text)
+
+
+def _parsed(path: Path, parse: Callable[[str], Any], form: str) -> Any:
+    path = Path(path)
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: not valid {form} ({' '.join(str(error).split())})") from None
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowshot.artifacts import read_json, write_json
+from lowshot.classifiers.tasks import numbered
 from lowshot.errors import InputError
 from lowshot.features import Features
 from lowshot.protocol import Split
@@ -78,7 +79,7 @@ def class_log_probabilities(similarities: Tensor, labels: Tensor, n_way: int) ->
     Logsumexp by class minus that of all: no class with support underflows. Rows of a class may lie anywhere.
     """
     n_runs, _, n_query = similarities.shape
-    cells = (labels + n_way * torch.arange(n_runs, device=labels.device)[:, None]).flatten()
+    cells = numbered(labels, n_way)
     rows = similarities.flatten(0, 1)
     with torch.no_grad():  # the shift cancels
         nothing = rows.new_full((n_runs * n_way, n_query), -torch.inf)

@@ -1,7 +1,7 @@
 """A few-shot classifier that stands alone: an extractor, labelled support features and the method that compares."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +12,7 @@ from tqdm import tqdm
 
 from lowshot.artifacts import read_json, write_json
 from lowshot.backbones import Extractor, load_extractor, save_extractor
-from lowshot.classifiers import METHODS, FeatureTransform, Tasks
-from lowshot.classifiers.cosine import CosineOptions
-from lowshot.classifiers.nearest_mean import NearestMeanOptions
-from lowshot.classifiers.support_logistic import SupportLogisticOptions
+from lowshot.classifiers import METHODS, FeatureTransform, InductiveOptions, Tasks
 from lowshot.cli import checked
 from lowshot.datasets.images import Images
 from lowshot.errors import InputError
@@ -26,18 +23,6 @@ from lowshot.state_dicts import load_tensors
 SCHEMA = "lowshot-classifier-1"
 
 InductiveMethod = Literal["nearest_mean", "logistic_regression", "cosine"]
-
-
-@dataclass
-class InductiveOptions:
-    """The settings of the methods that judge an image alone, each under its name."""
-
-    nearest_mean: NearestMeanOptions = field(default_factory=NearestMeanOptions)
-    """Settings of nearest_mean."""
-    logistic_regression: SupportLogisticOptions = field(default_factory=SupportLogisticOptions)
-    """Settings of logistic_regression."""
-    cosine: CosineOptions = field(default_factory=CosineOptions)
-    """Settings of cosine."""
 
 
 @dataclass(frozen=True)

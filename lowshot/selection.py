@@ -84,9 +84,10 @@ def choose(
     made_from = {**recipe_of(config, inputs), "config": read}
     if not is_done(evidence, made_from, config.overwrite):
         _judge_cells(evidence, made_from, cells, config, judge, device)
-    judged = _judged(evidence, cells, config.criterion)
+    written = read_yaml(evidence)
+    judged = _judged(evidence, written, cells, config.criterion)
     chosen = _best(evidence, judged)
-    if len(judged) < len(cells) or read_yaml(evidence).get("chosen") != chosen:
+    if len(judged) < len(cells) or written.get("chosen") != chosen:
         raise InputError(f"{evidence}: what it calls chosen is not the best of all cells; it was edited by hand")
     record = {"criterion": config.criterion, "chosen": chosen, "evidence": evidence.name}
     digest = _digest({**made_from, "chosen": chosen, "cells": judged})
@@ -184,7 +185,7 @@ def _judge_cells(
     benchmark = read_benchmark(replace(config, setup="validation"))
     protocol = {"setup": "validation", "split_digest": benchmark.split.digest}
     with writing(evidence, made_from, resumable=True) as partial:
-        judged = _judged(partial, cells, config.criterion) if partial_recipe(partial) else []
+        judged = _judged(partial, read_yaml(partial), cells, config.criterion) if partial_recipe(partial) else []
         for i, values in enumerate(cells[len(judged) :], start=len(judged) + 1):
             judged.append(_judge_cell(values, config, benchmark, judge, device))
             write_yaml(partial, {**made_from, "protocol": protocol, "cells": judged})
@@ -219,10 +220,11 @@ def _mean_and_interval(trials: list[dict], criterion: str) -> tuple[float, float
     return float(by_trial.mean()), interval
 
 
-def _judged(path: Path, cells: list[dict], criterion: Criterion) -> list[dict]:
-    """What evidence says of the first of `cells`, or of all; InputError unless every mean is that of its trials."""
+def _judged(path: Path, written: Any, cells: list[dict], criterion: Criterion) -> list[dict]:
+    """What evidence, `written` in the file `path`, says of the first of `cells`, or of all; InputError unless every
+    mean is that of its trials."""
     try:
-        judged = read_yaml(path)["cells"]
+        judged = written["cells"]
         sound = [cell["values"] for cell in judged] == cells[: len(judged)] and all(
             cell["trials"] and math.isclose(cell["mean"], _mean_and_interval(cell["trials"], criterion)[0])
             for cell in judged

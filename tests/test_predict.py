@@ -17,13 +17,13 @@ from safetensors.torch import save_file
 import predict
 from lowshot.artifacts import read_json, write_json
 from lowshot.backbones import Extractor, ModelConfig, load_extractor, save_extractor
-from lowshot.classifiers import METHODS, FeatureTransform, Tasks
+from lowshot.classifiers import METHODS, FeatureTransform, InductiveOptions, Tasks
 from lowshot.cli import run_commands
 from lowshot.datasets.folder import find_images
 from lowshot.datasets.images import open_image
 from lowshot.errors import InputError
 from lowshot.features import read_features, write_features
-from lowshot.prediction import InductiveOptions, load_classifier, picture_features
+from lowshot.prediction import load_classifier, picture_features
 from lowshot.protocol import read_split
 from predict import ClassifyConfig, FitConfig
 

@@ -46,8 +46,8 @@ METHODS = {
 
 
 @dataclass
-class MethodOptions:
-    """The settings of every method, under its name: `getattr(options, name)`."""
+class InductiveOptions:
+    """The settings of the methods that judge a query alone, each under its name: `getattr(options, name)`."""
 
     nearest_mean: NearestMeanOptions = field(default_factory=NearestMeanOptions)
     """Settings of nearest_mean."""
@@ -55,6 +55,12 @@ class MethodOptions:
     """Settings of logistic_regression."""
     cosine: CosineOptions = field(default_factory=CosineOptions)
     """Settings of cosine."""
+
+
+@dataclass
+class MethodOptions(InductiveOptions):
+    """The settings of every method."""
+
     laplacian_shot: LaplacianShotOptions = field(default_factory=LaplacianShotOptions)
     """Settings of laplacian_shot."""
     prototype_refinement: RefinementOptions = field(default_factory=RefinementOptions)
@@ -67,6 +73,7 @@ __all__ = [
     "CLASSIFIERS",
     "METHODS",
     "FeatureTransform",
+    "InductiveOptions",
     "LogisticOptions",
     "MLPOptions",
     "Method",

@@ -59,15 +59,15 @@ def class_sums(features: Tensor, labels: Tensor, n_way: int) -> Tensor:
     """Sums (E, n_way, D) of the rows of every class, in the type of `features` (E, S, D); `labels` (E, S)."""
     n_tasks, _, dim = features.shape
     sums = features.new_zeros(n_tasks * n_way, dim)
-    return sums.index_add_(0, _numbered(labels, n_way), features.flatten(0, 1)).view(n_tasks, n_way, dim)
+    return sums.index_add_(0, numbered(labels, n_way), features.flatten(0, 1)).view(n_tasks, n_way, dim)
 
 
 def class_counts(labels: Tensor, n_way: int) -> Tensor:
     """How many rows every class has, int64 (E, n_way); `labels` (E, S)."""
-    return torch.bincount(_numbered(labels, n_way), minlength=len(labels) * n_way).view(-1, n_way)
+    return torch.bincount(numbered(labels, n_way), minlength=len(labels) * n_way).view(-1, n_way)
 
 
-def _numbered(labels: Tensor, n_way: int) -> Tensor:
+def numbered(labels: Tensor, n_way: int) -> Tensor:
     """The classes (E * S,) of all tasks' rows, each task's with numbers of their own."""
     return (labels + n_way * torch.arange(len(labels), device=labels.device)[:, None]).flatten()
 

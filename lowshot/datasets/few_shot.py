@@ -107,11 +107,7 @@ def find_mini_imagenet(source: Source) -> Found:
     root = _root(source, "mini-imagenet")
     if not (root / "train.csv").is_file():
         return _find_folders("mini_imagenet", root, source)
-    lists = {part: _read_csv(root, part) for part in _PARTS}
-    files = (file for classes in lists.values() for rows in classes.values() for file in rows)
-    return Found(
-        {"images": listing_digest(root, files)}, partial(_read_paths, "mini_imagenet", root, lists, source.seed)
-    )
+    return _found_paths("mini_imagenet", root, {part: _read_csv(root, part) for part in _PARTS}, source.seed)
 
 
 def find_tiered_imagenet(source: Source) -> Found:
@@ -133,8 +129,13 @@ def _root(source: Source, folder: str) -> Path:
 
 def _find_folders(name: str, root: Path, source: Source) -> Found:
     lists = {part: {folder.name: image_files(folder) for folder in subfolders(root / part)} for part in _PARTS}
+    return _found_paths(name, root, lists, source.seed)
+
+
+def _found_paths(name: str, root: Path, lists: dict[str, dict[str, list[Path]]], seed: int) -> Found:
+    """Images on disk: part -> class -> files."""
     files = (file for classes in lists.values() for rows in classes.values() for file in rows)
-    return Found({"images": listing_digest(root, files)}, partial(_read_paths, name, root, lists, source.seed))
+    return Found({"images": listing_digest(root, files)}, partial(_read_paths, name, root, lists, seed))
 
 
 def _read_csv(root: Path, part: str) -> dict[str, list[Path]]:
@@ -203,4 +204,4 @@ def _pooled(name: str, content: Content, parts: list[list[int]], seed: int) -> C
     """`content` with the published split and every image in the pool."""
     split = published_split(name, content.class_names, content.superclass_names, content.superclass_of, seed, *parts)
     images = replace(content.images, is_test=np.zeros(len(content.images), bool))
-    return replace(content, images=images, novel_classes=split.novel_classes, split=split)
+    return replace(content, images=images, split=split)
