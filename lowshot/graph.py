@@ -21,7 +21,7 @@ import torch
 
 from lowshot.artifacts import open_h5, read_recipe, require_datasets, write_recipe
 from lowshot.errors import InputError
-from lowshot.neighbours import exact_search, merge, with_self
+from lowshot.neighbours import exact_search, merge, shifted, with_self
 from lowshot.projection import Projection
 from lowshot.rows import blocks, mapped
 
