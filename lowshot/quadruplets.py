@@ -14,11 +14,10 @@ The direct way forms all K^2 differences of each class and multiplies them class
   the centroids themselves. So results are exact and do not depend on the number of threads.
 """
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import h5py
 import numba
@@ -27,6 +26,7 @@ from scipy.spatial.distance import pdist, squareform
 from tqdm import tqdm
 
 from lowshot.artifacts import open_h5, read_recipe, require_datasets, write_recipe
+from lowshot.compiled import compiled
 from lowshot.errors import InputError
 from lowshot.protocol import Split
 
@@ -185,23 +185,11 @@ def _as_quadruplets(order: np.ndarray, a: int, state: _State) -> tuple[np.ndarra
     return numbers[row_major].astype(np.int32), np.tile(state.best[found], 2)[row_major].astype(np.float32)
 
 
-def _compiled(**options: Any) -> Callable:
-    """`numba.njit` with its code kept on disk; compiled anew if neither the package nor the home folder is writable."""
-
-    def decorate(function: Callable) -> Callable:
-        try:
-            return numba.njit(cache=True, **options)(function)
-        except RuntimeError:
-            return numba.njit(**options)(function)
-
-    return decorate
-
-
 # The innermost loops below become vector instructions. What they read and what they write are different rows (the two
 # rows of `high`, `low` and `top` take turns), since an update in place becomes masked stores, several times slower.
 
 
-@_compiled(nogil=True)
+@compiled(nogil=True)
 def _search(a, partners, gram, errors, classes, state, thread, n_threads):
     """Best partner of every n_threads-th block of source pairs of class a. Threads share nothing that they write."""
     n_clusters = gram.shape[1]
@@ -215,7 +203,7 @@ def _search(a, partners, gram, errors, classes, state, thread, n_threads):
             _search_block(a, b, start, errors[b], classes, state, differences, high, low, top)
 
 
-@_compiled()
+@compiled()
 def _fill_differences(gram, first, second, differences):
     """E[x, lane] = G[x, I] - G[x, J] for the LANES source pairs (I, J)."""
     n_lanes = len(first)  # not the constant: the compiler would unroll the loop instead of vectorising it
@@ -231,7 +219,7 @@ def _fill_differences(gram, first, second, differences):
                 differences[x, lane] = gram[x, first[lane]] - gram[x, second[lane]]
 
 
-@_compiled()
+@compiled()
 def _search_block(a, b, start, error, classes, state, differences, high, low, top):
     """Compare the LANES source pairs from number `start` on with all pairs (x, y > x) of class b."""
     row_weights, weights = classes.row_weights[b], classes.weights[b]
@@ -249,7 +237,7 @@ def _search_block(a, b, start, error, classes, state, differences, high, low, to
                 _settle(a, b, start + lane, x, differences[:, lane], error, classes, state)
 
 
-@_compiled(inline="always")
+@compiled(inline="always")
 def _n_within_reach(here, high, low, new_high, new_low, error, weight, goal):
     """In how many lanes row `here` may reach `goal` with a later row; the range of those rows then takes in `here`."""
     count = np.int32(0)
@@ -263,7 +251,7 @@ def _n_within_reach(here, high, low, new_high, new_low, error, weight, goal):
     return count
 
 
-@_compiled()
+@compiled()
 def _row_maximum(differences, x, weights, top):
     """Largest |E[x] - E[y]| * weights[y] over y > x for each lane; returns which of the two rows of `top` holds it."""
     turn = 0
@@ -286,7 +274,7 @@ def _row_maximum(differences, x, weights, top):
     return turn
 
 
-@_compiled()
+@compiled()
 def _settle(a, b, pair, x, differences, error, classes, state):
     """Score in float64 the pairs (x, y > x) of class b that may be the best partner so far of source pair `pair`."""
     i, j = state.pairs[0, pair], state.pairs[1, pair]
@@ -309,7 +297,7 @@ def _settle(a, b, pair, x, differences, error, classes, state):
     state.threshold[pair] = threshold
 
 
-@_compiled(fastmath={"reassoc", "contract"})
+@compiled(fastmath={"reassoc", "contract"})
 def _exact_product(centroids, a, i, j, b, x, y):
     """(a_i - a_j) . (b_x - b_y) in float64."""
     total = 0.0
