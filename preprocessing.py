@@ -6,6 +6,8 @@ or paths of large images; labels; test marks), `split.json` (base and novel clas
 shots of every trial, as row numbers into the train features) and `config.json` (settings, digests of what was read).
 
     python preprocessing.py --dataset cifar100 --root data --novel_fraction 0.4 --out outputs/cifar100/data
+    python preprocessing.py --dataset yfcc100m --root /datasets/yfcc100m --start 3000000 --count 1000000 \\
+        --out outputs/yfcc100m/block03/data
 
 The data sets, and what they expect below --root:
     glyphs     nothing: 144 characters of 12 scripts, rendered here, 50 + 20 images each (28x28x1)
@@ -21,6 +23,9 @@ Published few-shot splits (training, validation, test classes); all images of a 
     omniglot_vinyals   as omniglot; with the rotations as further classes
     mini_imagenet      mini-imagenet/{train,val,test}/<class>/*, or {train,val,test}.csv beside images/
     tiered_imagenet    tiered-imagenet/{train,val,test}/<class>/*, or the published {train,val,test}_*.pkl
+
+Unlabelled images, without split and draws, for the graph of diffusion.py:
+    yfcc100m   <2 digits>/<3 digits>.zip holding <3 digits>.jpg; images --start .. --start + --count - 1
 
 Small run on a CPU (seconds):
 
@@ -38,7 +43,7 @@ from lowshot.artifacts import is_done, recipe, write_json, writing
 from lowshot.cli import run
 from lowshot.datasets.content import Content, Source, cap
 from lowshot.datasets.images import Images, write_images
-from lowshot.datasets.registry import READERS
+from lowshot.datasets.registry import READERS, Reader
 from lowshot.errors import InputError
 from lowshot.protocol import draws_to_json, make_draws, make_split
 
@@ -51,7 +56,7 @@ class Config:
 
     dataset: Literal[
         "glyphs", "omniglot", "cifar100", "emnist", "folder", "imagenet",
-        "cifar_fs", "fc100", "omniglot_vinyals", "mini_imagenet", "tiered_imagenet",
+        "cifar_fs", "fc100", "omniglot_vinyals", "mini_imagenet", "tiered_imagenet", "yfcc100m",
     ]  # fmt: skip
     """Data set to read."""
     out: Path
@@ -78,6 +83,10 @@ class Config:
     """Keep at most this many random images of a class in the train part, and as many in the test part."""
     protocol: Path | None = None
     """imagenet: folder with the published label_idx.json and splitfile_{1..5}.json."""
+    start: NonNegativeInt = 0
+    """yfcc100m: number of the first image to take."""
+    count: PositiveInt | None = None
+    """yfcc100m: how many images to take."""
     overwrite: bool = False
     """Make it again even if the output stands."""
 
@@ -87,7 +96,10 @@ def main(config: Config) -> Path:
     source = _source(config)
     found = READERS[config.dataset].find(source)
     made_from = recipe("preprocessing", config, {}) | {"inputs": found.digests}
-    if config.dataset in ("folder", "imagenet", "mini_imagenet", "tiered_imagenet") and config.image_size is None:
+    for name in {"start", "count"} - READERS[config.dataset].heeds:  # one data set's own, in no recipe of the others
+        del made_from["config"][name]
+    stays = ("folder", "imagenet", "mini_imagenet", "tiered_imagenet", "yfcc100m")
+    if config.dataset in stays and config.image_size is None:
         made_from["config"]["root"] = str(source.root.resolve())  # the images stay there
     if is_done(config.out, made_from, config.overwrite):
         return config.out
@@ -95,6 +107,18 @@ def main(config: Config) -> Path:
     content = found.read()
     if config.max_per_class is not None:
         content.images = cap(content.images, config.max_per_class, config.seed)
+    protocol = _protocol(config, content) if READERS[config.dataset].labelled else {}
+    with writing(config.out, made_from) as partial:
+        partial.mkdir()
+        write_images(partial / "images.h5", content.images, made_from)
+        for name, part in {**protocol, "config.json": {"schema": SCHEMA, **made_from}}.items():
+            write_json(partial / name, part)
+    print(f"preprocessing: {_summary(content)} -> {config.out}")
+    return config.out
+
+
+def _protocol(config: Config, content: Content) -> dict[str, dict]:
+    """split.json and draws.json of a labelled data set."""
     images = content.images
     _check_parts(images, content.class_names)
     split = content.split or make_split(
@@ -105,27 +129,29 @@ def main(config: Config) -> Path:
     draws = content.draws or make_draws(
         train_labels, content.class_names, config.n_trials, config.max_shots, config.seed
     )
-
-    with writing(config.out, made_from) as partial:
-        partial.mkdir()
-        write_images(partial / "images.h5", images, made_from)
-        write_json(partial / "split.json", split.to_json())
-        write_json(partial / "draws.json", draws_to_json(draws, split, config.seed))
-        write_json(partial / "config.json", {"schema": SCHEMA, **made_from})
-    print(f"preprocessing: {_summary(content)} -> {config.out}")
-    return config.out
+    return {"split.json": split.to_json(), "draws.json": draws_to_json(draws, split, config.seed)}
 
 
 def _source(config: Config) -> Source:
     """What the reader gets to know; refuses settings that this data set has no use for."""
-    for name in ("root", "test_per_class", "image_size", "protocol", "max_per_class"):
-        if getattr(config, name) is not None and name not in READERS[config.dataset].heeds:
-            raise InputError(f"--{name}: {config.dataset} has no use for it")
-    for name in ("halves", "novel_fraction", "novel_per_superclass") if READERS[config.dataset].fixes_split else ():
+    for name, cause in _useless(READERS[config.dataset]).items():
         if getattr(config, name) != getattr(Config, name):
-            raise InputError(f"--{name}: {config.dataset} comes with a split of its own")
+            raise InputError(f"--{name}: {config.dataset} {cause}")
     taken = {f.name: getattr(config, f.name) for f in fields(Source) if hasattr(config, f.name)}
     return Source(**taken | {"root": config.root or Path("data"), "may_download": config.root is None})
+
+
+def _useless(reader: Reader) -> dict[str, str]:
+    """The settings that a data set does not heed, and why."""
+    own = {"root", "test_per_class", "image_size", "protocol", "max_per_class", "start", "count"}
+    of_the_split = ("halves", "novel_fraction", "novel_per_superclass")
+    causes = dict.fromkeys(sorted(own - reader.heeds), "has no use for it")
+    if reader.fixes_split:
+        causes |= dict.fromkeys(of_the_split, "comes with a split of its own")
+    if not reader.labelled:
+        of_the_protocol = (*of_the_split, "seed", "n_trials", "max_shots")
+        causes |= dict.fromkeys(of_the_protocol, "has no classes to split or draw from")
+    return causes
 
 
 def _check_parts(images: Images, class_names: list[str]) -> None:
@@ -138,6 +164,8 @@ def _check_parts(images: Images, class_names: list[str]) -> None:
 
 def _summary(content: Content) -> str:
     images = content.images
+    if not content.class_names:
+        return f"{len(images)} unlabelled images"
     n_train, n_test = len(images.rows(test=False)), len(images.rows(test=True))
     return f"{len(content.class_names)} classes, {n_train} train and {n_test} test images"
 

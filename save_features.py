@@ -3,6 +3,9 @@
 Reads   EXTRACTOR/ (train_extractor.py) or a model of timm, DATA/images.h5
 Writes  OUT/train.h5 and OUT/test.h5 (where there is a test part) in the published layout: all_feats, all_labels, count
 
+Of unlabelled images (yfcc100m) those that cannot be decoded, or are black all over, get features that are zero; where
+they are is in the dataset is_blank. Of a labelled set a corrupt image is refused.
+
 python save_features.py --extractor outputs/cifar100/resnet10_sgm/extractor --data outputs/cifar100/data \\
     --out outputs/cifar100/resnet10_sgm/features
 python save_features.py --timm resnet50.a1_in1k --data outputs/photos/data --out outputs/photos/resnet50/features
@@ -89,21 +92,33 @@ def extract(
     path: Path,
     made_from: dict,
 ) -> None:
-    """Write the features of `rows` block by block; goes on from `count` where a killed run left the file."""
+    """Write the features of `rows` block by block; goes on from `count` where a killed run left the file.
+
+    Departs from Douze et al. (2018) in one thing: there, what cannot be decoded is a black picture with the features of
+    one, and a hundred thousand equal vectors become hubs of the graph. Zero vectors have no neighbours.
+    """
     if not path.exists():
         create_features(path, len(rows), network.dim, images.labels[rows], made_from).close()
     with h5py.File(path, "r+") as file:
         done = int(file["count"][0])
+        unlabelled = images.labels[rows] < 0
+        is_blank = file.require_dataset("is_blank", (len(rows),), bool) if unlabelled.any() else None
         parts = in_batches(rows[done:], config.batch_size)
         loaded = batches(images, parts, network.config, None, config.num_workers)
         for part, pixels in tqdm(zip(parts, loaded), path.stem, len(parts), unit="batch"):
             feats = network.features(to_unit(pixels, fabric.device)).float().cpu().numpy()
             if not np.isfinite(feats).all():
                 raise InputError(f"{config.extractor or config.timm}: makes features that are NaN or infinite")
-            file["all_feats"][done : done + len(part)] = feats
-            done += len(part)
+            block = slice(done, done + len(part))
+            if is_blank is not None:
+                is_blank[block] = blank = unlabelled[block] & (pixels.flatten(1).amax(1) == 0).numpy()
+                feats[blank] = 0
+            file["all_feats"][block] = feats
+            done = block.stop
             file["count"][0] = done
             file.flush()
+        if is_blank is not None:
+            print(f"save_features: {np.sum(is_blank)} of {len(rows)} images are blank, so their features are zero")
 
 
 if __name__ == "__main__":

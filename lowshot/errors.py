@@ -8,5 +8,9 @@ class InputError(Exception):
     """
 
 
+class CorruptImage(InputError):
+    """An image that cannot be decoded, or is missing in its zip; unlabelled sets do without it."""
+
+
 class Diverged(InputError):
     """Training that ended in numbers which are none: other settings may do better."""

@@ -1,6 +1,7 @@
 """Batches of images for training and feature extraction, as uint8 tensors: from memory, or decoded from disk by
 workers."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -13,7 +14,7 @@ from torchvision.transforms import v2
 
 from lowshot.backbones import ModelConfig
 from lowshot.datasets.images import Images, open_image, to_square, to_tensor
-from lowshot.errors import InputError
+from lowshot.errors import CorruptImage, InputError
 from lowshot.seeds import torch_stream
 from lowshot.timm_models import is_timm
 
@@ -51,12 +52,20 @@ class _DecodedImages(Dataset):
         self.view = view(config)
 
     def __getitem__(self, row: int) -> Tensor:
-        image = open_image(self.images.root / self.images.paths[row])
+        image = self._open(row)
         if self.crop is None:
             return self.view(image)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_stream(*self.crop, "crop", row).initial_seed())
             return v2.RandomResizedCrop(self.size, antialias=True)(v2.functional.pil_to_tensor(image))
+
+    def _open(self, row: int) -> Image.Image:
+        try:
+            return open_image(self.images.root / self.images.paths[row])
+        except CorruptImage:
+            if self.images.labels[row] >= 0:
+                raise
+            return Image.new("RGB", (256, 256))  # black, as published
 
 
 def batches(
@@ -69,7 +78,7 @@ def batches(
     """Yield one uint8 tensor (B, C, S, S) for each array of row numbers in `row_batches`.
 
     Stored pixels come as they are; images on disk as the extractor of `config` views them, or cut at random to its
-    image size if `crop` gives (seed, epoch).
+    image size if `crop` gives (seed, epoch). Unlabelled ones (-1) that are corrupt are black pictures.
     """
     if images.pixels is not None:
         yield from (to_tensor(images.pixels[rows]) for rows in row_batches)
@@ -84,7 +93,7 @@ def batches(
         yield from loader
     except InputError as error:  # a worker's comes wrapped in the traceback of that process
         message = str(error).strip().splitlines()[-1]
-        raise InputError(message.removeprefix(f"{InputError.__module__}.InputError: ")) from None
+        raise InputError(re.sub(rf"^{re.escape(InputError.__module__)}\.\w+: ", "", message)) from None
 
 
 def to_unit(images: Tensor, device: torch.device) -> Tensor:

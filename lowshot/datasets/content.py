@@ -29,6 +29,8 @@ class Source:
     seed: int = 0
     n_trials: int = 5
     max_shots: int = 20
+    start: int = 0
+    count: int | None = None
 
 
 @dataclass
@@ -36,7 +38,8 @@ class Content:
     """A data set: its images, the names of its classes and what it fixes of the protocol.
 
     `superclass_of` maps each class to a position in `superclass_names` or None. `novel_classes`, `split` and `draws`
-    are None where the data set leaves them open; `draws` has the form of `lowshot.protocol.make_draws`.
+    are None where the data set leaves them open; `draws` has the form of `lowshot.protocol.make_draws`. A pool of
+    unlabelled images has the label -1 everywhere and no classes, so there is nothing to split or draw.
     """
 
     images: Images

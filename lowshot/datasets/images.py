@@ -1,6 +1,9 @@
 """The images file: `pixels` uint8 (N, H, W, C), or `paths` (N) below attribute `root`; `labels`, `is_test` (N)."""
 
+import io
+import zipfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import h5py
@@ -9,14 +12,17 @@ import torch
 from PIL import Image, ImageOps
 
 from lowshot.artifacts import open_h5, require_datasets, write_recipe
-from lowshot.errors import InputError
+from lowshot.errors import CorruptImage, InputError
 
 SCHEMA = "lowshot-images-1"
 
 
 @dataclass
 class Images:
-    """Images in memory (`pixels` uint8 (N, H, W, C)) or on disk (`paths` below `root`); `labels`, `is_test` (N,)."""
+    """Images in memory (`pixels` uint8 (N, H, W, C)) or on disk (`paths` below `root`); `labels`, `is_test` (N,).
+
+    Unlabelled images have the label -1. A path may run through a zip.
+    """
 
     labels: np.ndarray
     is_test: np.ndarray
@@ -82,23 +88,46 @@ def _check(
     if pixels is not None and (pixels.ndim != 4 or pixels.dtype != np.uint8):
         raise InputError(f"{path}: pixels are {pixels.dtype} of shape {pixels.shape}, not uint8 (N, H, W, C)")
     for name in paths if paths is not None else []:
-        if name.startswith("/") or ".." in Path(name).parts:
+        if name.startswith("/") or ".." in name.split("/"):
             raise InputError(f"{path}: image path '{name}' leads out of the root folder")
 
 
 def open_image(path: Path) -> Image.Image:
-    """Decode one image file as RGB, as a viewer shows it; InputError that names a missing or corrupt one.
+    """Decode one image file, or a member of a zip (`12/345.zip/678.jpg`), as RGB, as a viewer shows it.
 
-    Turned upright by its EXIF orientation, transparent parts on white, deep grey values as 8 bit.
+    Turned upright by its EXIF orientation, transparent parts on white, deep grey values as 8 bit. Raises CorruptImage
+    if it cannot be decoded or is not in its zip, InputError if there is no such file or the zip cannot be read.
     """
+    archive = next((parent for parent in path.parents if parent.suffix == ".zip" and parent.is_file()), None)
+    file = path if archive is None else _member(_open_zip(archive), path.relative_to(archive).as_posix())
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: corrupt image ({error})") from None
+    except Exception as error:  # bad bytes make decoders fail in every way: struct.error, IndexError, TypeError, ...
+        raise CorruptImage(f"{path}: corrupt image ({error})") from None
+
+
+@lru_cache(maxsize=8)
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    """An open zip of this process, for the many images that follow from it; one that leaves the cache closes itself."""
+    try:
+        return zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not a readable zip ({error})") from None
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> io.BytesIO:
+    try:
+        return io.BytesIO(archive.read(name))
+    except KeyError:
+        raise CorruptImage(f"{archive.filename}/{name}: no such image in the zip") from None
+    except OSError as error:
+        raise InputError(f"{archive.filename}/{name}: cannot be read ({error})") from None
+    except Exception as error:  # wrong checksum, cut off, encrypted, an unknown compression
+        raise CorruptImage(f"{archive.filename}/{name}: corrupt in the zip ({error})") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -4,17 +4,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from lowshot.datasets import cifar100, emnist, few_shot, folder, glyphs, imagenet, omniglot
+from lowshot.datasets import cifar100, emnist, few_shot, folder, glyphs, imagenet, omniglot, yfcc100m
 from lowshot.datasets.content import Found, Source
 
 
 class Reader(NamedTuple):
     """`find` looks for the data set; `heeds` names those settings that only some data sets have a use for;
-    `fixes_split`: it comes with a published split."""
+    `fixes_split`: it comes with a published split; without `labelled` there is nothing to split or draw."""
 
     find: Callable[[Source], Found]
     heeds: set[str]
     fixes_split: bool = False
+    labelled: bool = True
 
 
 READERS = {
@@ -29,4 +30,5 @@ READERS = {
     "omniglot_vinyals": Reader(few_shot.find_omniglot, {"root", "max_per_class", "image_size"}, True),
     "mini_imagenet": Reader(few_shot.find_mini_imagenet, {"root", "max_per_class"}, True),
     "tiered_imagenet": Reader(few_shot.find_tiered_imagenet, {"root", "max_per_class"}, True),
+    "yfcc100m": Reader(yfcc100m.find, {"root", "start", "count"}, labelled=False),
 }
