@@ -18,6 +18,7 @@ Settings chosen on the validation setup, results on the test setup (grid.yaml: `
         --out results/linear_sgd.json --select grid.yaml
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -42,12 +43,12 @@ from lowshot.classifiers import (
     Tasks,
 )
 from lowshot.cli import run
-from lowshot.errors import InputError
+from lowshot.errors import Diverged, InputError
 from lowshot.generators import Hallucinator
 from lowshot.metrics import ranks_in_chunks, true_class_ranks
 from lowshot.runtime import pick_device
 from lowshot.seeds import stream
-from lowshot.selection import SelectionConfig, choose
+from lowshot.selection import SelectionConfig, choose, joint_recipe
 
 # Where the settings of a classifier of the benchmark stand; those of the others stand in `methods`, under their names.
 _OPTIONS = {"linear_sgd": "sgd", "logistic_regression": "logistic", "mlp": "mlp"}
@@ -101,22 +102,34 @@ def main(config: Config) -> Path:
     if config.methods.logistic_regression != MethodOptions().logistic_regression:
         raise InputError("methods.logistic_regression: not read here; this stage's logistic_regression reads logistic")
     device = pick_device().type
-    chosen = {}
+    configs, chosen = [config], {}
     if config.select is not None:
-        config, evidence, record = choose(config, _inputs(config), _recipe, _ranks, device)
+        configs, evidence, record = choose(config, _inputs(config), _recipe, _judge, device)
         if config.setup == "validation":
             return evidence
         chosen = {"selection": record}
-    made_from = _recipe(config, _inputs(config))
+    made_from = joint_recipe([(one.shots, _recipe(one, _inputs(one))) for one in configs])
     made_from["inputs"] |= {name: record["digest"] for name, record in chosen.items()}
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     provenance = Provenance()
     benchmark = read_benchmark(config)
-    ranks = _ranks(config, benchmark, device)
+    parts = [_ranks(one, benchmark, device) for one in configs]
+    ranks = {key: row for part in parts for key, row in part.items()}
     setting = "transductive" if _is_transductive(config) else "inductive"
-    write_results(config, made_from, benchmark, _method_name(config), setting, ranks, provenance, device, **chosen)
+    names = list(dict.fromkeys(_method_name(one) for one in configs))
+    method = names[0] if len(names) == 1 else f"{config.classifier} (settings by n)"
+    write_results(config, made_from, benchmark, method, setting, ranks, provenance, device, **chosen)
     return config.out
+
+
+def _judge(configs: list[Config], benchmark: Benchmark, device: str) -> Iterator[Ranks | Diverged]:
+    """The runs of each of `configs`, one after another."""
+    for config in configs:
+        try:
+            yield _ranks(config, benchmark, device)
+        except Diverged as error:
+            yield error
 
 
 def _inputs(config: Config) -> dict[str, Path | None]:
@@ -130,7 +143,7 @@ def _recipe(config: Config, inputs: dict[str, Path | None]) -> dict:
     made_from = recipe("low_shot", config, inputs)
     settings = made_from["config"]
     own = {name: value for name, value in settings.pop("methods").items() if name == config.classifier not in _OPTIONS}
-    unread = {"criterion", *_OPTIONS.values()} - {_OPTIONS.get(config.classifier)}
+    unread = {"criterion", "select_per_shot", *_OPTIONS.values()} - {_OPTIONS.get(config.classifier)}
     if config.generator is None:
         unread |= {"pairs", "pair_scope"} if config.repetition else {"pairs", "pair_scope", "max_per_label"}
     kept = {name: value for name, value in settings.items() if name not in unread}

@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import reduce
 from pathlib import Path
@@ -43,15 +43,18 @@ class SelectionConfig(BenchmarkConfig):
     would choose for itself: choose on the validation setup first, and give them the choice."""
     criterion: Criterion = "top5_novel_base"
     """What the best cell is best in: a mean over trials, n and, where two are named, groups of classes."""
+    select_per_shot: bool = False
+    """Take the best cell for every n by itself."""
 
 
 Config = TypeVar("Config", bound=SelectionConfig)
 
 
 class Selection(NamedTuple):
-    """A choice: `config` has the chosen values, `evidence` is the file, `record` what results say about it."""
+    """A choice: `configs` have the chosen values, one for all `shots` or one for each; `evidence` is the file, `record`
+    what results say about it."""
 
-    config: Any
+    configs: list[Any]
     evidence: Path
     record: dict
 
@@ -60,7 +63,7 @@ def choose(
     config: Config,
     inputs: dict[str, Path | None],
     recipe_of: Callable[[Config, dict[str, Path | None]], dict],
-    judge: Callable[[Config, Benchmark, str], Ranks],
+    judge: Callable[[list[Config], Benchmark, str], Iterator[Ranks | Diverged]],
     device: str,
 ) -> Selection:
     """Judge every cell of the grid `config.select` on the validation setup and take the best, of equals the first.
@@ -71,7 +74,7 @@ def choose(
     Args:
         inputs: the files that the numbers depend on, named for a recipe.
         recipe_of: the recipe of (settings, inputs), with those settings only that these settings make the stage read.
-        judge: the runs of one cell: (settings, benchmark, device) -> ranks.
+        judge: the runs of some cells: (settings of each, benchmark, device) -> ranks of each, in their order.
     """
     if config.setup == "test" and config.trials is not None:
         raise InputError(
@@ -86,12 +89,37 @@ def choose(
         _judge_cells(evidence, made_from, cells, config, judge, device)
     written = read_yaml(evidence)
     judged = _judged(evidence, written, cells, config.criterion)
-    chosen = _best(evidence, judged)
+    chosen = _chosen(evidence, judged, config)
     if len(judged) < len(cells) or written.get("chosen") != chosen:
         raise InputError(f"{evidence}: what it calls chosen is not the best of all cells; it was edited by hand")
     record = {"criterion": config.criterion, "chosen": chosen, "evidence": evidence.name}
     digest = _digest({**made_from, "chosen": chosen, "cells": judged})
-    return Selection(with_values(config, chosen), evidence, {**record, "digest": digest})
+    return Selection(_with_chosen(config, chosen), evidence, {**record, "digest": digest})
+
+
+def _chosen(evidence: Path, judged: list[dict], config: SelectionConfig) -> dict:
+    """The values of the best cell, or those of the best for each n."""
+    if not config.select_per_shot:
+        return _best(evidence, judged, config.criterion)
+    return {str(n): _best(evidence, judged, config.criterion, n) for n in config.shots}
+
+
+def _with_chosen(config: Config, chosen: dict) -> list[Config]:
+    if not config.select_per_shot:
+        return [with_values(config, chosen)]
+    return [with_values(replace(config, shots=[n]), chosen[str(n)]) for n in config.shots]
+
+
+def joint_recipe(recipes: list[tuple[list[int], dict]]) -> dict:
+    """One recipe for the results of several configs, each for some n: (shots, recipe) of each. A setting in which they
+    differ is shown for each n."""
+    shots = [n for some, _ in recipes for n in some]
+    joint = {**recipes[0][1], "config": {**recipes[0][1]["config"], "shots": shots}}
+    for name in joint["config"].keys() - {"shots"}:
+        values = {str(n): one["config"][name] for some, one in recipes for n in some}
+        if any(value != joint["config"][name] for value in values.values()):
+            joint["config"][name] = values
+    return joint
 
 
 def _digest(content: dict) -> str:
@@ -112,7 +140,8 @@ def _settings_read(cells: list[dict], config: SelectionConfig, recipe_of: Callab
     for name in cells[0]:
         if name not in read:
             raise InputError(f"{config.select}: {name}: neither the classifier nor the augmentation at work reads it")
-    return {"criterion": config.criterion, **{n: read[n] for n in read if n not in cells[0]}, "cells": cells}
+    how = {"criterion": config.criterion} | ({"select_per_shot": True} if config.select_per_shot else {})
+    return {**how, **{n: read[n] for n in read if n not in cells[0]}, "cells": cells}
 
 
 def read_grid(path: Path, config: SelectionConfig) -> list[dict[str, Any]]:
@@ -182,27 +211,29 @@ def _judge_cells(
 ) -> None:
     """Write the evidence: judge the cells that an unfinished file of the same recipe does not hold."""
     provenance = Provenance()
-    benchmark = read_benchmark(replace(config, setup="validation"))
+    config = replace(config, setup="validation")
+    benchmark = read_benchmark(config)
     protocol = {"setup": "validation", "split_digest": benchmark.split.digest}
     with writing(evidence, made_from, resumable=True) as partial:
         judged = _judged(partial, read_yaml(partial), cells, config.criterion) if partial_recipe(partial) else []
-        for i, values in enumerate(cells[len(judged) :], start=len(judged) + 1):
-            judged.append(_judge_cell(values, config, benchmark, judge, device))
+        left = cells[len(judged) :]
+        all_ranks = judge([with_values(config, values) for values in left], benchmark, device)
+        for i, (values, ranks) in enumerate(zip(left, all_ranks), start=len(judged) + 1):
+            judged.append(_entry(values, ranks, benchmark, config.criterion))
             write_yaml(partial, {**made_from, "protocol": protocol, "cells": judged})
             print(f"{made_from['stage']}: cell {i} of {len(cells)}, {_said(judged[-1], config.criterion)}", flush=True)
-        chosen = _best(partial, judged)
+        chosen = _chosen(partial, judged, config)
         made = {"chosen": chosen, **made_from, "protocol": protocol, "provenance": provenance.record(device)}
         write_yaml(partial, {**made, "cells": judged})
     print(f"{made_from['stage']}: chose {chosen} -> {evidence}", flush=True)
 
 
-def _judge_cell(values: dict, config: SelectionConfig, benchmark: Benchmark, judge: Callable, device: str) -> dict:
+def _entry(values: dict, ranks: Ranks | Diverged, benchmark: Benchmark, criterion: Criterion) -> dict:
     """The entry of one cell in the evidence: mean and 95 % t-interval over trials, and every run's accuracies."""
-    try:
-        trials = benchmark.accuracies(judge(with_values(config, values), benchmark, device))
-    except Diverged as error:
-        return {"values": values, "mean": None, "interval": None, "diverged": str(error), "trials": []}
-    mean, interval = _mean_and_interval(trials, config.criterion)
+    if isinstance(ranks, Diverged):
+        return {"values": values, "mean": None, "interval": None, "diverged": str(ranks), "trials": []}
+    trials = benchmark.accuracies(ranks)
+    mean, interval = _mean_and_interval(trials, criterion)
     return {"values": values, "mean": mean, "interval": interval, "trials": trials}
 
 
@@ -245,9 +276,14 @@ def _said(cell: dict, criterion: str) -> str:
     return f"{values}: {criterion} {100 * cell['mean']:.2f}{interval}"
 
 
-def _best(evidence: Path, cells: list[dict]) -> dict[str, Any]:
-    """The values of the cell with the highest mean, of equals the first."""
+def _best(evidence: Path, cells: list[dict], criterion: Criterion, n_shot: int | None = None) -> dict[str, Any]:
+    """The values of the cell with the highest mean (with `n_shot`: over the runs of that n), of equals the first."""
     trained = [cell for cell in cells if cell["mean"] is not None]
     if not trained:
         raise InputError(f"{evidence}: every cell of the grid diverged")
-    return max(trained, key=lambda cell: cell["mean"])["values"]
+
+    def mean(cell: dict) -> float:
+        runs = [one for one in cell["trials"] if one["n_shot"] == n_shot]
+        return cell["mean"] if n_shot is None else _mean_and_interval(runs, criterion)[0]
+
+    return max(trained, key=mean)["values"]
