@@ -9,15 +9,18 @@ pca_mean, pca_components         float32 (D,), (d, D); absent if features are on
 A completed graph has N = M + background nodes and besides:
 train_rows     int64 (M,)        rows of the train features that are the nodes 0..M-1
 test_ids, test_similarities, test_vectors    lists and vectors of the judged test images (T)
+A background has the attribute `recall` besides. `done` counts rows written, for killed runs to go on from.
 """
 
-import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from lowshot.artifacts import open_h5, read_recipe, require_datasets, write_recipe
 from lowshot.errors import InputError
@@ -28,6 +31,8 @@ from lowshot.rows import blocks, mapped
 SCHEMA = "lowshot-graph-1"
 _LISTS = ("ids", "similarities", "vectors")
 _COMPLETED = ("train_rows", "test_ids", "test_similarities", "test_vectors")
+# Phases of the work that `done` counts.
+VECTORS, LISTS, TRAIN_LISTS, TEST_LISTS = range(4)
 
 
 @dataclass
@@ -59,11 +64,15 @@ class Graph:
     def n_background(self) -> int:
         return self.n_nodes - (0 if self.train_rows is None else len(self.train_rows))
 
+    @property
+    def input_dim(self) -> int:
+        """D of the features that it was made of."""
+        return self.pca.input_dim or self.vectors.shape[1]
+
     def project(self, features: np.ndarray) -> np.ndarray:
         """Features (n, D) to unit vectors float32 (n, d) in the space of this graph."""
-        wanted = self.pca.input_dim or self.vectors.shape[1]
-        if features.shape[1] != wanted:
-            raise InputError(f"{self.path}: made of features of {wanted} dimensions, not {features.shape[1]}")
+        if features.shape[1] != self.input_dim:
+            raise InputError(f"{self.path}: of features of {self.input_dim} dimensions, not {features.shape[1]}")
         return self.pca(features)
 
 
@@ -73,65 +82,108 @@ def create_graph(
     n_nodes: int,
     k: int,
     dim: int,
-    dtype: str,
+    dtype: str | np.dtype,
     pca: Projection,
-    n_phases: int,
     train_rows: np.ndarray | None = None,
     n_test: int = 0,
 ) -> None:
-    """Lay out a graph file with its recipe and space for all arrays; `done` (n_phases,) counts the rows written of each
-    phase of the work."""
+    """Lay out a graph file: space for all arrays, reserved on disk, then its recipe. Fails if the disk is too small."""
     spaces = {"ids": ((n_nodes, k), np.int32), "similarities": ((n_nodes, k), np.float32),
-              "vectors": ((n_nodes, dim), dtype), "done": ((n_phases,), np.int64)}  # fmt: skip
+              "vectors": ((n_nodes, dim), dtype), "done": ((4,), np.int64)}  # fmt: skip
     if train_rows is not None:
         spaces |= {"test_ids": ((n_test, k), np.int32), "test_similarities": ((n_test, k), np.float32),
                    "test_vectors": ((n_test, dim), dtype)}  # fmt: skip
-    with h5py.File(path, "w") as file:
+    with h5py.File(path, "w", alignment_threshold=1, alignment_interval=64) as file:
         if pca.mean is not None:
             file["pca_mean"], file["pca_components"] = pca.mean, pca.components
         if train_rows is not None:
             file["train_rows"] = train_rows.astype(np.int64)
         for name, (shape, kind) in spaces.items():
             _create_contiguous(file, name, shape, kind)
+        file.flush()
+        if hasattr(os, "posix_fallocate"):  # a map has no other way to say that the disk is full than SIGBUS
+            os.posix_fallocate(file.id.get_vfd_handle(), 0, path.stat().st_size)
         write_recipe(file, SCHEMA, made_from)
 
 
-def _create_contiguous(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str | type) -> None:
-    """A dataset that has its place in the file before it is written, so that it can be mapped; zeros."""
+def _create_contiguous(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str | type | np.dtype) -> None:
+    """A dataset of zeros that has its place in the file before it is written, so that it can be mapped."""
     layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_layout(h5py.h5d.CONTIGUOUS)
     layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # the file system gives zeros
-    layout.set_layout(h5py.h5d.CONTIGUOUS)
     kind = h5py.h5t.py_create(np.dtype(dtype))
     h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(shape), layout)
 
 
-def map_arrays(path: Path) -> dict[str, np.memmap]:
+def map_graph(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an unfinished graph file by name, to be written in place."""
     with open_h5(path) as file:
         return {name: mapped(dataset, "r+") for name, dataset in file.items()}
 
 
+def fill(arrays: dict[str, np.ndarray], phase: int, names: tuple[str, ...], rows: slice, compute: Callable) -> None:
+    """Write block by block what `compute` (block of row numbers 0.. -> one array for each of `names`) makes into `rows`
+    of the arrays; goes on where a killed run stood in this `phase`."""
+    done, n_rows = arrays["done"], rows.stop - rows.start
+    progress = tqdm(
+        desc=f"{names[0]} {rows.start}..", total=n_rows, initial=int(done[phase]), unit="row", unit_scale=True
+    )
+    for part in blocks(n_rows, int(done[phase])):
+        for name, values in zip(names, compute(part)):
+            arrays[name][rows.start + part.start : rows.start + part.stop] = values
+            arrays[name].flush()
+        done[phase] = part.stop
+        done.flush()
+        progress.update(part.stop - part.start)
+    progress.close()
+
+
 def read_graph(path: Path) -> Graph:
     """Open a graph file and check it: shapes, ids in -1..N-1, no NaN similarity where an id stands."""
     with open_h5(path) as file:
-        require_datasets(file, list(_LISTS))
-        arrays = {name: mapped(file[name]) for name in _LISTS}
-        pca = Projection()
-        if "pca_mean" in file:
-            require_datasets(file, ["pca_components"])
-            pca = Projection(file["pca_mean"][()], file["pca_components"][()])
-        if "train_rows" in file:
-            require_datasets(file, list(_COMPLETED))
-            arrays |= {name: mapped(file[name]) for name in _COMPLETED}
+        completed = "train_rows" in file
+        names = _LISTS + (_COMPLETED if completed else ())
+        require_datasets(file, list(names))
+        arrays = {name: mapped(file[name]) for name in names}
+        pca = read_projection(file)
     made_from = read_recipe(path) or {"inputs": {}, "config": {}}
     config = made_from["config"]
     graph = Graph(
         Path(path), pca=pca, setup=config.get("setup"), unlabelled=config.get("unlabelled"),
         inputs=made_from["inputs"], **arrays,
     )  # fmt: skip
-    check_lists(graph.ids, graph.similarities, graph.n_nodes, str(path))
+    _check_shapes(graph)
+    check_lists(graph.ids, graph.similarities, graph.n_nodes, f"{path}: ids")
+    if completed:
+        check_lists(graph.test_ids, graph.test_similarities, graph.n_nodes, f"{path}: test_ids")
     return graph
+
+
+def read_projection(file: h5py.File) -> Projection:
+    """The projection that an open graph file was made with."""
+    if "pca_mean" not in file:
+        return Projection()
+    require_datasets(file, ["pca_mean", "pca_components"])
+    return Projection(file["pca_mean"][()], file["pca_components"][()])
+
+
+def _check_shapes(graph: Graph) -> None:
+    wanted = {"ids": 2, "similarities": 2, "vectors": 2, "train_rows": 1, "test_ids": 2, "test_similarities": 2,
+              "test_vectors": 2}  # fmt: skip
+    for name, n_axes in wanted.items():
+        array = getattr(graph, name)
+        if array is not None and not (isinstance(array, np.ndarray) and array.ndim == n_axes and array.size):
+            raise InputError(f"{graph.path}: '{name}' is no contiguous array of {n_axes} axes with rows")
+    pairs = [("similarities", "ids", 2), ("vectors", "ids", 1)]
+    if graph.train_rows is not None:
+        pairs += [("test_similarities", "test_ids", 2), ("test_vectors", "test_ids", 1)]
+        if graph.n_background < 0 or graph.test_ids.shape[1] != graph.k:
+            raise InputError(f"{graph.path}: more train rows than nodes, or test lists of another length")
+    for name, other, n_axes in pairs:
+        shape, expected = getattr(graph, name).shape, getattr(graph, other).shape
+        if shape[:n_axes] != expected[:n_axes]:
+            raise InputError(f"{graph.path}: '{name}' has shape {shape}, which does not fit {expected} of '{other}'")
 
 
 def check_lists(ids: np.ndarray, similarities: np.ndarray, n_nodes: int, where: str) -> None:

@@ -11,14 +11,16 @@ import faiss
 import numpy as np
 import torch
 
-from lowshot.rows import blocks
+from lowshot.rows import blocks, sample_rows
 from lowshot.seeds import stream
 
 Lists = tuple[np.ndarray, np.ndarray]
 IndexKind = Literal["exact", "ivf"]
 
-# Vectors that are converted or compared at once, which bounds the memory of a search.
-VECTORS_AT_ONCE = 2**17
+# Vectors that are converted, or compared in torch, at once: bounds the memory of a search.
+VECTORS_AT_ONCE = 2**15
+# Points for each list that k-means is given, and those it must have (faiss warns below).
+POINTS_PER_LIST, MIN_POINTS_PER_LIST = 100, 39
 
 
 class Index:
@@ -26,23 +28,24 @@ class Index:
 
     `ivf` is faiss' IVF-Flat as in Douze et al. (CVPR 2018, section 3): 4 floor(sqrt N) lists by spherical k-means,
     `n_probe` of them scanned for a query. The k-means sample is drawn at random and normalised (the released code takes
-    the first rows, not normalised). `exact` compares all.
+    the first rows, not normalised); small sets have fewer lists. `exact` compares all.
     """
 
     def __init__(
         self, vectors: np.ndarray, kind: IndexKind, device: str | torch.device, n_probe: int = 256, seed: int = 0
     ) -> None:
-        self.device = torch.device(device)
-        self.n_vectors, self.dim = vectors.shape
-        self.vectors = vectors
+        self.vectors, self.device = vectors, torch.device(device)
         self._ivf = _build_ivf(vectors, self.device, n_probe, seed) if kind == "ivf" else None
 
     def search(self, queries: np.ndarray, k: int) -> Lists:
-        """Lists of `queries` (Q, d)."""
+        """Lists of `queries` (Q, d); fewer than k where the lists scanned hold fewer."""
         if self._ivf is None:
             return exact_search(queries, self.vectors, k, self.device)
-        parts = [self._ivf.search(_float32(queries[rows]), k) for rows in blocks(len(queries))]
-        return _as_lists(np.concatenate([ids for _, ids in parts]), np.concatenate([s for s, _ in parts]))
+        ids, similarities = _no_lists(len(queries), k)
+        for rows in blocks(len(queries)):
+            found, known = _as_lists(*self._ivf.search(_float32(queries[rows]), k)[::-1])
+            ids[rows], similarities[rows] = found, known
+        return _without_zeros((ids, similarities), queries, self.vectors)
 
 
 def exact_search(queries: np.ndarray, vectors: np.ndarray, k: int, device: str | torch.device = "cpu") -> Lists:
@@ -51,13 +54,45 @@ def exact_search(queries: np.ndarray, vectors: np.ndarray, k: int, device: str |
     A zero vector has no neighbours and is nobody's. Memory stays bounded for any N. Which of equally similar vectors
     are listed is not defined.
     """
-    search = _search_on_cpu if torch.device(device).type == "cpu" else _search_in_torch
-    best = np.full((len(queries), k), -1, np.int32), np.full((len(queries), k), -np.inf, np.float32)
-    size = max(1, len(vectors)) if vectors.dtype == np.float32 else VECTORS_AT_ONCE
-    for rows in blocks(len(vectors), size=size) if len(queries) else ():
-        found = shifted(search(queries, vectors[rows], k, device), rows.start)
-        best = found if rows.start == 0 else merge(found, best, k)
-    return _without_zeros(best, queries, vectors)
+    if len(queries) == 0 or len(vectors) == 0:
+        return _no_lists(len(queries), k)
+    on_cpu = torch.device(device).type == "cpu"
+    lists = _search_on_cpu(queries, vectors, k) if on_cpu else _search_in_torch(queries, vectors, k, device)
+    return _without_zeros(lists, queries, vectors)
+
+
+def _no_lists(n_rows: int, k: int) -> Lists:
+    return np.full((n_rows, k), -1, np.int32), np.full((n_rows, k), -np.inf, np.float32)
+
+
+def _search_on_cpu(queries: np.ndarray, vectors: np.ndarray, k: int) -> Lists:
+    # faiss.knn is the fastest of three: 1.7 times torch products with topk, and IndexFlatIP would copy the vectors.
+    queries, best = _float32(queries), _no_lists(len(queries), k)
+    for part in blocks(len(vectors), size=len(vectors) if vectors.dtype == np.float32 else VECTORS_AT_ONCE):
+        similarities, ids = faiss.knn(queries, _float32(vectors[part]), k, metric=faiss.METRIC_INNER_PRODUCT)
+        found = shifted(_as_lists(ids, similarities), part.start)
+        best = found if part.start == 0 else merge(found, best, k)
+    return best
+
+
+@torch.inference_mode()
+def _search_in_torch(queries: np.ndarray, vectors: np.ndarray, k: int, device: str | torch.device) -> Lists:
+    """Products of blocks and topk, on any device."""
+    ids, similarities = _no_lists(len(queries), k)
+    for rows in blocks(len(queries)):
+        own = _tensor(queries[rows], device)
+        best = _tensor(similarities[rows], device)
+        best_ids = torch.full(best.shape, -1, device=device)
+        for part in blocks(len(vectors), size=VECTORS_AT_ONCE):
+            found, found_ids = (own @ _tensor(vectors[part], device).T).topk(min(k, part.stop - part.start))
+            best, order = torch.cat([best, found], 1).topk(k)
+            best_ids = torch.cat([best_ids, found_ids + part.start], 1).gather(1, order)
+        ids[rows], similarities[rows] = best_ids.int().cpu().numpy(), best.cpu().numpy()
+    return ids, similarities
+
+
+def _tensor(rows: np.ndarray, device: str | torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.array(rows, np.float32)).to(device)
 
 
 def _without_zeros(lists: Lists, queries: np.ndarray, vectors: np.ndarray) -> Lists:
@@ -71,20 +106,26 @@ def _without_zeros(lists: Lists, queries: np.ndarray, vectors: np.ndarray) -> Li
     return merge((ids[:, :0], similarities[:, :0]), lists, ids.shape[1])
 
 
-def _search_on_cpu(queries: np.ndarray, vectors: np.ndarray, k: int, device: str | torch.device) -> Lists:
-    # The fastest of three here: 1.7 times torch products with topk, and as fast as IndexFlatIP, which copies.
-    similarities, ids = faiss.knn(_float32(queries), _float32(vectors), k, metric=faiss.METRIC_INNER_PRODUCT)
-    return _as_lists(ids, similarities)
-
-
-@torch.inference_mode()
-def _search_in_torch(queries: np.ndarray, vectors: np.ndarray, k: int, device: str | torch.device) -> Lists:
-    """Blocked products and topk, on any device."""
-    raise NotImplementedError
-
-
 def _build_ivf(vectors: np.ndarray, device: torch.device, n_probe: int, seed: int) -> faiss.Index:
-    raise NotImplementedError
+    n_vectors, dim = vectors.shape
+    n_lists = max(1, min(4 * isqrt(n_vectors), n_vectors // MIN_POINTS_PER_LIST))
+    quantizer = faiss.IndexFlatIP(dim)
+    if vectors.dtype == np.float16:  # stored as given
+        kind = faiss.ScalarQuantizer.QT_fp16
+        index = faiss.IndexIVFScalarQuantizer(quantizer, dim, n_lists, kind, faiss.METRIC_INNER_PRODUCT, False)
+    else:
+        index = faiss.IndexIVFFlat(quantizer, dim, n_lists, faiss.METRIC_INNER_PRODUCT)
+    index.nprobe = min(n_probe, n_lists)
+    random = stream(seed, "ivf")
+    index.cp.seed = int(random.integers(2**31))
+    if device.type == "cuda" and hasattr(faiss, "index_cpu_to_all_gpus"):
+        index = faiss.index_cpu_to_all_gpus(index)
+    n_points = min(n_vectors, POINTS_PER_LIST * n_lists)
+    points = np.sort(random.choice(n_vectors, n_points, replace=False))
+    index.train(_float32(sample_rows(vectors, points)))
+    for rows in blocks(n_vectors):
+        index.add(_float32(vectors[rows]))
+    return index
 
 
 def _float32(rows: np.ndarray) -> np.ndarray:
@@ -146,3 +187,24 @@ def with_self(lists: Lists, own_ids: np.ndarray, vectors: np.ndarray) -> Lists:
     ids[lost, 1:], similarities[lost, 1:] = ids[lost, :-1], similarities[lost, :-1]
     ids[lost, 0], similarities[lost, 0] = own_ids[lost], own
     return lists
+
+
+def recall(ids: np.ndarray, vectors: np.ndarray, device: str | torch.device, seed: int, n_queries: int = 1000) -> float:
+    """Share of the true neighbours that the lists `ids` (N, k) of `vectors` (N, d) among themselves hold, from
+    `n_queries` rows drawn at random. A neighbour as similar as a true one counts as one."""
+    rows = sampled_rows(len(ids), n_queries, seed)
+    true = exact_search(vectors[rows], vectors, ids.shape[1], device)
+    furthest = np.where(true[0] >= 0, true[1], np.inf).min(axis=1, keepdims=True)
+    hits = listed_products(ids, vectors, rows) >= furthest - 1e-5
+    return float(hits.sum() / max(1, (true[0] >= 0).sum()))
+
+
+def sampled_rows(n_rows: int, n_sample: int, seed: int) -> np.ndarray:
+    """At most `n_sample` of `n_rows` row numbers, drawn at random, ascending."""
+    return np.sort(stream(seed, "sample").choice(n_rows, min(n_sample, n_rows), replace=False))
+
+
+def listed_products(ids: np.ndarray, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Inner products of the vectors `rows` (n,) with those that their lists name: (n, k), -inf for id -1."""
+    listed, own = vectors[ids[rows]].astype(np.float32), vectors[rows].astype(np.float32)
+    return np.where(ids[rows] >= 0, np.einsum("nkd,nd->nk", listed, own), -np.inf)

@@ -13,53 +13,61 @@ BLOCK = 16384
 RAW_SUFFIXES = (".raw", ".float32")
 
 
-def blocks(n_rows: int, start: int = 0, size: int = BLOCK) -> Iterator[slice]:
-    """Consecutive slices of `size` rows, the last one shorter, that cover rows `start` to `n_rows`."""
+def blocks(n_rows: int, start: int = 0, size: int | None = None) -> Iterator[slice]:
+    """Consecutive slices of `size` (BLOCK) rows, the last one shorter, that cover rows `start` to `n_rows`."""
+    size = size or BLOCK
     for at in range(start, n_rows, size):
         yield slice(at, min(at + size, n_rows))
 
 
-def open_rows(path: Path, dim: int | None = None, n_rows: int | None = None) -> np.ndarray | h5py.Dataset:
-    """The feature matrix (N, D) of a file, on disk: HDF5 (`all_feats` up to `count`), .npy, or raw float32 of `dim`
-    columns; the first `n_rows` of it if given.
-
-    Never written to and never extended. Raises InputError if the file is none of these, has fewer rows than asked for,
-    or (raw) does not hold whole rows.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    if path.suffix in {".h5", ".hdf5"}:
-        rows, n_stored = _open_h5(path)
-    elif path.suffix == ".npy":
-        rows = _open_npy(path)
-        n_stored = len(rows)
-    elif path.suffix in RAW_SUFFIXES:
-        rows = open_raw(path, np.float32, dim)
-        n_stored = len(rows)
-    else:
-        raise InputError(f"{path}: features are a .h5, .npy, {' or '.join(RAW_SUFFIXES)} file")
-    if dim is not None and rows.shape[1] != dim:
-        raise InputError(f"{path}: {rows.shape[1]} dimensions, not the {dim} of dim")
-    if n_rows is not None and n_rows > n_stored:
-        raise InputError(f"{path}: has {n_stored} rows, fewer than n_rows {n_rows}")
-    if n_stored == 0:
-        raise InputError(f"{path}: has no rows")
-    return Rows(rows, n_rows or n_stored)
-
-
 class Rows:
-    """The first `n_rows` of a matrix on disk; `rows[a:b]` reads them, as float32."""
+    """The first `n_rows` of a feature matrix on disk; `rows[a:b]` reads them as float32.
 
-    def __init__(self, source: np.ndarray | h5py.Dataset, n_rows: int) -> None:
-        self.source, self.shape = source, (n_rows, source.shape[1])
+    Raises InputError, naming the row, where one holds NaN or infinity.
+    """
+
+    def __init__(self, path: Path, source: np.ndarray | h5py.Dataset, n_rows: int) -> None:
+        self.path, self.source, self.shape = path, source, (n_rows, source.shape[1])
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         start, stop, _ = rows.indices(len(self))
-        return np.asarray(self.source[start:stop], np.float32)
+        try:
+            read = np.asarray(self.source[start:stop], np.float32)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read to its end ({error})") from None
+        finite = np.isfinite(read).all(axis=1)
+        if not finite.all():
+            raise InputError(f"{self.path}: row {start + int(finite.argmin())} holds NaN or infinity")
+        return read
+
+
+def open_rows(path: Path, dim: int | None = None, n_rows: int | None = None) -> Rows:
+    """The feature matrix (N, D) of a file, left on disk: HDF5 (`all_feats` up to `count`), .npy, or raw float32 of
+    `dim` columns; its first `n_rows` if given.
+
+    It is never written to. Raises InputError if the file is none of these, has fewer rows than asked for or another
+    dimension than `dim`, or (raw) does not hold whole rows.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    if path.suffix in {".h5", ".hdf5"}:
+        source, n_stored = _open_h5(path)
+    elif path.suffix == ".npy":
+        source, n_stored = _open_npy(path)
+    elif path.suffix in RAW_SUFFIXES:
+        source = open_raw(path, np.float32, dim)
+        n_stored = len(source)
+    else:
+        raise InputError(f"{path}: features are a .h5, .npy or {' or '.join(RAW_SUFFIXES)} file")
+    if dim not in (None, source.shape[1]):
+        raise InputError(f"{path}: has {source.shape[1]} dimensions, not dim {dim}")
+    if n_stored < (n_rows or 1):
+        raise InputError(f"{path}: has {n_stored} rows, fewer than n_rows {n_rows or 1}")
+    return Rows(path, source, n_rows or n_stored)
 
 
 def open_raw(path: Path, dtype: type, n_columns: int | None) -> np.memmap:
@@ -72,14 +80,14 @@ def open_raw(path: Path, dtype: type, n_columns: int | None) -> np.memmap:
     return np.memmap(path, dtype, "r", shape=(n_bytes // row_bytes, n_columns))
 
 
-def _open_npy(path: Path) -> np.ndarray:
+def _open_npy(path: Path) -> tuple[np.ndarray, int]:
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise InputError(f"{path}: not a readable .npy file ({error})") from None
     if rows.ndim != 2 or rows.dtype.kind != "f":
         raise InputError(f"{path}: holds {rows.dtype} {rows.shape}, not floats (N, D)")
-    return rows
+    return rows, len(rows)
 
 
 def _open_h5(path: Path) -> tuple[np.ndarray | h5py.Dataset, int]:
@@ -107,8 +115,8 @@ def mapped(dataset: h5py.Dataset, mode: str = "r") -> np.ndarray | h5py.Dataset:
     return np.memmap(path, dataset.dtype, mode, offset, dataset.shape)
 
 
-def sample_rows(rows: Rows, chosen: np.ndarray) -> np.ndarray:
-    """The rows `chosen` (n,), ascending, in one pass over the blocks that hold them: float32 (n, D)."""
+def sample_rows(rows: Rows | np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """The rows `chosen` (n,), ascending, in one pass over the blocks that hold them: (n, D)."""
     ends = np.searchsorted(chosen, [part.stop for part in blocks(len(rows))])
     parts = np.split(chosen, ends[:-1])
     pairs = zip(blocks(len(rows)), parts)
