@@ -402,3 +402,137 @@ def test_script_ends_with_one_line_and_nothing_written_on_bad_input(folder):
     done = script("--results", folder, "--out", folder.parent / "report")
     assert done.returncode == 2 and "bad.json" in done.stderr and done.stderr.count("\n") == 1
     assert sorted(p.name for p in folder.parent.iterdir()) == ["results"]
+
+
+# Accuracy over steps
+
+
+def entries(values):
+    """History entries from {(n_steps, trial, n_shot): top1_novel}; the other accuracies are 0.5."""
+    rest = dict.fromkeys(results.METRICS, 0.5)
+    return [{"n_steps": s, "trial": t, "n_shot": n, **rest, "top1_novel": v} for (s, t, n), v in values.items()]
+
+
+def diffused(method="diffusion", gain=0.1, best=2, shots=(1, 5), trials=(1, 2, 3), **changes):
+    """A results file of label propagation: accuracy rises up to `best` steps, which are reported, and falls then."""
+    values = {
+        (s, t, n): 0.1 + 0.05 * np.log2(n) + gain * (1 - abs(s - best) / 4) + 0.01 * t
+        for s in range(5)
+        for t in trials
+        for n in shots
+    }
+    reported = {(t, n): value for (s, t, n), value in values.items() if s == best}
+    protocol = {"setup": "test", "setting": "semi_supervised", "split_digest": "f" * 64}
+    return content(method, reported, protocol=protocol, history=entries(values), **changes)
+
+
+@pytest.fixture
+def diffusion_folder(tmp_path):
+    plain = content("linear_sgd", {(t, n): 0.15 + 0.02 * t for t in (1, 2, 3) for n in (1, 2, 5)})
+    generator = content("linear_sgd + generator", {(t, 1): 0.2 + 0.02 * t for t in (1, 2, 3)})
+    background = diffused("diffusion + background", gain=0.2, best=3)
+    return write(tmp_path / "results", a=plain, b=generator, c=diffused(), d=background)
+
+
+@pytest.mark.parametrize(
+    ("entry", "cause"),
+    [
+        ({"n_steps": -1}, "history: 'n_steps' must be whole numbers from 0"),
+        ({"n_steps": 1.5}, "history: 'n_steps' must be whole numbers from 0"),
+        ({"n_shot": 0}, "history: 'n_shot' must be whole numbers from 1"),
+        ({"top5_all": 1.1}, "history: entry 1: 'top5_all' is 1.1, outside 0..1"),
+        ({"top1_novel": None}, "history: entry 1: 'top1_novel' is absent or NaN"),
+    ],
+)
+def test_a_broken_history_is_named_with_its_fault(tmp_path, entry, cause):
+    one = diffused()
+    one["history"][0] |= entry
+    with pytest.raises(InputError, match=r"broken\.json") as error:
+        results.read_files(write(tmp_path, broken=one))
+    assert cause in str(error.value)
+    with pytest.raises(InputError, match="history is not a list of entries"):
+        results.read_files(write(tmp_path, broken=one | {"history": {}}))
+    del one["trials"]
+    with pytest.raises(InputError, match="lacks 'trials'"):
+        results.read_files(write(tmp_path, broken=one | {"episodes": []}))
+
+
+def test_history_in_long_form(diffusion_folder):
+    files = results.read_files(diffusion_folder)
+    frame = results.history(files)
+    assert frame["system"].unique().tolist() == ["conv4: diffusion", "conv4: diffusion + background"]
+    assert len(frame) == 2 * 5 * 3 * 2 * 6 and frame["n_steps"].tolist()[:1] == [0]
+    row = frame[(frame["metric"] == "top1_novel") & (frame["n_steps"] == 2) & (frame["n_shot"] == 1)].iloc[0]
+    assert row["value"] == pytest.approx(0.21)
+    assert results.history({name: one for name, one in files.items() if name < "c"}).empty
+
+
+def test_parts_of_a_run_are_one_system_also_in_their_history(tmp_path):
+    parts = {f"t{t}": diffused(trials=[t], config={"seed": 0, "trials": [t]}) for t in (1, 2, 3)}
+    del parts["t3"]["history"]
+    files = results.read_files(write(tmp_path, **parts))
+    assert results.trials(files)["system"].unique().tolist() == ["conv4: diffusion"]
+    assert sorted(results.history(files)["trial"].unique()) == [1, 2]
+
+
+def test_the_reported_steps_are_those_with_the_numbers_of_the_trials(diffusion_folder):
+    fused = diffused("fused")
+    fused["trials"][0]["top1_novel"] = 0.99
+    files = results.read_files(write(diffusion_folder, e=fused))
+    found = results.reported_steps(results.history(files), results.trials(files)).to_dict()
+    background = {("conv4: diffusion + background", n): 3 for n in (1, 5)}
+    assert found == {("conv4: diffusion", 1): 2, ("conv4: diffusion", 5): 2, ("conv4: fused", 5): 2, **background}
+
+
+def test_the_plain_classifier_is_of_the_same_extractor_and_without_augmentation(tmp_path):
+    files = {
+        "a": content("linear_sgd + generator"),
+        "b": content("nearest_mean (centre)"),
+        "c": content("linear_sgd", extractor="other"),
+        "d": content("cosine", extractor="third"),
+    }
+    frame = results.trials(results.read_files(write(tmp_path, **files)))
+    assert results.plain_system(frame, "conv4") == "conv4: nearest_mean (centre)"
+    assert results.plain_system(frame, "other") == "other: linear_sgd"
+    assert results.plain_system(frame, "third") is None
+
+
+def test_the_table_over_steps_by_hand(tmp_path):
+    plain = content("linear_sgd", {(1, 1): 0.2, (2, 1): 0.4, (1, 2): 0.3})
+    history = {(0, 1, 1): 0.1, (0, 2, 1): 0.1, (1, 1, 1): 0.3, (1, 2, 1): 0.5, (0, 1, 5): 0.6}
+    one = content("diffusion", {(1, 1): 0.3, (2, 1): 0.5}, history=entries(history))
+    files = results.read_files(write(tmp_path, a=plain, b=one))
+    summary = results.summarise(results.history(files), [*SYSTEM, "n_steps"])
+    level = results.summarise(results.trials(files).query("method == 'linear_sgd'"), SYSTEM)
+    assert tables.steps_table(summary, level, "top1_novel", PROTOCOL).frame.to_numpy().tolist() == [
+        ["conv4: linear_sgd", "none", "2", "30.00 ± 127.06", "missing"],
+        ["conv4: diffusion", "0", "2", "10.00 ± 0.00", "60.00 ± ? (1 trial)"],
+        ["conv4: diffusion", "1", "2", "40.00 ± 127.06", "missing"],
+    ]
+
+
+def test_a_report_shows_accuracy_over_steps(diffusion_folder):
+    path = parse_results.main(config(diffusion_folder))
+    page = path.read_text()
+    assert "Accuracy over diffusion steps" in page and "The horizontal line is conv4: linear_sgd, which" in page
+    for rank in ("top1", "top5"):
+        figure = (path.parent / f"figures/glyphs_test_ffffffff_{rank}_steps.svg").read_text()
+        shown = [words for words in figure.split("<!-- ")[1:] if words.startswith(("n = ", "conv4"))]
+        names = {words.split(" -->")[0] for words in shown}
+        assert names == {"n = 1", "n = 5", "conv4: linear_sgd", "conv4: diffusion", "conv4: diffusion + background"}
+    for name in ("tables.md", "tables.tex"):
+        assert "Top-5, all classes, over diffusion steps" in (path.parent / "tables" / name).read_text()
+    assert "diffusion steps" not in (path.parent / "tables/main.md").read_text()
+    wide = pd.read_csv(path.parent / "tables/accuracy_over_steps.csv").set_index(["system", "metric", "n_steps"])
+    assert wide.loc[("conv4: diffusion", "top1_novel", 2), "mean_n1"] == pytest.approx(0.22)
+    assert len(pd.read_csv(path.parent / "tables/steps.csv")) == 2 * 5 * 3 * 2 * 6
+
+
+def test_a_report_without_steps_has_no_such_figure(folder):
+    path = parse_results.main(config(folder))
+    assert "diffusion steps" not in path.read_text() and not list(path.parent.rglob("*steps*"))
+
+
+def test_a_single_trial_without_a_plain_classifier_is_drawn_too(tmp_path):
+    path = parse_results.main(config(write(tmp_path / "results", a=diffused(shots=[1], trials=[1]))))
+    assert "Accuracy over diffusion steps" in path.read_text() and "horizontal line" not in path.read_text()

@@ -30,12 +30,12 @@ def write_report(folder: Path, files: dict[str, dict], metric: str, reference: s
     """
     for name in ("figures", "tables"):
         (folder / name).mkdir()
-    trials, episodes = results.trials(files), results.episodes(files)
+    trials, episodes, history = results.trials(files), results.episodes(files), results.history(files)
     protocols = pd.concat([trials[PROTOCOL], episodes[PROTOCOL]]).drop_duplicates().itertuples(index=False, name=None)
-    sections = [_section(folder / "figures", trials, episodes, p, metric, reference) for p in protocols]
+    sections = [_section(folder / "figures", trials, episodes, history, p, metric, reference) for p in protocols]
     main_name = tables.metric_name(metric)
     _write_tables(folder / "tables", sections, main_name)
-    _write_csv(folder / "tables", trials, episodes)
+    _write_csv(folder / "tables", trials, episodes, history)
     sheet, feature_map = _draw_pictures(folder / "figures", pictures)
     records = page.provenance(files, trials) + page.provenance(files, episodes)
     (folder / "report.html").write_text(page.render(sections, main_name, sheet, feature_map, records), encoding="utf-8")
@@ -46,9 +46,15 @@ def _of(frame: pd.DataFrame, protocol: tuple) -> pd.DataFrame:
 
 
 def _section(
-    folder: Path, trials: pd.DataFrame, episodes: pd.DataFrame, protocol: tuple, metric: str, reference: str | None
+    folder: Path,
+    trials: pd.DataFrame,
+    episodes: pd.DataFrame,
+    history: pd.DataFrame,
+    protocol: tuple,
+    metric: str,
+    reference: str | None,
 ) -> page.Section:
-    trials, episodes = _of(trials, protocol), _of(episodes, protocol)
+    trials, episodes, history = (_of(frame, protocol) for frame in (trials, episodes, history))
     facts = page.facts(trials, "trial") if len(trials) else page.facts(episodes, "episode")
     section = page.Section(protocol, facts)
     if len(episodes):
@@ -56,6 +62,8 @@ def _section(
     if len(trials):
         _add_tables(section, trials)
         _add_figures(section, folder, trials, metric, reference)
+    if len(history):
+        _add_steps(section, folder, trials, history)
     return section
 
 
@@ -77,9 +85,7 @@ def _add_tables(section: page.Section, trials: pd.DataFrame) -> None:
 
 def _add_figures(section: page.Section, folder: Path, trials: pd.DataFrame, metric: str, reference: str | None) -> None:
     summary, pairs = _summary(trials, "metric"), results.paired_differences(trials)
-    systems = list(trials["system"].unique())
-    styles = figures.system_styles(systems)
-    stem = re.sub(r"[^\w-]+", "_", f"{section.dataset}_{section.setup}_{section.split_digest[:8]}")
+    styles, stem = _styles(trials), _stem(section)
     for rank in ("top1", "top5"):
         section.curves.append(folder / f"{stem}_{rank}.svg")
         figures.curves(section.curves[-1], summary, rank, styles)
@@ -89,14 +95,40 @@ def _add_figures(section: page.Section, folder: Path, trials: pd.DataFrame, metr
         figures.differences(section.differences, pairs, section.reference, metric.split("_")[0], styles)
 
 
-def _summary(frame: pd.DataFrame, what: str) -> pd.DataFrame:
-    return results.summarise(frame, [*PROTOCOL, "system", "setting", what, "n_shot"])
+def _add_steps(section: page.Section, folder: Path, trials: pd.DataFrame, history: pd.DataFrame) -> None:
+    """Accuracy over steps, beside the plainest classifier of each extractor."""
+    plain = [results.plain_system(trials, extractor) for extractor in history["extractor"].unique()]
+    section.plain = [system for system in plain if system is not None]
+    level = _summary(trials[trials["system"].isin(section.plain) & trials["n_shot"].isin(history["n_shot"])], "metric")
+    summary, reported = _summary(history, "n_steps", "metric"), results.reported_steps(history, trials)
+    for rank in ("top1", "top5"):
+        section.step_curves.append(folder / f"{_stem(section)}_{rank}_steps.svg")
+        figures.steps(section.step_curves[-1], summary, level, reported, rank, _styles(trials))
+        for classes in ("novel", "all"):
+            section.step_tables.append(tables.steps_table(summary, level, f"{rank}_{classes}", section.protocol))
+
+
+def _styles(trials: pd.DataFrame) -> dict[str, dict]:
+    return figures.system_styles(list(trials["system"].unique()))
+
+
+def _stem(section: page.Section) -> str:
+    """How the names of a section's figures begin."""
+    return re.sub(r"[^\w-]+", "_", f"{section.dataset}_{section.setup}_{section.split_digest[:8]}")
+
+
+def _summary(frame: pd.DataFrame, *what: str) -> pd.DataFrame:
+    return results.summarise(frame, [*PROTOCOL, "system", "setting", *what, "n_shot"])
 
 
 def _write_tables(folder: Path, sections: list[page.Section], main_name: str) -> None:
     main = [section.first(main_name) for section in sections if section.accuracy]
     main += [table for section in sections for table in section.episodes]
-    everything = [table for section in sections for table in [*section.accuracy, *section.paired, *section.episodes]]
+    everything = [
+        table
+        for section in sections
+        for table in [*section.accuracy, *section.step_tables, *section.paired, *section.episodes]
+    ]
     for name, chosen, write in (
         ("main.md", main, tables.to_markdown),
         ("tables.md", everything, tables.to_markdown),
@@ -105,12 +137,15 @@ def _write_tables(folder: Path, sections: list[page.Section], main_name: str) ->
         (folder / name).write_text("\n".join(map(write, chosen)), encoding="utf-8")
 
 
-def _write_csv(folder: Path, trials: pd.DataFrame, episodes: pd.DataFrame) -> None:
+def _write_csv(folder: Path, trials: pd.DataFrame, episodes: pd.DataFrame, history: pd.DataFrame) -> None:
     """Fractions, not percent: every value (long form), the tables' cells (wide form), the differences of every pair."""
     if len(trials):
         trials.to_csv(folder / "trials.csv", index=False)
         tables.wide(_summary(trials, "metric")).to_csv(folder / "accuracy.csv", index=False)
         results.paired_differences(trials).to_csv(folder / "paired_differences.csv", index=False)
+    if len(history):
+        history.to_csv(folder / "steps.csv", index=False)
+        tables.wide(_summary(history, "n_steps", "metric")).to_csv(folder / "accuracy_over_steps.csv", index=False)
     if len(episodes):
         episodes.to_csv(folder / "episodes.csv", index=False)
         _summary(episodes, "task").rename(columns={"trials": "episodes"}).to_csv(

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
@@ -90,6 +91,52 @@ def differences(path: Path, table: pd.DataFrame, reference: str, rank: str, styl
                 axes.errorbar(beside, 100 * line["mean"], 100 * line["interval"], elinewidth=1.5, capsize=3, **style)
         figure.axes[0].set_ylabel(f"top-{rank[3:]}, percentage points")
         _legend(figure, {system: {**styles[system], "linestyle": "none"} for system in others})
+
+
+def steps(
+    path: Path, summary: pd.DataFrame, plain: pd.DataFrame, reported: pd.Series, rank: str, styles: dict[str, dict]
+) -> None:
+    """Accuracy over the number of steps: a panel for each n, novel classes above all classes, bands 95 % intervals.
+
+    `summary` has a column n_steps. The systems of `plain`, which has none, are horizontal lines. A marker stands at the
+    number of steps that is `reported` (see `results.reported_steps`). All panels of a row span the same number of
+    percentage points, so that slopes can be compared.
+    """
+    shots = sorted(summary["n_shot"].unique())
+    ends = [plain.assign(n_steps=end) for end in (0, max(1, summary["n_steps"].max()))]
+    lines = pd.concat([*ends, summary])
+    drawn = {system: dict(style) for system, style in styles.items() if system in set(lines["system"])}
+    for system in plain["system"]:
+        drawn[system]["marker"] = ""
+    with _figure(path, max(10, 2 * len(shots)), _height(list(drawn)) + 1.4) as figure:
+        grid = figure.subplots(2, len(shots), sharex=True, squeeze=False)
+        for classes, row in zip(("novel", "all"), grid):
+            for n_shot, axes in zip(shots, row):
+                part = lines[(lines["n_shot"] == n_shot) & (lines["metric"] == f"{rank}_{classes}")]
+                for system, style in drawn.items():
+                    _step_line(axes, part[part["system"] == system], reported.get((system, n_shot)), style)
+            _span_alike(row)
+            row[0].set_ylabel(f"{classes} classes\ntop-{rank[3:]} accuracy, %")
+        for n_shot, top, bottom in zip(shots, *grid):
+            top.set_title(f"n = {n_shot}", loc="left", fontweight="bold", fontsize=10.5)
+            bottom.set_xlabel("steps")
+            bottom.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+        _legend(figure, drawn)
+
+
+def _step_line(axes: Axes, line: pd.DataFrame, marked: int | None, style: dict) -> None:
+    n_steps, mean, interval = line["n_steps"], 100 * line["mean"], 100 * line["interval"]
+    marks = {"markevery": np.flatnonzero(n_steps == marked).tolist(), "markeredgecolor": "white"}
+    axes.plot(n_steps, mean, linewidth=1.7, **style | {"markersize": 7}, **marks)
+    axes.fill_between(n_steps, mean - interval, mean + interval, color=style["color"], alpha=0.16, linewidth=0)
+
+
+def _span_alike(row: np.ndarray) -> None:
+    """Give all panels the height in data units that the one of the widest range needs."""
+    limits = np.array([axes.get_ylim() for axes in row])
+    span = np.ptp(limits, axis=1).max()
+    for axes, low in zip(row, np.clip(limits.mean(axis=1) - span / 2, 0, max(0, 100 - span))):
+        axes.set_ylim(low, low + span)
 
 
 def _legend_columns(systems: list[str]) -> int:

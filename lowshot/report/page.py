@@ -24,6 +24,9 @@ class Section:
     paired: list[Table] = field(default_factory=list)
     episodes: list[Table] = field(default_factory=list)
     curves: list[Path] = field(default_factory=list)
+    step_curves: list[Path] = field(default_factory=list)
+    step_tables: list[Table] = field(default_factory=list)
+    plain: list[str] = field(default_factory=list)
     differences: Path | None = None
     reference: str = ""
 

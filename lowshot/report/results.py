@@ -20,9 +20,11 @@ PROTOCOL = ["dataset", "setup", "split_digest"]
 COLUMNS = [*PROTOCOL, "setting", "extractor", "method", "system"]
 _PROTOCOL_KEYS = ("setup", "setting", "split_digest")
 _PROVENANCE_KEYS = ("command", "commit", "versions", "device", "wall_time_s", "peak_memory_bytes")
+# What entries hold: whole numbers with the least that each may be, and fractions.
 _ROWS = {
-    "trials": (["trial", "n_shot"], list(METRICS)),
-    "episodes": (["episode", "n_way", "n_shot"], ["accuracy"]),
+    "trials": ({"trial": 0, "n_shot": 1}, list(METRICS)),
+    "episodes": ({"episode": 0, "n_way": 1, "n_shot": 1}, ["accuracy"]),
+    "history": ({"n_steps": 0, "trial": 0, "n_shot": 1}, list(METRICS)),
 }
 # What the tasks of one job array may differ in, and what names a system already.
 _NOT_OF_THE_RUN = {"shots", "trials", "n_shots", "n_episodes", "method", "name", "extractor"}
@@ -31,7 +33,7 @@ _KIND = {"n_way", "n_queries", "dirichlet", "within_superclass"}
 # The plainest classifiers are shown first, and others compared with them.
 _PLAIN = r"(?:linear_sgd|nearest_mean)\b"
 # Inputs that all tasks of one run share (draws may be one file a trial; samples may be made for one trial).
-_SHARED_INPUTS = {"test", "features", "generator", "graph"}
+_SHARED_INPUTS = {"test", "features", "generator", "graph", "scores"}
 
 
 def read_files(folder: Path, report: Path | None = None) -> dict[str, dict]:
@@ -62,11 +64,11 @@ def _read_file(path: Path) -> dict:
     for key in ("config", "inputs"):
         if not isinstance(content.get(key, {}), dict):
             raise InputError(f"{path}: not a results file: '{key}' is no JSON object")
-    if "trials" not in content and "episodes" not in content:
+    if "trials" not in content and ("episodes" not in content or "history" in content):
         raise InputError(f"{path}: not a results file: lacks 'trials' (or 'episodes')")
-    for kind, (whole, fractions) in _ROWS.items():
+    for kind, (least, fractions) in _ROWS.items():
         if kind in content:
-            content[kind] = _check_rows(f"{path}: {kind}", content[kind], whole, fractions)
+            content[kind] = _check_rows(f"{path}: {kind}", content[kind], least, fractions)
     return content
 
 
@@ -76,11 +78,11 @@ def _require(path: Path, prefix: str, content: object, keys: tuple[str, ...]) ->
             raise InputError(f"{path}: not a results file: lacks '{prefix}{key}'")
 
 
-def _check_rows(where: str, rows: object, whole: list[str], fractions: list[str]) -> pd.DataFrame:
+def _check_rows(where: str, rows: object, least: dict[str, int], fractions: list[str]) -> pd.DataFrame:
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{where} is not a list of entries")
     frame = pd.DataFrame(rows)
-    for key in [*whole, *fractions]:
+    for key in [*least, *fractions]:
         if key not in frame:
             raise InputError(f"{where} lack '{key}'")
         column = frame[key]
@@ -91,9 +93,10 @@ def _check_rows(where: str, rows: object, whole: list[str], fractions: list[str]
     values = frame[fractions].to_numpy(float)
     for row, column in np.argwhere((values < 0) | (values > 1))[:1]:
         raise InputError(f"{where}: entry {row + 1}: '{fractions[column]}' is {values[row, column]}, outside 0..1")
-    if not all(pd.api.types.is_integer_dtype(frame[key]) for key in whole) or (frame[whole[1:]] < 1).any(axis=None):
-        raise InputError(f"{where}: {', '.join(whole)} must be whole numbers, {' and '.join(whole[1:])} from 1")
-    return frame[[*whole, *fractions]]
+    for key, smallest in least.items():
+        if not pd.api.types.is_integer_dtype(frame[key]) or frame[key].min() < smallest:
+            raise InputError(f"{where}: '{key}' must be whole numbers from {smallest}")
+    return frame[[*least, *fractions]]
 
 
 def read_results(folder: Path) -> pd.DataFrame:
@@ -119,9 +122,14 @@ def episodes(files: dict[str, dict]) -> pd.DataFrame:
     return _long_form(files, "episodes")
 
 
+def history(files: dict[str, dict]) -> pd.DataFrame:
+    """The trials of methods that go in steps, after every number of steps (column n_steps, from 0)."""
+    return _long_form(files, "history")
+
+
 def _long_form(files: dict[str, dict], kind: str) -> pd.DataFrame:
-    numbers, names, parts = _ROWS[kind][0], system_names(files), []
-    keys = numbers if kind == "trials" else [*numbers, "task"]
+    numbers, names, parts = list(_ROWS[kind][0]), system_names(files), []
+    keys = [*numbers, "task"] if kind == "episodes" else numbers
     for file, content in files.items():
         if kind in content:
             part = content[kind].melt(numbers, var_name="metric")
@@ -178,7 +186,7 @@ def system_names(files: dict[str, dict]) -> dict[str, str]:
     runs: dict[tuple, dict[str, dict]] = {}
     for file, content in files.items():
         protocol = content["protocol"]
-        kind = " and ".join(kind for kind in _ROWS if kind in content)
+        kind = " and ".join(kind for kind in ("trials", "episodes") if kind in content)
         key = [kind, content["dataset"], protocol["setup"], protocol["split_digest"]]
         key += [content["extractor"], content["method"]]
         runs.setdefault(tuple(map(str, key)), {})[file] = _fingerprint(content)
@@ -221,6 +229,24 @@ def plainest(frame: pd.DataFrame, reference: str | None = None) -> str:
     is None or not there the first."""
     named = frame.loc[(frame["system"] == reference) | (frame["method"] == reference), "system"]
     return (named if len(named) else frame["system"]).iloc[0]
+
+
+def plain_system(trials: pd.DataFrame, extractor: str) -> str | None:
+    """The plainest classifier on the features of `extractor`; None where none of the plain ones was run on them."""
+    plain = trials["method"].str.match(_PLAIN) & ~trials["method"].str.contains(" + ", regex=False)
+    return next(iter(trials.loc[plain & (trials["extractor"] == extractor), "system"]), None)
+
+
+def reported_steps(history: pd.DataFrame, trials: pd.DataFrame) -> pd.Series:
+    """The number of steps after which the accuracies are those of `trials`, by system and n; of several the least.
+
+    Both of one protocol. Where the two never agree (scores fused with others, say), there is no entry.
+    """
+    keys = ["system", "n_shot", "trial", "metric"]
+    both = history.merge(trials[[*keys, "value"]].rename(columns={"value": "reported"}), on=keys)
+    both["agrees"] = np.isclose(both["value"], both["reported"], rtol=0, atol=1e-9)
+    agreeing = both.groupby(["system", "n_shot", "n_steps"], as_index=False)["agrees"].all()
+    return agreeing[agreeing["agrees"]].groupby(["system", "n_shot"])["n_steps"].min()
 
 
 def paired_differences(frame: pd.DataFrame, versus: str | None = None) -> pd.DataFrame:

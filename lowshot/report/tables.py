@@ -71,6 +71,18 @@ def accuracy_table(summary: pd.DataFrame, metric: str, protocol: tuple[str, str,
     return Table(f"{metric_name(metric)}: {what}", pd.DataFrame(lines))
 
 
+def steps_table(summary: pd.DataFrame, plain: pd.DataFrame, metric: str, protocol: tuple[str, str, str]) -> Table:
+    """The same after every number of steps, below the `plain` systems, which take none; all of one protocol."""
+    columns = sorted(summary["n_shot"].unique())
+    lines = []
+    for frame in (plain.assign(n_steps="none"), summary):
+        rows = frame[(frame["metric"] == metric) & frame["n_shot"].isin(columns)]
+        for (system, n_steps), part in rows.groupby(["system", "n_steps"], sort=False):
+            lines.append({"System": system, "Steps": str(n_steps), **_cells(part, columns)})
+    what = f"{protocol_name(protocol)}; % accuracy, mean ± 95 % interval over trials"
+    return Table(f"{metric_name(metric)}, over diffusion steps: {what}", pd.DataFrame(lines))
+
+
 def paired_table(differences: pd.DataFrame, metric: str, protocol: tuple[str, str, str]) -> Table:
     """Differences in percentage points on the same trials, each pair once, the later system minus the earlier one."""
     columns = sorted(differences["n_shot"].unique())
@@ -125,8 +137,9 @@ def to_latex(table: Table) -> str:
 
 
 def wide(summary: pd.DataFrame) -> pd.DataFrame:
-    """The numbers of all tables, one row per system and metric: for each n mean, interval and trials (0: missing)."""
-    index = [*PROTOCOL, "setting", "system", "metric"]
+    """The numbers of all tables, one row per system, metric and, where `summary` has them, number of steps: for each n
+    mean, interval and trials (0: missing)."""
+    index = [*PROTOCOL, "setting", "system", "metric", *({"n_steps"} & set(summary))]
     numbers = ["mean", "interval", "trials"]
     frame = summary.pivot(index=index, columns="n_shot", values=numbers).swaplevel(axis=1)
     shots = sorted(summary["n_shot"].unique())
