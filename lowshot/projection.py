@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.decomposition import PCA
 
 from lowshot.rows import Rows, blocks, sample_rows
 from lowshot.seeds import stream
@@ -44,11 +43,13 @@ class Projection:
 def fit_projection(rows: Rows | np.ndarray, dim: int | None, seed: int, n_sample: int = N_SAMPLE) -> Projection:
     """The PCA of features (N, D) to `dim` dimensions, fitted on `n_sample` rows drawn at random.
 
-    No PCA (normalisation only) if `dim` is None or not below D. The paper's PCA ends in a random rotation, which
+    No PCA (normalisation only) if `dim` is None or not below D; no more dimensions than rows. The paper's PCA ends in a random rotation, which
     changes no inner product; ours does not.
     """
     if dim is None or rows.shape[1] <= dim:
         return Projection()
+    from sklearn.decomposition import PCA  # takes a second, and who only projects does not need it
+
     n_rows = len(rows)
     chosen = np.arange(n_rows)
     if n_rows > n_sample:
