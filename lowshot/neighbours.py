@@ -35,15 +35,15 @@ class Index:
         self, vectors: np.ndarray, kind: IndexKind, device: str | torch.device, n_probe: int = 256, seed: int = 0
     ) -> None:
         self.vectors, self.device = vectors, torch.device(device)
-        self._ivf = _build_ivf(vectors, self.device, n_probe, seed) if kind == "ivf" else None
+        self.inverted_file = _build_ivf(vectors, self.device, n_probe, seed) if kind == "ivf" else None
 
     def search(self, queries: np.ndarray, k: int) -> Lists:
         """Lists of `queries` (Q, d); fewer than k where the lists scanned hold fewer."""
-        if self._ivf is None:
+        if self.inverted_file is None:
             return exact_search(queries, self.vectors, k, self.device)
         ids, similarities = _no_lists(len(queries), k)
         for rows in blocks(len(queries)):
-            found, known = _as_lists(*self._ivf.search(_float32(queries[rows]), k)[::-1])
+            found, known = _as_lists(*self.inverted_file.search(_float32(queries[rows]), k)[::-1])
             ids[rows], similarities[rows] = found, known
         return _without_zeros((ids, similarities), queries, self.vectors)
 

@@ -43,8 +43,8 @@ class Projection:
 def fit_projection(rows: Rows | np.ndarray, dim: int | None, seed: int, n_sample: int = N_SAMPLE) -> Projection:
     """The PCA of features (N, D) to `dim` dimensions, fitted on `n_sample` rows drawn at random.
 
-    No PCA (normalisation only) if `dim` is None or not below D; no more dimensions than rows. The paper's PCA ends in a random rotation, which
-    changes no inner product; ours does not.
+    No PCA (normalisation only) if `dim` is None or not below D; no more dimensions than rows. The paper's PCA ends in a
+    random rotation, which changes no inner product; ours does not.
     """
     if dim is None or rows.shape[1] <= dim:
         return Projection()
