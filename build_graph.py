@@ -258,13 +258,13 @@ def complete(config: CompleteConfig) -> Path:
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     chosen = choose_rows(config)
-    background = read_background(config, chosen.train) if config.background else None
-    n_nodes = len(chosen.node_rows) + (background.n_nodes if background else 0)
+    far = read_background(config, chosen.train) if config.background else None
+    n_nodes = len(chosen.node_rows) + (far.n_nodes if far else 0)
     _check_size(n_nodes, config.k)
 
     feats = chosen.train.feats
-    pca = background.pca if background else fit_projection(feats[chosen.base_rows], config.pca_dim, config.seed)
-    dtype = background.vectors.dtype if background else np.dtype(np.float32)
+    pca = far.pca if far else fit_projection(feats[chosen.base_rows], config.pca_dim, config.seed)
+    dtype = far.vectors.dtype if far else np.dtype(np.float32)
     vectors, test_vectors = (pca(one).astype(dtype) for one in (feats[chosen.node_rows], chosen.test_feats))
     _report_zeros(vectors, config.train)
     _report_zeros(test_vectors, config.test)
@@ -272,7 +272,7 @@ def complete(config: CompleteConfig) -> Path:
         if not partial.exists():
             create_graph(partial, made_from, n_nodes, config.k, vectors.shape[1], dtype, pca, chosen.node_rows,
                          len(test_vectors))  # fmt: skip
-        write_completed(partial, vectors, test_vectors, background, config)
+        write_completed(partial, vectors, test_vectors, far, config)
     print(f"build_graph: {len(vectors)} training images of {n_nodes} nodes -> {config.out}")
     return config.out
 
@@ -319,36 +319,35 @@ def read_background(config: CompleteConfig, train: Features) -> Graph:
 
 
 def write_completed(
-    partial: Path, vectors: np.ndarray, test_vectors: np.ndarray, background: Graph | None, config: CompleteConfig
+    partial: Path, vectors: np.ndarray, test_vectors: np.ndarray, far: Graph | None, config: CompleteConfig
 ) -> None:
-    """Fill a file that is laid out: nodes are `vectors` (M, d), compared exactly, then the background."""
+    """Fill a file that is laid out: nodes are `vectors` (M, d), compared exactly, then the background `far`."""
     arrays, device, k, n_train = map_graph(partial), pick_device(), config.k, len(vectors)
     arrays["vectors"][:n_train], arrays["test_vectors"][:] = vectors, test_vectors
 
     @cache  # not made where a killed run is past it
     def index() -> Index:
-        far = background.vectors
-        return Index(far, _index_kind(config, len(far)), device, config.n_probe, config.seed)
+        return Index(far.vectors, _index_kind(config, far.n_nodes), device, config.n_probe, config.seed)
 
     def lists_of(queries: np.ndarray) -> Lists:
         found = exact_search(queries, vectors, k, device)
-        return merge(found, shifted(index().search(queries, k), n_train), k) if background else found
+        return merge(found, shifted(index().search(queries, k), n_train), k) if far else found
 
     def train_lists(part: slice) -> Lists:
         return with_self(lists_of(vectors[part]), np.arange(part.start, part.stop), vectors[part])
 
     def background_lists(part: slice) -> Lists:
-        own, queries = (background.ids[part, :k], background.similarities[part, :k]), background.vectors[part]
+        own, queries = (far.ids[part, :k], far.similarities[part, :k]), far.vectors[part]
         found = merge(exact_search(queries, vectors, k, device), shifted(own, n_train), k)
         return with_self(found, np.arange(n_train + part.start, n_train + part.stop), queries)
 
     fill(arrays, TRAIN_LISTS, ("ids", "similarities"), slice(0, n_train), train_lists)
     tests = slice(0, len(test_vectors))
     fill(arrays, TEST_LISTS, ("test_ids", "test_similarities"), tests, lambda part: lists_of(test_vectors[part]))
-    if background:
+    if far:
         index.cache_clear()  # an inverted file is a copy of the background
-        rest = slice(n_train, n_train + background.n_nodes)
-        fill(arrays, VECTORS, ("vectors",), rest, lambda part: [background.vectors[part]])
+        rest = slice(n_train, n_train + far.n_nodes)
+        fill(arrays, VECTORS, ("vectors",), rest, lambda part: [far.vectors[part]])
         fill(arrays, LISTS, ("ids", "similarities"), rest, background_lists)
 
 
