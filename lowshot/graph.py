@@ -112,6 +112,7 @@ def _create_contiguous(file: h5py.File, name: str, shape: tuple[int, ...], dtype
     layout.set_layout(h5py.h5d.CONTIGUOUS)
     layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # the file system gives zeros
+    layout.set_obj_track_times(False)  # made again, the file has the same digest
     kind = h5py.h5t.py_create(np.dtype(dtype))
     h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(shape), layout)
 

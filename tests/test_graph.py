@@ -12,7 +12,7 @@ from conftest import assert_refused, run_script
 import build_graph
 import lowshot.rows as rows_room
 from build_graph import BackgroundConfig, CompleteConfig
-from lowshot.artifacts import partial_path, read_recipe, write_json
+from lowshot.artifacts import digest, partial_path, read_recipe, write_json
 from lowshot.benchmark import BenchmarkConfig, read_benchmark
 from lowshot.errors import InputError
 from lowshot.features import write_features
@@ -310,10 +310,9 @@ def test_a_killed_run_goes_on_where_it_was(files, background, tmp_path, monkeypa
         build, config = build_graph.background, background_config(files, tmp_path / "g.h5")
     else:
         build, config = build_graph.complete, complete_config(files, tmp_path / "g.h5", background=background)
-    whole = contents(build(config))
-    n_whole = count_lists(monkeypatch)
-    build(replace(config, overwrite=True))
-    n_whole = n_whole[0]
+    calls = count_lists(monkeypatch)
+    whole, made_at_once = contents(build(config)), digest(config.out)
+    n_whole = calls[0]
 
     config.out.unlink()
     first = count_lists(monkeypatch, kill_at=min(kill_at, n_whole))
@@ -323,6 +322,7 @@ def test_a_killed_run_goes_on_where_it_was(files, background, tmp_path, monkeypa
     second = count_lists(monkeypatch)
     build(config)
     assert contents(config.out) == whole
+    assert digest(config.out) == made_at_once
     assert first[0] + second[0] == n_whole + 1  # the block that was cut off is made again, no other
 
 
