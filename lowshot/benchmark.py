@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from lowshot.artifacts import Provenance, write_json, writing
+from lowshot.artifacts import Provenance, digest, read_recipe, write_json, writing
 from lowshot.errors import InputError
 from lowshot.features import Features, check_same_space, check_setup, read_features
 from lowshot.metrics import six_accuracies
@@ -121,6 +121,16 @@ def read_benchmark(config: BenchmarkConfig) -> Benchmark:
         raise InputError(f"{test.path}: no image of class {c} ({split.class_names[c]}), which the setup judges")
     judged = np.isin(test.labels, classes)
     return Benchmark(split, base_classes, novel_classes, train, draws, test.feats[judged], test.labels[judged])
+
+
+def check_made_for(path: Path, config: BenchmarkConfig, files: dict[str, Path]) -> None:
+    """InputError unless the artifact `path` was made in the config's setup from `files`, named as in its recipe."""
+    made_from = read_recipe(path) or {"inputs": {}, "config": {}}
+    if made_from["config"].get("setup") != config.setup:
+        raise InputError(f"{path}: of the {made_from['config'].get('setup')} setup, not {config.setup}")
+    for name, file in files.items():
+        if made_from["inputs"].get(name) != digest(file):
+            raise InputError(f"{path}: made from another {name} file than {file}")
 
 
 def write_results(

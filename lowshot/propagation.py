@@ -88,7 +88,10 @@ class Spread:
         if options.clamp:
             self.factors[labels.nodes] = 0
         self.all_rows = [_Rows(b, self.factors[b.first : b.first + b.n_rows], device) for b in adjacency.blocks]
-        self.needed_rows = [_Rows(adjacency.rows(needed), self.factors[needed], device)]
+        everything = len(needed) == len(adjacency)
+        self.needed_rows = (
+            self.all_rows if everything else [_Rows(adjacency.rows(needed), self.factors[needed], device)]
+        )
 
     def column_sums(self, n_steps: int) -> np.ndarray:
         """Sums of the unscaled columns after 0..n_steps steps: float64 (n_steps + 1, n_columns)."""
@@ -186,6 +189,23 @@ class TestLists:
         return _bag_sums(rows, self.places.to(rows.device), self.offsets)
 
 
+@dataclass(frozen=True)
+class Work:
+    """How the work is cut; memory and speed depend on it, results do not."""
+
+    device: str = "cpu"
+    slice_width: int = 64
+    """Columns worked on at a time."""
+    process: int = 0
+    """Of `n_processes`: slices are dealt out in turn, columns of the others stay 0."""
+    n_processes: int = 1
+
+    def slices(self, n_columns: int) -> list[slice]:
+        """The slices of this process."""
+        starts = range(0, n_columns, self.slice_width)
+        return [slice(at, min(at + self.slice_width, n_columns)) for at in starts][self.process :: self.n_processes]
+
+
 def propagate(
     adjacency: Adjacency,
     labels: Labels,
@@ -193,26 +213,50 @@ def propagate(
     steps: Collection[int],
     options: StepOptions | None = None,
     precision: Precision = "float32",
-    slice_width: int = 64,
-    device: str = "cpu",
-    share: tuple[int, int] = (0, 1),
-) -> np.ndarray:
-    """Scores of test images after each of `steps` steps: float32 (len(steps), n_test, n_columns), `steps` ascending.
+    work: Work | None = None,
+) -> dict[int, np.ndarray]:
+    """Scores of test images after each of `steps` steps: float32 (n_test, n_columns).
 
     Args:
         test_ids: int32 (n_test, k) nodes nearest to each test image, -1 for none.
         precision: of what is stored between steps; sums are float32.
-        slice_width: columns worked on at a time; changes memory and speed, not the result.
-        share: (r, R) computes every R-th slice only, from the r-th on, and leaves the other columns 0.
     """
-    steps = sorted(steps)
+    work = work or Work()
     lists = TestLists(test_ids)
-    spread = Spread(adjacency, labels, lists.nodes.astype(np.int64), options or StepOptions(), device)
-    sums = spread.column_sums(steps[-1])[steps]
-    scales = np.divide(1, sums, out=np.ones_like(sums), where=sums > 0).astype(np.float32)
-    scores = np.zeros((len(steps), len(test_ids), labels.n_columns), np.float32)
-    slices = [slice(a, min(a + slice_width, labels.n_columns)) for a in range(0, labels.n_columns, slice_width)]
-    for part in slices[share[0] :: share[1]]:
-        for at, (_, rows) in enumerate(spread.columns(part.start, part.stop, steps, precision)):
-            scores[at, :, part] = lists.scores(rows).cpu().numpy() * scales[at, part]
+    spread = Spread(adjacency, labels, lists.nodes.astype(np.int64), options or StepOptions(), work.device)
+    scales = _inverse(spread.column_sums(max(steps)))
+    scores = {step: np.zeros((len(test_ids), labels.n_columns), np.float32) for step in steps}
+    for part in work.slices(labels.n_columns):
+        for step, rows in spread.columns(part.start, part.stop, steps, precision):
+            scores[step][:, part] = lists.scores(rows).cpu().numpy() * scales[step, part]
     return scores
+
+
+def assign(
+    adjacency: Adjacency,
+    labels: Labels,
+    n_steps: int,
+    options: StepOptions | None = None,
+    precision: Precision = "float32",
+    work: Work | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The column of the highest entry of every node after `n_steps` steps, and that entry: int64 (N,), float32 (N,).
+
+    An entry is the node's share of all of a class's label mass; 0 where no label has reached the node.
+    """
+    work = work or Work()
+    spread = Spread(adjacency, labels, np.arange(len(adjacency)), options or StepOptions(), work.device)
+    scales = _on(_inverse(spread.column_sums(n_steps)[-1]), work.device)
+    best = torch.zeros(len(adjacency), device=work.device)
+    columns = torch.zeros(len(adjacency), dtype=torch.int64, device=work.device)
+    for part in work.slices(labels.n_columns):
+        ((_, rows),) = spread.columns(part.start, part.stop, [n_steps], precision)
+        values, places = (rows * scales[part]).max(1)
+        higher = values > best
+        best[higher], columns[higher] = values[higher], places[higher] + part.start
+    return columns.cpu().numpy(), best.cpu().numpy()
+
+
+def _inverse(sums: np.ndarray) -> np.ndarray:
+    """1 / sums, float32; 1 where a column is empty."""
+    return np.divide(1, sums, out=np.ones_like(sums), where=sums > 0).astype(np.float32)

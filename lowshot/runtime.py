@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 
 from lowshot.errors import InputError
@@ -25,3 +29,49 @@ def open_fabric(accelerator: str, precision: str, devices: int = 1) -> Fabric:
         return Fabric(accelerator=accelerator, devices=devices, precision=precision)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"accelerator {accelerator}, devices {devices}, precision {precision}: {error}") from None
+
+
+class Processes(NamedTuple):
+    """This process, `rank` of `size` that `torchrun` started, or the only one; `device` is where it computes."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+    def total(self, array: np.ndarray) -> np.ndarray:
+        """The sum of the arrays of all processes, to each of them."""
+        if self.size == 1:
+            return array
+        tensor = torch.from_numpy(array).to(self.device)
+        torch.distributed.all_reduce(tensor)
+        return tensor.cpu().numpy()
+
+    def largest(self, array: np.ndarray) -> np.ndarray:
+        """The same for the largest entries."""
+        if self.size == 1:
+            return array
+        tensor = torch.from_numpy(array).to(self.device)
+        torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+        return tensor.cpu().numpy()
+
+
+@contextmanager
+def open_processes() -> Iterator[Processes]:
+    """Join the processes that `torchrun` started: over nccl with a GPU each, over gloo without."""
+    if "WORLD_SIZE" not in os.environ:
+        yield Processes(0, 1, pick_device())
+        return
+    device = pick_device()
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Processes(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+    finally:
+        torch.distributed.destroy_process_group()

@@ -82,7 +82,7 @@ def choose(
             "give the parts the choice"
         )
     cells = read_grid(config.select, config)
-    evidence = config.out.with_suffix(".selection.yaml")
+    evidence = evidence_path(config.out)
     read = _settings_read(cells, config, recipe_of)
     made_from = {**recipe_of(config, inputs), "config": read}
     if not is_done(evidence, made_from, config.overwrite):
@@ -120,6 +120,11 @@ def joint_recipe(recipes: list[tuple[list[int], dict]]) -> dict:
         if any(value != joint["config"][name] for value in values.values()):
             joint["config"][name] = values
     return joint
+
+
+def evidence_path(out: Path) -> Path:
+    """Where the evidence of a choice stands beside the results `out`."""
+    return out.with_suffix(".selection.yaml")
 
 
 def _digest(content: dict) -> str:

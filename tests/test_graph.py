@@ -76,11 +76,6 @@ def assert_lists(graph: Graph, ids: np.ndarray, similarities: np.ndarray) -> Non
     np.testing.assert_allclose(similarities, expected[1], atol=2e-6)
 
 
-def contents(path: Path) -> dict:
-    with h5py.File(path) as file:
-        return {name: file[name][()].tobytes() for name in file}
-
-
 # --- rows on disk ---
 
 
@@ -311,8 +306,7 @@ def test_a_killed_run_goes_on_where_it_was(files, background, tmp_path, monkeypa
     else:
         build, config = build_graph.complete, complete_config(files, tmp_path / "g.h5", background=background)
     calls = count_lists(monkeypatch)
-    whole, made_at_once = contents(build(config)), digest(config.out)
-    n_whole = calls[0]
+    made_at_once, n_whole = digest(build(config)), calls[0]
 
     config.out.unlink()
     first = count_lists(monkeypatch, kill_at=min(kill_at, n_whole))
@@ -321,7 +315,6 @@ def test_a_killed_run_goes_on_where_it_was(files, background, tmp_path, monkeypa
     assert not config.out.exists() and partial_path(config.out).exists()
     second = count_lists(monkeypatch)
     build(config)
-    assert contents(config.out) == whole
     assert digest(config.out) == made_at_once
     assert first[0] + second[0] == n_whole + 1  # the block that was cut off is made again, no other
 

@@ -1,0 +1,242 @@
+"""Diffuse the labels of base images and shots over a graph of images, and judge the test images by their neighbours.
+
+Reads     the setup's graph (build_graph.py complete), train and test features, split, draws and, if wanted, a grid of
+          settings and the scores of a classifier (low_shot.py --scores) to fuse with.
+Writes    one results JSON with six accuracies for every trial and n; with a grid, the evidence of the choice beside it;
+          if wanted, the rows that it labelled, for low_shot.py --propagated.
+
+    python diffusion.py --graph graph-test.h5 --train features/train.h5 --test features/test.h5 --split split.json \
+        --draws draws.json --out results/diffusion.json
+
+The number of steps chosen on the validation setup for every n, results on the test setup (grid.yaml:
+`n_steps: [0, 1, 2, 3]`):
+
+    python diffusion.py --graph "graph-{setup}.h5" --train features/train.h5 --test features/test.h5 \
+        --split split.json --draws draws.json --out results/diffusion.json --select grid.yaml --select_per_shot true
+
+Several processes share the classes: torchrun --nproc-per-node 2 diffusion.py ...
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+import numpy as np
+import torch
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from tqdm import tqdm
+
+from lowshot.artifacts import Provenance, is_done, partial_path, recipe, writing
+from lowshot.benchmark import Benchmark, Ranks, check_settings, input_files, read_benchmark, write_results
+from lowshot.cli import run
+from lowshot.fusion import KeptScores, fuse
+from lowshot.graph import read_graph
+from lowshot.metrics import Ties, true_class_ranks
+from lowshot.propagated import UnlabelledPool, write_propagated
+from lowshot.propagation import Labels, Precision, StepOptions, Work, assign, propagate
+from lowshot.run_graphs import EdgeOptions, RunGraphs, open_setup_graph
+from lowshot.runtime import Processes, open_processes
+from lowshot.selection import SelectionConfig, choose, evidence_path, joint_recipe
+
+
+@dataclass(kw_only=True)
+class Config(SelectionConfig):
+    graph: Path
+    """Graph of the setup; `{setup}` in its name stands for validation and test."""
+    n_steps: NonNegativeInt = 3
+    """Steps of diffusion; 0 is a vote of the labelled neighbours."""
+    edges: EdgeOptions = field(default_factory=EdgeOptions)
+    """How neighbour lists become a matrix."""
+    step: StepOptions = field(default_factory=StepOptions)
+    """What a step does beside averaging over neighbours."""
+    class_prior: NonNegativeFloat = 0.0
+    """Exponent: the scores of a class are multiplied by its number of labelled images to this power."""
+    ties: Ties = "lowest_class"
+    """Among equal scores (all are 0 for an image that no label has reached) the lowest class wins, as published, or
+    the true class loses."""
+    precision: Precision = "float32"
+    """In which labels are stored between steps; sums are float32."""
+    scores: Path | None = None
+    """Scores of a classifier on the same shots (low_shot.py --scores) to fuse with; `{setup}` as in graph."""
+    fusion_weight: ClosedUnitInterval = 0.5
+    """Weight of diffusion in the fusion; the classifier has the rest."""
+    history: NonNegativeInt = 0
+    """Accuracies after 0, 1, ... this many steps are recorded as well."""
+    propagated: Path | None = None
+    """File to write those unlabelled images to that are surest of a novel class (.h5)."""
+    n_propagated: PositiveInt = 20
+    """Images of a class to write there."""
+    background: Path | None = None
+    """propagated: the features that the background graph was built from, if its images may be written."""
+    slice_width: PositiveInt | None = None
+    """Classes worked on at a time; chosen by the memory there is unless given. Changes no result."""
+    memory_gib: PositiveFloat | None = None
+    """Memory to stay below; what is available unless given."""
+    dry_run: bool = False
+    """Print the memory and time that the work will take, and end."""
+
+
+def main(config: Config) -> Path:
+    """Run every trial and n of `config` and write the results file, with settings chosen first if it says `select`.
+
+    Returns the path of what was written last: the results, or the evidence if only a choice was asked for.
+    """
+    check_settings(config)
+    with open_processes() as processes, _own_outputs(config, processes) as own:
+        _run(own, processes)
+    return config.out
+
+
+@contextmanager
+def _own_outputs(config: Config, processes: Processes) -> Iterator[Config]:
+    """The first process writes where it was told to, the others to copies that nobody keeps: all find the same."""
+    if processes.rank == 0:
+        processes.wait()
+        yield config
+        return
+    with TemporaryDirectory() as folder:
+        evidence = evidence_path(config.out)
+        outputs = [config.out, evidence, partial_path(evidence), *([config.propagated] if config.propagated else [])]
+        for path in outputs:
+            if path.exists():
+                shutil.copy(path, folder)
+        processes.wait()
+        propagated = config.propagated and Path(folder) / config.propagated.name
+        yield replace(config, out=Path(folder) / config.out.name, propagated=propagated)
+
+
+def _run(config: Config, processes: Processes) -> None:
+    configs, chosen = [config], {}
+    if config.select is not None:
+        inputs = _inputs(replace(config, setup="validation"))
+        judge = partial(_judge, processes=processes)
+        configs, _, record = choose(config, inputs, _recipe, judge, processes.device.type)
+        chosen = {"selection": record}
+        if config.setup == "validation":
+            return
+    made_from = joint_recipe([(one.shots, _recipe(one, _inputs(one))) for one in configs])
+    made_from["inputs"] |= {name: record["digest"] for name, record in chosen.items()}
+    wanted = [out for out in (config.propagated, config.out) if out is not None]
+    if all(is_done(out, made_from, config.overwrite) for out in wanted):
+        return
+    provenance, benchmark = Provenance(), read_benchmark(config)
+    if config.propagated is not None:
+        _label_images(config, configs, benchmark, made_from, processes)
+    earlier = [replace(one, n_steps=t) for one in configs for t in range(config.history + 1) if config.history]
+    ranks = list(_judge([*configs, *earlier], benchmark, processes.device.type, processes))
+    history = [
+        {"n_steps": one.n_steps, **entry}
+        for one, runs in zip(earlier, ranks[len(configs) :])
+        for entry in benchmark.accuracies(runs)
+    ]
+    runs = {key: row for part in ranks[: len(configs)] for key, row in part.items()}
+    more = {**chosen, **({"history": history} if history else {})}
+    name, setting = _method(config)
+    write_results(config, made_from, benchmark, name, setting, runs, provenance, processes.device.type, **more)
+
+
+def _inputs(config: Config) -> dict[str, Path | None]:
+    return {**input_files(config), **{name: _of_setup(config, name) for name in ("graph", "scores")}}
+
+
+def _of_setup(config: Config, name: str) -> Path | None:
+    path = getattr(config, name)
+    return path and Path(str(path).replace("{setup}", config.setup))
+
+
+def _recipe(config: Config, inputs: dict[str, Path | None]) -> dict:
+    """The recipe of the results: only the settings that are read."""
+    made_from = recipe("diffusion", config, inputs)
+    unread = {"criterion", "select_per_shot", "seed", "slice_width", "memory_gib", "dry_run"}
+    unread |= {"fusion_weight"} if config.scores is None else set()
+    unread |= {"n_propagated"} if config.propagated is None else set()
+    return {**made_from, "config": {name: v for name, v in made_from["config"].items() if name not in unread}}
+
+
+def _judge(configs: list[Config], benchmark: Benchmark, _: str, processes: Processes) -> Iterator[Ranks]:
+    """The true classes' ranks of every run of each of `configs`, which have one setup. Those that differ only in the
+    number of steps and in what is done after them share the work."""
+    ranks: list[Ranks] = [{} for _ in configs]
+    keys = [repr((config.edges, config.step, config.precision, config.shots)) for config in configs]
+    for shared in dict.fromkeys(keys):
+        alike = [i for i, own in enumerate(keys) if own == shared]
+        for key, scores in _scores([configs[i] for i in alike], benchmark, processes):
+            for i, final in zip(alike, scores):
+                ranks[i][key] = _ranks(final, benchmark, configs[i].ties)
+    yield from ranks
+
+
+def _scores(
+    configs: list[Config], benchmark: Benchmark, processes: Processes
+) -> Iterator[tuple[tuple[int, int], list[np.ndarray]]]:
+    """Every run of configs that share the steps, with the final scores (N, classes) of each."""
+    first = configs[0]
+    graphs = RunGraphs(open_setup_graph(_of_setup(first, "graph"), first), benchmark, first.edges, processes.device)
+    kept = KeptScores(_of_setup(first, "scores"), first) if first.scores is not None else None
+    runs = [(trial, n) for trial in benchmark.draws for n in first.shots]
+    for trial, n in tqdm(runs, "diffusion", unit="run", disable=None if processes.rank == 0 else True):
+        graph = graphs.of(trial, n)
+        steps = sorted({config.n_steps for config in configs})
+        by_step = propagate(
+            graph.adjacency, graph.labels, graph.test_ids, steps, first.step, first.precision, _work(first, processes)
+        )
+        by_step = {step: processes.total(scores) for step, scores in by_step.items()}
+        classified = kept.of(trial, n) if kept is not None else None
+        yield (trial, n), [_final(one, by_step[one.n_steps], graph.labels, classified) for one in configs]
+
+
+def _final(config: Config, scores: np.ndarray, labels: Labels, classified: np.ndarray | None) -> np.ndarray:
+    """Class prior and fusion with a classifier's log-probabilities."""
+    if config.class_prior:
+        counts = np.bincount(labels.columns, minlength=labels.n_columns)
+        scores = scores * (counts**config.class_prior).astype(np.float32)
+    return scores if classified is None else fuse(scores, classified, config.fusion_weight)
+
+
+def _ranks(scores: np.ndarray, benchmark: Benchmark, ties: Ties) -> np.ndarray:
+    truth = np.searchsorted(benchmark.classes, benchmark.test_labels)
+    return true_class_ranks(torch.from_numpy(scores), torch.from_numpy(truth), ties).numpy()
+
+
+def _work(config: Config, processes: Processes) -> Work:
+    return Work(str(processes.device), config.slice_width or 64, processes.rank, processes.size)
+
+
+def _label_images(
+    config: Config, configs: list[Config], benchmark: Benchmark, made_from: dict, processes: Processes
+) -> None:
+    """Write the unlabelled images of every run that are surest of a novel class."""
+    graph = open_setup_graph(_of_setup(config, "graph"), config)
+    pool = UnlabelledPool(graph, benchmark, config.background)
+    parts = []
+    for one in configs:
+        graphs = RunGraphs(graph, benchmark, one.edges, processes.device)
+        for key in [(trial, n) for trial in benchmark.draws for n in one.shots]:
+            at = graphs.of(*key)
+            work = _work(one, processes)
+            columns, values = assign(at.adjacency, at.labels, one.n_steps, one.step, one.precision, work)
+            highest = processes.largest(values)
+            columns = processes.largest(np.where(values == highest, columns, -1))
+            parts.append(pool.surest(key, at.labels, columns, highest, config.n_propagated))
+    with writing(config.propagated) as unfinished:
+        write_propagated(unfinished, made_from, parts)
+    print(f"diffusion: {sum(len(part['labels']) for part in parts)} labelled images -> {config.propagated}")
+
+
+def _method(config: Config) -> tuple[str, Literal["inductive", "semi_supervised"]]:
+    """Name and setting by the unlabelled images that are nodes."""
+    graph = read_graph(_of_setup(config, "graph"))
+    images = {"none": [], "novel": ["novel images"], "all": ["all training images"]}[graph.unlabelled]
+    images += [f"{graph.n_background} background images"] if graph.n_background else []
+    fused = " + classifier" if config.scores is not None else ""
+    name = f"diffusion{fused} ({', '.join(images) or 'no unlabelled images'})"
+    return name, "semi_supervised" if images else "inductive"
+
+
+if __name__ == "__main__":
+    run(main, Config, __doc__)
