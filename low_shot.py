@@ -1,7 +1,7 @@
 """Train and judge a low-shot classifier: base and novel classes jointly, from n shots of every novel class.
 
 Reads     train and test features (ours or the published HDF5 layout), split.json (or label_idx.json), draws.json (or
-          the published splitfile_{trial}.json) and, if wanted, a generator folder and a grid of settings.
+          the published splitfile_{trial}.json) and, if wanted, a generator folder, propagated rows, a grid of settings.
 Writes    one results JSON with six accuracies for every trial and n; with a grid, the evidence of the choice beside it.
 
     python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \
@@ -18,7 +18,8 @@ Settings chosen on the validation setup, results on the test setup (grid.yaml: `
         --out results/linear_sgd.json --select grid.yaml
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -28,7 +29,7 @@ import torch
 from jsonargparse.typing import PositiveInt
 from tqdm import tqdm
 
-from lowshot.artifacts import Provenance, is_done, recipe
+from lowshot.artifacts import Provenance, is_done, recipe, writing
 from lowshot.benchmark import Benchmark, Ranks, check_settings, input_files, read_benchmark, write_results
 from lowshot.classifiers import (
     CLASSIFIERS,
@@ -44,11 +45,16 @@ from lowshot.classifiers import (
 )
 from lowshot.cli import run
 from lowshot.errors import Diverged, InputError
+from lowshot.fusion import ScoreFile
 from lowshot.generators import Hallucinator
 from lowshot.metrics import ranks_in_chunks, true_class_ranks
+from lowshot.propagated import PropagatedRows
 from lowshot.runtime import pick_device
 from lowshot.seeds import stream
 from lowshot.selection import SelectionConfig, choose, joint_recipe
+
+# Is given the scores (rows, classes) of a run (trial, n) for some of the judged images.
+Keep = Callable[[tuple[int, int], slice, torch.Tensor], None]
 
 # Where the settings of a classifier of the benchmark stand; those of the others stand in `methods`, under their names.
 _OPTIONS = {"linear_sgd": "sgd", "logistic_regression": "logistic", "mlp": "mlp"}
@@ -82,7 +88,11 @@ class Config(SelectionConfig):
     repetition: bool = False
     """Fill every novel class up to max_per_label by repeating its shots: the control of a generator."""
     max_per_label: PositiveInt = 20
-    """Rows of a novel class, shots included, that a generator or repetition fills up to."""
+    """Rows of a novel class, shots included, that propagated rows, a generator or repetition fill up to."""
+    propagated: Path | None = None
+    """Rows that diffusion.py labelled: the surest ones fill up every novel class, before a generator does."""
+    scores: Path | None = None
+    """File to keep the log-probabilities of all judged images in (.h5), for fusion in diffusion.py."""
     sgd: SGDOptions = field(default_factory=SGDOptions)
     """Settings of linear_sgd."""
     logistic: LogisticOptions = field(default_factory=LogisticOptions)
@@ -110,17 +120,28 @@ def main(config: Config) -> Path:
         chosen = {"selection": record}
     made_from = joint_recipe([(one.shots, _recipe(one, _inputs(one))) for one in configs])
     made_from["inputs"] |= {name: record["digest"] for name, record in chosen.items()}
-    if is_done(config.out, made_from, config.overwrite):
+    wanted = [out for out in (config.scores, config.out) if out is not None]
+    if all(is_done(out, made_from, config.overwrite) for out in wanted):
         return config.out
     provenance = Provenance()
     benchmark = read_benchmark(config)
-    parts = [_ranks(one, benchmark, device) for one in configs]
+    with _keeping(config, made_from, benchmark) as keep:
+        parts = [_ranks(one, benchmark, device, keep) for one in configs]
     ranks = {key: row for part in parts for key, row in part.items()}
-    setting = "transductive" if _is_transductive(config) else "inductive"
     names = list(dict.fromkeys(_method_name(one) for one in configs))
     method = names[0] if len(names) == 1 else f"{config.classifier} (settings by n)"
-    write_results(config, made_from, benchmark, method, setting, ranks, provenance, device, **chosen)
+    write_results(config, made_from, benchmark, method, _setting(config), ranks, provenance, device, **chosen)
     return config.out
+
+
+@contextmanager
+def _keeping(config: Config, made_from: dict, benchmark: Benchmark) -> Iterator[Keep | None]:
+    """What keeps the scores of a run, if they are wanted."""
+    if config.scores is None:
+        yield None
+        return
+    with writing(config.scores) as partial, ScoreFile(partial, made_from, config, benchmark) as file:
+        yield file.put
 
 
 def _judge(configs: list[Config], benchmark: Benchmark, device: str) -> Iterator[Ranks | Diverged]:
@@ -133,37 +154,46 @@ def _judge(configs: list[Config], benchmark: Benchmark, device: str) -> Iterator
 
 
 def _inputs(config: Config) -> dict[str, Path | None]:
-    return {**input_files(config), "generator": config.generator}
+    return {**input_files(config), "generator": config.generator, "propagated": config.propagated}
 
 
 def _recipe(config: Config, inputs: dict[str, Path | None]) -> dict:
     """The recipe of the results: only the settings that the classifier and the augmentation at work read."""
-    if config.generator is not None and config.repetition:
-        raise InputError("repetition is the control of a generator: give one of the two")
+    if config.repetition and (config.generator or config.propagated):
+        raise InputError("repetition is the control of generated or propagated rows: give one of the two")
     made_from = recipe("low_shot", config, inputs)
     settings = made_from["config"]
     own = {name: value for name, value in settings.pop("methods").items() if name == config.classifier not in _OPTIONS}
     unread = {"criterion", "select_per_shot", *_OPTIONS.values()} - {_OPTIONS.get(config.classifier)}
     if config.generator is None:
-        unread |= {"pairs", "pair_scope"} if config.repetition else {"pairs", "pair_scope", "max_per_label"}
+        unread |= {"pairs", "pair_scope"}
+    if not (config.generator or config.propagated or config.repetition):
+        unread |= {"max_per_label"}
     kept = {name: value for name, value in settings.items() if name not in unread}
     return {**made_from, "config": {**kept, "methods": own} if own else kept}
 
 
-def _ranks(config: Config, benchmark: Benchmark, device: str) -> Ranks:
-    """The true classes' ranks of every run."""
+def _ranks(config: Config, benchmark: Benchmark, device: str, keep: Keep | None = None) -> Ranks:
+    """The true classes' ranks of every run; `keep` is given all scores: (run, rows, scores)."""
     problem = _problem(config, benchmark)
     transform = config.transform.fit(problem.base_feats)
     problem, queries = problem.transformed(transform), transform(benchmark.test_features)
     if config.classifier not in CLASSIFIERS:
-        return _task_ranks(config, benchmark, problem, queries, device)
+        return _task_ranks(config, benchmark, problem, queries, device, keep)
     options = getattr(config, _OPTIONS[config.classifier])
     score = CLASSIFIERS[config.classifier](problem, options, config.seed, device)
-    ranks = ranks_in_chunks(score, queries, benchmark.test_labels, device)
+
+    def keep_all(rows: slice, scores: torch.Tensor) -> None:
+        for trained, some in zip(problem.runs, scores):
+            keep(trained.key, rows, some)
+
+    ranks = ranks_in_chunks(score, queries, benchmark.test_labels, device, keep=keep and keep_all)
     return {trained.key: row for trained, row in zip(problem.runs, ranks)}
 
 
-def _task_ranks(config: Config, benchmark: Benchmark, problem: Problem, queries: np.ndarray, device: str) -> Ranks:
+def _task_ranks(
+    config: Config, benchmark: Benchmark, problem: Problem, queries: np.ndarray, device: str, keep: Keep | None
+) -> Ranks:
     """Every run as one few-shot task: base rows and the run's novel rows are its support, all judged images its
     queries, the setup's classes in ascending order its ways."""
     method, options = METHODS[config.classifier], getattr(config.methods, config.classifier)
@@ -178,7 +208,10 @@ def _task_ranks(config: Config, benchmark: Benchmark, problem: Problem, queries:
         labels = ways(np.concatenate([problem.base_labels, one.labels]))
         task = Tasks(support[None], labels[None], test[None], len(benchmark.classes))
         seed = int(stream(config.seed, config.classifier, *one.key).integers(2**32))
-        ranks[one.key] = true_class_ranks(method.score(task, options, seed)[0], truth).cpu().numpy()
+        scores = method.score(task, options, seed)[0]
+        ranks[one.key] = true_class_ranks(scores, truth).cpu().numpy()
+        if keep is not None:
+            keep(one.key, slice(0, len(scores)), scores)
     return ranks
 
 
@@ -187,32 +220,48 @@ def _problem(config: Config, benchmark: Benchmark) -> Problem:
     train, base = benchmark.train, benchmark.base_rows
     scope = config.pairs, config.pair_scope
     generator = Hallucinator(config.generator, benchmark.split, train, *scope) if config.generator is not None else None
-    runs = [_run(config, benchmark, generator, trial, n) for trial in benchmark.draws for n in config.shots]
+    propagated = PropagatedRows(config.propagated, config, train) if config.propagated is not None else None
+    runs = [_run(config, benchmark, propagated, generator, trial, n) for trial in benchmark.draws for n in config.shots]
     sizes = len(benchmark.base_classes), len(benchmark.novel_classes), benchmark.split.n_classes
     return Problem(train.feats[base], train.labels[base], runs, *sizes)
 
 
-def _run(config: Config, benchmark: Benchmark, generator: Hallucinator | None, trial: int, n_shot: int) -> Run:
+def _run(
+    config: Config,
+    benchmark: Benchmark,
+    propagated: PropagatedRows | None,
+    generator: Hallucinator | None,
+    trial: int,
+    n_shot: int,
+) -> Run:
     """The shots of one run and what the augmentation adds to them."""
     rows = benchmark.shot_rows(trial, n_shot)
     if config.repetition:
         rows = rows[:, np.arange(max(n_shot, config.max_per_label)) % n_shot]
     labels = np.repeat(benchmark.novel_classes, rows.shape[1])
     feats = benchmark.train.feats[rows.ravel()]
+    if propagated is not None:
+        new_feats, new_labels = propagated.of(trial, n_shot, config.max_per_label - n_shot)
+        feats, labels = np.concatenate([feats, new_feats]), np.concatenate([labels, new_labels])
     if generator is not None:
         new_feats, new_labels = generator.extend(feats, labels, config.max_per_label, config.seed, trial)
         feats, labels = np.concatenate([feats, new_feats]), np.concatenate([labels, new_labels])
     return Run(trial, n_shot, feats, labels)
 
 
-def _is_transductive(config: Config) -> bool:
-    return config.classifier not in CLASSIFIERS and METHODS[config.classifier].transductive
+def _setting(config: Config) -> Literal["inductive", "transductive", "semi_supervised"]:
+    """What the method saw beside labelled training rows: judged images, unlabelled training rows, or nothing."""
+    if config.classifier not in CLASSIFIERS and METHODS[config.classifier].transductive:
+        return "transductive"
+    return "semi_supervised" if config.propagated is not None else "inductive"
 
 
 def _method_name(config: Config) -> str:
     """Classifier, transform and augmentation."""
     steps = config.transform.steps
     name = f"{config.classifier} ({', '.join(steps)})" if steps else config.classifier
+    if config.propagated is not None:
+        name = f"{name} + propagated labels"
     if config.generator is not None:
         return f"{name} + generator ({config.pairs}, {config.pair_scope})"
     return f"{name} + repetition" if config.repetition else name
