@@ -5,7 +5,7 @@ Writes    JSON lines and Markdown rows on stdout.
 
     python benchmarks/knn.py exact     every vector against all, k = 32; a minute on two cores
     python benchmarks/knn.py ivf       recall@30 and time of a query against n_probe; three minutes
-    python benchmarks/knn.py trial     500 shots added to a completed graph against completing it; five minutes
+    python benchmarks/knn.py trial     500 shots added to a completed graph against completing it; eight minutes
 
 `trial` completes a background with 50,000 base images (the ImageNet benchmark has 251,000, which makes the difference
 larger), as the released code does for each trial again: base images against themselves, against the background and
