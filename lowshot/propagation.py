@@ -29,8 +29,9 @@ Precision = Literal["float32", "bfloat16"]
 
 # Rows of a product computed at once: what a block writes is still in the cache when it is scaled.
 _BLOCK_ROWS = 2**15
-# Columns of the first step added up at once, in float32 whatever the precision: bfloat16 cannot count beyond 256.
-_FIRST_COLUMNS = 16
+# Columns of the first and of the last step worked on at once. These are float32 whatever is stored: bfloat16 cannot
+# count beyond 256, and what is rounded last is averaged least.
+_FEW_COLUMNS = 16
 
 
 @dataclass
@@ -114,7 +115,8 @@ class Spread:
         state = None
         for step in range(1, n_steps + 1):
             if step == n_steps > 1:
-                yield step, among_needed.add_to(_product(self.needed_rows, state), self.fresh).float()
+                parts = [_product(self.needed_rows, part) for part in _in_float32(state)]
+                yield step, among_needed.add_to(torch.cat(parts, 1), self.fresh)
                 return
             state = _product(self.all_rows, state) if step > 1 else self._first(labels, getattr(torch, precision))
             labels.add_to(state, self.fresh)
@@ -125,8 +127,8 @@ class Spread:
         """W L_0: S is symmetric, so a column adds up the rows of S of its labelled nodes."""
         state = torch.empty(len(self.adjacency), labels.n_columns, dtype=dtype, device=self.device)
         factors = _on(self.factors, self.device)[:, None]
-        for at in range(0, labels.n_columns, _FIRST_COLUMNS):
-            part = labels.between(at, min(at + _FIRST_COLUMNS, labels.n_columns))
+        for at in range(0, labels.n_columns, _FEW_COLUMNS):
+            part = labels.between(at, min(at + _FEW_COLUMNS, labels.n_columns))
             rows = self.adjacency.rows(part.nodes)
             places = rows.columns * np.int64(part.n_columns) + np.repeat(part.columns, np.diff(rows.offsets))
             values = np.ones(len(places), np.float32) if rows.weights is None else rows.weights
@@ -160,6 +162,15 @@ def _product(blocks: list[_Rows], state: Tensor) -> Tensor:
     for block, rows in zip(blocks, out.split([block.n_rows for block in blocks])):
         block.times(state, rows)
     return out
+
+
+def _in_float32(state: Tensor) -> Iterator[Tensor]:
+    """All columns at once, or a few at a time where they must be converted."""
+    if state.dtype == torch.float32:
+        yield state
+        return
+    for part in state.split(_FEW_COLUMNS, 1):
+        yield part.float().contiguous()
 
 
 def _bag_sums(matrix: Tensor, rows: Tensor, offsets: np.ndarray, weights: Tensor | None = None) -> Tensor:
