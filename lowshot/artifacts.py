@@ -96,10 +96,15 @@ def is_done(out: Path, made_from: dict, overwrite: bool) -> bool:
 def _refuse_if_other(path: Path, stored: dict | None, made_from: dict) -> None:
     if stored is None:
         raise InputError(f"{path}: exists but does not say what made it; choose another name, or --overwrite true")
-    if stored != made_from:
+    if _given(stored) != _given(made_from):
         raise InputError(
             f"{path}: made from others ({_difference(stored, made_from)}); --overwrite true makes it again"
         )
+
+
+def _given(made_from: dict) -> dict:
+    """A recipe without the settings that are not given: one that a later revision has added is no difference."""
+    return {**made_from, "config": {name: v for name, v in flat(made_from["config"]).items() if v is not None}}
 
 
 def _difference(stored: dict, wanted: dict) -> str:
