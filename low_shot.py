@@ -121,7 +121,8 @@ def main(config: Config) -> Path:
     made_from = joint_recipe([(one.shots, _recipe(one, _inputs(one))) for one in configs])
     made_from["inputs"] |= {name: record["digest"] for name, record in chosen.items()}
     wanted = [out for out in (config.scores, config.out) if out is not None]
-    if all(is_done(out, made_from, config.overwrite) for out in wanted):
+    done = [is_done(out, made_from, config.overwrite) for out in wanted]
+    if all(done):
         return config.out
     provenance = Provenance()
     benchmark = read_benchmark(config)
@@ -129,8 +130,9 @@ def main(config: Config) -> Path:
         parts = [_ranks(one, benchmark, device, keep) for one in configs]
     ranks = {key: row for part in parts for key, row in part.items()}
     names = list(dict.fromkeys(_method_name(one) for one in configs))
-    method = names[0] if len(names) == 1 else f"{config.classifier} (settings by n)"
-    write_results(config, made_from, benchmark, method, _setting(config), ranks, provenance, device, **chosen)
+    classifiers = ", ".join(dict.fromkeys(one.classifier for one in configs))
+    method = names[0] if len(names) == 1 else f"{classifiers} (settings by n)"
+    write_results(config, made_from, benchmark, method, _setting(configs), ranks, provenance, device, **chosen)
     return config.out
 
 
@@ -249,11 +251,11 @@ def _run(
     return Run(trial, n_shot, feats, labels)
 
 
-def _setting(config: Config) -> Literal["inductive", "transductive", "semi_supervised"]:
+def _setting(configs: list[Config]) -> Literal["inductive", "transductive", "semi_supervised"]:
     """What the method saw beside labelled training rows: judged images, unlabelled training rows, or nothing."""
-    if config.classifier not in CLASSIFIERS and METHODS[config.classifier].transductive:
+    if any(one.classifier not in CLASSIFIERS and METHODS[one.classifier].transductive for one in configs):
         return "transductive"
-    return "semi_supervised" if config.propagated is not None else "inductive"
+    return "semi_supervised" if configs[0].propagated is not None else "inductive"
 
 
 def _method_name(config: Config) -> str:

@@ -112,14 +112,15 @@ def _with_chosen(config: Config, chosen: dict) -> list[Config]:
 
 def joint_recipe(recipes: list[tuple[list[int], dict]]) -> dict:
     """One recipe for the results of several configs, each for some n: (shots, recipe) of each. A setting in which they
-    differ is shown for each n."""
-    shots = [n for some, _ in recipes for n in some]
-    joint = {**recipes[0][1], "config": {**recipes[0][1]["config"], "shots": shots}}
-    for name in joint["config"].keys() - {"shots"}:
-        values = {str(n): one["config"][name] for some, one in recipes for n in some}
-        if any(value != joint["config"][name] for value in values.values()):
-            joint["config"][name] = values
-    return joint
+    differ, or that not all of them read, is shown for each n that reads it."""
+    by_shot = {str(n): one["config"] for shots, one in recipes for n in shots}
+    joint = {}
+    for name in dict.fromkeys(name for config in by_shot.values() for name in config):
+        values = {n: config[name] for n, config in by_shot.items() if name in config}
+        first = next(iter(values.values()))
+        alike = len(values) == len(by_shot) and all(value == first for value in values.values())
+        joint[name] = first if alike else values
+    return {**recipes[0][1], "config": {**joint, "shots": [n for shots, _ in recipes for n in shots]}}
 
 
 def evidence_path(out: Path) -> Path:

@@ -11,11 +11,13 @@ import yaml
 from conftest import ROOT, assert_refused
 from test_low_shot import SIX, command, results, tiny_config
 
+import diffusion
 import low_shot
 from lowshot.artifacts import partial_path
 from lowshot.classifiers import METHODS
 from lowshot.errors import InputError
 from lowshot.report.results import read_files
+from lowshot.selection import joint_recipe
 
 GRID = "sgd.lr: [0.001, 0.3]\nmax_per_label: [2, 5]"
 CELLS = [{"sgd.lr": lr, "max_per_label": rows} for lr in (0.001, 0.3) for rows in (2, 5)]
@@ -327,10 +329,107 @@ def test_script(config):
     assert_refused(command(config, *settings, *small), "grid.yaml", "choosing on test is refused")
 
 
+# --- a choice for every n ---
+
+
+def by_shot(config):
+    """The values of the best cell of the evidence for each n, by hand."""
+    best = {}
+    for n in config.shots:
+        means = [
+            np.mean([(one["top1_novel"] + one["top1_base"]) / 2 for one in cell["trials"] if one["n_shot"] == n])
+            for cell in evidence_of(config)["cells"]
+        ]
+        best[str(n)] = evidence_of(config)["cells"][int(np.argmax(means))]["values"]
+    return best
+
+
+def test_a_choice_for_every_n_equals_separate_runs(config):
+    config.select.write_text("transform.power: [0.25, 1.0]\ntransform.normalise: [false, true]\n"
+                             "transform.centre: [false, true]")  # fmt: skip
+    config = replace(config, classifier="nearest_mean", repetition=False, shots=[5, 1, 2])
+    content = json.loads(low_shot.main(replace(config, select_per_shot=True)).read_text())
+    best = by_shot(config)
+    assert best["1"] != best["5"]  # or the test shows nothing
+    assert content["selection"]["chosen"] == evidence_of(config)["chosen"] == best
+    plain = replace(config, select=None, out=config.out.with_name("plain.json"))
+    for n in config.shots:
+        transform = {name.split(".")[1]: value for name, value in best[str(n)].items()}
+        alone = results(plain, shots=[n], transform=low_shot.FeatureTransform(**transform))
+        assert [one for one in content["trials"] if one["n_shot"] == n] == alone["trials"]
+        assert content["config"]["transform"][str(n)] == alone["config"]["transform"]
+    assert content["config"]["shots"] == [5, 1, 2] and content["method"] == "nearest_mean (settings by n)"
+
+
+def test_a_classifier_chosen_for_every_n(config, monkeypatch):
+    """They read different settings, and one is transductive."""
+    better = {("cosine", 1), ("prototype_refinement", 5)}
+
+    def judged(config, benchmark, device, keep=None):
+        rank = {n: 0 if (config.classifier, n) in better else 9 for n in config.shots}
+        return {(t, n): np.full(len(benchmark.test_labels), rank[n]) for t in benchmark.draws for n in config.shots}
+
+    monkeypatch.setattr(low_shot, "_ranks", judged)
+    config.select.write_text("classifier: [linear_sgd, cosine, prototype_refinement]\nmethods.cosine.lr: [0.1]")
+    content = json.loads(low_shot.main(replace(config, select_per_shot=True, repetition=False)).read_text())
+    assert content["config"]["classifier"] == {"1": "cosine", "5": "prototype_refinement"}
+    assert content["config"]["methods"]["1"].keys() == {"cosine"}
+    assert content["config"]["methods"]["5"].keys() == {"prototype_refinement"} and "sgd" not in content["config"]
+    assert content["method"] == "cosine, prototype_refinement (settings by n)"
+    assert content["protocol"]["setting"] == "transductive"
+
+
+def test_a_transductive_choice_is_called_one(config):
+    config.select.write_text("classifier: [pt_map]")
+    content = json.loads(low_shot.main(replace(config, repetition=False)).read_text())
+    assert content["method"] == "pt_map" and content["protocol"]["setting"] == "transductive"
+
+
+def test_a_choice_for_every_n_is_another_than_one_for_all(config, judged, capsys):
+    low_shot.main(replace(config, select_per_shot=True))
+    assert [setup for setup, *_ in judged] == ["validation"] * 4 + ["test"] * 2
+    low_shot.main(replace(config, select_per_shot=True))
+    assert len(judged) == 6 and capsys.readouterr().out.count("there already") == 2
+    with pytest.raises(InputError, match="setting select_per_shot was True, now absent"):
+        low_shot.main(config)
+    content = evidence_of(config)
+    content["chosen"]["1"] = next(cell for cell in CELLS if cell != content["chosen"]["1"])
+    config.out.with_suffix(".selection.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match="edited by hand"):
+        low_shot.main(replace(config, select_per_shot=True))
+
+
+def test_a_cell_that_diverges_is_taken_for_no_n(config):
+    config.select.write_text("sgd.lr: [1.0e+30, 0.3]")
+    low_shot.main(replace(config, select_per_shot=True))
+    assert evidence_of(config)["chosen"] == {"1": {"sgd.lr": 0.3}, "5": {"sgd.lr": 0.3}}
+
+
+def test_joint_recipe_by_hand():
+    one = {"stage": "s", "config": {"shots": [1, 2], "a": 1, "b": {"c": 1}, "only": 5}, "inputs": {"x": "y"}}
+    two = {"stage": "s", "config": {"shots": [5], "a": 1, "b": {"c": 2}, "other": None}, "inputs": {"x": "y"}}
+    joint = joint_recipe([([1, 2], one), ([5], two)])
+    assert joint["stage"] == "s" and joint["inputs"] == {"x": "y"}
+    assert joint["config"] == {
+        "shots": [1, 2, 5],
+        "a": 1,
+        "b": {"1": {"c": 1}, "2": {"c": 1}, "5": {"c": 2}},
+        "only": {"1": 5, "2": 5},
+        "other": {"5": None},
+    }
+    assert joint_recipe([([1, 2], one)]) == one
+
+
 def test_the_grids_of_the_recipes_are_accepted(config):
     grids = sorted((ROOT / "configs").glob("*/grids/*.yaml"))
     assert grids
     for grid in grids:
-        own = replace(config, classifier=grid.stem if grid.stem in METHODS else "linear_sgd", select=grid)
-        with pytest.raises(InputError, match=r"missing\.h5"):  # after all that is said of the grid
-            low_shot.main(replace(own, train=Path("missing.h5")))
+        missing = Path("missing.h5")
+        if grid.parents[1].name == "diffusion":
+            files = {name: getattr(config, name) for name in ("test", "split", "draws", "out")}
+            stage, own = diffusion, diffusion.Config(**files, train=missing, graph=missing, scores=missing, select=grid)
+        else:
+            classifier = grid.stem if grid.stem in METHODS else "linear_sgd"
+            stage, own = low_shot, replace(config, train=missing, classifier=classifier, select=grid)
+        with pytest.raises(InputError, match=r"missing\.h5: no such file"):  # after all that is said of the grid
+            stage.main(own)
