@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -73,3 +74,40 @@ def features(tmp_path_factory, data, extractor) -> Path:
     from save_features import Config, main
 
     return main(Config(extractor=extractor, data=data, out=tmp_path_factory.mktemp("features"), accelerator="cpu"))
+
+
+@pytest.fixture(scope="session")
+def clusters(tmp_path_factory) -> SimpleNamespace:
+    """Twelve overlapping Gaussian clusters in 8 dimensions, three base and three novel classes in each setup: features
+    of 12 train and 5 test images a class, split, draws of two trials and four shots; 240 unlabelled images of the same
+    clusters (`unlabelled`), their graph (`background`), and the graphs with them (`graph`, of `{setup}`), without them
+    (`bare`) and of all training images without them (`images`), of lists of 8."""
+    from build_graph import BackgroundConfig, CompleteConfig, background, complete
+    from lowshot.artifacts import write_json
+    from lowshot.features import write_features
+    from lowshot.protocol import Split, draws_to_json, make_draws
+
+    folder, rng = tmp_path_factory.mktemp("clusters"), np.random.default_rng(0)
+    made = SimpleNamespace(folder=folder, **{n: folder / f"{n}.h5" for n in ("train", "test", "background")},
+                           unlabelled=folder / "unlabelled.npy", split=folder / "split.json",
+                           draws=folder / "draws.json",
+                           **{n: folder / (n + "-{setup}.h5") for n in ("graph", "bare", "images")})  # fmt: skip
+    centres = rng.standard_normal((12, 8))
+    for name, n_rows in (("test", 5), ("train", 12)):
+        labels = rng.permutation(np.repeat(np.arange(12), n_rows))
+        feats = centres[labels] + 0.8 * rng.standard_normal((len(labels), 8))
+        made_from = {"stage": "save_features", "config": {}, "inputs": {"extractor": "x"}}
+        write_features(getattr(made, name), feats.astype(np.float32), labels, made_from)
+    np.save(made.unlabelled, np.float32(centres[rng.integers(12, size=240)] + 0.8 * rng.standard_normal((240, 8))))
+    names, parts = [f"c{c}" for c in range(12)], ([0, 2, 4], [6, 8, 10], [1, 3, 5], [7, 9, 11])
+    base, novel = sorted(parts[0] + parts[2]), sorted(parts[1] + parts[3])
+    split = Split("clusters", names, [], [None] * 12, base, novel, *parts)
+    write_json(made.split, split.to_json())
+    write_json(made.draws, draws_to_json(make_draws(labels, names, 2, 4, seed=0), split, 0))
+    background(BackgroundConfig(features=made.unlabelled, out=made.background, k=8))
+    files = {"train": made.train, "test": made.test, "split": made.split, "k": 8}
+    for setup in ("validation", "test"):
+        for name, more in (("graph", {"background": made.background}), ("bare", {}), ("images", {"unlabelled": "all"})):
+            out = Path(str(getattr(made, name)).format(setup=setup))
+            complete(CompleteConfig(**files, **more, setup=setup, out=out))
+    return made
