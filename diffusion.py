@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import perf_counter, process_time
 from typing import Literal
 
 import numpy as np
@@ -34,14 +35,15 @@ from tqdm import tqdm
 from lowshot.artifacts import Provenance, is_done, partial_path, recipe, writing
 from lowshot.benchmark import Benchmark, Ranks, check_settings, input_files, read_benchmark, write_results
 from lowshot.cli import run
+from lowshot.estimates import Job, Limits, fitting_width, said
 from lowshot.fusion import KeptScores, fuse
-from lowshot.graph import read_graph
+from lowshot.graph import Graph, read_graph
 from lowshot.metrics import Ties, true_class_ranks
 from lowshot.propagated import UnlabelledPool, write_propagated
 from lowshot.propagation import Labels, Precision, StepOptions, Work, assign, propagate
 from lowshot.run_graphs import EdgeOptions, RunGraphs, open_setup_graph
 from lowshot.runtime import Processes, open_processes
-from lowshot.selection import SelectionConfig, choose, evidence_path, joint_recipe
+from lowshot.selection import SelectionConfig, choose, evidence_path, joint_recipe, read_grid, with_values
 
 
 @dataclass(kw_only=True)
@@ -76,9 +78,10 @@ class Config(SelectionConfig):
     slice_width: PositiveInt | None = None
     """Classes worked on at a time; chosen by the memory there is unless given. Changes no result."""
     memory_gib: PositiveFloat | None = None
-    """Memory to stay below; what is available unless given."""
+    """Memory that a process stays below, on a GPU that of the GPU; what is available unless given. Mapped files do not
+    count, as the system can take their memory back."""
     dry_run: bool = False
-    """Print the memory and time that the work will take, and end."""
+    """Print the memory and time that all the work takes, as if nothing stood yet, and end. Takes seconds."""
 
 
 def main(config: Config) -> Path:
@@ -88,7 +91,10 @@ def main(config: Config) -> Path:
     """
     check_settings(config)
     with open_processes() as processes, _own_outputs(config, processes) as own:
-        _run(own, processes)
+        if config.dry_run:
+            _print_estimate(config, processes)
+        else:
+            _run(own, processes)
     return config.out
 
 
@@ -127,7 +133,7 @@ def _run(config: Config, processes: Processes) -> None:
     provenance, benchmark = Provenance(), read_benchmark(config)
     if config.propagated is not None:
         _label_images(config, configs, benchmark, made_from, processes)
-    earlier = [replace(one, n_steps=t) for one in configs for t in range(config.history + 1) if config.history]
+    earlier = [past for one in configs for past in _earlier(one)]
     ranks = list(_judge([*configs, *earlier], benchmark, processes.device.type, processes))
     history = [
         {"n_steps": one.n_steps, **entry}
@@ -138,6 +144,34 @@ def _run(config: Config, processes: Processes) -> None:
     more = {**chosen, **({"history": history} if history else {})}
     name, setting = _method(config)
     write_results(config, made_from, benchmark, name, setting, runs, provenance, processes.device.type, **more)
+
+
+def _print_estimate(config: Config, processes: Processes) -> None:
+    """Memory and time of all that `_run` does; of a choice to be made, as if the most steps were chosen."""
+    cells = [with_values(config, values) for values in read_grid(config.select, config)] if config.select else [config]
+    longest = max(cells, key=lambda cell: cell.n_steps)
+    parts = {"choice of settings": [replace(cell, setup="validation") for cell in cells]} if config.select else {}
+    if not (config.select and config.setup == "validation"):
+        parts |= {"results": [longest, *_earlier(longest)]}
+        parts |= {"labelled images": [longest]} if config.propagated else {}
+    jobs, reading = {}, process_time()  # of starting
+    for what, configs in parts.items():
+        start = perf_counter()
+        benchmark = read_benchmark(configs[0])
+        recipe("diffusion", config, _inputs(configs[0]))
+        for alike in _alike(configs).values():
+            graph = open_setup_graph(_of_setup(configs[0], "graph"), configs[0])
+            job = _job([configs[i] for i in alike], graph, benchmark, processes, what == "labelled images")
+            jobs[f"{what}, part {len(jobs) + 1}"] = job, _width(job, config, processes)
+        reading += perf_counter() - start
+    text = said(jobs, Limits.now(config.memory_gib, processes.device.type), reading, processes.size)
+    if processes.rank == 0:
+        print(text)
+
+
+def _earlier(config: Config) -> list[Config]:
+    """Those of the history."""
+    return [replace(config, n_steps=t) for t in range(config.history + 1)] if config.history else []
 
 
 def _inputs(config: Config) -> dict[str, Path | None]:
@@ -162,13 +196,19 @@ def _judge(configs: list[Config], benchmark: Benchmark, _: str, processes: Proce
     """The true classes' ranks of every run of each of `configs`, which have one setup. Those that differ only in the
     number of steps and in what is done after them share the work."""
     ranks: list[Ranks] = [{} for _ in configs]
-    keys = [repr((config.edges, config.step, config.precision, config.shots)) for config in configs]
-    for shared in dict.fromkeys(keys):
-        alike = [i for i, own in enumerate(keys) if own == shared]
+    for alike in _alike(configs).values():
         for key, scores in _scores([configs[i] for i in alike], benchmark, processes):
             for i, final in zip(alike, scores):
                 ranks[i][key] = _ranks(final, benchmark, configs[i].ties)
     yield from ranks
+
+
+def _alike(configs: list[Config]) -> dict[str, list[int]]:
+    """Numbers of the configs that differ only in the number of steps and in what is done after them."""
+    groups: dict[str, list[int]] = {}
+    for i, config in enumerate(configs):
+        groups.setdefault(repr((config.edges, config.step, config.precision, config.shots)), []).append(i)
+    return groups
 
 
 def _scores(
@@ -176,18 +216,17 @@ def _scores(
 ) -> Iterator[tuple[tuple[int, int], list[np.ndarray]]]:
     """Every run of configs that share the steps, with the final scores (N, classes) of each."""
     first = configs[0]
-    graphs = RunGraphs(open_setup_graph(_of_setup(first, "graph"), first), benchmark, first.edges, processes.device)
+    job = _job(configs, open_setup_graph(_of_setup(first, "graph"), first), benchmark, processes)
+    graphs, work = job.graphs, _work(job, first, processes)
     kept = KeptScores(_of_setup(first, "scores"), first) if first.scores is not None else None
     runs = [(trial, n) for trial in benchmark.draws for n in first.shots]
     for trial, n in tqdm(runs, "diffusion", unit="run", disable=None if processes.rank == 0 else True):
         graph = graphs.of(trial, n)
-        steps = sorted({config.n_steps for config in configs})
-        by_step = propagate(
-            graph.adjacency, graph.labels, graph.test_ids, steps, first.step, first.precision, _work(first, processes)
-        )
+        by_step = propagate(graph.adjacency, graph.labels, graph.test_ids, job.steps, first.step, first.precision, work)
         by_step = {step: processes.total(scores) for step, scores in by_step.items()}
         classified = kept.of(trial, n) if kept is not None else None
         yield (trial, n), [_final(one, by_step[one.n_steps], graph.labels, classified) for one in configs]
+        del graph  # before the next one is made
 
 
 def _final(config: Config, scores: np.ndarray, labels: Labels, classified: np.ndarray | None) -> np.ndarray:
@@ -203,8 +242,32 @@ def _ranks(scores: np.ndarray, benchmark: Benchmark, ties: Ties) -> np.ndarray:
     return true_class_ranks(torch.from_numpy(scores), torch.from_numpy(truth), ties).numpy()
 
 
-def _work(config: Config, processes: Processes) -> Work:
-    return Work(str(processes.device), config.slice_width or 64, processes.rank, processes.size)
+def _job(
+    configs: list[Config], graph: Graph, benchmark: Benchmark, processes: Processes, assigning: bool = False
+) -> Job:
+    """The runs of `configs`, which share the steps."""
+    first = configs[0]
+    graphs = RunGraphs(graph, benchmark, first.edges, processes.device)
+    steps = sorted({config.n_steps for config in configs})
+
+    def finish(scores: np.ndarray) -> None:
+        labels = Labels(np.arange(1), np.arange(1), scores.shape[1])
+        _ranks(_final(first, scores, labels, scores if first.scores else None), benchmark, first.ties)
+
+    n_own = sum(bool(config.class_prior or config.scores) for config in configs)
+    n_judged = 0 if assigning else len(configs)
+    return Job(graphs, first.shots, steps, first.step, first.precision, n_judged, n_own, finish, assigning)
+
+
+def _width(job: Job, config: Config, processes: Processes) -> int:
+    """Of slices: the same for all processes."""
+    fitting = fitting_width(job, config.slice_width, Limits.now(config.memory_gib, processes.device.type))
+    return int(-processes.largest(np.array([-fitting]))[0])
+
+
+def _work(job: Job, config: Config, processes: Processes) -> Work:
+    """Raises InputError if memory does not suffice."""
+    return Work(str(processes.device), _width(job, config, processes), processes.rank, processes.size)
 
 
 def _label_images(
@@ -215,14 +278,15 @@ def _label_images(
     pool = UnlabelledPool(graph, benchmark, config.background)
     parts = []
     for one in configs:
-        graphs = RunGraphs(graph, benchmark, one.edges, processes.device)
+        job = _job([one], graph, benchmark, processes, assigning=True)
+        graphs, work = job.graphs, _work(job, one, processes)
         for key in [(trial, n) for trial in benchmark.draws for n in one.shots]:
             at = graphs.of(*key)
-            work = _work(one, processes)
             columns, values = assign(at.adjacency, at.labels, one.n_steps, one.step, one.precision, work)
             highest = processes.largest(values)
             columns = processes.largest(np.where(values == highest, columns, -1))
             parts.append(pool.surest(key, at.labels, columns, highest, config.n_propagated))
+            del at  # before the next one is made
     with writing(config.propagated) as unfinished:
         write_propagated(unfinished, made_from, parts)
     print(f"diffusion: {sum(len(part['labels']) for part in parts)} labelled images -> {config.propagated}")

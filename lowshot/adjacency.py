@@ -96,25 +96,33 @@ class Adjacency:
         return whole
 
 
-def symmetrise(ids: np.ndarray, weights: np.ndarray | None = None, how: Symmetry = "sum") -> Adjacency:
+def symmetrise(
+    ids: np.ndarray, weights: np.ndarray | None = None, how: Symmetry = "sum", first: int | None = None
+) -> Adjacency:
     """S of the lists `ids` int32 (N, k), in which -1 stands for no neighbour; `weights` float32 (N, k) of the edges.
 
     sum: A + A^T, as published: a mutual edge counts twice, and so does a node's edge to itself; max: the larger of the
-    two; mutual: the smaller, only edges that both lists name. Without weights every listed edge counts 1.
+    two; mutual: the smaller, only edges that both lists name. Without weights every listed edge counts 1. `first`: only
+    the rows of so many of the `n_ranges` that they are made in (to see what it takes).
     """
-    counts = _in_degrees(ids)
-    ranges = _ranges(counts, ids.shape[1])
+    counts = in_degrees(ids)
+    ranges = _ranges(counts, ids.shape[1])[:first]
     code = {"sum": 0, "max": 1, "mutual": 2}[how]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         made = list(pool.map(lambda span: _block(ids, weights, counts, *span, code), ranges))
     return Adjacency([block for block, _ in made], np.concatenate([degrees for _, degrees in made]))
 
 
+def n_ranges(n_entries: int) -> int:
+    """In how many ranges of nodes S of `n_entries` listed edges, forward and transposed, is made."""
+    return int(np.clip(n_entries // _ENTRIES_PER_RANGE, 1, max(_MOST_RANGES, n_entries // 2**30)))
+
+
 def _ranges(counts: np.ndarray, k: int) -> list[tuple[int, int]]:
     """Consecutive ranges of nodes with about equally many entries, forward and transposed."""
     ends = np.cumsum(counts + np.int64(k))
-    n_ranges = int(np.clip(ends[-1] // _ENTRIES_PER_RANGE, 1, max(_MOST_RANGES, ends[-1] // 2**30)))
-    cuts = np.searchsorted(ends, ends[-1] * np.arange(1, n_ranges) // n_ranges)
+    n = n_ranges(int(ends[-1]))
+    cuts = np.searchsorted(ends, ends[-1] * np.arange(1, n) // n)
     edges = np.unique([0, *cuts, len(counts)])
     return list(zip(edges[:-1].tolist(), edges[1:].tolist()))
 
@@ -138,7 +146,7 @@ def _block(
 
 
 @compiled(nogil=True)
-def _in_degrees(ids):
+def in_degrees(ids):
     """How many lists name each node: int32 (N,)."""
     counts = np.zeros(ids.shape[0], np.int32)
     for i in range(ids.shape[0]):
