@@ -19,7 +19,7 @@ Several processes share the classes: torchrun --nproc-per-node 2 diffusion.py ..
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from tqdm import tqdm
 from lowshot.artifacts import Provenance, is_done, partial_path, recipe, writing
 from lowshot.benchmark import Benchmark, Ranks, check_settings, input_files, read_benchmark, write_results
 from lowshot.cli import run
+from lowshot.errors import InputError
 from lowshot.estimates import Job, Limits, fitting_width, said
 from lowshot.fusion import KeptScores, fuse
 from lowshot.graph import Graph, read_graph
@@ -90,22 +91,26 @@ def main(config: Config) -> Path:
     Returns the path of what was written last: the results, or the evidence if only a choice was asked for.
     """
     check_settings(config)
+    if config.propagated is not None and config.propagated.suffix != ".h5":
+        raise InputError(f"{config.propagated}: labelled images are a .h5 file")
     with open_processes() as processes, _own_outputs(config, processes) as own:
         if config.dry_run:
             _print_estimate(config, processes)
         else:
             _run(own, processes)
-    return config.out
+    only_chosen = config.select is not None and config.setup == "validation"
+    return evidence_path(config.out) if only_chosen else config.out
 
 
 @contextmanager
 def _own_outputs(config: Config, processes: Processes) -> Iterator[Config]:
-    """The first process writes where it was told to, the others to copies that nobody keeps: all find the same."""
+    """The first process writes where it was told to, the others to copies that nobody keeps: all find the same. Only
+    the first one says what it does."""
     if processes.rank == 0:
         processes.wait()
         yield config
         return
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, redirect_stdout(None):
         evidence = evidence_path(config.out)
         outputs = [config.out, evidence, partial_path(evidence), *([config.propagated] if config.propagated else [])]
         for path in outputs:
@@ -127,12 +132,18 @@ def _run(config: Config, processes: Processes) -> None:
             return
     made_from = joint_recipe([(one.shots, _recipe(one, _inputs(one))) for one in configs])
     made_from["inputs"] |= {name: record["digest"] for name, record in chosen.items()}
-    wanted = [out for out in (config.propagated, config.out) if out is not None]
-    if all(is_done(out, made_from, config.overwrite) for out in wanted):
+    wanted = {config.out: made_from}
+    if config.propagated is not None:
+        settings = {**made_from["config"], "n_propagated": config.n_propagated}
+        wanted = {config.propagated: {**made_from, "config": settings}, **wanted}
+    left = {out: own for out, own in wanted.items() if not is_done(out, own, config.overwrite)}
+    if not left:
         return
     provenance, benchmark = Provenance(), read_benchmark(config)
-    if config.propagated is not None:
-        _label_images(config, configs, benchmark, made_from, processes)
+    if config.propagated in left:
+        _label_images(config, configs, benchmark, left[config.propagated], processes)
+    if config.out not in left:
+        return
     earlier = [past for one in configs for past in _earlier(one)]
     ranks = list(_judge([*configs, *earlier], benchmark, processes.device.type, processes))
     history = [
@@ -186,21 +197,25 @@ def _of_setup(config: Config, name: str) -> Path | None:
 def _recipe(config: Config, inputs: dict[str, Path | None]) -> dict:
     """The recipe of the results: only the settings that are read."""
     made_from = recipe("diffusion", config, inputs)
-    unread = {"criterion", "select_per_shot", "seed", "slice_width", "memory_gib", "dry_run"}
+    unread = {"criterion", "select_per_shot", "seed", "n_propagated", "slice_width", "memory_gib", "dry_run"}
     unread |= {"fusion_weight"} if config.scores is None else set()
-    unread |= {"n_propagated"} if config.propagated is None else set()
+    if config.edges.weight != "gaussian":
+        made_from["config"]["edges"].pop("sigma")
     return {**made_from, "config": {name: v for name, v in made_from["config"].items() if name not in unread}}
 
 
 def _judge(configs: list[Config], benchmark: Benchmark, _: str, processes: Processes) -> Iterator[Ranks]:
     """The true classes' ranks of every run of each of `configs`, which have one setup. Those that differ only in the
     number of steps and in what is done after them share the work."""
-    ranks: list[Ranks] = [{} for _ in configs]
-    for alike in _alike(configs).values():
-        for key, scores in _scores([configs[i] for i in alike], benchmark, processes):
-            for i, final in zip(alike, scores):
-                ranks[i][key] = _ranks(final, benchmark, configs[i].ties)
-    yield from ranks
+    ranks: dict[int, Ranks] = {}
+    alike_of = {i: alike for alike in _alike(configs).values() for i in alike}
+    for i in range(len(configs)):
+        if i not in ranks:
+            ranks |= {j: {} for j in alike_of[i]}
+            for key, scores in _scores([configs[j] for j in alike_of[i]], benchmark, processes):
+                for j, final in zip(alike_of[i], scores):
+                    ranks[j][key] = _ranks(final, benchmark, configs[j].ties)
+        yield ranks[i]
 
 
 def _alike(configs: list[Config]) -> dict[str, list[int]]:
@@ -218,8 +233,8 @@ def _scores(
     first = configs[0]
     job = _job(configs, open_setup_graph(_of_setup(first, "graph"), first), benchmark, processes)
     graphs, work = job.graphs, _work(job, first, processes)
-    kept = KeptScores(_of_setup(first, "scores"), first) if first.scores is not None else None
     runs = [(trial, n) for trial in benchmark.draws for n in first.shots]
+    kept = KeptScores(_of_setup(first, "scores"), first, runs) if first.scores is not None else None
     for trial, n in tqdm(runs, "diffusion", unit="run", disable=None if processes.rank == 0 else True):
         graph = graphs.of(trial, n)
         by_step = propagate(graph.adjacency, graph.labels, graph.test_ids, job.steps, first.step, first.precision, work)
@@ -284,7 +299,7 @@ def _label_images(
             at = graphs.of(*key)
             columns, values = assign(at.adjacency, at.labels, one.n_steps, one.step, one.precision, work)
             highest = processes.largest(values)
-            columns = processes.largest(np.where(values == highest, columns, -1))
+            columns = -processes.largest(np.where(values == highest, -columns, -at.labels.n_columns))
             parts.append(pool.surest(key, at.labels, columns, highest, config.n_propagated))
             del at  # before the next one is made
     with writing(config.propagated) as unfinished:

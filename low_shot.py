@@ -111,6 +111,8 @@ def main(config: Config) -> Path:
     check_settings(config)
     if config.methods.logistic_regression != MethodOptions().logistic_regression:
         raise InputError("methods.logistic_regression: not read here; this stage's logistic_regression reads logistic")
+    if config.scores is not None and config.scores.suffix != ".h5":
+        raise InputError(f"{config.scores}: scores are a .h5 file")
     device = pick_device().type
     configs, chosen = [config], {}
     if config.select is not None:

@@ -50,19 +50,20 @@ class ScoreFile:
 class KeptScores:
     """scores.h5 of the same images, split, shots and setup as `config`; runs are read one by one.
 
-    Raises InputError if it was made from others.
+    Raises InputError if it was made from others, or lacks one of `runs`, pairs (trial, n).
     """
 
-    def __init__(self, path: Path, config: BenchmarkConfig) -> None:
-        self.path, self.file = path, open_h5(path)
+    def __init__(self, path: Path, config: BenchmarkConfig, runs: list[tuple[int, int]]) -> None:
+        self.file = open_h5(path)
         require_datasets(self.file, list(_DATASETS))
         check_made_for(path, config, input_files(config))
         self.runs = {run: i for i, run in enumerate(zip(self.file["trials"][:], self.file["n_shots"][:]))}
+        for trial, n in runs:
+            if (trial, n) not in self.runs:
+                raise InputError(f"{path}: has no scores of trial {trial}, n = {n}")
 
     def of(self, trial: int, n_shot: int) -> np.ndarray:
         """Log-probabilities float32 (N, classes) of a run."""
-        if (trial, n_shot) not in self.runs:
-            raise InputError(f"{self.path}: has no scores of trial {trial}, n = {n_shot}")
         return self.file["log_probabilities"][self.runs[trial, n_shot]]
 
 

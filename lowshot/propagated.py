@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from lowshot.artifacts import open_h5, require_datasets, write_recipe
+from lowshot.artifacts import open_h5, read_recipe, require_datasets, write_recipe
 from lowshot.benchmark import Benchmark, BenchmarkConfig, check_made_for, input_files
 from lowshot.errors import InputError
 from lowshot.features import Features
@@ -24,14 +24,23 @@ _DATASETS = ("feats", "labels", "trials", "n_shots", "places")
 class UnlabelledPool:
     """The images of a setup's graph that labels spread to.
 
-    `background` is the feature file of the graph's background; without it, InputError if the graph has one.
+    `background` is the feature file of the graph's background. Raises InputError if the graph has one and the file is
+    not given or another, and if all nodes are labelled.
     """
 
     def __init__(self, graph: Graph, benchmark: Benchmark, background: Path | None) -> None:
-        self.graph, self.benchmark = graph, benchmark
-        if graph.n_background and background is None:
+        self.graph, self.benchmark, self.background = graph, benchmark, None
+        if graph.n_nodes == len(benchmark.base_rows):
+            raise InputError(f"{graph.path}: has no unlabelled images (build_graph.py complete adds them)")
+        if not graph.n_background:
+            return
+        if background is None:
             raise InputError(f"{graph.path}: has background nodes; give --background, the features it was built from")
-        self.background = open_rows(background, benchmark.train.dim, graph.n_background) if graph.n_background else None
+        self.background = open_rows(background, benchmark.train.dim, graph.n_background)
+        first = self.background[:1000]
+        built_from = graph.vectors[len(graph.train_rows) :][: len(first)]
+        if np.abs(graph.project(first) - built_from).max() > 0.01:
+            raise InputError(f"{background}: not the features that {graph.path} was built from")
 
     def surest(
         self, run: tuple[int, int], labels: Labels, columns: np.ndarray, values: np.ndarray, n_rows: int
@@ -97,11 +106,12 @@ class PropagatedRows:
             raise InputError(
                 f"{path}: features of {self.rows['feats'].shape[1]} dimensions, but {train.path} has {train.dim}"
             )
-        self.path, self.runs = path, set(zip(self.rows["trials"].tolist(), self.rows["n_shots"].tolist()))
+        self.path, self.config = path, read_recipe(path)["config"]
 
     def of(self, trial: int, n_shot: int, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Up to `n_rows` rows of every class, the surest ones: (feats (M, D), labels (M,))."""
-        if (trial, n_shot) not in self.runs:
-            raise InputError(f"{self.path}: has no rows of trial {trial}, n = {n_shot}")
+        """Up to `n_rows` rows of every class, the surest ones: (feats (M, D), labels (M,)); none where diffusion has
+        reached no image."""
+        if n_shot not in self.config["shots"] or trial not in (self.config.get("trials") or [trial]):
+            raise InputError(f"{self.path}: was not made for trial {trial}, n = {n_shot}")
         own = (self.rows["trials"] == trial) & (self.rows["n_shots"] == n_shot) & (self.rows["places"] < n_rows)
         return self.rows["feats"][own], self.rows["labels"][own]

@@ -44,7 +44,7 @@ class Processes(NamedTuple):
             torch.distributed.barrier()
 
     def total(self, array: np.ndarray) -> np.ndarray:
-        """The sum of the arrays of all processes, to each of them."""
+        """The sum of the arrays of all processes, to each of them; on a CPU it takes the place of `array`."""
         if self.size == 1:
             return array
         tensor = torch.from_numpy(array).to(self.device)
@@ -52,10 +52,10 @@ class Processes(NamedTuple):
         return tensor.cpu().numpy()
 
     def largest(self, array: np.ndarray) -> np.ndarray:
-        """The same for the largest entries."""
+        """The same for the largest entries; `array` stays as it is."""
         if self.size == 1:
             return array
-        tensor = torch.from_numpy(array).to(self.device)
+        tensor = torch.tensor(array, device=self.device)
         torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
         return tensor.cpu().numpy()
 
