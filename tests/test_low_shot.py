@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import assert_refused
 
+import diffusion
 import low_shot
 from lowshot.artifacts import write_json
 from lowshot.classifiers import CLASSIFIERS, METHODS, FeatureTransform, MethodOptions, SGDOptions
@@ -20,6 +21,7 @@ from lowshot.classifiers.support_logistic import SupportLogisticOptions
 from lowshot.errors import InputError
 from lowshot.features import write_features
 from lowshot.protocol import Split, draws_to_json, make_draws
+from lowshot.run_graphs import EdgeOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 N_CLASSES, DIM, ROWS = 8, 5, 12
@@ -238,6 +240,173 @@ def test_generated_rows_join_the_shots(config, monkeypatch, tmp_path):
     assert content["method"].startswith("linear_sgd + generator") and "generator" in content["inputs"]
     assert [len(run.labels) for run in problem.runs] == [8, 10] * 3
     assert (problem.runs[2].feats[2:] == 2).all() and problem.runs[2].labels.dtype == np.int64
+
+
+# --- scores that are kept ---
+
+
+def test_kept_scores_are_those_that_were_judged(config, tmp_path):
+    """Of a method that scores the setup's classes only, and of one that scores all."""
+    path = tmp_path / "scores.h5"
+    for classifier in ("nearest_mean", "linear_sgd"):
+        content = results(config, classifier=classifier, scores=path)
+        with h5py.File(path) as file, h5py.File(config.test) as test:
+            assert file.attrs["schema"] == "lowshot-scores-1" and file["classes"][:].tolist() == [2, 3, 6, 7]
+            runs = list(zip(file["trials"][:].tolist(), file["n_shots"][:].tolist()))
+            scores, truth = file["log_probabilities"][:], test["all_labels"][:]
+        truth = truth[np.isin(truth, [2, 3, 6, 7])]
+        np.testing.assert_allclose(np.exp(scores).sum(2), 1, rtol=1e-5)
+        assert runs == [(one["trial"], one["n_shot"]) for one in content["trials"]]
+        for one, own in zip(content["trials"], scores):
+            share = (np.array([2, 3, 6, 7])[own.argmax(1)] == truth).mean()
+            assert share == pytest.approx(one["top1_all"]) if classifier == "nearest_mean" else share >= one["top1_all"]
+
+
+def test_scores_of_a_choice_for_every_n(config, tmp_path):
+    grid, path = tmp_path / "grid.yaml", tmp_path / "scores.h5"
+    grid.write_text("transform.power: [0.25, 1.0]\ntransform.centre: [true, false]\ntransform.normalise: [false, true]")
+    own = {"classifier": "nearest_mean", "scores": path}
+    content = results(config, select=grid, select_per_shot=True, **own)
+    with h5py.File(path) as file:
+        together, n_shots = file["log_probabilities"][:], file["n_shots"][:]
+    for n, values in content["selection"]["chosen"].items():
+        transform = FeatureTransform(**{name.split(".")[1]: value for name, value in values.items()})
+        results(config, shots=[int(n)], transform=transform, **own)
+        with h5py.File(path) as file:
+            np.testing.assert_array_equal(together[n_shots == int(n)], file["log_probabilities"][:])
+
+
+def test_keeping_scores_changes_no_results_and_is_done_once(config, tmp_path, capsys):
+    path = tmp_path / "out" / "scores.h5"
+    before = json.loads(low_shot.main(config).read_text())["trials"]
+    with pytest.raises(InputError, match="setting seed was 0, now 1"):
+        low_shot.main(replace(config, seed=1, scores=path))
+    assert not path.exists() and json.loads(config.out.read_text())["config"]["seed"] == 0
+    assert json.loads(low_shot.main(replace(config, scores=path)).read_text())["trials"] == before
+    made = path.stat().st_mtime_ns, config.out.stat().st_mtime_ns
+    capsys.readouterr()
+    low_shot.main(replace(config, scores=path))
+    assert (path.stat().st_mtime_ns, config.out.stat().st_mtime_ns) == made
+    assert capsys.readouterr().out.count("there already") == 2
+
+
+def test_no_scores_of_a_run_that_failed(config, tmp_path):
+    path = tmp_path / "out" / "scores.h5"
+    with pytest.raises(InputError, match="NaN"):
+        low_shot.main(replace(config, sgd=SGDOptions(lr=1e30, n_steps=20, batch_size=20), scores=path))
+    assert not config.out.exists() and not list(path.parent.glob("scores*"))
+    with pytest.raises(InputError, match=r"scores\.json: scores are a \.h5 file"):
+        low_shot.main(replace(config, scores=tmp_path / "scores.json"))
+
+
+# --- propagated labels ---
+
+
+@pytest.fixture(scope="module", params=["graph", "images"])
+def propagated(request, clusters, tmp_path_factory):
+    """(low_shot.py's configuration on `clusters`, the rows that diffusion labelled, where they are from)."""
+    folder = tmp_path_factory.mktemp("propagated")
+    files = {name: getattr(clusters, name) for name in ("train", "test", "split", "draws")}
+    own = diffusion.Config(**files, graph=getattr(clusters, request.param), out=folder / "d.json", shots=[1, 4],
+                           n_steps=2, edges=EdgeOptions(k=6), propagated=folder / "p.h5", n_propagated=9,
+                           background=clusters.unlabelled if request.param == "graph" else None)  # fmt: skip
+    diffusion.main(own)
+    config = low_shot.Config(**files, out=folder / "r.json", shots=[1, 4], max_per_label=7, propagated=own.propagated,
+                             sgd=SGDOptions(n_steps=20, batch_size=20))  # fmt: skip
+    with h5py.File(own.propagated) as file:
+        return config, {name: file[name][:] for name in file}, np.load(clusters.unlabelled)
+
+
+def is_among(feats, others):
+    return (feats[:, None] == others[None]).all(2).any(1)
+
+
+def test_propagated_rows_join_the_shots(propagated, monkeypatch):
+    """Unlabelled images only, at most max_per_label with the shots, the surest first."""
+    config, rows, background = propagated
+    problem, content = captured_problem(config, monkeypatch)
+    assert content["method"] == "linear_sgd + propagated labels" and "propagated" in content["inputs"]
+    assert content["protocol"]["setting"] == "semi_supervised" and content["config"]["max_per_label"] == 7
+    with h5py.File(config.train) as file:
+        train, labels = file["all_feats"][:], file["all_labels"][:]
+    with h5py.File(config.test) as file:
+        test = file["all_feats"][:]
+    for one in problem.runs:
+        n_shots = 3 * one.n_shot
+        shots, added = one.feats[:n_shots], one.feats[n_shots:]
+        assert is_among(shots, train).all() and len(added) and added.dtype == np.float32
+        assert not is_among(added, shots).any() and not is_among(added, test).any()
+        assert not is_among(added, train[np.isin(labels, [1, 3, 5])]).any()
+        assert (is_among(added, background) | is_among(added, train)).all()
+        for c in (7, 9, 11):
+            own = (rows["trials"] == one.trial) & (rows["n_shots"] == one.n_shot) & (rows["labels"] == c)
+            surest = rows["feats"][own][np.argsort(rows["places"][own])][: 7 - one.n_shot]
+            np.testing.assert_array_equal(added[one.labels[n_shots:] == c], surest)
+            assert (one.labels == c).sum() <= 7
+    assert max(np.bincount(one.labels).max() for one in problem.runs) == 7
+
+
+def test_shots_alone_where_they_are_enough(propagated, monkeypatch):
+    config, _, _ = propagated
+    problem, _ = captured_problem(config, monkeypatch, max_per_label=4)
+    assert all((np.bincount(one.labels)[[7, 9, 11]] == 4).all() for one in problem.runs if one.n_shot == 4)
+    assert all(len(one.labels) > 3 for one in problem.runs if one.n_shot == 1)
+
+
+def test_a_generator_fills_what_propagated_rows_leave(propagated, monkeypatch, tmp_path):
+    class Filling(StubHallucinator):
+        def extend(self, feats, labels, max_per_label, seed, trial):
+            new = np.concatenate([np.full(max(0, max_per_label - (labels == c).sum()), c) for c in np.unique(labels)])
+            return np.full((len(new), self.dim), 77, np.float32), new
+
+    config, rows, _ = propagated
+    (tmp_path / "generator").mkdir()
+    monkeypatch.setattr(low_shot, "Hallucinator", Filling)
+    problem, content = captured_problem(config, monkeypatch, generator=tmp_path / "generator", max_per_label=12)
+    assert content["method"].startswith("linear_sgd + propagated labels + generator")
+    for one in problem.runs:
+        assert (np.bincount(one.labels)[[7, 9, 11]] == 12).all()
+        for c in (7, 9, 11):
+            own = (rows["trials"] == one.trial) & (rows["n_shots"] == one.n_shot) & (rows["labels"] == c)
+            n_real = one.n_shot + min(own.sum(), 12 - one.n_shot)
+            assert ((one.feats == 77).all(1) & (one.labels == c)).sum() == 12 - n_real
+
+
+def test_where_nothing_was_labelled_nothing_is_added(propagated, monkeypatch, tmp_path):
+    config, _, _ = propagated
+    path = tmp_path / "p.h5"
+    path.write_bytes(config.propagated.read_bytes())
+    with h5py.File(path, "r+") as file:
+        kept = file["n_shots"][:] == 4
+        for name in ("feats", "labels", "trials", "n_shots", "places"):
+            values = file[name][:][kept]
+            del file[name]
+            file[name] = values
+    problem, _ = captured_problem(config, monkeypatch, propagated=path)
+    assert [len(one.labels) for one in problem.runs if one.n_shot == 1] == [3, 3]
+
+
+def test_propagated_rows_of_something_else_are_refused(propagated, clusters, tmp_path):
+    config, _, _ = propagated
+
+    def refused(words, **changes):
+        with pytest.raises(InputError, match=words):
+            low_shot.main(replace(config, out=tmp_path / "out" / "r.json", **changes))
+        assert not (tmp_path / "out").exists()
+
+    draws = json.loads(clusters.draws.read_text())
+    draws["trials"]["1"][7] = draws["trials"]["1"][7][::-1]
+    write_json(tmp_path / "draws.json", draws)
+    with h5py.File(clusters.train) as file:
+        write_features(tmp_path / "train.h5", 2 * file["all_feats"][:], file["all_labels"][:],
+                       {"stage": "save_features", "config": {}, "inputs": {"extractor": "x"}})  # fmt: skip
+    refused(r"p\.h5: made from another draws file", draws=tmp_path / "draws.json")
+    refused(r"p\.h5: made from another train file", train=tmp_path / "train.h5")
+    refused(r"p\.h5: of the test setup, not validation", setup="validation")
+    refused(r"p\.h5: was not made for trial 1, n = 2", shots=[1, 2])
+    refused("lacks the dataset 'feats'", propagated=clusters.background)
+    refused(r"nowhere\.h5: no such file", propagated=tmp_path / "nowhere.h5")
+    refused("give one of the two", repetition=True)
 
 
 def damage(config, name, change):

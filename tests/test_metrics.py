@@ -29,6 +29,37 @@ def test_minus_infinity_ranks_last_and_nan_is_refused():
         true_class_ranks(torch.tensor([[0.0, torch.nan]]), torch.tensor([0]))
 
 
+def test_ties_that_the_lowest_class_wins():
+    scores = torch.tensor([[3.0, 1.0, 3.0, 3.0], [3.0, 1.0, 3.0, 3.0], [3.0, 1.0, 3.0, 3.0], [3.0, 1.0, 3.0, 3.0]])
+    assert true_class_ranks(scores, torch.arange(4), "lowest_class").tolist() == [0, 3, 1, 2]
+    assert true_class_ranks(scores, torch.arange(4)).tolist() == [2, 3, 2, 2]
+
+
+def test_a_row_of_zeros_has_the_lowest_five_classes_as_its_best():
+    """Of an image that no label has reached."""
+    ranks = true_class_ranks(torch.zeros(12, 12), torch.arange(12), "lowest_class")
+    assert ranks.tolist() == list(range(12))
+    assert ((ranks < 5) == (torch.arange(12) < 5)).all()
+
+
+@given(st.integers(1, 7), st.integers(0, 2**32 - 1))
+def test_ranks_are_those_of_a_stable_sort(n_classes, seed):
+    rng = np.random.default_rng(seed)
+    scores, truth = rng.integers(0, 3, (2, 4, n_classes)).astype(np.float32), rng.integers(0, n_classes, 4)
+    order = np.argsort(-scores, axis=-1, kind="stable")
+    expected = (order == truth[None, :, None]).argmax(-1)
+    ranks = true_class_ranks(torch.from_numpy(scores), torch.from_numpy(truth), "lowest_class")
+    assert np.array_equal(ranks, expected)
+
+
+def test_all_scores_are_given_away():
+    feats, labels, kept = np.random.default_rng(0).normal(size=(23, 6)).astype(np.float32), np.arange(23) % 4, []
+    weights = torch.randn(2, 6, 4)
+    ranks_in_chunks(lambda rows: rows @ weights, feats, labels, chunk_rows=5, keep=lambda *given: kept.append(given))
+    assert np.concatenate([np.arange(23)[rows] for rows, _ in kept]).tolist() == list(range(23))
+    torch.testing.assert_close(torch.cat([scores for _, scores in kept], 1), torch.from_numpy(feats) @ weights)
+
+
 def test_chunks_change_nothing():
     feats, labels = np.random.default_rng(0).normal(size=(23, 6)).astype(np.float32), np.arange(23) % 4
     weights = torch.randn(2, 6, 4)
