@@ -19,6 +19,8 @@ from test_propagation import neighbour_sums, normalised, walk
 
 import diffusion
 import low_shot
+import lowshot.adjacency as adjacency_room
+import lowshot.rows as rows_room
 from build_graph import CompleteConfig, complete
 from diffusion import Config
 from lowshot.artifacts import digest, partial_path, read_recipe, write_json
@@ -112,8 +114,10 @@ def assert_runs(content: list[dict], clusters, kind: str, n_steps: int, change=l
 
 @pytest.mark.parametrize("n_steps", [0, 1, 3])
 @pytest.mark.parametrize("kind", ["graph", "bare", "images"])
-def test_the_whole_stage_by_hand(clusters, config, kind, n_steps):
-    """With a background, without one (nbg = 0), and with the images whose labels are withheld."""
+def test_the_whole_stage_by_hand(clusters, config, kind, n_steps, monkeypatch):
+    """With a background, without one (nbg = 0), and with the images whose labels are withheld; in many blocks."""
+    monkeypatch.setattr(adjacency_room, "_ENTRIES_PER_RANGE", 300)
+    monkeypatch.setattr(rows_room, "BLOCK", 50)
     content = results(config, graph=getattr(clusters, kind), n_steps=n_steps)
     assert_runs(content["trials"], clusters, kind, n_steps)
 
@@ -597,7 +601,8 @@ def labelled_images(config: Config, clusters, **changes) -> dict[str, np.ndarray
 
 
 @pytest.mark.parametrize("kind", ["graph", "images"])
-def test_the_surest_unlabelled_images_are_labelled(clusters, config, kind):
+def test_the_surest_unlabelled_images_are_labelled(clusters, config, kind, monkeypatch):
+    monkeypatch.setattr(rows_room, "BLOCK", 50)
     source = {"graph": clusters.unlabelled, "images": None}[kind]
     rows = labelled_images(config, clusters, graph=getattr(clusters, kind), background=source, n_propagated=5)
     for trial, n in [(t, n) for t in (1, 2) for n in SHOTS]:
