@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter, process_time
+from time import perf_counter
 from typing import Literal
 
 import numpy as np
@@ -36,7 +36,7 @@ from lowshot.artifacts import Provenance, is_done, partial_path, recipe, writing
 from lowshot.benchmark import Benchmark, Ranks, check_settings, input_files, read_benchmark, write_results
 from lowshot.cli import run
 from lowshot.errors import InputError
-from lowshot.estimates import Job, Limits, fitting_width, said
+from lowshot.estimates import Job, Limits, fitting_width, said, seconds_around
 from lowshot.fusion import KeptScores, fuse
 from lowshot.graph import Graph, read_graph
 from lowshot.metrics import Ties, true_class_ranks
@@ -165,7 +165,7 @@ def _print_estimate(config: Config, processes: Processes) -> None:
     if not (config.select and config.setup == "validation"):
         parts |= {"results": [longest, *_earlier(longest)]}
         parts |= {"labelled images": [longest]} if config.propagated else {}
-    jobs, reading = {}, process_time()  # of starting
+    jobs, reading = {}, seconds_around()
     for what, configs in parts.items():
         start = perf_counter()
         benchmark = read_benchmark(configs[0])

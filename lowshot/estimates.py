@@ -36,6 +36,8 @@ _PHASES = ("search", "matrix", "class sums", "first step", "step", "last step", 
 _SAMPLED_ROWS, _SAMPLED_ENTRIES = 2**16, 2**26
 # Numbers compared in a measured search.
 _SEARCHED = 2**33
+# Seconds for compiled loops to load, at most: where they take longer now, they were compiled, and are kept.
+_LOADING = 2.0
 
 
 @dataclass(frozen=True)
@@ -248,7 +250,7 @@ def seconds(job: Job, width: int, n_processes: int) -> dict[str, float]:
     Samples are ranges of rows of S. What does not grow with entries is measured on a matrix without any.
     """
     sizes, graph, k = job.sizes, job.graphs.graph, job.graphs.options.k
-    sample, matrix = _sampled_matrix(job)
+    sample, matrix, loading = _sampled_matrix(job)
     nothing = Adjacency([_no_rows(sample.blocks[0], 0, len(sample))], sample.degrees)
     some, none = (_step_seconds(job, adjacency, width) for adjacency in (sample, nothing))
     share = sample.n_entries / sizes.n_entries
@@ -260,14 +262,26 @@ def seconds(job: Job, width: int, n_processes: int) -> dict[str, float]:
         "first step": n_slices * (last > 0) * whole["first step"],
         "steps": n_slices * max(0, last - 2) * whole["step"],
         "last step": n_slices * (last > 1) * whole["last step"],
-        "scores": n_slices * len(job.steps) * whole["scores"] + timed(job, lambda: TestLists(graph.test_ids[:, :k])),
+        "scores": n_slices * (len(job.steps) * whole["scores"] + (len(job.steps) - 1) * whole["rows taken"])
+        + timed(job, lambda: TestLists(graph.test_ids[:, :k])),
         "judging": job.n_judged * timed(job, lambda: job.finish(scores)),
     }
     return {
         "search of the shots": _search_seconds(job) if sizes.n_added else 0,
+        "compiled loops": loading,
         "symmetric matrix": matrix * (job.n_runs if sizes.n_added else 1),
         **{name: job.n_runs * value for name, value in per_run.items()},
     }
+
+
+def seconds_around() -> float:
+    """Seconds since the start, when nothing is done yet, and those for the end: a fifth, in which modules are freed."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        started = float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
+    except OSError:
+        started = time.process_time()
+    return 1.2 * started
 
 
 def timed(job: Job, work: Callable[[], Any]) -> float:
@@ -284,8 +298,8 @@ def _repeated(measure: Callable[[], Any]) -> np.ndarray:
     return np.median(results[1:] or results, axis=0)
 
 
-def _sampled_matrix(job: Job) -> tuple[Adjacency, float]:
-    """S with its first rows filled only, and the seconds that all of it takes."""
+def _sampled_matrix(job: Job) -> tuple[Adjacency, float, float]:
+    """S with its first rows filled only, the seconds that all of it takes, and those for compiled loops to load."""
     sizes, options, graph = job.sizes, job.graphs.options, job.graphs.graph
     # As in a run, copies or views of the file: loops are compiled for each.
     ids, similarities = (np.array(a[:, : options.k]) if sizes.n_added else a[:, : options.k]
@@ -300,11 +314,11 @@ def _sampled_matrix(job: Job) -> tuple[Adjacency, float]:
         sample, making = _spent(job, lambda: symmetrise(ids, weights, options.symmetry, first))
         return sample, weighing + counting + max(0, making - counting) * sizes.n_entries / sample.n_entries
 
-    few, _ = make(_few_lists(ids))  # loops are compiled
+    (few, _), loading = _spent(job, lambda: make(_few_lists(ids)))
     few.times(few.degrees)
     sample, spent = make(ids)
     rest = _no_rows(sample.blocks[0], len(sample), len(ids))
-    return Adjacency([*sample.blocks, rest], np.ones(len(ids), np.float32)), spent
+    return Adjacency([*sample.blocks, rest], np.ones(len(ids), np.float32)), spent, min(loading, _LOADING)
 
 
 def _spent(job: Job, work: Callable[[], Any]) -> tuple[Any, float]:
@@ -343,7 +357,15 @@ def _step_seconds(job: Job, adjacency: Adjacency, width: int) -> dict[str, float
         steps = spread.columns(0, width, [1, 2, 3], job.precision)
         return [_spent(job, lambda: next(steps))[1] for _ in range(3)]
 
-    spent = dict(zip(("first step", "step", "last step"), _repeated(parts)))
+    spent = dict(zip(("first step", "step", "last step"), _repeated(parts).tolist()))
+    # Rows of states whose scores nobody wants are not taken.
+    state, places = (
+        torch.ones(n, width, dtype=getattr(torch, job.precision), device=job.device),
+        torch.from_numpy(needed),
+    )
+    spent["rows taken"] = timed(job, lambda: state[places.to(job.device)].float())
+    for name in ("first step", "step"):
+        spent[name] = max(0, spent[name] - spent["rows taken"])
     spent["class sums"] = timed(job, lambda: spread.column_sums(1))
     if job.assigning:
         spent["scores"] = timed(job, lambda: torch.rand(n, width, device=job.graphs.device).max(1))
