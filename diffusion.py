@@ -17,6 +17,7 @@ The number of steps chosen on the validation setup for every n, results on the t
 Several processes share the classes: torchrun --nproc-per-node 2 diffusion.py ...
 """
 
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -228,8 +229,8 @@ def _alike(configs: list[Config]) -> dict[str, list[int]]:
 
 def _scores(
     configs: list[Config], benchmark: Benchmark, processes: Processes
-) -> Iterator[tuple[tuple[int, int], list[np.ndarray]]]:
-    """Every run of configs that share the steps, with the final scores (N, classes) of each."""
+) -> Iterator[tuple[tuple[int, int], Iterator[np.ndarray]]]:
+    """Every run of configs that share the steps, with the final scores (N, classes) of each, made when asked for."""
     first = configs[0]
     job = _job(configs, open_setup_graph(_of_setup(first, "graph"), first), benchmark, processes)
     graphs, work = job.graphs, _work(job, first, processes)
@@ -240,7 +241,7 @@ def _scores(
         by_step = propagate(graph.adjacency, graph.labels, graph.test_ids, job.steps, first.step, first.precision, work)
         by_step = {step: processes.total(scores) for step, scores in by_step.items()}
         classified = kept.of(trial, n) if kept is not None else None
-        yield (trial, n), [_final(one, by_step[one.n_steps], graph.labels, classified) for one in configs]
+        yield (trial, n), (_final(one, by_step[one.n_steps], graph.labels, classified) for one in configs)
         del graph  # before the next one is made
 
 
@@ -269,14 +270,16 @@ def _job(
         labels = Labels(np.arange(1), np.arange(1), scores.shape[1])
         _ranks(_final(first, scores, labels, scores if first.scores else None), benchmark, first.ties)
 
-    n_own = sum(bool(config.class_prior or config.scores) for config in configs)
+    n_own = int(any(config.class_prior or config.scores for config in configs))  # one at a time
     n_judged = 0 if assigning else len(configs)
     return Job(graphs, first.shots, steps, first.step, first.precision, n_judged, n_own, finish, assigning)
 
 
 def _width(job: Job, config: Config, processes: Processes) -> int:
-    """Of slices: the same for all processes."""
+    """Of slices: the same for all processes, and unless it is given none that leaves one of them without work."""
     fitting = fitting_width(job, config.slice_width, Limits.now(config.memory_gib, processes.device.type))
+    if config.slice_width is None:
+        fitting = min(fitting, math.ceil(len(job.graphs.benchmark.classes) / processes.size))
     return int(-processes.largest(np.array([-fitting]))[0])
 
 

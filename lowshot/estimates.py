@@ -53,7 +53,7 @@ class Job:
     n_judged: int = 1
     """Configs that are judged on the scores of a run."""
     n_own_scores: int = 0
-    """Of these, such that turn them into other scores."""
+    """How many times they are turned into other scores at once."""
     finish: Callable[[np.ndarray], Any] = np.copy
     """What a config does with scores (N, classes)."""
     assigning: bool = False

@@ -114,13 +114,16 @@ class Spread:
             yield 0, among_needed.add_to(torch.zeros(len(needed), labels.n_columns, device=self.device), 1)
         state = None
         for step in range(1, n_steps + 1):
-            if step == n_steps > 1:
+            # Wanted rows are float32 whatever is stored: a step gives the same on the way as when it is the last.
+            separately = step > 1 and (step == n_steps or precision != "float32")
+            if separately and step in steps:
                 parts = [_product(self.needed_rows, part) for part in _in_float32(state)]
                 yield step, among_needed.add_to(torch.cat(parts, 1), self.fresh)
+            if step == n_steps > 1:
                 return
             state = _product(self.all_rows, state) if step > 1 else self._first(labels, getattr(torch, precision))
             labels.add_to(state, self.fresh)
-            if step in steps:
+            if step in steps and not separately:
                 yield step, state[needed].float()
 
     def _first(self, labels: Labels, dtype: torch.dtype) -> Tensor:

@@ -201,7 +201,7 @@ def scores_of(config: Config) -> np.ndarray:
     from lowshot.runtime import open_processes
 
     with open_processes() as processes:
-        runs = list(diffusion._scores([config], read_benchmark(config), processes))
+        runs = [(key, list(scores)) for key, scores in diffusion._scores([config], read_benchmark(config), processes)]
     return np.stack([scores for _, (scores,) in runs])
 
 
