@@ -45,7 +45,7 @@ from lowshot.datasets.content import Content, Source, cap
 from lowshot.datasets.images import Images, write_images
 from lowshot.datasets.registry import READERS, Reader
 from lowshot.errors import InputError
-from lowshot.protocol import draws_to_json, make_draws, make_split
+from lowshot.protocol import draws_to_json, make_draws, make_split, with_douze2018_draws
 
 SCHEMA = "lowshot-data-1"
 
@@ -75,6 +75,8 @@ class Config:
     """Trials to draw shots for."""
     max_shots: PositiveInt = 20
     """Shots drawn for every trial and class; n-shot takes the first n of them."""
+    draw_rule: Literal["streams", "douze2018"] = "streams"
+    """How shots are drawn: each class from a stream of its own, or as in the diffusion paper's release (seed = trial)."""
     test_per_class: PositiveInt | None = None
     """Images of a class held out for test where the set has no test part (default: omniglot 10, others a fifth)."""
     image_size: PositiveInt | None = None
@@ -98,6 +100,8 @@ def main(config: Config) -> Path:
     made_from = recipe("preprocessing", config, {}) | {"inputs": found.digests}
     for name in {"start", "count"} - READERS[config.dataset].heeds:  # one data set's own, in no recipe of the others
         del made_from["config"][name]
+    if config.draw_rule == "streams":
+        del made_from["config"]["draw_rule"]
     stays = ("folder", "imagenet", "mini_imagenet", "tiered_imagenet", "yfcc100m")
     if config.dataset in stays and config.image_size is None:
         made_from["config"]["root"] = str(source.root.resolve())  # the images stay there
@@ -129,6 +133,8 @@ def _protocol(config: Config, content: Content) -> dict[str, dict]:
     draws = content.draws or make_draws(
         train_labels, content.class_names, config.n_trials, config.max_shots, config.seed
     )
+    if config.draw_rule == "douze2018":
+        draws = with_douze2018_draws(draws, train_labels, split, config.max_shots)
     return {"split.json": split.to_json(), "draws.json": draws_to_json(draws, split, config.seed)}
 
 

@@ -234,6 +234,25 @@ def make_draws(
     }
 
 
+def with_douze2018_draws(
+    draws: dict[int, list[np.ndarray]], labels: np.ndarray, split: Split, max_shots: int
+) -> dict[int, list[np.ndarray]]:
+    """`draws` with the novel classes' shots drawn as in the release of Douze et al. (CVPR 2018).
+
+    The trial seeds numpy's legacy generator, which shuffles the rows of one novel class of a setup after another, in
+    ascending order; n-shot takes the first n. Both setups start from the seed.
+    """
+    drawn = {trial: list(classes) for trial, classes in draws.items()}
+    for trial, classes in drawn.items():
+        for setup in ("validation", "test"):
+            random = np.random.RandomState(trial)
+            for c in sorted(split.setup(setup)[1]):
+                rows = np.flatnonzero(labels == c)
+                random.shuffle(rows)
+                classes[c] = rows[:max_shots]
+    return drawn
+
+
 def draws_to_json(draws: dict[int, list[np.ndarray]], split: Split, seed: int) -> dict:
     trials = {str(trial): [rows.tolist() for rows in classes] for trial, classes in draws.items()}
     return {"dataset": split.dataset, "split_digest": split.digest, "seed": seed, "trials": trials}

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from lowshot.artifacts import write_json
 from lowshot.errors import InputError
-from lowshot.protocol import check_draws, draws_inputs, draws_to_json, make_draws, make_split, read_draws, read_split
+from lowshot.protocol import (
+    check_draws,
+    draws_inputs,
+    draws_to_json,
+    make_draws,
+    make_split,
+    read_draws,
+    read_split,
+    with_douze2018_draws,
+)
 
 PUBLISHED = Path(os.environ.get("LOWSHOT_DATA", "../shared/data")) / "imagenet_lowshot"
 needs_published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no published protocol files (LOWSHOT_DATA)")
@@ -186,6 +195,22 @@ def test_fewer_shots_are_the_first_of_more():
     for trial in (1, 2):
         for c in range(4):
             assert many[trial][c][:3].tolist() == few[trial][c].tolist()
+
+
+def test_the_shots_of_the_diffusion_paper():
+    """Spec 1.5: RandomState(1) shuffles 0..9 to 2 9 6 4 0 3 1 7 8 5; the next class goes on with the same generator."""
+    labels, split = np.repeat(np.arange(6), 10), make_split("toy", list("abcdef"), [], [None] * 6, 0, [1, 2, 4, 5])
+    draws = make_draws(labels, split.class_names, 2, 10, seed=0)
+    drawn = with_douze2018_draws(draws, labels, split, max_shots=10)
+    first, second = sorted(split.novel_classes_1)
+    assert (drawn[1][first] - 10 * first).tolist() == [2, 9, 6, 4, 0, 3, 1, 7, 8, 5]
+    assert (drawn[1][min(split.novel_classes_2)] % 10).tolist() == [2, 9, 6, 4, 0, 3, 1, 7, 8, 5]
+    assert not np.array_equal(drawn[1][second] % 10, drawn[1][first] % 10)
+    assert not np.array_equal(drawn[2][first], drawn[1][first])
+    for c in split.base_classes:
+        assert np.array_equal(drawn[1][c], draws[1][c])
+    few = with_douze2018_draws(draws, labels, split, max_shots=3)
+    assert np.array_equal(few[1][second], drawn[1][second][:3])
 
 
 def test_a_trial_does_not_depend_on_the_number_of_trials():
