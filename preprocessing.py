@@ -76,7 +76,7 @@ class Config:
     max_shots: PositiveInt = 20
     """Shots drawn for every trial and class; n-shot takes the first n of them."""
     draw_rule: Literal["streams", "douze2018"] = "streams"
-    """How shots are drawn: each class from a stream of its own, or as in the diffusion paper's release (seed = trial)."""
+    """How shots are drawn: each class from a stream of its own, or as the diffusion paper's release does."""
     test_per_class: PositiveInt | None = None
     """Images of a class held out for test where the set has no test part (default: omniglot 10, others a fifth)."""
     image_size: PositiveInt | None = None
