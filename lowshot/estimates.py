@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,7 @@ def memory_terms(job: Job, width: int, precision: Precision) -> list[Term]:
     state, few = n * w * size, n * min(w, 16) * 4
     rows, scores = s.n_needed * w * 4, 4 * len(graph.test_ids) * s.n_classes
     at_once = min(1, torch.get_num_threads() / n_ranges(s.n_entries))
+    on_the_way = len(job.steps) > 1 and precision != "float32"
     spreading, after_search = _PHASES[2:6], _PHASES[1:]
     on_gpu = "GPU" if job.device == "cuda" else "host"
     everything = s.n_needed == n
@@ -150,8 +151,8 @@ def memory_terms(job: Job, width: int, precision: Precision) -> list[Term]:
         Term("two label slices", 2 * state, ("step",), on_gpu),
         Term("columns of the first step", 2 * few + 24 * s.n_entries / n * s.n_labelled * min(w, 16) / s.n_classes,
              ("first step",), on_gpu),
-        Term("rows of the last slice", rows, ("first step", "step"), on_gpu),
-        Term("last step", state + 3 * rows + (2 * few if size < 4 else 0), ("last step",), on_gpu),
+        Term("rows of the last slice", (1 + on_the_way) * rows, ("first step", "step"), on_gpu),
+        Term("last step", state + 2 * rows + max(rows, 2 * few * (size < 4)), ("last step",), on_gpu),
         Term("scores of the steps", scores * len(job.steps), (*spreading, "scores")),
         Term("scores judged", scores * (3 + job.n_own_scores), ("scores",)),
     ]  # fmt: skip
@@ -256,13 +257,16 @@ def seconds(job: Job, width: int, n_processes: int) -> dict[str, float]:
     share = sample.n_entries / sizes.n_entries
     whole = {name: none[name] + max(0, some[name] - none[name]) / share for name in some}
     n_slices, last = len(Work(slice_width=width, n_processes=n_processes).slices(sizes.n_classes)), max(job.steps)
+    # Wanted on the way: rows of the state, or from the second step on, if it is not float32, a last step of their own.
+    n_last = len([step for step in job.steps if step > 1 and (step == last or job.precision != "float32")])
+    n_taken = len([step for step in job.steps if step > 0]) - n_last
     scores = np.zeros((len(graph.test_ids), sizes.n_classes), np.float32)
     per_run = {
         "class sums": last * whole["class sums"],
         "first step": n_slices * (last > 0) * whole["first step"],
         "steps": n_slices * max(0, last - 2) * whole["step"],
-        "last step": n_slices * (last > 1) * whole["last step"],
-        "scores": n_slices * (len(job.steps) * whole["scores"] + (len(job.steps) - 1) * whole["rows taken"])
+        "last step": n_slices * n_last * whole["last step"],
+        "scores": n_slices * (len(job.steps) * whole["scores"] + n_taken * whole["rows taken"])
         + timed(job, lambda: TestLists(graph.test_ids[:, :k])),
         "judging": job.n_judged * timed(job, lambda: job.finish(scores)),
     }
@@ -354,19 +358,14 @@ def _step_seconds(job: Job, adjacency: Adjacency, width: int) -> dict[str, float
     spread = Spread(adjacency, labels, needed, job.options, job.graphs.device)
 
     def parts() -> list[float]:
-        steps = spread.columns(0, width, [1, 2, 3], job.precision)
-        return [_spent(job, lambda: next(steps))[1] for _ in range(3)]
+        two, three = (spread.columns(0, width, [1, n_steps], job.precision) for n_steps in (2, 3))
+        return [_spent(job, partial(next, steps))[1] for steps in (two, two, three, three)]
 
-    spent = dict(zip(("first step", "step", "last step"), _repeated(parts).tolist()))
-    # Rows of states whose scores nobody wants are not taken.
-    state, places = (
-        torch.ones(n, width, dtype=getattr(torch, job.precision), device=job.device),
-        torch.from_numpy(needed),
-    )
-    spent["rows taken"] = timed(job, lambda: state[places.to(job.device)].float())
-    for name in ("first step", "step"):
-        spent[name] = max(0, spent[name] - spent["rows taken"])
-    spent["class sums"] = timed(job, lambda: spread.column_sums(1))
+    first, last, _, two_steps = _repeated(parts).tolist()
+    state = torch.ones(n, width, dtype=getattr(torch, job.precision), device=job.device)
+    taking = timed(job, lambda: state[torch.from_numpy(needed).to(job.device)].float())
+    spent = {"first step": max(0, first - taking), "step": max(0, two_steps - last), "last step": last}
+    spent |= {"rows taken": taking, "class sums": timed(job, lambda: spread.column_sums(1))}
     if job.assigning:
         spent["scores"] = timed(job, lambda: torch.rand(n, width, device=job.graphs.device).max(1))
     else:
