@@ -8,7 +8,7 @@ Writes    JSON lines and Markdown rows on stdout: estimated and measured peak me
     python benchmarks/estimates.py --sizes "[20000]"      one size, half a minute
 
 Bar: within 25 %. On a machine that others use as well, seconds differ by as much from one run to the next: the dry run
-is made right before the run, and `cpu_seconds` say how much of the wall time was work. Three minutes on two cores.
+is made right before the run, and `cpu_seconds` say how much of the wall time was work. A quarter of an hour.
 """
 
 import json

@@ -22,7 +22,8 @@ from lowshot.errors import InputError
 from lowshot.estimates import GIB, Job, Limits, fitting_width, memory_terms, peak, said, seconds
 from lowshot.graph import Graph
 from lowshot.projection import Projection
-from lowshot.propagation import Labels, Spread, StepOptions, TestLists, Work, assign, propagate
+from lowshot.propagation import Labels, Spread, StepOptions, Work, assign, propagate
+from lowshot.propagation import TestLists as NodesOfTests
 from lowshot.run_graphs import EdgeOptions, RunGraphs, edge_weights
 
 K, DIM = 8, 16
@@ -68,7 +69,7 @@ def test_entries_are_counted_without_making_the_matrix(symmetry, weight):
     job = a_job(edges=EdgeOptions(k=K, weight=weight, symmetry=symmetry))
     made = matrix_of(job)
     assert job.sizes.n_entries == pytest.approx(made.n_entries, rel=0.02)
-    lists = TestLists(job.graphs.graph.test_ids)
+    lists = NodesOfTests(job.graphs.graph.test_ids)
     spread = Spread(made, Labels(np.arange(1), np.arange(1), 1), lists.nodes.astype(np.int64), StepOptions(), "cpu")
     assert job.sizes.n_needed == len(lists.nodes)
     assert job.sizes.needed_entries == pytest.approx(len(spread.needed_rows[0].entries), rel=0.05)
