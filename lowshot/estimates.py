@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lowshot.adjacency import Adjacency, Block, n_ranges, symmetrise
+from lowshot.adjacency import Adjacency, Block, in_degrees, n_ranges, symmetrise
 from lowshot.errors import InputError
 from lowshot.graph import add_nodes
 from lowshot.neighbours import exact_search
@@ -314,8 +314,9 @@ def _sampled_matrix(job: Job) -> tuple[Adjacency, float, float]:
 
     def make(ids: np.ndarray) -> tuple[Adjacency, float]:
         weights, weighing = _spent(job, lambda: edge_weights(similarities[: len(ids)], options))
+        _, counting = _spent(job, lambda: in_degrees(ids))
         sample, making = _spent(job, lambda: symmetrise(ids, weights, options.symmetry, first))
-        return sample, weighing + making * sizes.n_entries / sample.n_entries
+        return sample, weighing + counting + max(0, making - counting) * sizes.n_entries / sample.n_entries
 
     (few, _), loading = _spent(job, lambda: make(_few_lists(ids)))
     few.times(few.degrees)
