@@ -351,6 +351,7 @@ def write_completed(
         fill(arrays, LISTS, ("ids", "similarities"), rest, background_lists)
 
 
+COMMANDS = {"background": (background, BackgroundConfig), "complete": (complete, CompleteConfig)}
+
 if __name__ == "__main__":
-    commands = {"background": (background, BackgroundConfig), "complete": (complete, CompleteConfig)}
-    run_commands(commands, __doc__)
+    run_commands(COMMANDS, __doc__)
