@@ -14,8 +14,6 @@ python build_graph.py complete --train features/train.h5 --test features/test.h5
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,7 +23,7 @@ import h5py
 import numpy as np
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from lowshot.artifacts import is_done, open_h5, read_recipe, recipe, writing
+from lowshot.artifacts import building, is_done, open_h5, read_recipe, recipe
 from lowshot.cli import run_commands
 from lowshot.errors import InputError
 from lowshot.features import Features, check_same_space, check_setup, read_features
@@ -124,7 +122,7 @@ def background(config: BackgroundConfig) -> Path:
     rows = open_rows(config.features, config.dim, config.n_rows)
     _check_size(len(rows), config.k)
     published = read_published(config, len(rows)) if config.ids else None
-    with _building(config.out, made_from) as partial:
+    with building(config.out, made_from) as partial:
         if not partial.exists():
             pca = fit_projection(rows, config.pca_dim, config.seed)
             dim = pca.output_dim(rows.shape[1])
@@ -158,17 +156,6 @@ def _drop_unread(made_from: dict, *names: str) -> None:
     """Settings that are not read are no difference between two graphs."""
     for name in names:
         del made_from["config"][name]
-
-
-@contextmanager
-def _building(out: Path, made_from: dict) -> Iterator[Path]:
-    """`writing` of a file that a killed run goes on from, but not one with bad input."""
-    with writing(out, made_from, resumable=True) as partial:
-        try:
-            yield partial
-        except InputError:
-            partial.unlink(missing_ok=True)
-            raise
 
 
 def _check_size(n_nodes: int, k: int) -> None:
@@ -268,7 +255,7 @@ def complete(config: CompleteConfig) -> Path:
     vectors, test_vectors = (pca(one).astype(dtype) for one in (feats[chosen.node_rows], chosen.test_feats))
     _report_zeros(vectors, config.train)
     _report_zeros(test_vectors, config.test)
-    with _building(config.out, made_from) as partial:
+    with building(config.out, made_from) as partial:
         if not partial.exists():
             create_graph(partial, made_from, n_nodes, config.k, vectors.shape[1], dtype, pca, chosen.node_rows,
                          len(test_vectors))  # fmt: skip

@@ -25,7 +25,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning_fabric import Fabric
 from tqdm import tqdm
 
-from lowshot.artifacts import is_done, recipe, writing
+from lowshot.artifacts import building, is_done, recipe
 from lowshot.cli import run
 from lowshot.datasets.images import Images, read_images
 from lowshot.errors import InputError
@@ -72,12 +72,8 @@ def main(config: Config) -> Path:
         if len(rows) == 0:  # published few-shot splits are one pool: no test part
             continue
         if not is_done(out, made_from, config.overwrite):
-            with writing(out, made_from, resumable=True) as partial:
-                try:
-                    extract(config, fabric, network, images, rows, partial, made_from)
-                except InputError:  # a killed run goes on from what it wrote, one with bad input does not
-                    partial.unlink(missing_ok=True)
-                    raise
+            with building(out, made_from) as partial:
+                extract(config, fabric, network, images, rows, partial, made_from)
             print(f"save_features: wrote {out}")
     return config.out
 

@@ -148,6 +148,17 @@ def writing(out: Path, made_from: dict | None = None, resumable: bool = False) -
     publish(partial, out)
 
 
+@contextmanager
+def building(out: Path, made_from: dict) -> Iterator[Path]:
+    """`writing` of a file that a killed run goes on from, but not one with bad input."""
+    with writing(out, made_from, resumable=True) as partial:
+        try:
+            yield partial
+        except InputError:
+            partial.unlink(missing_ok=True)
+            raise
+
+
 def partial_recipe(partial: Path) -> dict | None:
     """The recipe of an unfinished artifact; None too if it is not there or was cut off before it could say."""
     try:
