@@ -234,7 +234,7 @@ def _scores(
     first = configs[0]
     job = _job(configs, open_setup_graph(_of_setup(first, "graph"), first), benchmark, processes)
     graphs, work = job.graphs, _work(job, first, processes)
-    runs = [(trial, n) for trial in benchmark.draws for n in first.shots]
+    runs = benchmark.runs(first.shots)
     kept = KeptScores(_of_setup(first, "scores"), first, runs) if first.scores is not None else None
     for trial, n in tqdm(runs, "diffusion", unit="run", disable=None if processes.rank == 0 else True):
         graph = graphs.of(trial, n)
@@ -298,7 +298,7 @@ def _label_images(
     for one in configs:
         job = _job([one], graph, benchmark, processes, assigning=True)
         graphs, work = job.graphs, _work(job, one, processes)
-        for key in [(trial, n) for trial in benchmark.draws for n in one.shots]:
+        for key in benchmark.runs(one.shots):
             at = graphs.of(*key)
             columns, values = assign(at.adjacency, at.labels, one.n_steps, one.step, one.precision, work)
             highest = processes.largest(values)

@@ -225,7 +225,7 @@ def _problem(config: Config, benchmark: Benchmark) -> Problem:
     scope = config.pairs, config.pair_scope
     generator = Hallucinator(config.generator, benchmark.split, train, *scope) if config.generator is not None else None
     propagated = PropagatedRows(config.propagated, config, train) if config.propagated is not None else None
-    runs = [_run(config, benchmark, propagated, generator, trial, n) for trial in benchmark.draws for n in config.shots]
+    runs = [_run(config, benchmark, propagated, generator, *run) for run in benchmark.runs(config.shots)]
     sizes = len(benchmark.base_classes), len(benchmark.novel_classes), benchmark.split.n_classes
     return Problem(train.feats[base], train.labels[base], runs, *sizes)
 

@@ -83,6 +83,10 @@ class Benchmark:
         """Rows of `train` that are of the base classes, in the order of the file: (rows,)."""
         return np.flatnonzero(np.isin(self.train.labels, self.base_classes))
 
+    def runs(self, shots: list[int]) -> list[tuple[int, int]]:
+        """(trial, n) of every run, trial by trial."""
+        return [(trial, n) for trial in self.draws for n in shots]
+
     def shot_rows(self, trial: int, n_shot: int) -> np.ndarray:
         """Rows of `train` that are the shots of a run: (novel classes, n_shot)."""
         return np.stack([self.draws[trial][c][:n_shot] for c in self.novel_classes])

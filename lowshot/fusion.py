@@ -26,7 +26,7 @@ class ScoreFile:
 
     def __init__(self, path: Path, made_from: dict, config: BenchmarkConfig, benchmark: Benchmark) -> None:
         self.classes = benchmark.classes
-        self.runs = {run: i for i, run in enumerate((trial, n) for trial in benchmark.draws for n in config.shots)}
+        self.runs = {run: i for i, run in enumerate(benchmark.runs(config.shots))}
         self.file = h5py.File(path, "w")
         shape = len(self.runs), len(benchmark.test_labels), len(self.classes)
         self.scores = self.file.create_dataset("log_probabilities", shape, np.float32)

@@ -36,8 +36,6 @@ class RunGraph:
     adjacency: Adjacency
     labels: Labels
     test_ids: np.ndarray
-    multiply_adds: int
-    """Spent on searching the run's own neighbours."""
 
 
 def open_setup_graph(path: Path, config: BenchmarkConfig) -> Graph:
@@ -66,11 +64,11 @@ class RunGraphs:
         places = np.searchsorted(self.graph.train_rows, rows)
         known = np.append(self.graph.train_rows, -1)[places] == rows
         if known.all():
-            return RunGraph(self._fixed, self._labels(places, rows), self.graph.test_ids[:, : self.options.k], 0)
+            return RunGraph(self._fixed, self._labels(places, rows), self.graph.test_ids[:, : self.options.k])
         vectors = self.graph.project(self.benchmark.train.feats[rows])
-        ids, similarities, test_ids, _, spent = add_nodes(self.graph, vectors, self.options.k, self.device)
+        ids, similarities, test_ids, *_ = add_nodes(self.graph, vectors, self.options.k, self.device)
         new = np.arange(self.graph.n_nodes, self.graph.n_nodes + len(rows))
-        return RunGraph(self._matrix(ids, similarities), self._labels(new, rows), test_ids, spent)
+        return RunGraph(self._matrix(ids, similarities), self._labels(new, rows), test_ids)
 
     @cached_property
     def _fixed(self) -> Adjacency:
