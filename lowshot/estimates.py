@@ -22,7 +22,7 @@ from lowshot.adjacency import Adjacency, Block, in_degrees, n_ranges, symmetrise
 from lowshot.errors import InputError
 from lowshot.graph import add_nodes
 from lowshot.neighbours import exact_search
-from lowshot.propagation import Labels, Precision, Spread, StepOptions, TestLists, Work
+from lowshot.propagation import FEW_COLUMNS, Labels, Precision, Spread, StepOptions, TestLists, Work
 from lowshot.rows import BLOCK
 from lowshot.run_graphs import RunGraphs, edge_weights
 
@@ -130,7 +130,8 @@ def memory_terms(job: Job, width: int, precision: Precision) -> list[Term]:
     s, graph, k = job.sizes, job.graphs.graph, job.graphs.options.k
     n, per_weight, w = s.n_nodes, 4 * s.weighted, min(width, s.n_classes)
     size = {"float32": 4, "bfloat16": 2}[precision]
-    state, few = n * w * size, n * min(w, 16) * 4
+    state, few = n * w * size, n * min(w, FEW_COLUMNS) * 4
+    copied = few if size < 4 else 0
     rows, scores = s.n_needed * w * 4, 4 * len(graph.test_ids) * s.n_classes
     at_once = min(1, torch.get_num_threads() / n_ranges(s.n_entries))
     on_the_way = len(job.steps) > 1 and precision != "float32"
@@ -149,10 +150,10 @@ def memory_terms(job: Job, width: int, precision: Precision) -> list[Term]:
         Term("class sums", 40 * n, ("class sums",)),
         Term("label slice", state, ("first step",), on_gpu),
         Term("two label slices", 2 * state, ("step",), on_gpu),
-        Term("columns of the first step", 2 * few + 24 * s.n_entries / n * s.n_labelled * min(w, 16) / s.n_classes,
+        Term("columns of the first step", few + 24 * s.n_entries / n * s.n_labelled * min(w, FEW_COLUMNS) / s.n_classes,
              ("first step",), on_gpu),
         Term("rows of the last slice", (1 + on_the_way) * rows, ("first step", "step"), on_gpu),
-        Term("last step", state + 2 * rows + max(rows, 2 * few * (size < 4)), ("last step",), on_gpu),
+        Term("last step", state + rows + max(copied, rows if copied or job.assigning else 0), ("last step",), on_gpu),
         Term("scores of the steps", scores * len(job.steps), (*spreading, "scores")),
         Term("scores judged", scores * (3 + job.n_own_scores), ("scores",)),
     ]  # fmt: skip

@@ -30,8 +30,9 @@ Precision = Literal["float32", "bfloat16"]
 # Rows of a product computed at once: what a block writes is still in the cache when it is scaled.
 _BLOCK_ROWS = 2**15
 # Columns of the first and of the last step worked on at once. These are float32 whatever is stored: bfloat16 cannot
-# count beyond 256, and what is rounded last is averaged least.
-_FEW_COLUMNS = 16
+# count beyond 256, and what is rounded last is averaged least. Half a slice in float32 is as large as one in bfloat16,
+# so that these steps hold no more than the ones between them.
+FEW_COLUMNS = 32
 
 
 @dataclass
@@ -117,8 +118,7 @@ class Spread:
             # Wanted rows are float32 whatever is stored: a step gives the same on the way as when it is the last.
             separately = step > 1 and (step == n_steps or precision != "float32")
             if separately and step in steps:
-                parts = [_product(self.needed_rows, part) for part in _in_float32(state)]
-                yield step, among_needed.add_to(torch.cat(parts, 1), self.fresh)
+                yield step, among_needed.add_to(_float32_product(self.needed_rows, state), self.fresh)
             if step == n_steps > 1:
                 return
             state = _product(self.all_rows, state) if step > 1 else self._first(labels, getattr(torch, precision))
@@ -130,14 +130,15 @@ class Spread:
         """W L_0: S is symmetric, so a column adds up the rows of S of its labelled nodes."""
         state = torch.empty(len(self.adjacency), labels.n_columns, dtype=dtype, device=self.device)
         factors = _on(self.factors, self.device)[:, None]
-        for at in range(0, labels.n_columns, _FEW_COLUMNS):
-            part = labels.between(at, min(at + _FEW_COLUMNS, labels.n_columns))
+        sums = torch.empty(len(state) * min(labels.n_columns, FEW_COLUMNS), device=self.device)
+        for at in range(0, labels.n_columns, FEW_COLUMNS):
+            part = labels.between(at, min(at + FEW_COLUMNS, labels.n_columns))
             rows = self.adjacency.rows(part.nodes)
             places = rows.columns * np.int64(part.n_columns) + np.repeat(part.columns, np.diff(rows.offsets))
             values = np.ones(len(places), np.float32) if rows.weights is None else rows.weights
-            total = torch.zeros(len(state) * part.n_columns, device=self.device)
-            total.index_add_(0, _on(places, self.device), _on(values, self.device))
-            state[:, at : at + part.n_columns] = total.view(len(state), -1) * factors
+            counts = sums[: len(state) * part.n_columns].zero_()
+            counts.index_add_(0, _on(places, self.device), _on(values, self.device))
+            state[:, at : at + part.n_columns] = counts.view(len(state), -1).mul_(factors)
         return state
 
 
@@ -167,13 +168,11 @@ def _product(blocks: list[_Rows], state: Tensor) -> Tensor:
     return out
 
 
-def _in_float32(state: Tensor) -> Iterator[Tensor]:
-    """All columns at once, or a few at a time where they must be converted."""
+def _float32_product(blocks: list[_Rows], state: Tensor) -> Tensor:
+    """The product in float32, of a few columns at a time where `state` must be converted."""
     if state.dtype == torch.float32:
-        yield state
-        return
-    for part in state.split(_FEW_COLUMNS, 1):
-        yield part.float().contiguous()
+        return _product(blocks, state)
+    return torch.cat([_product(blocks, part.float().contiguous()) for part in state.split(FEW_COLUMNS, 1)], 1)
 
 
 def _bag_sums(matrix: Tensor, rows: Tensor, offsets: np.ndarray, weights: Tensor | None = None) -> Tensor:
@@ -268,6 +267,7 @@ def assign(
         values, places = (rows * scales[part]).max(1)
         higher = values > best
         best[higher], columns[higher] = values[higher], places[higher] + part.start
+        del rows, values, places  # before the next slice is made
     return columns.cpu().numpy(), best.cpu().numpy()
 
 
