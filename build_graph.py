@@ -26,7 +26,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lowshot.artifacts import building, is_done, open_h5, read_recipe, recipe
 from lowshot.cli import run_commands
 from lowshot.errors import InputError
-from lowshot.features import Features, check_same_space, check_setup, read_features
+from lowshot.features import Features, check_classes, check_same_space, check_setup, read_features
 from lowshot.graph import (
     LISTS,
     TEST_LISTS,
@@ -282,9 +282,8 @@ def choose_rows(config: CompleteConfig) -> Chosen:
     check_setup(train, config.setup)
     base, novel = split.setup(config.setup)
     judged = np.concatenate([base, novel])
-    for features, classes in ((train, base), (test, judged)):
-        for c in classes[~np.isin(classes, features.labels)]:
-            raise InputError(f"{features.path}: no row of class {c} ({split.class_names[c]}), which the setup needs")
+    check_classes(train, base, split.class_names)
+    check_classes(test, judged, split.class_names)
     nodes = {"none": base, "novel": judged, "all": np.arange(split.n_classes)}[config.unlabelled]
     base_rows, node_rows = (np.flatnonzero(np.isin(train.labels, classes)) for classes in (base, nodes))
     return Chosen(train, base_rows, node_rows, test.feats[np.isin(test.labels, judged)])

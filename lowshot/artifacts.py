@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,13 @@ def digest(path: Path) -> str:
         return hashlib.sha256("".join(f"{p.name}:{digest(p)}\n" for p in parts).encode()).hexdigest()
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
+    facts = path.stat()
+    return _file_digest(path.resolve(), facts.st_ino, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache
+def _file_digest(path: Path, *_facts: int) -> str:
+    """Graphs are many gigabytes, and a stage names its inputs more than once; `_facts` tell whether a file changed."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if sys.version_info >= (3, 11) else _sha256(file)
 

@@ -14,7 +14,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from lowshot.artifacts import Provenance, digest, read_recipe, write_json, writing
 from lowshot.errors import InputError
-from lowshot.features import Features, check_same_space, check_setup, read_features
+from lowshot.features import Features, check_classes, check_same_space, check_setup, read_features
 from lowshot.metrics import six_accuracies
 from lowshot.protocol import Setup, Split, check_draws, draws_inputs, read_draws, read_split
 
@@ -119,10 +119,9 @@ def read_benchmark(config: BenchmarkConfig) -> Benchmark:
     base_classes, novel_classes = split.setup(config.setup)
     draws = read_draws(config.draws, config.trials)
     check_draws(draws, train.labels, novel_classes, max(config.shots), config.draws, config.train)
-    for c in base_classes[~np.isin(base_classes, train.labels)]:
-        raise InputError(f"{train.path}: no row of base class {c} ({split.class_names[c]}), which the setup needs")
-    for c in (classes := np.concatenate([base_classes, novel_classes]))[~np.isin(classes, test.labels)]:
-        raise InputError(f"{test.path}: no image of class {c} ({split.class_names[c]}), which the setup judges")
+    classes = np.concatenate([base_classes, novel_classes])
+    check_classes(train, base_classes, split.class_names)
+    check_classes(test, classes, split.class_names)
     judged = np.isin(test.labels, classes)
     return Benchmark(split, base_classes, novel_classes, train, draws, test.feats[judged], test.labels[judged])
 

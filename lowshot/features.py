@@ -85,6 +85,12 @@ def write_features(path: Path, feats: np.ndarray, labels: np.ndarray, made_from:
         file["count"][:] = len(feats)
 
 
+def check_classes(features: Features, classes: np.ndarray, class_names: list[str]) -> None:
+    """InputError unless every one of `classes` has a row."""
+    for c in classes[~np.isin(classes, features.labels)]:
+        raise InputError(f"{features.path}: no row of class {c} ({class_names[c]}), which the setup needs")
+
+
 def check_setup(features: Features, setup: str) -> None:
     """InputError for the validation setup where the extractor has learned its novel classes: nothing is left to choose
     on."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lowshot.artifacts import read_json, write_json
 from lowshot.classifiers.tasks import numbered
 from lowshot.errors import InputError
-from lowshot.features import Features
+from lowshot.features import Features, check_classes
 from lowshot.protocol import Split
 from lowshot.seeds import stream
 from lowshot.state_dicts import fill
@@ -127,12 +127,11 @@ class ClassRows:
 
     def __init__(self, features: Features, classes: np.ndarray, split: Split) -> None:
         self.classes = np.asarray(classes)
+        check_classes(features, self.classes, split.class_names)
         self.rows = np.argsort(features.labels, kind="stable")
         labels = features.labels[self.rows]
         self.starts = np.searchsorted(labels, self.classes)
         self.counts = np.searchsorted(labels, self.classes, side="right") - self.starts
-        for c in self.classes[self.counts == 0]:
-            raise InputError(f"{features.path}: no row of base class {c} ({split.class_names[c]})")
 
     def draw(self, rng: np.random.Generator, positions: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """`sizes` (m,) distinct rows of the classes at `positions` (m,), class after class, ascending in each."""
