@@ -35,7 +35,7 @@ from lowshot.backbones import (
 from lowshot.cli import run
 from lowshot.datasets.images import Images, read_images
 from lowshot.errors import InputError
-from lowshot.extractor_training import ExtractorTrainer, TrainingSettings
+from lowshot.extractor_training import ExtractorSettings, ExtractorTrainer
 from lowshot.protocol import Split, read_split
 from lowshot.runtime import open_fabric
 from lowshot.seeds import stream
@@ -44,7 +44,7 @@ from lowshot.training import refuse_other_leftover, training_run
 
 
 @dataclass(kw_only=True)
-class Config(TrainingSettings):
+class Config(ExtractorSettings):
     data: Path
     """folder with images.h5 and split.json"""
     out: Path

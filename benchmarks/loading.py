@@ -25,7 +25,7 @@ from lowshot.augmentation import Augmentation
 from lowshot.backbones import Extractor, ModelConfig
 from lowshot.cli import run
 from lowshot.datasets.images import Images
-from lowshot.extractor_training import TrainingSettings, build_optimizer
+from lowshot.image_training import TrainingSettings, build_optimizer
 from lowshot.loading import batches, in_batches, to_unit
 from lowshot.losses import total_loss
 

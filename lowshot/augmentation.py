@@ -47,9 +47,10 @@ class Augmentation:
     resized_crop: bool = False
     """images on disk: a random part of 8 to 100 % of the area, stretched to the image size"""
 
-    def uniforms(self, n_images: int, seed: int, epoch: int) -> Tensor:
-        """The epoch's random numbers, float32 in [0, 1): one row for each of `n_images` training images."""
-        return torch.rand(n_images, _N_UNIFORMS, generator=torch_stream(seed, "augmentation", epoch))
+    def uniforms(self, n_images: int, seed: int, epoch: int, view: int = 0) -> Tensor:
+        """Random numbers of a view of an epoch, float32 in [0, 1): one row for each of `n_images` training images."""
+        key = (epoch, view) if view else (epoch,)
+        return torch.rand(n_images, _N_UNIFORMS, generator=torch_stream(seed, "augmentation", *key))
 
     def __call__(self, images: Tensor, uniforms: Tensor) -> Tensor:
         """Images in [0, 1] (B, C, H, W) and their rows of `uniforms` -> augmented images of the same shape."""

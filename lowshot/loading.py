@@ -18,7 +18,7 @@ from lowshot.errors import CorruptImage, InputError
 from lowshot.seeds import torch_stream
 from lowshot.timm_models import is_timm
 
-CropKey = tuple[int, int]
+CropKey = tuple[int, int, int]
 
 
 def view(config: ModelConfig) -> Callable[[Image.Image], Tensor]:
@@ -42,9 +42,9 @@ def view(config: ModelConfig) -> Callable[[Image.Image], Tensor]:
 
 
 class _DecodedImages(Dataset):
-    """Images on disk as uint8 (C, S, S): as the extractor views them, or with `crop` = (seed, epoch) a random part.
+    """Images on disk as uint8 (C, S, S): as the extractor views them, or with `crop` a random part.
 
-    A random part depends on (seed, epoch, image) only, so the number of workers changes nothing.
+    A random part depends on (seed, epoch, view, image) only, so the number of workers changes nothing.
     """
 
     def __init__(self, images: Images, config: ModelConfig, crop: CropKey | None) -> None:
@@ -78,7 +78,7 @@ def batches(
     """Yield one uint8 tensor (B, C, S, S) for each array of row numbers in `row_batches`.
 
     Stored pixels come as they are; images on disk as the extractor of `config` views them, or cut at random to its
-    image size if `crop` gives (seed, epoch). Unlabelled ones (-1) that are corrupt are black pictures.
+    image size if `crop` gives (seed, epoch, view). Unlabelled ones (-1) that are corrupt are black pictures.
     """
     if images.pixels is not None:
         yield from (to_tensor(images.pixels[rows]) for rows in row_batches)

@@ -107,11 +107,16 @@ def learning_rate(
     lr_decay: float,
     warmup_epochs: int,
     warmup_lr: float,
+    n_cycles: int | None = None,
 ) -> float:
     """The rate at a point of training: constant `warmup_lr` first, then `step` (times lr_decay every step_epochs) or
-    `cosine` to zero."""
+    `cosine` to zero; with `n_cycles` that many cosines one after the other, which change with whole epochs only."""
     if epoch < warmup_epochs:
         return warmup_lr
     if schedule == "step":
         return lr * lr_decay ** int(epoch // step_epochs)
-    return lr * 0.5 * (1 + math.cos(math.pi * (epoch - warmup_epochs) / max(1, n_epochs - warmup_epochs)))
+    done, n_left = epoch - warmup_epochs, max(1, n_epochs - warmup_epochs)
+    if n_cycles:
+        n_left = max(1, n_left // n_cycles)
+        done = int(done) % n_left
+    return lr * 0.5 * (1 + math.cos(math.pi * done / n_left))

@@ -109,7 +109,7 @@ from pathlib import Path
 from lightning_fabric import Fabric
 from lowshot.backbones import Extractor, ModelConfig
 from lowshot.datasets.images import read_images
-from lowshot.extractor_training import ExtractorTrainer, TrainingSettings
+from lowshot.extractor_training import ExtractorSettings, ExtractorTrainer
 from lowshot.training import TrainingRun
 
 fabric = Fabric(accelerator="cpu", devices=int(sys.argv[2]))
@@ -121,7 +121,7 @@ for i, layer in enumerate(model.trunk):
         model.trunk[i] = torch.nn.Identity()
 images, out = read_images(Path(sys.argv[1]) / "images.h5"), Path(sys.argv[3])
 out.mkdir(exist_ok=True)
-settings = TrainingSettings(loss="batchsgm", loss_weight=1.0, epochs=2, batch_size=20, lr=0.005)
+settings = ExtractorSettings(loss="batchsgm", loss_weight=1.0, epochs=2, batch_size=20, lr=0.005)
 run = TrainingRun(out, writes=fabric.is_global_zero)
 ExtractorTrainer(settings, fabric, run, model, images, images.rows(False), np.empty(0, int)).fit()
 if fabric.is_global_zero:

@@ -1,0 +1,197 @@
+"""Training an image network: one loop for every loss, optimiser and number of processes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from tqdm import tqdm
+
+from lowshot.augmentation import Augmentation
+from lowshot.datasets.images import Images
+from lowshot.loading import batches, in_batches, to_unit
+from lowshot.seeds import stream
+from lowshot.training import TrainingRun, learning_rate
+
+
+@dataclass(kw_only=True)
+class TrainingSettings:
+    """How an image network is trained; the stages that train one add their losses and files to these."""
+
+    epochs: NonNegativeInt = 90
+    """passes over the training images"""
+    batch_size: PositiveInt = 256
+    """images a step, over all processes together"""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """sgd with momentum, or adam with beta1 0.5 (the CIFAR system)"""
+    lr: PositiveFloat = 0.1
+    """learning rate"""
+    momentum: NonNegativeFloat = 0.9
+    """of sgd"""
+    weight_decay: NonNegativeFloat = 1e-4
+    """L2 on every parameter for sgd; on all but batch norm for adam, as each paper has it"""
+    schedule: Literal["step", "cosine"] = "step"
+    """step: times lr_decay every step_epochs; cosine: down to zero"""
+    n_cycles: PositiveInt | None = None
+    """cosine: start anew this many times; the rate is then set by whole epochs"""
+    step_epochs: PositiveInt = 30
+    """length of a step of the step schedule"""
+    lr_decay: PositiveFloat = 0.1
+    """factor at each step of the step schedule"""
+    warmup_epochs: NonNegativeInt = 0
+    """first epochs, at the constant rate warmup_lr"""
+    warmup_lr: PositiveFloat = 0.01
+    """rate of the warm-up"""
+    holdout: ClosedUnitInterval = 0.0
+    """share of the training images kept back to watch, and to stop early on with --patience"""
+    patience: NonNegativeInt = 0
+    """stop after this many epochs without a better held-out loss and keep the best weights; 0 trains to the end"""
+    augment: Augmentation = field(default_factory=Augmentation)
+    """random changes of the training images"""
+    seed: NonNegativeInt = 0
+    """of initialisation, data order and augmentation"""
+    num_workers: NonNegativeInt = 4
+    """processes that decode images on disk; stored pixels need none"""
+
+
+class Trainer:
+    """Trains `model`, which has a `config` (ModelConfig), on `images[train_rows]` and watches `images[held_rows]`.
+
+    How a step is made, and what is logged of it, is a subclass's matter.
+
+    Each epoch's order and augmentation depend on (seed, epoch) only, and a checkpoint is kept after each epoch: a
+    killed run ends up with the weights of an uninterrupted one. With several processes each takes every n-th image of a
+    batch; batch norm sees the process's own images.
+    """
+
+    n_views = 1
+
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        fabric: Fabric,
+        run: TrainingRun,
+        model: nn.Module,
+        images: Images,
+        train_rows: np.ndarray,
+        held_rows: np.ndarray,
+    ) -> None:
+        self.settings, self.fabric, self.run, self.model, self.images = settings, fabric, run, model, images
+        self.train_rows, self.held_rows = train_rows, held_rows
+        self.network, self.optimizer = fabric.setup(model, build_optimizer(settings, model))
+        self.progress = {"epoch": 0, "best_loss": float("inf"), "best_epoch": -1, "best_state": None}
+
+    def fit(self) -> nn.Module:
+        """All epochs, from the last checkpoint if there is one; returns the final (with patience: best) network."""
+        if checkpoint := self.run.resume():
+            self.model.load_state_dict(checkpoint["model"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.fabric.strategy.precision.load_state_dict(checkpoint["precision"])
+            self.progress = {name: checkpoint[name] for name in self.progress}
+        while self.progress["epoch"] < self.settings.epochs and not self._out_of_patience():
+            record = self._before_epoch(self.progress["epoch"])
+            record |= self._train_epoch(self.progress["epoch"])
+            if len(self.held_rows):
+                record |= self._evaluate()
+            self._keep_best(record)
+            self.progress["epoch"] += 1
+            self.run.log(self.progress["epoch"], **record)
+            states = {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "precision": self.fabric.strategy.precision.state_dict(),  # the loss scale of 16-mixed
+            }
+            self.run.save(self.progress["epoch"], {**self.progress, **states})
+        if self.progress["best_state"] is not None:
+            self.model.load_state_dict(self.progress["best_state"])
+        return self.model
+
+    def _out_of_patience(self) -> bool:
+        patience = self.settings.patience
+        return bool(patience) and self.progress["epoch"] - 1 - self.progress["best_epoch"] >= patience
+
+    def _keep_best(self, record: dict[str, float]) -> None:
+        if not self.settings.patience or record["held_loss"] >= self.progress["best_loss"]:
+            return
+        state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.progress |= {"best_loss": record["held_loss"], "best_epoch": self.progress["epoch"], "best_state": state}
+
+    def _before_epoch(self, epoch: int) -> dict[str, float]:
+        """What is to be done first, and what is to be logged of it."""
+        return {}
+
+    def _train_epoch(self, epoch: int) -> dict[str, float]:
+        """One pass over the training images; returns the averages over its steps."""
+        self.network.train()
+        steps, records = self._steps(epoch), []
+        views = [self._batches(epoch, steps, view) for view in range(self.n_views)]
+        name = f"epoch {epoch + 1}/{self.settings.epochs}"
+        bar = tqdm(zip(steps, *views), name, len(steps), disable=not self.fabric.is_global_zero, unit="step")
+        for i, (step, *batch) in enumerate(bar):
+            rate = self._set_rate(epoch + i / len(steps))
+            records.append(self._step(step, *batch))
+            loss = records[-1]["loss"]
+            self.run.check_finite(loss, epoch * len(steps) + i)
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        return {**{name: float(np.mean([one[name] for one in records])) for name in records[0]}, "lr": rate}
+
+    def _batches(self, epoch: int, steps: list[np.ndarray], view: int = 0) -> Iterator[Tensor]:
+        """The images of every step (positions in `train_rows`), augmented; each `view` of an epoch is another one."""
+        augment, seed = self.settings.augment, self.settings.seed
+        uniforms = augment.uniforms(len(self.train_rows), seed, epoch, view)
+        crop = (seed, epoch, view) if augment.resized_crop else None
+        rows = [self.train_rows[step] for step in steps]
+        loaded = batches(self.images, rows, self.model.config, crop, self.settings.num_workers)
+        for step, pixels in zip(steps, loaded):
+            yield augment(to_unit(pixels, self.fabric.device), uniforms[step].to(self.fabric.device))
+
+    def _steps(self, epoch: int) -> list[np.ndarray]:
+        """This process's share of every batch of the epoch, as positions in `train_rows`; all processes get as many."""
+        n, rank = self.fabric.world_size, self.fabric.global_rank
+        order = stream(self.settings.seed, "order", epoch).permutation(len(self.train_rows))
+        whole = [batch[: len(batch) // n * n] for batch in in_batches(order, self.settings.batch_size)]
+        return [batch[rank::n] for batch in whole if len(batch) > n]  # batch norm needs two images
+
+    def _set_rate(self, epoch: float) -> float:
+        s = self.settings
+        warmup = s.warmup_epochs, s.warmup_lr
+        rate = learning_rate(epoch, s.epochs, s.lr, s.schedule, s.step_epochs, s.lr_decay, *warmup, s.n_cycles)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _step(self, positions: np.ndarray, *views: Tensor) -> dict[str, float]:
+        """Forward, backward and update for the images at `positions` of `train_rows`, seen in `views` (B, C, H, W);
+        returns what to log, among it the loss."""
+        raise NotImplementedError
+
+    def _update(self, loss: Tensor) -> float:
+        """Backward and update, none for a loss that is not finite; returns the loss, a mean over all processes."""
+        # Over all processes: one that stopped alone would leave the others waiting.
+        value = self.fabric.all_reduce(loss.detach(), reduce_op="mean").item()
+        if np.isfinite(value):
+            self.optimizer.zero_grad()
+            self.fabric.backward(loss)
+            self.optimizer.step()
+        return value
+
+    def _evaluate(self) -> dict[str, float]:
+        """What to log of the held-out images; `held_loss` is what `patience` watches."""
+        raise NotImplementedError
+
+
+def build_optimizer(settings: TrainingSettings, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD on everything alike, or Adam that leaves batch norm undecayed (analogy_cifar spec 2.3)."""
+    if settings.optimizer == "sgd":
+        momentum, decay = settings.momentum, settings.weight_decay
+        return torch.optim.SGD(model.parameters(), settings.lr, momentum, weight_decay=decay)
+    norms = [p for m in model.modules() if isinstance(m, _BatchNorm) for p in m.parameters()]
+    chosen = {id(p) for p in norms}
+    decayed = [p for p in model.parameters() if id(p) not in chosen]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": norms, "weight_decay": 0.0}]
+    return torch.optim.Adam(groups, settings.lr, betas=(0.5, 0.999))

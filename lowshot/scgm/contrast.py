@@ -1,0 +1,72 @@
+"""Contrast within superclasses, by angle (ANCOR, Bukchin et al., CVPR 2021; spec 5.2 and 5.3).
+
+Two views of an image are told from other images of its superclass by their directions as seen from the superclass's
+mean: A_c(u) = normalise(normalise(u) - normalise(mu_c)). The other images are keys of earlier batches, a queue for each
+superclass.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ClassQueues(nn.Module):
+    """The latest keys of every superclass, as unit vectors: `keys` float32 (C, L, d), `images` int64 (C, L).
+
+    Departs from the published code, whose queues of 65 536 are longer than a class and start with random vectors: one
+    is never longer than its class, an empty place (image -1) is no negative, and neither is an older key of the same
+    image.
+    """
+
+    def __init__(self, class_sizes: Tensor, dim: int, length: int) -> None:
+        super().__init__()
+        lengths = class_sizes.clamp(max=length)
+        n_classes, longest = len(lengths), int(lengths.max())
+        self.register_buffer("lengths", lengths)
+        self.register_buffer("pointers", torch.zeros_like(lengths))
+        self.register_buffer("keys", torch.zeros(n_classes, longest, dim))
+        self.register_buffer("images", torch.full((n_classes, longest), -1))
+
+    def add(self, keys: Tensor, classes: Tensor, images: Tensor) -> None:
+        """Put `keys` (B, d) of `classes` (B,) at the pointers of their queues, in order, the oldest making room."""
+        order = classes.argsort(stable=True)
+        keys, classes, images = keys[order], classes[order], images[order]
+        counts = classes.bincount(minlength=len(self.lengths))
+        place = torch.arange(len(classes), device=classes.device) - (counts.cumsum(0) - counts)[classes]
+        last = place >= (counts - self.lengths)[classes]  # of more than fit, the last ones
+        where = (classes, (self.pointers[classes] + place) % self.lengths[classes])
+        at = tuple(one[last] for one in where)
+        self.keys[at], self.images[at] = F.normalize(keys.float())[last], images[last]
+        self.pointers.add_(counts).remainder_(self.lengths)
+
+
+def angular_logits(
+    queries: Tensor, keys: Tensor, classes: Tensor, images: Tensor, queues: ClassQueues, means: Tensor, tau: float
+) -> Tensor:
+    """Similarities of each query to its own key (column 0) and to the queue of its class: (B, 1 + L), over `tau`.
+
+    Args:
+        queries, keys: (B, d), embeddings of two views; keys carry no gradient.
+        classes, images: int64 (B,).
+        means: (C, d), of superclasses; they get no gradient. None can be an empty class.
+
+    Empty places and the image's own older keys are -inf.
+    """
+    means = F.normalize(means.detach())
+    queries, keys = (F.normalize(F.normalize(one) - means[classes]) for one in (queries, keys))
+    own = (queries * keys).sum(1, keepdim=True)
+    others = F.normalize(queues.keys - means[:, None], dim=2)
+    left_out = (queues.images[classes] < 0) | (queues.images[classes] == images[:, None])
+    negatives = _within_classes(queries, classes, others).masked_fill(left_out, -torch.inf)
+    return torch.cat([own, negatives], 1) / tau
+
+
+def _within_classes(queries: Tensor, classes: Tensor, others: Tensor) -> Tensor:
+    """Inner products of each query (B, d) with `others` (C, L, d) of its class: (B, L), one product a class."""
+    counts = classes.bincount(minlength=len(others))
+    order = classes.argsort(stable=True)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[classes[order]]
+    padded = queries.new_zeros(len(others), int(counts.max()), queries.shape[1])
+    padded = padded.index_put((classes, place), queries)
+    return torch.bmm(padded, others.mT)[classes, place]
