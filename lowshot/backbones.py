@@ -39,7 +39,8 @@ class ModelConfig:
 
     It takes images of `n_channels` and `image_size`; `crop_pct`, `crop_mode` and `interpolation` (timm's words) say how
     to make one of a picture: resize the short side to image_size / crop_pct, cut out the centre. A timm model repeats a
-    grey channel, and stretches images to `input_size` if that is given.
+    grey channel, and stretches images to `input_size` if that is given. With `embedding` the features are projected to
+    that many dimensions.
     """
 
     name: ModelName
@@ -55,6 +56,7 @@ class ModelConfig:
     interpolation: str = "bilinear"
     crop_pct: PositiveFloat = 0.875
     crop_mode: str = "center"
+    embedding: NonNegativeInt = 0
 
     @property
     def small_images(self) -> bool:
@@ -239,8 +241,13 @@ def _trunk(config: ModelConfig) -> tuple[nn.Module, int]:
     return trunk, dim
 
 
+def projection_head(dim: int, embedding: int) -> nn.Sequential:
+    """The hidden layer and the linear one behind the trunk of Ni et al. (2022, spec 4.1)."""
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(inplace=True), nn.Linear(dim, embedding))
+
+
 class Extractor(nn.Module):
-    """A trunk that makes features and a classifier over all classes of the split.
+    """A trunk that makes features, maybe a projection of them, and a classifier over all classes of the split.
 
     `dim` is the feature dimension D. The linear classifier has no bias: SGM reads the features as the classifier's
     gradient. With 0 classes there is none.
@@ -250,6 +257,8 @@ class Extractor(nn.Module):
         super().__init__()
         self.config = config
         self.trunk, self.dim = _trunk(config)
+        self.projection = projection_head(self.dim, config.embedding) if config.embedding else nn.Identity()
+        self.dim = config.embedding or self.dim
         self.classifier = _HEADS[config.head](self.dim, config.n_classes) if config.n_classes else nn.Identity()
         smooth = v2.InterpolationMode.BICUBIC if config.interpolation == "bicubic" else v2.InterpolationMode.BILINEAR
         self.stretch = v2.Resize(config.input_size, smooth) if config.input_size else nn.Identity()
@@ -260,9 +269,9 @@ class Extractor(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """Images in [0, 1] (N, C, H, W) -> features (N, D), averages or maxima of what left a (leaky) ReLU.
 
-        Those of a timm model can be negative.
+        Those of a timm model, and projected ones, can be negative.
         """
-        return self.trunk((self.stretch(images) - self.mean) / self.std)
+        return self.projection(self.trunk((self.stretch(images) - self.mean) / self.std))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images in [0, 1] (N, C, H, W) -> (scores (N, n_classes), features (N, D))."""
@@ -278,6 +287,7 @@ def timm_config(
     image_size: int | None = None,
     resize: bool = False,
     head: HeadName = "linear",
+    embedding: int = 0,
 ) -> ModelConfig:
     """A timm model with its own preprocessing, for images on disk, or for stored pixels of `stored_size` px.
 
@@ -291,7 +301,7 @@ def timm_config(
             f"{name}: takes images of {side} px, but the stored ones have {stored_size}: --resize true stretches them, "
             f"--image_size {stored_size} runs it at their size"
         )
-    config = ModelConfig(name, n_classes, n_channels, stored_size or side, head=head)
+    config = ModelConfig(name, n_classes, n_channels, stored_size or side, head=head, embedding=embedding)
     config.mean, config.std = list(own["mean"]), list(own["std"])
     config.interpolation, config.crop_mode = own["interpolation"], own["crop_mode"]
     config.crop_pct = 1.0 if stored_size else own["crop_pct"]

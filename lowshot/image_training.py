@@ -1,7 +1,9 @@
 """Training an image network: one loop for every loss, optimiser and number of processes."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,11 +14,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
+from lowshot.artifacts import recipe
 from lowshot.augmentation import Augmentation
 from lowshot.datasets.images import Images
+from lowshot.errors import InputError
 from lowshot.loading import batches, in_batches, to_unit
+from lowshot.networks import settings_read
+from lowshot.runtime import open_fabric
 from lowshot.seeds import stream
-from lowshot.training import TrainingRun, learning_rate
+from lowshot.training import TrainingRun, learning_rate, refuse_other_leftover, training_run
 
 
 @dataclass(kw_only=True)
@@ -57,6 +63,55 @@ class TrainingSettings:
     """of initialisation, data order and augmentation"""
     num_workers: NonNegativeInt = 4
     """processes that decode images on disk; stored pixels need none"""
+    accelerator: str = "auto"
+    """where to train: auto, cpu, cuda, ..."""
+    devices: PositiveInt = 1
+    """processes on this machine, one a device"""
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    """of the network; losses are always float32"""
+
+
+def training_recipe(stage: str, config: TrainingSettings, inputs: dict[str, Path | None]) -> dict:
+    """The recipe of a trained network: only the settings that are read."""
+    made_from = settings_read(config, recipe(stage, config, inputs))
+    if config.devices > 1:  # batch norm sees the images of its own process
+        made_from["config"]["devices"] = config.devices
+    return made_from
+
+
+def hold_out(config: TrainingSettings, images: Images, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Training `rows` as (rows to train on, rows to watch), ascending; InputError for settings they cannot serve."""
+    if config.patience and not config.holdout:
+        raise InputError("patience needs a holdout above 0: early stopping watches the held-out loss")
+    rows = stream(config.seed, "holdout").permutation(rows)
+    n_held = round(config.holdout * len(rows))
+    if config.patience and n_held == 0:
+        raise InputError(f"holdout {config.holdout}: holds out none of {len(rows)} images, but patience needs some")
+    if min(config.batch_size, len(rows) - n_held) < 2 * config.devices:
+        raise InputError(
+            f"batch_size {config.batch_size}: each process needs two of {len(rows) - n_held} images a step"
+        )
+    if config.augment.resized_crop and images.pixels is not None:
+        raise InputError("augment.resized_crop: only for images on disk, these are stored pixels")
+    return np.sort(rows[n_held:]), np.sort(rows[:n_held])
+
+
+@contextmanager
+def image_training(
+    config: TrainingSettings, out: Path, made_from: dict, overwrite: bool
+) -> Iterator[tuple[Fabric, TrainingRun]]:
+    """Start the processes, seed them and open the run that writes `out` when the block ends well."""
+    if not overwrite:
+        refuse_other_leftover(out, made_from)
+    fabric = open_fabric(config.accelerator, config.precision, config.devices)
+    fabric.launch()
+    if fabric.world_size < config.devices:
+        raise InputError(f"devices {config.devices}: the launcher started {fabric.world_size} process (SLURM: ntasks)")
+    fabric.seed_everything(config.seed, verbose=False)
+    with training_run(out, made_from, overwrite, writes=fabric.is_global_zero) as run:
+        fabric.barrier()
+        yield fabric, run
+        fabric.barrier()
 
 
 class Trainer:

@@ -1,0 +1,95 @@
+"""The network that learns from superclasses: an extractor, the means, and what its losses remember."""
+
+from copy import deepcopy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lowshot.backbones import Extractor, ModelConfig
+from lowshot.scgm.contrast import ClassQueues, angular_logits
+from lowshot.scgm.mixture import Mixture, Superclasses
+
+
+class ScgmModel(nn.Module):
+    """Makes embeddings of images and losses of them; all that it remembers is in its state dict.
+
+    Args:
+        superclasses: their means; a Mixture for the methods with subclasses.
+        queues: for the methods with a momentum encoder, else None.
+        n_images: training images, whose subclasses are kept: `subclasses` int64 (n_images,), -1 before any.
+        n_e_steps: how often there will be an assignment; `sizes` int64 (n_e_steps, K) are those of each.
+        detach_means: only the cross-entropy of superclasses moves means (the released SCGM-A, spec 9.2).
+    """
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        superclasses: Superclasses,
+        queues: ClassQueues | None,
+        n_images: int,
+        n_e_steps: int,
+        detach_means: bool = False,
+    ) -> None:
+        super().__init__()
+        self.extractor, self.superclasses, self.queues = extractor, superclasses, queues
+        self.key_extractor = deepcopy(extractor).requires_grad_(False) if queues is not None else None
+        self.detach_means = detach_means
+        if self.mixture is not None:
+            n_subclasses = len(self.mixture.subclass_means)
+            self.mixture.subclass_means.requires_grad_(not detach_means)
+            self.register_buffer("subclasses", torch.full((n_images,), -1))
+            self.register_buffer("sizes", torch.zeros(n_e_steps, n_subclasses, dtype=torch.int64))
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.extractor.config
+
+    @property
+    def mixture(self) -> Mixture | None:
+        return self.superclasses if isinstance(self.superclasses, Mixture) else None
+
+    def forward(
+        self, images: Tensor, rows: Tensor, superclasses: Tensor, keys: Tensor | None, contrast_tau: float
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The terms of the loss, float32, by name (spec 4.2, 5.3), and the classifier's scores (B, C).
+
+        Args:
+            images: (B, channels, H, W) in [0, 1], of the training images `rows` int64 (B,).
+            superclasses: int64 (B,).
+            keys: (B, d), the embeddings of another view, for contrast at the temperature `contrast_tau`.
+        """
+        embeddings = self.extractor.features(images)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            embeddings = embeddings.float()
+            scores = self.superclasses.classifier_logits(embeddings)
+            losses = {"superclass": F.cross_entropy(scores, superclasses)}
+            if self.queues is not None:
+                means = self.superclasses.means
+                logits = angular_logits(embeddings, keys, superclasses, rows, self.queues, means, contrast_tau)
+                losses["contrast"] = F.cross_entropy(logits, torch.zeros_like(superclasses))
+            if self.mixture is not None:
+                losses |= self._mixture_losses(embeddings, superclasses, self.subclasses[rows])
+        return losses, scores.detach()
+
+    def _mixture_losses(self, embeddings: Tensor, superclasses: Tensor, subclasses: Tensor) -> dict[str, Tensor]:
+        of_subclass = self.mixture.superclass_of_subclass_logits()[subclasses]
+        of_subclass = of_subclass.detach() if self.detach_means else of_subclass
+        return {
+            "subclass": F.cross_entropy(self.mixture.subclass_logits(embeddings), subclasses),
+            "superclass_of_subclass": F.cross_entropy(of_subclass, superclasses),
+        }
+
+    @torch.no_grad()
+    def log_joint(self, images: Tensor, superclasses: Tensor) -> Tensor:
+        """log p(z|v) p(y|z): float32 (B, K)."""
+        return self.mixture.log_joint(self.extractor.features(images).float(), superclasses)
+
+    @torch.no_grad()
+    def keys(self, images: Tensor, momentum: float) -> Tensor:
+        """Embeddings (B, d) by the key extractor, once it has followed: key <- m key + (1 - m) query, the running
+        statistics of batch norm included."""
+        for key, query in zip(self.key_extractor.state_dict().values(), self.extractor.state_dict().values()):
+            if key.is_floating_point():
+                key.lerp_(query, 1 - momentum)
+        return self.key_extractor.features(images).float()

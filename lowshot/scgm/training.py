@@ -1,0 +1,194 @@
+"""Training on superclasses by expectation and maximisation, and the two baselines that need no expectation."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFloat, PositiveInt
+from lightning_fabric import Fabric
+from sklearn.metrics import homogeneity_score, normalized_mutual_info_score
+from torch import Tensor
+
+from lowshot.backbones import Extractor
+from lowshot.datasets.images import Images
+from lowshot.errors import InputError
+from lowshot.image_training import Trainer, TrainingSettings
+from lowshot.loading import batches, in_batches, to_unit
+from lowshot.losses import topk_correct
+from lowshot.scgm.assignment import assign_subclasses
+from lowshot.scgm.contrast import ClassQueues
+from lowshot.scgm.mixture import Mixture, Superclasses
+from lowshot.scgm.model import ScgmModel
+from lowshot.seeds import stream
+from lowshot.training import TrainingRun
+
+
+@dataclass(kw_only=True)
+class ScgmSettings(TrainingSettings):
+    """How an extractor is trained on superclasses; defaults are the published ones (spec 6)."""
+
+    method: Literal["scgm_g", "scgm_a", "coarse", "ancor"] = "scgm_g"
+    """scgm_g: the mixture; scgm_a: the mixture, and contrast within superclasses against a momentum encoder; baselines:
+    coarse, cross-entropy of superclasses only, and ancor, with the contrast but without the mixture"""
+    embedding: PositiveInt = 128
+    """dimensions of the embedding"""
+    n_subclasses: PositiveInt = 100
+    """subclasses of all superclasses together"""
+    alpha: NonNegativeFloat = 0.5
+    """weight of the mixture's two terms"""
+    tau: PositiveFloat = 0.1
+    """temperature of subclasses"""
+    tau2: PositiveFloat = 1.0
+    """temperature of superclasses given subclasses"""
+    e_step_every: PositiveInt = 5
+    """epochs from one assignment of subclasses to the next, the first before the first epoch"""
+    e_step_view: Literal["augmented", "clean"] = "augmented"
+    """what images are assigned by: an augmented view with batch norm in training mode, as published, or themselves"""
+    exponent: PositiveFloat = 25.0
+    """sharpness of the assignment"""
+    residual: PositiveFloat = 0.1
+    """the assignment's iteration ends where it changes less, summed over images"""
+    max_iterations: PositiveInt = 1001
+    """and here at the latest"""
+    contrast_tau: PositiveFloat = 0.2
+    """temperature of the contrast"""
+    key_momentum: ClosedUnitInterval = 0.999
+    """of the encoder that makes keys"""
+    queue_length: PositiveInt = 65536
+    """keys of a superclass that are kept; never more than it has images"""
+    detach_means: bool = False
+    """the mixture's terms do not move the means (the released SCGM-A, whose subclass means stay as they began)"""
+    epochs: PositiveInt = 200
+    lr: PositiveFloat = 0.03
+    schedule: Literal["step", "cosine"] = "cosine"
+    n_cycles: PositiveInt | None = 10
+
+    @property
+    def has_mixture(self) -> bool:
+        return self.method.startswith("scgm")
+
+    @property
+    def has_contrast(self) -> bool:
+        return self.method in ("scgm_a", "ancor")
+
+
+def build_model(settings: ScgmSettings, extractor: Extractor, superclasses: np.ndarray) -> ScgmModel:
+    """The model for training images of `superclasses` int64 (N,), in 0..C-1."""
+    sizes = torch.from_numpy(np.bincount(superclasses))
+    form = len(sizes), settings.embedding
+    if settings.has_mixture:
+        means = Mixture(form[0], settings.n_subclasses, form[1], settings.tau, settings.tau2)
+    else:
+        means = Superclasses(*form)
+    queues = ClassQueues(sizes, settings.embedding, settings.queue_length) if settings.has_contrast else None
+    n_e_steps = -(-settings.epochs // settings.e_step_every)
+    return ScgmModel(extractor, means, queues, len(superclasses), n_e_steps, settings.detach_means)
+
+
+class ScgmTrainer(Trainer):
+    """Trains a `ScgmModel`. Classes are looked at for the log only.
+
+    `superclass_of` int64 (n_classes,): the superclass of each class, 0..C-1.
+    """
+
+    def __init__(
+        self,
+        settings: ScgmSettings,
+        fabric: Fabric,
+        run: TrainingRun,
+        model: ScgmModel,
+        images: Images,
+        train_rows: np.ndarray,
+        held_rows: np.ndarray,
+        superclass_of: np.ndarray,
+    ) -> None:
+        super().__init__(settings, fabric, run, model, images, train_rows, held_rows)
+        self.n_views = 2 if settings.has_contrast else 1
+        self.superclass_of = superclass_of
+        self.superclasses = torch.from_numpy(superclass_of[images.labels[train_rows]]).to(fabric.device)
+
+    def _before_epoch(self, epoch: int) -> dict[str, float]:
+        """The E-step, where one is due."""
+        every = self.settings.e_step_every
+        if not self.settings.has_mixture or epoch % every:
+            return {}
+        s, model = self.settings, self.model
+        found = assign_subclasses(self._log_joint(epoch), s.exponent, s.residual, s.max_iterations)
+        model.subclasses.copy_(found.labels)
+        model.sizes[epoch // every] = found.labels.bincount(minlength=s.n_subclasses)
+        sizes = model.sizes[epoch // every]
+        record = {"residual": found.residual, "iterations": float(found.n_iterations)}
+        record |= {"smallest_subclass": sizes.min().item(), "largest_subclass": sizes.max().item()}
+        return record | _agreement("assigned", self.images.labels[self.train_rows], found.labels.cpu().numpy())
+
+    def _log_joint(self, epoch: int) -> Tensor:
+        """log P of all training images: float32 (N, K), the same in every process."""
+        n, rank = self.fabric.world_size, self.fabric.global_rank
+        order = stream(self.settings.seed, "e_step", epoch).permutation(len(self.train_rows))
+        parts = np.array_split(order, -(-len(order) // self.settings.batch_size))
+        own = [part[rank::n] for part in parts]
+        augmented = self.settings.e_step_view == "augmented"
+        self.network.train(augmented)
+        loaded = self._batches(epoch, own, self.n_views) if augmented else self._clean(own)
+        scores = torch.zeros(len(order), self.settings.n_subclasses, device=self.fabric.device)
+        for positions, batch in zip(own, loaded):
+            with self.fabric.autocast():
+                scores[positions] = self.model.log_joint(batch, self.superclasses[positions])
+        scores = self.fabric.all_reduce(scores, reduce_op="sum")
+        for i in (i for i, part in enumerate(parts) if not scores[part].isfinite().all()):
+            raise InputError(
+                f"scores of subclasses: NaN in batch {i + 1} of {len(parts)} of epoch {epoch + 1}'s E-step"
+            )
+        return scores
+
+    def _clean(self, parts: list[np.ndarray]) -> Iterator[Tensor]:
+        loaded = batches(self.images, [self.train_rows[part] for part in parts], self.model.config, None,
+                         self.settings.num_workers)  # fmt: skip
+        return (to_unit(pixels, self.fabric.device) for pixels in loaded)
+
+    def _step(self, positions: np.ndarray, *views: Tensor) -> dict[str, float]:
+        s, rows = self.settings, torch.from_numpy(positions).to(self.fabric.device)
+        superclasses, keys = self.superclasses[rows], None
+        if s.has_contrast:
+            with self.fabric.autocast():
+                keys = self.model.keys(views[1], s.key_momentum)
+        losses, scores = self.network(views[0], rows, superclasses, keys, s.contrast_tau)
+        weights = {"superclass": 1, "contrast": 1, "subclass": s.alpha, "superclass_of_subclass": s.alpha}
+        value = self._update(sum(weights[name] * loss for name, loss in losses.items()))
+        if s.has_contrast:
+            gathered = [self.fabric.all_gather(one).flatten(0, -one.ndim) if self.fabric.world_size > 1 else one
+                        for one in (keys, superclasses, rows)]  # fmt: skip
+            self.model.queues.add(*gathered)
+        top1 = topk_correct(scores, superclasses, 1).item() / len(rows)
+        return {"loss": value, "top1": top1, **{f"loss_{name}": loss.item() for name, loss in losses.items()}}
+
+    @torch.inference_mode()
+    def _evaluate(self) -> dict[str, float]:
+        """Of held-out images: the loss and accuracy of superclasses, and how subclasses agree with classes."""
+        self.network.eval()
+        sums, subclasses = np.zeros(2), []
+        parts = in_batches(self.held_rows, self.settings.batch_size)
+        loaded = batches(self.images, parts, self.model.config, None, self.settings.num_workers)
+        for part, pixels in zip(parts, loaded):
+            embeddings = self.model.extractor.features(to_unit(pixels, self.fabric.device)).float()
+            scores = self.model.superclasses.classifier_logits(embeddings)
+            labels = torch.from_numpy(self.superclass_of[self.images.labels[part]]).to(self.fabric.device)
+            loss = F.cross_entropy(scores, labels, reduction="sum")
+            sums += [loss.item(), topk_correct(scores, labels, 1).item()]
+            if self.settings.has_mixture:
+                subclasses.append(self.model.mixture.subclass_logits(embeddings).argmax(1).cpu().numpy())
+        record = dict(zip(("held_loss", "held_top1"), (sums / len(self.held_rows)).tolist()))
+        if subclasses:
+            record |= _agreement("held", self.images.labels[self.held_rows], np.concatenate(subclasses))
+        return record
+
+
+def _agreement(name: str, classes: np.ndarray, subclasses: np.ndarray) -> dict[str, float]:
+    """How subclasses agree with classes, which training does not see."""
+    return {
+        f"{name}_nmi": float(normalized_mutual_info_score(classes, subclasses)),
+        f"{name}_homogeneity": float(homogeneity_score(classes, subclasses)),
+    }
