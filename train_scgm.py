@@ -28,7 +28,7 @@ from lowshot.image_training import hold_out, image_training, training_recipe
 from lowshot.networks import NetworkChoice, build_network, check_network
 from lowshot.protocol import Split, read_split
 from lowshot.scgm.model import ScgmModel
-from lowshot.scgm.training import ScgmSettings, ScgmTrainer, build_model
+from lowshot.scgm.training import ScgmSettings, ScgmTrainer, build_model, has_mixture
 
 
 @dataclass(kw_only=True)
@@ -48,61 +48,70 @@ def main(config: Config) -> Path:
     check_network(config)
     where = config.data / "images.h5"
     images, split = read_images(where), read_split(config.data / "split.json")
-    train_rows, held_rows, superclass_of = choose_rows(config, images, split)
+    chosen = choose_rows(config, images, split)
     inputs = {"images": where, "split": config.data / "split.json", "weights": config.weights}
     made_from = training_recipe("train_scgm", config, inputs)
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     with image_training(config, config.out, made_from, config.overwrite) as (fabric, training):
         extractor = build_network(config, images, where, 0, embedding=config.embedding)
-        model = build_model(config, extractor, superclass_of[images.labels[train_rows]])
-        rows = train_rows, held_rows
-        trained = ScgmTrainer(config, fabric, training, model, images, *rows, superclass_of).fit()
+        model = build_model(config, extractor, chosen.superclass_of[images.labels[chosen.train]])
+        rows = chosen.train, chosen.held
+        trained = ScgmTrainer(config, fabric, training, model, images, *rows, chosen.superclass_of).fit()
         if fabric.is_global_zero:
             save_extractor(training.folder, trained.extractor, made_from)
-            save_means(training.folder / "mixture.h5", trained, train_rows, np.unique(superclasses_of(split)))
+            save_means(training.folder / "mixture.h5", trained, chosen)
     if fabric.is_global_zero:
         print(f"train_scgm: wrote {config.out} (D = {extractor.dim})")
     return config.out
 
 
-def superclasses_of(split: Split) -> np.ndarray:
-    """The superclass of every class of the split, -1 for none: int64 (n_classes,)."""
-    return np.array([-1 if one is None else one for one in split.superclass_of])
+@dataclass(frozen=True)
+class Chosen:
+    """Rows of images to train on and to watch; the `superclasses` (C,) of the split among them; and for each class of
+    the split the place of its superclass there (-1: not among them). All int64."""
+
+    train: np.ndarray
+    held: np.ndarray
+    superclasses: np.ndarray
+    superclass_of: np.ndarray
 
 
-def choose_rows(config: Config, images: Images, split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(rows to train on, rows held out, superclass of each class in 0..C-1), of the training images."""
+def choose_rows(config: Config, images: Images, split: Split) -> Chosen:
+    """What to train on; InputError, naming the file and the class, where that cannot be."""
     where = config.data / "images.h5"
     if images.labels.max() >= split.n_classes:
         raise InputError(f"{where}: label {images.labels.max()} is outside the split's {split.n_classes} classes")
     classes = np.arange(split.n_classes) if config.classes == "all" else np.array(split.base_classes)
-    superclasses = superclasses_of(split)
-    for c in classes[superclasses[classes] < 0][:1]:
-        raise InputError(f"{config.data}/split.json: class {c} ({split.class_names[c]}) has no superclass to train on")
-    rows = images.rows(test=False)
-    rows = rows[np.isin(images.labels[rows], classes)]
-    train_rows, held_rows = hold_out(config, images, rows)
-    known = np.unique(superclasses[classes])
-    for s in known[~np.isin(known, superclasses[images.labels[train_rows]])][:1]:
-        raise InputError(f"{where}: no training image of superclass {s} ({split.superclass_names[s]})")
-    if len(known) < 2:
-        raise InputError(f"{config.data}/split.json: {len(known)} superclass to train on, two are needed")
-    if config.has_mixture and not len(known) <= config.n_subclasses <= len(train_rows):
+    superclass_of = np.array([-1 if one is None else one for one in split.superclass_of])
+    for c in classes[superclass_of[classes] < 0][:1]:
         raise InputError(
-            f"n_subclasses {config.n_subclasses}: outside {len(known)} superclasses and {len(train_rows)} images"
+            f"{config.data}/split.json: class {c} ({split.class_names[c]}) has no superclass to learn from"
         )
-    return train_rows, held_rows, np.searchsorted(known, superclasses)
+    superclasses = np.unique(superclass_of[classes])
+    rows = images.rows(test=False)
+    train, held = hold_out(config, images, rows[np.isin(images.labels[rows], classes)])
+    for s in superclasses[~np.isin(superclasses, superclass_of[images.labels[train]])][:1]:
+        raise InputError(f"{where}: no training image of superclass {s} ({split.superclass_names[s]})")
+    if len(superclasses) < 2:
+        raise InputError(f"{config.data}/split.json: a single superclass, nothing can be learned from it")
+    if has_mixture(config) and not len(superclasses) <= config.n_subclasses <= len(train):
+        raise InputError(
+            f"n_subclasses {config.n_subclasses}: must lie between the {len(superclasses)} superclasses and the "
+            f"{len(train)} training images"
+        )
+    places = np.where(np.isin(superclass_of, superclasses), np.searchsorted(superclasses, superclass_of), -1)
+    return Chosen(train, held, superclasses, places)
 
 
-def save_means(path: Path, model: ScgmModel, train_rows: np.ndarray, superclasses: np.ndarray) -> None:
+def save_means(path: Path, model: ScgmModel, chosen: Chosen) -> None:
     """Write the means; with a mixture also the last assignment and the sizes of all, for pictures."""
     with h5py.File(path, "w") as file:
-        file["superclasses"] = superclasses.astype(np.int32)
+        file["superclasses"] = chosen.superclasses.astype(np.int32)
         file["superclass_means"] = model.superclasses.means.detach().cpu().numpy()
         if model.mixture is not None:
             file["subclass_means"] = model.mixture.subclass_means.detach().cpu().numpy()
-            file["rows"] = train_rows.astype(np.int32)
+            file["rows"] = chosen.train.astype(np.int32)
             file["subclasses"] = model.subclasses.cpu().numpy().astype(np.int32)
             file["sizes"] = model.sizes.cpu().numpy().astype(np.int32)
 

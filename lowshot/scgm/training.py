@@ -66,24 +66,26 @@ class ScgmSettings(TrainingSettings):
     schedule: Literal["step", "cosine"] = "cosine"
     n_cycles: PositiveInt | None = 10
 
-    @property
-    def has_mixture(self) -> bool:
-        return self.method.startswith("scgm")
 
-    @property
-    def has_contrast(self) -> bool:
-        return self.method in ("scgm_a", "ancor")
+def has_mixture(settings: ScgmSettings) -> bool:
+    """Whether the method assigns images to subclasses."""
+    return settings.method.startswith("scgm")
+
+
+def has_contrast(settings: ScgmSettings) -> bool:
+    """Whether the method has a momentum encoder."""
+    return settings.method in ("scgm_a", "ancor")
 
 
 def build_model(settings: ScgmSettings, extractor: Extractor, superclasses: np.ndarray) -> ScgmModel:
     """The model for training images of `superclasses` int64 (N,), in 0..C-1."""
     sizes = torch.from_numpy(np.bincount(superclasses))
     form = len(sizes), settings.embedding
-    if settings.has_mixture:
+    if has_mixture(settings):
         means = Mixture(form[0], settings.n_subclasses, form[1], settings.tau, settings.tau2)
     else:
         means = Superclasses(*form)
-    queues = ClassQueues(sizes, settings.embedding, settings.queue_length) if settings.has_contrast else None
+    queues = ClassQueues(sizes, settings.embedding, settings.queue_length) if has_contrast(settings) else None
     n_e_steps = -(-settings.epochs // settings.e_step_every)
     return ScgmModel(extractor, means, queues, len(superclasses), n_e_steps, settings.detach_means)
 
@@ -106,14 +108,14 @@ class ScgmTrainer(Trainer):
         superclass_of: np.ndarray,
     ) -> None:
         super().__init__(settings, fabric, run, model, images, train_rows, held_rows)
-        self.n_views = 2 if settings.has_contrast else 1
+        self.n_views = 2 if has_contrast(settings) else 1
         self.superclass_of = superclass_of
         self.superclasses = torch.from_numpy(superclass_of[images.labels[train_rows]]).to(fabric.device)
 
     def _before_epoch(self, epoch: int) -> dict[str, float]:
         """The E-step, where one is due."""
         every = self.settings.e_step_every
-        if not self.settings.has_mixture or epoch % every:
+        if not has_mixture(self.settings) or epoch % every:
             return {}
         s, model = self.settings, self.model
         found = assign_subclasses(self._log_joint(epoch), s.exponent, s.residual, s.max_iterations)
@@ -138,10 +140,9 @@ class ScgmTrainer(Trainer):
             with self.fabric.autocast():
                 scores[positions] = self.model.log_joint(batch, self.superclasses[positions])
         scores = self.fabric.all_reduce(scores, reduce_op="sum")
-        for i in (i for i, part in enumerate(parts) if not scores[part].isfinite().all()):
-            raise InputError(
-                f"scores of subclasses: NaN in batch {i + 1} of {len(parts)} of epoch {epoch + 1}'s E-step"
-            )
+        for i, part in enumerate(parts):
+            if not scores[part].isfinite().all():
+                raise InputError(f"E-step of epoch {epoch + 1}: NaN in the scores of batch {i + 1} of {len(parts)}")
         return scores
 
     def _clean(self, parts: list[np.ndarray]) -> Iterator[Tensor]:
@@ -152,13 +153,13 @@ class ScgmTrainer(Trainer):
     def _step(self, positions: np.ndarray, *views: Tensor) -> dict[str, float]:
         s, rows = self.settings, torch.from_numpy(positions).to(self.fabric.device)
         superclasses, keys = self.superclasses[rows], None
-        if s.has_contrast:
+        if has_contrast(s):
             with self.fabric.autocast():
                 keys = self.model.keys(views[1], s.key_momentum)
         losses, scores = self.network(views[0], rows, superclasses, keys, s.contrast_tau)
         weights = {"superclass": 1, "contrast": 1, "subclass": s.alpha, "superclass_of_subclass": s.alpha}
         value = self._update(sum(weights[name] * loss for name, loss in losses.items()))
-        if s.has_contrast:
+        if has_contrast(s):
             gathered = [self.fabric.all_gather(one).flatten(0, -one.ndim) if self.fabric.world_size > 1 else one
                         for one in (keys, superclasses, rows)]  # fmt: skip
             self.model.queues.add(*gathered)
@@ -178,7 +179,7 @@ class ScgmTrainer(Trainer):
             labels = torch.from_numpy(self.superclass_of[self.images.labels[part]]).to(self.fabric.device)
             loss = F.cross_entropy(scores, labels, reduction="sum")
             sums += [loss.item(), topk_correct(scores, labels, 1).item()]
-            if self.settings.has_mixture:
+            if has_mixture(self.settings):
                 subclasses.append(self.model.mixture.subclass_logits(embeddings).argmax(1).cpu().numpy())
         record = dict(zip(("held_loss", "held_top1"), (sums / len(self.held_rows)).tolist()))
         if subclasses:
