@@ -4,9 +4,10 @@ Of all plans Q (N, K) whose rows sum to 1/N and columns to 1/K, the one that max
 Q_ik = c_i P_ik^exponent r_k. Sinkhorn and Knopp's iteration sets r, then c. The label of an image is the subclass of
 the largest entry in its row.
 
-P^25 leaves the range of float64. Hence logarithms of r and c are kept, and of every ten iterations one is done with
-them. The others scale its plan (Schmitzer, SIAM J. Sci. Comput. 2019): one iteration moves an entry of r or c by a
-factor of N at most, so ten of them stay far inside the range. They read the matrix twice and need no exponential.
+P^25 leaves the range of float64. Hence r and c are kept as logarithms, the first iteration is done with them, and the
+others scale the plan that they make (Schmitzer, SIAM J. Sci. Comput. 2019), which takes no exponential. An iteration
+moves an entry of r or c by a factor of N at most, so scales are looked at every ten iterations, and go into the
+logarithms when they have grown.
 """
 
 import math
@@ -19,6 +20,8 @@ from lowshot.errors import InputError
 
 # Iterations between two looks at the residual, as published.
 _CHECK_EVERY = 10
+# Scales beyond this or its inverse go into the logarithms.
+_LARGE_SCALE = 1e30
 
 
 class Assignment(NamedTuple):
@@ -45,25 +48,25 @@ def assign_subclasses(
     if not logits.amax(1).isfinite().all():
         raise InputError("scores of subclasses: an image has NaN, or no subclass that explains it")
     n, k = logits.shape
-    log_c = torch.full((n,), -math.log(n), dtype=torch.float64, device=logits.device)
-    iteration = 1
-    while True:
-        log_r = -math.log(k) - torch.logsumexp(logits + log_c[:, None], 0)
-        before, log_c = log_c, -math.log(n) - torch.logsumexp(logits + log_r, 1)
-        residual = float(torch.expm1(before - log_c).abs().sum())
-        if residual <= tolerance or iteration + _CHECK_EVERY > max_iterations:
-            break
-        log_r, log_c = _scaled(logits, log_r, log_c, _CHECK_EVERY - 1)
-        iteration += _CHECK_EVERY
+    log_r = -math.log(k) - (torch.logsumexp(logits, 0) - math.log(n))
+    log_c = -math.log(n) - torch.logsumexp(logits + log_r, 1)
+    iteration, residual = 1, _change(torch.exp(-math.log(n) - log_c))
+    plan, r, c = _plan(logits, log_r, log_c), logits.new_ones(k), logits.new_ones(n)
+    while residual > tolerance and iteration + _CHECK_EVERY <= max_iterations:
+        for _ in range(_CHECK_EVERY):
+            r = 1 / (k * (plan.T @ c))
+            before, c = c, 1 / (n * (plan @ r))
+        iteration, residual = iteration + _CHECK_EVERY, _change(before / c)
+        if max(r.max(), c.max(), 1 / r.min(), 1 / c.min()) > _LARGE_SCALE:
+            log_r, log_c = log_r + r.log(), log_c + c.log()
+            plan, r, c = _plan(logits, log_r, log_c), torch.ones_like(r), torch.ones_like(c)
+    log_r, log_c = log_r + r.log(), log_c + c.log()
     return Assignment((logits + log_r).argmax(1), log_r, log_c, iteration, residual)
 
 
-def _scaled(logits: Tensor, log_r: Tensor, log_c: Tensor, n_iterations: int) -> tuple[Tensor, Tensor]:
-    """log r and log c after more iterations, which scale the plan that they make."""
-    plan = (logits + log_r).add_(log_c[:, None]).exp_()
-    n, k = plan.shape
-    r, c = plan.new_ones(k), plan.new_ones(n)
-    for _ in range(n_iterations):
-        r = 1 / (k * (plan.T @ c))
-        c = 1 / (n * (plan @ r))
-    return log_r + r.log(), log_c + c.log()
+def _plan(logits: Tensor, log_r: Tensor, log_c: Tensor) -> Tensor:
+    return (logits + log_r).add_(log_c[:, None]).exp_()
+
+
+def _change(ratios: Tensor) -> float:
+    return float((ratios - 1).abs().sum())
