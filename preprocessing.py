@@ -17,6 +17,9 @@ The data sets, and what they expect below --root:
     emnist     emnist-<split>-{train,test}-*-ubyte.gz and emnist-<split>-mapping.txt
     folder     <class>/*.jpg or <superclass>/<class>/*.jpg: your own images
     imagenet   {train,val}/<wnid>/*.JPEG, with --protocol DIR holding label_idx.json and splitfile_{1..5}.json
+    living17, nonliving26, entity13, entity30 (BREEDS)
+               {train,val}/<wnid>/* of ImageNet and breeds/{class_hierarchy.txt,dataset_class_info.json,node_names.txt};
+               train_scgm.py --holdout 0.1 keeps back the tenth of the train images that SCGM watches
 
 Published few-shot splits (training, validation, test classes); all images of a class are one pool, for episodes.py:
     cifar_fs, fc100    as cifar100
@@ -41,6 +44,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 
 from lowshot.artifacts import is_done, recipe, write_json, writing
 from lowshot.cli import run
+from lowshot.datasets import breeds
 from lowshot.datasets.content import Content, Source, cap
 from lowshot.datasets.images import Images, write_images
 from lowshot.datasets.registry import READERS, Reader
@@ -56,7 +60,8 @@ class Config:
 
     dataset: Literal[
         "glyphs", "omniglot", "cifar100", "emnist", "folder", "imagenet",
-        "cifar_fs", "fc100", "omniglot_vinyals", "mini_imagenet", "tiered_imagenet", "yfcc100m",
+        "cifar_fs", "fc100", "omniglot_vinyals", "mini_imagenet", "tiered_imagenet",
+        "living17", "nonliving26", "entity13", "entity30", "yfcc100m",
     ]  # fmt: skip
     """Data set to read."""
     out: Path
@@ -102,7 +107,7 @@ def main(config: Config) -> Path:
         del made_from["config"][name]
     if config.draw_rule == "streams":
         del made_from["config"]["draw_rule"]
-    stays = ("folder", "imagenet", "mini_imagenet", "tiered_imagenet", "yfcc100m")
+    stays = {"folder", "imagenet", "mini_imagenet", "tiered_imagenet", "yfcc100m", *breeds.BENCHMARKS}
     if config.dataset in stays and config.image_size is None:
         made_from["config"]["root"] = str(source.root.resolve())  # the images stay there
     if is_done(config.out, made_from, config.overwrite):

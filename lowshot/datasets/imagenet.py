@@ -25,29 +25,39 @@ def find(source: Source) -> Found:
         raise InputError("--protocol: imagenet needs the folder with label_idx.json and splitfile_{1..5}.json")
     root = source.root.resolve()
     split = read_split(source.protocol / "label_idx.json")
-    files = {part: [_files(root / part / wnid) for wnid in split.class_names] for part in ("train", "val")}
+    files = list_classes(root, split.class_names, "the protocol names this class")
     digests = {part: listing_digest(root, chain.from_iterable(classes)) for part, classes in files.items()}
     names = ["label_idx.json", *(f"splitfile_{trial}.json" for trial in range(1, source.n_trials + 1))]
     digests |= {name: digest(source.protocol / name) for name in names}
     return Found(digests, partial(_read, source, root, files))
 
 
-def _files(folder: Path) -> list[Path]:
+def list_classes(root: Path, wnids: list[str], why: str) -> dict[str, list[list[Path]]]:
+    """Part ("train", "val") -> the image files of every class; InputError, with `why`, for a class without any."""
+    return {part: [_files(root / part / wnid, why) for wnid in wnids] for part in ("train", "val")}
+
+
+def _files(folder: Path, why: str) -> list[Path]:
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder (the protocol names this class)")
+        raise InputError(f"{folder}: no such folder ({why})")
     if not (files := image_files(folder)):
         raise InputError(f"{folder}: holds no image")
     return files
 
 
-def _read(source: Source, root: Path, files: dict[str, list[list[Path]]]) -> Content:
-    split = read_split(source.protocol / "label_idx.json")
-    labels = [np.repeat(np.arange(split.n_classes), [len(part) for part in files[name]]) for name in ("train", "val")]
+def read_listed(root: Path, files: dict[str, list[list[Path]]]) -> Images:
+    """The images of `list_classes`, val as the test part; class numbers are positions in the lists."""
+    parts = (files["train"], files["val"])
+    labels = [np.repeat(np.arange(len(part)), [len(rows) for rows in part]) for part in parts]
     is_test = np.repeat([False, True], [len(part) for part in labels])
-    in_order = chain(chain.from_iterable(files["train"]), chain.from_iterable(files["val"]))
+    in_order = chain.from_iterable(chain.from_iterable(parts))
     paths = np.array([file.relative_to(root).as_posix() for file in in_order], object)
-    images = Images(np.concatenate(labels), is_test, paths=paths, root=root)
-    draws = published_draws(source, labels[0])
+    return Images(np.concatenate(labels), is_test, paths=paths, root=root)
+
+
+def _read(source: Source, root: Path, files: dict[str, list[list[Path]]]) -> Content:
+    split, images = read_split(source.protocol / "label_idx.json"), read_listed(root, files)
+    draws = published_draws(source, images.labels[~images.is_test])
     return Content(images, split.class_names, split=replace(split, dataset="imagenet"), draws=draws)
 
 
