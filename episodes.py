@@ -1,4 +1,4 @@
-"""Judge a few-shot method on N-way K-shot tasks of novel classes: hundreds of episodes at once.
+"""Judge a few-shot method on N-way K-shot tasks of novel (or all) classes: hundreds of episodes at once.
 
 Reads     features (one file or several, together the pool of images of every class) and split.json (or label_idx.json).
 Writes    one results JSON with the accuracy of every episode and number of shots.
@@ -8,6 +8,10 @@ Writes    one results JSON with the accuracy of every episode and number of shot
 
     python episodes.py --features '["train.h5", "test.h5"]' --split split.json --out results/cl2n.json \
         --transform.centre true --transform.normalise true       SimpleShot: base images in the pool give the centre
+
+    python episodes.py --features features/test.h5 --split split.json --out results/all-way.json --classes all \
+        --n_way all --method logistic_regression --transform.normalise true --augmented_support true --clustering 100
+                                             cross-granularity: the extractor has learned superclasses (train_scgm.py)
 
 On a laptop, in seconds: --n_episodes 50 --n_queries 5
 """
@@ -19,18 +23,22 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import PositiveInt, restricted_number_type
 
 from lowshot.artifacts import Provenance, is_done, recipe, write_json, writing
 from lowshot.benchmark import extractor_name
 from lowshot.classifiers import METHODS, FeatureTransform, MethodOptions
 from lowshot.cli import run
+from lowshot.clustering import clustering_scores
 from lowshot.episodes import Sampling, judge, make_pool, tasks_digest
 from lowshot.errors import InputError
-from lowshot.features import Features, check_same_space, check_setup, read_features
+from lowshot.features import Features, check_same_space, check_setup, read_copies, read_features
 from lowshot.protocol import Setup, Split, read_split
 from lowshot.report.results import summarise
 from lowshot.runtime import pick_device
+
+_CLUSTERINGS = 5  # seeds of --clustering, counted from --seed
+AtLeastTwo = restricted_number_type("AtLeastTwo", int, (">=", 2))
 
 
 @dataclass(kw_only=True)
@@ -43,6 +51,11 @@ class Config(Sampling):
     """The results file to write (.json)."""
     setup: Setup = "test"
     """Whose novel classes the tasks are made of; choose hyper-parameters on validation only, report on test."""
+    classes: Literal["novel", "all"] | None = None
+    """Of which classes tasks are made: the setup's novel ones (if not given), or all of the split, base and novel
+    alike. For all, give the features of test images only: an extractor has seen the training images of base classes."""
+    augmented_support: bool = False
+    """Learn from the augmented copies of every shot in place of it; the feature files must hold copies."""
     method: Literal[
         "nearest_mean", "logistic_regression", "cosine", "laplacian_shot", "prototype_refinement", "pt_map"
     ] = "nearest_mean"
@@ -53,6 +66,9 @@ class Config(Sampling):
     """What is done to every feature first; the centre is the mean of all base-class rows of the feature files."""
     methods: MethodOptions = field(default_factory=MethodOptions)
     """Settings of the methods, each under its name."""
+    clustering: AtLeastTwo | None = None
+    """Also cluster all images that tasks are made of into so many clusters (k-means on the transformed features, five
+    seeds), and score how these agree with the classes: NMI, homogeneity, adjusted Rand index."""
     name: str | None = None
     """Name of the method in the tables; made up of the method and its settings if not given."""
     extractor: str | None = None
@@ -73,15 +89,18 @@ def main(config: Config) -> Path:
     split = read_split(config.split)
     features = [read_features(path, split.n_classes) for path in _files(config)]
     check_setup(features[0], config.setup)
-    feats, labels = _novel_rows(config, features, split)
-    source = ", ".join(map(str, _files(config)))
-    pool = make_pool(labels, split, split.setup(config.setup)[1], config, source)
+    classes = np.arange(split.n_classes) if config.classes == "all" else split.setup(config.setup)[1]
+    feats, copies, labels = _judged_rows(config, features, split, classes)
+    if config.clustering and config.clustering > len(feats):
+        raise InputError(f"clustering {config.clustering}: more clusters than the {len(feats)} images to judge")
+    pool = make_pool(labels, split, classes, config, _source(config))
     method, options = METHODS[config.method], getattr(config.methods, config.method)
-    episodes = judge(torch.from_numpy(feats).to(device), pool, config, config.n_episodes, method, options)
+    tensors = [None if one is None else torch.from_numpy(one).to(device) for one in (feats, copies)]
+    episodes = judge(tensors[0], pool, config, config.n_episodes, method, options, copies=tensors[1])
 
     content = {
         **made_from,
-        "method": config.name or _method_name(config),
+        "method": config.name or _method_name(config, 0 if copies is None else copies.shape[1]),
         "dataset": split.dataset,
         "extractor": config.extractor or extractor_name(_files(config)[0]),
         "protocol": {
@@ -93,6 +112,9 @@ def main(config: Config) -> Path:
         "provenance": provenance.record(device.type),
         "episodes": episodes,
     }
+    if config.clustering:
+        seeds = range(config.seed, config.seed + _CLUSTERINGS)
+        content["clustering"] = [clustering_scores(feats, labels, config.clustering, seed) for seed in seeds]
     with writing(config.out) as partial:
         write_json(partial, content)
     _print_means(content)
@@ -107,10 +129,20 @@ def _check(config: Config) -> None:
         raise InputError(f"features {[str(path) for path in _files(config)]}: must name one or more files, each once")
     if config.out.suffix != ".json":
         raise InputError(f"{config.out}: results are a .json file")
+    if config.classes == "all" and config.setup == "validation":
+        raise InputError("classes all: are those of both setups; choose on the validation setup's novel classes")
+    if config.classes == "all" and config.transform.centre:
+        raise InputError(
+            "transform.centre: the centre would be that of images to judge; --classes all leaves no others"
+        )
 
 
 def _files(config: Config) -> list[Path]:
     return config.features if isinstance(config.features, list) else [config.features]
+
+
+def _source(config: Config) -> str:
+    return ", ".join(map(str, _files(config)))
 
 
 def _recipe(config: Config) -> dict:
@@ -118,6 +150,8 @@ def _recipe(config: Config) -> dict:
     files = {f"features_{i}" if i else "features": path for i, path in enumerate(_files(config))}
     made_from = recipe("episodes", config, {**files, "split": config.split})
     made_from["config"]["methods"] = {config.method: made_from["config"]["methods"][config.method]}
+    made_from["config"]["augmented_support"] = config.augmented_support or None  # no difference to older results
+    made_from["config"]["classes"] = "all" if config.classes == "all" else None
     return made_from
 
 
@@ -126,31 +160,50 @@ def _images(features: Features) -> str:
     return f"{features.images}:{features.path.stem}" if features.images else str(features.path.resolve())
 
 
-def _novel_rows(config: Config, features: list[Features], split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """Transformed features (N, D) and labels (N,) of all images of the setup's novel classes, file after file."""
+def _judged_rows(
+    config: Config, features: list[Features], split: Split, classes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Of all images of `classes`, file after file: transformed features (N, D), those of their copies (N, A, D) where
+    tasks are to learn from them, and labels (N,)."""
     for other in features[1:]:
         check_same_space(features[0], other)
-    feats = np.concatenate([one.feats for one in features]) if len(features) > 1 else features[0].feats
+    feats, source = _joined([one.feats for one in features]), _source(config)
     labels = np.concatenate([one.labels for one in features])
-    source, novel_classes = ", ".join(map(str, _files(config))), split.setup(config.setup)[1]
-    for c in novel_classes[~np.isin(novel_classes, labels)]:
-        raise InputError(f"{source}: no image of novel class {c} ({split.class_names[c]}) of the {config.setup} setup")
+    for c in classes[~np.isin(classes, labels)]:
+        what = "class" if config.classes == "all" else "novel class"
+        raise InputError(f"{source}: no image of {what} {c} ({split.class_names[c]}) of the {config.setup} setup")
     base = np.isin(labels, split.base_classes)
     if config.transform.centre and not base.any():
         raise InputError(
             f"{source}: no image of a base class, which transform.centre needs; add the file that has them"
         )
-    novel = np.isin(labels, novel_classes)
+    judged = np.isin(labels, classes)
     transform = config.transform.fit(feats[base] if config.transform.centre else feats[:0])
-    return transform(feats[novel]), labels[novel]
+    copies = transform(_copies(features)[judged]) if config.augmented_support else None
+    return transform(feats[judged]), copies, labels[judged]
 
 
-def _method_name(config: Config) -> str:
-    """The method, and in brackets the transform and settings that are not the default."""
+def _copies(features: list[Features]) -> np.ndarray:
+    """The augmented copies of all rows, file after file, float32 (N, A, D)."""
+    copies = [read_copies(one) for one in features]
+    for one, stored in zip(features, copies):
+        if stored.shape[1] != copies[0].shape[1]:
+            numbers = f"{stored.shape[1]} augmented copies of an image, but {features[0].path} has {copies[0].shape[1]}"
+            raise InputError(f"{one.path}: {numbers}")
+    return _joined(copies)
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+
+def _method_name(config: Config, n_copies: int) -> str:
+    """The method, and in brackets the transform, the augmented copies and the settings that are not the default."""
     options = getattr(config.methods, config.method)
     defaults = asdict(type(options)())
     said = [f"{name}={value}" for name, value in asdict(options).items() if value != defaults[name]]
-    brackets = ", ".join(config.transform.steps + said)
+    copied = [f"{n_copies} augmented copies"] if n_copies else []
+    brackets = ", ".join(config.transform.steps + copied + said)
     return f"{config.method} ({brackets})" if brackets else config.method
 
 

@@ -1,10 +1,14 @@
 """Turn results files into tables (Markdown, CSV, LaTeX), figures and one self-contained report.html.
 
-Reads   every *.json below --results, never a log; with --data also images.h5 and split.json, with --features that file.
+Reads   every *.json below --results, never a log; with --data also images.h5 and split.json, with --features that file,
+        with --mixture the means that train_scgm.py has learned.
 Writes  the folder --out: report.html, tables/, figures/, config.json; made again, unasked, when the results changed.
 
 Full    python parse_results.py --results outputs/glyphs/results --out outputs/glyphs/report \
             --data outputs/glyphs/data --features outputs/glyphs/features/test.h5
+SCGM    python parse_results.py --results outputs/cifar100/results --out outputs/cifar100/report \
+            --data outputs/cifar100/data --features outputs/cifar100/scgm_g/features/test.h5 \
+            --mixture outputs/cifar100/scgm_g/extractor
 Tiny    python parse_results.py --results outputs/tiny/results --out outputs/tiny/report
 """
 
@@ -22,6 +26,7 @@ from lowshot.features import read_features
 from lowshot.protocol import read_split
 from lowshot.report import results
 from lowshot.report.build import Pictures, write_report
+from lowshot.report.mixture import check_fits, read_means
 
 
 @dataclass
@@ -34,6 +39,9 @@ class Config:
     """Folder of preprocessing.py, for a sheet of sample images."""
     features: Path | None = None
     """Feature file of the test images, for a map of the features (needs --data)."""
+    mixture: Path | None = None
+    """Folder of train_scgm.py, for the sizes of its subclasses, and with its embeddings as --features for a map of them
+    with its means."""
     metric: Literal["top1_novel", "top1_base", "top1_all", "top5_novel", "top5_base", "top5_all"] = "top1_novel"
     """Metric of the table that is printed and shown first."""
     reference: str | None = None
@@ -70,21 +78,25 @@ def _check_reference(reference: str | None, frame: pd.DataFrame) -> None:
 
 
 def _read_pictures(config: Config, split_digests: set[str]) -> Pictures:
+    means = read_means(config.mixture) if config.mixture else None
     if config.data is None:
         if config.features is not None:
             raise InputError(f"--features {config.features}: needs --data, which says what the classes are")
-        return Pictures()
+        return Pictures(mixture=means)
     path = config.data / "split.json"
     split = read_split(path)
     if split.digest not in split_digests:
         raise InputError(f"{path}: split {split.digest[:12]} is not that of any file in {config.results}")
     features = read_features(config.features, split.n_classes) if config.features else None
-    return Pictures(split, read_images(config.data / "images.h5"), features)
+    if means and features:
+        check_fits(means, features, split)
+    return Pictures(split, read_images(config.data / "images.h5"), features, means)
 
 
 def _inputs(config: Config, files: dict[str, dict]) -> dict[str, Path | None]:
     data = {name: config.data / name if config.data else None for name in ("split.json", "images.h5")}
-    return {f"results/{name}": config.results / name for name in files} | data | {"features": config.features}
+    pictured = {"features": config.features, "mixture": config.mixture}
+    return {f"results/{name}": config.results / name for name in files} | data | pictured
 
 
 def _is_stale(out: Path, made_from: dict) -> bool:

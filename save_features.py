@@ -3,18 +3,23 @@
 Reads   EXTRACTOR/ (train_extractor.py) or a model of timm, DATA/images.h5
 Writes  OUT/train.h5 and OUT/test.h5 (where there is a test part) in the published layout: all_feats, all_labels, count
 
+With --copies, beside these augmented_feats float32 (N, copies, D): the features of randomly augmented copies of every
+image, of which episodes.py --augmented_support makes the shots of its tasks.
+
 Of unlabelled images (yfcc100m) those that cannot be decoded, or are black all over, get features that are zero; where
 they are is in the dataset is_blank. Of a labelled set a corrupt image is refused.
 
 python save_features.py --extractor outputs/cifar100/resnet10_sgm/extractor --data outputs/cifar100/data \\
     --out outputs/cifar100/resnet10_sgm/features
 python save_features.py --timm resnet50.a1_in1k --data outputs/photos/data --out outputs/photos/resnet50/features
+python save_features.py --extractor outputs/cifar100/scgm_g/extractor --data outputs/cifar100/data --copies 5 \\
+    --support.flip true --out outputs/cifar100/scgm_g/features
 CPU, seconds:
 python save_features.py --extractor outputs/glyphs/conv4_sgm/extractor --data outputs/glyphs/data \\
     --out outputs/glyphs/try/features
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -26,13 +31,17 @@ from lightning_fabric import Fabric
 from tqdm import tqdm
 
 from lowshot.artifacts import building, is_done, recipe
+from lowshot.augmentation import Augmentation
 from lowshot.cli import run
 from lowshot.datasets.images import Images, read_images
 from lowshot.errors import InputError
-from lowshot.extractors import ExtractorChoice, open_extractor, saw_validation_classes
+from lowshot.extractors import ExtractorChoice, drop_projection, open_extractor, saw_validation_classes
 from lowshot.features import create_features
 from lowshot.loading import batches, in_batches, to_unit
 from lowshot.runtime import open_fabric
+
+# Of the views of an image: 0 and the next few are training's.
+_SUPPORT = 100
 
 
 @dataclass(kw_only=True)
@@ -43,6 +52,16 @@ class Config(ExtractorChoice):
     """folder to write train.h5 and test.h5 to"""
     resize: bool = False
     """timm: stretch stored pixels of another size than the model takes"""
+    layer: Literal["trunk"] | None = None
+    """trunk: features as they are before the projection that train_scgm.py trains; embeddings if not given"""
+    copies: PositiveInt | None = None
+    """augmented copies of every image whose features are saved too (5 in Ni et al., 2022); none if not given"""
+    support: Augmentation = field(default_factory=Augmentation)
+    """random changes of the copies"""
+    seed: NonNegativeInt = 0
+    """of the copies' changes"""
+    part: Literal["train", "test"] | None = None
+    """make this file only; both if not given"""
     batch_size: PositiveInt = 256
     """images at once; changes the speed only"""
     accelerator: str = "auto"
@@ -59,9 +78,13 @@ def main(config: Config) -> Path:
     """Save both files and return their folder."""
     images = read_images(config.data / "images.h5")
     model, chosen = open_extractor(config, images, config.resize)
+    if config.layer == "trunk":
+        drop_projection(model, config)
+    _check_copies(config, images)
     made_from = recipe("save_features", config, {"images": config.data / "images.h5", "weights": config.weights})
     made_from["inputs"] |= chosen
-    made_from["config"].pop("batch_size")
+    for unread in ["batch_size", "part"] if config.copies else ["batch_size", "part", "support", "seed"]:
+        made_from["config"].pop(unread)
     if config.extractor and saw_validation_classes(config.extractor):
         made_from["config"]["validation_classes"] = True
     fabric = open_fabric(config.accelerator, config.precision)
@@ -69,13 +92,28 @@ def main(config: Config) -> Path:
     network.mark_forward_method("features")
     for name, test in (("train", False), ("test", True)):
         out, rows = config.out / f"{name}.h5", images.rows(test)
+        if config.part not in (None, name):
+            continue
         if len(rows) == 0:  # published few-shot splits are one pool: no test part
+            if config.part:
+                raise InputError(f"{config.data / 'images.h5'}: has no {name} part")
             continue
         if not is_done(out, made_from, config.overwrite):
             with building(out, made_from) as partial:
                 extract(config, fabric, network, images, rows, partial, made_from)
             print(f"save_features: wrote {out}")
     return config.out
+
+
+def _check_copies(config: Config, images: Images) -> None:
+    """InputError for settings of copies that are not made, all alike, or made in a way that is not there."""
+    changes = config.support != Augmentation()
+    if changes and not config.copies:
+        raise InputError("support: changes the copies of images, of which none are made; give --copies too")
+    if config.copies and not changes:
+        raise InputError(f"copies {config.copies}: all like the image; give a change, e.g. --support.flip true")
+    if config.support.resized_crop:
+        raise InputError("support.resized_crop: not for copies, whose images are loaded once; give another change")
 
 
 @torch.inference_mode()
@@ -92,9 +130,20 @@ def extract(
 
     Departs from Douze et al. (2018) in one thing: there, what cannot be decoded is a black picture with the features of
     one, and a hundred thousand equal vectors become hubs of the graph. Zero vectors have no neighbours.
+
+    What changes a copy is drawn from (seed, copy, number of the image in images.h5), and only from that.
     """
     if not path.exists():
-        create_features(path, len(rows), network.dim, images.labels[rows], made_from).close()
+        create_features(path, len(rows), network.dim, images.labels[rows], made_from, config.copies or 0).close()
+    draws = range(1, 1 + (config.copies or 0))
+    uniforms = [config.support.uniforms(len(images), config.seed, copy, _SUPPORT) for copy in draws]
+
+    def features(unit: torch.Tensor) -> np.ndarray:
+        feats = network.features(unit).float().cpu().numpy()
+        if not np.isfinite(feats).all():
+            raise InputError(f"{config.extractor or config.timm}: makes features that are NaN or infinite")
+        return feats
+
     with h5py.File(path, "r+") as file:
         done = int(file["count"][0])
         unlabelled = images.labels[rows] < 0
@@ -102,14 +151,15 @@ def extract(
         parts = in_batches(rows[done:], config.batch_size)
         loaded = batches(images, parts, network.config, None, config.num_workers)
         for part, pixels in tqdm(zip(parts, loaded), path.stem, len(parts), unit="batch"):
-            feats = network.features(to_unit(pixels, fabric.device)).float().cpu().numpy()
-            if not np.isfinite(feats).all():
-                raise InputError(f"{config.extractor or config.timm}: makes features that are NaN or infinite")
-            block = slice(done, done + len(part))
+            unit, block = to_unit(pixels, fabric.device), slice(done, done + len(part))
+            copies = (config.support(unit, uniform[part].to(fabric.device)) for uniform in uniforms)
+            feats = np.stack([features(unit), *map(features, copies)], axis=1)
             if is_blank is not None:
                 is_blank[block] = blank = unlabelled[block] & (pixels.flatten(1).amax(1) == 0).numpy()
                 feats[blank] = 0
-            file["all_feats"][block] = feats
+            file["all_feats"][block] = feats[:, 0]
+            if config.copies:
+                file["augmented_feats"][block] = feats[:, 1:]
             done = block.stop
             file["count"][0] = done
             file.flush()

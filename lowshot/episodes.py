@@ -38,7 +38,7 @@ class Sampling:
     """How tasks are drawn."""
 
     n_way: PositiveInt | Literal["all"] = 5
-    """Classes of a task; all: every novel class of the setup (or of the task's superclass)."""
+    """Classes of a task; all: every novel class of the setup (or of the task's superclass). See also classes."""
     n_shots: list[PositiveInt] = field(default_factory=lambda: [1, 5])
     """Numbers of labelled images (shots) of each class; every one is judged on the same episodes."""
     n_queries: PositiveInt = 15
@@ -47,7 +47,7 @@ class Sampling:
     """Draw the classes' shares of a task's n_way x n_queries queries from a symmetric Dirichlet distribution of this
     parameter (2 in Veilleux et al., 2021); balanced queries if not given."""
     within_superclass: bool = False
-    """All classes of a task come from one superclass, drawn evenly among those that have enough classes."""
+    """All classes of a task come from one superclass, drawn evenly among those that have enough (two at least)."""
     seed: NonNegativeInt = 0
     """Seed of the episodes and of methods that draw at random."""
 
@@ -102,13 +102,13 @@ class TaskRows:
             yield TaskRows(*(getattr(self, f.name)[first : first + n_tasks] for f in fields(self)))
 
 
-def make_pool(labels: np.ndarray, split: Split, novel_classes: np.ndarray, sampling: Sampling, source: str) -> Pool:
-    """The pool of the images `labels` (N,), for tasks of `novel_classes`.
+def make_pool(labels: np.ndarray, split: Split, classes: np.ndarray, sampling: Sampling, source: str) -> Pool:
+    """The pool of the images `labels` (N,), for tasks of `classes`.
 
     Raises InputError, naming the class, its images and `source`, where no such tasks can be drawn.
     """
     sizes = np.bincount(labels, minlength=split.n_classes)
-    groups = _by_superclass(split, novel_classes) if sampling.within_superclass else [novel_classes]
+    groups = _by_superclass(split, classes) if sampling.within_superclass else [classes]
     groups = _large_enough(groups, sampling)
     group_sizes = np.array([len(group) for group in groups])
     padded = np.stack([np.pad(group, (0, group_sizes.max() - len(group))) for group in groups])
@@ -123,7 +123,7 @@ def make_pool(labels: np.ndarray, split: Split, novel_classes: np.ndarray, sampl
 def _by_superclass(split: Split, classes: np.ndarray) -> list[np.ndarray]:
     superclasses = np.array([-1 if split.superclass_of[c] is None else split.superclass_of[c] for c in classes])
     if (superclasses < 0).all():
-        raise InputError(f"within_superclass: the split of {split.dataset} knows no superclass of the novel classes")
+        raise InputError(f"within_superclass: the split of {split.dataset} knows no superclass of the classes to judge")
     return [classes[superclasses == one] for one in np.unique(superclasses[superclasses >= 0])]
 
 
@@ -135,10 +135,8 @@ def _large_enough(groups: list[np.ndarray], sampling: Sampling) -> list[np.ndarr
         return large
     most = max(map(len, groups))
     if sampling.within_superclass:
-        raise InputError(
-            f"n_way {sampling.n_way}: no superclass has {n_way} novel classes in the setup ({most} at most)"
-        )
-    raise InputError(f"n_way {sampling.n_way}: more ways than the {most} novel classes of the setup")
+        raise InputError(f"n_way {sampling.n_way}: no superclass has {n_way} of the classes to judge ({most} at most)")
+    raise InputError(f"n_way {sampling.n_way}: more ways than the {most} classes to judge")
 
 
 def _check_sizes(pool: Pool, classes: np.ndarray, n_queries: np.ndarray, n_shot: int, task: str = "a task") -> None:
@@ -224,21 +222,29 @@ def _dirichlet_counts(alpha: float, first: np.ndarray, second: np.ndarray, balan
 
 
 def judge(
-    features: Tensor, pool: Pool, sampling: Sampling, n_episodes: int, method: Method, options: Any
+    features: Tensor,
+    pool: Pool,
+    sampling: Sampling,
+    n_episodes: int,
+    method: Method,
+    options: Any,
+    copies: Tensor | None = None,
 ) -> list[dict[str, int | float]]:
     """Accuracy of `method` on the episodes 0..n_episodes-1, for every number of shots, in this order.
 
     Args:
         features: (N, D) float32, the rows that `pool` counts, on the device to work on.
         options: the method's own.
+        copies: (N, A, D) float32, the features of augmented copies of each row; if given, the method learns from the
+            copies of a shot in place of it (Ni et al., ICLR 2022, spec 7.1).
 
     Returns:
         Entries of a results file: episode, n_way, n_shot, accuracy (fraction of the queries).
     """
     results = []
     with tqdm(total=n_episodes, desc="episodes", unit="episode", disable=None) as progress:
-        for rows in _all_rows(features, pool, sampling, n_episodes):
-            for n_shot, tasks in gather_tasks(features, rows, sampling.n_shots):
+        for rows in _all_rows(features, pool, sampling, n_episodes, 1 if copies is None else copies.shape[1]):
+            for n_shot, tasks in gather_tasks(features, rows, sampling.n_shots, copies):
                 labels = torch.from_numpy(rows.query_labels).to(features.device)
                 ranks = true_class_ranks(method.score(tasks, options, sampling.seed), labels)
                 accuracies = (ranks == 0).double().mean(1).tolist()
@@ -250,11 +256,14 @@ def judge(
     return sorted(results, key=lambda one: (one["episode"], one["n_shot"]))
 
 
-def _all_rows(features: Tensor, pool: Pool, sampling: Sampling, n_episodes: int) -> Iterator[TaskRows]:
+def _all_rows(
+    features: Tensor, pool: Pool, sampling: Sampling, n_episodes: int, rows_per_shot: int
+) -> Iterator[TaskRows]:
     """The tasks 0..n_episodes-1 in parts whose shuffles and features take a bounded memory."""
     n_way = int(pool.groups.shape[1]) if sampling.n_way == "all" else sampling.n_way
     n_drawn = _at_a_time(_DRAWN_BYTES, n_way * int(pool.sizes.max()) * 4)
-    per_task = n_way * (max(sampling.n_shots) + sampling.n_queries) * features.shape[1] * features.element_size()
+    per_class = rows_per_shot * max(sampling.n_shots) + sampling.n_queries
+    per_task = n_way * per_class * features.shape[1] * features.element_size()
     n_gathered = _at_a_time(_GATHERED_BYTES[features.device.type], per_task)
     for first in range(0, n_episodes, n_drawn):
         for rows in draw_tasks(pool, sampling, range(first, min(first + n_drawn, n_episodes))):
@@ -265,13 +274,18 @@ def _at_a_time(n_bytes: int, per_task: int) -> int:
     return max(1, n_bytes // per_task)
 
 
-def gather_tasks(features: Tensor, rows: TaskRows, n_shots: list[int]) -> Iterator[tuple[int, Tasks]]:
-    """(n, the tasks of `rows` with n shots a class) for each n of `n_shots`; `features` (N, D)."""
+def gather_tasks(
+    features: Tensor, rows: TaskRows, n_shots: list[int], copies: Tensor | None = None
+) -> Iterator[tuple[int, Tasks]]:
+    """(n, the tasks of `rows` with n shots a class) for each n of `n_shots`; `features` (N, D), and the `copies`
+    (N, A, D) that stand in place of a shot, which is then A rows of its class."""
+    shots = features if copies is None else copies.flatten(1)
     n_tasks, n_way, dim = len(rows.episodes), rows.n_way, features.shape[1]
     queries = _gather(features, rows.queries)
     for n_shot in n_shots:
-        labels = torch.arange(n_way, device=features.device).repeat_interleave(n_shot).expand(n_tasks, -1)
-        support = _gather(features, rows.support[:, :, :n_shot]).view(n_tasks, n_way * n_shot, dim)
+        support = _gather(shots, rows.support[:, :, :n_shot]).view(n_tasks, -1, dim)
+        per_class = support.shape[1] // n_way
+        labels = torch.arange(n_way, device=features.device).repeat_interleave(per_class).expand(n_tasks, -1)
         yield n_shot, Tasks(support, labels, queries, n_way)
 
 

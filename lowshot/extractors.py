@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from jsonargparse.typing import PositiveInt
 
 from lowshot.artifacts import digest, read_recipe
@@ -49,6 +50,16 @@ def open_extractor(
     model = Extractor(timm_config(PREFIX + choice.timm, 0, image_size=choice.image_size, resize=resize, **form))
     load_timm_weights(model, choice.weights)
     return model.eval(), {"extractor": fingerprint(model)}
+
+
+def drop_projection(model: Extractor, choice: ExtractorChoice) -> None:
+    """Let `model` end with its trunk: the features of a network whose embeddings serve its training loss only.
+
+    Raises InputError if it has no projection.
+    """
+    if not model.config.embedding:
+        raise InputError(f"layer trunk: {choice.extractor or choice.timm} has no projection to leave out")
+    model.dim, model.projection = model.projection[0].in_features, torch.nn.Identity()
 
 
 def saw_validation_classes(folder: Path) -> bool:

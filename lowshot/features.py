@@ -1,7 +1,8 @@
 """Feature files in the published layout: `all_feats` float32 (N, D), `all_labels` int32 (N), `count` int32 (1).
 
 Rows past `count` are padding of the published files and are never read. Ours have none. Row order = order of the
-images.
+images. Ours may hold, beside them, `augmented_feats` float32 (N, A, D): the features of A augmented copies of every
+image.
 """
 
 from dataclasses import dataclass
@@ -61,16 +62,44 @@ def read_features(path: Path, n_classes: int | None = None) -> Features:
         raise InputError(f"{path}: label {wrong} is outside the split's classes 0..{n_classes - 1}")
     made_from = read_recipe(path) or {"inputs": {}, "config": {}}
     known = {name: made_from["inputs"].get(name) for name in ("extractor", "images")}
+    if known["extractor"] and (layer := made_from["config"].get("layer")):
+        known["extractor"] += f":{layer}"  # another space than that of its embeddings
     return Features(
         feats, labels, Path(path), **known, saw_validation=bool(made_from["config"].get("validation_classes"))
     )
 
 
-def create_features(path: Path, n_rows: int, dim: int, labels: np.ndarray, made_from: dict) -> h5py.File:
-    """A writable feature file with all labels, `count` 0 and space for `n_rows` features; flushed, so a kill leaves it
-    readable."""
+def read_copies(features: Features) -> np.ndarray:
+    """Features of the augmented copies of every row of `features`, float32 (N, A, D).
+
+    Raises InputError if its file holds none, or none that are whole.
+    """
+    with open_h5(features.path) as file:
+        if "augmented_feats" not in file:
+            raise InputError(f"{features.path}: holds no augmented copies; save_features.py --copies makes them")
+        n_rows, dim = features.feats.shape
+        stored = file["augmented_feats"]
+        if stored.ndim != 3 or len(stored) < n_rows or stored.shape[2] != dim:
+            raise InputError(f"{features.path}: augmented_feats has shape {stored.shape}, not ({n_rows}, A, {dim})")
+        try:
+            copies = stored[:n_rows].astype(np.float32, copy=False)
+        except OSError as error:
+            raise InputError(f"{features.path}: cannot be read to its end ({error})") from None
+    if not np.isfinite(copies).all():
+        row = int(np.flatnonzero(~np.isfinite(copies).all(axis=(1, 2)))[0])
+        raise InputError(f"{features.path}: row {row} of augmented_feats holds NaN or infinity")
+    return copies
+
+
+def create_features(
+    path: Path, n_rows: int, dim: int, labels: np.ndarray, made_from: dict, n_copies: int = 0
+) -> h5py.File:
+    """A writable feature file with all labels, `count` 0 and space for `n_rows` features, and for those of `n_copies`
+    augmented copies of each; flushed, so a kill leaves it readable."""
     file = h5py.File(path, "w")
     file.create_dataset("all_feats", (n_rows, dim), np.float32)
+    if n_copies:
+        file.create_dataset("augmented_feats", (n_rows, n_copies, dim), np.float32)
     file.create_dataset("all_labels", data=labels.astype(np.int32))
     file.create_dataset("count", data=np.zeros(1, np.int32))
     write_recipe(file, SCHEMA, made_from)

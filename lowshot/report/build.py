@@ -10,16 +10,18 @@ from lowshot.datasets.images import Images
 from lowshot.features import Features
 from lowshot.protocol import Split
 from lowshot.report import figures, page, results, tables
+from lowshot.report.mixture import Means, embedding_map, subclass_sizes
 from lowshot.report.results import PROTOCOL
 
 
 @dataclass
 class Pictures:
-    """What the sample sheet and the feature map are drawn from, where it is given."""
+    """What the sample sheet, the feature map and the pictures of a mixture are drawn from, where it is given."""
 
     split: Split | None = None
     images: Images | None = None
     features: Features | None = None
+    mixture: Means | None = None
 
 
 def write_report(folder: Path, files: dict[str, dict], metric: str, reference: str | None, pictures: Pictures) -> None:
@@ -31,14 +33,17 @@ def write_report(folder: Path, files: dict[str, dict], metric: str, reference: s
     for name in ("figures", "tables"):
         (folder / name).mkdir()
     trials, episodes, history = results.trials(files), results.episodes(files), results.history(files)
+    clustering = results.clustering(files)
     protocols = pd.concat([trials[PROTOCOL], episodes[PROTOCOL]]).drop_duplicates().itertuples(index=False, name=None)
     sections = [_section(folder / "figures", trials, episodes, history, p, metric, reference) for p in protocols]
+    for section in sections:
+        _add_clustering(section, clustering)
     main_name = tables.metric_name(metric)
     _write_tables(folder / "tables", sections, main_name)
-    _write_csv(folder / "tables", trials, episodes, history)
-    sheet, feature_map = _draw_pictures(folder / "figures", pictures)
+    _write_csv(folder / "tables", trials, episodes, history, clustering)
+    drawn = _draw_pictures(folder / "figures", pictures)
     records = page.provenance(files, trials) + page.provenance(files, episodes)
-    (folder / "report.html").write_text(page.render(sections, main_name, sheet, feature_map, records), encoding="utf-8")
+    (folder / "report.html").write_text(page.render(sections, main_name, drawn, records), encoding="utf-8")
 
 
 def _of(frame: pd.DataFrame, protocol: tuple) -> pd.DataFrame:
@@ -74,6 +79,15 @@ def _add_episode_tables(section: page.Section, episodes: pd.DataFrame, reference
         pairs = results.paired_differences(part, results.plainest(part, reference))
         if len(pairs):
             section.episodes.append(tables.paired_episode_table(pairs, task, section.protocol))
+
+
+def _add_clustering(section: page.Section, clustering: pd.DataFrame) -> None:
+    for classes, part in _of(clustering, section.protocol).groupby("classes", sort=False):
+        section.clustering.append(tables.clustering_table(_scores(part), classes, section.protocol))
+
+
+def _scores(clustering: pd.DataFrame) -> pd.DataFrame:
+    return results.summarise(clustering, [*PROTOCOL, "features", "classes", "n_clusters", "metric"])
 
 
 def _add_tables(section: page.Section, trials: pd.DataFrame) -> None:
@@ -123,11 +137,17 @@ def _summary(frame: pd.DataFrame, *what: str) -> pd.DataFrame:
 
 def _write_tables(folder: Path, sections: list[page.Section], main_name: str) -> None:
     main = [section.first(main_name) for section in sections if section.accuracy]
-    main += [table for section in sections for table in section.episodes]
+    main += [table for section in sections for table in [*section.episodes, *section.clustering]]
     everything = [
         table
         for section in sections
-        for table in [*section.accuracy, *section.step_tables, *section.paired, *section.episodes]
+        for table in [
+            *section.accuracy,
+            *section.step_tables,
+            *section.paired,
+            *section.episodes,
+            *section.clustering,
+        ]
     ]
     for name, chosen, write in (
         ("main.md", main, tables.to_markdown),
@@ -137,7 +157,9 @@ def _write_tables(folder: Path, sections: list[page.Section], main_name: str) ->
         (folder / name).write_text("\n".join(map(write, chosen)), encoding="utf-8")
 
 
-def _write_csv(folder: Path, trials: pd.DataFrame, episodes: pd.DataFrame, history: pd.DataFrame) -> None:
+def _write_csv(
+    folder: Path, trials: pd.DataFrame, episodes: pd.DataFrame, history: pd.DataFrame, clustering: pd.DataFrame
+) -> None:
     """Fractions, not percent: every value (long form), the tables' cells (wide form), the differences of every pair."""
     if len(trials):
         trials.to_csv(folder / "trials.csv", index=False)
@@ -151,12 +173,24 @@ def _write_csv(folder: Path, trials: pd.DataFrame, episodes: pd.DataFrame, histo
         _summary(episodes, "task").rename(columns={"trials": "episodes"}).to_csv(
             folder / "episode_accuracy.csv", index=False
         )
+    if len(clustering):
+        clustering.to_csv(folder / "clustering.csv", index=False)
+        _scores(clustering).rename(columns={"trials": "seeds"}).to_csv(folder / "clustering_scores.csv", index=False)
 
 
-def _draw_pictures(folder: Path, pictures: Pictures) -> tuple[Path | None, Path | None]:
-    sheet, feature_map = folder / "samples.png", folder / "feature_map.svg"
+def _draw_pictures(folder: Path, pictures: Pictures) -> dict[str, Path]:
+    """The pictures that can be drawn, by what they show."""
+    drawn, split, features, means = {}, pictures.split, pictures.features, pictures.mixture
     if pictures.images is not None:
-        figures.sample_sheet(sheet, pictures.images, pictures.split)
-    if pictures.features is not None:
-        figures.feature_map(feature_map, pictures.features, pictures.split)
-    return sheet if pictures.images is not None else None, feature_map if pictures.features is not None else None
+        drawn["samples"] = folder / "samples.png"
+        figures.sample_sheet(drawn["samples"], pictures.images, split)
+    if features is not None:
+        drawn["feature_map"] = folder / "feature_map.svg"
+        figures.feature_map(drawn["feature_map"], features, split)
+    if means is not None and features is not None:
+        drawn["embedding_map"] = folder / "embedding_map.svg"
+        embedding_map(drawn["embedding_map"], means, features, split)
+    if means is not None and means.sizes is not None:
+        drawn["subclass_sizes"] = folder / "subclass_sizes.svg"
+        subclass_sizes(drawn["subclass_sizes"], means)
+    return drawn

@@ -43,7 +43,8 @@ _STYLE = {
 
 
 @contextmanager
-def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+def figure_at(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure of so many inches in the report's style, saved under `path`."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure((width, height), layout="constrained")
         yield figure
@@ -61,7 +62,7 @@ def system_styles(systems: list[str]) -> dict[str, dict]:
 def curves(path: Path, summary: pd.DataFrame, rank: str, styles: dict[str, dict]) -> None:
     """Accuracy over n of novel, base and all classes; bands are 95 % intervals, a missing cell leaves a gap."""
     shots = np.array(sorted(summary["n_shot"].unique()))
-    with _figure(path, 10, _height(list(styles))) as figure:
+    with figure_at(path, 10, _height(list(styles))) as figure:
         for classes, axes in zip(CLASSES, figure.subplots(1, 3)):
             _shot_axis(axes, shots, f"{classes} classes")
             rows = summary[summary["metric"] == f"{rank}_{classes}"]
@@ -79,7 +80,7 @@ def differences(path: Path, table: pd.DataFrame, reference: str, rank: str, styl
     """Systems minus `reference` on the same trials, over n, with 95 % intervals; `table`: see `paired_differences`."""
     shots = np.array(sorted(table["n_shot"].unique()))
     others = [system for system in styles if system in set(table.loc[table["versus"] == reference, "system"])]
-    with _figure(path, 10, _height(others)) as figure:
+    with figure_at(path, 10, _height(others)) as figure:
         for classes, axes in zip(CLASSES, figure.subplots(1, 3)):
             _shot_axis(axes, np.arange(len(shots)), f"{classes} classes", shots)
             axes.axhline(0, color="#555", linewidth=1)
@@ -108,7 +109,7 @@ def steps(
     drawn = {system: dict(style) for system, style in styles.items() if system in set(lines["system"])}
     for system in plain["system"]:
         drawn[system]["marker"] = ""
-    with _figure(path, max(10, 2 * len(shots)), _height(list(drawn)) + 1.4) as figure:
+    with figure_at(path, max(10, 2 * len(shots)), _height(list(drawn)) + 1.4) as figure:
         grid = figure.subplots(2, len(shots), sharex=True, squeeze=False)
         for classes, row in zip(("novel", "all"), grid):
             for n_shot, axes in zip(shots, row):
@@ -172,7 +173,7 @@ def sample_sheet(path: Path, images: Images, split: Split) -> None:
     """A few training images of some base classes (left) and some novel ones (right)."""
     sides = [("base", _BASE, split.base_classes), ("novel", _NOVEL, split.novel_classes)]
     n_rows = min(_SHEET_CLASSES, max(len(classes) for *_, classes in sides))
-    with _figure(path, 10, 0.95 * n_rows + 0.2) as figure:
+    with figure_at(path, 10, 0.95 * n_rows + 0.2) as figure:
         figure.get_layout_engine().set(wspace=0.06)
         grid = figure.subplots(n_rows, 2, squeeze=False)
         for column, (role, color, classes) in zip(grid.T, sides):
@@ -207,8 +208,8 @@ def feature_map(path: Path, features: Features, split: Split) -> None:
         _spread([c for c in cs if c in present], _MAP_CLASSES) for cs in (split.base_classes, split.novel_classes)
     )
     rows = _map_rows(features.labels, base + novel)
-    points, labels = _project(features.feats[rows]), features.labels[rows]
-    with _figure(path, 10, 7) as figure:
+    points, labels = project(features.feats[rows]), features.labels[rows]
+    with figure_at(path, 10, 7) as figure:
         axes = figure.subplots()
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
@@ -231,7 +232,7 @@ def _map_rows(labels: np.ndarray, classes: list[int]) -> np.ndarray:
     return np.concatenate(draws)
 
 
-def _project(feats: np.ndarray) -> np.ndarray:
+def project(feats: np.ndarray) -> np.ndarray:
     """(N, D) -> (N, 2). On one thread: faster for so few rows, and the same map on any number of cores."""
     with threadpool_limits(1):
         reduced = PCA(min(50, *feats.shape), random_state=0).fit_transform(feats)

@@ -23,6 +23,7 @@ class Section:
     accuracy: list[Table] = field(default_factory=list)
     paired: list[Table] = field(default_factory=list)
     episodes: list[Table] = field(default_factory=list)
+    clustering: list[Table] = field(default_factory=list)
     curves: list[Path] = field(default_factory=list)
     step_curves: list[Path] = field(default_factory=list)
     step_tables: list[Table] = field(default_factory=list)
@@ -54,7 +55,9 @@ def facts(frame: pd.DataFrame, unit: str) -> dict[str, str]:
     least, most = counts.min(), counts.max()
     return {
         "Systems": str(frame["system"].nunique()),
-        "Images per novel class": ", ".join(str(n) for n in sorted(frame["n_shot"].unique())),
+        "Images per class" if unit == "episode" else "Images per novel class": ", ".join(
+            str(n) for n in sorted(frame["n_shot"].unique())
+        ),
         f"{unit.capitalize()}s per cell": f"{least}–{most}" if least < most else str(most),
         "Setting": ", ".join(frame["setting"].unique()),
     }
@@ -104,14 +107,13 @@ def data_uri(path: Path) -> str:
     return f"data:{_MEDIA[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def render(
-    sections: list[Section], main_metric: str, samples: Path | None, feature_map: Path | None, records: list[dict]
-) -> str:
-    """The page's HTML; everything that comes from results files is escaped."""
+def render(sections: list[Section], main_metric: str, drawn: dict[str, Path], records: list[dict]) -> str:
+    """The page's HTML; everything that comes from results files is escaped.
+
+    `drawn`: the pictures that there are, of samples, feature_map, embedding_map and subclass_sizes.
+    """
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"data_uri": data_uri, "number": _number}
     page = environment.get_template("report.html.j2")
-    return page.render(
-        sections=sections, main_metric=main_metric, samples=samples, feature_map=feature_map, records=records
-    )
+    return page.render(sections=sections, main_metric=main_metric, drawn=drawn, records=records)

@@ -5,13 +5,15 @@ one system; where two runs of the same extractor and method differ in a setting,
 """
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lowshot.artifacts import read_json
+from lowshot.artifacts import flat, read_json
+from lowshot.classifiers import FeatureTransform
 from lowshot.errors import InputError
 
 METRICS = ("top1_novel", "top1_base", "top1_all", "top5_novel", "top5_base", "top5_all")
@@ -20,16 +22,18 @@ PROTOCOL = ["dataset", "setup", "split_digest"]
 COLUMNS = [*PROTOCOL, "setting", "extractor", "method", "system"]
 _PROTOCOL_KEYS = ("setup", "setting", "split_digest")
 _PROVENANCE_KEYS = ("command", "commit", "versions", "device", "wall_time_s", "peak_memory_bytes")
-# What entries hold: whole numbers with the least that each may be, and fractions.
+# What entries hold: whole numbers with the least that each may be, and fractions (from 0, or as _LOWEST says).
 _ROWS = {
     "trials": ({"trial": 0, "n_shot": 1}, list(METRICS)),
     "episodes": ({"episode": 0, "n_way": 1, "n_shot": 1}, ["accuracy"]),
     "history": ({"n_steps": 0, "trial": 0, "n_shot": 1}, list(METRICS)),
+    "clustering": ({"seed": 0, "n_clusters": 2}, ["nmi", "homogeneity", "adjusted_rand"]),
 }
+_LOWEST = {"adjusted_rand": -1}
 # What the tasks of one job array may differ in, and what names a system already.
-_NOT_OF_THE_RUN = {"shots", "trials", "n_shots", "n_episodes", "method", "name", "extractor"}
+_NOT_OF_THE_RUN = {"shots", "trials", "n_shots", "n_episodes", "method", "name", "extractor", "clustering"}
 # What makes episodes another kind of task, whose numbers stand in tables of their own, and no other system.
-_KIND = {"n_way", "n_queries", "dirichlet", "within_superclass"}
+_KIND = {"n_way", "n_queries", "dirichlet", "within_superclass", "classes"}
 # The plainest classifiers are shown first, and others compared with them.
 _PLAIN = r"(?:linear_sgd|nearest_mean)\b"
 # Inputs that all tasks of one run share (draws may be one file a trial; samples may be made for one trial).
@@ -40,8 +44,8 @@ def read_files(folder: Path, report: Path | None = None) -> dict[str, dict]:
     """The checked content of every results file below `folder`, by name relative to it.
 
     Unfinished files (`*.partial.json`) and those of a `report` inside the folder are no results. Raises InputError,
-    naming the file, for one that is not JSON, lacks a key, or holds an accuracy that is not a number in 0..1; and for
-    an empty folder.
+    naming the file, for one that is not JSON, lacks a key, or holds an accuracy or a score out of its range; and for an
+    empty folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -90,9 +94,10 @@ def _check_rows(where: str, rows: object, least: dict[str, int], fractions: list
             raise InputError(f"{where}: entry {int(column.isna().argmax()) + 1}: '{key}' is absent or NaN")
         if pd.api.types.is_bool_dtype(column) or not pd.api.types.is_numeric_dtype(column):
             raise InputError(f"{where}: '{key}' holds something that is not a number")
-    values = frame[fractions].to_numpy(float)
-    for row, column in np.argwhere((values < 0) | (values > 1))[:1]:
-        raise InputError(f"{where}: entry {row + 1}: '{fractions[column]}' is {values[row, column]}, outside 0..1")
+    values, lowest = frame[fractions].to_numpy(float), np.array([_LOWEST.get(name, 0) for name in fractions])
+    for row, column in np.argwhere((values < lowest) | (values > 1))[:1]:
+        said = f"'{fractions[column]}' is {values[row, column]}, outside {lowest[column]}..1"
+        raise InputError(f"{where}: entry {row + 1}: {said}")
     for key, smallest in least.items():
         if not pd.api.types.is_integer_dtype(frame[key]) or frame[key].min() < smallest:
             raise InputError(f"{where}: '{key}' must be whole numbers from {smallest}")
@@ -127,6 +132,46 @@ def history(files: dict[str, dict]) -> pd.DataFrame:
     return _long_form(files, "history")
 
 
+def clustering(files: dict[str, dict]) -> pd.DataFrame:
+    """Scores of clusterings against classes, in long form: one row per seed and score.
+
+    Columns: dataset, setup, split_digest, features (extractor, and in brackets the transform), classes (novel or all),
+    n_clusters, seed, metric, value and file. Files of several methods or kinds of task on one clustering are one.
+    """
+    names, parts = _clustered_features(files), []
+    for file, name in names.items():
+        content = files[file]
+        about = dict(zip(PROTOCOL, _protocol(content)))
+        about |= {"features": name, "classes": content["config"].get("classes") or "novel", "file": file}
+        parts.append(content["clustering"].melt(list(_ROWS["clustering"][0]), var_name="metric").assign(**about))
+    same = [*PROTOCOL, "features", "classes", "n_clusters", "seed", "metric"]
+    if not parts:
+        return pd.DataFrame(columns=[*same, "value", "file"])
+    frame = pd.concat(parts, ignore_index=True)[[*same, "value", "file"]]
+    _refuse_conflicts(frame, same)
+    return frame.drop_duplicates(same, ignore_index=True)
+
+
+def _protocol(content: dict) -> tuple[str, str, str]:
+    protocol = content["protocol"]
+    return str(content["dataset"]), str(protocol["setup"]), str(protocol["split_digest"])
+
+
+def _clustered_features(files: dict[str, dict]) -> dict[str, str]:
+    """The features that each file with a clustering is of; where two of a name have another content, it says which."""
+    runs: dict[tuple, dict[str, dict]] = {}
+    for file, content in files.items():
+        if "clustering" in content:
+            stored = content["config"].get("transform") or {}
+            transform = FeatureTransform(**{f.name: stored.get(f.name, f.default) for f in fields(FeatureTransform)})
+            name = content["extractor"] + (f" ({', '.join(transform.steps)})" if transform.steps else "")
+            inputs = content.get("inputs", {})
+            digests = {key: str(value)[:8] for key, value in inputs.items() if key.startswith("features")}
+            runs.setdefault((*_protocol(content), name), {})[file] = digests
+    named = [_distinguish(name, prints) for (*_, name), prints in runs.items()]
+    return {file: name for names in named for file, name in names.items()}
+
+
 def _long_form(files: dict[str, dict], kind: str) -> pd.DataFrame:
     numbers, names, parts = list(_ROWS[kind][0]), system_names(files), []
     keys = [*numbers, "task"] if kind == "episodes" else numbers
@@ -152,7 +197,8 @@ def _long_form(files: dict[str, dict], kind: str) -> pd.DataFrame:
 
 def _task_names(config: dict, part: pd.DataFrame) -> pd.Series:
     """The kind of task of each row, in words, from what the settings say of it."""
-    inside = " within a superclass" if config.get("within_superclass") else ""
+    inside = " of all classes" if config.get("classes") == "all" else ""
+    inside += " within a superclass" if config.get("within_superclass") else ""
     ways = part["n_way"].astype(str) if config.get("n_way") != "all" else pd.Series("all", part.index)
     alpha, n_queries = config.get("dirichlet"), config.get("n_queries")
     queries = f", {n_queries} queries a class" if n_queries else ""
@@ -197,8 +243,8 @@ def system_names(files: dict[str, dict]) -> dict[str, str]:
 def _fingerprint(content: dict) -> dict[str, str]:
     """What two files must share to be parts of one run; digests tell apart extractors or generators of one name."""
     config = {key: value for key, value in content["config"].items() if key not in _NOT_OF_THE_RUN | _KIND}
-    config = pd.json_normalize(config)
-    chosen = {key: json.dumps(value) for key, value in config.to_dict("records")[0].items()}
+    # A setting that is not given is no difference to a file made before there was such a setting.
+    chosen = {key: json.dumps(value) for key, value in flat(config).items() if value is not None}
     inputs = content.get("inputs", {})
     shared = {key: str(value)[:8] for key, value in inputs.items() if key.split("_")[0] in _SHARED_INPUTS}
     return {**chosen, **shared, "setting": str(content["protocol"]["setting"])}

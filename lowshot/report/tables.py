@@ -8,10 +8,11 @@ import pandas as pd
 from lowshot.report.results import PROTOCOL
 
 MISSING = "missing"
+_SCORES = {"nmi": "NMI", "homogeneity": "Homogeneity", "adjusted_rand": "Adjusted Rand"}
 _LATEX = str.maketrans(
     {character: rf"\{character}" for character in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "*": r"$^{*}$"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "*": r"$^{*}$", "×": r"$\times$"}
 )
 
 
@@ -25,7 +26,7 @@ class Table:
     @property
     def n_text(self) -> int:
         """How many of the first columns hold names; the others hold numbers."""
-        return sum(name in {"System", "Setting", "minus"} for name in self.frame)
+        return sum(name in {"System", "Setting", "minus", "Features"} for name in self.frame)
 
 
 def metric_name(metric: str) -> str:
@@ -114,6 +115,17 @@ def paired_episode_table(differences: pd.DataFrame, task: str, protocol: tuple[s
     lines = [{"System": one, "minus": other, **_cells(part, columns, "+", "episodes")} for (one, other), part in rows]
     what = f"{protocol_name(protocol)}; percentage points on the same episodes, mean ± 95 % interval, * excludes zero"
     return Table(f"Episodes, {task}, paired differences: {what}", pd.DataFrame(lines))
+
+
+def clustering_table(summary: pd.DataFrame, classes: str, protocol: tuple[str, str, str]) -> Table:
+    """Scores of k-means against `classes` ("novel" or "all"), times 100, mean ± 95 % interval over seeds: rows are
+    features and numbers of clusters."""
+    lines = []
+    for (features, n_clusters), part in summary.groupby(["features", "n_clusters"], sort=False):
+        cells = {_SCORES[row.metric]: _percent(row.mean, row.interval) for row in part.itertuples()}
+        lines.append({"Features": features, "Clusters": str(n_clusters), "Seeds": str(part["trials"].max()), **cells})
+    what = f"{protocol_name(protocol)}; k-means against {classes} classes, × 100, mean ± 95 % interval over seeds"
+    return Table(f"Clustering: {what}", pd.DataFrame(lines))
 
 
 def to_markdown(table: Table) -> str:
