@@ -21,7 +21,7 @@ from lowshot.errors import InputError
 from lowshot.loading import batches, in_batches, to_unit
 from lowshot.networks import settings_read
 from lowshot.runtime import open_fabric
-from lowshot.seeds import stream
+from lowshot.seeds import stream, torch_stream
 from lowshot.training import TrainingRun, learning_rate, refuse_other_leftover, training_run
 
 
@@ -119,9 +119,9 @@ class Trainer:
 
     How a step is made, and what is logged of it, is a subclass's matter.
 
-    Each epoch's order and augmentation depend on (seed, epoch) only, and a checkpoint is kept after each epoch: a
-    killed run ends up with the weights of an uninterrupted one. With several processes each takes every n-th image of a
-    batch; batch norm sees the process's own images.
+    Each epoch's order, augmentation and dropped blocks depend on (seed, epoch) only, and a checkpoint is kept after
+    each epoch: a killed run ends up with the weights of an uninterrupted one. With several processes each takes every
+    n-th image of a batch; batch norm sees the process's own images, and its running statistics are the first one's.
     """
 
     n_views = 1
@@ -149,8 +149,10 @@ class Trainer:
             self.fabric.strategy.precision.load_state_dict(checkpoint["precision"])
             self.progress = {name: checkpoint[name] for name in self.progress}
         while self.progress["epoch"] < self.settings.epochs and not self._out_of_patience():
+            self._seed_layers(self.progress["epoch"])
             record = self._before_epoch(self.progress["epoch"])
             record |= self._train_epoch(self.progress["epoch"])
+            self._share_buffers()
             if len(self.held_rows):
                 record |= self._evaluate()
             self._keep_best(record)
@@ -175,6 +177,16 @@ class Trainer:
             return
         state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.progress |= {"best_loss": record["held_loss"], "best_epoch": self.progress["epoch"], "best_state": state}
+
+    def _seed_layers(self, epoch: int) -> None:
+        """Layers that drop something draw from torch's own generator, which a checkpoint does not hold."""
+        torch.manual_seed(torch_stream(self.settings.seed, "layers", epoch, self.fabric.global_rank).initial_seed())
+
+    def _share_buffers(self) -> None:
+        """Give all processes the first one's, as a checkpoint does: what they evaluate must come out the same."""
+        if self.fabric.world_size > 1:
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def _before_epoch(self, epoch: int) -> dict[str, float]:
         """What is to be done first, and what is to be logged of it."""

@@ -52,6 +52,18 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path, data, monkeypatch
     assert not (tmp_path / "killed" / "checkpoint.pt").exists()
 
 
+def test_dropped_blocks_do_not_keep_a_resumed_run_from_the_same_weights(tmp_path, data, monkeypatch):
+    options = {"model": "ResNet12", "width": 0.1, "drop_rate": 0.3, "epochs": 2}
+    whole = weights(train_extractor.main(config(data, tmp_path / "whole", **options)))
+    train_epoch = ExtractorTrainer._train_epoch
+    monkeypatch.setattr(ExtractorTrainer, "_train_epoch", lambda self, e: 1 / 0 if e else train_epoch(self, e))
+    with pytest.raises(ZeroDivisionError):
+        train_extractor.main(config(data, tmp_path / "killed", **options))
+    monkeypatch.undo()
+    resumed = weights(train_extractor.main(config(data, tmp_path / "killed", **options)))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
 def test_an_unfinished_run_with_other_settings_is_not_continued(tmp_path, data, extractor):
     partial = partial_path(tmp_path / "out")
     shutil.copytree(extractor, partial)
@@ -62,9 +74,9 @@ def test_an_unfinished_run_with_other_settings_is_not_continued(tmp_path, data, 
 def test_non_finite_loss_stops_with_the_step_and_keeps_the_checkpoint(tmp_path, data, monkeypatch):
     step, calls = ExtractorTrainer._step, []
 
-    def breaks_late(self, batch, labels):
+    def breaks_late(self, positions, *views):
         calls.append(1)
-        return (float("nan"), batch) if len(calls) == 6 else step(self, batch, labels)
+        return {"loss": float("nan")} if len(calls) == 6 else step(self, positions, *views)
 
     monkeypatch.setattr(ExtractorTrainer, "_step", breaks_late)
     with pytest.raises(InputError, match=r"loss is nan at step 5.*checkpoint\.pt"):
@@ -181,11 +193,11 @@ def test_leftovers_that_were_cut_off_do_not_block(tmp_path, data, monkeypatch, c
 def test_weights_that_diverge_in_the_last_step_are_not_kept(tmp_path, data, monkeypatch):
     step = ExtractorTrainer._step
 
-    def spoils(self, batch, labels):
-        answer = step(self, batch, labels)
+    def spoils(self, positions, *views):
+        record = step(self, positions, *views)
         if self.progress["epoch"] == 1:
             self.model.classifier.weight.data[0] = float("inf")
-        return 1.0, answer[1]
+        return record | {"loss": 1.0}
 
     monkeypatch.setattr(ExtractorTrainer, "_step", spoils)
     with pytest.raises(InputError, match="last good checkpoint"):
