@@ -41,12 +41,12 @@ def assign_subclasses(
     """Balanced subclasses from `log_scores` (N, K), log P, worked on in float64.
 
     Stops when the residual of iteration 1, 11, 21, ... is at most `tolerance`, or, unlike the published code, when the
-    next one to look at would be beyond `max_iterations`. Raises InputError for a score that is NaN or an image that no
-    subclass explains.
+    next one to look at would be beyond `max_iterations`. Raises InputError for a score that is NaN, an image that no
+    subclass explains or a subclass that explains no image.
     """
     logits = exponent * log_scores.double()
-    if not logits.amax(1).isfinite().all():
-        raise InputError("scores of subclasses: an image has NaN, or no subclass that explains it")
+    if not (logits.amax(1).isfinite().all() and logits.amax(0).isfinite().all()):
+        raise InputError("scores of subclasses: NaN, or an image or a subclass without any that is finite")
     n, k = logits.shape
     log_r = -math.log(k) - (torch.logsumexp(logits, 0) - math.log(n))
     log_c = -math.log(n) - torch.logsumexp(logits + log_r, 1)

@@ -5,6 +5,7 @@ from copy import deepcopy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lowshot.backbones import Extractor, ModelConfig
 from lowshot.scgm.contrast import ClassQueues, angular_logits
@@ -40,6 +41,9 @@ class ScgmModel(nn.Module):
             self.mixture.subclass_means.requires_grad_(not detach_means)
             self.register_buffer("subclasses", torch.full((n_images,), -1))
             self.register_buffer("sizes", torch.zeros(n_e_steps, n_subclasses, dtype=torch.int64))
+        # Of these every process has the same: nothing that DistributedDataParallel need send around at every step.
+        alike = [name for name, _ in self.named_buffers() if not name.startswith("extractor.")]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, alike)
 
     @property
     def config(self) -> ModelConfig:
@@ -83,7 +87,9 @@ class ScgmModel(nn.Module):
     @torch.no_grad()
     def log_joint(self, images: Tensor, superclasses: Tensor) -> Tensor:
         """log p(z|v) p(y|z): float32 (B, K)."""
-        return self.mixture.log_joint(self.extractor.features(images).float(), superclasses)
+        embeddings = self.extractor.features(images)
+        with torch.autocast(embeddings.device.type, enabled=False):  # the exponent multiplies errors
+            return self.mixture.log_joint(embeddings.float(), superclasses)
 
     @torch.no_grad()
     def keys(self, images: Tensor, momentum: float) -> Tensor:

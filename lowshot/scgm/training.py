@@ -130,7 +130,8 @@ class ScgmTrainer(Trainer):
         """log P of all training images: float32 (N, K), the same in every process."""
         n, rank = self.fabric.world_size, self.fabric.global_rank
         order = stream(self.settings.seed, "e_step", epoch).permutation(len(self.train_rows))
-        parts = np.array_split(order, -(-len(order) // self.settings.batch_size))
+        # No short last one: batch norm needs two images of every process.
+        parts = np.array_split(order, max(1, len(order) // self.settings.batch_size))
         own = [part[rank::n] for part in parts]
         augmented = self.settings.e_step_view == "augmented"
         self.network.train(augmented)
@@ -174,7 +175,9 @@ class ScgmTrainer(Trainer):
         parts = in_batches(self.held_rows, self.settings.batch_size)
         loaded = batches(self.images, parts, self.model.config, None, self.settings.num_workers)
         for part, pixels in zip(parts, loaded):
-            embeddings = self.model.extractor.features(to_unit(pixels, self.fabric.device)).float()
+            with self.fabric.autocast():
+                embeddings = self.model.extractor.features(to_unit(pixels, self.fabric.device))
+            embeddings = embeddings.float()
             scores = self.model.superclasses.classifier_logits(embeddings)
             labels = torch.from_numpy(self.superclass_of[self.images.labels[part]]).to(self.fabric.device)
             loss = F.cross_entropy(scores, labels, reduction="sum")
