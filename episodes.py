@@ -23,12 +23,12 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
-from jsonargparse.typing import PositiveInt, restricted_number_type
+from jsonargparse.typing import PositiveInt
 
 from lowshot.artifacts import Provenance, is_done, recipe, write_json, writing
 from lowshot.benchmark import extractor_name
 from lowshot.classifiers import METHODS, FeatureTransform, MethodOptions
-from lowshot.cli import run
+from lowshot.cli import TwoOrMore, run
 from lowshot.clustering import clustering_scores
 from lowshot.episodes import Sampling, judge, make_pool, tasks_digest
 from lowshot.errors import InputError
@@ -38,7 +38,6 @@ from lowshot.report.results import summarise
 from lowshot.runtime import pick_device
 
 _CLUSTERINGS = 5  # seeds of --clustering, counted from --seed
-AtLeastTwo = restricted_number_type("AtLeastTwo", int, (">=", 2))
 
 
 @dataclass(kw_only=True)
@@ -66,7 +65,7 @@ class Config(Sampling):
     """What is done to every feature first; the centre is the mean of all base-class rows of the feature files."""
     methods: MethodOptions = field(default_factory=MethodOptions)
     """Settings of the methods, each under its name."""
-    clustering: AtLeastTwo | None = None
+    clustering: TwoOrMore | None = None
     """Also cluster all images that tasks are made of into so many clusters (k-means on the transformed features, five
     seeds), and score how these agree with the classes: NMI, homogeneity, adjusted Rand index."""
     name: str | None = None

@@ -16,17 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jsonargparse.typing import NonNegativeInt, restricted_number_type
+from jsonargparse.typing import NonNegativeInt
 
 from lowshot.artifacts import is_done, read_recipe, recipe, writing
-from lowshot.cli import run
+from lowshot.cli import TwoOrMore, run
 from lowshot.clustering import KMeans, cluster_classes
 from lowshot.errors import InputError
 from lowshot.features import read_features
 from lowshot.protocol import read_split
 from lowshot.quadruplets import RULES, Quadruplets, RuleName, Scope, mine, partner_classes, write_quadruplets
 
-TwoOrMore = restricted_number_type("TwoOrMore", int, (">=", 2))
 
 
 @dataclass

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, auto_cli, set_parsing_settings
+from jsonargparse.typing import restricted_number_type
 
 from lowshot.errors import InputError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+TwoOrMore = restricted_number_type("TwoOrMore", int, (">=", 2))
 
 
 class _StageParser(ArgumentParser):

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Every method with every seed, on superclasses only. DEVICES=8 trains on eight GPUs of this machine; METHODS="scgm_g" SEEDS="0" trains one.
+source "$(dirname "$0")/common.sh"
+for seed in $seeds; do
+  for method in $methods; do
+    python train_scgm.py --config $configs/train_scgm-$dataset-$representation.yaml --method $method --seed $seed --devices "${DEVICES:-1}" \
+      --data $out/data --out $out/scgm/${representation}_${method}_seed$seed/extractor
+  done
+done
