@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -211,9 +211,12 @@ class Trainer:
         """The images of every step (positions in `train_rows`), augmented; each `view` of an epoch is another one."""
         augment, seed = self.settings.augment, self.settings.seed
         uniforms = augment.uniforms(len(self.train_rows), seed, epoch, view)
-        crop = (seed, epoch, view) if augment.resized_crop else None
+        crop = None if augment.smallest_area is None else (seed, epoch, view)
         rows = [self.train_rows[step] for step in steps]
-        loaded = batches(self.images, rows, self.model.config, crop, self.settings.num_workers)
+        workers = self.settings.num_workers
+        loaded = batches(self.images, rows, self.model.config, crop, workers, augment.smallest_area)
+        if self.images.pixels is None:
+            augment = replace(augment, crop_area=None)  # the decoder has cut already
         for step, pixels in zip(steps, loaded):
             yield augment(to_unit(pixels, self.fabric.device), uniforms[step].to(self.fabric.device))
 

@@ -47,8 +47,8 @@ class _DecodedImages(Dataset):
     A random part depends on (seed, epoch, view, image) only, so the number of workers changes nothing.
     """
 
-    def __init__(self, images: Images, config: ModelConfig, crop: CropKey | None) -> None:
-        self.images, self.size, self.crop = images, config.image_size, crop
+    def __init__(self, images: Images, config: ModelConfig, crop: CropKey | None, smallest_area: float | None) -> None:
+        self.images, self.size, self.crop, self.smallest_area = images, config.image_size, crop, smallest_area
         self.view = view(config)
 
     def __getitem__(self, row: int) -> Tensor:
@@ -57,7 +57,8 @@ class _DecodedImages(Dataset):
             return self.view(image)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_stream(*self.crop, "crop", row).initial_seed())
-            return v2.RandomResizedCrop(self.size, antialias=True)(v2.functional.pil_to_tensor(image))
+            cut = v2.RandomResizedCrop(self.size, (self.smallest_area, 1.0), antialias=True)
+            return cut(v2.functional.pil_to_tensor(image))
 
     def _open(self, row: int) -> Image.Image:
         try:
@@ -74,17 +75,19 @@ def batches(
     config: ModelConfig,
     crop: CropKey | None = None,
     num_workers: int = 0,
+    smallest_area: float | None = 0.08,
 ) -> Iterator[Tensor]:
     """Yield one uint8 tensor (B, C, S, S) for each array of row numbers in `row_batches`.
 
     Stored pixels come as they are; images on disk as the extractor of `config` views them, or cut at random to its
-    image size if `crop` gives (seed, epoch, view). Unlabelled ones (-1) that are corrupt are black pictures.
+    image size if `crop` gives (seed, epoch, view), a part of `smallest_area` to all of the area. Unlabelled ones (-1)
+    that are corrupt are black pictures.
     """
     if images.pixels is not None:
         yield from (to_tensor(images.pixels[rows]) for rows in row_batches)
         return
     loader = DataLoader(
-        _DecodedImages(images, config, crop),
+        _DecodedImages(images, config, crop, smallest_area),
         batch_sampler=[rows.tolist() for rows in row_batches],
         num_workers=num_workers,
         multiprocessing_context="forkserver" if num_workers else None,

@@ -172,7 +172,7 @@ def test_damaged_files(small_root, name, content, cause):
 
 def test_preprocessing_refuses(tmp_path):
     config = {"dataset": "entity13", "root": tmp_path, "out": tmp_path / "data"}
-    with pytest.raises(InputError, match="breeds/class_hierarchy.txt: no such file"):
+    with pytest.raises(InputError, match=r"breeds/class_hierarchy\.txt: no such file"):
         preprocessing.main(preprocessing.Config(**config))
     with pytest.raises(InputError, match="--protocol: entity13 has no use for it"):
         preprocessing.main(preprocessing.Config(**config, protocol=tmp_path))
