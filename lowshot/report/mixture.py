@@ -28,8 +28,8 @@ class Means:
     """What train_scgm.py has learned beside the encoder; the last three are None for methods without subclasses.
 
     `superclasses` (C,) are positions in the split's superclass_names; `superclass_means` (C, d), `subclass_means`
-    (K, d); `sizes` (E, K), images of each subclass after each of E assignments, made before the epochs `epochs` (E,),
-    counted from 1; `n_epochs` of training in all. `extractor` is the digest of the folder.
+    (K, d); `sizes` (E, K), images of each subclass after each of E assignments, made after `epochs` (E,) of training;
+    `n_epochs` are all of it. `extractor` is the digest of the folder.
     """
 
     folder: Path
@@ -68,7 +68,7 @@ def _read_mixture(file: h5py.File) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _epochs(sizes: np.ndarray, config: dict) -> np.ndarray:
-    return 1 + int(config["e_step_every"]) * np.arange(len(sizes))
+    return int(config["e_step_every"]) * np.arange(len(sizes))
 
 
 def check_fits(means: Means, features: Features, split: Split) -> None:
@@ -96,7 +96,7 @@ def embedding_map(path: Path, means: Means, features: Features, split: Split) ->
     points = project(np.concatenate(together))
     images, subclasses, stars = np.split(points, np.cumsum([len(rows), len(subclass_means)]))
     colors = np.array(_colors(len(stars)))
-    with figure_at(path, 10 + 0.6 * ((len(stars) - 1) // _LEGEND_ROWS), 7.2) as figure:
+    with figure_at(path, 10 + 1.6 * ((len(stars) - 1) // _LEGEND_ROWS), 7.2) as figure:
         axes = figure.subplots()
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
@@ -133,21 +133,25 @@ def _colors(n: int) -> list[tuple[float, float, float]]:
 
 
 def _number(axes: Axes, stars: np.ndarray) -> None:
-    for i, place in enumerate(stars):
-        text = axes.annotate(str(i + 1), place, (6, 5), textcoords="offset points", size=9, weight="bold", zorder=4)
+    """Write its number beside each star, on the side that its nearest neighbour is not on."""
+    distances = np.square(stars[:, None] - stars).sum(-1)
+    np.fill_diagonal(distances, np.inf)
+    away = normalize(stars - stars[distances.argmin(1)])
+    for i, (place, direction) in enumerate(zip(stars, away)):
+        where = {"textcoords": "offset points", "ha": "center", "va": "center", "zorder": 4}
+        text = axes.annotate(str(i + 1), place, 12 * direction, size=9, weight="bold", **where)
         text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
 
 
 def _legend(axes: Axes, names: list[str], colors: np.ndarray, has_subclasses: bool) -> None:
     """Superclasses right of the map in columns, signs above it."""
-    marks = [("o", "image"), ("+", "mean of a subclass"), ("*", "mean of a superclass")]
+    marks = [(".", "image"), ("+", "mean of a subclass"), ("*", "mean of a superclass")]
     signs = [
         Line2D([], [], linestyle="none", marker=marker, color="#444", markersize=8, label=label)
         for marker, label in marks
         if has_subclasses or marker != "+"
     ]
-    above = axes.legend(handles=signs, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=9)
-    axes.add_artist(above)
+    axes.figure.legend(handles=signs, frameon=False, loc="outside upper left", ncols=3, fontsize=9)
     n_columns = -(-len(names) // _LEGEND_ROWS)
     dots = [
         Line2D([], [], linestyle="none", marker="o", color=color, label=name if len(name) <= 30 else name[:29] + "…")
@@ -160,7 +164,7 @@ def _legend(axes: Axes, names: list[str], colors: np.ndarray, has_subclasses: bo
 def subclass_sizes(path: Path, means: Means) -> None:
     """How many training images each subclass has: bands over epochs, and all of them after the last assignment."""
     n_images, n_subclasses = int(means.sizes[0].sum()), means.sizes.shape[1]
-    epochs = np.append(means.epochs, means.n_epochs + 1)  # an assignment holds until the next one
+    epochs = np.append(means.epochs, means.n_epochs)  # an assignment holds until the next one
     low, quarter, median, three_quarters, high = (
         np.append(line, line[-1]) for line in np.quantile(means.sizes, [0, 0.25, 0.5, 0.75, 1], axis=1)
     )
@@ -172,9 +176,9 @@ def subclass_sizes(path: Path, means: Means) -> None:
         over.step(epochs, median, where="post", color=band, linewidth=1.8, label="median")
         for axes in (over, last):
             axes.axhline(n_images / n_subclasses, color=OKABE_ITO[1], linestyle="--", linewidth=1.3)
-        over.set_xlim(1, means.n_epochs + 1)
+        over.set_xlim(0, means.n_epochs)
         over.xaxis.set_major_locator(MaxNLocator(integer=True))
-        over.set(xlabel="epoch", ylabel="training images of a subclass", ylim=(0, 1.08 * high.max()))
+        over.set(xlabel="epochs trained", ylabel="training images of a subclass", ylim=(0, 1.08 * high.max()))
         over.set_title("Over training", loc="left", fontweight="bold", fontsize=10.5)
         target = Line2D([], [], color=OKABE_ITO[1], linestyle="--", label=f"equal: {n_images / n_subclasses:.4g}")
         handles = [*over.get_legend_handles_labels()[0], target]
