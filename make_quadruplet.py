@@ -27,7 +27,6 @@ from lowshot.protocol import read_split
 from lowshot.quadruplets import RULES, Quadruplets, RuleName, Scope, mine, partner_classes, write_quadruplets
 
 
-
 @dataclass
 class Config:
     features: Path

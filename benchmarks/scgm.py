@@ -3,10 +3,10 @@
     python benchmarks/scgm.py assignment      # 50 000 images, 100 subclasses: seconds, balance
     python benchmarks/scgm.py share           # a ResNet-10 at a quarter of its width on images of the form of CIFAR-100
 
-assignment: scores of embeddings in 100 Gaussian classes of 20 superclasses, by how far the classes overlap. share: whole
-epochs of `ScgmTrainer` against its encoder's passes alone (forward and backward of the query, forward of keys and of the
-E-step) on batches that lie ready, in turns; what is left is loading, augmentation, losses, queues, updates, assignment.
-An assignment is shared by the epochs up to the next one.
+assignment: scores of embeddings in 100 Gaussian classes of 20 superclasses, by how far the classes overlap. share:
+whole epochs of `ScgmTrainer` against its encoder's passes alone (forward and backward of the query, forward of keys and
+of the E-step) on batches that lie ready, in turns; what is left is loading, augmentation, losses, queues, updates and
+assignment. An assignment is shared by the epochs up to the next one.
 """
 
 import argparse
@@ -66,7 +66,8 @@ def clustered_scores(noise: float) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
     superclass_means = normal(N_SUPERCLASSES, DIM)
-    class_means = F.normalize(superclass_means.repeat_interleave(N_CLASSES // N_SUPERCLASSES, 0) + normal(N_CLASSES, DIM))
+    around = superclass_means.repeat_interleave(N_CLASSES // N_SUPERCLASSES, 0)
+    class_means = F.normalize(around + normal(N_CLASSES, DIM))
     labels = torch.arange(N_IMAGES) % N_CLASSES
     embeddings = class_means[labels] + noise / DIM**0.5 * normal(N_IMAGES, DIM)
     mixture = Mixture(N_SUPERCLASSES, N_SUBCLASSES, DIM)
