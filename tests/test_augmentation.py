@@ -105,6 +105,7 @@ def test_settings_that_came_later_leave_the_others_as_they_were():
     for name, value in LATER.items():
         uniforms = replace(EVERYTHING, **{name: value}).uniforms(50, 3, 1, 1)
         assert uniforms.shape[1] > 18 and torch.equal(uniforms[:, :18], before)
+        assert torch.isin(uniforms[:, 18:], before).float().mean() < 0.01
         assert torch.equal(EVERYTHING(x, uniforms), EVERYTHING(x, before))
     weights = torch.arange(16.0).view(16, 1) + 2 * torch.arange(16.0)
     assert (EVERYTHING(x, before) * weights).sum().item() == pytest.approx(422158.1, rel=1e-4)
@@ -179,6 +180,8 @@ def test_crop_takes_parts_as_torchvision_does():
     assert area.min() > 0.2 - 1e-4 and area.max() < 1 + 1e-4
     assert ratio.min() > 0.75 - 1e-3 and ratio.max() < 4 / 3 + 1e-3
     assert edges.min() > -1e-4 and (edges + sides).max() < 1 + 1e-4
+    small = sides.amax(1) < 0.6  # parts that can be anywhere
+    assert edges[small].amin(0).max() < 0.01 and (edges + sides)[small].amax(0).min() > 0.99
     torch.manual_seed(0)
     crop, picture = v2.RandomResizedCrop(8, (0.2, 1.0)), [torch.empty(3, 1000, 1000)]
     drawn = [crop.make_params(picture) for _ in range(2000)]
