@@ -66,21 +66,41 @@ def test_the_plan_is_the_one_of_python_optimal_transport(exponent):
     assert found.labels.tolist() == other.argmax(1).tolist()
 
 
+def in_logarithms(scores: Tensor, exponent: float, n_iterations: int) -> tuple[np.ndarray, np.ndarray]:
+    """log r and log c, every iteration done with logarithms."""
+    n, k = scores.shape
+    logits, log_c = exponent * scores.numpy(), np.full(n, -math.log(n))
+    for _ in range(n_iterations):
+        log_r = -math.log(k) - logsumexp(logits + log_c[:, None], axis=0)
+        log_c = -math.log(n) - logsumexp(logits + log_r, axis=1)
+    return log_r, log_c
+
+
 @pytest.mark.parametrize("spread", [1.0, 30.0, 600.0])
 def test_many_nats_between_scores_change_nothing(spread):
-    """As every iteration done with logarithms: P^25 then spans up to 15 000 nats, float64 spans 1400."""
+    """P^25 then spans up to 45 000 nats, float64 spans 1400."""
     scores = random_scores(80, 9, spread)
     scores[:, 3] -= spread  # a subclass that nobody would choose
     scores[5] -= 2 * spread  # an image that nothing explains well
-    logits, log_c = 25 * scores.numpy(), np.full(80, -math.log(80))
-    for _ in range(91):
-        log_r = -math.log(9) - logsumexp(logits + log_c[:, None], axis=0)
-        log_c = -math.log(80) - logsumexp(logits + log_r, axis=1)
+    log_r, log_c = in_logarithms(scores, 25, 91)
     found = assign_subclasses(scores, 25, tolerance=0, max_iterations=95)
     assert found.n_iterations == 91 and math.isfinite(found.residual)
     assert found.log_r.numpy() == pytest.approx(log_r, rel=1e-9, abs=1e-6)
     assert found.log_c.numpy() == pytest.approx(log_c, rel=1e-9, abs=1e-6)
-    assert found.labels.tolist() == (logits + log_r).argmax(1).tolist()
+    assert found.labels.tolist() == (25 * scores.numpy() + log_r).argmax(1).tolist()
+
+
+def test_scales_may_grow_without_end():
+    """Three quarters of the images want one of nine subclasses by 7500 nats: every iteration moves it by two, so after
+    601 its scale is beyond float64."""
+    scores = random_scores(80, 9, 1.0)
+    scores[:60, 1:] -= 300
+    log_r, log_c = in_logarithms(scores, 25, 601)
+    found = assign_subclasses(scores, 25, max_iterations=601)
+    assert found.n_iterations == 601 and 0.1 < found.residual < math.inf
+    assert np.ptp(log_r) > 709 + np.ptp(in_logarithms(scores, 25, 1)[0])
+    assert found.log_r.numpy() == pytest.approx(log_r, rel=1e-9)
+    assert found.log_c.numpy() == pytest.approx(log_c, rel=1e-9)
 
 
 @settings(max_examples=40, deadline=None)
