@@ -24,7 +24,8 @@ def score_support_logistic(tasks: Tasks, options: SupportLogisticOptions, seed: 
 
     Tian et al., ECCV 2020 (RFS): scikit-learn's multinomial LogisticRegression, C = 1, on unit-length features of a
     frozen backbone (`FeatureTransform(normalise=True)`). Solved in float64, a task at a time; the winners are
-    scikit-learn's own. RFS also enlarges the support set by augmented copies of the images: not here.
+    scikit-learn's own. RFS also enlarges the support set by augmented copies of the images: episodes.py does so where
+    --augmented_support says it.
     """
     logits = [_logits(*task, options) for task in zip(*_numpy(tasks))]
     return below_best(torch.from_numpy(np.stack(logits))).to(tasks.query_features.device)
