@@ -57,7 +57,7 @@ class Config(ExtractorChoice):
     copies: PositiveInt | None = None
     """augmented copies of every image whose features are saved too (5 in Ni et al., 2022); none if not given"""
     support: Augmentation = field(default_factory=Augmentation)
-    """random changes of the copies"""
+    """random changes of the copies, of images on disk as the extractor views them"""
     seed: NonNegativeInt = 0
     """of the copies' changes"""
     part: Literal["train", "test"] | None = None
@@ -113,7 +113,7 @@ def _check_copies(config: Config, images: Images) -> None:
     if config.copies and not changes:
         raise InputError(f"copies {config.copies}: all like the image; give a change, e.g. --support.flip true")
     if config.support.resized_crop:
-        raise InputError("support.resized_crop: not for copies, whose images are loaded once; give another change")
+        raise InputError("support.resized_crop: not for copies, whose images are loaded once; give support.crop_area")
 
 
 @torch.inference_mode()
