@@ -88,8 +88,7 @@ def main(config: Config) -> Path:
     if config.extractor and saw_validation_classes(config.extractor):
         made_from["config"]["validation_classes"] = True
     fabric = open_fabric(config.accelerator, config.precision)
-    network = fabric.setup_module(model)
-    network.mark_forward_method("features")
+    network = fabric.to_device(model)
     for name, test in (("train", False), ("test", True)):
         out, rows = config.out / f"{name}.h5", images.rows(test)
         if config.part not in (None, name):
@@ -139,7 +138,8 @@ def extract(
     uniforms = [config.support.uniforms(len(images), config.seed, copy, _SUPPORT) for copy in draws]
 
     def features(unit: torch.Tensor) -> np.ndarray:
-        feats = network.features(unit).float().cpu().numpy()
+        with fabric.autocast():
+            feats = network.features(unit).float().cpu().numpy()
         if not np.isfinite(feats).all():
             raise InputError(f"{config.extractor or config.timm}: makes features that are NaN or infinite")
         return feats

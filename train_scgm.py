@@ -28,7 +28,7 @@ from lowshot.image_training import hold_out, image_training, training_recipe
 from lowshot.networks import NetworkChoice, build_network, check_network
 from lowshot.protocol import Split, read_split
 from lowshot.scgm.model import ScgmModel
-from lowshot.scgm.training import ScgmSettings, ScgmTrainer, build_model, has_mixture
+from lowshot.scgm.training import ScgmSettings, ScgmTrainer, build_model, has_mixture, settings_unread
 
 
 @dataclass(kw_only=True)
@@ -51,6 +51,8 @@ def main(config: Config) -> Path:
     chosen = choose_rows(config, images, split)
     inputs = {"images": where, "split": config.data / "split.json", "weights": config.weights}
     made_from = training_recipe("train_scgm", config, inputs)
+    for name in settings_unread(config):
+        del made_from["config"][name]
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     with image_training(config, config.out, made_from, config.overwrite) as (fabric, training):

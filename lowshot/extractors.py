@@ -63,8 +63,9 @@ def drop_projection(model: Extractor, choice: ExtractorChoice) -> None:
 
 
 def saw_validation_classes(folder: Path) -> bool:
-    """Whether an extractor was trained on the novel classes of the validation setup too."""
-    return bool((read_recipe(folder) or {"config": {}})["config"].get("validation_classes"))
+    """Whether an extractor was trained on the validation setup's novel classes too, be it on superclasses."""
+    config = (read_recipe(folder) or {"config": {}})["config"]
+    return bool(config.get("validation_classes")) or config.get("classes") == "all"
 
 
 def _check_form(model: Extractor, images: Images, folder: Path) -> None:

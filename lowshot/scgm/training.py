@@ -67,6 +67,16 @@ class ScgmSettings(TrainingSettings):
     n_cycles: PositiveInt | None = 10
 
 
+_OF_MIXTURE = {"n_subclasses", "alpha", "tau", "tau2", "e_step_every", "e_step_view", "exponent", "residual",
+               "max_iterations", "detach_means"}  # fmt: skip
+_OF_CONTRAST = {"contrast_tau", "key_momentum", "queue_length"}
+
+
+def settings_unread(settings: ScgmSettings) -> set[str]:
+    """Names of those settings that the method does not read."""
+    return (set() if has_mixture(settings) else _OF_MIXTURE) | (set() if has_contrast(settings) else _OF_CONTRAST)
+
+
 def has_mixture(settings: ScgmSettings) -> bool:
     """Whether the method assigns images to subclasses."""
     return settings.method.startswith("scgm")
