@@ -14,9 +14,11 @@ from jsonargparse import ArgumentParser
 
 SHRINK = [f"scripts/shrink_hallucinate/{p.name}" for p in sorted((ROOT / "scripts/shrink_hallucinate").glob("[1-8]_*"))]
 ANALOGY = [f"scripts/analogy_cifar100/{p.name}" for p in sorted((ROOT / "scripts/analogy_cifar100").glob("[1-7]_*"))]
+DIFFUSION = [f"scripts/diffusion/{p.name}" for p in sorted((ROOT / "scripts/diffusion").glob("[1-6]_*"))]
 FEW_SHOT = [f"scripts/few_shot/{p.name}" for p in sorted((ROOT / "scripts/few_shot").glob("[1-5]_*"))]
 RUNS = [("scripts/quickstart.sh", "")]
 RUNS += [(script, dataset) for script in SHRINK for dataset in ("imagenet", "cifar100", "omniglot")]
+RUNS += [(script, dataset) for script in DIFFUSION for dataset in ("imagenet", "cifar100", "omniglot")]
 RUNS += [(script, dataset) for script in FEW_SHOT for dataset in ("omniglot_vinyals", "cifar_fs", "fc100")]
 RUNS += [(script, dataset) for script in FEW_SHOT for dataset in ("mini_imagenet", "tiered_imagenet")]
 RUNS += [(script, size) for script in ANALOGY for size in ("two_cores", "paper")]
