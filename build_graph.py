@@ -33,6 +33,7 @@ from lowshot.graph import (
     TRAIN_LISTS,
     VECTORS,
     Graph,
+    check_distinct,
     check_lists,
     create_graph,
     fill,
@@ -168,7 +169,8 @@ def _check_size(n_nodes: int, k: int) -> None:
 def read_published(config: BackgroundConfig, n_rows: int) -> Lists:
     """The raw lists, ids int32 and similarities float32 (n_rows, K), as read-only maps.
 
-    Raises InputError unless both have one K, no less than k, and hold rows 0..n_rows-1 and no NaN.
+    Raises InputError unless both have one K, no less than k, and hold rows 0..n_rows-1, none twice in a list, and no
+    NaN.
     """
     lists = []
     for path, dtype in ((config.ids, np.int32), (config.similarities, np.float32)):
@@ -187,6 +189,7 @@ def read_published(config: BackgroundConfig, n_rows: int) -> Lists:
         )
     ids, similarities = (one[:, : config.k] for one in lists)
     check_lists(ids, similarities, n_rows, f"{config.ids}, {config.similarities.name}")
+    check_distinct(ids, f"{config.ids}")
     return ids, similarities
 
 

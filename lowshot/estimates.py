@@ -239,7 +239,7 @@ def fitting_width(job: Job, wanted: int | None, limits: Limits) -> int:
         advice = f"{'' if precision == job.precision else f'--precision {precision} '}--slice_width {width} fits"
     else:
         alone = peak(memory_terms(job, 1, "bfloat16"), place)[0] + held
-        advice = f"the graph alone takes {alone / GIB:.2f}"
+        advice = f"one class at a time would still take {alone / GIB:.2f}"
     need, there = peak(terms, place)[0] + held, limit + held
     raise InputError(
         f"memory: slices of {widths[-1]} classes take {need / GIB:.2f} GiB, there are {there / GIB:.2f}; {advice}"

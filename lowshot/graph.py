@@ -157,6 +157,9 @@ def read_graph(path: Path) -> Graph:
     _check_shapes(graph)
     check_lists(graph.ids, graph.similarities, graph.n_nodes, f"{path}: ids")
     if completed:
+        inside = np.diff(graph.train_rows, prepend=-1).min() > 0
+        if not inside:
+            raise InputError(f"{path}: train_rows are not ascending row numbers")
         check_lists(graph.test_ids, graph.test_similarities, graph.n_nodes, f"{path}: test_ids")
     return graph
 
@@ -197,6 +200,15 @@ def check_lists(ids: np.ndarray, similarities: np.ndarray, n_nodes: int, where: 
                 row, column = np.argwhere(wrong)[0]
                 value = (part if what == "id" else known)[row, column]
                 raise InputError(f"{where}: row {rows.start + row}: {what} {value} (there are {n_nodes} nodes)")
+
+
+def check_distinct(ids: np.ndarray, where: str) -> None:
+    """InputError, naming the row, for a list that holds a node twice; lists of our own making cannot."""
+    for rows in blocks(len(ids)):
+        part = np.sort(ids[rows], axis=1)
+        twice = (part[:, 1:] == part[:, :-1]) & (part[:, 1:] >= 0)
+        for row, column in np.argwhere(twice)[:1]:
+            raise InputError(f"{where}: row {rows.start + row}: id {part[row, column]} is there twice")
 
 
 def add_nodes(

@@ -193,6 +193,7 @@ def test_published_lists_in_place_of_a_search(files, background, tmp_path):
     [
         ("id", "row 5: id 150"),
         ("nan", "row 6: similarity nan"),
+        ("twice", "row 7: id 3 is there twice"),
         ("short", "no lists of k"),
         ("name", "its name says 8"),
         ("width", "lists of 9, but"),
@@ -207,6 +208,8 @@ def test_published_lists_that_are_refused(bad, words, files, background, tmp_pat
         ids[5, 2] = N_BACKGROUND
     elif bad == "nan":
         similarities[6, 0] = np.nan
+    elif bad == "twice":
+        ids[7, [2, 5]] = 3
     elif bad == "other":
         ids = ids[::-1]
     paths = published(files, tmp_path, ids, similarities)
@@ -379,6 +382,10 @@ def test_a_completion_that_is_refused(files, background, tmp_path):
     refused("no row of class", test=tmp_path / "one_class.h5")
     completed = build_graph.complete(complete_config(files, tmp_path / "done.h5"))
     refused("is completed already", background=completed)
+    with h5py.File(completed, "r+") as file:
+        file["train_rows"][:] = file["train_rows"][()][::-1]
+    with pytest.raises(InputError, match="train_rows are not ascending"):
+        read_graph(completed)
 
 
 @pytest.mark.parametrize(
