@@ -24,7 +24,7 @@ from lowshot.cli import run
 from lowshot.datasets.images import Images, read_images
 from lowshot.errors import InputError
 from lowshot.extractor_training import ExtractorSettings, ExtractorTrainer
-from lowshot.image_training import hold_out, image_training, training_recipe
+from lowshot.image_training import hold_out, image_training, rows_of, training_recipe
 from lowshot.networks import NetworkChoice, build_network, check_network
 from lowshot.protocol import Split, read_split
 
@@ -69,11 +69,8 @@ def main(config: Config) -> Path:
 def choose_rows(config: Config, images: Images, split: Split) -> tuple[np.ndarray, np.ndarray]:
     """(rows to train on, rows held out) among the base classes' training images."""
     where = config.data / "images.h5"
-    if images.labels.max() >= split.n_classes:
-        raise InputError(f"{where}: label {images.labels.max()} is outside the split's {split.n_classes} classes")
-    rows = images.rows(test=False)
     classes = split.base_classes + (split.novel_classes_1 if config.validation_classes else [])
-    rows = rows[np.isin(images.labels[rows], classes)]
+    rows = rows_of(images, split, classes, where)
     if len(rows) == 0:
         raise InputError(f"{where}: no training image of a base class")
     return hold_out(config, images, rows)

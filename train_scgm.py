@@ -24,7 +24,7 @@ from lowshot.backbones import save_extractor
 from lowshot.cli import run
 from lowshot.datasets.images import Images, read_images
 from lowshot.errors import InputError
-from lowshot.image_training import hold_out, image_training, training_recipe
+from lowshot.image_training import hold_out, image_training, rows_of, training_recipe
 from lowshot.networks import NetworkChoice, build_network, check_network
 from lowshot.protocol import Split, read_split
 from lowshot.scgm.model import ScgmModel
@@ -82,8 +82,6 @@ class Chosen:
 def choose_rows(config: Config, images: Images, split: Split) -> Chosen:
     """What to train on; InputError, naming the file and the class, where that cannot be."""
     where = config.data / "images.h5"
-    if images.labels.max() >= split.n_classes:
-        raise InputError(f"{where}: label {images.labels.max()} is outside the split's {split.n_classes} classes")
     classes = np.arange(split.n_classes) if config.classes == "all" else np.array(split.base_classes)
     superclass_of = np.array([-1 if one is None else one for one in split.superclass_of])
     for c in classes[superclass_of[classes] < 0][:1]:
@@ -91,8 +89,7 @@ def choose_rows(config: Config, images: Images, split: Split) -> Chosen:
             f"{config.data}/split.json: class {c} ({split.class_names[c]}) has no superclass to learn from"
         )
     superclasses = np.unique(superclass_of[classes])
-    rows = images.rows(test=False)
-    train, held = hold_out(config, images, rows[np.isin(images.labels[rows], classes)])
+    train, held = hold_out(config, images, rows_of(images, split, classes, where))
     for s in superclasses[~np.isin(superclasses, superclass_of[images.labels[train]])][:1]:
         raise InputError(f"{where}: no training image of superclass {s} ({split.superclass_names[s]})")
     if len(superclasses) < 2:

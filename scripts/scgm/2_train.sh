@@ -3,7 +3,7 @@
 source "$(dirname "$0")/common.sh"
 for seed in $seeds; do
   for method in $methods; do
-    python train_scgm.py --config $configs/train_scgm-$dataset-$representation.yaml --method $method --seed $seed --devices "${DEVICES:-1}" \
+    python train_scgm.py --config $configs/train_scgm-$settings-$representation.yaml --method $method --seed $seed --devices "${DEVICES:-1}" \
       --data $out/data --out $out/scgm/${representation}_${method}_seed$seed/extractor
   done
 done

@@ -17,3 +17,5 @@ data_root=${DATA_ROOT:+--root $DATA_ROOT}
 out=outputs/$dataset
 results=$out/results_scgm
 configs=configs/scgm
+# The four BREEDS benchmarks share their settings.
+case $dataset in living17 | nonliving26 | entity*) settings=breeds ;; *) settings=$dataset ;; esac
