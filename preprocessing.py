@@ -45,7 +45,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 from lowshot.artifacts import is_done, recipe, write_json, writing
 from lowshot.cli import run
 from lowshot.datasets import breeds
-from lowshot.datasets.content import Content, Source, cap
+from lowshot.datasets.content import Content, Source, cap, validation_part
 from lowshot.datasets.images import Images, write_images
 from lowshot.datasets.registry import READERS, Reader
 from lowshot.errors import InputError
@@ -88,6 +88,9 @@ class Config:
     """omniglot: side of the stored images (default 28); folder: store square images of this side instead of paths."""
     max_per_class: PositiveInt | None = None
     """Keep at most this many random images of a class in the train part, and as many in the test part."""
+    validation_share: ClosedUnitInterval | None = None
+    """If given, this share of every class's training images stands in place of the test images, which are left out: to
+    choose settings on."""
     protocol: Path | None = None
     """imagenet: folder with the published label_idx.json and splitfile_{1..5}.json."""
     start: NonNegativeInt = 0
@@ -107,6 +110,8 @@ def main(config: Config) -> Path:
         del made_from["config"][name]
     if config.draw_rule == "streams":
         del made_from["config"]["draw_rule"]
+    if config.validation_share is None:
+        del made_from["config"]["validation_share"]
     stays = {"folder", "imagenet", "mini_imagenet", "tiered_imagenet", "yfcc100m", *breeds.BENCHMARKS}
     if config.dataset in stays and config.image_size is None:
         made_from["config"]["root"] = str(source.root.resolve())  # the images stay there
@@ -116,6 +121,8 @@ def main(config: Config) -> Path:
     content = found.read()
     if config.max_per_class is not None:
         content.images = cap(content.images, config.max_per_class, config.seed)
+    if config.validation_share is not None:
+        content.images = validation_part(content.images, config.validation_share, config.seed, content.class_names)
     protocol = _protocol(config, content) if READERS[config.dataset].labelled else {}
     with writing(config.out, made_from) as partial:
         partial.mkdir()

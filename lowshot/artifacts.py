@@ -28,7 +28,7 @@ import yaml
 from lowshot.errors import InputError
 
 # Settings that change where or how fast the work runs, never what it yields.
-_RUN_ONLY = {"out", "overwrite", "accelerator", "devices", "num_workers"}
+_RUN_ONLY = {"out", "overwrite", "accelerator", "devices", "num_workers", "checkpoint_minutes"}
 
 
 def settings(config: Any) -> dict:

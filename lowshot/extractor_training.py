@@ -9,7 +9,7 @@ from jsonargparse.typing import NonNegativeFloat
 from torch import Tensor
 
 from lowshot.image_training import Trainer, TrainingSettings
-from lowshot.loading import batches, in_batches, to_unit
+from lowshot.loading import in_batches
 from lowshot.losses import LossName, topk_correct, total_loss
 
 
@@ -26,13 +26,12 @@ class ExtractorSettings(TrainingSettings):
 class ExtractorTrainer(Trainer):
     """Cross-entropy on the classes, with a shrinking term if `settings.loss` names one."""
 
-    def _step(self, positions: np.ndarray, *views: Tensor) -> dict[str, float]:
+    def _step(self, positions: np.ndarray, *views: Tensor) -> dict[str, Tensor]:
         labels = torch.from_numpy(self.images.labels[self.train_rows[positions]]).to(self.fabric.device)
         scores, features = self.network(*views)
         s = self.settings
         loss = total_loss(s.loss, s.loss_weight, scores, features, labels, self._average_over_processes)
-        top1 = topk_correct(scores.detach(), labels, 1).item() / len(labels)
-        return {"loss": self._update(loss), "top1": top1}
+        return {"loss": self._update(loss), "top1": topk_correct(scores.detach(), labels, 1) / len(labels)}
 
     def _average_over_processes(self, gradient: Tensor) -> Tensor:
         if self.fabric.world_size == 1:
@@ -45,9 +44,8 @@ class ExtractorTrainer(Trainer):
         self.network.eval()
         sums = np.zeros(3)
         parts = in_batches(self.held_rows, self.settings.batch_size)
-        loaded = batches(self.images, parts, self.model.config, None, self.settings.num_workers)
-        for part, pixels in zip(parts, loaded):
-            scores, _ = self.network(to_unit(pixels, self.fabric.device))
+        for part, images in zip(parts, self._unchanged(parts)):
+            scores, _ = self.network(images)
             labels = torch.from_numpy(self.images.labels[part]).to(self.fabric.device)
             loss = F.cross_entropy(scores.float(), labels, reduction="sum")
             sums += [loss.item(), topk_correct(scores, labels, 1).item(), topk_correct(scores, labels, 5).item()]

@@ -1,6 +1,7 @@
 """Training an image network: one loop for every loss, optimiser and number of processes."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -70,6 +71,8 @@ class TrainingSettings:
     """processes on this machine, one a device"""
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     """of the network; losses are always float32"""
+    checkpoint_minutes: NonNegativeFloat = 0.0
+    """least time from one checkpoint to the next, for epochs of seconds; 0 keeps one after every epoch"""
 
 
 def training_recipe(stage: str, config: TrainingSettings, inputs: dict[str, Path | None]) -> dict:
@@ -128,8 +131,8 @@ class Trainer:
 
     How a step is made, and what is logged of it, is a subclass's matter.
 
-    Each epoch's order, augmentation and dropped blocks depend on (seed, epoch) only, and a checkpoint is kept after
-    each epoch: a killed run ends up with the weights of an uninterrupted one. With several processes each takes every
+    Each epoch's order, augmentation and dropped blocks depend on (seed, epoch) only, and checkpoints are kept after
+    epochs: a killed run ends up with the weights of an uninterrupted one. With several processes each takes every
     n-th image of a batch; batch norm sees the process's own images, and its running statistics are the first one's.
     """
 
@@ -148,6 +151,7 @@ class Trainer:
         self.settings, self.fabric, self.run, self.model, self.images = settings, fabric, run, model, images
         self.train_rows, self.held_rows = train_rows, held_rows
         self.network, self.optimizer = fabric.setup(model, build_optimizer(settings, model))
+        self.saved_at = time.monotonic()
         self.progress = {"epoch": 0, "best_loss": float("inf"), "best_epoch": -1, "best_state": None}
 
     def fit(self) -> nn.Module:
@@ -157,7 +161,7 @@ class Trainer:
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self.fabric.strategy.precision.load_state_dict(checkpoint["precision"])
             self.progress = {name: checkpoint[name] for name in self.progress}
-        while self.progress["epoch"] < self.settings.epochs and not self._out_of_patience():
+        while not self._has_ended():
             self._seed_layers(self.progress["epoch"])
             record = self._before_epoch(self.progress["epoch"])
             record |= self._train_epoch(self.progress["epoch"])
@@ -167,19 +171,30 @@ class Trainer:
             self._keep_best(record)
             self.progress["epoch"] += 1
             self.run.log(self.progress["epoch"], **record)
-            states = {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "precision": self.fabric.strategy.precision.state_dict(),  # the loss scale of 16-mixed
-            }
-            self.run.save(self.progress["epoch"], {**self.progress, **states})
+            if self._checkpoint_is_due():
+                self._save()
         if self.progress["best_state"] is not None:
             self.model.load_state_dict(self.progress["best_state"])
         return self.model
 
-    def _out_of_patience(self) -> bool:
-        patience = self.settings.patience
-        return bool(patience) and self.progress["epoch"] - 1 - self.progress["best_epoch"] >= patience
+    def _has_ended(self) -> bool:
+        """After all epochs, or out of patience."""
+        epoch, patience = self.progress["epoch"], self.settings.patience
+        return epoch >= self.settings.epochs or (bool(patience) and epoch - 1 - self.progress["best_epoch"] >= patience)
+
+    def _checkpoint_is_due(self) -> bool:
+        """By the first process's clock; weights that end a run are checked in any case."""
+        waited = time.monotonic() - self.saved_at >= 60 * self.settings.checkpoint_minutes
+        return self._has_ended() or self.fabric.broadcast(waited)
+
+    def _save(self) -> None:
+        states = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),  # the loss scale of 16-mixed
+        }
+        self.run.save(self.progress["epoch"], {**self.progress, **states})
+        self.saved_at = time.monotonic()
 
     def _keep_best(self, record: dict[str, float]) -> None:
         if not self.settings.patience or record["held_loss"] >= self.progress["best_loss"]:
@@ -206,15 +221,20 @@ class Trainer:
         self.network.train()
         steps, records = self._steps(epoch), []
         views = [self._batches(epoch, steps, view) for view in range(self.n_views)]
+        made = (self._step_at(epoch + i / len(steps), *step) for i, step in enumerate(zip(steps, *views)))
         name = f"epoch {epoch + 1}/{self.settings.epochs}"
-        bar = tqdm(zip(steps, *views), name, len(steps), disable=not self.fabric.is_global_zero, unit="step")
-        for i, (step, *batch) in enumerate(bar):
-            rate = self._set_rate(epoch + i / len(steps))
-            records.append(self._step(step, *batch))
-            loss = records[-1]["loss"]
-            self.run.check_finite(loss, epoch * len(steps) + i)
-            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-        return {**{name: float(np.mean([one[name] for one in records])) for name in records[0]}, "lr": rate}
+        bar = tqdm(_one_behind(made), name, len(steps), disable=not self.fabric.is_global_zero, unit="step")
+        for i, record in enumerate(bar):
+            self.run.check_finite(record["loss"], epoch * len(steps) + i)
+            records.append(record)
+            bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
+        averages = {name: float(np.mean([one[name] for one in records])) for name in records[0]}
+        return {**averages, "lr": self.optimizer.param_groups[0]["lr"]}
+
+    def _step_at(self, epoch: float, positions: np.ndarray, *views: Tensor) -> dict[str, Tensor]:
+        """A step at the learning rate of that time."""
+        self._set_rate(epoch)
+        return self._step(positions, *views)
 
     def _batches(self, epoch: int, steps: list[np.ndarray], view: int = 0) -> Iterator[Tensor]:
         """The images of every step (positions in `train_rows`), augmented; each `view` of an epoch is another one."""
@@ -229,6 +249,11 @@ class Trainer:
         for step, pixels in zip(steps, loaded):
             yield augment(to_unit(pixels, self.fabric.device), uniforms[step].to(self.fabric.device))
 
+    def _unchanged(self, row_batches: list[np.ndarray]) -> Iterator[Tensor]:
+        """The images of every batch of rows as the extractor is to see them later, not augmented."""
+        loaded = batches(self.images, row_batches, self.model.config, None, self.settings.num_workers)
+        return (to_unit(pixels, self.fabric.device) for pixels in loaded)
+
     def _steps(self, epoch: int) -> list[np.ndarray]:
         """This process's share of every batch of the epoch, as positions in `train_rows`; all processes get as many."""
         n, rank = self.fabric.world_size, self.fabric.global_rank
@@ -236,32 +261,43 @@ class Trainer:
         whole = [batch[: len(batch) // n * n] for batch in in_batches(order, self.settings.batch_size)]
         return [batch[rank::n] for batch in whole if len(batch) > n]  # batch norm needs two images
 
-    def _set_rate(self, epoch: float) -> float:
+    def _set_rate(self, epoch: float) -> None:
         s = self.settings
         warmup = s.warmup_epochs, s.warmup_lr
         rate = learning_rate(epoch, s.epochs, s.lr, s.schedule, s.step_epochs, s.lr_decay, *warmup, s.n_cycles)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        return rate
 
-    def _step(self, positions: np.ndarray, *views: Tensor) -> dict[str, float]:
+    def _step(self, positions: np.ndarray, *views: Tensor) -> dict[str, Tensor]:
         """Forward, backward and update for the images at `positions` of `train_rows`, seen in `views` (B, C, H, W);
-        returns what to log, among it the loss."""
+        returns what to log, among it the loss, as tensors of one number on the device."""
         raise NotImplementedError
 
-    def _update(self, loss: Tensor) -> float:
-        """Backward and update, none for a loss that is not finite; returns the loss, a mean over all processes."""
-        # Over all processes: one that stopped alone would leave the others waiting.
-        value = self.fabric.all_reduce(loss.detach(), reduce_op="mean").item()
-        if np.isfinite(value):
-            self.optimizer.zero_grad()
-            self.fabric.backward(loss)
-            self.optimizer.step()
-        return value
+    def _update(self, loss: Tensor) -> Tensor:
+        """Backward and update; returns the loss, a mean over all processes: one that stopped alone would leave the
+        others waiting."""
+        self.optimizer.zero_grad()
+        self.fabric.backward(loss)
+        self.optimizer.step()
+        return self.fabric.all_reduce(loss.detach(), reduce_op="mean")
 
     def _evaluate(self) -> dict[str, float]:
         """What to log of the held-out images; `held_loss` is what `patience` watches."""
         raise NotImplementedError
+
+
+def _one_behind(records: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, float]]:
+    """The records as numbers. Each is read when the next step has been asked for, so that a GPU never stands idle."""
+    waiting: list[tuple[list[str], Tensor]] = []
+    for record in records:
+        waiting.append((list(record), torch.stack([value.float() for value in record.values()])))
+        if len(waiting) == 2:
+            yield _numbers(*waiting.pop(0))
+    yield from (_numbers(*last) for last in waiting)
+
+
+def _numbers(names: list[str], values: Tensor) -> dict[str, float]:
+    return dict(zip(names, values.tolist()))
 
 
 def build_optimizer(settings: TrainingSettings, model: nn.Module) -> torch.optim.Optimizer:

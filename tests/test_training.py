@@ -76,7 +76,7 @@ def test_non_finite_loss_stops_with_the_step_and_keeps_the_checkpoint(tmp_path, 
 
     def breaks_late(self, positions, *views):
         calls.append(1)
-        return {"loss": float("nan")} if len(calls) == 6 else step(self, positions, *views)
+        return {"loss": torch.tensor(float("nan"))} if len(calls) == 6 else step(self, positions, *views)
 
     monkeypatch.setattr(ExtractorTrainer, "_step", breaks_late)
     with pytest.raises(InputError, match=r"loss is nan at step 5.*checkpoint\.pt"):
@@ -197,7 +197,7 @@ def test_weights_that_diverge_in_the_last_step_are_not_kept(tmp_path, data, monk
         record = step(self, positions, *views)
         if self.progress["epoch"] == 1:
             self.model.classifier.weight.data[0] = float("inf")
-        return record | {"loss": 1.0}
+        return record | {"loss": torch.tensor(1.0)}
 
     monkeypatch.setattr(ExtractorTrainer, "_step", spoils)
     with pytest.raises(InputError, match="last good checkpoint"):

@@ -125,9 +125,18 @@ def cap(images: Images, max_per_class: int, seed: int) -> Images:
         stream(seed, "cap", g).permutation(rows)[:max_per_class]
         for g, rows in enumerate(_rows_by_class(group, 2 * n_classes))
     ]
-    chosen = np.sort(np.concatenate(kept))
+    return _only(images, np.sort(np.concatenate(kept)))
+
+
+def validation_part(images: Images, share: float, seed: int, class_names: list[str]) -> Images:
+    """The training images alone, `share` of every class in place of the test part: for choosing settings."""
+    train = _only(images, images.rows(test=False))
+    return replace(train, is_test=hold_out(train.labels, share, seed, class_names))
+
+
+def _only(images: Images, rows: np.ndarray) -> Images:
     parts = {
-        name: part[chosen]
+        name: part[rows]
         for name in ("labels", "is_test", "pixels", "paths")
         if (part := getattr(images, name)) is not None
     }

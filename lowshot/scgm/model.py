@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lowshot.backbones import Extractor, ModelConfig
 from lowshot.scgm.contrast import ClassQueues, angular_logits
@@ -95,7 +96,7 @@ class ScgmModel(nn.Module):
     def keys(self, images: Tensor, momentum: float) -> Tensor:
         """Embeddings (B, d) by the key extractor, once it has followed: key <- m key + (1 - m) query, the running
         statistics of batch norm included."""
-        for key, query in zip(self.key_extractor.state_dict().values(), self.extractor.state_dict().values()):
-            if key.is_floating_point():
-                key.lerp_(query, 1 - momentum)
+        keys, queries = self.key_extractor.state_dict().values(), self.extractor.state_dict().values()
+        floating = [(key, query) for key, query in zip(keys, queries) if key.is_floating_point()]
+        get_ema_multi_avg_fn(momentum)(*map(list, zip(*floating)), None)
         return self.key_extractor.features(images).float()

@@ -1,6 +1,5 @@
 """Training on superclasses by expectation and maximisation, and the two baselines that need no expectation."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +15,7 @@ from lowshot.backbones import Extractor
 from lowshot.datasets.images import Images
 from lowshot.errors import InputError
 from lowshot.image_training import Trainer, TrainingSettings
-from lowshot.loading import batches, in_batches, to_unit
+from lowshot.loading import in_batches
 from lowshot.losses import topk_correct
 from lowshot.scgm.assignment import assign_subclasses
 from lowshot.scgm.contrast import ClassQueues
@@ -145,23 +144,19 @@ class ScgmTrainer(Trainer):
         own = [part[rank::n] for part in parts]
         augmented = self.settings.e_step_view == "augmented"
         self.network.train(augmented)
-        loaded = self._batches(epoch, own, self.n_views) if augmented else self._clean(own)
+        rows = [self.train_rows[part] for part in own]
+        loaded = self._batches(epoch, own, self.n_views) if augmented else self._unchanged(rows)
         scores = torch.zeros(len(order), self.settings.n_subclasses, device=self.fabric.device)
         for positions, batch in zip(own, loaded):
             with self.fabric.autocast():
                 scores[positions] = self.model.log_joint(batch, self.superclasses[positions])
         scores = self.fabric.all_reduce(scores, reduce_op="sum")
-        for i, part in enumerate(parts):
-            if not scores[part].isfinite().all():
-                raise InputError(f"E-step of epoch {epoch + 1}: NaN in the scores of batch {i + 1} of {len(parts)}")
+        finite = scores.isfinite().all(1).cpu().numpy()
+        for i in [i for i, part in enumerate(parts) if not finite[part].all()][:1]:
+            raise InputError(f"E-step of epoch {epoch + 1}: NaN in the scores of batch {i + 1} of {len(parts)}")
         return scores
 
-    def _clean(self, parts: list[np.ndarray]) -> Iterator[Tensor]:
-        loaded = batches(self.images, [self.train_rows[part] for part in parts], self.model.config, None,
-                         self.settings.num_workers)  # fmt: skip
-        return (to_unit(pixels, self.fabric.device) for pixels in loaded)
-
-    def _step(self, positions: np.ndarray, *views: Tensor) -> dict[str, float]:
+    def _step(self, positions: np.ndarray, *views: Tensor) -> dict[str, Tensor]:
         s, rows = self.settings, torch.from_numpy(positions).to(self.fabric.device)
         superclasses, keys = self.superclasses[rows], None
         if has_contrast(s):
@@ -174,30 +169,39 @@ class ScgmTrainer(Trainer):
             gathered = [self.fabric.all_gather(one).flatten(0, -one.ndim) if self.fabric.world_size > 1 else one
                         for one in (keys, superclasses, rows)]  # fmt: skip
             self.model.queues.add(*gathered)
-        top1 = topk_correct(scores, superclasses, 1).item() / len(rows)
-        return {"loss": value, "top1": top1, **{f"loss_{name}": loss.item() for name, loss in losses.items()}}
+        record = {"loss": value, "top1": _top1(scores, superclasses)}
+        return record | {f"loss_{name}": loss.detach() for name, loss in losses.items()}
 
     @torch.inference_mode()
     def _evaluate(self) -> dict[str, float]:
-        """Of held-out images: the loss and accuracy of superclasses, and how subclasses agree with classes."""
+        """Of held-out images: the loss and accuracy of superclasses, by the classifier and by the mixture, and how
+        subclasses agree with classes."""
         self.network.eval()
-        sums, subclasses = np.zeros(2), []
-        parts = in_batches(self.held_rows, self.settings.batch_size)
-        loaded = batches(self.images, parts, self.model.config, None, self.settings.num_workers)
-        for part, pixels in zip(parts, loaded):
+        superclasses = torch.from_numpy(self.superclass_of[self.images.labels[self.held_rows]]).to(self.fabric.device)
+        embeddings = self._embeddings(self.held_rows)
+        scores = self.model.superclasses.classifier_logits(embeddings)
+        record = {
+            "held_loss": F.cross_entropy(scores, superclasses).item(),
+            "held_top1": _top1(scores, superclasses).item(),
+        }
+        if has_mixture(self.settings):
+            mixture = self.model.mixture
+            record["held_top1_mixture"] = _top1(mixture.log_superclass(embeddings), superclasses)
+            subclasses = mixture.subclass_logits(embeddings).argmax(1).cpu().numpy()
+            record |= _agreement("held", self.images.labels[self.held_rows], subclasses)
+        return {name: float(value) for name, value in record.items()}
+
+    def _embeddings(self, rows: np.ndarray) -> Tensor:
+        """Of the images `rows` (N,), not augmented: float32 (N, d)."""
+        embeddings = []
+        for images in self._unchanged(in_batches(rows, self.settings.batch_size)):
             with self.fabric.autocast():
-                embeddings = self.model.extractor.features(to_unit(pixels, self.fabric.device))
-            embeddings = embeddings.float()
-            scores = self.model.superclasses.classifier_logits(embeddings)
-            labels = torch.from_numpy(self.superclass_of[self.images.labels[part]]).to(self.fabric.device)
-            loss = F.cross_entropy(scores, labels, reduction="sum")
-            sums += [loss.item(), topk_correct(scores, labels, 1).item()]
-            if has_mixture(self.settings):
-                subclasses.append(self.model.mixture.subclass_logits(embeddings).argmax(1).cpu().numpy())
-        record = dict(zip(("held_loss", "held_top1"), (sums / len(self.held_rows)).tolist()))
-        if subclasses:
-            record |= _agreement("held", self.images.labels[self.held_rows], np.concatenate(subclasses))
-        return record
+                embeddings.append(self.model.extractor.features(images).float())
+        return torch.cat(embeddings)
+
+
+def _top1(scores: Tensor, labels: Tensor) -> Tensor:
+    return topk_correct(scores, labels, 1) / len(labels)
 
 
 def _agreement(name: str, classes: np.ndarray, subclasses: np.ndarray) -> dict[str, float]:
