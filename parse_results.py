@@ -45,8 +45,9 @@ class Config:
     metric: Literal["top1_novel", "top1_base", "top1_all", "top5_novel", "top5_base", "top5_all"] = "top1_novel"
     """Metric of the table that is printed and shown first."""
     reference: str | None = None
-    """System (or method) that the figure of paired differences, and episodes, compare with; the plainest if not
-    given."""
+    """System, method or extractor that the figure of paired differences, and episodes, compare with; the plainest if
+    not given. Extractors NAME_seed0, NAME_seed1, ... are repeats of a training NAME: episodes of each are compared with
+    those of the reference with the same seed, and tables over trainings are added."""
     overwrite: bool = False
     """Make the report again although nothing changed."""
 
@@ -72,7 +73,7 @@ def main(config: Config) -> Path:
 
 
 def _check_reference(reference: str | None, frame: pd.DataFrame) -> None:
-    if reference is not None and not ((frame["system"] == reference) | (frame["method"] == reference)).any():
+    if reference is not None and not results.is_reference(frame, reference).any():
         known = ", ".join(f"'{system}'" for system in frame["system"].unique())
         raise InputError(f"--reference '{reference}': no such system (there are: {known})")
 

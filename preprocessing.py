@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, OpenUnitInterval, PositiveInt
 
 from lowshot.artifacts import is_done, recipe, write_json, writing
 from lowshot.cli import run
@@ -88,7 +88,7 @@ class Config:
     """omniglot: side of the stored images (default 28); folder: store square images of this side instead of paths."""
     max_per_class: PositiveInt | None = None
     """Keep at most this many random images of a class in the train part, and as many in the test part."""
-    validation_share: ClosedUnitInterval | None = None
+    validation_share: OpenUnitInterval | None = None
     """If given, this share of every class's training images stands in place of the test images, which are left out: to
     choose settings on."""
     protocol: Path | None = None
@@ -162,7 +162,7 @@ def _source(config: Config) -> Source:
 def _useless(reader: Reader) -> dict[str, str]:
     """The settings that a data set does not heed, and why."""
     own = {"root", "test_per_class", "image_size", "protocol", "max_per_class", "start", "count"}
-    of_the_split = ("halves", "novel_fraction", "novel_per_superclass")
+    of_the_split = ("halves", "novel_fraction", "novel_per_superclass", "validation_share")
     causes = dict.fromkeys(sorted(own - reader.heeds), "has no use for it")
     if reader.fixes_split:
         causes |= dict.fromkeys(of_the_split, "comes with a split of its own")

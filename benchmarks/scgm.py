@@ -3,18 +3,20 @@
     python benchmarks/scgm.py assignment      # 50 000 images, 100 subclasses: seconds, balance
     python benchmarks/scgm.py share           # a ResNet-10 at a quarter of its width on images of the form of CIFAR-100
 
-assignment: scores of embeddings in 100 Gaussian classes of 20 superclasses, by how far the classes overlap. share:
-whole epochs of `ScgmTrainer` against its encoder's passes alone (forward and backward of the query, forward of keys and
-of the E-step) on batches that lie ready, in turns; what is left is loading, augmentation, losses, queues, updates and
-assignment. An assignment is shared by the epochs up to the next one.
+assignment: scores of embeddings in 100 Gaussian classes of 20 superclasses, by how far the classes overlap. share: of
+real epochs and E-steps of `ScgmTrainer` the time that is not spent in its encoder, that is in forward and backward of
+the query, in forward of the keys and of the E-step, told apart by clocks at the encoder's two ends. What is left is
+loading, augmentation, losses, queues, updates and assignment. An E-step is shared by the epochs up to the next one.
 """
 
 import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,17 +87,56 @@ def share(n_images: int) -> None:
     for method in ("scgm_g", "scgm_a"):
         with TemporaryDirectory() as folder:
             trainer = make_trainer(method, images, Path(folder))
-            epochs = [(timed_epoch(trainer, epoch), encoder_alone(trainer)) for epoch in range(0, 15, 5)]
-        shares = []
-        for (e_step, assigning, epoch), (forward, step) in epochs:
-            whole = (e_step + assigning) / trainer.settings.e_step_every + epoch
-            shares.append(1 - (forward / trainer.settings.e_step_every + step) / whole)
-        (e_step, assigning, epoch), (forward, step) = epochs[-1]
+            clock = EncoderClock(trainer)
+            rounds = [(clock.time(trainer._before_epoch, epoch), clock.time(trainer._train_epoch, epoch))
+                      for epoch in range(0, 25, 5)]  # fmt: skip
+        every = trainer.settings.e_step_every
+        e_step, epoch = np.median([one[0] for one in rounds], 0), np.median([one[1] for one in rounds], 0)
+        shares = [1 - (one[0][1] / every + one[1][1]) / (one[0][0] / every + one[1][0]) for one in rounds]
         report(
             f"share of an epoch outside the encoder, {method}",
-            {"share": float(np.median(shares)), "all": [round(one, 3) for one in shares], "epoch": epoch,
-             "encoder": step, "e_step": e_step, "its encoder": forward, "assignment": assigning},
+            {"share": float(np.median(shares)), "all": [round(one, 3) for one in shares], "epoch": epoch[0],
+             "its encoder": epoch[1], "e_step": e_step[0], "encoder of it": e_step[1]},
         )  # fmt: skip
+
+
+class EncoderClock:
+    """Seconds spent in the encoders of a trainer on a CPU: in `features`, and in backward from the moment that the
+    gradient of its output is there."""
+
+    def __init__(self, trainer: ScgmTrainer) -> None:
+        self.seconds, self.reached = 0.0, 0.0
+        model, fabric = trainer.model, trainer.fabric
+        for encoder in (model.extractor, model.key_extractor):
+            if encoder is not None:
+                encoder.features = self.watched(encoder.features)
+        backward = fabric.backward
+
+        def timed_backward(loss: Tensor) -> None:
+            backward(loss)
+            self.seconds += time.perf_counter() - self.reached
+
+        fabric.backward = timed_backward
+
+    def watched(self, features: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def timed(images: Tensor) -> Tensor:
+            start = time.perf_counter()
+            output = features(images)
+            self.seconds += time.perf_counter() - start
+            if output.requires_grad:
+                output.register_hook(self.reach)
+            return output
+
+        return timed
+
+    def reach(self, gradient: Tensor) -> None:
+        self.reached = time.perf_counter()
+
+    def time(self, work: Callable[[int], Any], epoch: int) -> tuple[float, float]:
+        """Seconds of `work(epoch)`, and of these in the encoders."""
+        self.seconds, start = 0.0, time.perf_counter()
+        work(epoch)
+        return time.perf_counter() - start, self.seconds
 
 
 def make_trainer(method: str, images: Images, folder: Path) -> ScgmTrainer:
@@ -108,35 +149,6 @@ def make_trainer(method: str, images: Images, folder: Path) -> ScgmTrainer:
     model = build_model(settings, extractor, superclass_of[images.labels])
     fabric = open_fabric("cpu", "32-true")
     return ScgmTrainer(settings, fabric, TrainingRun(folder, False), model, images, rows, rows[:0], superclass_of)
-
-
-def timed_epoch(trainer: ScgmTrainer, epoch: int) -> tuple[float, float, float]:
-    """Seconds of the E-step's pass over the images, of its assignment, and of the rest of an epoch."""
-    start = time.perf_counter()
-    trainer._log_joint(epoch)
-    passed = time.perf_counter()
-    trainer._before_epoch(epoch)
-    before = time.perf_counter()
-    trainer._train_epoch(epoch)
-    return passed - start, max(0.0, before - passed - (passed - start)), time.perf_counter() - before
-
-
-def encoder_alone(trainer: ScgmTrainer) -> tuple[float, float]:
-    """Seconds of the encoder's passes of an E-step, and of an epoch's steps, on one batch over and over."""
-    settings, model = trainer.settings, trainer.model
-    batch = torch.rand(settings.batch_size, 3, 32, 32).to(memory_format=torch.channels_last)
-    n_steps = len(trainer.train_rows) / settings.batch_size
-    start = time.perf_counter()
-    for _ in range(round(n_steps)):
-        with torch.no_grad():
-            model.extractor.features(batch)
-    passed = time.perf_counter()
-    for _ in range(round(n_steps)):
-        if model.key_extractor is not None:
-            with torch.no_grad():
-                model.key_extractor.features(batch)
-        model.extractor.features(batch).sum().backward()
-    return passed - start, time.perf_counter() - passed
 
 
 def report(what: str, result: dict) -> None:

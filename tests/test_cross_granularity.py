@@ -388,6 +388,47 @@ def test_results_of_before_these_settings_are_of_one_run_with_newer_ones(folder)
     assert part["system"].unique().tolist() == ["scgm: nearest_mean"] and part["task"].nunique() == 1
 
 
+@pytest.fixture
+def repeated(folder, tmp_path):
+    """Two trainings of three seeds each, and one of a single seed, on the same five episodes: the accuracies of the
+    first are 0.25, 0.5 and 0.75 of the episode's in fifths, the second is better by 0.1, 0.1 and 0.25."""
+    out, one = tmp_path / "repeated", read_json(folder / "copies.json")
+    out.mkdir()
+    for seed, (level, gain) in enumerate(((0.25, 0.1), (0.5, 0.1), (0.75, 0.25))):
+        for name, shift in (("coarse", 0), ("better", gain), *([("alone", 0.2)] if seed == 1 else [])):
+            rows = [{"episode": e, "n_way": 4, "n_shot": 1, "accuracy": level * e / 5 + shift} for e in range(5)]
+            made = {"episodes": rows, "extractor": f"{name}_seed{seed}", "inputs": {"features": f"{name}{seed}"}}
+            write_json(out / f"{name}{seed}.json", {**one, **made})
+    return out
+
+
+def test_repeated_trainings_are_averaged_and_compared_seed_by_seed(repeated, capsys):
+    parse_results.main(parse_results.Config(results=repeated, out=repeated.parent / "r", reference="coarse"))
+    tables = dict(zip(*[iter(capsys.readouterr().out.split("**")[1:])] * 2))
+    over, pairs, single, paired = tables.values()
+    assert [", over trainings" in caption for caption in tables] == [True, True, False, False]
+    method = ": nearest_mean (3 augmented copies)"
+    levels, gains = 100 * np.array([0.1, 0.2, 0.3]), 100 * np.array([0.1, 0.1, 0.25])
+    for name, values in (("coarse", levels), ("better", levels + gains)):
+        half = 4.302653 * values.std(ddof=1) / np.sqrt(3)
+        assert f"| {name}{method} | inductive | 3 | {values.mean():.2f} ± {half:.2f} |" in over
+    half = 4.302653 * gains.std(ddof=1) / np.sqrt(3)
+    assert f"| better{method} | coarse{method} | 3 | +15.00 ± {half:.2f} |" in pairs
+    assert "alone" not in over + pairs and f"| alone_seed1{method} |" in single
+    for seed, gain in enumerate(gains):  # each with the reference of its own seed
+        assert f"| better_seed{seed}{method} | coarse_seed{seed}{method} | 5 | +{gain:.2f} ± 0.00 * |" in paired
+    assert f"| alone_seed1{method} | coarse_seed1{method} | 5 | +20.00" in paired
+
+
+def test_trainings_judged_on_fewer_episodes_are_no_pairs(repeated):
+    """The mean of other episodes is another number: that seed is left out."""
+    one = read_json(repeated / "better2.json")
+    write_json(repeated / "better2.json", {**one, "episodes": one["episodes"][:4]})
+    frame = results.repeats(results.episodes(results.read_files(repeated)))
+    pairs = results.paired_differences(frame, results.plainest(frame, "coarse"))
+    assert pairs["trials"].tolist() == [2] and pairs["mean"].tolist() == pytest.approx([0.1])
+
+
 # Pictures
 
 

@@ -92,11 +92,31 @@ def test_max_per_class(root):
     assert np.bincount(images.labels[images.rows(test=False)]).tolist() == [2] * 8
 
 
+def test_a_validation_part_leaves_the_test_images_out(root, tmp_path):
+    """Half of the four training images of a class in place of its test image; the split stays as it is."""
+    whole, part = (main(config_of(root, out=tmp_path / str(share), max_shots=2, validation_share=share))
+                   for share in (None, 0.5))  # fmt: skip
+    images, kept = read_images(whole / "images.h5"), read_images(part / "images.h5")
+    assert (
+        np.bincount(kept.labels[kept.is_test]).tolist() == np.bincount(kept.labels[~kept.is_test]).tolist() == [2] * 8
+    )
+    assert np.array_equal(kept.pixels, images.pixels[~images.is_test])
+    assert (whole / "split.json").read_bytes() == (part / "split.json").read_bytes()
+    draws = json.loads((part / "draws.json").read_text())
+    assert draws != json.loads((whole / "draws.json").read_text())
+    assert "validation_share" not in json.loads((whole / "config.json").read_text())["config"]
+
+
 @pytest.mark.parametrize(
     ("options", "cause"),
     [
         ({"max_shots": 5}, r"max_shots 5: class 0 \(group0/class0\) has 4 training images"),
         ({"test_per_class": 5}, "none is left beside 5 for test"),
+        ({"validation_share": 0.9}, "none is left beside 4 for test"),
+        (
+            {"dataset": "fc100", "image_size": None, "validation_share": 0.1},
+            "--validation_share: fc100 comes with a split",
+        ),
         ({"novel_per_superclass": 4}, "novel_per_superclass 4"),
         ({"novel_fraction": 1.0}, "base_classes_1 is empty"),
         ({"protocol": Path("x")}, "--protocol: folder has no use for it"),

@@ -21,6 +21,7 @@ RUNS = [("scripts/quickstart.sh", "")]
 RUNS += [(script, dataset) for script in SHRINK for dataset in ("imagenet", "cifar100", "omniglot")]
 RUNS += [(script, dataset) for script in DIFFUSION for dataset in ("imagenet", "cifar100", "omniglot")]
 RUNS += [(script, dataset) for script in SCGM for dataset in ("cifar100", "omniglot", "living17", "tiered_imagenet")]
+RUNS += [("scripts/scgm/choose.sh", dataset) for dataset in ("cifar100", "omniglot")]
 RUNS += [(script, dataset) for script in FEW_SHOT for dataset in ("omniglot_vinyals", "cifar_fs", "fc100")]
 RUNS += [(script, dataset) for script in FEW_SHOT for dataset in ("mini_imagenet", "tiered_imagenet")]
 RUNS += [(script, size) for script in ANALOGY for size in ("two_cores", "paper")]
@@ -64,7 +65,7 @@ def parsed(command):
 @pytest.mark.parametrize(("script", "argument"), RUNS)
 def test_commands_are_accepted(recorded, monkeypatch, script, argument):
     monkeypatch.chdir(ROOT)
-    done, commands = recorded(script, argument, WEIGHTS="vgg16.pth")
+    done, commands = recorded(script, argument, WEIGHTS="vgg16.pth", PRECISION="bf16-mixed")
     assert done.returncode == 0, done.stderr
     assert commands
     for command in commands:

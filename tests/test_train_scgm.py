@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import h5py
 import numpy as np
@@ -23,11 +24,13 @@ from lowshot.scgm.training import ScgmTrainer
 METHODS = ["scgm_g", "scgm_a", "coarse", "ancor"]
 
 
+# Of 100 training images: three whole batches and one of four.
+OPTIONS = {"model": "Conv4", "width": 0.1, "epochs": 3, "n_cycles": 1, "batch_size": 32, "accelerator": "cpu",
+           "n_subclasses": 10, "e_step_every": 2}  # fmt: skip
+
+
 def config(data, out, **options):
-    """Of 100 training images: three whole batches and one of four."""
-    defaults = {"model": "Conv4", "width": 0.1, "epochs": 3, "n_cycles": 1, "batch_size": 32, "accelerator": "cpu",
-                "n_subclasses": 10, "e_step_every": 2}  # fmt: skip
-    return train_scgm.Config(data=data, out=out, **(defaults | options))
+    return train_scgm.Config(data=data, out=out, **(OPTIONS | options))
 
 
 def train(data, out, **options):
@@ -99,6 +102,7 @@ def test_every_method_trains_without_the_fine_labels(tmp_path, data, changed, me
     terms = {"loss_superclass", *(["loss_contrast"] if method in ("scgm_a", "ancor") else [])}
     if method.startswith("scgm"):
         terms |= {"loss_subclass", "loss_superclass_of_subclass"}
+        assert last["held_top1_mixture"] > 0.7
         assert last["held_nmi"] > 0.7  # of a mixture that has seen two superclasses only
         assert first["assigned_nmi"] != records(other)[0]["assigned_nmi"]
     assert {name for name in first if name.startswith("loss_")} == terms
@@ -130,40 +134,63 @@ def test_the_embedding_is_what_features_are(tmp_path, data, trained):
         assert features.feats.shape == (n_rows, 128) and features.feats.min() < 0
 
 
-def test_a_run_killed_in_the_e_step_ends_the_same(tmp_path, data, trained, monkeypatch):
-    assign, calls = training.assign_subclasses, []
-
-    def killed_in_the_second(*arguments):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return assign(*arguments)
-
-    monkeypatch.setattr(training, "assign_subclasses", killed_in_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        train(data, tmp_path / "out", method="scgm_a")
+def test_a_process_killed_in_the_e_step_ends_the_same(tmp_path, data, trained, monkeypatch):
+    """By SIGKILL, between the scores of the second assignment and its labels; a plain run goes on from there."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    worker = tmp_path / "killed.py"
+    worker.write_text(
+        "import os, signal, train_scgm\n"
+        "from lowshot.cli import run\n"
+        "from lowshot.scgm import training\n"
+        "assign, calls = training.assign_subclasses, []\n"
+        "def killed_in_the_second(*arguments):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 2:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return assign(*arguments)\n"
+        "training.assign_subclasses = killed_in_the_second\n"
+        "run(train_scgm.main, train_scgm.Config, '')\n"
+    )
+    options = [item for name, value in OPTIONS.items() for item in (f"--{name}", value)]
+    result = run_script(worker, "--data", data, "--out", tmp_path / "out", "--method", "scgm_a", *options)
+    assert result.returncode == -signal.SIGKILL
     assert (tmp_path / "out.partial" / "checkpoint.pt").exists() and not (tmp_path / "out").exists()
-    monkeypatch.undo()
+    assert len(records(tmp_path / "out.partial")) == 2  # epochs before the assignment
     assert_same(train(data, tmp_path / "out", method="scgm_a"), trained)
 
 
-@pytest.mark.parametrize("at", [6, 10])
-def test_a_run_killed_in_an_epoch_ends_the_same(tmp_path, data, trained, monkeypatch, at):
-    """In one that goes on with the last assignment, and in one that has just made its own; four steps each."""
+def interrupt(monkeypatch, at):
+    """The step of that number, counted from 1, is never made."""
     step, calls = ScgmTrainer._step, []
 
-    def killed(self, *arguments):
+    def interrupted(self, *arguments):
         calls.append(1)
         if len(calls) == at:
             raise KeyboardInterrupt
         return step(self, *arguments)
 
-    monkeypatch.setattr(ScgmTrainer, "_step", killed)
+    monkeypatch.setattr(ScgmTrainer, "_step", interrupted)
+
+
+@pytest.mark.parametrize("at", [6, 10])
+def test_a_run_killed_in_an_epoch_ends_the_same(tmp_path, data, trained, monkeypatch, at):
+    """In one that goes on with the last assignment, and in one that has just made its own; four steps each."""
+    interrupt(monkeypatch, at)
     with pytest.raises(KeyboardInterrupt):
         train(data, tmp_path / "out", method="scgm_a")
     monkeypatch.undo()
     assert_same(train(data, tmp_path / "out", method="scgm_a"), trained)
     assert [record["step"] for record in records(tmp_path / "out")] == [1, 2, 3]
+
+
+def test_checkpoints_by_time_change_nothing(tmp_path, data, trained, monkeypatch):
+    """With none due before the end, a killed run starts anew."""
+    interrupt(monkeypatch, 10)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "out", method="scgm_a", checkpoint_minutes=60)
+    assert not (tmp_path / "out.partial" / "checkpoint.pt").exists()
+    monkeypatch.undo()
+    assert_same(train(data, tmp_path / "out", method="scgm_a", checkpoint_minutes=60), trained)
 
 
 def test_a_run_killed_in_the_first_e_step_leaves_nothing(tmp_path, data, monkeypatch):

@@ -73,12 +73,22 @@ def _section(
 
 
 def _add_episode_tables(section: page.Section, episodes: pd.DataFrame, reference: str | None) -> None:
-    """For every kind of task the accuracies, and the differences to the plainest system that has such episodes."""
+    """For every kind of task the accuracies, and the differences to the plainest system that has such episodes, by the
+    same seed where trainings are repeated; these first together, then one by one."""
     for task, part in episodes.groupby("task", sort=False):
-        section.episodes.append(tables.episode_table(_summary(part, "task"), task, section.protocol))
-        pairs = results.paired_differences(part, results.plainest(part, reference))
-        if len(pairs):
-            section.episodes.append(tables.paired_episode_table(pairs, task, section.protocol))
+        repeats = results.repeats(part)
+        for frame, unit in ((repeats, "trainings"), (part, "episodes")):
+            if len(frame):
+                section.episodes += _episode_tables(frame, task, section.protocol, unit, reference)
+
+
+def _episode_tables(
+    frame: pd.DataFrame, task: str, protocol: tuple, unit: str, reference: str | None
+) -> list[tables.Table]:
+    by_seed = frame.groupby(results.training_seeds(frame), sort=False)
+    pairs = pd.concat([results.paired_differences(one, results.plainest(one, reference)) for _, one in by_seed])
+    made = [tables.episode_table(_summary(frame, "task"), task, protocol, unit)]
+    return made + ([tables.paired_episode_table(pairs, task, protocol, unit)] if len(pairs) else [])
 
 
 def _add_clustering(section: page.Section, clustering: pd.DataFrame) -> None:

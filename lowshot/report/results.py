@@ -36,6 +36,8 @@ _NOT_OF_THE_RUN = {"shots", "trials", "n_shots", "n_episodes", "method", "name",
 _KIND = {"n_way", "n_queries", "dirichlet", "within_superclass", "classes"}
 # The plainest classifiers are shown first, and others compared with them.
 _PLAIN = r"(?:linear_sgd|nearest_mean)\b"
+# The end of an extractor's name that makes it one of several repeats of a training.
+_SEED = r"_seed(\d+)$"
 # Inputs that all tasks of one run share (draws may be one file a trial; samples may be made for one trial).
 _SHARED_INPUTS = {"test", "features", "generator", "graph", "scores"}
 
@@ -125,6 +127,28 @@ def episodes(files: dict[str, dict]) -> pd.DataFrame:
     tasks, the same where episodes of one number are the same images.
     """
     return _long_form(files, "episodes")
+
+
+def repeats(episodes: pd.DataFrame) -> pd.DataFrame:
+    """The same in a row for each training, of the systems whose extractors are repeats of one: NAME_seed0, NAME_seed1.
+
+    The seed stands in place of the episode, the mean of its episodes is the value, and names are without the seed.
+    """
+    seeds = training_seeds(episodes)
+    frame = episodes[seeds != ""].assign(episode=seeds[seeds != ""].astype(int))
+    names = frame["extractor"].str.replace(_SEED, "", regex=True)
+    rest = [system.removeprefix(name) for system, name in zip(frame["system"], frame["extractor"])]
+    frame = frame.assign(extractor=names, system=names + rest)
+    keys = [*COLUMNS, "episode", "task", "n_shot", "metric", "draws"]
+    means = frame.groupby(keys, sort=False)["value"].agg(value="mean", count="count").reset_index()
+    means["draws"] += means["count"].map(", {} episodes".format)  # of as many episodes only are they pairs
+    repeated = means.groupby(["system", "task"])["episode"].transform("nunique") > 1
+    return means[repeated].drop(columns="count")
+
+
+def training_seeds(frame: pd.DataFrame) -> pd.Series:
+    """Of each row the seed of its extractor's training, by its name (NAME_seed0), as text; empty without one."""
+    return frame["extractor"].str.extract(_SEED)[0].fillna("")
 
 
 def history(files: dict[str, dict]) -> pd.DataFrame:
@@ -270,10 +294,22 @@ def summarise(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return groups[by].assign(mean=groups["mean"], interval=interval, trials=count)
 
 
+def is_reference(frame: pd.DataFrame, reference: str | None) -> pd.Series:
+    """Which rows of `frame` (long form) are of `reference`: a system, a method, or an extractor with or without its
+    seed."""
+    names = [
+        frame["system"],
+        frame["method"],
+        frame["extractor"],
+        frame["extractor"].str.replace(_SEED, "", regex=True),
+    ]
+    return pd.concat(names, axis=1).eq(reference).any(axis=1)
+
+
 def plainest(frame: pd.DataFrame, reference: str | None = None) -> str:
-    """The system that others of `frame` (long form) are compared with: `reference`, a system or a method, or where it
-    is None or not there the first."""
-    named = frame.loc[(frame["system"] == reference) | (frame["method"] == reference), "system"]
+    """The system that others of `frame` (long form) are compared with: the first of `reference`, or where it is None or
+    not there the first of all."""
+    named = frame.loc[is_reference(frame, reference), "system"]
     return (named if len(named) else frame["system"]).iloc[0]
 
 

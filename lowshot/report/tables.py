@@ -96,25 +96,32 @@ def paired_table(differences: pd.DataFrame, metric: str, protocol: tuple[str, st
     return Table(f"{metric_name(metric)}, paired differences: {what}", pd.DataFrame(lines))
 
 
-def episode_table(summary: pd.DataFrame, task: str, protocol: tuple[str, str, str]) -> Table:
-    """Mean accuracy ± 95 % interval over episodes of one kind of `task`: rows are systems, columns are n."""
+def episode_table(summary: pd.DataFrame, task: str, protocol: tuple[str, str, str], unit: str = "episodes") -> Table:
+    """Mean accuracy ± 95 % interval of one kind of `task`, over episodes or (`unit`) over repeated trainings: rows are
+    systems, columns are n."""
     columns = sorted(summary["n_shot"].unique())
     rows = summary.groupby(["system", "setting"], sort=False)
     lines = [
-        {"System": system, "Setting": setting, **_cells(part, columns, unit="episodes")}
-        for (system, setting), part in rows
+        {"System": system, "Setting": setting, **_cells(part, columns, unit=unit)} for (system, setting), part in rows
     ]
-    what = f"{protocol_name(protocol)}; % accuracy, mean ± 95 % interval over episodes"
-    return Table(f"Episodes, {task}: {what}", pd.DataFrame(lines))
+    what = f"{protocol_name(protocol)}; % accuracy, mean ± 95 % interval over {unit}"
+    return Table(f"Episodes, {task}{_over(unit)}: {what}", pd.DataFrame(lines))
 
 
-def paired_episode_table(differences: pd.DataFrame, task: str, protocol: tuple[str, str, str]) -> Table:
+def paired_episode_table(
+    differences: pd.DataFrame, task: str, protocol: tuple[str, str, str], unit: str = "episodes"
+) -> Table:
     """Differences in percentage points on the same episodes; `differences` are of one kind of `task`."""
     columns = sorted(differences["n_shot"].unique())
     rows = differences.groupby(["system", "versus"], sort=False)
-    lines = [{"System": one, "minus": other, **_cells(part, columns, "+", "episodes")} for (one, other), part in rows]
-    what = f"{protocol_name(protocol)}; percentage points on the same episodes, mean ± 95 % interval, * excludes zero"
-    return Table(f"Episodes, {task}, paired differences: {what}", pd.DataFrame(lines))
+    lines = [{"System": one, "minus": other, **_cells(part, columns, "+", unit)} for (one, other), part in rows]
+    points = f"percentage points on the same episodes, mean ± 95 % interval over {unit}, * excludes zero"
+    what = f"{protocol_name(protocol)}; {points}"
+    return Table(f"Episodes, {task}{_over(unit)}, paired differences: {what}", pd.DataFrame(lines))
+
+
+def _over(unit: str) -> str:
+    return "" if unit == "episodes" else f", over {unit}"
 
 
 def clustering_table(summary: pd.DataFrame, classes: str, protocol: tuple[str, str, str]) -> Table:

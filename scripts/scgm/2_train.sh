@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Every method with every seed, on superclasses only. DEVICES=8 trains on eight GPUs of this machine; METHODS="scgm_g" SEEDS="0" trains one.
+# Every method with every seed, on superclasses only. DEVICES=8 trains on eight GPUs of this machine; METHODS="scgm_g" SEEDS="0" trains one;
+# PRECISION=bf16-mixed is one and a half to three times as fast where the processor has AMX.
 source "$(dirname "$0")/common.sh"
 for seed in $seeds; do
   for method in $methods; do
-    python train_scgm.py --config $configs/train_scgm-$settings-$representation.yaml --method $method --seed $seed --devices "${DEVICES:-1}" \
+    python train_scgm.py --config $configs/train_scgm-$settings-$representation.yaml --method $method --seed $seed --devices "${DEVICES:-1}" $precision \
       --data $out/data --out $out/scgm/${representation}_${method}_seed$seed/extractor
   done
 done

@@ -12,6 +12,7 @@ esac
 representation=${REPRESENTATION:-$default}
 methods=${METHODS:-coarse scgm_g ancor scgm_a}
 seeds=${SEEDS:-0 1 2}
+precision=${PRECISION:+--precision $PRECISION}
 # Where the images are: DATA_ROOT=/datasets. Without it data/, where CIFAR-100 and Omniglot are downloaded to.
 data_root=${DATA_ROOT:+--root $DATA_ROOT}
 out=outputs/$dataset
