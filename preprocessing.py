@@ -90,7 +90,7 @@ class Config:
     """Keep at most this many random images of a class in the train part, and as many in the test part."""
     validation_share: OpenUnitInterval | None = None
     """If given, this share of every class's training images stands in place of the test images, which are left out: to
-    choose settings on."""
+    choose settings on. Results then say "validation part" behind the data set's name."""
     protocol: Path | None = None
     """imagenet: folder with the published label_idx.json and splitfile_{1..5}.json."""
     start: NonNegativeInt = 0
@@ -137,8 +137,9 @@ def _protocol(config: Config, content: Content) -> dict[str, dict]:
     """split.json and draws.json of a labelled data set."""
     images = content.images
     _check_parts(images, content.class_names)
+    name = config.dataset if config.validation_share is None else f"{config.dataset} (validation part)"
     split = content.split or make_split(
-        config.dataset, content.class_names, content.superclass_names, content.superclass_of, config.seed,
+        name, content.class_names, content.superclass_names, content.superclass_of, config.seed,
         content.novel_classes, config.novel_fraction, config.novel_per_superclass, config.halves,
     )  # fmt: skip
     train_labels = images.labels[images.rows(test=False)]

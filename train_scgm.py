@@ -112,7 +112,8 @@ def save_means(path: Path, model: ScgmModel, chosen: Chosen) -> None:
             file["subclass_means"] = model.mixture.subclass_means.detach().cpu().numpy()
             file["rows"] = chosen.train.astype(np.int32)
             file["subclasses"] = model.subclasses.cpu().numpy().astype(np.int32)
-            file["sizes"] = model.sizes.cpu().numpy().astype(np.int32)
+            sizes = model.sizes.cpu().numpy().astype(np.int32)
+            file["sizes"] = sizes[sizes.any(axis=1)]  # with --patience not all were made
 
 
 if __name__ == "__main__":

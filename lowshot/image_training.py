@@ -95,6 +95,9 @@ def hold_out(config: TrainingSettings, images: Images, rows: np.ndarray) -> tupl
     """Training `rows` as (rows to train on, rows to watch), ascending; InputError for settings they cannot serve."""
     if config.patience and not config.holdout:
         raise InputError("patience needs a holdout above 0: early stopping watches the held-out loss")
+    n_annealed = config.epochs - config.warmup_epochs
+    if config.schedule == "cosine" and config.n_cycles and n_annealed % config.n_cycles:
+        raise InputError(f"n_cycles {config.n_cycles}: the {n_annealed} epochs are not so many equal cycles")
     rows = stream(config.seed, "holdout").permutation(rows)
     n_held = round(config.holdout * len(rows))
     if config.patience and n_held == 0:

@@ -25,7 +25,6 @@ def open_fabric(accelerator: str, precision: str, devices: int = 1) -> Fabric:
     """Fabric, or InputError in one line for an accelerator, precision or number of devices that is not there."""
     from lightning_fabric import Fabric  # takes seconds, and only networks need it
 
-    torch.backends.cudnn.benchmark = True  # on GPUs: batches have one shape, so the fastest convolution is looked for
     try:
         return Fabric(accelerator=accelerator, devices=devices, precision=precision)
     except (RuntimeError, ValueError) as error:

@@ -30,6 +30,8 @@ class TrainingRun:
     def resume(self) -> dict | None:
         """The last checkpoint, or None at a first start. Log records that are later than it are dropped."""
         if not self.checkpoint.exists():
+            if self.writes:
+                self.log_file.unlink(missing_ok=True)
             return None
         checkpoint = load_state(self.checkpoint)
         if self.writes and self.log_file.exists():

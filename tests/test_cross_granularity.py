@@ -420,12 +420,32 @@ def test_repeated_trainings_are_averaged_and_compared_seed_by_seed(repeated, cap
     assert f"| alone_seed1{method} | coarse_seed1{method} | 5 | +20.00" in paired
 
 
+def test_each_seed_is_compared_with_its_own_reference_or_not_at_all(repeated):
+    """Without coarse_seed2 nothing is compared in its place; a reference without a seed serves all."""
+    files = results.read_files(repeated)
+    del files["coarse2.json"]
+    pairs = results.differences_to(results.episodes(files), "coarse")
+    assert {name.split(":")[0] for name in pairs["system"]} == {"better_seed0", "better_seed1", "alone_seed1"}
+    files["coarse1.json"]["extractor"] = "whole"
+    pairs = results.differences_to(results.episodes(files), "whole")
+    assert len(pairs) == 5 and {name.split(":")[0] for name in pairs["versus"]} == {"whole"}
+
+
+def test_an_extractor_as_reference_is_compared_within_a_method(repeated):
+    files = results.read_files(repeated)
+    for name in ("coarse0", "better0"):
+        files[f"{name}-cosine.json"] = {**files[f"{name}.json"], "method": "cosine"}
+    pairs = results.differences_to(results.episodes(files), "coarse_seed0")
+    within = [one.split(":")[1] == other.split(":")[1] for one, other in zip(pairs["system"], pairs["versus"])]
+    assert len(pairs) == 2 and all(within)
+
+
 def test_trainings_judged_on_fewer_episodes_are_no_pairs(repeated):
     """The mean of other episodes is another number: that seed is left out."""
     one = read_json(repeated / "better2.json")
     write_json(repeated / "better2.json", {**one, "episodes": one["episodes"][:4]})
     frame = results.repeats(results.episodes(results.read_files(repeated)))
-    pairs = results.paired_differences(frame, results.plainest(frame, "coarse"))
+    pairs = results.differences_to(frame, "coarse")
     assert pairs["trials"].tolist() == [2] and pairs["mean"].tolist() == pytest.approx([0.1])
 
 

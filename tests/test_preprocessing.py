@@ -93,7 +93,7 @@ def test_max_per_class(root):
 
 
 def test_a_validation_part_leaves_the_test_images_out(root, tmp_path):
-    """Half of the four training images of a class in place of its test image; the split stays as it is."""
+    """Half of the four training images of a class in place of its test image; the same classes, under another name."""
     whole, part = (main(config_of(root, out=tmp_path / str(share), max_shots=2, validation_share=share))
                    for share in (None, 0.5))  # fmt: skip
     images, kept = read_images(whole / "images.h5"), read_images(part / "images.h5")
@@ -101,7 +101,9 @@ def test_a_validation_part_leaves_the_test_images_out(root, tmp_path):
         np.bincount(kept.labels[kept.is_test]).tolist() == np.bincount(kept.labels[~kept.is_test]).tolist() == [2] * 8
     )
     assert np.array_equal(kept.pixels, images.pixels[~images.is_test])
-    assert (whole / "split.json").read_bytes() == (part / "split.json").read_bytes()
+    split, other = read_split(whole / "split.json"), read_split(part / "split.json")
+    assert (split.dataset, other.dataset) == ("folder", "folder (validation part)") and split.digest != other.digest
+    assert split.novel_classes_2 == other.novel_classes_2 and split.base_classes_1 == other.base_classes_1
     draws = json.loads((part / "draws.json").read_text())
     assert draws != json.loads((whole / "draws.json").read_text())
     assert "validation_share" not in json.loads((whole / "config.json").read_text())["config"]

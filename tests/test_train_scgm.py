@@ -17,6 +17,7 @@ from lowshot.augmentation import Augmentation
 from lowshot.datasets.images import Images, read_images, write_images
 from lowshot.errors import InputError
 from lowshot.features import read_features
+from lowshot.report.mixture import read_means
 from lowshot.scgm import training
 from lowshot.scgm.model import ScgmModel
 from lowshot.scgm.training import ScgmTrainer
@@ -134,25 +135,30 @@ def test_the_embedding_is_what_features_are(tmp_path, data, trained):
         assert features.feats.shape == (n_rows, 128) and features.feats.min() < 0
 
 
-def test_a_process_killed_in_the_e_step_ends_the_same(tmp_path, data, trained, monkeypatch):
-    """By SIGKILL, between the scores of the second assignment and its labels; a plain run goes on from there."""
+def killed(tmp_path, data, monkeypatch, owner, name, at, *options):
+    """A process of scgm_a that SIGKILL ends when it calls the function for the `at`-th time."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     worker = tmp_path / "killed.py"
     worker.write_text(
         "import os, signal, train_scgm\n"
         "from lowshot.cli import run\n"
         "from lowshot.scgm import training\n"
-        "assign, calls = training.assign_subclasses, []\n"
-        "def killed_in_the_second(*arguments):\n"
+        f"function, calls = {owner}.{name}, []\n"
+        "def killed(*arguments):\n"
         "    calls.append(1)\n"
-        "    if len(calls) == 2:\n"
+        f"    if len(calls) == {at}:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return assign(*arguments)\n"
-        "training.assign_subclasses = killed_in_the_second\n"
+        "    return function(*arguments)\n"
+        f"{owner}.{name} = killed\n"
         "run(train_scgm.main, train_scgm.Config, '')\n"
     )
-    options = [item for name, value in OPTIONS.items() for item in (f"--{name}", value)]
-    result = run_script(worker, "--data", data, "--out", tmp_path / "out", "--method", "scgm_a", *options)
+    settings = [item for key, value in OPTIONS.items() for item in (f"--{key}", value)]
+    return run_script(worker, "--data", data, "--out", tmp_path / "out", "--method", "scgm_a", *settings, *options)
+
+
+def test_a_process_killed_in_the_e_step_ends_the_same(tmp_path, data, trained, monkeypatch):
+    """By SIGKILL, between the scores of the second assignment and its labels; a plain run goes on from there."""
+    result = killed(tmp_path, data, monkeypatch, "training", "assign_subclasses", 2)
     assert result.returncode == -signal.SIGKILL
     assert (tmp_path / "out.partial" / "checkpoint.pt").exists() and not (tmp_path / "out").exists()
     assert len(records(tmp_path / "out.partial")) == 2  # epochs before the assignment
@@ -179,6 +185,14 @@ def test_a_run_killed_in_an_epoch_ends_the_same(tmp_path, data, trained, monkeyp
     with pytest.raises(KeyboardInterrupt):
         train(data, tmp_path / "out", method="scgm_a")
     monkeypatch.undo()
+    assert_same(train(data, tmp_path / "out", method="scgm_a"), trained)
+    assert [record["step"] for record in records(tmp_path / "out")] == [1, 2, 3]
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path, data, trained, monkeypatch):
+    """By SIGKILL, in the second epoch, with checkpoints by time: the log has each epoch once."""
+    result = killed(tmp_path, data, monkeypatch, "training.ScgmTrainer", "_step", 6, "--checkpoint_minutes", 60)
+    assert result.returncode == -signal.SIGKILL and len(records(tmp_path / "out.partial")) == 1
     assert_same(train(data, tmp_path / "out", method="scgm_a"), trained)
     assert [record["step"] for record in records(tmp_path / "out")] == [1, 2, 3]
 
@@ -269,9 +283,10 @@ def test_two_processes_agree_on_everything(tmp_path, data, monkeypatch):
         "train_scgm.ScgmTrainer = Told\n"
         "run(train_scgm.main, train_scgm.Config, '')\n"
     )
-    options = ["--model", "Conv4", "--width", 0.1, "--accelerator", "cpu", "--epochs", 2, "--batch_size", 32,
-               "--n_subclasses", 10, "--e_step_every", 1, "--e_step_view", "clean", "--method", "scgm_a",
-               "--queue_length", 9, "--devices", 2, "--holdout", 0.2, "--patience", 2]  # fmt: skip
+    options = ["--model", "Conv4", "--width", 0.1, "--accelerator", "cpu", "--epochs", 2, "--n_cycles", 1,
+               "--batch_size", 32, "--n_subclasses", 10, "--e_step_every", 1, "--e_step_view", "clean",
+               "--method", "scgm_a", "--queue_length", 9, "--devices", 2, "--holdout", 0.2,
+               "--patience", 2]  # fmt: skip
     result = run_script(worker, "--data", data, "--out", tmp_path / "out", *options)
     assert result.returncode == 0 and "D = 128" in result.stdout, result.stderr
     one, two = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
@@ -333,6 +348,7 @@ def refused_folder(name, data, changed):
         ("", {"n_subclasses": 101}, "n_subclasses 101: .* the 100 training images"),
         ("", {"n_subclasses": 91, "holdout": 0.1}, "the 90 training images"),
         ("", {"patience": 2}, "patience needs a holdout"),
+        ("", {"epochs": 8, "n_cycles": 3}, "n_cycles 3: the 8 epochs are not so many equal cycles"),
         ("", {"batch_size": 2, "devices": 2}, "each process needs two"),
     ],
 )
@@ -340,6 +356,14 @@ def test_bad_input_is_named(tmp_path, data, changed, what, options, words):
     with pytest.raises(InputError, match=words):
         train(refused_folder(what, data, changed), tmp_path / "out", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_early_stopping_leaves_only_assignments_that_the_kept_network_has_seen(tmp_path, data):
+    """Without progress patience ends the training; no row of sizes is one of an assignment that was never made."""
+    out = train(data, tmp_path / "out", epochs=8, holdout=0.2, patience=1, e_step_every=1, lr=1e-30)
+    sizes, means = mixture(out)["sizes"], read_means(out)
+    assert 1 <= len(sizes) <= len(records(out)) < 8 and set(sizes.sum(1).tolist()) == {80}
+    assert means.epochs.tolist() == list(range(len(sizes))) and means.n_epochs == len(sizes)
 
 
 def test_a_baseline_does_not_ask_for_subclasses(tmp_path, data):

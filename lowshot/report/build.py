@@ -85,8 +85,7 @@ def _add_episode_tables(section: page.Section, episodes: pd.DataFrame, reference
 def _episode_tables(
     frame: pd.DataFrame, task: str, protocol: tuple, unit: str, reference: str | None
 ) -> list[tables.Table]:
-    by_seed = frame.groupby(results.training_seeds(frame), sort=False)
-    pairs = pd.concat([results.paired_differences(one, results.plainest(one, reference)) for _, one in by_seed])
+    pairs = results.differences_to(frame, reference)
     made = [tables.episode_table(_summary(frame, "task"), task, protocol, unit)]
     return made + ([tables.paired_episode_table(pairs, task, protocol, unit)] if len(pairs) else [])
 
@@ -178,11 +177,15 @@ def _write_csv(
     if len(history):
         history.to_csv(folder / "steps.csv", index=False)
         tables.wide(_summary(history, "n_steps", "metric")).to_csv(folder / "accuracy_over_steps.csv", index=False)
+    repeats = results.repeats(episodes)
+    for name, frame, unit in (("episode", episodes, "episodes"), ("training", repeats, "trainings")):
+        if len(frame):
+            count = {"trials": unit}
+            _summary(frame, "task").rename(columns=count).to_csv(folder / f"{name}_accuracy.csv", index=False)
+            pairs = results.paired_differences(frame).rename(columns=count)
+            pairs.to_csv(folder / f"{name}_differences.csv", index=False)
     if len(episodes):
         episodes.to_csv(folder / "episodes.csv", index=False)
-        _summary(episodes, "task").rename(columns={"trials": "episodes"}).to_csv(
-            folder / "episode_accuracy.csv", index=False
-        )
     if len(clustering):
         clustering.to_csv(folder / "clustering.csv", index=False)
         _scores(clustering).rename(columns={"trials": "seeds"}).to_csv(folder / "clustering_scores.csv", index=False)

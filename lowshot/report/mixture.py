@@ -50,13 +50,16 @@ def read_means(folder: Path) -> Means:
     with open_h5(path) as file:
         require_datasets(file, ["superclasses", "superclass_means"])
         superclasses, superclass_means = file["superclasses"][:], file["superclass_means"][:]
-        about = (Path(folder), digest(folder), int(made_from["config"]["epochs"]), superclasses, superclass_means)
         if len(superclasses) != len(superclass_means) or not np.isfinite(superclass_means).all():
             raise InputError(f"{path}: {len(superclasses)} superclasses, but not as many finite means")
         mixture = _read_mixture(file) if "subclass_means" in file else ()
     if mixture and mixture[0].shape[1] != superclass_means.shape[1]:
         raise InputError(f"{path}: means of {mixture[0].shape[1]} and of {superclass_means.shape[1]} dimensions")
-    return Means(*about, *mixture, *([_epochs(mixture[1], made_from["config"])] if mixture else []))
+    n_epochs, every = int(made_from["config"]["epochs"]), int(made_from["config"].get("e_step_every", 0))
+    if mixture:  # a training out of patience has fewer
+        n_epochs = min(n_epochs, every * len(mixture[1]))
+        mixture = (*mixture, every * np.arange(len(mixture[1])))
+    return Means(Path(folder), digest(folder), n_epochs, superclasses, superclass_means, *mixture)
 
 
 def _read_mixture(file: h5py.File) -> tuple[np.ndarray, np.ndarray]:
@@ -65,10 +68,6 @@ def _read_mixture(file: h5py.File) -> tuple[np.ndarray, np.ndarray]:
     if sizes.ndim != 2 or sizes.shape[1] != len(means) or not len(sizes) or not np.isfinite(means).all():
         raise InputError(f"{file.filename}: sizes of shape {sizes.shape} for {len(means)} means that are to be finite")
     return means, sizes
-
-
-def _epochs(sizes: np.ndarray, config: dict) -> np.ndarray:
-    return int(config["e_step_every"]) * np.arange(len(sizes))
 
 
 def check_fits(means: Means, features: Features, split: Split) -> None:

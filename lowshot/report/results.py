@@ -37,7 +37,7 @@ _KIND = {"n_way", "n_queries", "dirichlet", "within_superclass", "classes"}
 # The plainest classifiers are shown first, and others compared with them.
 _PLAIN = r"(?:linear_sgd|nearest_mean)\b"
 # The end of an extractor's name that makes it one of several repeats of a training.
-_SEED = r"_seed(\d+)$"
+_SEED = r"_seed(\d{1,9})$"
 # Inputs that all tasks of one run share (draws may be one file a trial; samples may be made for one trial).
 _SHARED_INPUTS = {"test", "features", "generator", "graph", "scores"}
 
@@ -297,13 +297,9 @@ def summarise(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 def is_reference(frame: pd.DataFrame, reference: str | None) -> pd.Series:
     """Which rows of `frame` (long form) are of `reference`: a system, a method, or an extractor with or without its
     seed."""
-    names = [
-        frame["system"],
-        frame["method"],
-        frame["extractor"],
-        frame["extractor"].str.replace(_SEED, "", regex=True),
-    ]
-    return pd.concat(names, axis=1).eq(reference).any(axis=1)
+    names = frame[["system", "method", "extractor"]]
+    training = frame["extractor"].str.replace(_SEED, "", regex=True)
+    return names.eq(reference).any(axis=1) | training.eq(reference)
 
 
 def plainest(frame: pd.DataFrame, reference: str | None = None) -> str:
@@ -311,6 +307,25 @@ def plainest(frame: pd.DataFrame, reference: str | None = None) -> str:
     not there the first of all."""
     named = frame.loc[is_reference(frame, reference), "system"]
     return (named if len(named) else frame["system"]).iloc[0]
+
+
+def differences_to(frame: pd.DataFrame, reference: str | None) -> pd.DataFrame:
+    """`paired_differences` of every system to one of `reference`, or where it is None to the plainest: to that with its
+    own training seed or with none, and of these to that with its own method, if there is one."""
+    systems = frame.drop_duplicates("system").assign(seed=training_seeds)
+    known = systems[is_reference(systems, reference)] if reference is not None else systems
+    versus: dict[str, list[str]] = {}
+    for one in systems.itertuples():
+        rivals = known[known["seed"].isin([one.seed, ""])]
+        rivals = (
+            rivals
+            if reference is None or one.method not in set(rivals["method"])
+            else rivals[rivals["method"] == one.method]
+        )
+        for rival in rivals["system"][:1]:
+            versus.setdefault(rival, []).append(one.system)
+    parts = [paired_differences(frame[frame["system"].isin([rival, *one])], rival) for rival, one in versus.items()]
+    return pd.concat(parts) if parts else paired_differences(frame[:0])
 
 
 def plain_system(trials: pd.DataFrame, extractor: str) -> str | None:

@@ -130,8 +130,12 @@ def clustering_table(summary: pd.DataFrame, classes: str, protocol: tuple[str, s
     lines = []
     for (features, n_clusters), part in summary.groupby(["features", "n_clusters"], sort=False):
         cells = {_SCORES[row.metric]: _percent(row.mean, row.interval) for row in part.itertuples()}
-        lines.append({"Features": features, "Clusters": str(n_clusters), "Seeds": str(part["trials"].max()), **cells})
-    what = f"{protocol_name(protocol)}; k-means against {classes} classes, × 100, mean ± 95 % interval over seeds"
+        lines.append(
+            {"Features": features, "Clusters": str(n_clusters), "k-means seeds": str(part["trials"].max()), **cells}
+        )
+    what = (
+        f"{protocol_name(protocol)}; k-means against {classes} classes, × 100, mean ± 95 % interval over k-means seeds"
+    )
     return Table(f"Clustering: {what}", pd.DataFrame(lines))
 
 

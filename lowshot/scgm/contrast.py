@@ -20,8 +20,8 @@ class ClassQueues(nn.Module):
 
     def __init__(self, class_sizes: Tensor, dim: int, length: int) -> None:
         super().__init__()
-        lengths = class_sizes.clamp(max=length)
-        n_classes, longest = len(lengths), int(lengths.max())
+        longest = min(length, int(class_sizes.max()))
+        lengths, n_classes = class_sizes.clamp(max=longest), len(class_sizes)
         self.register_buffer("lengths", lengths)
         self.register_buffer("pointers", torch.zeros_like(lengths))
         self.register_buffer("keys", torch.zeros(n_classes, longest, dim))
@@ -55,10 +55,21 @@ def angular_logits(
     means = F.normalize(means.detach())
     queries, keys = (F.normalize(F.normalize(one) - means[classes]) for one in (queries, keys))
     own = (queries * keys).sum(1, keepdim=True)
-    others = F.normalize(queues.keys - means[:, None], dim=2)
     left_out = (queues.images[classes] < 0) | (queues.images[classes] == images[:, None])
-    negatives = _within_classes(queries, classes, others).masked_fill(left_out, -torch.inf)
+    negatives = _seen_from_means(queries, classes, queues.keys, means).masked_fill(left_out, -torch.inf)
     return torch.cat([own, negatives], 1) / tau
+
+
+def _seen_from_means(queries: Tensor, classes: Tensor, keys: Tensor, means: Tensor) -> Tensor:
+    """Inner products of unit queries (B, d) with the directions of unit `keys` (C, L, d) as seen from the unit mean of
+    their class (C, d): (B, L).
+
+    q . (u - mu) / |u - mu|, where |u - mu|^2 = 2 - 2 u . mu: the queues, most of the bytes, are read and not rewritten.
+    """
+    towards = torch.bmm(keys, means[:, :, None])[:, :, 0]
+    distances = (2 - 2 * towards).clamp(min=1e-12).sqrt()
+    products = _within_classes(queries, classes, keys) - (queries * means[classes]).sum(1, keepdim=True)
+    return products / distances[classes]
 
 
 def _within_classes(queries: Tensor, classes: Tensor, others: Tensor) -> Tensor:

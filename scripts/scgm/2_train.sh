@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every method with every seed, on superclasses only. DEVICES=8 trains on eight GPUs of this machine; METHODS="scgm_g" SEEDS="0" trains one;
-# PRECISION=bf16-mixed is one and a half to three times as fast where the processor has AMX.
+# PRECISION=bf16-mixed is faster where the processor has AMX (docs/LOG.md).
 source "$(dirname "$0")/common.sh"
 for seed in $seeds; do
   for method in $methods; do
