@@ -8,7 +8,7 @@ python preprocessing.py $prepared $data_root --validation_share 0.1 --out $data
 while read -r name changes; do
   folder=$out/scgm_validation/$name
   python train_scgm.py --config $configs/train_scgm-$settings-$representation.yaml --holdout 0 $precision $changes --data $data --out $folder/extractor
-  python save_features.py --config $configs/save_features-$settings.yaml --extractor $folder/extractor --data $data --out $folder/features
+  python save_features.py --config $configs/save_features-$settings.yaml $precision --extractor $folder/extractor --data $data --out $folder/features
   for kind in "5way --n_way 5 --n_episodes 400" "allway --n_way all --n_episodes 60" "intra --n_way all --within_superclass true --n_episodes 400"; do
     # shellcheck disable=SC2086
     python episodes.py --config $configs/episodes.yaml --features $folder/features/test.h5 --split $data/split.json --classes all --n_shots "[1]" \
