@@ -317,11 +317,8 @@ def differences_to(frame: pd.DataFrame, reference: str | None) -> pd.DataFrame:
     versus: dict[str, list[str]] = {}
     for one in systems.itertuples():
         rivals = known[known["seed"].isin([one.seed, ""])]
-        rivals = (
-            rivals
-            if reference is None or one.method not in set(rivals["method"])
-            else rivals[rivals["method"] == one.method]
-        )
+        alike = rivals[rivals["method"] == one.method]
+        rivals = alike if reference is not None and len(alike) else rivals
         for rival in rivals["system"][:1]:
             versus.setdefault(rival, []).append(one.system)
     parts = [paired_differences(frame[frame["system"].isin([rival, *one])], rival) for rival, one in versus.items()]
