@@ -1,7 +1,7 @@
 """Training an image network: one loop for every loss, optimiser and number of processes."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -224,20 +224,15 @@ class Trainer:
         self.network.train()
         steps, records = self._steps(epoch), []
         views = [self._batches(epoch, steps, view) for view in range(self.n_views)]
-        made = (self._step_at(epoch + i / len(steps), *step) for i, step in enumerate(zip(steps, *views)))
         name = f"epoch {epoch + 1}/{self.settings.epochs}"
-        bar = tqdm(_one_behind(made), name, len(steps), disable=not self.fabric.is_global_zero, unit="step")
-        for i, record in enumerate(bar):
-            self.run.check_finite(record["loss"], epoch * len(steps) + i)
-            records.append(record)
-            bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
-        averages = {name: float(np.mean([one[name] for one in records])) for name in records[0]}
-        return {**averages, "lr": self.optimizer.param_groups[0]["lr"]}
-
-    def _step_at(self, epoch: float, positions: np.ndarray, *views: Tensor) -> dict[str, Tensor]:
-        """A step at the learning rate of that time."""
-        self._set_rate(epoch)
-        return self._step(positions, *views)
+        bar = tqdm(zip(steps, *views), name, len(steps), disable=not self.fabric.is_global_zero, unit="step")
+        for i, (step, *batch) in enumerate(bar):
+            rate = self._set_rate(epoch + i / len(steps))
+            records.append(_numbers(self._step(step, *batch)))
+            loss = records[-1]["loss"]
+            self.run.check_finite(loss, epoch * len(steps) + i)
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        return {**{name: float(np.mean([one[name] for one in records])) for name in records[0]}, "lr": rate}
 
     def _batches(self, epoch: int, steps: list[np.ndarray], view: int = 0) -> Iterator[Tensor]:
         """The images of every step (positions in `train_rows`), augmented; each `view` of an epoch is another one."""
@@ -264,12 +259,13 @@ class Trainer:
         whole = [batch[: len(batch) // n * n] for batch in in_batches(order, self.settings.batch_size)]
         return [batch[rank::n] for batch in whole if len(batch) > n]  # batch norm needs two images
 
-    def _set_rate(self, epoch: float) -> None:
+    def _set_rate(self, epoch: float) -> float:
         s = self.settings
         warmup = s.warmup_epochs, s.warmup_lr
         rate = learning_rate(epoch, s.epochs, s.lr, s.schedule, s.step_epochs, s.lr_decay, *warmup, s.n_cycles)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        return rate
 
     def _step(self, positions: np.ndarray, *views: Tensor) -> dict[str, Tensor]:
         """Forward, backward and update for the images at `positions` of `train_rows`, seen in `views` (B, C, H, W);
@@ -289,18 +285,9 @@ class Trainer:
         raise NotImplementedError
 
 
-def _one_behind(records: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, float]]:
-    """The records as numbers. Each is read when the next step has been asked for, so that a GPU never stands idle."""
-    waiting: list[tuple[list[str], Tensor]] = []
-    for record in records:
-        waiting.append((list(record), torch.stack([value.float() for value in record.values()])))
-        if len(waiting) == 2:
-            yield _numbers(*waiting.pop(0))
-    yield from (_numbers(*last) for last in waiting)
-
-
-def _numbers(names: list[str], values: Tensor) -> dict[str, float]:
-    return dict(zip(names, values.tolist()))
+def _numbers(record: dict[str, Tensor]) -> dict[str, float]:
+    """All read at once: a GPU is waited for once a step."""
+    return dict(zip(record, torch.stack([value.float() for value in record.values()]).tolist()))
 
 
 def build_optimizer(settings: TrainingSettings, model: nn.Module) -> torch.optim.Optimizer:
