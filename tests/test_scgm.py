@@ -267,7 +267,7 @@ def test_published_wrap_of_a_queue():
     queues.add(keys, torch.tensor([0, 0, 0, 1, 0, 1]), torch.tensor([1, 3, 5, 7, 9, 11]))
     assert queues.images.tolist() == [[5, 9, -1, 1, 3], [11, -1, -1, -1, 7]]
     assert queues.pointers.tolist() == [2, 1]
-    assert torch.allclose(queues.keys[0, :2], F.normalize(keys[[2, 4]]))
+    assert torch.allclose(queues.keys[0, :, :2].T, F.normalize(keys[[2, 4]]))
 
 
 @settings(max_examples=40, deadline=None)
@@ -295,7 +295,7 @@ def test_queues_are_written_in_order_and_wrap(sizes, length, batches):
         assert queues.images[c].tolist()[lengths[c] :] == [-1] * (max(lengths) - lengths[c])
         for place, content in enumerate(places):
             assert queues.images[c, place] == (-1 if content is None else content[0])
-            assert content is None or torch.equal(queues.keys[c, place], content[1])
+            assert content is None or torch.equal(queues.keys[c, :, place], content[1])
 
 
 def test_angular_logits_against_a_loop():
@@ -315,7 +315,7 @@ def test_angular_logits_against_a_loop():
     assert logits.shape == (8, 8)
     for query, key, c, image, row in zip(queries, keys, labels, seen, logits):
         expected = [angle(query, c) @ angle(key, c) / 0.2]
-        for other, owner in zip(queues.keys[c], queues.images[c]):
+        for other, owner in zip(queues.keys[c].T, queues.images[c]):
             left_out = owner == -1 or owner == image
             expected.append(torch.tensor(-math.inf) if left_out else angle(query, c) @ angle(other, c) / 0.2)
         assert torch.allclose(row, torch.stack(expected), atol=1e-5)
@@ -342,7 +342,7 @@ def test_the_model_of_each_method():
         assert (model.mixture is not None, model.queues is not None) == (bool(mixture), bool(contrast))
         assert (model.key_extractor is not None) == bool(contrast)
         if contrast:
-            assert model.queues.lengths.tolist() == [10, 3, 9] and model.queues.keys.shape == (3, 10, 8)
+            assert model.queues.lengths.tolist() == [10, 3, 9] and model.queues.keys.shape == (3, 8, 10)
         if mixture:
             assert model.sizes.shape == (3, 20) and model.subclasses.tolist() == [-1] * 62
             bound = math.sqrt(6 / 28)

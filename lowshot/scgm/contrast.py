@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class ClassQueues(nn.Module):
-    """The latest keys of every superclass, as unit vectors: `keys` float32 (C, L, d), `images` int64 (C, L).
+    """The latest keys of every superclass, as unit vectors: `keys` float32 (C, d, L), `images` int64 (C, L).
 
     Departs from the published code, whose queues of 65 536 are longer than a class and start with random vectors: one
     is never longer than its class, an empty place (image -1) is no negative, and neither is an older key of the same
@@ -24,19 +24,17 @@ class ClassQueues(nn.Module):
         lengths, n_classes = class_sizes.clamp(max=longest), len(class_sizes)
         self.register_buffer("lengths", lengths)
         self.register_buffer("pointers", torch.zeros_like(lengths))
-        self.register_buffer("keys", torch.zeros(n_classes, longest, dim))
+        self.register_buffer("keys", torch.zeros(n_classes, dim, longest))
         self.register_buffer("images", torch.full((n_classes, longest), -1))
 
     def add(self, keys: Tensor, classes: Tensor, images: Tensor) -> None:
         """Put `keys` (B, d) of `classes` (B,) at the pointers of their queues, in order, the oldest making room."""
-        order = classes.argsort(stable=True)
-        keys, classes, images = keys[order], classes[order], images[order]
         counts = classes.bincount(minlength=len(self.lengths))
-        place = torch.arange(len(classes), device=classes.device) - (counts.cumsum(0) - counts)[classes]
+        place = _place_in_class(classes, len(self.lengths))
         last = place >= (counts - self.lengths)[classes]  # of more than fit, the last ones
-        where = (classes, (self.pointers[classes] + place) % self.lengths[classes])
-        at = tuple(one[last] for one in where)
-        self.keys[at], self.images[at] = F.normalize(keys.float())[last], images[last]
+        keys, classes, images, place = keys[last], classes[last], images[last], place[last]
+        at = (self.pointers[classes] + place) % self.lengths[classes]
+        self.keys[classes, :, at], self.images[classes, at] = F.normalize(keys.float()), images
         self.pointers.add_(counts).remainder_(self.lengths)
 
 
@@ -61,23 +59,26 @@ def angular_logits(
 
 
 def _seen_from_means(queries: Tensor, classes: Tensor, keys: Tensor, means: Tensor) -> Tensor:
-    """Inner products of unit queries (B, d) with the directions of unit `keys` (C, L, d) as seen from the unit mean of
+    """Inner products of unit queries (B, d) with the directions of unit `keys` (C, d, L) as seen from the unit mean of
     their class (C, d): (B, L).
 
-    q . (u - mu) / |u - mu|, where |u - mu|^2 = 2 - 2 u . mu: the queues, most of the bytes, are read and not rewritten.
+    q . (u - mu) / |u - mu|, where |u - mu|^2 = 2 - 2 u . mu: the queues, most of the bytes, are read once, by one
+    product a class of its mean and its queries with all of its keys, and not rewritten.
     """
-    towards = torch.bmm(keys, means[:, :, None])[:, :, 0]
-    distances = (2 - 2 * towards).clamp(min=1e-12).sqrt()
-    products = _within_classes(queries, classes, keys) - (queries * means[classes]).sum(1, keepdim=True)
-    return products / distances[classes]
+    place = _place_in_class(classes, len(keys))
+    vectors = queries.new_zeros(len(keys), 1 + int(place.max()) + 1, queries.shape[1])
+    vectors = vectors.index_put((classes, 1 + place), queries)
+    vectors[:, 0] = means
+    products = torch.bmm(vectors, keys)
+    distances = (2 - 2 * products[:, 0].detach()).clamp(min=1e-12).sqrt()
+    towards_mean = (queries * means[classes]).sum(1, keepdim=True)
+    return (products[classes, 1 + place] - towards_mean) / distances[classes]
 
 
-def _within_classes(queries: Tensor, classes: Tensor, others: Tensor) -> Tensor:
-    """Inner products of each query (B, d) with `others` (C, L, d) of its class: (B, L), one product a class."""
-    counts = classes.bincount(minlength=len(others))
+def _place_in_class(classes: Tensor, n_classes: int) -> Tensor:
+    """How many of the same class stand before each in `classes` int64 (B,): int64 (B,)."""
     order = classes.argsort(stable=True)
+    counts = classes.bincount(minlength=n_classes)
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[classes[order]]
-    padded = queries.new_zeros(len(others), int(counts.max()), queries.shape[1])
-    padded = padded.index_put((classes, place), queries)
-    return torch.bmm(padded, others.mT)[classes, place]
+    return place
