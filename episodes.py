@@ -50,8 +50,8 @@ class Config(Sampling):
     """The results file to write (.json)."""
     setup: Setup = "test"
     """Whose novel classes the tasks are made of; choose hyper-parameters on validation only, report on test."""
-    classes: Literal["novel", "all"] | None = None
-    """Of which classes tasks are made: the setup's novel ones (if not given), or all of the split, base and novel
+    classes: Literal["novel", "all"] = "novel"
+    """Of which classes tasks are made: the setup's novel ones, or all of the split, base and novel
     alike. For all, give the features of test images only: an extractor has seen the training images of base classes."""
     augmented_support: bool = False
     """Learn from the augmented copies of every shot in place of it; the feature files must hold copies."""
@@ -93,6 +93,7 @@ def main(config: Config) -> Path:
     if config.clustering and config.clustering > len(feats):
         raise InputError(f"clustering {config.clustering}: more clusters than the {len(feats)} images to judge")
     pool = make_pool(labels, split, classes, config, _source(config))
+    _print_left_out(config, split, classes, len(pool.group_sizes))
     method, options = METHODS[config.method], getattr(config.methods, config.method)
     tensors = [None if one is None else torch.from_numpy(one).to(device) for one in (feats, copies)]
     episodes = judge(tensors[0], pool, config, config.n_episodes, method, options, copies=tensors[1])
@@ -180,6 +181,13 @@ def _judged_rows(
     transform = config.transform.fit(feats[base] if config.transform.centre else feats[:0])
     copies = transform(_copies(features)[judged]) if config.augmented_support else None
     return transform(feats[judged]), copies, labels[judged]
+
+
+def _print_left_out(config: Config, split: Split, classes: np.ndarray, n_kept: int) -> None:
+    """Say how many superclasses have too few classes for a task within them."""
+    known = {split.superclass_of[c] for c in classes} - {None}
+    if config.within_superclass and n_kept < len(known):
+        print(f"episodes: {len(known) - n_kept} of {len(known)} superclasses have too few classes and are left out")
 
 
 def _copies(features: list[Features]) -> np.ndarray:

@@ -84,6 +84,8 @@ def choose_rows(config: Config, images: Images, split: Split) -> Chosen:
     where = config.data / "images.h5"
     classes = np.arange(split.n_classes) if config.classes == "all" else np.array(split.base_classes)
     superclass_of = np.array([-1 if one is None else one for one in split.superclass_of])
+    if (superclass_of[classes] < 0).all():
+        raise InputError(f"{config.data}/split.json: the split of {split.dataset} has no superclasses to learn from")
     for c in classes[superclass_of[classes] < 0][:1]:
         raise InputError(
             f"{config.data}/split.json: class {c} ({split.class_names[c]}) has no superclass to learn from"

@@ -24,9 +24,12 @@ def pick_device() -> torch.device:
 def open_fabric(accelerator: str, precision: str, devices: int = 1) -> Fabric:
     """Fabric, or InputError in one line for an accelerator, precision or number of devices that is not there."""
     from lightning_fabric import Fabric  # takes seconds, and only networks need it
+    from lightning_fabric.strategies import DDPStrategy
 
     try:
-        return Fabric(accelerator=accelerator, devices=devices, precision=precision)
+        # Buffers are not sent around at every step: `Trainer` gives all processes the first one's after each epoch.
+        strategy = DDPStrategy(broadcast_buffers=False) if devices > 1 else "auto"
+        return Fabric(accelerator=accelerator, strategy=strategy, devices=devices, precision=precision)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"accelerator {accelerator}, devices {devices}, precision {precision}: {error}") from None
 

@@ -165,11 +165,12 @@ def judged(config, **changes):
     return read_json(stage.main(replace(config, overwrite=True, **changes)))
 
 
-def test_tasks_of_all_classes(config):
+def test_tasks_of_all_classes(config, capsys):
     assert {one["n_way"] for one in judged(config, n_way="all")["episodes"]} == {10}
     assert {one["n_way"] for one in judged(config, n_way="all", classes="novel")["episodes"]} == {3}
     within = judged(config, n_way="all", within_superclass=True, n_episodes=30)["episodes"]
     assert {one["n_way"] for one in within} == {4, 5}  # superclass 2 has a single class, so is no task
+    assert capsys.readouterr().out.count("1 of 3 superclasses have too few classes and are left out") == 1
 
 
 def test_the_digest_of_tasks_is_what_it_was(config):
@@ -188,7 +189,7 @@ def test_results_made_before_these_settings_stand(config, capsys):
     for name in ("classes", "augmented_support", "clustering"):
         del content["config"][name]
     write_json(config.out, content)
-    stage.main(replace(config, classes=None))
+    stage.main(config)
     assert "there already" in capsys.readouterr().out
 
 

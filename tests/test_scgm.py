@@ -167,7 +167,7 @@ class Lookup(nn.Module):
 def published_model(embeddings: Tensor, queues: ClassQueues | None = None, detach_means: bool = False) -> ScgmModel:
     mixture = Mixture(2, 3, 2)
     mixture.means.data, mixture.subclass_means.data = MU_Y.clone(), MU_Z.clone()
-    model = ScgmModel(Lookup(embeddings), mixture, queues, 2, 1, detach_means)
+    model = ScgmModel(Lookup(embeddings), mixture, queues, 2, 1, detach_means=detach_means)
     model.subclasses.copy_(Q)
     return model
 
@@ -181,7 +181,7 @@ def published_queues() -> ClassQueues:
 
 
 def losses_of(model: ScgmModel, keys: Tensor | None = None) -> dict[str, Tensor]:
-    return model(torch.zeros(2, 3, 4, 4), torch.arange(2), Y, keys, 0.2)[0]
+    return model(torch.zeros(2, 3, 4, 4), torch.arange(2), Y, keys)[0]
 
 
 def rows(*values: float) -> Tensor:
@@ -199,6 +199,14 @@ def test_published_mixture():
     assert torch.allclose(joint, rows(0.012655, 0.034401, 0.427388, 0.000012, 0.730405, 0.000424), atol=1e-6)
     assert torch.allclose(predicted, rows(0.474445, 0.525555, 0.269158, 0.730842), atol=1e-6)
     assert torch.allclose(joint.sum(1), predicted[[0, 1], Y])  # what the bound of EM bounds
+
+
+def test_temperatures_divide_cosines():
+    mixture = Mixture(2, 3, 2, tau=0.25, tau2=0.5)
+    mixture.means.data, mixture.subclass_means.data = MU_Y.clone(), MU_Z.clone()
+    half = 2 / math.sqrt(2)
+    assert torch.allclose(mixture.superclass_of_subclass_logits(), torch.tensor([[2, 0], [0, 2], [half, half]]))
+    assert torch.allclose(mixture.subclass_logits(torch.tensor([[0.0, 7]])), torch.tensor([[0, 4, 2 * half]]))
 
 
 def test_published_losses_of_scgm_g():
@@ -261,7 +269,6 @@ def test_keys_follow_with_momentum_and_statistics():
 def test_published_wrap_of_a_queue():
     """Keys by their images here, and as unit vectors; the pointers are the released ones."""
     queues = ClassQueues(torch.tensor([5, 9]), 2, 5)
-    queues.lengths[1] = 5
     queues.pointers.copy_(torch.tensor([3, 4]))
     keys = torch.tensor([[1.0, 2], [3, 4], [5, 6], [7, 8], [9, 10], [11, 12]])
     queues.add(keys, torch.tensor([0, 0, 0, 1, 0, 1]), torch.tensor([1, 3, 5, 7, 9, 11]))

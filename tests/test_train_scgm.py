@@ -18,9 +18,11 @@ from lowshot.datasets.images import Images, read_images, write_images
 from lowshot.errors import InputError
 from lowshot.features import read_features
 from lowshot.report.mixture import read_means
+from lowshot.scgm import model as scgm_model
 from lowshot.scgm import training
 from lowshot.scgm.model import ScgmModel
 from lowshot.scgm.training import ScgmTrainer
+from lowshot.seeds import stream
 
 METHODS = ["scgm_g", "scgm_a", "coarse", "ancor"]
 
@@ -267,6 +269,42 @@ def test_half_precision_is_the_network_s_only(tmp_path, data, monkeypatch):
     assert rounded < 0.1 and all(value.dtype != torch.bfloat16 for value in weights(tmp_path / "out").values())
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_loss_is_the_weighted_sum_of_its_terms(tmp_path, data, method):
+    for record in records(train(data, tmp_path / "out", method=method, alpha=0.125)):
+        terms = {name: value for name, value in record.items() if name.startswith("loss_")}
+        weights_of = {name: 0.125 if "subclass" in name else 1 for name in terms}
+        assert record["loss"] == pytest.approx(sum(weights_of[name] * value for name, value in terms.items()), rel=1e-5)
+
+
+def test_settings_and_views_reach_their_places(tmp_path, data, monkeypatch):
+    """Query, key and E-step see three views; the temperature, the momentum and the assignment's settings are those
+    that were given."""
+    seen = {"momentum": set(), "tau": set(), "assign": set(), "views": {}}
+    forward, keys, log_joint = ScgmModel.forward, ScgmModel.keys, ScgmModel.log_joint
+    logits, assign = scgm_model.angular_logits, training.assign_subclasses
+
+    def kept(name, images):
+        seen["views"].setdefault(name, images.mean(dim=(1, 2, 3)))  # the first batch of 32; means tell images apart
+
+    monkeypatch.setattr(ScgmModel, "forward", lambda self, *a: kept("query", a[0]) or forward(self, *a))
+    monkeypatch.setattr(
+        ScgmModel, "keys", lambda self, *a: kept("key", a[0]) or seen["momentum"].add(a[1]) or keys(self, *a)
+    )
+    monkeypatch.setattr(ScgmModel, "log_joint", lambda self, *a: kept("e_step", a[0]) or log_joint(self, *a))
+    monkeypatch.setattr(scgm_model, "angular_logits", lambda *a: seen["tau"].add(a[-1]) or logits(*a))
+    monkeypatch.setattr(training, "assign_subclasses", lambda *a: seen["assign"].add(a[1:]) or assign(*a))
+    monkeypatch.setattr(training, "stream", lambda *_: stream(0, "order", 0))  # the E-step in the epoch's order
+    train(data, tmp_path / "out", method="scgm_a", epochs=1, contrast_tau=0.3, key_momentum=0.9, exponent=20,
+          residual=0.05, max_iterations=301, augment=Augmentation(shift_pixels=3, border="border"))  # fmt: skip
+    assert seen["tau"] == {0.3} and seen["momentum"] == {0.9} and seen["assign"] == {(20, 0.05, 301)}
+    views = [view[:32] for view in seen["views"].values()]
+    assert len(views) == 3
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert not torch.allclose(views[one], views[other], atol=1e-4)
+        assert torch.corrcoef(torch.stack([views[one], views[other]]))[0, 1] > 0.5  # of the same images
+
+
 def test_two_processes_agree_on_everything(tmp_path, data, monkeypatch):
     """Each writes what it ended with: means, queues and assignments are the same in both."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -284,13 +322,15 @@ def test_two_processes_agree_on_everything(tmp_path, data, monkeypatch):
         "run(train_scgm.main, train_scgm.Config, '')\n"
     )
     options = ["--model", "Conv4", "--width", 0.1, "--accelerator", "cpu", "--epochs", 2, "--n_cycles", 1,
-               "--batch_size", 32, "--n_subclasses", 10, "--e_step_every", 1, "--e_step_view", "clean",
+               "--batch_size", 32, "--n_subclasses", 10, "--e_step_every", 1,
                "--method", "scgm_a", "--queue_length", 9, "--devices", 2, "--holdout", 0.2,
                "--patience", 2]  # fmt: skip
     result = run_script(worker, "--data", data, "--out", tmp_path / "out", *options)
     assert result.returncode == 0 and "D = 128" in result.stdout, result.stderr
     one, two = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
+    superclasses = read_images(data / "images.h5").labels[mixture(tmp_path / "out")["rows"]] // 5
+    assert [set(superclasses[images]) for images in one["queues.images"].numpy()] == [{0}, {1}]
     assert one["queues.images"].min() >= 0 and one["sizes"].sum(1).tolist() == [80, 80]
     assert read_json(tmp_path / "out" / "config.json")["config"]["devices"] == 2
     assert np.array_equal(mixture(tmp_path / "out")["subclass_means"], one["superclasses.subclass_means"])
@@ -333,6 +373,7 @@ def test_base_classes_only(tmp_path, data):
 def refused_folder(name, data, changed):
     return {
         "no superclass": lambda: changed(superclass_of=[0] * 5 + [None] + [1] * 4),
+        "no superclasses": lambda: changed(superclass_of=[None] * 10, superclass_names=[]),
         "no image": lambda: changed(lambda labels: np.where(labels >= 5, labels - 5, labels)),
         "one superclass": lambda: changed(superclass_of=[0] * 10),
     }.get(name, lambda: data)()
@@ -342,6 +383,7 @@ def refused_folder(name, data, changed):
     ("what", "options", "words"),
     [
         ("no superclass", {}, r"split\.json: class 5 \(\S+\) has no superclass"),
+        ("no superclasses", {}, r"split\.json: the split of \S+ has no superclasses to learn from"),
         ("no image", {}, r"images\.h5: no training image of superclass 1 \(super1\)"),
         ("one superclass", {}, "a single superclass"),
         ("", {"n_subclasses": 1}, "n_subclasses 1: .* the 2 superclasses"),

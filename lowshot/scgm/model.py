@@ -5,7 +5,6 @@ from copy import deepcopy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lowshot.backbones import Extractor, ModelConfig
@@ -21,6 +20,7 @@ class ScgmModel(nn.Module):
         queues: for the methods with a momentum encoder, else None.
         n_images: training images, whose subclasses are kept: `subclasses` int64 (n_images,), -1 before any.
         n_e_steps: how often there will be an assignment; `sizes` int64 (n_e_steps, K) are those of each.
+        contrast_tau: temperature of the contrast.
         detach_means: only the cross-entropy of superclasses moves means (the released SCGM-A, spec 9.2).
     """
 
@@ -31,20 +31,18 @@ class ScgmModel(nn.Module):
         queues: ClassQueues | None,
         n_images: int,
         n_e_steps: int,
+        contrast_tau: float = 0.2,
         detach_means: bool = False,
     ) -> None:
         super().__init__()
         self.extractor, self.superclasses, self.queues = extractor, superclasses, queues
         self.key_extractor = deepcopy(extractor).requires_grad_(False) if queues is not None else None
-        self.detach_means = detach_means
+        self.contrast_tau, self.detach_means = contrast_tau, detach_means
         if self.mixture is not None:
             n_subclasses = len(self.mixture.subclass_means)
             self.mixture.subclass_means.requires_grad_(not detach_means)
             self.register_buffer("subclasses", torch.full((n_images,), -1))
             self.register_buffer("sizes", torch.zeros(n_e_steps, n_subclasses, dtype=torch.int64))
-        # Of these every process has the same: nothing that DistributedDataParallel need send around at every step.
-        alike = [name for name, _ in self.named_buffers() if not name.startswith("extractor.")]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, alike)
 
     @property
     def config(self) -> ModelConfig:
@@ -55,14 +53,14 @@ class ScgmModel(nn.Module):
         return self.superclasses if isinstance(self.superclasses, Mixture) else None
 
     def forward(
-        self, images: Tensor, rows: Tensor, superclasses: Tensor, keys: Tensor | None, contrast_tau: float
+        self, images: Tensor, rows: Tensor, superclasses: Tensor, keys: Tensor | None
     ) -> tuple[dict[str, Tensor], Tensor]:
         """The terms of the loss, float32, by name (spec 4.2, 5.3), and the classifier's scores (B, C).
 
         Args:
             images: (B, channels, H, W) in [0, 1], of the training images `rows` int64 (B,).
             superclasses: int64 (B,).
-            keys: (B, d), the embeddings of another view, for contrast at the temperature `contrast_tau`.
+            keys: (B, d), the embeddings of another view, for contrast.
         """
         embeddings = self.extractor.features(images)
         with torch.autocast(embeddings.device.type, enabled=False):
@@ -71,7 +69,7 @@ class ScgmModel(nn.Module):
             losses = {"superclass": F.cross_entropy(scores, superclasses)}
             if self.queues is not None:
                 means = self.superclasses.means
-                logits = angular_logits(embeddings, keys, superclasses, rows, self.queues, means, contrast_tau)
+                logits = angular_logits(embeddings, keys, superclasses, rows, self.queues, means, self.contrast_tau)
                 losses["contrast"] = F.cross_entropy(logits, torch.zeros_like(superclasses))
             if self.mixture is not None:
                 losses |= self._mixture_losses(embeddings, superclasses, self.subclasses[rows])

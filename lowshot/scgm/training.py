@@ -10,6 +10,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFl
 from lightning_fabric import Fabric
 from sklearn.metrics import homogeneity_score, normalized_mutual_info_score
 from torch import Tensor
+from tqdm import tqdm
 
 from lowshot.backbones import Extractor
 from lowshot.datasets.images import Images
@@ -96,7 +97,8 @@ def build_model(settings: ScgmSettings, extractor: Extractor, superclasses: np.n
         means = Superclasses(*form)
     queues = ClassQueues(sizes, settings.embedding, settings.queue_length) if has_contrast(settings) else None
     n_e_steps = -(-settings.epochs // settings.e_step_every)
-    return ScgmModel(extractor, means, queues, len(superclasses), n_e_steps, settings.detach_means)
+    options = settings.contrast_tau, settings.detach_means
+    return ScgmModel(extractor, means, queues, len(superclasses), n_e_steps, *options)
 
 
 class ScgmTrainer(Trainer):
@@ -147,7 +149,8 @@ class ScgmTrainer(Trainer):
         rows = [self.train_rows[part] for part in own]
         loaded = self._batches(epoch, own, self.n_views) if augmented else self._unchanged(rows)
         scores = torch.zeros(len(order), self.settings.n_subclasses, device=self.fabric.device)
-        for positions, batch in zip(own, loaded):
+        bar = tqdm(zip(own, loaded), f"E-step of epoch {epoch + 1}", len(own), disable=rank > 0, unit="batch")
+        for positions, batch in bar:
             with self.fabric.autocast():
                 scores[positions] = self.model.log_joint(batch, self.superclasses[positions])
         scores = self.fabric.all_reduce(scores, reduce_op="sum")
@@ -162,7 +165,7 @@ class ScgmTrainer(Trainer):
         if has_contrast(s):
             with self.fabric.autocast():
                 keys = self.model.keys(views[1], s.key_momentum)
-        losses, scores = self.network(views[0], rows, superclasses, keys, s.contrast_tau)
+        losses, scores = self.network(views[0], rows, superclasses, keys)
         weights = {"superclass": 1, "contrast": 1, "subclass": s.alpha, "superclass_of_subclass": s.alpha}
         value = self._update(sum(weights[name] * loss for name, loss in losses.items()))
         if has_contrast(s):
