@@ -13,9 +13,12 @@ logarithms when they have grown.
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from scipy.special import logsumexp
 from torch import Tensor
 
+from lowshot.compiled import compiled
 from lowshot.errors import InputError
 
 # Iterations between two looks at the residual, as published.
@@ -25,8 +28,8 @@ _LARGE_SCALE = 1e30
 
 
 class Assignment(NamedTuple):
-    """`labels` int64 (N,), the plan's `log_r` float64 (K,) and `log_c` (N,); `residual` is the sum over images of the
-    relative change of c in the last iteration that was looked at."""
+    """`labels` int64 (N,), the plan's `log_r` float64 (K,) and `log_c` (N,), all on the CPU; `residual` is the sum over
+    images of the relative change of c in the last iteration that was looked at."""
 
     labels: Tensor
     log_r: Tensor
@@ -44,29 +47,54 @@ def assign_subclasses(
     next one to look at would be beyond `max_iterations`. Raises InputError for a score that is NaN, an image that no
     subclass explains or a subclass that explains no image.
     """
-    logits = exponent * log_scores.double()
-    if not (logits.amax(1).isfinite().all() and logits.amax(0).isfinite().all()):
+    logits = exponent * log_scores.double().cpu().numpy()
+    if not (np.isfinite(logits.max(1)).all() and np.isfinite(logits.max(0)).all()):
         raise InputError("scores of subclasses: NaN, or an image or a subclass without any that is finite")
     n, k = logits.shape
-    log_r = -math.log(k) - (torch.logsumexp(logits, 0) - math.log(n))
-    log_c = -math.log(n) - torch.logsumexp(logits + log_r, 1)
-    iteration, residual = 1, _change(torch.exp(-math.log(n) - log_c))
-    plan, r, c = _plan(logits, log_r, log_c), logits.new_ones(k), logits.new_ones(n)
+    log_r = -math.log(k) - (logsumexp(logits, axis=0) - math.log(n))
+    log_c = -math.log(n) - logsumexp(logits + log_r, axis=1)
+    iteration, residual = 1, _change(np.exp(-math.log(n) - log_c))
+    plan, r, c = _plan(logits, log_r, log_c), np.ones(k), np.ones(n)
+    of_columns = plan.sum(0)
     while residual > tolerance and iteration + _CHECK_EVERY <= max_iterations:
-        for _ in range(_CHECK_EVERY):
-            r = 1 / (k * (plan.T @ c))
-            before, c = c, 1 / (n * (plan @ r))
+        r, before, c, of_columns = _scale(plan, of_columns, _CHECK_EVERY)
         iteration, residual = iteration + _CHECK_EVERY, _change(before / c)
         if max(r.max(), c.max(), 1 / r.min(), 1 / c.min()) > _LARGE_SCALE:
-            log_r, log_c = log_r + r.log(), log_c + c.log()
-            plan, r, c = _plan(logits, log_r, log_c), torch.ones_like(r), torch.ones_like(c)
-    log_r, log_c = log_r + r.log(), log_c + c.log()
-    return Assignment((logits + log_r).argmax(1), log_r, log_c, iteration, residual)
+            log_r, log_c = log_r + np.log(r), log_c + np.log(c)
+            plan, r, c = _plan(logits, log_r, log_c), np.ones(k), np.ones(n)
+            of_columns = plan.sum(0)
+    log_r, log_c = log_r + np.log(r), log_c + np.log(c)
+    labels = (logits + log_r).argmax(1)
+    return Assignment(*map(torch.from_numpy, (labels, log_r, log_c)), iteration, residual)
 
 
-def _plan(logits: Tensor, log_r: Tensor, log_c: Tensor) -> Tensor:
-    return (logits + log_r).add_(log_c[:, None]).exp_()
+@compiled(fastmath={"reassoc", "contract"})
+def _scale(
+    plan: np.ndarray, of_columns: np.ndarray, n_iterations: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """r (K,), the last but one c (N,), c, and what columns of `plan` (N, K) sum to with rows scaled by c, after more
+    iterations from such sums. A row is read once an iteration, for its c and for the sums."""
+    n, k = plan.shape
+    c = np.ones(n)
+    for _ in range(n_iterations):
+        before, c = c, np.empty(n)
+        r = 1 / (k * of_columns)
+        of_columns = np.zeros(k)
+        for i in range(n):
+            total = 0.0
+            for j in range(k):
+                total += plan[i, j] * r[j]
+            c[i] = 1 / (n * total)
+            for j in range(k):
+                of_columns[j] += c[i] * plan[i, j]
+    return r, before, c, of_columns
 
 
-def _change(ratios: Tensor) -> float:
-    return float((ratios - 1).abs().sum())
+def _plan(logits: np.ndarray, log_r: np.ndarray, log_c: np.ndarray) -> np.ndarray:
+    plan = logits + log_r
+    plan += log_c[:, None]
+    return np.exp(plan, out=plan)
+
+
+def _change(ratios: np.ndarray) -> float:
+    return float(np.abs(ratios - 1).sum())
