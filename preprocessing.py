@@ -27,6 +27,11 @@ Published few-shot splits (training, validation, test classes); all images of a 
     mini_imagenet      mini-imagenet/{train,val,test}/<class>/*, or {train,val,test}.csv beside images/
     tiered_imagenet    tiered-imagenet/{train,val,test}/<class>/*, or the published {train,val,test}_*.pkl
 
+Splits for few-shot GANs (Beckham et al., 2022), novel classes by --seed, the published shots as trial 1:
+    emnist_fs, omniglot_fs, cifar100_fs
+               as emnist (its balanced split, if that is there), omniglot and cifar100; train and test parts are one
+               pool, of which the last fifth of each class is for test
+
 Unlabelled images, without split and draws, for the graph of diffusion.py:
     yfcc100m   <2 digits>/<3 digits>.zip holding <3 digits>.jpg; images --start .. --start + --count - 1
 
@@ -61,7 +66,7 @@ class Config:
     dataset: Literal[
         "glyphs", "omniglot", "cifar100", "emnist", "folder", "imagenet",
         "cifar_fs", "fc100", "omniglot_vinyals", "mini_imagenet", "tiered_imagenet",
-        "living17", "nonliving26", "entity13", "entity30", "yfcc100m",
+        "emnist_fs", "omniglot_fs", "cifar100_fs", "living17", "nonliving26", "entity13", "entity30", "yfcc100m",
     ]  # fmt: skip
     """Data set to read."""
     out: Path
@@ -119,7 +124,7 @@ def main(config: Config) -> Path:
         return config.out
 
     content = found.read()
-    if config.max_per_class is not None:
+    if config.max_per_class is not None and content.draws is None:  # who makes draws has capped
         content.images = cap(content.images, config.max_per_class, config.seed)
     if config.validation_share is not None:
         content.images = validation_part(content.images, config.validation_share, config.seed, content.class_names)

@@ -29,6 +29,7 @@ class Source:
     seed: int = 0
     n_trials: int = 5
     max_shots: int = 20
+    max_per_class: int | None = None
     start: int = 0
     count: int | None = None
 
@@ -107,7 +108,7 @@ def hold_out(labels: np.ndarray, per_class: int | float, seed: int, class_names:
     Each class draws from a stream of its own. Raises InputError for a class that would keep no training image.
     """
     is_test = np.zeros(len(labels), bool)
-    for c, rows in enumerate(_rows_by_class(labels, len(class_names))):
+    for c, rows in enumerate(rows_by_class(labels, len(class_names))):
         n_test = per_class if per_class >= 1 else max(1, round(per_class * len(rows)))
         if len(rows) <= n_test:
             raise InputError(
@@ -123,18 +124,19 @@ def cap(images: Images, max_per_class: int, seed: int) -> Images:
     group = images.labels * 2 + images.is_test
     kept = [
         stream(seed, "cap", g).permutation(rows)[:max_per_class]
-        for g, rows in enumerate(_rows_by_class(group, 2 * n_classes))
+        for g, rows in enumerate(rows_by_class(group, 2 * n_classes))
     ]
-    return _only(images, np.sort(np.concatenate(kept)))
+    return only_rows(images, np.sort(np.concatenate(kept)))
 
 
 def validation_part(images: Images, share: float, seed: int, class_names: list[str]) -> Images:
     """The training images alone, `share` of every class in place of the test part: for choosing settings."""
-    train = _only(images, images.rows(test=False))
+    train = only_rows(images, images.rows(test=False))
     return replace(train, is_test=hold_out(train.labels, share, seed, class_names))
 
 
-def _only(images: Images, rows: np.ndarray) -> Images:
+def only_rows(images: Images, rows: np.ndarray) -> Images:
+    """The images of `rows`, in their order."""
     parts = {
         name: part[rows]
         for name in ("labels", "is_test", "pixels", "paths")
@@ -143,6 +145,7 @@ def _only(images: Images, rows: np.ndarray) -> Images:
     return replace(images, **parts)
 
 
-def _rows_by_class(labels: np.ndarray, n_classes: int) -> list[np.ndarray]:
+def rows_by_class(labels: np.ndarray, n_classes: int) -> list[np.ndarray]:
+    """The rows of `labels` (N,) of each class, ascending."""
     order = np.argsort(labels, kind="stable")
     return np.split(order, np.searchsorted(labels[order], np.arange(1, n_classes)))

@@ -1,9 +1,9 @@
 """EMNIST (Cohen et al., 2017) in its official form: gzip IDX files of handwritten characters, 28x28x1.
 
-The ByMerge split is read if it is there (47 classes: cases of look-alikes merged), else the only one
-found. The files hold every image transposed; here they are upright. Class = character, superclass = digits, uppercase
-or lowercase. Where only the train or only the test file is there, images are held out for test (a fifth of each class
-by default).
+The ByMerge split is read if it is there (47 classes: cases of look-alikes merged; the Balanced split has the same),
+else the only one found. The files hold every image transposed; here they are upright. Class = character, superclass =
+digits, uppercase or lowercase. Where only the train or only the test file is there, images are held out for test (a
+fifth of each class by default).
 """
 
 import gzip
@@ -20,12 +20,12 @@ from lowshot.datasets.images import Images
 from lowshot.errors import InputError
 
 
-def find(source: Source) -> Found:
+def find(source: Source, preferred: str = "bymerge") -> Found:
     """Look for emnist-<split>-mapping.txt in ROOT, ROOT/EMNIST/raw, ROOT/emnist or ROOT/gzip."""
     folders = [source.root / name for name in ("", "EMNIST/raw", "emnist", "gzip")]
     if source.may_download and not any(any(folder.glob("emnist-*-mapping.txt")) for folder in folders):
         _download(source.root)
-    mapping = _mapping(source, folders)
+    mapping = _mapping(source, folders, preferred)
     stem = mapping.name.removesuffix("-mapping.txt")
     files = {"mapping": mapping}
     for part in ("train", "test"):
@@ -48,11 +48,12 @@ def _download(root: Path) -> None:
         utils.download_and_extract_archive(EMNIST.url, str(root), filename="emnist-gzip.zip", md5=EMNIST.md5)
 
 
-def _mapping(source: Source, folders: list[Path]) -> Path:
+def _mapping(source: Source, folders: list[Path], preferred: str) -> Path:
     mappings = next((found for folder in folders if (found := sorted(folder.glob("emnist-*-mapping.txt")))), [])
-    wanted = [path for path in mappings if path.name == "emnist-bymerge-mapping.txt"] or mappings
+    names = [f"emnist-{split}-mapping.txt" for split in (preferred, "bymerge")]
+    wanted = next(([path] for name in names for path in mappings if path.name == name), mappings)
     if len(wanted) != 1:
-        what = "several splits, none of them bymerge" if wanted else "no emnist-<split>-mapping.txt"
+        what = f"several splits, none of them {preferred} or bymerge" if wanted else "no emnist-<split>-mapping.txt"
         raise InputError(f"{source.root}: holds {what}")
     return wanted[0]
 

@@ -4,7 +4,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from lowshot.datasets import breeds, cifar100, emnist, few_shot, folder, glyphs, imagenet, omniglot, yfcc100m
+from lowshot.datasets import (
+    breeds,
+    cifar100,
+    emnist,
+    few_shot,
+    few_shot_gan,
+    folder,
+    glyphs,
+    imagenet,
+    omniglot,
+    yfcc100m,
+)
 from lowshot.datasets.content import Found, Source
 
 
@@ -30,6 +41,9 @@ READERS = {
     "omniglot_vinyals": Reader(few_shot.find_omniglot, {"root", "max_per_class", "image_size"}, True),
     "mini_imagenet": Reader(few_shot.find_mini_imagenet, {"root", "max_per_class"}, True),
     "tiered_imagenet": Reader(few_shot.find_tiered_imagenet, {"root", "max_per_class"}, True),
+    "emnist_fs": Reader(partial(few_shot_gan.find, "emnist_fs"), {"root", "max_per_class"}, True),
+    "omniglot_fs": Reader(partial(few_shot_gan.find, "omniglot_fs"), {"root", "max_per_class", "image_size"}, True),
+    "cifar100_fs": Reader(partial(few_shot_gan.find, "cifar100_fs"), {"root", "max_per_class"}, True),
     **{name: Reader(partial(breeds.find, name), {"root", "max_per_class"}) for name in breeds.BENCHMARKS},
     "yfcc100m": Reader(yfcc100m.find, {"root", "start", "count"}, labelled=False),
 }

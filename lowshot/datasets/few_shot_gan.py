@@ -1,0 +1,83 @@
+"""The splits of Beckham et al. (arXiv 2203.16662) for few-shot GANs: EMNIST, Omniglot and CIFAR-100.
+
+The few-shot (novel) classes are the last of a permutation that the seed draws; the images of a class, train and test
+part together, are shuffled by its number, whatever the seed: the first ones are its shots, the last fifth is for test.
+Both come from numpy's legacy generator, whose streams are fixed. Novel classes are halved into the validation and the
+test setup as in every data set.
+
+Departs from the release, which tests few-shot classes only, by holding out a fifth of base classes too: low_shot.py
+judges both.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from lowshot.datasets import cifar100, emnist, omniglot
+from lowshot.datasets.content import Content, Found, Source, only_rows, rows_by_class
+from lowshot.errors import InputError
+from lowshot.protocol import make_draws
+
+TRAIN_SHARE = 0.8
+
+
+class FewShotSet(NamedTuple):
+    """What `find` reads, of which so many classes are few-shot ones."""
+
+    find: Callable[[Source], Found]
+    n_classes: int
+    n_novel: int
+
+
+SETS = {
+    "emnist_fs": FewShotSet(partial(emnist.find, preferred="balanced"), 47, 10),
+    "omniglot_fs": FewShotSet(lambda source: omniglot.find(replace(source, test_per_class=1)), 1623, 212),
+    "cifar100_fs": FewShotSet(cifar100.find, 100, 20),
+}
+
+
+def find(name: str, source: Source) -> Found:
+    """Look for the data set `name` of SETS; its own test marks are not used."""
+    found = SETS[name].find(source)
+    return Found(found.digests, lambda: _read(name, source, found.read()))
+
+
+def novel_classes(n_classes: int, n_novel: int, seed: int) -> list[int]:
+    """The few-shot classes, ascending."""
+    return sorted(np.random.RandomState(seed).permutation(n_classes)[-n_novel:].tolist())
+
+
+def shuffled_rows(labels: np.ndarray, n_classes: int) -> list[np.ndarray]:
+    """The rows of `labels` (N,) of each class in the order that decides what they are for."""
+    rows_of = rows_by_class(labels, n_classes)
+    for c, rows in enumerate(rows_of):
+        np.random.RandomState(c).shuffle(rows)
+    return rows_of
+
+
+def _read(name: str, source: Source, content: Content) -> Content:
+    n = len(content.class_names)
+    if n != SETS[name].n_classes:
+        raise InputError(f"{source.root}: {n} classes; the split of {name} is of {SETS[name].n_classes}")
+    kept = [rows[: source.max_per_class] for rows in shuffled_rows(content.images.labels, n)]
+    images = only_rows(content.images, np.sort(np.concatenate(kept)))
+    is_test, shots = _parts(images.labels, kept)
+    draws = make_draws(images.labels[~is_test], content.class_names, source.n_trials, source.max_shots, source.seed)
+    draws[1] = [rows[: source.max_shots] for rows in shots]
+    novel = novel_classes(n, SETS[name].n_novel, source.seed)
+    return replace(content, images=replace(images, is_test=is_test), novel_classes=novel, draws=draws)
+
+
+def _parts(labels: np.ndarray, kept: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Test marks (N,) of the images that were kept, and for each class its training images, in order, as rows among all
+    training images; `kept` are rows of each class before the others were dropped."""
+    place = np.searchsorted(np.sort(np.concatenate(kept)), np.concatenate(kept))
+    order = np.split(place, np.cumsum([len(rows) for rows in kept])[:-1])
+    train = [rows[: int(TRAIN_SHARE * len(rows))] for rows in order]
+    is_test = np.ones(len(labels), bool)
+    is_test[np.concatenate(train)] = False
+    row_of = np.cumsum(~is_test) - 1
+    return is_test, [row_of[rows] for rows in train]
