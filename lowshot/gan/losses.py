@@ -1,0 +1,36 @@
+"""The losses of both networks (Beckham et al., arXiv 2203.16662; spec 3.4): non-saturating, with noise regression, and
+with an unconditional term that unlabelled images can feed."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lowshot.gan.networks import Judgement
+
+
+def generator_losses(fake: Judgement, z: Tensor) -> dict[str, Tensor]:
+    """Terms by name, means over the batch, of generated images made of the noise `z` (B, z_dim)."""
+    return {
+        "adversarial": F.softplus(-fake.conditional).mean(),
+        "noise": F.mse_loss(fake.z, z),
+        "unconditional": F.softplus(-fake.unconditional).mean(),
+    }
+
+
+def discriminator_losses(real: Judgement, fake: Judgement, unlabelled: Judgement, z: Tensor) -> dict[str, Tensor]:
+    """The same for the discriminator. `unlabelled` are real images of whatever class: those of a larger pool, or `real`
+    once more; there need not be as many."""
+    return {
+        "adversarial": _told_apart(real.conditional, fake.conditional),
+        "noise": F.mse_loss(fake.z, z),
+        "unconditional": _told_apart(unlabelled.unconditional, fake.unconditional),
+    }
+
+
+def weighted(losses: dict[str, Tensor], gamma: float, alpha: float) -> Tensor:
+    """The loss: adversarial + gamma * noise + alpha * unconditional; a term of no weight has no gradient."""
+    weights = {"adversarial": 1.0, "noise": gamma, "unconditional": alpha}
+    return sum(weights[name] * loss for name, loss in losses.items() if weights[name])
+
+
+def _told_apart(real: Tensor, fake: Tensor) -> Tensor:
+    return (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2

@@ -1,0 +1,185 @@
+"""The published generator, discriminator and losses: their sizes, what they compute and what fine-tuning moves."""
+
+import math
+
+import pytest
+import torch
+
+from lowshot.errors import InputError
+from lowshot.gan.losses import discriminator_losses, generator_losses, weighted
+from lowshot.gan.networks import Discriminator, Film, GanConfig, Generator, Judgement, choose_trained
+
+SMALL = GanConfig(n_classes=5, n_channels=1, image_size=16, ngf=16, blocks_per_res=[1, 0], z_dim=6, ndf=2)
+
+
+def small(**changes) -> GanConfig:
+    return GanConfig(**{**vars(SMALL), **changes})
+
+
+def noise_and_labels(n: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, SMALL.z_dim, generator=generator), torch.arange(n) % SMALL.n_classes
+
+
+@pytest.mark.parametrize(
+    ("n_classes", "ngf", "ndf", "generator", "discriminator"),
+    [
+        (47, 64, 16, [24_064, 55_024, 120_091], [6_016, 72_193, 671_921]),
+        (47, 512, 64, [24_064, 271_744, 4_371_779], [24_064, 878_209, 10_456_385]),
+        (1623, 1024, 64, [830_976, 1_326_336, 17_708_163], [830_976, 1_685_121, 11_263_297]),
+    ],
+)
+def test_published_numbers_of_parameters(n_classes, ngf, ndf, generator, discriminator):
+    """Trained by each mode of fine-tuning, and in all."""
+    config = GanConfig(n_classes, 3, 32, ngf=ngf, ndf=ndf)
+    for network, expected in ((Generator(config), generator), (Discriminator(config), discriminator)):
+        for mode, n in zip(("embed", "linear", "all"), expected):
+            assert sum(p.numel() for p in choose_trained(network, mode)) == n
+        assert sum(p.numel() for p in network.parameters()) == expected[-1]
+
+
+@pytest.mark.parametrize(("size", "blocks"), [(28, [1, 1]), (32, [1, 1, 1, 1]), (64, [0, 0, 0, 0])])
+@pytest.mark.parametrize("n_channels", [1, 3])
+def test_images_of_every_size(size, blocks, n_channels):
+    config = small(image_size=size, blocks_per_res=blocks, n_channels=n_channels)
+    z, labels = noise_and_labels()
+    images = Generator(config)(z, labels)
+    assert images.shape == (4, n_channels, size, size) and images.abs().max() <= 1
+    judged = Discriminator(config)(images, labels)
+    assert judged.conditional.shape == judged.unconditional.shape == (4,) and judged.z.shape == z.shape
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"image_size": 28, "blocks_per_res": [1, 1, 1]}, "28 px; its side must be a multiple of 8, 16 at least"),
+        ({"image_size": 28, "blocks_per_res": [1] * 4}, "28 px; its side must be a multiple of 16, 32 at least"),
+        ({"image_size": 16, "blocks_per_res": [1] * 4}, "16 px; .* 32 at least"),
+        ({"ngf": 18}, "ngf 18 cannot be halved 2 times"),
+    ],
+)
+def test_sizes_that_the_generator_cannot_make(changes, words):
+    with pytest.raises(InputError, match=words):
+        Generator(small(**changes))
+
+
+def test_an_image_depends_on_its_own_noise_and_class_only():
+    """Also behind the first block, which computes the constant's convolutions once for all."""
+    generator, (z, labels) = Generator(SMALL), noise_and_labels()
+    together = generator(z, labels)
+    for i in range(len(z)):
+        assert torch.allclose(generator(z[i : i + 1], labels[i : i + 1])[0], together[i], atol=1e-5)
+    assert not torch.allclose(generator(z, labels.roll(1)), together) and z.std() > 0
+    assert not torch.allclose(generator(z.roll(1, 0), labels), together)
+
+
+def test_between_classes_begins_and_ends_at_them():
+    generator, (z, labels) = Generator(SMALL), noise_and_labels()
+    others = labels.roll(1)
+    for share, expected in ((1.0, labels), (0.0, others)):
+        images = generator.between(z, labels, others, torch.full((4, 1), share))
+        assert torch.allclose(images, generator(z, expected), atol=1e-6)
+    half = generator.between(z, labels, others, torch.full((4, 1), 0.5))
+    assert torch.allclose(half, generator.between(z, others, labels, torch.full((4, 1), 0.5)), atol=1e-6)
+
+
+@pytest.mark.parametrize("film", ["relu", "affine"])
+def test_film_by_hand(film):
+    """The noise comes before the class; the first half scales, the second shifts, neither below zero as released."""
+    layer, (z, labels) = Film(small(film=film), 3), noise_and_labels()
+    x = torch.randn(4, 3, 2, 2)
+    out = torch.cat([z, layer.table.weight[labels]], 1) @ layer.linear.weight.T + layer.linear.bias
+    gamma, beta = (half[:, :, None, None] for half in (out[:, :3], out[:, 3:]))
+    expected = gamma.clamp(min=0) * x + beta.clamp(min=0) if film == "relu" else (1 + gamma) * x + beta
+    assert torch.allclose(layer(x, z, lambda table: table(labels)), expected, atol=1e-6)
+
+
+def test_the_projection_is_what_a_class_adds():
+    discriminator, labels = Discriminator(SMALL).eval(), torch.tensor([3, 1, 3])
+    images, seen = torch.rand(3, 1, 16, 16) * 2 - 1, []
+    discriminator.hidden.register_forward_hook(lambda _layer, _inputs, output: seen.append(output.relu()))
+    judged = discriminator(images, labels)
+    added = (discriminator.table.weight[labels] * seen[0]).sum(1)
+    assert torch.allclose(judged.conditional - judged.unconditional, added, atol=1e-5) and added.abs().min() > 0
+
+
+def test_one_pass_judges_as_passes_of_their_own():
+    """There is no batch norm, so real and generated images may share a batch."""
+    discriminator, labels = Discriminator(SMALL).eval(), torch.arange(6) % 5
+    images = torch.rand(6, 1, 16, 16) * 2 - 1
+    together = discriminator(images, labels)
+    parts = [discriminator(images[rows], labels[rows]) for rows in (slice(0, 2), slice(2, 6))]
+    for whole, *halves in zip(together, *parts):
+        assert torch.allclose(whole, torch.cat(halves), atol=1e-5)
+
+
+def test_every_layer_but_the_table_is_spectrally_normalised():
+    discriminator = Discriminator(SMALL)
+    images, labels = torch.rand(4, 1, 16, 16), torch.arange(4)
+    for _ in range(100):
+        discriminator(images, labels)
+    layers = {name: layer for name, layer in discriminator.named_modules()
+              if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear))}  # fmt: skip
+    assert len(layers) == 10 + 4 + 5  # of blocks, their shortcuts (the last has none), heads
+    for name, layer in layers.items():
+        assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=1e-3), name
+
+
+MOVED = {
+    "generator": {"embed": {"table"}, "linear": {"table", "linear"}},
+    "discriminator": {"embed": {"table"}, "linear": {"table", "hidden", "logit", "noise"}},
+}
+
+
+@pytest.mark.parametrize("mode", ["embed", "linear", "all"])
+@pytest.mark.parametrize("which", ["generator", "discriminator"])
+def test_fine_tuning_moves_exactly_its_part(which, mode):
+    torch.manual_seed(0)
+    networks = {"generator": Generator(SMALL), "discriminator": Discriminator(SMALL)}
+    network, (z, labels) = networks[which], noise_and_labels(20)
+    optimizer = torch.optim.AdamW(choose_trained(network, mode), lr=0.1, weight_decay=0.1)
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    fake = networks["discriminator"](networks["generator"](z, labels), labels)
+    weighted(generator_losses(fake, z), gamma=1.0, alpha=1.0).backward()
+    optimizer.step()
+    moved = {name for name, p in network.named_parameters() if not torch.equal(p, before[name])}
+    expected = {name for name in before if mode == "all" or MOVED[which][mode] & set(name.split("."))}
+    assert moved == expected and expected
+
+
+def test_losses_by_hand():
+    def judged(conditional, unconditional, z):
+        return Judgement(torch.tensor(conditional), torch.tensor(unconditional), torch.tensor(z))
+
+    real = judged([2.0, -1.0], [0.0, 0.0], [[0.0], [0.0]])
+    fake = judged([1.0, 0.0], [3.0, -3.0], [[1.0], [2.0]])
+    pool = judged([9.0] * 3, [1.0, 2.0, 3.0], [[9.0]] * 3)  # more of them, and only their unconditional logits count
+    z = torch.tensor([[0.0], [0.0]])
+
+    def softplus(*values):
+        return sum(math.log1p(math.exp(value)) for value in values) / len(values)
+
+    made = {name: loss.item() for name, loss in generator_losses(fake, z).items()}
+    expected = {"adversarial": softplus(-1, 0), "noise": 2.5, "unconditional": softplus(-3, 3)}
+    assert made == pytest.approx(expected, rel=1e-5)
+    losses = discriminator_losses(real, fake, pool, z)
+    expected = {
+        "adversarial": (softplus(-2, 1) + softplus(1, 0)) / 2,
+        "noise": 2.5,
+        "unconditional": (softplus(-1, -2, -3) + softplus(3, -3)) / 2,
+    }
+    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected, rel=1e-5)
+    total = expected["adversarial"] + 0.5 * expected["noise"] + 0.25 * expected["unconditional"]
+    assert weighted(losses, gamma=0.5, alpha=0.25).item() == pytest.approx(total, rel=1e-5)
+    assert weighted(losses, gamma=0.0, alpha=0.0).item() == pytest.approx(expected["adversarial"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("mode", "learns"), [("embed", False), ("linear", True), ("all", True)])
+def test_unlabelled_images_teach_only_what_is_trained(mode, learns):
+    """The class table, all that `embed` trains of the discriminator, has no part in the unconditional logit."""
+    discriminator = Discriminator(SMALL)
+    choose_trained(discriminator, mode)
+    images, (z, labels) = torch.rand(4, 1, 16, 16), noise_and_labels()
+    judged = discriminator(images, labels)
+    loss = discriminator_losses(judged, judged, judged, z)["unconditional"]
+    assert loss.requires_grad == learns
