@@ -1,0 +1,98 @@
+"""How near generated images are to real ones, by the features that a network of ours has of both.
+
+Fréchet and kernel distance (Heusel et al., NeurIPS 2017; Bińkowski et al., ICLR 2018) are torchmetrics'. Precision and
+recall (Kynkäänniemi et al., NeurIPS 2019), density and coverage (Naeem et al., ICML 2020) compare balls around images
+that reach to their k-th neighbour of the same kind. Distances are float64: the balls' borders are differences of small
+numbers, and FID's matrix product of ill-conditioned ones.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from lowshot.errors import InputError
+
+# Distances that are in memory together: 64 MB.
+_N_DISTANCES = 8_000_000
+
+
+def image_scores(real: Tensor, fake: Tensor, n_neighbours: int = 3, kid_subsets: int = 100) -> dict[str, float]:
+    """Scores of generated images against real ones, by features (N, D) and (M, D) on one device.
+
+    `fid` is biased upwards where N or M is not far above D; `kid` is not, its subsets have 1000 images, or all of the
+    fewer ones. Precision: the share of generated images in a real image's ball; recall: of real ones in a generated
+    image's; density: in how many real balls a generated image lies, over `n_neighbours`; coverage: the share of real
+    balls with a generated image in them. Raises InputError for fewer images than the balls need.
+    """
+    if (fewest := min(len(real), len(fake))) <= n_neighbours:
+        raise InputError(f"scores of {fewest} images: more than {n_neighbours} are needed of either kind")
+    real, fake = real.double(), fake.double()
+    frechet = FrechetInceptionDistance(_Features(real.shape[1]))
+    with warnings.catch_warnings():  # of the memory that features take
+        warnings.simplefilter("ignore", UserWarning)
+        kernel = KernelInceptionDistance(_Features(real.shape[1]), kid_subsets, min(1000, fewest))
+    for metric in (frechet, kernel):
+        metric.to(real.device)
+        metric.update(real, real=True)
+        metric.update(fake, real=False)
+    with torch.random.fork_rng(devices=[]):  # which subsets: the same for all that are compared
+        torch.manual_seed(0)
+        kid = kernel.compute()[0]
+    return {"fid": float(frechet.compute()), "kid": float(kid), **_neighbour_scores(real, fake, n_neighbours)}
+
+
+def scores_per_class(
+    real: Tensor, real_labels: Tensor, fake: Tensor, fake_labels: Tensor, score: Callable[[Tensor, Tensor], dict]
+) -> dict[int, dict]:
+    """`score` of the real and generated features of each class, by class; InputError for one without generated."""
+    classes = real_labels.unique().tolist()
+    for c in np.setdiff1d(classes, fake_labels.unique().tolist())[:1]:
+        raise InputError(f"scores of class {c}: no generated image")
+    return {c: score(real[real_labels == c], fake[fake_labels == c]) for c in classes}
+
+
+class _Features(nn.Module):
+    """Features in the place of images: torchmetrics asks for a network."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.num_features = dim
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def _neighbour_scores(real: Tensor, fake: Tensor, k: int) -> dict[str, float]:
+    """Of N real and M generated images: 3 N M multiply-adds a dimension, and as much for each kind against itself."""
+    real_radii, fake_radii = _radii(real, k), _radii(fake, k)
+    in_real_balls, in_any_fake_ball, covered = [], [], real.new_zeros(len(real), dtype=torch.bool)
+    for part in _parts(len(fake), len(real)):
+        inside = torch.cdist(fake[part], real) < real_radii
+        in_real_balls.append(inside.sum(1))
+        covered |= inside.any(0)
+    for part in _parts(len(real), len(fake)):
+        in_any_fake_ball.append((torch.cdist(real[part], fake) < fake_radii).any(1))
+    counts = torch.cat(in_real_balls).double()
+    return {
+        "precision": (counts > 0).double().mean().item(),
+        "recall": torch.cat(in_any_fake_ball).double().mean().item(),
+        "density": counts.mean().item() / k,
+        "coverage": covered.double().mean().item(),
+    }
+
+
+def _radii(features: Tensor, k: int) -> Tensor:
+    """Distance of each of N images to its k-th neighbour, itself not counted: (N,)."""
+    parts = _parts(len(features), len(features))
+    nearest = (torch.cdist(features[part], features).topk(k + 1, largest=False).values[:, k] for part in parts)
+    return torch.cat(list(nearest))
+
+
+def _parts(n_rows: int, n_columns: int) -> Iterator[slice]:
+    step = max(1, _N_DISTANCES // n_columns)
+    return (slice(start, start + step) for start in range(0, n_rows, step))
