@@ -52,14 +52,15 @@ def angular_logits(
     """
     means = F.normalize(means.detach())
     queries, keys = (F.normalize(F.normalize(one) - means[classes]) for one in (queries, keys))
+    queries = queries / tau
     own = (queries * keys).sum(1, keepdim=True)
     left_out = (queues.images[classes] < 0) | (queues.images[classes] == images[:, None])
     negatives = _seen_from_means(queries, classes, queues.keys, means).masked_fill(left_out, -torch.inf)
-    return torch.cat([own, negatives], 1) / tau
+    return torch.cat([own, negatives], 1)
 
 
 def _seen_from_means(queries: Tensor, classes: Tensor, keys: Tensor, means: Tensor) -> Tensor:
-    """Inner products of unit queries (B, d) with the directions of unit `keys` (C, d, L) as seen from the unit mean of
+    """Inner products of queries (B, d) with the directions of unit `keys` (C, d, L) as seen from the unit mean of
     their class (C, d): (B, L).
 
     q . (u - mu) / |u - mu|, where |u - mu|^2 = 2 - 2 u . mu: the queues, most of the bytes, are read once, by one
