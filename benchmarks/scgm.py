@@ -50,8 +50,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("what", choices=("assignment", "share"))
     parser.add_argument("--n_images", type=int, default=45_000, help="share: images of an epoch")
+    parser.add_argument("--methods", nargs="+", default=["scgm_g", "scgm_a"], help="share: which")
     options = parser.parse_args()
-    assignment() if options.what == "assignment" else share(options.n_images)
+    assignment() if options.what == "assignment" else share(options.n_images, options.methods)
 
 
 def assignment() -> None:
@@ -90,11 +91,11 @@ def clustered_scores(noise: float) -> Tensor:
         return mixture.log_joint(embeddings, labels * N_SUPERCLASSES // N_CLASSES)
 
 
-def share(n_images: int) -> None:
+def share(n_images: int, methods: list[str]) -> None:
     random = np.random.default_rng(0)
     labels = random.integers(N_CLASSES, size=n_images)
     images = Images(labels, np.zeros(n_images, bool), random.integers(256, size=(n_images, 32, 32, 3), dtype=np.uint8))
-    for method in ("scgm_g", "scgm_a"):
+    for method in methods:
         with TemporaryDirectory() as folder:
             trainer = make_trainer(method, images, Path(folder))
             clock = EncoderClock(trainer)

@@ -54,7 +54,8 @@ def angular_logits(
     queries, keys = (F.normalize(F.normalize(one) - means[classes]) for one in (queries, keys))
     queries = queries / tau
     own = (queries * keys).sum(1, keepdim=True)
-    left_out = (queues.images[classes] < 0) | (queues.images[classes] == images[:, None])
+    owners = queues.images[classes]
+    left_out = (owners < 0) | (owners == images[:, None])
     negatives = _seen_from_means(queries, classes, queues.keys, means).masked_fill(left_out, -torch.inf)
     return torch.cat([own, negatives], 1)
 
