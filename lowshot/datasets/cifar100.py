@@ -7,7 +7,7 @@ code.
 import pickle
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -109,7 +109,7 @@ class _PlainUnpickler(pickle.Unpickler):
     """Finds what numpy arrays are rebuilt from, and nothing else."""
 
     _reconstruct = np.empty(0).__reduce__()[0]
-    _known = {  # noqa: RUF012
+    _known: ClassVar = {
         ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
         ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
         ("numpy", "ndarray"): np.ndarray,

@@ -62,22 +62,14 @@ def _read(name: str, source: Source, content: Content) -> Content:
     n = len(content.class_names)
     if n != SETS[name].n_classes:
         raise InputError(f"{source.root}: {n} classes; the split of {name} is of {SETS[name].n_classes}")
-    kept = [rows[: source.max_per_class] for rows in shuffled_rows(content.images.labels, n)]
-    images = only_rows(content.images, np.sort(np.concatenate(kept)))
-    is_test, shots = _parts(images.labels, kept)
-    draws = make_draws(images.labels[~is_test], content.class_names, source.n_trials, source.max_shots, source.seed)
-    draws[1] = [rows[: source.max_shots] for rows in shots]
-    novel = novel_classes(n, SETS[name].n_novel, source.seed)
-    return replace(content, images=replace(images, is_test=is_test), novel_classes=novel, draws=draws)
-
-
-def _parts(labels: np.ndarray, kept: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Test marks (N,) of the images that were kept, and for each class its training images, in order, as rows among all
-    training images; `kept` are rows of each class before the others were dropped."""
-    place = np.searchsorted(np.sort(np.concatenate(kept)), np.concatenate(kept))
-    order = np.split(place, np.cumsum([len(rows) for rows in kept])[:-1])
-    train = [rows[: int(TRAIN_SHARE * len(rows))] for rows in order]
-    is_test = np.ones(len(labels), bool)
+    images = content.images
+    kept = [rows[: source.max_per_class] for rows in shuffled_rows(images.labels, n)]
+    train = [rows[: int(TRAIN_SHARE * len(rows))] for rows in kept]
+    is_test = np.ones(len(images), bool)
     is_test[np.concatenate(train)] = False
-    row_of = np.cumsum(~is_test) - 1
-    return is_test, [row_of[rows] for rows in train]
+    row_of = np.cumsum(~is_test) - 1  # of a training image, among them
+    images = only_rows(replace(images, is_test=is_test), np.sort(np.concatenate(kept)))
+    train_labels = images.labels[images.rows(test=False)]
+    draws = make_draws(train_labels, content.class_names, source.n_trials, source.max_shots, source.seed)
+    draws[1] = [row_of[rows[: source.max_shots]] for rows in train]
+    return replace(content, images=images, novel_classes=novel_classes(n, SETS[name].n_novel, source.seed), draws=draws)

@@ -9,7 +9,7 @@ Images are in [-1, 1], of any number of channels (published: three, for grey cha
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jsonargparse.typing import PositiveInt
@@ -78,8 +78,8 @@ class GeneratorBlock(nn.Module):
         self.conv1, self.norm1 = nn.Conv2d(n_in, n_out, 3, 1, 1), nn.InstanceNorm2d(n_out, affine=True)
         self.conv2 = nn.ConvTranspose2d(n_out, n_out, 3, 2, 1, 1) if doubles else nn.Conv2d(n_out, n_out, 3, 1, 1)
         self.norm2, self.film = nn.InstanceNorm2d(n_out, affine=True), Film(config, n_out)
-        grown = nn.Sequential(nn.Conv2d(n_in, n_out, 1), nn.Upsample(scale_factor=2)) if doubles else nn.Identity()
-        self.shortcut = grown
+        wider = (nn.Conv2d(n_in, n_out, 1), nn.Upsample(scale_factor=2)) if doubles else ()
+        self.shortcut = nn.Sequential(*wider)
 
     def forward(self, x: Tensor, z: Tensor, embed: Callable[[nn.Embedding], Tensor]) -> Tensor:
         out = self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))
@@ -89,7 +89,7 @@ class GeneratorBlock(nn.Module):
 class Generator(nn.Module):
     """Images of noise and classes. The first block's convolutions see one constant, not one for each image."""
 
-    finetuned_parts = {"embed": ("table",), "linear": ("film",)}  # noqa: RUF012
+    finetuned_parts: ClassVar = {"embed": ("table",), "linear": ("film",)}
 
     def __init__(self, config: GanConfig) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class DiscriminatorBlock(nn.Module):
 class Discriminator(nn.Module):
     """Judges images, for all that the losses ask, in one pass. Spectral norm on all layers but the class `table`."""
 
-    finetuned_parts = {"embed": ("table",), "linear": ("table", "hidden", "logit", "noise")}  # noqa: RUF012
+    finetuned_parts: ClassVar = {"embed": ("table",), "linear": ("table", "hidden", "logit", "noise")}
 
     def __init__(self, config: GanConfig) -> None:
         super().__init__()

@@ -97,8 +97,9 @@ def build_model(settings: ScgmSettings, extractor: Extractor, superclasses: np.n
         means = Superclasses(*form)
     queues = ClassQueues(sizes, settings.embedding, settings.queue_length) if has_contrast(settings) else None
     n_e_steps = -(-settings.epochs // settings.e_step_every)
-    options = settings.contrast_tau, settings.detach_means
-    return ScgmModel(extractor, means, queues, len(superclasses), n_e_steps, *options)
+    return ScgmModel(
+        extractor, means, queues, len(superclasses), n_e_steps, settings.contrast_tau, settings.detach_means
+    )
 
 
 class ScgmTrainer(Trainer):
