@@ -1,7 +1,8 @@
 """Train and judge a low-shot classifier: base and novel classes jointly, from n shots of every novel class.
 
 Reads     train and test features (ours or the published HDF5 layout), split.json (or label_idx.json), draws.json (or
-          the published splitfile_{trial}.json) and, if wanted, a generator folder, propagated rows, a grid of settings.
+          the published splitfile_{trial}.json) and, if wanted, a generator folder, propagated rows, features of a GAN's
+          samples, a grid of settings.
 Writes    one results JSON with six accuracies for every trial and n; with a grid, the evidence of the choice beside it.
 
     python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \
@@ -21,6 +22,7 @@ Settings chosen on the validation setup, results on the test setup (grid.yaml: `
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -46,9 +48,11 @@ from lowshot.classifiers import (
 from lowshot.cli import run
 from lowshot.errors import Diverged, InputError
 from lowshot.fusion import ScoreFile
+from lowshot.gan.samples import SampleRows, sample_files
 from lowshot.generators import Hallucinator
 from lowshot.metrics import ranks_in_chunks, true_class_ranks
 from lowshot.propagated import PropagatedRows
+from lowshot.protocol import read_draws
 from lowshot.runtime import pick_device
 from lowshot.seeds import stream
 from lowshot.selection import SelectionConfig, choose, joint_recipe
@@ -88,7 +92,11 @@ class Config(SelectionConfig):
     repetition: bool = False
     """Fill every novel class up to max_per_label by repeating its shots: the control of a generator."""
     max_per_label: PositiveInt = 20
-    """Rows of a novel class, shots included, that propagated rows, a generator or repetition fill up to."""
+    """Rows of a novel class, shots included, that propagated rows, samples, a generator or repetition fill up to."""
+    samples: Path | None = None
+    """Features of the images of sample_gan.py, by a name in which {trial} and {n_shot} stand for those of a run: each
+    run takes samples of a GAN that was fine-tuned on its own shots. They fill up every novel class behind propagated
+    rows, before a generator does."""
     propagated: Path | None = None
     """Rows that diffusion.py labelled: the surest ones fill up every novel class, before a generator does."""
     scores: Path | None = None
@@ -158,12 +166,21 @@ def _judge(configs: list[Config], benchmark: Benchmark, device: str) -> Iterator
 
 
 def _inputs(config: Config) -> dict[str, Path | None]:
-    return {**input_files(config), "generator": config.generator, "propagated": config.propagated}
+    files = {f"samples_{trial}_{n}": path for (trial, n), path in _sample_files(config).items()}
+    return {**input_files(config), "generator": config.generator, "propagated": config.propagated, **files}
+
+
+def _sample_files(config: Config) -> dict[tuple[int, int], Path]:
+    """The feature file of the samples of each run (trial, n); none without samples."""
+    if config.samples is None:
+        return {}
+    return sample_files(config.samples, product(read_draws(config.draws, config.trials), config.shots))
 
 
 def _recipe(config: Config, inputs: dict[str, Path | None]) -> dict:
     """The recipe of the results: only the settings that the classifier and the augmentation at work read."""
-    if config.repetition and (config.generator or config.propagated):
+    augmented = config.generator or config.propagated or config.samples
+    if config.repetition and augmented:
         raise InputError("repetition is the control of generated or propagated rows: give one of the two")
     made_from = recipe("low_shot", config, inputs)
     settings = made_from["config"]
@@ -171,7 +188,7 @@ def _recipe(config: Config, inputs: dict[str, Path | None]) -> dict:
     unread = {"criterion", "select_per_shot", *_OPTIONS.values()} - {_OPTIONS.get(config.classifier)}
     if config.generator is None:
         unread |= {"pairs", "pair_scope"}
-    if not (config.generator or config.propagated or config.repetition):
+    if not (augmented or config.repetition):
         unread |= {"max_per_label"}
     kept = {name: value for name, value in settings.items() if name not in unread}
     return {**made_from, "config": {**kept, "methods": own} if own else kept}
@@ -225,7 +242,8 @@ def _problem(config: Config, benchmark: Benchmark) -> Problem:
     scope = config.pairs, config.pair_scope
     generator = Hallucinator(config.generator, benchmark.split, train, *scope) if config.generator is not None else None
     propagated = PropagatedRows(config.propagated, config, train) if config.propagated is not None else None
-    runs = [_run(config, benchmark, propagated, generator, *run) for run in benchmark.runs(config.shots)]
+    samples = SampleRows(_sample_files(config), config, train) if config.samples is not None else None
+    runs = [_run(config, benchmark, propagated, samples, generator, *run) for run in benchmark.runs(config.shots)]
     sizes = len(benchmark.base_classes), len(benchmark.novel_classes), benchmark.split.n_classes
     return Problem(train.feats[base], train.labels[base], runs, *sizes)
 
@@ -234,6 +252,7 @@ def _run(
     config: Config,
     benchmark: Benchmark,
     propagated: PropagatedRows | None,
+    samples: SampleRows | None,
     generator: Hallucinator | None,
     trial: int,
     n_shot: int,
@@ -243,21 +262,29 @@ def _run(
     if config.repetition:
         rows = rows[:, np.arange(max(n_shot, config.max_per_label)) % n_shot]
     labels = np.repeat(benchmark.novel_classes, rows.shape[1])
-    feats = benchmark.train.feats[rows.ravel()]
+    feats, most = benchmark.train.feats[rows.ravel()], config.max_per_label
     if propagated is not None:
-        new_feats, new_labels = propagated.of(trial, n_shot, config.max_per_label - n_shot)
-        feats, labels = np.concatenate([feats, new_feats]), np.concatenate([labels, new_labels])
+        feats, labels = _joined(feats, labels, *propagated.of(trial, n_shot, most - n_shot))
+    if samples is not None:
+        feats, labels = _joined(feats, labels, *samples.fill((trial, n_shot), labels, most))
     if generator is not None:
-        new_feats, new_labels = generator.extend(feats, labels, config.max_per_label, config.seed, trial)
-        feats, labels = np.concatenate([feats, new_feats]), np.concatenate([labels, new_labels])
+        feats, labels = _joined(feats, labels, *generator.extend(feats, labels, most, config.seed, trial))
     return Run(trial, n_shot, feats, labels)
 
 
+def _joined(
+    feats: np.ndarray, labels: np.ndarray, new_feats: np.ndarray, new_labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    return np.concatenate([feats, new_feats]), np.concatenate([labels, new_labels])
+
+
 def _setting(configs: list[Config]) -> Literal["inductive", "transductive", "semi_supervised"]:
-    """What the method saw beside labelled training rows: judged images, unlabelled training rows, or nothing."""
+    """What the method saw beside labelled training rows: judged images, unlabelled training rows (a GAN's checkpoint is
+    chosen by such), or nothing."""
     if any(one.classifier not in CLASSIFIERS and METHODS[one.classifier].transductive for one in configs):
         return "transductive"
-    return "semi_supervised" if configs[0].propagated is not None else "inductive"
+    unlabelled = configs[0].propagated is not None or configs[0].samples is not None
+    return "semi_supervised" if unlabelled else "inductive"
 
 
 def _method_name(config: Config) -> str:
@@ -266,6 +293,8 @@ def _method_name(config: Config) -> str:
     name = f"{config.classifier} ({', '.join(steps)})" if steps else config.classifier
     if config.propagated is not None:
         name = f"{name} + propagated labels"
+    if config.samples is not None:
+        name = f"{name} + samples"
     if config.generator is not None:
         return f"{name} + generator ({config.pairs}, {config.pair_scope})"
     return f"{name} + repetition" if config.repetition else name

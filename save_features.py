@@ -1,6 +1,6 @@
 """Run a trained extractor, or a pretrained model of timm, over all images and save the features.
 
-Reads   EXTRACTOR/ (train_extractor.py) or a model of timm, DATA/images.h5
+Reads   EXTRACTOR/ (train_extractor.py) or a model of timm, DATA/images.h5 (or another images file)
 Writes  OUT/train.h5 and OUT/test.h5 (where there is a test part) in the published layout: all_feats, all_labels, count
 
 With --copies, beside these augmented_feats float32 (N, copies, D): the features of randomly augmented copies of every
@@ -30,13 +30,14 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning_fabric import Fabric
 from tqdm import tqdm
 
-from lowshot.artifacts import building, is_done, recipe
+from lowshot.artifacts import building, is_done, merged, recipe
 from lowshot.augmentation import Augmentation
 from lowshot.cli import run
-from lowshot.datasets.images import Images, read_images
+from lowshot.datasets.images import Images, images_file, read_images
 from lowshot.errors import InputError
 from lowshot.extractors import ExtractorChoice, drop_projection, open_extractor, saw_validation_classes
 from lowshot.features import create_features
+from lowshot.gan.samples import handed_on
 from lowshot.loading import batches, in_batches, to_unit
 from lowshot.runtime import open_fabric
 
@@ -47,7 +48,7 @@ _SUPPORT = 100
 @dataclass(kw_only=True)
 class Config(ExtractorChoice):
     data: Path
-    """folder with images.h5"""
+    """folder with images.h5, or another images file: samples.h5 of sample_gan.py"""
     out: Path
     """folder to write train.h5 and test.h5 to"""
     resize: bool = False
@@ -76,12 +77,13 @@ class Config(ExtractorChoice):
 
 def main(config: Config) -> Path:
     """Save both files and return their folder."""
-    images = read_images(config.data / "images.h5")
+    where = images_file(config.data)
+    images = read_images(where)
     model, chosen = open_extractor(config, images, config.resize)
     if config.layer == "trunk":
         drop_projection(model, config)
     _check_copies(config, images)
-    made_from = recipe("save_features", config, {"images": config.data / "images.h5", "weights": config.weights})
+    made_from = merged(recipe("save_features", config, {"images": where, "weights": config.weights}), handed_on(where))
     made_from["inputs"] |= chosen
     for unread in ["batch_size", "part"] if config.copies else ["batch_size", "part", "support", "seed"]:
         made_from["config"].pop(unread)
@@ -95,7 +97,7 @@ def main(config: Config) -> Path:
             continue
         if len(rows) == 0:  # published few-shot splits are one pool: no test part
             if config.part:
-                raise InputError(f"{config.data / 'images.h5'}: has no {name} part")
+                raise InputError(f"{where}: has no {name} part")
             continue
         if not is_done(out, made_from, config.overwrite):
             with building(out, made_from) as partial:

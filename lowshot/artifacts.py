@@ -70,6 +70,11 @@ def recipe(stage: str, config: Any, inputs: dict[str, Path | None]) -> dict:
     return json.loads(json.dumps({"stage": stage, "config": settings(config), "inputs": digests}, default=str))
 
 
+def merged(made_from: dict, more: dict) -> dict:
+    """The recipe `made_from` with further settings and inputs."""
+    return {**made_from, **{part: made_from[part] | more[part] for part in ("config", "inputs")}}
+
+
 def read_recipe(path: Path) -> dict | None:
     """The recipe stored in an artifact; None where there is none (a published file, or one of the user's own)."""
     path = Path(path)

@@ -28,7 +28,21 @@ from lowshot.training import TrainingRun, learning_rate, refuse_other_leftover, 
 
 
 @dataclass(kw_only=True)
-class TrainingSettings:
+class LaunchSettings:
+    """Where a network of images is trained, and from which seed."""
+
+    seed: NonNegativeInt = 0
+    """of initialisation, data order and augmentation"""
+    accelerator: str = "auto"
+    """where to train: auto, cpu, cuda, ..."""
+    devices: PositiveInt = 1
+    """processes on this machine, one a device"""
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    """of the network; losses are always float32"""
+
+
+@dataclass(kw_only=True)
+class TrainingSettings(LaunchSettings):
     """How an image network is trained; the stages that train one add their losses and files to these."""
 
     epochs: NonNegativeInt = 90
@@ -61,16 +75,8 @@ class TrainingSettings:
     """stop after this many epochs without a better held-out loss and keep the best weights; 0 trains to the end"""
     augment: Augmentation = field(default_factory=Augmentation)
     """random changes of the training images"""
-    seed: NonNegativeInt = 0
-    """of initialisation, data order and augmentation"""
     num_workers: NonNegativeInt = 4
     """processes that decode images on disk; stored pixels need none"""
-    accelerator: str = "auto"
-    """where to train: auto, cpu, cuda, ..."""
-    devices: PositiveInt = 1
-    """processes on this machine, one a device"""
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
-    """of the network; losses are always float32"""
     checkpoint_minutes: NonNegativeFloat = 0.0
     """least time from one checkpoint to the next, for epochs of seconds; 0 keeps one after every epoch"""
 
@@ -113,7 +119,7 @@ def hold_out(config: TrainingSettings, images: Images, rows: np.ndarray) -> tupl
 
 @contextmanager
 def image_training(
-    config: TrainingSettings, out: Path, made_from: dict, overwrite: bool
+    config: LaunchSettings, out: Path, made_from: dict, overwrite: bool
 ) -> Iterator[tuple[Fabric, TrainingRun]]:
     """Start the processes, seed them and open the run that writes `out` when the block ends well."""
     if not overwrite:

@@ -7,9 +7,20 @@ import torch
 
 from lowshot.errors import InputError
 from lowshot.gan.losses import discriminator_losses, generator_losses, weighted
-from lowshot.gan.networks import Discriminator, Film, GanConfig, Generator, Judgement, choose_trained
+from lowshot.gan.networks import (
+    GENERATORS,
+    Discriminator,
+    Film,
+    GanConfig,
+    Generator,
+    Judgement,
+    ModulatedConv,
+    choose_trained,
+)
 
-SMALL = GanConfig(n_classes=5, n_channels=1, image_size=16, ngf=16, blocks_per_res=[1, 0], z_dim=6, ndf=2)
+SMALL = GanConfig(
+    n_classes=5, n_channels=1, image_size=16, ngf=16, blocks_per_res=[1, 0], z_dim=6, ndf=2, network="published"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +30,10 @@ def seeded():
 
 def small(**changes) -> GanConfig:
     return GanConfig(**{**vars(SMALL), **changes})
+
+
+def build(config: GanConfig) -> Generator:
+    return GENERATORS[config.network](config)
 
 
 def noise_and_labels(n: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,19 +51,20 @@ def noise_and_labels(n: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
 )
 def test_published_numbers_of_parameters(n_classes, ngf, ndf, generator, discriminator):
     """Trained by each mode of fine-tuning, and in all."""
-    config = GanConfig(n_classes, 3, 32, ngf=ngf, ndf=ndf)
-    for network, expected in ((Generator(config), generator), (Discriminator(config), discriminator)):
+    config = GanConfig(n_classes, 3, 32, ngf=ngf, ndf=ndf, network="published")
+    for network, expected in ((build(config), generator), (Discriminator(config), discriminator)):
         for mode, n in zip(("embed", "linear", "all"), expected):
             assert sum(p.numel() for p in choose_trained(network, mode)) == n
         assert sum(p.numel() for p in network.parameters()) == expected[-1]
 
 
-@pytest.mark.parametrize(("size", "blocks"), [(28, [1, 1]), (32, [1, 1, 1, 1]), (64, [0, 0, 0, 0])])
+@pytest.mark.parametrize(("size", "blocks"), [(28, [1, 1]), (32, [1, 1, 1, 1]), (64, [0, 0, 0, 0]), (64, None)])
 @pytest.mark.parametrize("n_channels", [1, 3])
-def test_images_of_every_size(size, blocks, n_channels):
-    config = small(image_size=size, blocks_per_res=blocks, n_channels=n_channels)
+@pytest.mark.parametrize("network", GENERATORS)
+def test_images_of_every_size(size, blocks, n_channels, network):
+    config = small(image_size=size, blocks_per_res=blocks, n_channels=n_channels, network=network)
     z, labels = noise_and_labels()
-    images = Generator(config)(z, labels)
+    images = build(config)(z, labels)
     assert images.shape == (4, n_channels, size, size) and images.abs().max() <= 1
     judged = Discriminator(config)(images, labels)
     assert judged.conditional.shape == judged.unconditional.shape == (4,) and judged.z.shape == z.shape
@@ -61,16 +77,24 @@ def test_images_of_every_size(size, blocks, n_channels):
         ({"image_size": 28, "blocks_per_res": [1] * 4}, "28 px; its side must be a multiple of 16, 32 at least"),
         ({"image_size": 16, "blocks_per_res": [1] * 4}, "16 px; .* 32 at least"),
         ({"ngf": 18}, "ngf 18 cannot be halved 2 times"),
+        ({"image_size": 27, "blocks_per_res": None}, "27 px; its side must be a multiple of 2, 4 at least"),
+        ({"blocks_per_res": []}, "0 doublings"),
     ],
 )
 def test_sizes_that_the_generator_cannot_make(changes, words):
     with pytest.raises(InputError, match=words):
-        Generator(small(**changes))
+        build(small(**changes))
 
 
-def test_an_image_depends_on_its_own_noise_and_class_only():
+def test_as_many_blocks_as_the_side_can_be_halved():
+    sides = {28: 2, 32: 4, 64: 4, 105: 0, 84: 2, 16: 3}
+    assert {side: len(small(image_size=side, blocks_per_res=None).blocks) for side in sides} == sides
+
+
+@pytest.mark.parametrize("network", GENERATORS)
+def test_an_image_depends_on_its_own_noise_and_class_only(network):
     """Also behind the first block, which computes the constant's convolutions once for all."""
-    generator, (z, labels) = Generator(SMALL), noise_and_labels()
+    generator, (z, labels) = build(small(network=network)), noise_and_labels()
     together = generator(z, labels)
     for i in range(len(z)):
         assert torch.allclose(generator(z[i : i + 1], labels[i : i + 1])[0], together[i], atol=1e-5)
@@ -78,8 +102,9 @@ def test_an_image_depends_on_its_own_noise_and_class_only():
     assert not torch.allclose(generator(z.roll(1, 0), labels), together)
 
 
-def test_between_classes_begins_and_ends_at_them():
-    generator, (z, labels) = Generator(SMALL), noise_and_labels()
+@pytest.mark.parametrize("network", GENERATORS)
+def test_between_classes_begins_and_ends_at_them(network):
+    generator, (z, labels) = build(small(network=network)), noise_and_labels()
     others = labels.roll(1)
     for share, expected in ((1.0, labels), (0.0, others)):
         images = generator.between(z, labels, others, torch.full((4, 1), share))
@@ -97,6 +122,17 @@ def test_film_by_hand(film):
     gamma, beta = (half[:, :, None, None] for half in (out[:, :3], out[:, 3:]))
     expected = gamma.clamp(min=0) * x + beta.clamp(min=0) if film == "relu" else (1 + gamma) * x + beta
     assert torch.allclose(layer(x, z, lambda table: table(labels)), expected, atol=1e-6)
+
+
+def test_modulated_convolution_against_weights_of_every_image():
+    layer, x, style = ModulatedConv(3, 4, 5), torch.randn(2, 3, 6, 6), torch.randn(2, 5)
+    layer.bias.data.normal_()
+    made = layer(x, style)
+    for image, own, out in zip(x, layer.style(style), made):
+        weight = layer.weight * own[None, :, None, None]
+        weight = weight / weight.square().sum((1, 2, 3), keepdim=True).sqrt()
+        expected = torch.nn.functional.conv2d(image[None], weight, layer.bias, padding=1)[0]
+        assert torch.allclose(out, torch.where(expected > 0, expected, 0.2 * expected) * 2**0.5, atol=1e-4)
 
 
 def test_the_projection_is_what_a_class_adds():
@@ -131,17 +167,19 @@ def test_every_layer_but_the_table_is_spectrally_normalised():
 
 
 MOVED = {
-    "generator": {"embed": {"table"}, "linear": {"table", "linear"}},
+    "published": {"embed": {"table"}, "linear": {"table", "linear"}},
+    "modulated": {"embed": {"table"}, "linear": {"table", "mapping", "style"}},
     "discriminator": {"embed": {"table"}, "linear": {"table", "hidden", "logit", "noise"}},
 }
 
 
 @pytest.mark.parametrize("mode", ["embed", "linear", "all"])
-@pytest.mark.parametrize("which", ["generator", "discriminator"])
+@pytest.mark.parametrize("which", MOVED)
 def test_fine_tuning_moves_exactly_its_part(which, mode):
     torch.manual_seed(0)
-    networks = {"generator": Generator(SMALL), "discriminator": Discriminator(SMALL)}
-    network, (z, labels) = networks[which], noise_and_labels(20)
+    generator = build(small(network=which if which in GENERATORS else "published"))
+    networks = {"generator": generator, "discriminator": Discriminator(SMALL)}
+    network, (z, labels) = networks.get(which, generator), noise_and_labels(20)
     optimizer = torch.optim.AdamW(choose_trained(network, mode), lr=0.1, weight_decay=0.1)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     fake = networks["discriminator"](networks["generator"](z, labels), labels)

@@ -7,7 +7,7 @@ from scipy.linalg import sqrtm
 
 from lowshot.errors import InputError
 from lowshot.gan import scores
-from lowshot.gan.scores import image_scores, scores_per_class
+from lowshot.gan.scores import image_scores
 
 
 def features(n: int, shift: float, seed: int, dim: int = 6) -> torch.Tensor:
@@ -88,15 +88,6 @@ def test_nothing_random_is_left():
     assert image_scores(x, y, kid_subsets=3) == first
     torch.manual_seed(5)
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_scores_of_each_class():
-    labels, of_fake = torch.arange(150) % 3 + 4, torch.arange(120) % 3 + 4
-    found = scores_per_class(REAL, labels, FAKE, of_fake, image_scores)
-    assert list(found) == [4, 5, 6]
-    assert found[5] == image_scores(REAL[1::3], FAKE[1::3])
-    with pytest.raises(InputError, match="class 6: no generated image"):
-        scores_per_class(REAL, labels, FAKE, of_fake.clamp(max=5), image_scores)
 
 
 def test_too_few_images_are_refused():

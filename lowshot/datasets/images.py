@@ -47,6 +47,11 @@ class Images:
         return np.flatnonzero(self.is_test == test)
 
 
+def images_file(data: Path) -> Path:
+    """images.h5 of a folder that preprocessing.py wrote; another images file is taken by its own name."""
+    return data if data.suffix in {".h5", ".hdf5"} else data / "images.h5"
+
+
 def write_images(path: Path, images: Images, made_from: dict) -> None:
     """Write an images file."""
     with h5py.File(path, "w") as file:

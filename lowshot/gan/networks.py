@@ -1,18 +1,21 @@
-"""The published generator and discriminator (Beckham et al., arXiv 2203.16662; spec 3).
+"""The generators and the discriminator (Beckham et al., arXiv 2203.16662; spec 3).
 
-A learned constant is grown into an image by residual blocks; in each of them FiLM (Perez et al., AAAI 2018) scales and
-shifts channels by noise and class. The discriminator is a spectrally normalised residual network with a projection head
-(Miyato & Koyama, ICLR 2018) and a head that reads the noise off the image (InfoGAN, Chen et al., NeurIPS 2016).
+Both generators grow a learned constant into an image by residual blocks. In those of the published one FiLM (Perez et
+al., AAAI 2018) scales and shifts channels by noise and class, behind instance norm. In those of the other a style, a
+mapping of noise and class, modulates the convolutions (Karras et al., StyleGAN2, CVPR 2020). The discriminator is a
+spectrally normalised residual network with a projection head (Miyato & Koyama, ICLR 2018) and a head that reads the
+noise off the image (InfoGAN, Chen et al., NeurIPS 2016).
 
 Images are in [-1, 1], of any number of channels (published: three, for grey characters too).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from jsonargparse.typing import PositiveInt
+import torch.nn.functional as F
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -22,36 +25,60 @@ FinetuneMode = Literal["embed", "linear", "all"]
 _SMALLEST_SIDE = 2  # of the constant: instance norm has nothing to normalise by in a single pixel
 
 
+@dataclass(kw_only=True)
+class GanNetwork:
+    """Which networks are trained, and how large they are."""
+
+    network: Literal["published", "modulated"] = "modulated"
+    """generator: as published, or one whose convolutions are modulated by a style"""
+    ngf: PositiveInt = 64
+    """channels of the generator's constant, halved by every doubling of the side"""
+    blocks_per_res: list[NonNegativeInt] | None = None
+    """blocks behind each doubling of the side (published: [1, 1, 1, 1] at 32 px); the constant's side is the image's,
+    halved as often. If not given, one behind each of as many as there can be, four at most"""
+    z_dim: PositiveInt = 64
+    """dimensions of the noise, and of the embedding of a class"""
+    film: Literal["relu", "affine"] = "relu"
+    """published: relu, scales and shifts are never negative, half of them zero at first, as released; affine, they
+    start around 1 and 0 and take any sign"""
+    ndf: PositiveInt = 16
+    """channels of the discriminator's first block, an eighth of its last"""
+
+
 @dataclass
-class GanConfig:
+class GanConfig(GanNetwork):
     """All that is needed to rebuild both networks."""
 
     n_classes: PositiveInt
     n_channels: PositiveInt
     image_size: PositiveInt
-    ngf: PositiveInt = 64
-    """channels of the generator's constant, halved by every doubling of the side"""
-    blocks_per_res: list[int] = field(default_factory=lambda: [1, 1, 1, 1])
-    """blocks behind each doubling of the side; the constant's side is the image's, halved as often"""
-    z_dim: PositiveInt = 64
-    """dimensions of the noise, and of the class embeddings of each block"""
-    film: Literal["relu", "affine"] = "relu"
-    """relu: scales and shifts are never negative, half of them zero at first, as released; affine: they start around 1
-    and 0 and take any sign"""
-    ndf: PositiveInt = 16
-    """channels of the discriminator's first block, an eighth of its last"""
+
+    @property
+    def blocks(self) -> list[int]:
+        """Blocks behind each doubling."""
+        if self.blocks_per_res is not None:
+            return self.blocks_per_res
+        return [1] * max(n for n in range(5) if n == 0 or _can_be_halved(self.image_size, n))
 
 
 def check_sizes(config: GanConfig, where: str) -> None:
     """InputError, naming `where`, for an image side or a number of channels that the generator cannot make."""
-    n = len(config.blocks_per_res)
-    if config.image_size % 2**n or config.image_size // 2**n < _SMALLEST_SIDE:
+    n = max(1, len(config.blocks))
+    if not _can_be_halved(config.image_size, n) or not config.blocks:
         raise InputError(
-            f"{where}: {n} doublings (blocks_per_res) make no image of {config.image_size} px; its side must be a "
-            f"multiple of {2**n}, {_SMALLEST_SIDE * 2**n} at least"
+            f"{where}: {len(config.blocks)} doublings (blocks_per_res) make no image of {config.image_size} px; its "
+            f"side must be a multiple of {2**n}, {_SMALLEST_SIDE * 2**n} at least"
         )
     if config.ngf % 2**n:
         raise InputError(f"{where}: ngf {config.ngf} cannot be halved {n} times (blocks_per_res)")
+
+
+def _can_be_halved(side: int, n: int) -> bool:
+    """So often, without going below the smallest side."""
+    return side % 2**n == 0 and side // 2**n >= _SMALLEST_SIDE
+
+
+Embed = Callable[[nn.Embedding], Tensor]
 
 
 class Film(nn.Module):
@@ -64,7 +91,7 @@ class Film(nn.Module):
         self.linear = nn.Linear(2 * config.z_dim, 2 * n_out)
         self.relu = config.film == "relu"
 
-    def forward(self, x: Tensor, z: Tensor, embed: Callable[[nn.Embedding], Tensor]) -> Tensor:
+    def forward(self, x: Tensor, z: Tensor, embed: Embed) -> Tensor:
         """`x` (B or 1, n_out, H, W) -> (B, n_out, H, W), with noise (B, z_dim)."""
         gamma, beta = self.linear(torch.cat([z, embed(self.table)], 1))[:, :, None, None].chunk(2, 1)
         return torch.addcmul(beta.relu(), gamma.relu(), x) if self.relu else torch.addcmul(beta, 1 + gamma, x)
@@ -81,26 +108,27 @@ class GeneratorBlock(nn.Module):
         wider = (nn.Conv2d(n_in, n_out, 1), nn.Upsample(scale_factor=2)) if doubles else ()
         self.shortcut = nn.Sequential(*wider)
 
-    def forward(self, x: Tensor, z: Tensor, embed: Callable[[nn.Embedding], Tensor]) -> Tensor:
+    def forward(self, x: Tensor, z: Tensor, embed: Embed) -> Tensor:
         out = self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))
         return (self.film(out, z, embed) + self.shortcut(x)).relu()
 
 
 class Generator(nn.Module):
-    """Images of noise and classes. The first block's convolutions see one constant, not one for each image."""
+    """Images of noise and classes; a subclass says what its blocks are and how they are told of both."""
 
-    finetuned_parts: ClassVar = {"embed": ("table",), "linear": ("film",)}
+    finetuned_parts: ClassVar[dict[str, tuple[str, ...]]]
 
     def __init__(self, config: GanConfig) -> None:
         super().__init__()
         check_sizes(config, "generator")
-        side = config.image_size // 2 ** len(config.blocks_per_res)
+        self.z_dim = config.z_dim
+        side = config.image_size // 2 ** len(config.blocks)
         self.constant = nn.Parameter(torch.randn(1, config.ngf, side, side))
         blocks, n = [], config.ngf
-        for n_more in config.blocks_per_res:
-            blocks.append(GeneratorBlock(config, n, n // 2, doubles=True))
+        for n_more in config.blocks:
+            blocks.append(self._block(config, n, n // 2, doubles=True))
             n //= 2
-            blocks += [GeneratorBlock(config, n, n, doubles=False) for _ in range(n_more)]
+            blocks += [self._block(config, n, n, doubles=False) for _ in range(n_more)]
         self.blocks = nn.ModuleList(blocks)
         self.image = nn.Conv2d(n, config.n_channels, 3, 1, 1)
 
@@ -113,11 +141,95 @@ class Generator(nn.Module):
         rest that of `others` (the release's decode_mixup, spec 3.1)."""
         return self._grow(z, lambda table: torch.lerp(table(others), table(labels), share))
 
-    def _grow(self, z: Tensor, embed: Callable[[nn.Embedding], Tensor]) -> Tensor:
+    def _block(self, config: GanConfig, n_in: int, n_out: int, doubles: bool) -> nn.Module:
+        raise NotImplementedError
+
+    def _grow(self, z: Tensor, embed: Embed) -> Tensor:
+        raise NotImplementedError
+
+
+class PublishedGenerator(Generator):
+    """Every block has class embeddings of its own. The first one's convolutions see one constant, not one for each
+    image."""
+
+    finetuned_parts: ClassVar = {"embed": ("table",), "linear": ("film",)}
+
+    def _block(self, config: GanConfig, n_in: int, n_out: int, doubles: bool) -> nn.Module:
+        return GeneratorBlock(config, n_in, n_out, doubles)
+
+    def _grow(self, z: Tensor, embed: Embed) -> Tensor:
         x = self.constant
         for block in self.blocks:
             x = block(x, z, embed)
         return self.image(x).tanh()
+
+
+class ModulatedConv(nn.Module):
+    """3x3 convolution whose weights are scaled by the style for each input channel and brought back to unit length for
+    each output channel (Karras et al., 2020, eq. 1 and 3); scaling the images' channels instead is the same and needs
+    no weights of every image."""
+
+    def __init__(self, n_in: int, n_out: int, style_dim: int) -> None:
+        super().__init__()
+        self.style = nn.Linear(style_dim, n_in)
+        nn.init.normal_(self.style.weight, std=style_dim**-0.5)
+        nn.init.ones_(self.style.bias)
+        self.weight = nn.Parameter(torch.randn(n_out, n_in, 3, 3) / (9 * n_in) ** 0.5)
+        self.bias = nn.Parameter(torch.zeros(n_out))
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        """`x` (B, n_in, H, W), `style` (B, style_dim) -> (B, n_out, H, W), activated."""
+        scale = self.style(style)
+        length = (scale.square() @ self.weight.square().sum((2, 3)).T + 1e-8).rsqrt()
+        out = F.conv2d(x * scale[:, :, None, None], self.weight, padding=1)
+        return F.leaky_relu(torch.addcmul(self.bias[:, None, None], out, length[:, :, None, None]), 0.2) * 2**0.5
+
+
+class ModulatedBlock(nn.Module):
+    """Two modulated convolutions beside a shortcut; with `doubles` the side is doubled between them."""
+
+    def __init__(self, n_in: int, n_out: int, style_dim: int, doubles: bool) -> None:
+        super().__init__()
+        self.conv1 = ModulatedConv(n_in, n_out, style_dim)
+        self.conv2 = ModulatedConv(n_out, n_out, style_dim)
+        self.shortcut = nn.Conv2d(n_in, n_out, 1, bias=False) if n_in != n_out else nn.Identity()
+        self.doubles = doubles
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        shortcut, x = self.shortcut(x), self.conv1(x, style)
+        if self.doubles:
+            x, shortcut = (F.interpolate(one, scale_factor=2.0, mode="bilinear") for one in (x, shortcut))
+        return (self.conv2(x, style) + shortcut) * 0.5**0.5
+
+
+class ModulatedGenerator(Generator):
+    """One class table for all blocks; noise and class embedding, each brought to unit mean square, are mapped to the
+    style by two layers. Has neither noise inputs nor outputs at each side, nor rates that differ by layer (StyleGAN2
+    has)."""
+
+    finetuned_parts: ClassVar = {"embed": ("table",), "linear": ("table", "mapping", "style")}
+
+    def __init__(self, config: GanConfig) -> None:
+        super().__init__(config)
+        self.table, n = nn.Embedding(config.n_classes, config.z_dim), 2 * config.z_dim
+        self.mapping = nn.Sequential(nn.Linear(n, n), nn.LeakyReLU(0.2), nn.Linear(n, n), nn.LeakyReLU(0.2))
+
+    def _block(self, config: GanConfig, n_in: int, n_out: int, doubles: bool) -> nn.Module:
+        return ModulatedBlock(n_in, n_out, 2 * config.z_dim, doubles)
+
+    def _grow(self, z: Tensor, embed: Embed) -> Tensor:
+        style = self.mapping(torch.cat([_unit(z), _unit(embed(self.table))], 1))
+        x = self.constant.expand(len(z), -1, -1, -1)
+        for block in self.blocks:
+            x = block(x, style)
+        return self.image(x).tanh()
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
+
+
+GENERATORS = {"published": PublishedGenerator, "modulated": ModulatedGenerator}
 
 
 class Judgement(NamedTuple):

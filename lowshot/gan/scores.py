@@ -7,9 +7,8 @@ numbers, and FID's matrix product of ill-conditioned ones.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -17,6 +16,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from lowshot.errors import InputError
 
+SCORES = ("fid", "kid", "precision", "recall", "density", "coverage")
 # Distances that are in memory together: 64 MB.
 _N_DISTANCES = 8_000_000
 
@@ -32,28 +32,21 @@ def image_scores(real: Tensor, fake: Tensor, n_neighbours: int = 3, kid_subsets:
     if (fewest := min(len(real), len(fake))) <= n_neighbours:
         raise InputError(f"scores of {fewest} images: more than {n_neighbours} are needed of either kind")
     real, fake = real.double(), fake.double()
-    frechet = FrechetInceptionDistance(_Features(real.shape[1]))
     with warnings.catch_warnings():  # of the memory that features take
         warnings.simplefilter("ignore", UserWarning)
         kernel = KernelInceptionDistance(_Features(real.shape[1]), kid_subsets, min(1000, fewest))
-    for metric in (frechet, kernel):
-        metric.to(real.device)
-        metric.update(real, real=True)
-        metric.update(fake, real=False)
+    _update(kernel, real, fake)
     with torch.random.fork_rng(devices=[]):  # which subsets: the same for all that are compared
         torch.manual_seed(0)
         kid = kernel.compute()[0]
-    return {"fid": float(frechet.compute()), "kid": float(kid), **_neighbour_scores(real, fake, n_neighbours)}
+    return {"fid": frechet_distance(real, fake), "kid": float(kid), **_neighbour_scores(real, fake, n_neighbours)}
 
 
-def scores_per_class(
-    real: Tensor, real_labels: Tensor, fake: Tensor, fake_labels: Tensor, score: Callable[[Tensor, Tensor], dict]
-) -> dict[int, dict]:
-    """`score` of the real and generated features of each class, by class; InputError for one without generated."""
-    classes = real_labels.unique().tolist()
-    for c in np.setdiff1d(classes, fake_labels.unique().tolist())[:1]:
-        raise InputError(f"scores of class {c}: no generated image")
-    return {c: score(real[real_labels == c], fake[fake_labels == c]) for c in classes}
+def frechet_distance(real: Tensor, fake: Tensor) -> float:
+    """FID of features (N, D) and (M, D) on one device."""
+    metric = FrechetInceptionDistance(_Features(real.shape[1]))
+    _update(metric, real.double(), fake.double())
+    return float(metric.compute())
 
 
 class _Features(nn.Module):
@@ -65,6 +58,12 @@ class _Features(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return features
+
+
+def _update(metric: FrechetInceptionDistance | KernelInceptionDistance, real: Tensor, fake: Tensor) -> None:
+    metric.to(real.device)
+    metric.update(real, real=True)
+    metric.update(fake, real=False)
 
 
 def _neighbour_scores(real: Tensor, fake: Tensor, k: int) -> dict[str, float]:

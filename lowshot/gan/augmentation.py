@@ -1,0 +1,73 @@
+"""Random changes of all images that a discriminator sees, real and generated alike (Karras et al., StyleGAN2-ADA,
+NeurIPS 2020), in the subset of Beckham et al. (spec 2.4): one differentiable affine map an image.
+
+A generator does not learn the changes as long as they leave most images as they are.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jsonargparse.typing import ClosedUnitInterval, PositiveInt
+from kornia.geometry.transform import warp_affine
+from torch import Tensor
+
+N_UNIFORMS = 9
+_LARGEST_SHIFT = 0.125
+_LARGEST_PROBABILITY = 0.8  # Karras et al. (2020): above it generators learn the changes
+
+
+@dataclass
+class DiscriminatorAugmentation:
+    """Which changes there are, and how often each happens to an image."""
+
+    mode: Literal["none", "fixed", "adaptive"] = "adaptive"
+    """none; with a fixed probability, as published; or with one that grows while the discriminator is surer of real
+    images than `target` says, and shrinks while it is less"""
+    p: ClosedUnitInterval = 0.0
+    """fixed: the probability"""
+    target: ClosedUnitInterval = 0.6
+    """adaptive: mean sign of the discriminator's logits of real images to be kept"""
+    n_images: PositiveInt = 100_000
+    """adaptive: real images seen while the probability moves by 1 at most"""
+    changes: list[Literal["flip", "rotate90", "translate", "rotate"]] = field(
+        default_factory=lambda: ["flip", "rotate90", "translate", "rotate"]
+    )
+    """mirror left to right; turn by a multiple of 90 degrees; shift by up to an eighth of the side, in whole pixels;
+    rotate by any angle, once before and once after the others"""
+
+    def adapted(self, p: Tensor, real_logits: Tensor, n_images: int) -> Tensor:
+        """The probability `p` (a scalar) after `n_images` more real images with such logits."""
+        step = (real_logits.sign().mean() - self.target).sign() * n_images / self.n_images
+        return (p + step).clamp(0, _LARGEST_PROBABILITY) if self.mode == "adaptive" else p
+
+    def __call__(self, images: Tensor, uniforms: Tensor, p: Tensor) -> Tensor:
+        """Images (B, C, S, S) changed by `uniforms` (B, N_UNIFORMS) in [0, 1); outside of them is their reflection."""
+        if self.mode == "none" or not self.changes:
+            return images
+        size = images.shape[-1]
+        maps = self._maps(uniforms, p, size)
+        return warp_affine(images, maps, (size, size), padding_mode="reflection")
+
+    def _maps(self, u: Tensor, p: Tensor, size: int) -> Tensor:
+        """(B, 2, 3) in pixels, from where an image's points are to where they come to be."""
+        happens = {name: name in self.changes for name in ("flip", "rotate90", "translate", "rotate")}
+        mirror = torch.where((u[:, 0] < p / 2) & happens["flip"], -1.0, 1.0)
+        # Where it happens, u / p is uniform again.
+        turns = torch.where((u[:, 1] < p) & happens["rotate90"], (4 * u[:, 1] / p.clamp(min=1e-8)).floor(), 0.0)
+        drawn = (2 * u[:, 3:5] - 1) * _LARGEST_SHIFT * size
+        shift = torch.where((u[:, 2:3] < p) & happens["translate"], drawn.round(), 0.0)
+        often = (1 - (1 - p).sqrt()) * happens["rotate"]
+        before, after = (torch.where(u[:, i] < often, (2 * u[:, i + 1] - 1) * math.pi, 0.0) for i in (5, 7))
+        first = _rotation(before) * torch.stack([mirror, torch.ones_like(mirror)], 1)[:, None]
+        last, turned = _rotation(after), _rotation(turns * math.pi / 2)
+        matrix = last @ turned @ first
+        centre = torch.full((2,), (size - 1) / 2, device=u.device)
+        move = centre - matrix @ centre + (last @ shift[:, :, None])[:, :, 0]
+        return torch.cat([matrix, move[:, :, None]], 2)
+
+
+def _rotation(angles: Tensor) -> Tensor:
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)

@@ -1,0 +1,87 @@
+"""Both networks of a GAN with the running average of the generator, and the folder that keeps them."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from lowshot.artifacts import read_json, write_json
+from lowshot.cli import checked
+from lowshot.errors import InputError
+from lowshot.gan.networks import GENERATORS, Discriminator, GanConfig, Generator
+from lowshot.seeds import stream
+from lowshot.state_dicts import fill
+
+SCHEMA = "lowshot-gan-1"
+
+
+class Gan(nn.Module):
+    """`generator` and `discriminator`, and `averaged`, the running average of the generator's weights: what makes the
+    images in the end."""
+
+    def __init__(self, config: GanConfig, ema: float = 0.0) -> None:
+        super().__init__()
+        self.config = config
+        self.generator: Generator = GENERATORS[config.network](config)
+        self.discriminator = Discriminator(config)
+        self.to(memory_format=torch.channels_last)  # convolutions are faster so, on a CPU too
+        self.start_average(ema)
+
+    def start_average(self, ema: float) -> None:
+        """Let the average begin at the generator's present weights. In the n-th update what was before weighs `ema`,
+        but no more than n / (n + 10): the first weights are soon forgotten."""
+
+        def update(averages: list[Tensor], weights: list[Tensor], n: Tensor | int) -> None:
+            torch._foreach_lerp_(averages, weights, 1 - min(ema, int(n) / (int(n) + 10)))
+
+        self.averaged = AveragedModel(self.generator, multi_avg_fn=update)
+
+    def begin_finetuning(self, ema: float) -> None:
+        """Go on from the averaged generator."""
+        self.generator.load_state_dict(self.averaged.module.state_dict())
+        self.start_average(ema)
+
+
+def save_gan(folder: Path, gan: Gan, made_from: dict) -> None:
+    """Write `model.pt` (a state dict) and the `config.json` that rebuilds the networks."""
+    torch.save(gan.state_dict(), folder / "model.pt")
+    write_json(folder / "config.json", {**made_from, "schema": SCHEMA, "model": asdict(gan.config)})
+
+
+def load_gan(folder: Path) -> Gan:
+    """Rebuild a GAN from its folder."""
+    where = Path(folder) / "config.json"
+    content = read_json(where)
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise InputError(f"{where}: does not describe a GAN")
+    gan = Gan(checked(GanConfig, content["model"], where))
+    fill(gan, Path(folder) / "model.pt")
+    return gan
+
+
+def sample_noise(seed: int, labels: list[int], numbers: list[int], z_dim: int) -> Tensor:
+    """Noise float32 (N, z_dim) of the samples with these `numbers` of the classes `labels`: each has a random stream of
+    its own, so it is the same whatever else is sampled."""
+    drawn = [stream(seed, "sample", c, i).standard_normal(z_dim, "float32") for c, i in zip(labels, numbers)]
+    return torch.from_numpy(np.stack(drawn))
+
+
+@torch.inference_mode()
+def make_images(generator: nn.Module, z: Tensor, labels: Tensor, batch_size: int = 256) -> Iterator[Tensor]:
+    """Images of noise (N, z_dim) and int64 (N,), batch by batch: uint8 (B, C, S, S), rounded."""
+    for noise, classes in zip(z.split(batch_size), labels.split(batch_size)):
+        yield to_bytes(generator(noise, classes))
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as uint8, rounded (released samples are truncated)."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def from_bytes(pixels: Tensor) -> Tensor:
+    """uint8 -> float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1

@@ -1,0 +1,98 @@
+"""Where generated images come from, and their features as additions to a low-shot training set.
+
+A GAN's folder says what it learned from. The recipe of an images file of sample_gan.py repeats it, and so do features
+of that file: `samples` of the config (k, trial, semi_supervised), `split` and `draws` of the inputs.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from lowshot.artifacts import digest, read_recipe
+from lowshot.benchmark import BenchmarkConfig
+from lowshot.errors import InputError
+from lowshot.features import Features, check_same_space, read_features
+
+
+def gan_recipe(gan: Path, split: Path) -> dict:
+    """What samples of the folder `gan` are made from, as far as it says: parts of a recipe.
+
+    Raises InputError if it is no GAN's folder, or was trained on another split than the file `split`.
+    """
+    made_from = read_recipe(gan)
+    if made_from is None or made_from["stage"] not in ("train_gan pretrain", "train_gan finetune"):
+        raise InputError(f"{gan}: not a GAN that train_gan.py wrote")
+    if made_from["inputs"]["split"] != digest(split):
+        raise InputError(f"{gan}: trained on another split than {split}")
+    inputs = {name: made_from["inputs"][name] for name in ("split", "draws") if name in made_from["inputs"]}
+    facts = {name: made_from["config"].get(name) for name in ("k", "trial", "semi_supervised")}
+    return {"config": {"samples": facts}, "inputs": {"gan": digest(gan), **inputs}}
+
+
+def handed_on(images: Path) -> dict:
+    """The same, from the images file of sample_gan.py; empty parts for another images file."""
+    made_from = read_recipe(images)
+    if made_from is None or made_from["stage"] != "sample_gan":
+        return {"config": {}, "inputs": {}}
+    inputs = {name: value for name, value in made_from["inputs"].items() if name in ("split", "draws")}
+    return {"config": {"samples": made_from["config"]["samples"]}, "inputs": inputs}
+
+
+def read_samples(path: Path, train: Features, split: Path) -> tuple[Features, dict]:
+    """Features of samples, and the recipe of what they are made from.
+
+    Raises InputError if the file is none of sample_gan.py's images, or its extractor or split is not that of the
+    features `train` or of the file `split`.
+    """
+    samples = read_features(path)
+    made_from = read_recipe(path)
+    if made_from is None or "samples" not in made_from["config"]:
+        raise InputError(f"{path}: not features of images that sample_gan.py made")
+    check_same_space(train, samples)
+    if made_from["inputs"].get("split") != digest(split):
+        raise InputError(f"{path}: of a GAN that was trained on another split than {split}")
+    return samples, made_from
+
+
+def sample_files(template: Path, runs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], Path]:
+    """The file of each run (trial, n), which stand for {trial} and {n_shot} in the template."""
+    try:
+        return {(trial, n): Path(str(template).format(trial=trial, n_shot=n)) for trial, n in runs}
+    except (KeyError, IndexError, ValueError):
+        raise InputError(f"{template}: not a template; {{trial}} and {{n_shot}} may stand in it") from None
+
+
+class SampleRows:
+    """Generated rows of every run, from GANs that were fine-tuned on the run's own shots."""
+
+    def __init__(self, files: dict[tuple[int, int], Path], config: BenchmarkConfig, train: Features) -> None:
+        self.files, self.rows = files, {run: self._read(run, path, config, train) for run, path in files.items()}
+
+    def _read(self, run: tuple[int, int], path: Path, config: BenchmarkConfig, train: Features) -> Features:
+        """InputError if the GAN learned from other shots than those of the run."""
+        samples, made_from = read_samples(path, train, config.split)
+        facts = made_from["config"]["samples"]
+        if facts["k"] is None:
+            raise InputError(f"{path}: of a GAN that was not fine-tuned on shots")
+        if made_from["inputs"].get("draws") != digest(config.draws):
+            raise InputError(f"{path}: of a GAN that was fine-tuned on the shots of another file than {config.draws}")
+        if (facts["trial"], facts["k"]) != run:
+            raise InputError(
+                f"{path}: of a GAN that was fine-tuned on {facts['k']} shots of trial {facts['trial']}, "
+                f"not {run[1]} of trial {run[0]}"
+            )
+        return samples
+
+    def fill(self, run: tuple[int, int], labels: np.ndarray, max_per_label: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first samples of each class of `labels` (N,) that fill it up to `max_per_label` rows: (features float32
+        (M, D), labels int64 (M,)). InputError if there are fewer."""
+        samples, path = self.rows[run], self.files[run]
+        classes, counts = np.unique(labels, return_counts=True)
+        wanted = np.maximum(max_per_label - counts, 0)
+        rows = [np.flatnonzero(samples.labels == c)[:n] for c, n in zip(classes, wanted)]
+        for c, n, found in zip(classes, wanted, rows):
+            if len(found) < n:
+                raise InputError(f"{path}: {len(found)} samples of class {c}, max_per_label {max_per_label} needs {n}")
+        rows = np.concatenate(rows)
+        return samples.feats[rows], samples.labels[rows]

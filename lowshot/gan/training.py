@@ -1,0 +1,262 @@
+"""Training both networks of a GAN, from the start or from a GAN of base classes on a few shots (spec 1.3)."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFloat, PositiveInt
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lowshot.backbones import Extractor
+from lowshot.errors import InputError
+from lowshot.gan.augmentation import N_UNIFORMS, DiscriminatorAugmentation
+from lowshot.gan.data import Examples, Shuffled
+from lowshot.gan.losses import discriminator_losses, generator_losses, weighted
+from lowshot.gan.model import Gan, from_bytes, make_images
+from lowshot.gan.networks import FinetuneMode, Judgement, choose_trained
+from lowshot.image_training import LaunchSettings
+from lowshot.loading import to_unit
+from lowshot.seeds import stream, torch_stream
+from lowshot.training import TrainingRun
+
+# Losses are read, and non-finite ones found, after so many steps: a GPU is not waited for at each.
+_READ_EVERY = 20
+
+
+@dataclass(kw_only=True)
+class GanSettings(LaunchSettings):
+    """How a GAN is trained. The published values: network published, betas 0.9 and 0.9, ema 0, augment.mode none."""
+
+    steps: PositiveInt = 100_000
+    """updates of the discriminator"""
+    batch_size: PositiveInt = 32
+    """labelled images a step, and as many generated and unlabelled ones, over all processes together"""
+    lr: PositiveFloat = 2e-4
+    """learning rate of AdamW, for both networks"""
+    beta1: ClosedUnitInterval = 0.5
+    """of AdamW"""
+    beta2: ClosedUnitInterval = 0.99
+    """of AdamW"""
+    weight_decay: NonNegativeFloat = 1e-6
+    """of AdamW"""
+    d_steps_per_g: PositiveInt = 1
+    """updates of the discriminator for each of the generator"""
+    gamma: NonNegativeFloat = 1.0
+    """weight of the noise regression, for both networks"""
+    alpha: NonNegativeFloat = 0.0
+    """weight of the unconditional loss, for both networks"""
+    ema: ClosedUnitInterval = 0.999
+    """share of the past in the running average of the generator's weights; 0 takes the last weights"""
+    augment: DiscriminatorAugmentation = field(default_factory=DiscriminatorAugmentation)
+    """changes of all images that the discriminator sees"""
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """of the networks; losses are always float32"""
+    score_every: PositiveInt = 2000
+    """steps from one FID, log record and checkpoint to the next"""
+    score_images: PositiveInt = 5000
+    """most real images that FID compares as many generated ones with"""
+
+
+class Reference(NamedTuple):
+    """Real images that generated ones are compared with: their features (N, D) and classes int64 (N,)."""
+
+    features: Tensor
+    labels: Tensor
+
+
+@torch.inference_mode()
+def reference(extractor: Extractor, real: Examples, most: int, seed: int) -> Reference:
+    """Of `most` random ones of the `real` images, or all of fewer."""
+    rows = stream(seed, "reference").permutation(len(real.labels))[:most]
+    rows = torch.from_numpy(rows).to(real.labels.device)
+    return Reference(features_of(extractor, real.pixels[rows].split(256)), real.labels[rows])
+
+
+@torch.inference_mode()
+def features_of(extractor: Extractor, batches: Iterable[Tensor]) -> Tensor:
+    """Features float32 (N, D) of batches of uint8 images."""
+    device = next(extractor.parameters()).device
+    return torch.cat([extractor.features(to_unit(pixels, device)).float() for pixels in batches])
+
+
+class GanTrainer:
+    """Trains `gan` on `labelled` images and, with `unlabelled` ones, on these in the unconditional term.
+
+    The step is the published one, the generator first, but the discriminator judges all images of an update in one
+    pass; in the generator's update its own weights get no gradients. Noise, order and changes of a step depend on
+    (seed, step) only: a killed run ends up with the weights of an uninterrupted one, and with several processes each
+    takes every n-th image and gradients are averaged.
+
+    FID of the averaged generator against the first of `references` chooses the weights that are kept; that against the
+    others is logged.
+    """
+
+    def __init__(
+        self,
+        settings: GanSettings,
+        fabric: Fabric,
+        run: TrainingRun,
+        gan: Gan,
+        extractor: Extractor,
+        references: dict[str, Reference],
+        labelled: Examples,
+        unlabelled: Examples | None = None,
+        modes: tuple[FinetuneMode, FinetuneMode] = ("all", "all"),
+    ) -> None:
+        s = settings
+        self.settings, self.fabric, self.run = settings, fabric, run
+        self.gan, self.extractor, self.references = fabric.to_device(gan), extractor, references
+        self.labelled, self.unlabelled = labelled, unlabelled
+        self.batches = Shuffled(len(labelled.labels), s.batch_size, s.seed, "order")
+        if unlabelled is not None:
+            self.unlabelled_batches = Shuffled(len(unlabelled.labels), s.batch_size, s.seed, "unlabelled order")
+        self.trained = [choose_trained(net, mode) for net, mode in zip((gan.generator, gan.discriminator), modes)]
+        self.optimizers = [
+            torch.optim.AdamW(chosen, s.lr, (s.beta1, s.beta2), weight_decay=s.weight_decay) for chosen in self.trained
+        ]
+        self.progress = {"step": 0, "best_fid": float("inf"), "best_step": 0, "best_state": None}
+        self.p = torch.tensor(float(s.augment.p if s.augment.mode == "fixed" else 0), device=fabric.device)
+
+    def fit(self) -> Gan:
+        """All steps, from the last checkpoint if there is one; returns the networks as they were at the best FID."""
+        if checkpoint := self.run.resume():
+            self._restore(checkpoint)
+        s, first = self.settings, self.progress["step"]
+        with tqdm(total=s.steps, initial=first, unit="step", disable=not self.fabric.is_global_zero) as bar:
+            while (start := self.progress["step"]) < s.steps:
+                stop = min(s.steps, (start // s.score_every + 1) * s.score_every)
+                record = self._train(range(start, stop), bar) | self._score()
+                self.progress["step"] = stop
+                self._keep_best(record)
+                self.run.log(stop, **record)
+                self._save()
+        self.gan.load_state_dict(self.progress["best_state"])
+        return self.gan
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        self.gan.load_state_dict(checkpoint["model"])
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizers"]):
+            optimizer.load_state_dict(state)
+        self.p.copy_(checkpoint["p"])
+        self.progress = {name: checkpoint[name] for name in self.progress}
+
+    def _save(self) -> None:
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        states = {"model": self.gan.state_dict(), "optimizers": optimizers, "p": self.p}
+        self.run.save(self.progress["step"], {**self.progress, **states})
+
+    def _keep_best(self, record: dict[str, float]) -> None:
+        if not record["fid"] < self.progress["best_fid"]:
+            return
+        state = {name: value.detach().clone() for name, value in self.gan.state_dict().items()}
+        self.progress |= {"best_fid": record["fid"], "best_step": self.progress["step"], "best_state": state}
+
+    def _train(self, steps: range, bar: tqdm) -> dict[str, float]:
+        """These steps; returns the averages of their losses."""
+        self.gan.train()
+        start = steps[0]
+        losses = defaultdict(list)
+        for step in steps:
+            for name, loss in self._step(step).items():
+                losses[name].append(loss)
+            if (step + 1) % _READ_EVERY == 0 or step == steps[-1]:
+                latest = torch.stack([values[-1] for values in losses.values()])  # weights once NaN stay so
+                self.run.check_finite(latest.sum().item(), step)
+                bar.update(step + 1 - start)
+                start = step + 1
+        averages = {name: torch.stack(values).mean().item() for name, values in losses.items()}
+        return averages | {"augment_p": self.p.item()}
+
+    def _step(self, step: int) -> dict[str, Tensor]:
+        """One update of each network (of the generator every d_steps_per_g-th step); returns the losses."""
+        s = self.settings
+        own = slice(self.fabric.global_rank, None, self.fabric.world_size)
+        rows = torch.from_numpy(self.batches.batch(step)[own]).to(self.fabric.device)
+        real, labels = from_bytes(self.labelled.pixels[rows]), self.labelled.labels[rows]
+        noise = torch_stream(s.seed, "noise", step)
+        z = torch.randn(s.batch_size, self.gan.config.z_dim, generator=noise)[own].to(self.fabric.device)
+        uniforms = torch.rand(4, s.batch_size, N_UNIFORMS, generator=noise)[:, own].to(self.fabric.device)
+        with self.fabric.autocast():
+            fake = self.gan.generator(z, labels)
+        losses = self._generator_step(step, fake, labels, z, uniforms[0])
+        extra = []
+        if self.unlabelled is not None:
+            rows = torch.from_numpy(self.unlabelled_batches.batch(step)[own]).to(self.fabric.device)
+            extra = [from_bytes(self.unlabelled.pixels[rows])]
+        images = torch.cat([real, fake.detach().float(), *extra])
+        losses |= self._discriminator_step(images, labels, z, uniforms[1 : 2 + len(extra) + 1].flatten(0, 1))
+        return losses
+
+    def _generator_step(
+        self, step: int, fake: Tensor, labels: Tensor, z: Tensor, uniforms: Tensor
+    ) -> dict[str, Tensor]:
+        s = self.settings
+        if step % s.d_steps_per_g:
+            return {}
+        with _frozen(self.trained[1]):
+            with self.fabric.autocast():
+                judged = self.gan.discriminator(s.augment(fake.float(), uniforms, self.p), labels)
+            losses = generator_losses(_in_float32(judged), z)
+            self._update(0, weighted(losses, s.gamma, s.alpha))
+        self.gan.averaged.update_parameters(self.gan.generator)
+        return {f"g_{name}": loss.detach() for name, loss in losses.items()}
+
+    def _discriminator_step(self, images: Tensor, labels: Tensor, z: Tensor, uniforms: Tensor) -> dict[str, Tensor]:
+        """`images`: real ones of `labels`, generated ones of them, and maybe unlabelled ones."""
+        s, n = self.settings, len(labels)
+        # The class of an unlabelled image is never used: its conditional logit enters no loss.
+        classes = labels.repeat(len(images) // n)
+        with self.fabric.autocast():
+            judged = _in_float32(self.gan.discriminator(s.augment(images, uniforms, self.p), classes))
+        real, fake, *extra = (Judgement(*parts) for parts in zip(*(part.split(n) for part in judged)))
+        losses = discriminator_losses(real, fake, extra[0] if extra else real, z)
+        self._update(1, weighted(losses, s.gamma, s.alpha))
+        logits = self.fabric.all_gather(real.conditional.detach())
+        self.p = s.augment.adapted(self.p, logits, s.batch_size)
+        return {f"d_{name}": loss.detach() for name, loss in losses.items()}
+
+    def _update(self, which: int, loss: Tensor) -> None:
+        """Backward and update of the generator (0) or the discriminator (1), by gradients averaged over processes."""
+        self.optimizers[which].zero_grad()
+        if loss.requires_grad:  # without weights that it moves there is nothing to do
+            self.fabric.backward(loss)
+        if self.fabric.world_size > 1:
+            for parameter in self.trained[which]:
+                if parameter.grad is not None:
+                    parameter.grad = self.fabric.all_reduce(parameter.grad, reduce_op="mean")
+        self.optimizers[which].step()
+
+    @torch.inference_mode()
+    def _score(self) -> dict[str, float]:
+        """FID of the averaged generator against each reference, with the reference's classes and always the same
+        noise."""
+        from lowshot.gan.scores import frechet_distance  # torchmetrics takes seconds to import
+
+        self.gan.eval()
+        record = {}
+        for name, (real, labels) in self.references.items():
+            noise = torch_stream(self.settings.seed, "score")
+            z = torch.randn(len(labels), self.gan.config.z_dim, generator=noise).to(labels.device)
+            fake = features_of(self.extractor, make_images(self.gan.averaged.module, z, labels))
+            if not fake.isfinite().all():
+                raise InputError(f"generated images have features that are NaN or infinite, against {name}")
+            record[f"fid_{name}" if record else "fid"] = frechet_distance(real, fake)
+        return record
+
+
+def _in_float32(judged: Judgement) -> Judgement:
+    return Judgement(*(part.float() for part in judged))
+
+
+@contextmanager
+def _frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    yield
+    for parameter in parameters:
+        parameter.requires_grad_(True)

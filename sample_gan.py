@@ -1,0 +1,72 @@
+"""Make images with a trained GAN: an images file that goes through save_features.py like any other.
+
+Reads   GAN/ (train_gan.py), SPLIT
+Writes  one images file: samples of each class one after another, sample i of a class the same however many are asked
+        for
+
+python sample_gan.py --gan outputs/emnist_fs/seed0/gan/k5_trial1 --split outputs/emnist_fs/seed0/data/split.json \\
+    --n_per_class 200 --out outputs/emnist_fs/seed0/gan/k5_trial1/samples.h5
+python save_features.py --data outputs/emnist_fs/seed0/gan/k5_trial1/samples.h5 \\
+    --extractor outputs/emnist_fs/seed0/conv4/extractor --out outputs/emnist_fs/seed0/gan/k5_trial1/features
+CPU, seconds:
+python sample_gan.py --gan outputs/glyphs/try/gan --split outputs/glyphs/data/split.json --classes base \\
+    --n_per_class 2 --out outputs/glyphs/try/samples.h5
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from lowshot.artifacts import is_done, merged, recipe, writing
+from lowshot.cli import run
+from lowshot.datasets.images import Images, write_images
+from lowshot.gan.model import load_gan, make_images, sample_noise
+from lowshot.gan.samples import gan_recipe
+from lowshot.protocol import read_split
+from lowshot.runtime import pick_device
+
+
+@dataclass(kw_only=True)
+class Config:
+    gan: Path
+    """folder of train_gan.py"""
+    split: Path
+    """split.json that the GAN was trained on"""
+    out: Path
+    """images file to write (.h5)"""
+    n_per_class: PositiveInt
+    """samples of every class"""
+    classes: Literal["novel", "base"] = "novel"
+    """whose: those of the shots that it was fine-tuned on, or those that it was pre-trained on"""
+    seed: NonNegativeInt = 0
+    """of the noise; every sample has a random stream of its own"""
+    overwrite: bool = False
+    """make it again even if it is there"""
+
+
+def main(config: Config) -> Path:
+    """Sample and return the path of the images file."""
+    split = read_split(config.split)
+    made_from = merged(recipe("sample_gan", config, {}), gan_recipe(config.gan, config.split))
+    if is_done(config.out, made_from, config.overwrite):
+        return config.out
+    gan, device = load_gan(config.gan), pick_device()
+    generator = gan.averaged.module.to(device)
+    classes = split.novel_classes if config.classes == "novel" else split.base_classes
+    labels = np.repeat(classes, config.n_per_class)
+    numbers = np.tile(np.arange(config.n_per_class), len(classes))
+    z = sample_noise(config.seed, labels, numbers, gan.config.z_dim)
+    batches = make_images(generator, z.to(device), torch.from_numpy(labels).to(device))
+    pixels = torch.cat([batch.permute(0, 2, 3, 1).cpu() for batch in batches]).numpy()
+    with writing(config.out, made_from) as partial:
+        write_images(partial, Images(labels, np.zeros(len(labels), bool), pixels), made_from)
+    print(f"sample_gan: {len(labels)} images of {len(classes)} classes -> {config.out}")
+    return config.out
+
+
+if __name__ == "__main__":
+    run(main, Config, __doc__)

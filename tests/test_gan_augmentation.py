@@ -1,0 +1,83 @@
+"""Changes of what a discriminator sees: which, how often, and how the probability adapts."""
+
+import pytest
+import torch
+
+from lowshot.gan.augmentation import N_UNIFORMS, DiscriminatorAugmentation
+
+ON, HALF, OFF = 0.0, 0.5, 0.999
+
+
+def uniforms(**places) -> torch.Tensor:
+    """One image's numbers: whether and how each change happens; what is not named does not happen."""
+    order = ("flip", "rotate90", "translate", "x", "y", "before", "before_angle", "after", "after_angle")
+    assert len(order) == N_UNIFORMS
+    return torch.tensor([[places.get(name, OFF if name not in ("x", "y") else HALF) for name in order]])
+
+
+def changed(image: torch.Tensor, p: float = 0.8, changes: list[str] | None = None, **places) -> torch.Tensor:
+    augment = DiscriminatorAugmentation(mode="fixed", p=p)
+    if changes is not None:
+        augment.changes = changes
+    return augment(image, uniforms(**places), torch.tensor(p))
+
+
+@pytest.fixture
+def image() -> torch.Tensor:
+    torch.manual_seed(0)
+    return torch.rand(1, 2, 8, 8) * 2 - 1
+
+
+def test_nothing_happens_to_most_images(image):
+    assert torch.allclose(changed(image), image, atol=1e-5)
+
+
+def test_each_change_by_hand(image):
+    close = {"atol": 1e-4}
+    assert torch.allclose(changed(image, flip=ON), image.flip(3), **close)
+    for turns in range(4):
+        turned = changed(image, rotate90=0.8 * (turns + 0.5) / 4)
+        assert torch.allclose(turned, image.rot90(-turns, (2, 3)), **close)
+    shifted = changed(image, translate=ON, x=1.0)  # an eighth of eight pixels to the right
+    assert torch.allclose(shifted[..., 1:], image[..., :-1], **close)
+    assert torch.allclose(shifted[..., 0], image[..., 1], **close)  # reflected at the border
+    down = changed(image, translate=ON, y=1.0)
+    assert torch.allclose(down[..., 1:, :], image[..., :-1, :], **close)
+    quarter = changed(image, before=ON, before_angle=0.75)  # of -180 to 180 degrees: a quarter turn
+    assert torch.allclose(quarter, image.rot90(-1, (2, 3)), **close)
+    both = changed(image, before=ON, before_angle=0.75, after=ON, after_angle=0.75)
+    assert torch.allclose(both, image.rot90(-2, (2, 3)), **close)
+
+
+def test_how_often_each_change_happens():
+    """Flips with half the probability; any rotation by an angle with the whole of it (spec 2.4)."""
+    torch.manual_seed(0)
+    n, p = 20_000, 0.3
+    ramp = torch.linspace(-1, 1, 8).view(1, 1, 1, 8).expand(n, 1, 8, 8)  # not changed by a shift downwards
+    u = torch.rand(n, N_UNIFORMS)
+    for change, expected in (("flip", p / 2), ("rotate90", p * 3 / 4), ("rotate", p)):
+        augment = DiscriminatorAugmentation(mode="fixed", p=p, changes=[change])
+        moved = (augment(ramp, u, torch.tensor(p)) - ramp).abs().amax((1, 2, 3)) > 1e-3
+        assert moved.float().mean().item() == pytest.approx(expected, abs=0.012), change
+    none = DiscriminatorAugmentation(mode="fixed", p=p, changes=[])
+    assert torch.equal(none(ramp, u, torch.tensor(p)), ramp)
+    off = DiscriminatorAugmentation(mode="none", p=p)
+    assert torch.equal(off(ramp, u, torch.tensor(p)), ramp)
+
+
+def test_gradients_pass_through(image):
+    image.requires_grad_(True)
+    changed(image, flip=ON, before=ON, before_angle=0.6).sum().backward()
+    assert image.grad.abs().sum() > 0
+
+
+def test_the_probability_follows_the_logits_of_real_images():
+    adaptive, p = DiscriminatorAugmentation(n_images=1000), torch.tensor(0.5)
+    sure, unsure = torch.ones(10), torch.tensor([1.0, -1.0] * 5)  # mean signs 1 and 0 around the target of 0.6
+    assert adaptive.adapted(p, sure, 32).item() == pytest.approx(0.532)
+    assert adaptive.adapted(p, unsure, 32).item() == pytest.approx(0.468)
+    assert adaptive.adapted(torch.tensor(0.799), sure, 32).item() == pytest.approx(0.8)  # never above
+    assert adaptive.adapted(torch.tensor(0.0), unsure, 32).item() == 0
+    assert DiscriminatorAugmentation(mode="fixed", p=0.4).adapted(torch.tensor(0.4), sure, 32).item() == pytest.approx(
+        0.4
+    )

@@ -1,0 +1,182 @@
+"""Train a class-conditional GAN: `pretrain` one on the base classes, `finetune` it on a few shots of the novel ones.
+
+pretrain  reads   DATA/images.h5, DATA/split.json; an extractor that was trained on the same base classes
+finetune  reads   the same, DATA/draws.json, and the folder that `pretrain` wrote
+both      write   OUT/model.pt, OUT/config.json (together they rebuild the networks), OUT/log.jsonl, OUT/tensorboard/
+
+Weights are those at the best FID, by the features of the extractor: of base classes against their training images, of
+novel classes against validation images, which are neither shots nor in the unlabelled pool.
+
+python train_gan.py pretrain --data outputs/emnist_fs/seed0/data --extractor outputs/emnist_fs/seed0/conv4/extractor \\
+    --out outputs/emnist_fs/seed0/gan/pretrained
+python train_gan.py finetune --data outputs/emnist_fs/seed0/data --extractor outputs/emnist_fs/seed0/conv4/extractor \\
+    --gan outputs/emnist_fs/seed0/gan/pretrained --k 5 --out outputs/emnist_fs/seed0/gan/k5_trial1
+CPU, seconds:
+python train_gan.py pretrain --data outputs/glyphs/data --extractor outputs/glyphs/conv4_sgm/extractor --steps 20 \\
+    --ngf 16 --ndf 4 --score_images 200 --out outputs/glyphs/try/gan
+Several processes: --devices 8, or
+torchrun --nproc-per-node 8 train_gan.py pretrain ... --devices 8
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from jsonargparse.typing import PositiveInt
+
+from lowshot.artifacts import digest, is_done, read_recipe, recipe
+from lowshot.backbones import Extractor
+from lowshot.cli import run_commands
+from lowshot.datasets.images import Images, read_images
+from lowshot.errors import InputError
+from lowshot.extractors import ExtractorChoice, open_extractor
+from lowshot.gan.data import examples, few_shot_rows
+from lowshot.gan.model import Gan, load_gan, save_gan
+from lowshot.gan.networks import FinetuneMode, GanConfig, GanNetwork, check_sizes
+from lowshot.gan.training import GanSettings, GanTrainer, reference
+from lowshot.image_training import image_training, rows_of
+from lowshot.protocol import Split, check_draws, read_draws, read_split
+
+
+@dataclass(kw_only=True)
+class GanConfiguration(GanSettings, ExtractorChoice):
+    data: Path
+    """folder with images.h5 and split.json"""
+    out: Path
+    """folder to write the GAN to"""
+    overwrite: bool = False
+    """make it again even if it is there"""
+
+
+@dataclass(kw_only=True)
+class PretrainConfig(GanConfiguration, GanNetwork):
+    pass
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig(GanConfiguration):
+    gan: Path
+    """folder of a GAN pre-trained on the base classes of the same split"""
+    k: PositiveInt = 5
+    """shots of every novel class"""
+    trial: PositiveInt = 1
+    """trial of draws.json whose first k shots are learned from"""
+    g_mode: FinetuneMode = "linear"
+    """what is trained of the generator: its class tables, also the layers that noise and class pass through, or all"""
+    d_mode: FinetuneMode = "embed"
+    """what is trained of the discriminator: its class table, also its heads, or all"""
+    semi_supervised: bool = False
+    """let the unlabelled pool of the novel classes feed the unconditional loss (needs --alpha above 0)"""
+    shared_pool: bool = False
+    """take all training images of the novel classes both for the unlabelled pool and for validation, as released"""
+    steps: PositiveInt = 5000
+
+
+def pretrain(config: PretrainConfig) -> Path:
+    """Train on the base classes and return the folder written."""
+    where = config.data / "images.h5"
+    images, split = _read(config)
+    own = {f.name: getattr(config, f.name) for f in fields(GanNetwork)}
+    described = GanConfig(split.n_classes, images.n_channels, images.size, **own)
+    check_sizes(described, str(where))
+    base = rows_of(images, split, split.base_classes, where)
+    extractor, made_from = _recipe("train_gan pretrain", config, images, {})
+    if config.network == "modulated":
+        del made_from["config"]["film"]
+    return _train(config, made_from, images, extractor, lambda: Gan(described, config.ema), base, {"base": base})
+
+
+def finetune(config: FinetuneConfig) -> Path:
+    """Fine-tune on the shots of the novel classes and return the folder written."""
+    if config.semi_supervised and (config.d_mode == "embed" or not config.alpha):
+        raise InputError(
+            f"semi_supervised: unlabelled images feed the unconditional loss; alpha {config.alpha:g} must be above 0, "
+            f"and d_mode {config.d_mode} must train more than the class table"
+        )
+    where, drawn_at = config.data / "images.h5", config.data / "draws.json"
+    images, split = _read(config)
+    draws = read_draws(drawn_at, [config.trial])
+    train = images.rows(test=False)
+    check_draws(draws, images.labels[train], np.array(split.novel_classes), config.k, drawn_at, where)
+    rows = few_shot_rows(images.labels[train], split, draws[config.trial], config.k, drawn_at, config.shared_pool)
+    gan = _open_pretrained(config, images)
+    extractor, made_from = _recipe("train_gan finetune", config, images, {"draws": drawn_at, "gan": config.gan})
+    references = {"novel": train[rows.validation], "base": rows_of(images, split, split.base_classes, where)}
+    pool, modes = train[rows.unlabelled] if config.semi_supervised else None, (config.g_mode, config.d_mode)
+
+    def start() -> Gan:
+        gan.begin_finetuning(config.ema)
+        return gan
+
+    return _train(config, made_from, images, extractor, start, train[rows.supports], references, pool, modes)
+
+
+def _train(
+    config: PretrainConfig | FinetuneConfig,
+    made_from: dict,
+    images: Images,
+    extractor: Extractor,
+    start: Callable[[], Gan],
+    labelled: np.ndarray,
+    references: dict[str, np.ndarray],
+    unlabelled: np.ndarray | None = None,
+    modes: tuple[FinetuneMode, FinetuneMode] = ("all", "all"),
+) -> Path:
+    """Train the GAN of `start` on rows of `images`, and write it."""
+    if is_done(config.out, made_from, config.overwrite):
+        return config.out
+    with image_training(config, config.out, made_from, config.overwrite) as (fabric, run):
+        on_device = partial(examples, images, device=fabric.device)
+        network = fabric.to_device(extractor)
+        real = {
+            name: reference(network, on_device(rows), config.score_images, config.seed)
+            for name, rows in references.items()
+        }
+        pool = None if unlabelled is None else on_device(unlabelled)
+        trained = GanTrainer(config, fabric, run, start(), network, real, on_device(labelled), pool, modes).fit()
+        if fabric.is_global_zero:
+            save_gan(run.folder, trained, made_from)
+    if fabric.is_global_zero:
+        print(f"{made_from['stage']}: wrote {config.out}")
+    return config.out
+
+
+def _read(config: PretrainConfig | FinetuneConfig) -> tuple[Images, Split]:
+    where = config.data / "images.h5"
+    images = read_images(where)
+    if images.pixels is None:
+        raise InputError(f"{where}: images on disk; a GAN needs stored pixels (preprocessing.py --image_size)")
+    return images, read_split(config.data / "split.json")
+
+
+def _recipe(
+    stage: str, config: PretrainConfig | FinetuneConfig, images: Images, inputs: dict[str, Path]
+) -> tuple[Extractor, dict]:
+    """The extractor, and what the GAN is made from."""
+    extractor, chosen = open_extractor(config, images)
+    files = {"images": config.data / "images.h5", "split": config.data / "split.json", "weights": config.weights}
+    made_from = recipe(stage, config, {**files, **inputs})
+    made_from["inputs"] |= chosen
+    return extractor, made_from
+
+
+def _open_pretrained(config: FinetuneConfig, images: Images) -> Gan:
+    """The GAN to go on from; InputError for one of another split or form, or one that is fine-tuned already."""
+    made_from = read_recipe(config.gan)
+    if made_from is None or made_from["stage"] != "train_gan pretrain":
+        raise InputError(f"{config.gan}: not a GAN that train_gan.py pretrain wrote")
+    if made_from["inputs"]["split"] != digest(config.data / "split.json"):
+        raise InputError(
+            f"{config.gan}: pre-trained on another split than {config.data}/split.json, maybe on its novel classes"
+        )
+    gan = load_gan(config.gan)
+    form, own = (gan.config.n_channels, gan.config.image_size), (images.n_channels, images.size)
+    if form != own:
+        raise InputError(f"{config.gan}: makes images of {form[0]} channels and {form[1]} px, {config.data} has {own}")
+    return gan
+
+
+if __name__ == "__main__":
+    run_commands({"pretrain": (pretrain, PretrainConfig), "finetune": (finetune, FinetuneConfig)}, __doc__)
