@@ -1,0 +1,368 @@
+"""GANs: pre-training and fine-tuning, what they refuse, and their samples on the way into the benchmark."""
+
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, assert_refused, run_script
+
+import low_shot
+import sample_gan
+import save_features
+import score_samples
+import train_gan
+from lowshot.artifacts import read_json, write_json
+from lowshot.datasets.images import read_images
+from lowshot.errors import InputError
+from lowshot.features import read_features
+from lowshot.gan import training
+from lowshot.gan.data import few_shot_rows
+from lowshot.gan.model import Gan, load_gan, to_bytes
+from lowshot.gan.networks import GanConfig
+from lowshot.gan.scores import image_scores
+from lowshot.protocol import read_draws, read_split
+
+SMALL = {"batch_size": 8, "ngf": 8, "ndf": 2, "z_dim": 4, "score_every": 4, "score_images": 40, "accelerator": "cpu"}
+FEW = {name: value for name, value in SMALL.items() if name not in ("ngf", "ndf", "z_dim")}
+
+
+def pretrain(data, extractor, out, **changes):
+    options = {"steps": 10, "data": data, "extractor": extractor, "out": out}
+    return train_gan.pretrain(train_gan.PretrainConfig(**SMALL | options | changes))
+
+
+def finetune(data, extractor, gan, out, **changes):
+    options = {"steps": 6, "data": data, "extractor": extractor, "gan": gan, "out": out, "k": 3}
+    return train_gan.finetune(train_gan.FinetuneConfig(**FEW | options | changes))
+
+
+@pytest.fixture(scope="module")
+def gans(tmp_path_factory, data, extractor):
+    folder = tmp_path_factory.mktemp("gans")
+    pretrained = pretrain(data, extractor, folder / "pretrained")
+    return SimpleNamespace(folder=folder, pretrained=pretrained, data=data, extractor=extractor,
+                           finetuned=finetune(data, extractor, pretrained, folder / "k3"))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sampled(gans, features):
+    """Features of samples of the GAN that knows three shots of trial 1."""
+    split = gans.data / "split.json"
+    samples = sample_gan.main(sample_gan.Config(gan=gans.finetuned, split=split, n_per_class=12,
+                                                out=gans.folder / "samples" / "samples.h5"))  # fmt: skip
+    out = gans.folder / "samples" / "trial1_k3"
+    save_features.main(save_features.Config(extractor=gans.extractor, data=samples, out=out, accelerator="cpu"))
+    return SimpleNamespace(images=samples, features=out / "train.h5")
+
+
+def weights(folder):
+    return torch.load(folder / "model.pt", weights_only=True)
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def differing(one, other) -> list[str]:
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    return [name for name in a if not torch.equal(a[name], b[name])]
+
+
+def test_the_folder_rebuilds_the_gan_of_the_best_fid(gans):
+    for folder, against in ((gans.pretrained, {"fid"}), (gans.finetuned, {"fid", "fid_base"})):
+        assert sorted(p.name for p in folder.iterdir()) == ["config.json", "log.jsonl", "model.pt", "tensorboard"]
+        for record in records(folder):
+            assert against <= set(record) and all(math.isfinite(value) for value in record.values())
+    assert [record["step"] for record in records(gans.pretrained)] == [4, 8, 10]
+    gan = load_gan(gans.pretrained)
+    kept = min(records(gans.pretrained), key=lambda record: record["fid"])["step"]
+    assert int(gan.averaged.n_averaged) == kept  # updates of the generator up to then
+    assert read_json(gans.pretrained / "config.json")["config"].keys() >= {"network", "ngf", "augment", "ema"}
+
+
+def test_a_second_run_is_skipped_and_other_settings_are_refused(gans, capsys):
+    pretrain(gans.data, gans.extractor, gans.pretrained)
+    finetune(gans.data, gans.extractor, gans.pretrained, gans.finetuned)
+    assert capsys.readouterr().out.count("there already") == 2
+    with pytest.raises(InputError, match="setting lr was"):
+        pretrain(gans.data, gans.extractor, gans.pretrained, lr=0.1)
+    with pytest.raises(InputError, match="setting k was 3, now 2"):
+        finetune(gans.data, gans.extractor, gans.pretrained, gans.finetuned, k=2)
+
+
+@pytest.mark.parametrize("step", [3, 5, 9])
+def test_a_stopped_training_ends_with_the_same_weights(gans, tmp_path, monkeypatch, step):
+    """Before the first checkpoint, behind it, behind the second."""
+    plain = training.GanTrainer._step
+
+    def stopping(self, at):
+        if at == step:
+            raise KeyboardInterrupt
+        return plain(self, at)
+
+    monkeypatch.setattr(training.GanTrainer, "_step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(gans.data, gans.extractor, tmp_path / "gan")
+    monkeypatch.setattr(training.GanTrainer, "_step", plain)
+    pretrain(gans.data, gans.extractor, tmp_path / "gan")
+    assert differing(tmp_path / "gan", gans.pretrained) == []
+    same = [{**record, "time": 0} for folder in (tmp_path / "gan", gans.pretrained) for record in records(folder)]
+    assert same[:3] == same[3:]
+
+
+def test_a_killed_finetuning_ends_with_the_same_weights(gans, tmp_path):
+    """SIGKILL to a process of its own, once it has a checkpoint."""
+    arguments = [f"--{name}={value}" for name, value in FEW.items()]
+    arguments += ["--steps=40", f"--data={gans.data}", f"--extractor={gans.extractor}", f"--gan={gans.pretrained}"]
+    arguments += ["--k=3", "--semi_supervised=true", "--alpha=1", "--d_mode=all", "--augment.mode=adaptive"]
+    command = [sys.executable, str(ROOT / "train_gan.py"), "finetune", *arguments]
+    checkpoint = tmp_path / "killed.partial" / "checkpoint.pt"
+    process = subprocess.Popen([*command, f"--out={tmp_path}/killed"], cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not checkpoint.exists() and process.poll() is None:
+        pass
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    result = subprocess.run([*command, f"--out={tmp_path}/killed"], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    options = {"steps": 40, "semi_supervised": True, "alpha": 1.0, "d_mode": "all"}
+    whole = finetune(gans.data, gans.extractor, gans.pretrained, tmp_path / "whole", **options)
+    assert differing(tmp_path / "killed", whole) == []
+
+
+def test_two_processes_train_as_one(gans, tmp_path):
+    """There is no batch norm, so only the order of sums differs."""
+    arguments = [f"--{name}={value}" for name, value in SMALL.items()]
+    result = run_script("train_gan.py", "pretrain", *arguments, "--steps=4", f"--data={gans.data}",
+                        f"--extractor={gans.extractor}", f"--out={tmp_path}/two", "--devices=2")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    one = pretrain(gans.data, gans.extractor, tmp_path / "one", steps=4)
+    a, b = weights(one), weights(tmp_path / "two")
+    for name in a:
+        assert torch.allclose(a[name], b[name], atol=5e-5), name
+    assert read_json(one / "config.json") == read_json(tmp_path / "two" / "config.json")
+
+
+@pytest.mark.parametrize("network", ["published", "modulated"])
+def test_fine_tuning_leaves_the_rest_as_it_was(gans, tmp_path, network):
+    """Of the weights, that is: spectral norm's vectors go on."""
+    before = pretrain(gans.data, gans.extractor, tmp_path / "base", network=network, steps=2)
+    after = finetune(gans.data, gans.extractor, before, tmp_path / "few", steps=4)
+    gan = Gan(GanConfig(**read_json(before / "config.json")["model"]))
+    names = {f"{part}.{name}" for part in ("generator", "discriminator")
+             for name, _ in getattr(gan, part).named_parameters()}  # fmt: skip
+    old, new = load_gan(before), load_gan(after)
+    old.begin_finetuning(0)
+    a, b = old.state_dict(), new.state_dict()
+    moved = {name for name in names if not torch.equal(a[name], b[name])}
+    linear = {"published": {"table", "film"}, "modulated": {"table", "mapping", "style"}}[network]
+    expected = {name for name in names if name.startswith("generator") and linear & set(name.split("."))}
+    assert moved <= expected | {"discriminator.table.weight"} and "discriminator.table.weight" in moved
+    assert {name.split(".")[-2] for name in moved if name.startswith("gen")} >= {"table"}
+    table, rows = "discriminator.table.weight", read_split(gans.data / "split.json").base_classes
+    assert torch.equal(a[table][rows], b[table][rows])  # base classes are not seen
+
+
+def test_the_average_forgets_its_first_weights_and_then_follows_slowly():
+    gan = Gan(GanConfig(n_classes=2, n_channels=1, image_size=8, ngf=4, ndf=1, z_dim=2), ema=0.9)
+    parameter, average = gan.generator.image.bias, gan.averaged.module.image.bias
+    expected = parameter.item()
+    for n in range(200):
+        with torch.no_grad():
+            parameter.fill_(float(n))
+        gan.averaged.update_parameters(gan.generator)
+        share = min(0.9, n / (n + 10))
+        expected = share * expected + (1 - share) * n if n else 0.0
+        assert average.item() == pytest.approx(expected, abs=1e-3), n
+    gan.begin_finetuning(0.0)
+    assert parameter.item() == pytest.approx(expected, abs=1e-3)
+
+
+def test_one_step_is_the_published_one(gans, tmp_path, monkeypatch):
+    """The generator first; the discriminator then sees its images from before that update; unlabelled images feed the
+    unconditional term."""
+    seen = []
+
+    def noted(real, fake, unlabelled, z):
+        seen.append((len(real.conditional), len(fake.conditional), len(unlabelled.conditional), unlabelled is real))
+        return plain(real, fake, unlabelled, z)
+
+    plain = training.discriminator_losses
+    monkeypatch.setattr(training, "discriminator_losses", noted)
+    options = {"semi_supervised": True, "alpha": 0.5, "d_mode": "linear", "steps": 2}
+    finetune(gans.data, gans.extractor, gans.pretrained, tmp_path / "semi", **options)
+    finetune(gans.data, gans.extractor, gans.pretrained, tmp_path / "plain", steps=2)
+    assert seen == [(8, 8, 8, False)] * 2 + [(8, 8, 8, True)] * 2
+
+
+def test_the_generator_rests_between_its_steps(gans, tmp_path):
+    rarely = pretrain(gans.data, gans.extractor, tmp_path / "rarely", steps=4, d_steps_per_g=4)
+    assert int(load_gan(rarely).averaged.n_averaged) == 1
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(gans, tmp_path, monkeypatch):
+    plain = training.GanTrainer._step
+
+    def broken(self, step):
+        losses = plain(self, step)
+        return losses | {"d_adversarial": torch.tensor(math.nan)} if step >= 6 else losses
+
+    monkeypatch.setattr(training.GanTrainer, "_step", broken)
+    with pytest.raises(InputError, match=r"loss is nan at step 7; the last good checkpoint is .*checkpoint\.pt"):
+        pretrain(gans.data, gans.extractor, tmp_path / "gan")
+    kept = torch.load(tmp_path / "gan.partial" / "checkpoint.pt", weights_only=True)
+    assert kept["step"] == 4 and not (tmp_path / "gan").exists()
+    assert all(value.isfinite().all() for value in kept["model"].values())
+
+
+def test_bad_input_is_one_line(gans, tmp_path):
+    some = [f"--data={gans.data}", f"--extractor={gans.extractor}", f"--out={tmp_path}/x"]
+    few = ["train_gan.py", "finetune", *some, f"--gan={gans.pretrained}"]
+    assert_refused(run_script(*few, "--k=6"), "draws.json", "5 draws, fewer than the largest n of 6")
+    assert_refused(run_script(*few[:-1], f"--gan={gans.finetuned}"), "k3", "not a GAN that train_gan.py pretrain wrote")
+    size = run_script("train_gan.py", "pretrain", *some, "--blocks_per_res=[1,1,1,1]")
+    assert_refused(size, "images.h5", "make no image of 16 px")
+    none = ["--split", gans.data / "split.json", "--out", tmp_path / "s.h5", "--n_per_class", "0"]
+    assert_refused(run_script("sample_gan.py", "--gan", gans.finetuned, *none), "n_per_class")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_gan_of_another_split_is_refused(gans, tmp_path):
+    """Its base classes may be novel here."""
+    data = tmp_path / "data"
+    shutil.copytree(gans.data, data)
+    split = read_json(data / "split.json")
+    write_json(data / "split.json", {**split, "seed": 5})
+    with pytest.raises(InputError, match="pretrained: pre-trained on another split than"):
+        finetune(data, gans.extractor, gans.pretrained, tmp_path / "x")
+    other = sample_gan.Config(gan=gans.finetuned, split=data / "split.json", n_per_class=1, out=tmp_path / "s.h5")
+    with pytest.raises(InputError, match="k3: trained on another split than"):
+        sample_gan.main(other)
+
+
+@pytest.mark.parametrize("changes", [{"alpha": 0.0, "d_mode": "all"}, {"alpha": 1.0, "d_mode": "embed"}])
+def test_unlabelled_images_that_would_teach_nothing_are_refused(gans, tmp_path, changes):
+    with pytest.raises(InputError, match="semi_supervised: unlabelled images feed the unconditional loss"):
+        finetune(gans.data, gans.extractor, gans.pretrained, tmp_path / "x", semi_supervised=True, **changes)
+
+
+def test_a_sample_is_the_same_however_many_are_made(gans, sampled, tmp_path):
+    options = {"gan": gans.finetuned, "split": gans.data / "split.json"}
+    few = read_images(sample_gan.main(sample_gan.Config(**options, n_per_class=2, out=tmp_path / "few.h5")))
+    many, novel = read_images(sampled.images), read_split(gans.data / "split.json").novel_classes
+    assert few.labels.tolist() == np.repeat(novel, 2).tolist() and not few.is_test.any()
+    for c in novel:
+        assert np.abs(few.pixels[few.labels == c].astype(int) - many.pixels[many.labels == c][:2]).max() <= 1
+    other = read_images(sample_gan.main(sample_gan.Config(**options, n_per_class=2, seed=1, out=tmp_path / "other.h5")))
+    assert (other.pixels != few.pixels).any()
+    assert len(np.unique(many.pixels.reshape(len(many), -1), axis=0)) == len(many)
+
+
+def test_pixels_are_rounded():
+    assert to_bytes(torch.tensor([-1.0, 1.0, 0.0, -1 + 1.6 / 127.5, 1.2])).tolist() == [0, 255, 128, 2, 255]
+
+
+def benchmark(gans, features, sampled, out, **changes):
+    options = {"train": features / "train.h5", "test": features / "test.h5", "split": gans.data / "split.json",
+               "draws": gans.data / "draws.json", "classifier": "nearest_mean", "shots": [3], "trials": [1],
+               "samples": sampled, "max_per_label": 8}  # fmt: skip
+    return low_shot.main(low_shot.Config(**options | changes, out=out))
+
+
+def test_samples_fill_up_the_shots(gans, features, sampled, tmp_path):
+    """As rows of the training set, the first of each class; beside a control without them."""
+    template = sampled.features.parent.parent / "trial{trial}_k{n_shot}" / "train.h5"
+    result = read_json(benchmark(gans, features, template, tmp_path / "with.json"))
+    assert result["method"] == "nearest_mean + samples" and result["protocol"]["setting"] == "semi_supervised"
+    assert set(result["inputs"]) >= {"samples_1_3"}
+    train, made = read_features(features / "train.h5"), read_features(sampled.features)
+    split, draws = read_split(gans.data / "split.json"), read_draws(gans.data / "draws.json")[1]
+    means = {c: train.feats[train.labels == c].mean(0) for c in split.base_classes_2}
+    for c in split.novel_classes_2:
+        means[c] = np.concatenate([train.feats[draws[c][:3]], made.feats[made.labels == c][:5]]).mean(0)
+    test, classes = read_features(features / "test.h5"), np.array(sorted(means))
+    distances = np.linalg.norm(test.feats[:, None] - np.stack([means[c] for c in classes]), axis=2)
+    novel = np.isin(test.labels, split.novel_classes_2)
+    right = classes[distances.argmin(1)] == test.labels
+    assert result["trials"][0]["top1_novel"] == pytest.approx(right[novel].mean())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"shots": [2]}, "fine-tuned on 3 shots of trial 1, not 2 of trial 1"),
+        ({"trials": [2]}, "fine-tuned on 3 shots of trial 1, not 3 of trial 2"),
+        ({"max_per_label": 30}, "12 samples of class . max_per_label 30 needs 27"),
+        ({"repetition": True}, "repetition is the control"),
+    ],
+)
+def test_samples_of_other_shots_are_refused(gans, features, sampled, tmp_path, changes, words):
+    with pytest.raises(InputError, match=words.replace("class .", "class .,")):
+        benchmark(gans, features, sampled.features, tmp_path / "x.json", **changes)
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_samples_that_do_not_belong_are_refused(gans, features, sampled, tmp_path):
+    with pytest.raises(InputError, match="not features of images that sample_gan.py made"):
+        benchmark(gans, features, features / "train.h5", tmp_path / "x.json")
+    with pytest.raises(InputError, match="not a template"):
+        benchmark(gans, features, "a{other}", tmp_path / "x.json")
+    draws = tmp_path / "draws.json"
+    write_json(draws, {**read_json(gans.data / "draws.json"), "seed": 9})
+    with pytest.raises(InputError, match="shots of another file than"):
+        benchmark(gans, features, sampled.features, tmp_path / "x.json", draws=draws)
+    base = sample_gan.Config(gan=gans.pretrained, split=gans.data / "split.json", n_per_class=5, out=tmp_path / "b.h5")
+    out = tmp_path / "features"
+    options = {"extractor": gans.extractor, "data": sample_gan.main(base), "accelerator": "cpu"}
+    save_features.main(save_features.Config(**options, out=out))
+    with pytest.raises(InputError, match="was not fine-tuned on shots"):
+        benchmark(gans, features, out / "train.h5", tmp_path / "x.json")
+
+
+def score(gans, features, sampled, out, **changes):
+    options = {"samples": sampled, "train": features / "train.h5", "split": gans.data / "split.json",
+               "draws": gans.data / "draws.json"}  # fmt: skip
+    return read_json(score_samples.main(score_samples.Config(**options | changes, out=out)))
+
+
+def test_samples_are_scored_by_features(gans, features, sampled, tmp_path):
+    result = score(gans, features, sampled.features, tmp_path / "s.json", reference="test", test=features / "test.h5")
+    assert result["gan"] == {"k": 3, "trial": 1, "semi_supervised": False} and result["method"] == "trial1_k3"
+    real, made = read_features(features / "test.h5"), read_features(sampled.features)
+    novel = read_split(gans.data / "split.json").novel_classes
+    overall, *each = result["scores"]
+    rows = np.flatnonzero(np.isin(real.labels, novel))
+    first = np.concatenate([np.flatnonzero(made.labels == c)[:4] for c in novel])
+    expected = image_scores(torch.from_numpy(real.feats[rows]), torch.from_numpy(made.feats[first]))
+    assert (overall["class"], overall["n_images"]) == (None, 16)
+    assert {name: overall[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert [one["class"] for one in each] == novel and [one["n_images"] for one in each] == [4] * 4
+    pool = read_json(score_samples.main(score_samples.Config(
+        samples=sampled.features, train=features / "train.h5", split=gans.data / "split.json",
+        draws=gans.data / "draws.json", n_neighbours=1, out=tmp_path / "v.json")))  # fmt: skip
+    train = read_features(features / "train.h5")
+    draws = read_draws(gans.data / "draws.json")[1]
+    rows = few_shot_rows(train.labels, read_split(gans.data / "split.json"), draws, 3, "draws").validation
+    assert pool["scores"][0]["n_images"] == len(rows) == 8 and pool["config"]["reference"] == "validation"
+
+
+def test_scores_refuse_what_cannot_be_compared(gans, features, sampled, tmp_path):
+    with pytest.raises(InputError, match="0 samples of class"):
+        score(gans, features, sampled.features, tmp_path / "s.json", reference="base")
+    with pytest.raises(InputError, match="give --test"):
+        score(gans, features, sampled.features, tmp_path / "s.json", reference="test")
+
+
+def test_features_of_samples_say_what_they_are_made_from(gans, sampled):
+    with h5py.File(sampled.features) as file:
+        config, inputs = json.loads(file.attrs["config"]), json.loads(file.attrs["inputs"])
+    assert config["samples"] == {"k": 3, "trial": 1, "semi_supervised": False}
+    assert inputs["split"] and inputs["draws"] and inputs["extractor"]
