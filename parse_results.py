@@ -1,11 +1,13 @@
 """Turn results files into tables (Markdown, CSV, LaTeX), figures and one self-contained report.html.
 
 Reads   every *.json below --results, never a log; with --data also images.h5 and split.json, with --features that file,
-        with --mixture the means that train_scgm.py has learned.
+        with --mixture the means that train_scgm.py has learned, with --gan the networks of train_gan.py.
 Writes  the folder --out: report.html, tables/, figures/, config.json; made again, unasked, when the results changed.
 
 Full    python parse_results.py --results outputs/glyphs/results --out outputs/glyphs/report \
             --data outputs/glyphs/data --features outputs/glyphs/features/test.h5
+GAN     python parse_results.py --results outputs/emnist_fs/results --out outputs/emnist_fs/report \
+            --data outputs/emnist_fs/seed0/data --gan outputs/emnist_fs/seed0/gan/k5_trial1
 SCGM    python parse_results.py --results outputs/cifar100/results --out outputs/cifar100/report \
             --data outputs/cifar100/data --features outputs/cifar100/scgm_g/features/test.h5 \
             --mixture outputs/cifar100/scgm_g/extractor
@@ -26,6 +28,7 @@ from lowshot.features import read_features
 from lowshot.protocol import read_split
 from lowshot.report import results
 from lowshot.report.build import Pictures, write_report
+from lowshot.report.generated import read_gan
 from lowshot.report.mixture import check_fits, read_means
 
 
@@ -42,6 +45,8 @@ class Config:
     mixture: Path | None = None
     """Folder of train_scgm.py, for the sizes of its subclasses, and with its embeddings as --features for a map of them
     with its means."""
+    gan: Path | None = None
+    """Folder of train_gan.py, for sheets of its images and the course of its training (needs --data)."""
     metric: Literal["top1_novel", "top1_base", "top1_all", "top5_novel", "top5_base", "top5_all"] = "top1_novel"
     """Metric of the table that is printed and shown first."""
     reference: str | None = None
@@ -58,7 +63,8 @@ def main(config: Config) -> Path:
     if config.out.resolve() in [config.results.resolve(), *config.results.resolve().parents]:
         raise InputError(f"{config.out}: the report would replace the folder of its results; choose another --out")
     files = results.read_files(config.results, config.out)
-    _check_reference(config.reference, pd.concat([results.trials(files), results.episodes(files)]))
+    known = [read(files) for read in (results.trials, results.episodes, results.scores)]
+    _check_reference(config.reference, pd.concat(known))
     pictures = _read_pictures(config, {content["protocol"]["split_digest"] for content in files.values()})
 
     made_from = recipe("parse_results", config, _inputs(config, files))
@@ -81,8 +87,9 @@ def _check_reference(reference: str | None, frame: pd.DataFrame) -> None:
 def _read_pictures(config: Config, split_digests: set[str]) -> Pictures:
     means = read_means(config.mixture) if config.mixture else None
     if config.data is None:
-        if config.features is not None:
-            raise InputError(f"--features {config.features}: needs --data, which says what the classes are")
+        for name in ("features", "gan"):
+            if getattr(config, name) is not None:
+                raise InputError(f"--{name} {getattr(config, name)}: needs --data, which says what the classes are")
         return Pictures(mixture=means)
     path = config.data / "split.json"
     split = read_split(path)
@@ -91,12 +98,14 @@ def _read_pictures(config: Config, split_digests: set[str]) -> Pictures:
     features = read_features(config.features, split.n_classes) if config.features else None
     if means and features:
         check_fits(means, features, split)
-    return Pictures(split, read_images(config.data / "images.h5"), features, means)
+    images = read_images(config.data / "images.h5")
+    gan = read_gan(config.gan, config.data, images, split) if config.gan else None
+    return Pictures(split, images, features, means, gan)
 
 
 def _inputs(config: Config, files: dict[str, dict]) -> dict[str, Path | None]:
     data = {name: config.data / name if config.data else None for name in ("split.json", "images.h5")}
-    pictured = {"features": config.features, "mixture": config.mixture}
+    pictured = {"features": config.features, "mixture": config.mixture, "gan": config.gan}
     return {f"results/{name}": config.results / name for name in files} | data | pictured
 
 

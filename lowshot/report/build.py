@@ -9,19 +9,21 @@ import pandas as pd
 from lowshot.datasets.images import Images
 from lowshot.features import Features
 from lowshot.protocol import Split
-from lowshot.report import figures, page, results, tables
+from lowshot.report import figures, generated, page, results, tables
 from lowshot.report.mixture import Means, embedding_map, subclass_sizes
 from lowshot.report.results import PROTOCOL
 
 
 @dataclass
 class Pictures:
-    """What the sample sheet, the feature map and the pictures of a mixture are drawn from, where it is given."""
+    """What the sample sheet, the feature map and the pictures of a mixture and of a GAN are drawn from, where it is
+    given."""
 
     split: Split | None = None
     images: Images | None = None
     features: Features | None = None
     mixture: Means | None = None
+    gan: generated.TrainedGan | None = None
 
 
 def write_report(folder: Path, files: dict[str, dict], metric: str, reference: str | None, pictures: Pictures) -> None:
@@ -34,20 +36,37 @@ def write_report(folder: Path, files: dict[str, dict], metric: str, reference: s
         (folder / name).mkdir()
     trials, episodes, history = results.trials(files), results.episodes(files), results.history(files)
     clustering = results.clustering(files)
-    protocols = pd.concat([trials[PROTOCOL], episodes[PROTOCOL]]).drop_duplicates().itertuples(index=False, name=None)
-    sections = [_section(folder / "figures", trials, episodes, history, p, metric, reference) for p in protocols]
+    scores, by_split = results.scores(files), results.over_splits(trials)
+    shown = pd.concat([by_split, trials]) if len(by_split) else trials
+    protocols = pd.concat([shown[PROTOCOL], episodes[PROTOCOL]]).drop_duplicates().itertuples(index=False, name=None)
+    sections = [_section(folder / "figures", shown, episodes, history, p, metric, reference) for p in protocols]
     for section in sections:
         _add_clustering(section, clustering)
-    main_name = tables.metric_name(metric)
-    _write_tables(folder / "tables", sections, main_name)
-    _write_csv(folder / "tables", trials, episodes, history, clustering)
+    main_name, images = tables.metric_name(metric), _image_score_tables(scores, pictures.split)
+    _write_tables(folder / "tables", sections, images, main_name)
+    _write_csv(folder / "tables", trials, episodes, history, clustering, scores)
     drawn = _draw_pictures(folder / "figures", pictures)
-    records = page.provenance(files, trials) + page.provenance(files, episodes)
-    (folder / "report.html").write_text(page.render(sections, main_name, drawn, records), encoding="utf-8")
+    records = [record for frame in (trials, episodes, scores) for record in page.provenance(files, frame)]
+    html = page.render(sections, images, main_name, drawn, records)
+    (folder / "report.html").write_text(html, encoding="utf-8")
 
 
 def _of(frame: pd.DataFrame, protocol: tuple) -> pd.DataFrame:
     return frame[(frame[PROTOCOL] == list(protocol)).all(axis=1)]
+
+
+def _image_score_tables(scores: pd.DataFrame, split: Split | None) -> list[tables.Table]:
+    """Of each data set and reference: scores over class splits, their differences, and FID of single classes."""
+    made = []
+    overall = results.over_splits(scores[scores["class"] < 0].assign(n_shot=0), least=1)
+    for (dataset, reference), part in overall.groupby(PROTOCOL[:2], sort=False):
+        pairs = results.paired_differences(part)
+        made.append(tables.image_scores_table(part, dataset, reference))
+        made += [tables.paired_scores_table(pairs, dataset, reference)] if len(pairs) else []
+    for protocol, part in scores[scores["class"] >= 0].groupby(PROTOCOL, sort=False):
+        known = split is not None and split.digest == protocol[2]
+        made.append(tables.class_scores_table(part, dict(enumerate(split.class_names)) if known else {}, protocol))
+    return made
 
 
 def _section(
@@ -60,7 +79,8 @@ def _section(
     reference: str | None,
 ) -> page.Section:
     trials, episodes, history = (_of(frame, protocol) for frame in (trials, episodes, history))
-    facts = page.facts(trials, "trial") if len(trials) else page.facts(episodes, "episode")
+    unit = tables.unit_of(protocol).removesuffix("s")
+    facts = page.facts(trials, "trial", unit) if len(trials) else page.facts(episodes, "episode", "episode")
     section = page.Section(protocol, facts)
     if len(episodes):
         _add_episode_tables(section, episodes, reference)
@@ -144,10 +164,11 @@ def _summary(frame: pd.DataFrame, *what: str) -> pd.DataFrame:
     return results.summarise(frame, [*PROTOCOL, "system", "setting", *what, "n_shot"])
 
 
-def _write_tables(folder: Path, sections: list[page.Section], main_name: str) -> None:
+def _write_tables(folder: Path, sections: list[page.Section], images: list[tables.Table], main_name: str) -> None:
     main = [section.first(main_name) for section in sections if section.accuracy]
+    main += images[:2]
     main += [table for section in sections for table in [*section.episodes, *section.clustering]]
-    everything = [
+    everything = images + [
         table
         for section in sections
         for table in [
@@ -167,7 +188,12 @@ def _write_tables(folder: Path, sections: list[page.Section], main_name: str) ->
 
 
 def _write_csv(
-    folder: Path, trials: pd.DataFrame, episodes: pd.DataFrame, history: pd.DataFrame, clustering: pd.DataFrame
+    folder: Path,
+    trials: pd.DataFrame,
+    episodes: pd.DataFrame,
+    history: pd.DataFrame,
+    clustering: pd.DataFrame,
+    scores: pd.DataFrame,
 ) -> None:
     """Fractions, not percent: every value (long form), the tables' cells (wide form), the differences of every pair."""
     if len(trials):
@@ -186,6 +212,8 @@ def _write_csv(
             pairs.to_csv(folder / f"{name}_differences.csv", index=False)
     if len(episodes):
         episodes.to_csv(folder / "episodes.csv", index=False)
+    if len(scores):
+        scores.drop(columns="draws").to_csv(folder / "image_scores.csv", index=False)
     if len(clustering):
         clustering.to_csv(folder / "clustering.csv", index=False)
         _scores(clustering).rename(columns={"trials": "seeds"}).to_csv(folder / "clustering_scores.csv", index=False)
@@ -206,4 +234,16 @@ def _draw_pictures(folder: Path, pictures: Pictures) -> dict[str, Path]:
     if means is not None and means.sizes is not None:
         drawn["subclass_sizes"] = folder / "subclass_sizes.svg"
         subclass_sizes(drawn["subclass_sizes"], means)
+    if pictures.gan is not None:
+        drawn |= _draw_gan(folder, pictures.gan, pictures.images)
+    return drawn
+
+
+def _draw_gan(folder: Path, gan: generated.TrainedGan, images: Images) -> dict[str, Path]:
+    drawn = {name: folder / f"{name}.png" for name in ("generated", "between", "crossover")}
+    drawn["gan_training"] = folder / "gan_training.svg"
+    generated.samples_sheet(drawn["generated"], gan)
+    generated.between_sheet(drawn["between"], gan, images)
+    generated.crossover_sheet(drawn["crossover"], gan, images)
+    generated.training_curves(drawn["gan_training"], gan)
     return drawn

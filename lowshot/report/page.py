@@ -9,7 +9,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 
 from lowshot.report.results import PROTOCOL
-from lowshot.report.tables import Table
+from lowshot.report.tables import Table, unit_of
 
 _MEDIA = {".svg": "image/svg+xml", ".png": "image/png"}
 
@@ -43,22 +43,27 @@ class Section:
     def split_digest(self) -> str:
         return self.protocol[2]
 
+    @property
+    def unit(self) -> str:
+        """What its intervals are over."""
+        return unit_of(self.protocol)
+
     def first(self, metric_name: str) -> Table:
         """The accuracy table of the metric shown first."""
         return next(table for table in self.accuracy if table.caption.startswith(metric_name))
 
 
-def facts(frame: pd.DataFrame, unit: str) -> dict[str, str]:
-    """What was run, in words; `frame` is the long form of one protocol, `unit` its "trial" or "episode"."""
+def facts(frame: pd.DataFrame, column: str, unit: str) -> dict[str, str]:
+    """What was run, in words; `frame` is the long form of one protocol, with a number of its `unit` in `column`."""
     cells = ["system", "n_shot", *({"task"} & set(frame))]
-    counts = frame.drop_duplicates([*cells, unit]).groupby(cells).size()
+    counts = frame.drop_duplicates([*cells, column]).groupby(cells).size()
     least, most = counts.min(), counts.max()
     return {
         "Systems": str(frame["system"].nunique()),
-        "Images per class" if unit == "episode" else "Images per novel class": ", ".join(
+        "Images per class" if column == "episode" else "Images per novel class": ", ".join(
             str(n) for n in sorted(frame["n_shot"].unique())
         ),
-        f"{unit.capitalize()}s per cell": f"{least}–{most}" if least < most else str(most),
+        f"{unit.removesuffix('s').capitalize()}s per cell": f"{least}–{most}" if least < most else str(most),
         "Setting": ", ".join(frame["setting"].unique()),
     }
 
@@ -107,13 +112,16 @@ def data_uri(path: Path) -> str:
     return f"data:{_MEDIA[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def render(sections: list[Section], main_metric: str, drawn: dict[str, Path], records: list[dict]) -> str:
+def render(
+    sections: list[Section], images: list[Table], main_metric: str, drawn: dict[str, Path], records: list[dict]
+) -> str:
     """The page's HTML; everything that comes from results files is escaped.
 
-    `drawn`: the pictures that there are, of samples, feature_map, embedding_map and subclass_sizes.
+    `images`: tables of the scores of generated images. `drawn`: the pictures that there are, of samples, feature_map,
+    embedding_map, subclass_sizes, generated, between, crossover and gan_training.
     """
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"data_uri": data_uri, "number": _number}
     page = environment.get_template("report.html.j2")
-    return page.render(sections=sections, main_metric=main_metric, drawn=drawn, records=records)
+    return page.render(sections=sections, images=images, main_metric=main_metric, drawn=drawn, records=records)

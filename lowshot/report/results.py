@@ -19,6 +19,8 @@ from lowshot.errors import InputError
 METRICS = ("top1_novel", "top1_base", "top1_all", "top5_novel", "top5_base", "top5_all")
 # Numbers are comparable only within one of these: never in one table across them.
 PROTOCOL = ["dataset", "setup", "split_digest"]
+# What several split digests are called together.
+SPLITS = "class splits"
 COLUMNS = [*PROTOCOL, "setting", "extractor", "method", "system"]
 _PROTOCOL_KEYS = ("setup", "setting", "split_digest")
 _PROVENANCE_KEYS = ("command", "commit", "versions", "device", "wall_time_s", "peak_memory_bytes")
@@ -28,10 +30,12 @@ _ROWS = {
     "episodes": ({"episode": 0, "n_way": 1, "n_shot": 1}, ["accuracy"]),
     "history": ({"n_steps": 0, "trial": 0, "n_shot": 1}, list(METRICS)),
     "clustering": ({"seed": 0, "n_clusters": 2}, ["nmi", "homogeneity", "adjusted_rand"]),
+    "scores": ({"n_images": 1}, ["fid", "kid", "precision", "recall", "density", "coverage"]),
 }
-_LOWEST = {"adjusted_rand": -1}
+_LOWEST = {"adjusted_rand": -1, "kid": -np.inf}
+_HIGHEST = {"fid": np.inf, "kid": np.inf, "density": np.inf}
 # What the tasks of one job array may differ in, and what names a system already.
-_NOT_OF_THE_RUN = {"shots", "trials", "n_shots", "n_episodes", "method", "name", "extractor", "clustering"}
+_NOT_OF_THE_RUN = {"shots", "trials", "n_shots", "n_episodes", "method", "name", "extractor", "clustering", "reference"}
 # What makes episodes another kind of task, whose numbers stand in tables of their own, and no other system.
 _KIND = {"n_way", "n_queries", "dirichlet", "within_superclass", "classes"}
 # The plainest classifiers are shown first, and others compared with them.
@@ -70,8 +74,8 @@ def _read_file(path: Path) -> dict:
     for key in ("config", "inputs"):
         if not isinstance(content.get(key, {}), dict):
             raise InputError(f"{path}: not a results file: '{key}' is no JSON object")
-    if "trials" not in content and ("episodes" not in content or "history" in content):
-        raise InputError(f"{path}: not a results file: lacks 'trials' (or 'episodes')")
+    if "trials" not in content and (not {"episodes", "scores"} & set(content) or "history" in content):
+        raise InputError(f"{path}: not a results file: lacks 'trials' (or 'episodes', 'scores')")
     for kind, (least, fractions) in _ROWS.items():
         if kind in content:
             content[kind] = _check_rows(f"{path}: {kind}", content[kind], least, fractions)
@@ -96,14 +100,17 @@ def _check_rows(where: str, rows: object, least: dict[str, int], fractions: list
             raise InputError(f"{where}: entry {int(column.isna().argmax()) + 1}: '{key}' is absent or NaN")
         if pd.api.types.is_bool_dtype(column) or not pd.api.types.is_numeric_dtype(column):
             raise InputError(f"{where}: '{key}' holds something that is not a number")
-    values, lowest = frame[fractions].to_numpy(float), np.array([_LOWEST.get(name, 0) for name in fractions])
-    for row, column in np.argwhere((values < lowest) | (values > 1))[:1]:
-        said = f"'{fractions[column]}' is {values[row, column]}, outside {lowest[column]}..1"
+    values = frame[fractions].to_numpy(float)
+    lowest, highest = (
+        np.array([ends.get(name, i) for name in fractions]) for i, ends in enumerate((_LOWEST, _HIGHEST))
+    )
+    for row, column in np.argwhere(~((values >= lowest) & (values <= highest) & np.isfinite(values)))[:1]:
+        said = f"'{fractions[column]}' is {values[row, column]}, outside {lowest[column]}..{highest[column]}"
         raise InputError(f"{where}: entry {row + 1}: {said}")
     for key, smallest in least.items():
         if not pd.api.types.is_integer_dtype(frame[key]) or frame[key].min() < smallest:
             raise InputError(f"{where}: '{key}' must be whole numbers from {smallest}")
-    return frame[[*least, *fractions]]
+    return frame[[*least, *fractions, *(["class"] if "class" in frame else [])]]
 
 
 def read_results(folder: Path) -> pd.DataFrame:
@@ -174,6 +181,44 @@ def clustering(files: dict[str, dict]) -> pd.DataFrame:
     frame = pd.concat(parts, ignore_index=True)[[*same, "value", "file"]]
     _refuse_conflicts(frame, same)
     return frame.drop_duplicates(same, ignore_index=True)
+
+
+def scores(files: dict[str, dict]) -> pd.DataFrame:
+    """Scores of generated images against real ones in long form: one row per file, class and score.
+
+    Columns: those of `trials` before the trial (setup is the reference: which real images), trial (of the GAN's shots;
+    0 for none), class (-1: all together), n_images, metric, value, draws (that reference) and file.
+    """
+    names, parts = system_names(files), []
+    for file, content in files.items():
+        if "scores" in content:
+            part = content["scores"].melt(["class", "n_images"], var_name="metric")
+            about = {key: str(content[key]) for key in ("dataset", "extractor", "method")}
+            about |= {key: str(content["protocol"][key]) for key in _PROTOCOL_KEYS}
+            about["setup"] = str(content["config"].get("reference", "unknown"))
+            trial = (content.get("gan") or {}).get("trial") or 0
+            parts.append(part.assign(**about, system=names[file], trial=trial, draws=about["setup"], file=file))
+    columns = [*COLUMNS, "trial", "class", "n_images", "metric", "value", "draws", "file"]
+    if not parts:
+        return pd.DataFrame(columns=columns)
+    frame = pd.concat(parts, ignore_index=True)[columns]
+    frame["class"] = frame["class"].fillna(-1).astype(int)
+    _refuse_conflicts(frame, [*PROTOCOL, "system", "trial", "class", "metric"])
+    order = [*PROTOCOL[:2], "setting", "system", *PROTOCOL[2:], "trial", "class"]
+    return frame.sort_values(order, kind="stable", ignore_index=True)
+
+
+def over_splits(frame: pd.DataFrame, least: int = 2) -> pd.DataFrame:
+    """`frame` (long form, with n_shot) in a row for each class split, of the data sets that have `least` of them:
+    NUMBER class splits stands in place of the digest, the split's number in place of the trial, and the value is the
+    mean over the split's trials."""
+    keys = [*COLUMNS, "n_shot", "metric"]
+    means = frame.groupby(keys, sort=False)["value"].mean().reset_index()
+    group = means.groupby(PROTOCOL[:2])["split_digest"]
+    means["trial"] = group.transform(lambda digests: pd.factorize(digests)[0])
+    count = group.transform("nunique")
+    means["split_digest"] = count.map(("{} " + SPLITS).format)
+    return means[count >= least].assign(draws="")
 
 
 def _protocol(content: dict) -> tuple[str, str, str]:
@@ -256,9 +301,9 @@ def system_names(files: dict[str, dict]) -> dict[str, str]:
     runs: dict[tuple, dict[str, dict]] = {}
     for file, content in files.items():
         protocol = content["protocol"]
-        kind = " and ".join(kind for kind in ("trials", "episodes") if kind in content)
+        kind = " and ".join(kind for kind in ("trials", "episodes", "scores") if kind in content)
         key = [kind, content["dataset"], protocol["setup"], protocol["split_digest"]]
-        key += [content["extractor"], content["method"]]
+        key += [content["config"].get("reference"), content["extractor"], content["method"]]
         runs.setdefault(tuple(map(str, key)), {})[file] = _fingerprint(content)
     named = [_distinguish(f"{extractor}: {method}", prints) for (*_, extractor, method), prints in runs.items()]
     return {file: name for names in named for file, name in names.items()}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from lowshot.report.results import PROTOCOL
+from lowshot.report.results import PROTOCOL, SPLITS, summarise
 
 MISSING = "missing"
 _SCORES = {"nmi": "NMI", "homogeneity": "Homogeneity", "adjusted_rand": "Adjusted Rand"}
@@ -26,7 +26,7 @@ class Table:
     @property
     def n_text(self) -> int:
         """How many of the first columns hold names; the others hold numbers."""
-        return sum(name in {"System", "Setting", "minus", "Features"} for name in self.frame)
+        return sum(name in {"System", "Setting", "minus", "Features", "Class"} for name in self.frame)
 
 
 def metric_name(metric: str) -> str:
@@ -36,9 +36,15 @@ def metric_name(metric: str) -> str:
 
 
 def protocol_name(protocol: tuple[str, str, str]) -> str:
-    """Data set, setup and the beginning of the split's digest, in words."""
+    """Data set, setup and the beginning of the split's digest (or how many splits), in words."""
     dataset, setup, split_digest = protocol
-    return f"{dataset}, {setup} setup, split {split_digest[:12]}"
+    split = split_digest if unit_of(protocol) == SPLITS else f"split {split_digest[:12]}"
+    return f"{dataset}, {setup} setup, {split}"
+
+
+def unit_of(protocol: tuple[str, str, str]) -> str:
+    """What intervals are over: trials of a split, or class splits."""
+    return SPLITS if protocol[2].endswith(SPLITS) else "trials"
 
 
 def n_label(n_shot: int) -> str:
@@ -58,7 +64,11 @@ def _cells(rows: pd.DataFrame, columns: list[int], sign: str = "", unit: str = "
         if n_shot in by_n.index:
             cell = by_n.loc[n_shot]
             star = " *" if cell.get("differs", False) else ""
-            few = f" ({cell['trials']} {unit if cell['trials'] > 1 else unit[:-1]})" if cell["trials"] < most else ""
+            few = (
+                f" ({cell['trials']} {unit if cell['trials'] > 1 else unit.removesuffix('s')})"
+                if cell["trials"] < most
+                else ""
+            )
             cells[n_label(n_shot)] = _percent(cell["mean"], cell["interval"], sign) + few + star
     return cells
 
@@ -67,8 +77,11 @@ def accuracy_table(summary: pd.DataFrame, metric: str, protocol: tuple[str, str,
     """Mean ± 95 % interval in percent of one metric: rows are systems, columns are n; `summary` is of one protocol."""
     columns = sorted(summary["n_shot"].unique())
     rows = summary[summary["metric"] == metric].groupby(["system", "setting"], sort=False)
-    lines = [{"System": system, "Setting": setting, **_cells(part, columns)} for (system, setting), part in rows]
-    what = f"{protocol_name(protocol)}; % accuracy, mean ± 95 % interval over trials"
+    unit = unit_of(protocol)
+    lines = [
+        {"System": system, "Setting": setting, **_cells(part, columns, unit=unit)} for (system, setting), part in rows
+    ]
+    what = f"{protocol_name(protocol)}; % accuracy, mean ± 95 % interval over {unit}"
     return Table(f"{metric_name(metric)}: {what}", pd.DataFrame(lines))
 
 
@@ -91,8 +104,9 @@ def paired_table(differences: pd.DataFrame, metric: str, protocol: tuple[str, st
     rows = differences[differences["metric"] == metric]
     rows = rows[rows["system"].map(order) > rows["versus"].map(order)]
     pairs = sorted(rows.groupby(["system", "versus"]), key=lambda pair: (order[pair[0][1]], order[pair[0][0]]))
-    lines = [{"System": one, "minus": other, **_cells(part, columns, "+")} for (one, other), part in pairs]
-    what = f"{protocol_name(protocol)}; percentage points on the same trials, mean ± 95 % interval, * excludes zero"
+    unit = unit_of(protocol)
+    lines = [{"System": one, "minus": other, **_cells(part, columns, "+", unit)} for (one, other), part in pairs]
+    what = f"{protocol_name(protocol)}; percentage points on the same {unit}, mean ± 95 % interval, * excludes zero"
     return Table(f"{metric_name(metric)}, paired differences: {what}", pd.DataFrame(lines))
 
 
@@ -137,6 +151,56 @@ def clustering_table(summary: pd.DataFrame, classes: str, protocol: tuple[str, s
         f"{protocol_name(protocol)}; k-means against {classes} classes, × 100, mean ± 95 % interval over k-means seeds"
     )
     return Table(f"Clustering: {what}", pd.DataFrame(lines))
+
+
+_IMAGE_SCORES = {"fid": "FID", "kid": "KID × 1000", "precision": "Precision", "recall": "Recall", "density": "Density",
+                 "coverage": "Coverage"}  # fmt: skip
+
+
+def image_scores_table(scores: pd.DataFrame, dataset: str, reference: str) -> Table:
+    """Scores of all classes together against one `reference`, mean ± 95 % interval over class splits: rows are GANs."""
+    rows = summarise(scores, ["system", "setting", "metric"])
+    lines = [
+        {"System": system, "Setting": setting, "Class splits": str(part["trials"].max()), **_score_cells(part)}
+        for (system, setting), part in rows.groupby(["system", "setting"], sort=False)
+    ]
+    return Table(f"Generated images, {_against(dataset, reference)}, over class splits", pd.DataFrame(lines))
+
+
+def paired_scores_table(differences: pd.DataFrame, dataset: str, reference: str) -> Table:
+    """Differences of the same on the same class splits; each pair once, the later minus the earlier."""
+    order = {system: place for place, system in enumerate(differences["system"].unique())}
+    rows = differences[differences["system"].map(order) > differences["versus"].map(order)]
+    lines = [
+        {"System": one, "minus": other, "Class splits": str(part["trials"].max()), **_score_cells(part, "+")}
+        for (one, other), part in rows.groupby(["system", "versus"], sort=False)
+    ]
+    what = f"{_against(dataset, reference)}, on the same class splits, * excludes zero"
+    return Table(f"Generated images, paired differences, {what}", pd.DataFrame(lines))
+
+
+def class_scores_table(scores: pd.DataFrame, class_names: dict[int, str], protocol: tuple[str, str, str]) -> Table:
+    """FID of single classes, of one class split: rows are classes, columns GANs; means over trials."""
+    frame = scores[(scores["metric"] == "fid") & (scores["class"] >= 0)]
+    wide = frame.pivot_table("value", "class", "system", "mean", sort=False).sort_index()
+    text = wide.map("{:.2f}".format)
+    text.insert(0, "Class", [class_names.get(c, str(c)) for c in wide.index])
+    dataset, reference, split_digest = protocol
+    return Table(f"FID of each class, {_against(dataset, reference)}, split {split_digest[:12]}", text)
+
+
+def _against(dataset: str, reference: str) -> str:
+    return f"{dataset}, against {reference} images; mean ± 95 % interval"
+
+
+def _score_cells(rows: pd.DataFrame, sign: str = "") -> dict[str, str]:
+    by_name, cells = rows.set_index("metric"), {}
+    for name, title in _IMAGE_SCORES.items():
+        row, factor = by_name.loc[name], 1000 if name == "kid" else 1
+        interval = "?" if np.isnan(row["interval"]) else f"{factor * row['interval']:.3g}"
+        star = " *" if row.get("differs", False) else ""
+        cells[title] = f"{factor * row['mean']:{sign}.4g} ± {interval}{star}"
+    return cells
 
 
 def to_markdown(table: Table) -> str:

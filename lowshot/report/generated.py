@@ -1,0 +1,151 @@
+"""Pictures of a GAN: sheets of generated images (Beckham et al., arXiv 2203.16662; spec 5), and its training."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from lowshot.artifacts import digest, read_recipe
+from lowshot.datasets.images import Images, to_tensor
+from lowshot.errors import InputError
+from lowshot.gan.model import Gan, load_gan, sample_noise, to_bytes
+from lowshot.protocol import Split, read_draws
+from lowshot.report.figures import OKABE_ITO, figure_at
+from lowshot.seeds import stream
+
+_COLUMNS, _GUTTER = 16, 2
+_MOST_ROWS = 60
+_CROSSOVER = ("x1", "x2", "", "y1, z1", "y1, z2", "y1, 0", "y2, z1", "y2, z2")
+_LOSSES = {
+    "g_adversarial": ("generator", OKABE_ITO[1], "-"),
+    "d_adversarial": ("discriminator", OKABE_ITO[0], "-"),
+    "g_unconditional": ("generator, unconditional", OKABE_ITO[1], ":"),
+    "d_unconditional": ("discriminator, unconditional", OKABE_ITO[0], ":"),
+    "d_noise": ("noise regression", OKABE_ITO[6], "--"),
+}
+_FIDS = {"fid": ("classes trained on", OKABE_ITO[1], "-"), "fid_base": ("base classes", OKABE_ITO[0], "--")}
+
+
+@dataclass(frozen=True)
+class TrainedGan:
+    """A GAN, the `classes` that it was trained on last, the real images of them that it saw (`rows` of images.h5), and
+    the records of its training's log."""
+
+    gan: Gan
+    classes: list[int]
+    rows: np.ndarray
+    log: list[dict]
+
+
+def read_gan(folder: Path, data: Path, images: Images, split: Split) -> TrainedGan:
+    """The GAN of `folder`, trained on the folder `data`; InputError if it was trained on another split."""
+    made_from = read_recipe(folder)
+    if made_from is None or not made_from["stage"].startswith("train_gan"):
+        raise InputError(f"{folder}: not a GAN that train_gan.py wrote")
+    if made_from["inputs"]["split"] != digest(data / "split.json"):
+        raise InputError(f"{folder}: trained on another split than {data}/split.json")
+    train = images.rows(test=False)
+    if made_from["stage"] == "train_gan finetune":
+        k, trial = made_from["config"]["k"], made_from["config"]["trial"]
+        draws = read_draws(data / "draws.json", [trial])[trial]
+        classes, rows = split.novel_classes, np.concatenate([train[draws[c][:k]] for c in split.novel_classes])
+    else:
+        classes, rows = split.base_classes, train[np.isin(images.labels[train], split.base_classes)]
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return TrainedGan(load_gan(folder).eval(), sorted(classes), rows, log)
+
+
+@torch.inference_mode()
+def samples_sheet(path: Path, trained: TrainedGan) -> None:
+    """A row of random samples for each class (some, evenly chosen, of very many)."""
+    classes = trained.classes
+    if len(classes) > _MOST_ROWS:
+        classes = [classes[i] for i in np.linspace(0, len(classes) - 1, _MOST_ROWS).round().astype(int)]
+    labels = np.repeat(classes, _COLUMNS)
+    z = sample_noise(0, labels, np.tile(np.arange(_COLUMNS), len(classes)), trained.gan.config.z_dim)
+    _sheet(to_bytes(trained.gan.averaged.module(z, torch.from_numpy(labels)))).save(path)
+
+
+@torch.inference_mode()
+def crossover_sheet(path: Path, trained: TrainedGan, images: Images) -> None:
+    """Two real images a column, and below images of their classes with two noises and none (released: the first image
+    of every column is the same)."""
+    generator, rows = trained.gan.averaged.module, _pairs(trained, images)
+    real = [to_tensor(images.pixels[part]) for part in rows]
+    y1, y2 = (torch.from_numpy(images.labels[part]) for part in rows)
+    z1, z2 = _noise(trained.gan, "crossover, 1"), _noise(trained.gan, "crossover, 2")
+    made = [generator(z, y) for z, y in ((z1, y1), (z2, y1), (0 * z1, y1), (z1, y2), (z2, y2))]
+    spacer = torch.full_like(real[0], 128)
+    _named(_sheet(torch.cat([*real, spacer, *map(to_bytes, made)])), _CROSSOVER, images.size).save(path)
+
+
+@torch.inference_mode()
+def between_sheet(path: Path, trained: TrainedGan, images: Images) -> None:
+    """Each column from one class (top, 0.00) to another (bottom, 1.00) with the same noise; the release's README has it
+    the other way round."""
+    generator, rows = trained.gan.averaged.module, _pairs(trained, images)
+    y1, y2 = (torch.from_numpy(images.labels[part]) for part in rows)
+    z, shares = _noise(trained.gan, "between"), torch.linspace(0, 1, 16)
+    made = [generator.between(z, y1, y2, share.expand(_COLUMNS, 1)) for share in shares]
+    names = [f"{share:.2f}" for share in shares]
+    _named(_sheet(torch.cat([to_bytes(one) for one in made])), names, images.size).save(path)
+
+
+def training_curves(path: Path, trained: TrainedGan) -> None:
+    """Losses and FID over the steps; the step whose weights were kept is marked."""
+    best = min(trained.log, key=lambda record: record["fid"])
+    with figure_at(path, 10, 3.8) as figure:
+        losses, fid = figure.subplots(1, 2)
+        _lines(losses, trained.log, _LOSSES)
+        losses.set(xlabel="steps", ylabel="loss")
+        _lines(fid, trained.log, _FIDS)
+        fid.plot(best["step"], best["fid"], "o", color=OKABE_ITO[1], markersize=7, markeredgecolor="white")
+        fid.set(xlabel="steps", ylabel="FID", yscale="log")
+        for axes, title in ((losses, "Losses"), (fid, f"FID, kept: {best['fid']:.3g} at step {best['step']}")):
+            axes.set_title(title, loc="left", fontweight="bold", fontsize=10.5)
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.legend(frameon=False, fontsize=9)
+
+
+def _lines(axes: Axes, log: list[dict], named: dict[str, tuple[str, str, str]]) -> None:
+    for key, (label, color, style) in named.items():
+        points = [(record["step"], record[key]) for record in log if key in record]
+        if points:
+            axes.plot(*zip(*points), style, color=color, label=label, linewidth=1.7, marker=".")
+
+
+def _pairs(trained: TrainedGan, images: Images) -> list[np.ndarray]:
+    """Rows of two real images of different classes for each column."""
+    rows = stream(0, "pairs").permutation(trained.rows)
+    first = np.resize(rows, _COLUMNS)
+    others = [rows[images.labels[rows] != images.labels[row]] for row in first]
+    return [first, np.array([other[i % len(other)] for i, other in enumerate(others)])]
+
+
+def _noise(gan: Gan, name: str) -> Tensor:
+    drawn = stream(0, name).standard_normal((_COLUMNS, gan.config.z_dim), "float32")
+    return torch.from_numpy(drawn)
+
+
+def _sheet(images: Tensor) -> Image.Image:
+    """Images uint8 (16 R, C, S, S) in R rows, two white pixels apart."""
+    grid = make_grid(images, _COLUMNS, _GUTTER, pad_value=255)
+    return Image.fromarray(grid.permute(1, 2, 0).numpy())
+
+
+def _named(sheet: Image.Image, names: list[str], size: int) -> Image.Image:
+    """Each row's name in its upper left corner: blue on white."""
+    draw = ImageDraw.Draw(sheet)
+    for row, name in enumerate(names):
+        place = (0, row * (size + _GUTTER))
+        if name:
+            draw.rectangle(draw.textbbox(place, name), fill="white")
+            draw.text(place, name, fill=(0, 0, 255))
+    return sheet
