@@ -31,7 +31,7 @@ import torch
 from jsonargparse.typing import PositiveInt
 from tqdm import tqdm
 
-from lowshot.artifacts import Provenance, is_done, recipe, writing
+from lowshot.artifacts import Provenance, digest, is_done, read_recipe, recipe, writing
 from lowshot.benchmark import Benchmark, Ranks, check_settings, input_files, read_benchmark, write_results
 from lowshot.classifiers import (
     CLASSIFIERS,
@@ -61,7 +61,7 @@ from lowshot.selection import SelectionConfig, choose, joint_recipe
 Keep = Callable[[tuple[int, int], slice, torch.Tensor], None]
 
 # Where the settings of a classifier of the benchmark stand; those of the others stand in `methods`, under their names.
-_OPTIONS = {"linear_sgd": "sgd", "logistic_regression": "logistic", "mlp": "mlp"}
+_OPTIONS = {"linear_sgd": "sgd", "logistic_regression": "logistic", "mlp": "mlp", "own_head": "head"}
 
 
 @dataclass(kw_only=True)
@@ -70,6 +70,7 @@ class Config(SelectionConfig):
         "linear_sgd",
         "logistic_regression",
         "mlp",
+        "own_head",
         "nearest_mean",
         "cosine",
         "laplacian_shot",
@@ -77,9 +78,12 @@ class Config(SelectionConfig):
         "pt_map",
     ] = "linear_sgd"
     """linear_sgd: as published; logistic_regression: the optimum of its loss; mlp: the CIFAR-100 analogy recipe's. All
-    three have an output for every class of the data set, as published. The others score the setup's classes only: a
+    three have an output for every class of the data set, as published, and so has own_head, the classifier that the
+    extractor was trained with. The others score the setup's classes only: a
     class without rows has no score there. laplacian_shot, prototype_refinement and pt_map are transductive: all judged
     test images together are their queries (pt_map takes them for equally many a class)."""
+    head: Path | None = None
+    """own_head: folder of that extractor."""
     transform: FeatureTransform = field(default_factory=FeatureTransform)
     """What is done to all features, generated ones too, before the classifier; the centre is that of the setup's base
     rows."""
@@ -167,7 +171,8 @@ def _judge(configs: list[Config], benchmark: Benchmark, device: str) -> Iterator
 
 def _inputs(config: Config) -> dict[str, Path | None]:
     files = {f"samples_{trial}_{n}": path for (trial, n), path in _sample_files(config).items()}
-    return {**input_files(config), "generator": config.generator, "propagated": config.propagated, **files}
+    optional = {name: getattr(config, name) for name in ("generator", "propagated", "head")}
+    return {**input_files(config), **optional, **files}
 
 
 def _sample_files(config: Config) -> dict[tuple[int, int], Path]:
@@ -182,6 +187,7 @@ def _recipe(config: Config, inputs: dict[str, Path | None]) -> dict:
     augmented = config.generator or config.propagated or config.samples
     if config.repetition and augmented:
         raise InputError("repetition is the control of generated or propagated rows: give one of the two")
+    _check_head(config, bool(augmented or config.repetition))
     made_from = recipe("low_shot", config, inputs)
     settings = made_from["config"]
     own = {name: value for name, value in settings.pop("methods").items() if name == config.classifier not in _OPTIONS}
@@ -192,6 +198,18 @@ def _recipe(config: Config, inputs: dict[str, Path | None]) -> dict:
         unread |= {"max_per_label"}
     kept = {name: value for name, value in settings.items() if name not in unread}
     return {**made_from, "config": {**kept, "methods": own} if own else kept}
+
+
+def _check_head(config: Config, augmented: bool) -> None:
+    """InputError for a head that is not asked for or missing, or that is to learn something."""
+    if (config.classifier == "own_head") != (config.head is not None):
+        raise InputError("own_head and head: give both (the classifier of an extractor, and its folder) or none")
+    if config.head is None:
+        return
+    if augmented or config.transform.steps:
+        raise InputError("own_head: learns nothing, so neither a transform nor further rows are of use to it")
+    if (read_recipe(config.train) or {"inputs": {}})["inputs"].get("extractor") != digest(config.head):
+        raise InputError(f"{config.head}: {config.train} holds features of another extractor")
 
 
 def _ranks(config: Config, benchmark: Benchmark, device: str, keep: Keep | None = None) -> Ranks:

@@ -35,7 +35,7 @@ from lowshot.augmentation import Augmentation
 from lowshot.cli import run
 from lowshot.datasets.images import Images, images_file, read_images
 from lowshot.errors import InputError
-from lowshot.extractors import ExtractorChoice, drop_projection, open_extractor, saw_validation_classes
+from lowshot.extractors import ExtractorChoice, drop_projection, novel_classes_seen, open_extractor
 from lowshot.features import create_features
 from lowshot.gan.samples import handed_on
 from lowshot.loading import batches, in_batches, to_unit
@@ -87,8 +87,8 @@ def main(config: Config) -> Path:
     made_from["inputs"] |= chosen
     for unread in ["batch_size", "part"] if config.copies else ["batch_size", "part", "support", "seed"]:
         made_from["config"].pop(unread)
-    if config.extractor and saw_validation_classes(config.extractor):
-        made_from["config"]["validation_classes"] = True
+    if config.extractor:
+        made_from["config"] |= novel_classes_seen(config.extractor)
     fabric = open_fabric(config.accelerator, config.precision)
     network = fabric.to_device(model)
     for name, test in (("train", False), ("test", True)):

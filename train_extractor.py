@@ -1,12 +1,16 @@
-"""Train a feature extractor on the base classes.
+"""Train a feature extractor on the base classes, or fine-tune one on a few shots of the novel ones.
 
-Reads   DATA/images.h5, DATA/split.json (preprocessing.py)
+Reads   DATA/images.h5, DATA/split.json (preprocessing.py); to fine-tune DATA/draws.json, and maybe generated images
 Writes  OUT/model.pt, OUT/config.json (together they rebuild the network), OUT/log.jsonl, OUT/tensorboard/
 
 python train_extractor.py --data outputs/cifar100/data --out outputs/cifar100/resnet10_sgm/extractor \
     --model ResNet10 --loss sgm --loss_weight 0.02
 python train_extractor.py --data outputs/photos/data --out outputs/photos/resnet50/extractor \
     --model timm:resnet50.a1_in1k --pretrained true --epochs 10 --lr 0.001
+python train_extractor.py --data outputs/emnist_fs/seed0/data --model Conv4 \
+    --weights outputs/emnist_fs/seed0/conv4/extractor/model.pt --shots 5 \
+    --samples outputs/emnist_fs/seed0/samples/supervised/trial1_k5/samples.h5 \
+    --trained "[classifier]" --mixup.alpha 1 --epochs 100 --lr 0.01 --out outputs/emnist_fs/seed0/conv4_k5/extractor
 CPU, seconds:
 python train_extractor.py --data outputs/glyphs/data --out outputs/glyphs/try/extractor --model Conv4 --epochs 1
 Several processes: --devices 8, or
@@ -17,16 +21,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jsonargparse.typing import PositiveInt
 
 from lowshot.artifacts import is_done
 from lowshot.backbones import HeadName, save_extractor
 from lowshot.cli import run
-from lowshot.datasets.images import Images, read_images
+from lowshot.datasets.images import Images, read_images, with_more
 from lowshot.errors import InputError
-from lowshot.extractor_training import ExtractorSettings, ExtractorTrainer
+from lowshot.extractor_training import ExtractorSettings, ExtractorTrainer, freeze
+from lowshot.gan.data import few_shot_rows
+from lowshot.gan.samples import read_sample_images
 from lowshot.image_training import hold_out, image_training, rows_of, training_recipe
 from lowshot.networks import NetworkChoice, build_network, check_network
-from lowshot.protocol import Split, read_split
+from lowshot.protocol import Split, check_draws, read_draws, read_split
 
 
 @dataclass(kw_only=True)
@@ -40,6 +47,13 @@ class Config(ExtractorSettings, NetworkChoice):
     the CIFAR system"""
     validation_classes: bool = False
     """train on the novel classes of the validation setup too (few-shot papers do so once everything has been chosen)"""
+    shots: PositiveInt | None = None
+    """fine-tune on the first so many shots of every novel class, in place of the base classes; watched are those images
+    of the novel classes that train_gan.py validates on"""
+    trial: PositiveInt = 1
+    """whose shots these are"""
+    samples: Path | None = None
+    """images file of sample_gan.py to learn from beside the shots, of a GAN that was fine-tuned on the same ones"""
     overwrite: bool = False
     """make it again even if it is there"""
 
@@ -47,23 +61,58 @@ class Config(ExtractorSettings, NetworkChoice):
 def main(config: Config) -> Path:
     """Train and return the folder written."""
     check_network(config)
-    if config.loss in ("sgm", "batchsgm") and config.head != "linear":
-        raise InputError(f"loss {config.loss}: is the gradient of a linear head, not of a {config.head} one")
+    _check_settings(config)
     where = config.data / "images.h5"
     images, split = read_images(where), read_split(config.data / "split.json")
-    train_rows, held_rows = choose_rows(config, images, split)
     inputs = {"images": where, "split": config.data / "split.json", "weights": config.weights}
+    if config.shots:
+        inputs |= {"draws": config.data / "draws.json", "samples": config.samples}
+        images, train_rows, held_rows = few_shot_images(config, images, split)
+    else:
+        train_rows, held_rows = choose_rows(config, images, split)
     made_from = training_recipe("train_extractor", config, inputs)
+    if not config.shots:
+        del made_from["config"]["trial"]
+    if not config.mixup.alpha:
+        del made_from["config"]["mixup"]
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     with image_training(config, config.out, made_from, config.overwrite) as (fabric, training):
         model = build_network(config, images, where, split.n_classes, config.head)
+        if config.trained is not None:
+            freeze(model, config.trained)
         trained = ExtractorTrainer(config, fabric, training, model, images, train_rows, held_rows).fit()
         if fabric.is_global_zero:
             save_extractor(training.folder, trained, made_from)
     if fabric.is_global_zero:
         print(f"train_extractor: wrote {config.out} (D = {model.dim})")
     return config.out
+
+
+def _check_settings(config: Config) -> None:
+    if config.loss in ("sgm", "batchsgm") and config.head != "linear":
+        raise InputError(f"loss {config.loss}: is the gradient of a linear head, not of a {config.head} one")
+    if config.mixup.alpha and config.loss != "plain":
+        raise InputError(f"mixup.alpha {config.mixup.alpha:g}: only the plain loss is blended, not {config.loss}")
+    if config.shots is None and (config.samples is not None or config.trial != 1):
+        raise InputError("samples and trial: are for fine-tuning on --shots")
+    if config.shots and (config.validation_classes or config.holdout):
+        raise InputError("shots: validation_classes and holdout are for training on base classes")
+
+
+def few_shot_images(config: Config, images: Images, split: Split) -> tuple[Images, np.ndarray, np.ndarray]:
+    """The images with the samples behind them; the rows to train on, shots and samples alike; the rows to watch."""
+    drawn_at, where, train = config.data / "draws.json", config.data / "images.h5", images.rows(test=False)
+    draws = read_draws(drawn_at, [config.trial])
+    check_draws(draws, images.labels[train], np.array(split.novel_classes), config.shots, drawn_at, where)
+    rows = few_shot_rows(images.labels[train], split, draws[config.trial], config.shots, drawn_at)
+    learned = train[rows.supports]
+    if config.samples is not None:
+        split_path = config.data / "split.json"
+        samples = read_sample_images(config.samples, split_path, drawn_at, config.trial, config.shots)
+        learned = np.concatenate([learned, len(images) + np.arange(len(samples))])
+        images = with_more(images, samples, config.samples)
+    return images, learned, train[rows.validation]
 
 
 def choose_rows(config: Config, images: Images, split: Split) -> tuple[np.ndarray, np.ndarray]:

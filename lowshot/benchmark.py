@@ -6,6 +6,7 @@ shots of every novel class, and is judged on the test images of both by six accu
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from lowshot.artifacts import Provenance, digest, read_recipe, write_json, writing
 from lowshot.errors import InputError
-from lowshot.features import Features, check_classes, check_same_space, check_setup, read_features
+from lowshot.features import Features, check_classes, check_runs, check_same_space, check_setup, read_features
 from lowshot.metrics import six_accuracies
 from lowshot.protocol import Setup, Split, check_draws, draws_inputs, read_draws, read_split
 
@@ -118,6 +119,7 @@ def read_benchmark(config: BenchmarkConfig) -> Benchmark:
     check_setup(train, config.setup)
     base_classes, novel_classes = split.setup(config.setup)
     draws = read_draws(config.draws, config.trials)
+    check_runs(train, product(draws, config.shots))
     check_draws(draws, train.labels, novel_classes, max(config.shots), config.draws, config.train)
     classes = np.concatenate([base_classes, novel_classes])
     check_classes(train, base_classes, split.class_names)

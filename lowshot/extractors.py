@@ -62,10 +62,16 @@ def drop_projection(model: Extractor, choice: ExtractorChoice) -> None:
     model.dim, model.projection = model.projection[0].in_features, torch.nn.Identity()
 
 
-def saw_validation_classes(folder: Path) -> bool:
-    """Whether an extractor was trained on the validation setup's novel classes too, be it on superclasses."""
+def novel_classes_seen(folder: Path) -> dict:
+    """Of what an extractor has learned of novel classes, what its features must say: `validation_classes`, if it was
+    trained on those of the validation setup, be it on superclasses; `saw_shots`, the run (trial, n) of its shots."""
     config = (read_recipe(folder) or {"config": {}})["config"]
-    return bool(config.get("validation_classes")) or config.get("classes") == "all"
+    seen = {}
+    if config.get("validation_classes") or config.get("classes") == "all":
+        seen["validation_classes"] = True
+    if config.get("shots"):
+        seen["saw_shots"] = [config["trial"], config["shots"]]
+    return seen
 
 
 def _check_form(model: Extractor, images: Images, folder: Path) -> None:

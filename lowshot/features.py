@@ -5,6 +5,7 @@ images. Ours may hold, beside them, `augmented_feats` float32 (N, A, D): the fea
 image.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ SCHEMA = "lowshot-features-1"
 class Features:
     """`feats` float32 (N, D), `labels` int64 (N,), without padding; `extractor` and `images` are the digests of what
     made them and of what they were made from, if known; `saw_validation`: that extractor was trained on the novel
-    classes of the validation setup."""
+    classes of the validation setup; `saw_shots`: on the shots of this run (trial, n) of the novel classes."""
 
     feats: np.ndarray
     labels: np.ndarray
@@ -29,6 +30,7 @@ class Features:
     extractor: str | None = None
     images: str | None = None
     saw_validation: bool = False
+    saw_shots: tuple[int, int] | None = None
 
     @property
     def dim(self) -> int:
@@ -64,9 +66,10 @@ def read_features(path: Path, n_classes: int | None = None) -> Features:
     known = {name: made_from["inputs"].get(name) for name in ("extractor", "images")}
     if known["extractor"] and (layer := made_from["config"].get("layer")):
         known["extractor"] += f":{layer}"  # another space than that of its embeddings
-    return Features(
-        feats, labels, Path(path), **known, saw_validation=bool(made_from["config"].get("validation_classes"))
-    )
+    seen = {"saw_validation": bool(made_from["config"].get("validation_classes"))}
+    if shots := made_from["config"].get("saw_shots"):
+        seen["saw_shots"] = tuple(shots)
+    return Features(feats, labels, Path(path), **known, **seen)
 
 
 def read_copies(features: Features) -> np.ndarray:
@@ -125,6 +128,17 @@ def check_setup(features: Features, setup: str) -> None:
     on."""
     if setup == "validation" and features.saw_validation:
         raise InputError(f"{features.path}: its extractor was trained on the validation setup's novel classes")
+
+
+def check_runs(features: Features, runs: Iterable[tuple[int, int]]) -> None:
+    """InputError for a run (trial, n) of other shots than those that the extractor has learned from."""
+    for trial, n in runs if features.saw_shots else []:
+        if (trial, n) != features.saw_shots:
+            seen_trial, seen_n = features.saw_shots
+            raise InputError(
+                f"{features.path}: its extractor was fine-tuned on {seen_n} shots of trial {seen_trial}; it serves "
+                f"no run of {n} of trial {trial}"
+            )
 
 
 def check_same_space(train: Features, test: Features) -> None:

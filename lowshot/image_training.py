@@ -225,9 +225,12 @@ class Trainer:
         """What is to be done first, and what is to be logged of it."""
         return {}
 
+    def _train_mode(self) -> None:
+        self.network.train()
+
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         """One pass over the training images; returns the averages over its steps."""
-        self.network.train()
+        self._train_mode()
         steps, records = self._steps(epoch), []
         views = [self._batches(epoch, steps, view) for view in range(self.n_views)]
         name = f"epoch {epoch + 1}/{self.settings.epochs}"
@@ -298,11 +301,12 @@ def _numbers(record: dict[str, Tensor]) -> dict[str, float]:
 
 def build_optimizer(settings: TrainingSettings, model: nn.Module) -> torch.optim.Optimizer:
     """SGD on everything alike, or Adam that leaves batch norm undecayed (analogy_cifar spec 2.3)."""
+    trained = [p for p in model.parameters() if p.requires_grad]
     if settings.optimizer == "sgd":
         momentum, decay = settings.momentum, settings.weight_decay
-        return torch.optim.SGD(model.parameters(), settings.lr, momentum, weight_decay=decay)
+        return torch.optim.SGD(trained, settings.lr, momentum, weight_decay=decay)
     norms = [p for m in model.modules() if isinstance(m, _BatchNorm) for p in m.parameters()]
     chosen = {id(p) for p in norms}
-    decayed = [p for p in model.parameters() if id(p) not in chosen]
+    decayed = [p for p in trained if id(p) not in chosen]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": norms, "weight_decay": 0.0}]
     return torch.optim.Adam(groups, settings.lr, betas=(0.5, 0.999))

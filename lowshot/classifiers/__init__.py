@@ -13,6 +13,7 @@ from lowshot.classifiers.laplacian_shot import LaplacianShotOptions, score_lapla
 from lowshot.classifiers.linear import SGDOptions, fit_linear_sgd
 from lowshot.classifiers.mlp import MLPOptions, fit_mlp
 from lowshot.classifiers.nearest_mean import NearestMeanOptions, score_nearest_mean
+from lowshot.classifiers.own_head import load_own_head
 from lowshot.classifiers.problem import Problem, Run, Scorer
 from lowshot.classifiers.pt_map import PTMapOptions, score_pt_map
 from lowshot.classifiers.refinement import RefinementOptions, score_refinement
@@ -24,6 +25,7 @@ CLASSIFIERS = {
     "linear_sgd": fit_linear_sgd,
     "logistic_regression": fit_logistic_regression,
     "mlp": fit_mlp,
+    "own_head": load_own_head,
 }
 
 

@@ -2,7 +2,7 @@
 
 import io
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -80,6 +80,16 @@ def read_images(path: Path) -> Images:
         root = Path(file.attrs["root"]) if paths is not None else None
     _check(path, labels, is_test, pixels, paths)
     return Images(labels, is_test, pixels, paths, root)
+
+
+def with_more(images: Images, more: Images, where: Path) -> Images:
+    """Stored images with those of the file `where` behind them; InputError unless they are of the same form."""
+    if images.pixels is None or more.pixels is None or images.pixels.shape[1:] != more.pixels.shape[1:]:
+        raise InputError(f"{where}: not stored pixels of the same size and channels as the images to add them to")
+    parts = {
+        name: np.concatenate([getattr(one, name) for one in (images, more)]) for name in ("labels", "is_test", "pixels")
+    }
+    return replace(images, **parts)
 
 
 def _check(

@@ -11,6 +11,7 @@ import numpy as np
 
 from lowshot.artifacts import digest, read_recipe
 from lowshot.benchmark import BenchmarkConfig
+from lowshot.datasets.images import Images, read_images
 from lowshot.errors import InputError
 from lowshot.features import Features, check_same_space, read_features
 
@@ -28,6 +29,31 @@ def gan_recipe(gan: Path, split: Path) -> dict:
     inputs = {name: made_from["inputs"][name] for name in ("split", "draws") if name in made_from["inputs"]}
     facts = {name: made_from["config"].get(name) for name in ("k", "trial", "semi_supervised")}
     return {"config": {"samples": facts}, "inputs": {"gan": digest(gan), **inputs}}
+
+
+def read_sample_images(path: Path, split: Path, draws: Path, trial: int, k: int) -> Images:
+    """Images of sample_gan.py from a GAN that was fine-tuned on these shots; InputError for any others."""
+    made_from = read_recipe(path)
+    if made_from is None or made_from["stage"] != "sample_gan":
+        raise InputError(f"{path}: not images that sample_gan.py made")
+    _check_shots(path, made_from, split, draws, (trial, k))
+    return read_images(path)
+
+
+def _check_shots(path: Path, made_from: dict, split: Path, draws: Path, run: tuple[int, int]) -> None:
+    """InputError unless the GAN behind `path` learned from the split's shots of the run (trial, k)."""
+    facts = made_from["config"]["samples"]
+    if made_from["inputs"].get("split") != digest(split):
+        raise InputError(f"{path}: of a GAN that was trained on another split than {split}")
+    if facts["k"] is None:
+        raise InputError(f"{path}: of a GAN that was not fine-tuned on shots")
+    if made_from["inputs"].get("draws") != digest(draws):
+        raise InputError(f"{path}: of a GAN that was fine-tuned on the shots of another file than {draws}")
+    if (facts["trial"], facts["k"]) != run:
+        raise InputError(
+            f"{path}: of a GAN that was fine-tuned on {facts['k']} shots of trial {facts['trial']}, "
+            f"not {run[1]} of trial {run[0]}"
+        )
 
 
 def handed_on(images: Path) -> dict:
@@ -72,16 +98,7 @@ class SampleRows:
     def _read(self, run: tuple[int, int], path: Path, config: BenchmarkConfig, train: Features) -> Features:
         """InputError if the GAN learned from other shots than those of the run."""
         samples, made_from = read_samples(path, train, config.split)
-        facts = made_from["config"]["samples"]
-        if facts["k"] is None:
-            raise InputError(f"{path}: of a GAN that was not fine-tuned on shots")
-        if made_from["inputs"].get("draws") != digest(config.draws):
-            raise InputError(f"{path}: of a GAN that was fine-tuned on the shots of another file than {config.draws}")
-        if (facts["trial"], facts["k"]) != run:
-            raise InputError(
-                f"{path}: of a GAN that was fine-tuned on {facts['k']} shots of trial {facts['trial']}, "
-                f"not {run[1]} of trial {run[0]}"
-            )
+        _check_shots(path, made_from, config.split, config.draws, run)
         return samples
 
     def fill(self, run: tuple[int, int], labels: np.ndarray, max_per_label: int) -> tuple[np.ndarray, np.ndarray]:

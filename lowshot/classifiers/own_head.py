@@ -1,0 +1,29 @@
+"""The classifier that an extractor was trained with: nothing is learned from the benchmark's rows."""
+
+from pathlib import Path
+
+import torch
+
+from lowshot.backbones import load_extractor
+from lowshot.classifiers.problem import Problem, Scorer
+from lowshot.errors import InputError
+
+
+def load_own_head(problem: Problem, extractor: Path, seed: int, device: str) -> Scorer:
+    """Scores of the head in the folder `extractor`, the same for all runs.
+
+    Raises InputError if it has none, or one for other features or classes than the problem's.
+    """
+    model = load_extractor(extractor)
+    form, own = (problem.dim, problem.n_classes), (model.dim, model.config.n_classes)
+    if form != own:
+        raise InputError(
+            f"{extractor}: its head is for {own[1]} classes from {own[0]} dimensions, not for {form[1]} from {form[0]}"
+        )
+    head = model.classifier.to(device)
+
+    @torch.inference_mode()
+    def score(feats: torch.Tensor) -> torch.Tensor:
+        return head(feats).expand(len(problem.runs), -1, -1)
+
+    return score

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Images, the class split of each seed, and shots: trial 1 has the published ones.
+source "$(dirname "$0")/common.sh"
+for seed in $seeds; do
+  # shellcheck disable=SC2086
+  python preprocessing.py --dataset $dataset $data_root $max_per_class --max_shots $max_shots --seed $seed --out $out/seed$seed/data
+done

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# A classifier of the base classes, and features of all images: what GANs are judged by, and what samples are to help.
+source "$(dirname "$0")/common.sh"
+for seed in $seeds; do
+  folder=$out/seed$seed/$representation
+  # shellcheck disable=SC2086
+  python train_extractor.py --config $configs/train_extractor-$dataset.yaml $precision --seed $seed --data $out/seed$seed/data --out $folder/extractor
+  python save_features.py --extractor $folder/extractor --data $out/seed$seed/data --out $folder/features
+done

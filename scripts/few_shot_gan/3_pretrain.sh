@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# A GAN of the base classes.
+source "$(dirname "$0")/common.sh"
+for seed in $seeds; do
+  # shellcheck disable=SC2086
+  python train_gan.py pretrain --config $configs/train_gan-pretrain-$dataset$network.yaml $precision --seed $seed --data $out/seed$seed/data \
+    --extractor $out/seed$seed/$representation/extractor --out $out/seed$seed/gan/pretrained$network
+done

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Samples of every GAN, their features, and their scores: fine-tuned and pre-trained ones on the novel classes, pre-trained ones on the base classes too.
+source "$(dirname "$0")/common.sh"
+for seed in $seeds; do
+  split=$out/seed$seed/data/split.json
+  features=$out/seed$seed/$representation/features
+  # Samples in FOLDER of the GAN in folder GAN, of CLASSES, scored as NAME against REFERENCE, by FOLDER GAN CLASSES NAME REFERENCE
+  sample() {
+    local n=$n_per_class
+    [ "$3" = base ] && n=$n_per_base_class
+    python sample_gan.py --gan "$2" --split $split --n_per_class "$n" --classes "$3" --seed $seed --out "$1/samples.h5"
+    python save_features.py --extractor $out/seed$seed/$representation/extractor --data "$1/samples.h5" --out "$1"
+    for reference in $5; do
+      python score_samples.py --samples "$1/train.h5" --train $features/train.h5 --test $features/test.h5 --split $split \
+        --draws $out/seed$seed/data/draws.json --reference "$reference" --name "$4" --out "$results/seed$seed/$(basename "$2")-$4-$reference.json"
+    done
+  }
+  pretrained=$out/seed$seed/gan/pretrained$network
+  sample $out/seed$seed/samples/pretrained$network-base $pretrained base "pretrained$network" base
+  sample $out/seed$seed/samples/pretrained$network-novel $pretrained novel "pretrained$network" "validation test"
+  for kind in $kinds; do
+    for trial in $trials; do
+      for k in $shots; do
+        sample $out/seed$seed/samples/$kind$network/trial${trial}_k$k $out/seed$seed/gan/$kind$network/trial${trial}_k$k novel "$kind$network, k = $k" "validation test"
+      done
+    done
+  done
+done
