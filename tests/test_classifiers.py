@@ -106,7 +106,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", SMALL)
 def test_a_run_does_not_depend_on_the_others(name):
     problem = make_problem([(1, 1), (1, 5), (2, 1), (3, 5)])
     queries = torch.rand(9, DIM)
