@@ -178,5 +178,7 @@ def _open_pretrained(config: FinetuneConfig, images: Images) -> Gan:
     return gan
 
 
+COMMANDS = {"pretrain": (pretrain, PretrainConfig), "finetune": (finetune, FinetuneConfig)}
+
 if __name__ == "__main__":
-    run_commands({"pretrain": (pretrain, PretrainConfig), "finetune": (finetune, FinetuneConfig)}, __doc__)
+    run_commands(COMMANDS, __doc__)

@@ -19,7 +19,15 @@ from lowshot.gan.networks import (
 )
 
 SMALL = GanConfig(
-    n_classes=5, n_channels=1, image_size=16, ngf=16, blocks_per_res=[1, 0], z_dim=6, ndf=2, network="published"
+    n_classes=5,
+    n_channels=1,
+    image_size=16,
+    ngf=16,
+    blocks_per_res=[1, 0],
+    z_dim=6,
+    ndf=2,
+    network="published",
+    spectral_norm=True,
 )
 
 

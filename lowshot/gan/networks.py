@@ -43,6 +43,8 @@ class GanNetwork:
     start around 1 and 0 and take any sign"""
     ndf: PositiveInt = 16
     """channels of the discriminator's first block, an eighth of its last"""
+    spectral_norm: bool = False
+    """of the discriminator's layers, as published; without it, r1 keeps the discriminator smooth"""
 
 
 @dataclass
@@ -247,9 +249,9 @@ class DiscriminatorBlock(nn.Module):
 
     def __init__(self, n_in: int, n_out: int, halves: bool, first: bool = False) -> None:
         super().__init__()
-        self.conv1, self.conv2 = _conv(n_in, n_out, 3), _conv(n_out, n_out, 3)
+        self.conv1, self.conv2 = _xavier(nn.Conv2d(n_in, n_out, 3, 1, 1)), _xavier(nn.Conv2d(n_out, n_out, 3, 1, 1))
         pool = nn.AvgPool2d(2) if halves else nn.Identity()
-        steps = [_conv(n_in, n_out, 1, gain=2**0.5)] if n_in != n_out else []
+        steps = [_xavier(nn.Conv2d(n_in, n_out, 1), gain=2**0.5)] if n_in != n_out else []
         steps.insert(0 if first else len(steps), pool)
         self.shortcut, self.pool, self.first = nn.Sequential(*steps), pool, first
 
@@ -259,7 +261,8 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Judges images, for all that the losses ask, in one pass. Spectral norm on all layers but the class `table`."""
+    """Judges images, for all that the losses ask, in one pass. With `spectral_norm` it is that of all layers but the
+    class `table`."""
 
     finetuned_parts: ClassVar = {"embed": ("table",), "linear": ("table", "hidden", "logit", "noise")}
 
@@ -275,9 +278,13 @@ class Discriminator(nn.Module):
         )
         n *= 8
         self.table = nn.Embedding(config.n_classes, n)
-        self.hidden, self.logit = _linear(n, n), _linear(n, 1)
-        layers = [_linear(n, n), nn.ReLU(), _linear(n, n), nn.ReLU(), _linear(n, 2 * config.z_dim)]
-        self.noise = nn.Sequential(*layers)  # its first z_dim outputs are never used, as released
+        self.hidden, self.logit = _xavier(nn.Linear(n, n)), _xavier(nn.Linear(n, 1))
+        first, second, last = (_xavier(nn.Linear(n, n_out)) for n_out in (n, n, 2 * config.z_dim))
+        # The first z_dim of its outputs are never used, as released.
+        self.noise = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
+        if config.spectral_norm:
+            for layer in [one for one in self.modules() if isinstance(one, (nn.Conv2d, nn.Linear))]:
+                spectral_norm(layer)
 
     def forward(self, images: Tensor, labels: Tensor) -> Judgement:
         """Images (B, n_channels, S, S) in [-1, 1], int64 (B,)."""
@@ -297,14 +304,6 @@ def choose_trained(network: Generator | Discriminator, mode: FinetuneMode) -> li
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
-def _conv(n_in: int, n_out: int, side: int, gain: float = 1.0) -> nn.Module:
-    return _normalised(nn.Conv2d(n_in, n_out, side, padding=side // 2), gain)
-
-
-def _linear(n_in: int, n_out: int) -> nn.Module:
-    return _normalised(nn.Linear(n_in, n_out), 1.0)
-
-
-def _normalised(layer: nn.Conv2d | nn.Linear, gain: float) -> nn.Module:
+def _xavier(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> nn.Conv2d | nn.Linear:
     nn.init.xavier_uniform_(layer.weight, gain)
-    return spectral_norm(layer)
+    return layer

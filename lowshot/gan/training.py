@@ -26,6 +26,7 @@ from lowshot.training import TrainingRun
 
 # Losses are read, and non-finite ones found, after so many steps: a GPU is not waited for at each.
 _READ_EVERY = 20
+_PENALTY_EVERY = 16
 
 
 @dataclass(kw_only=True)
@@ -37,7 +38,9 @@ class GanSettings(LaunchSettings):
     batch_size: PositiveInt = 32
     """labelled images a step, and as many generated and unlabelled ones, over all processes together"""
     lr: PositiveFloat = 2e-4
-    """learning rate of AdamW, for both networks"""
+    """learning rate of AdamW"""
+    d_lr: PositiveFloat | None = None
+    """that of the discriminator, if it is another one"""
     beta1: ClosedUnitInterval = 0.5
     """of AdamW"""
     beta2: ClosedUnitInterval = 0.99
@@ -50,6 +53,9 @@ class GanSettings(LaunchSettings):
     """weight of the noise regression, for both networks"""
     alpha: NonNegativeFloat = 0.0
     """weight of the unconditional loss, for both networks"""
+    r1: NonNegativeFloat = 1.0
+    """weight of half the squared gradient of the discriminator's logits by real images (Mescheder et al., ICML 2018),
+    taken every 16th step for all of them (Karras et al., 2020)"""
     ema: ClosedUnitInterval = 0.999
     """share of the past in the running average of the generator's weights; 0 takes the last weights"""
     augment: DiscriminatorAugmentation = field(default_factory=DiscriminatorAugmentation)
@@ -117,7 +123,8 @@ class GanTrainer:
             self.unlabelled_batches = Shuffled(len(unlabelled.labels), s.batch_size, s.seed, "unlabelled order")
         self.trained = [choose_trained(net, mode) for net, mode in zip((gan.generator, gan.discriminator), modes)]
         self.optimizers = [
-            torch.optim.AdamW(chosen, s.lr, (s.beta1, s.beta2), weight_decay=s.weight_decay) for chosen in self.trained
+            torch.optim.AdamW(chosen, lr, (s.beta1, s.beta2), weight_decay=s.weight_decay)
+            for chosen, lr in zip(self.trained, (s.lr, s.d_lr or s.lr))
         ]
         self.progress = {"step": 0, "best_fid": float("inf"), "best_step": 0, "best_state": None}
         self.p = torch.tensor(float(s.augment.p if s.augment.mode == "fixed" else 0), device=fabric.device)
@@ -189,7 +196,7 @@ class GanTrainer:
             rows = torch.from_numpy(self.unlabelled_batches.batch(step)[own]).to(self.fabric.device)
             extra = [from_bytes(self.unlabelled.pixels[rows])]
         images = torch.cat([real, fake.detach().float(), *extra])
-        losses |= self._discriminator_step(images, labels, z, uniforms[1 : 2 + len(extra) + 1].flatten(0, 1))
+        losses |= self._discriminator_step(step, images, labels, z, uniforms[1 : 2 + len(extra) + 1].flatten(0, 1))
         return losses
 
     def _generator_step(
@@ -206,7 +213,9 @@ class GanTrainer:
         self.gan.averaged.update_parameters(self.gan.generator)
         return {f"g_{name}": loss.detach() for name, loss in losses.items()}
 
-    def _discriminator_step(self, images: Tensor, labels: Tensor, z: Tensor, uniforms: Tensor) -> dict[str, Tensor]:
+    def _discriminator_step(
+        self, step: int, images: Tensor, labels: Tensor, z: Tensor, uniforms: Tensor
+    ) -> dict[str, Tensor]:
         """`images`: real ones of `labels`, generated ones of them, and maybe unlabelled ones."""
         s, n = self.settings, len(labels)
         # The class of an unlabelled image is never used: its conditional logit enters no loss.
@@ -215,10 +224,22 @@ class GanTrainer:
             judged = _in_float32(self.gan.discriminator(s.augment(images, uniforms, self.p), classes))
         real, fake, *extra = (Judgement(*parts) for parts in zip(*(part.split(n) for part in judged)))
         losses = discriminator_losses(real, fake, extra[0] if extra else real, z)
-        self._update(1, weighted(losses, s.gamma, s.alpha))
+        loss = weighted(losses, s.gamma, s.alpha)
+        if s.r1 and step % _PENALTY_EVERY == 0:
+            penalty = self._gradient_penalty(s.augment(images[:n], uniforms[:n], self.p), labels)
+            loss = loss + _PENALTY_EVERY * s.r1 / 2 * penalty
+        self._update(1, loss)
         logits = self.fabric.all_gather(real.conditional.detach())
         self.p = s.augment.adapted(self.p, logits, s.batch_size)
         return {f"d_{name}": loss.detach() for name, loss in losses.items()}
+
+    def _gradient_penalty(self, real: Tensor, labels: Tensor) -> Tensor:
+        """Mean squared length of the gradient of the conditional logits by the images as the discriminator sees
+        them."""
+        real = real.detach().requires_grad_(True)
+        logits = self.gan.discriminator(real, labels).conditional
+        (gradient,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
+        return gradient.square().sum((1, 2, 3)).mean()
 
     def _update(self, which: int, loss: Tensor) -> None:
         """Backward and update of the generator (0) or the discriminator (1), by gradients averaged over processes."""
