@@ -43,7 +43,7 @@ def content(method="plain", values=None, **changes):
 
 
 def write(folder, **files):
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, one in files.items():
         (folder / f"{name}.json").write_text(json.dumps(one))
     return folder
@@ -536,3 +536,72 @@ def test_a_report_without_steps_has_no_such_figure(folder):
 def test_a_single_trial_without_a_plain_classifier_is_drawn_too(tmp_path):
     path = parse_results.main(config(write(tmp_path / "results", a=diffused(shots=[1], trials=[1]))))
     assert "Accuracy over diffusion steps" in path.read_text() and "horizontal line" not in path.read_text()
+
+
+# Several class splits, and scores of generated images
+
+
+def splits_folder(tmp_path):
+    """Two systems on three class splits of two trials each."""
+    for split, (plain, better) in enumerate([(0.2, 0.25), (0.4, 0.5), (0.3, 0.33)]):
+        protocol = {"setup": "test", "setting": "inductive", "split_digest": str(split) * 64}
+        for method, mean in (("plain", plain), ("plain + samples", better)):
+            one = content(method, {(1, 5): mean - 0.1, (2, 5): mean + 0.1}, protocol=protocol)
+            write(tmp_path / f"seed{split}", **{method.replace(" ", ""): one})
+    return tmp_path
+
+
+def test_means_over_class_splits_by_hand(tmp_path):
+    """Trials are averaged within a split first; intervals are over splits."""
+    frame = results.over_splits(results.trials(results.read_files(splits_folder(tmp_path))))
+    assert set(frame["split_digest"]) == {"3 class splits"} and len(frame) == 2 * 3 * 6
+    table = tables.accuracy_table(results.summarise(frame, SYSTEM), "top1_novel", ("glyphs", "test", "3 class splits"))
+    assert "glyphs, test setup, 3 class splits; % accuracy, mean ± 95 % interval over class splits" in table.caption
+    half = 4.302653 * 10 / 3**0.5  # t of two degrees of freedom, deviation 10 points
+    assert table.frame.iloc[0].to_dict() == {
+        "System": "conv4: plain", "Setting": "inductive", "Class splits": "3", "n = 5": f"30.00 ± {half:.2f}"
+    }  # fmt: skip
+    pairs = results.paired_differences(frame)
+    one = pairs[(pairs["system"] == "conv4: plain + samples") & (pairs["metric"] == "top1_novel")].iloc[0]
+    assert (one["mean"], one["trials"]) == (pytest.approx((0.05 + 0.1 + 0.03) / 3), 3)
+
+
+def test_one_class_split_has_no_such_table(folder):
+    assert results.over_splits(results.trials(results.read_files(folder))).empty
+
+
+def score_content(method, split, fid, reference="validation", trial=1, **changes):
+    scores = {"kid": -0.001, "precision": 0.5, "recall": 0.25, "density": 1.5, "coverage": 0.75}
+    rows = [{"class": c, "n_images": 10, "fid": fid + i, **scores} for i, c in enumerate([None, 3, 7])]
+    one = content(method, protocol={"setup": "both", "setting": "inductive", "split_digest": str(split) * 64},
+                  config={"reference": reference, "seed": 0}, gan={"k": 5, "trial": trial}, **changes)  # fmt: skip
+    del one["trials"]
+    return one | {"scores": rows}
+
+
+def test_scores_of_generated_images_by_hand(tmp_path, capsys):
+    for split, (plain, semi) in enumerate([(20.0, 15.0), (30.0, 24.0)]):
+        for reference in ("validation", "test"):
+            files = {f"{name}-{reference}": score_content(name, split, fid, reference)
+                     for name, fid in (("supervised", plain), ("unlabelled", semi))}  # fmt: skip
+            write(tmp_path / "results" / f"seed{split}", **files)
+    parse_results.main(parse_results.Config(results=tmp_path / "results", out=tmp_path / "report"))
+    printed = capsys.readouterr().out
+    assert "against test images" in printed and "against validation images" not in printed
+    text = (tmp_path / "report" / "tables" / "tables.md").read_text()
+    half = 12.7062 * np.std([20, 30], ddof=1) / 2**0.5
+    assert f"| conv4: supervised | inductive | 2 | 25 ± {half:.3g} | -1 ± 0 | 0.5 ± 0 | 0.25 ± 0 | 1.5 ± 0 |" in text
+    assert "| conv4: unlabelled | conv4: supervised | 2 | -5.5 ± 6.35 |" in text
+    assert text.count("FID of each class") == 4 and "| 7 | 22.00 | 17.00 |" in text
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "Scores of generated images" in page and "FID of each class" in page
+    wide = pd.read_csv(tmp_path / "report" / "tables" / "image_scores.csv")
+    assert len(wide) == 2 * 2 * 2 * 3 * 6 and set(wide["class"]) == {-1, 3, 7}
+
+
+@pytest.mark.parametrize(("name", "value"), [("fid", -1.0), ("precision", 1.2), ("kid", float("nan"))])
+def test_scores_out_of_range_are_named(tmp_path, name, value):
+    one = score_content("supervised", 0, 20.0)
+    one["scores"][0][name] = value
+    with pytest.raises(InputError, match=rf"a\.json: scores.*'{name}'"):
+        results.read_files(write(tmp_path, a=one))
