@@ -5,7 +5,7 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def checked(config_class: type, values: Any, where: Path) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=config_class)
     try:
-        return config_class(**parser.parse_object({"value": values}).value.as_dict())
+        return _plain(config_class(**parser.parse_object({"value": values}).value.as_dict()))
     except ArgumentError as error:
         raise InputError(f"{where}: {' '.join(str(error).replace('value.', '').split())}") from None
 
@@ -67,12 +67,26 @@ def _parse(components: type | dict[str, type], description: str | None) -> Any:
 def _call(main: Callable, config: Any) -> None:
     try:
         _check_finite(asdict(config))
-        main(config)
+        main(_plain(config))
     except (InputError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _plain(value: Any) -> Any:
+    """Settings with numbers and text of plain types in place of the parser's checked ones, which a checkpoint of an
+    optimiser would hold, and which nothing but a pickle can be read back as."""
+    if is_dataclass(value):
+        for field in fields(value):
+            object.__setattr__(value, field.name, _plain(getattr(value, field.name)))
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value))
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    kind = next((kind for kind in (bool, int, float, str) if isinstance(value, kind)), None)
+    return kind(value) if kind else value
 
 
 def _check_finite(values: dict, prefix: str = "") -> None:

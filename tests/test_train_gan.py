@@ -123,7 +123,7 @@ def test_a_killed_finetuning_ends_with_the_same_weights(gans, tmp_path):
     """SIGKILL to a process of its own, once it has a checkpoint."""
     arguments = [f"--{name}={value}" for name, value in FEW.items()]
     arguments += ["--steps=40", f"--data={gans.data}", f"--extractor={gans.extractor}", f"--gan={gans.pretrained}"]
-    arguments += ["--k=3", "--semi_supervised=true", "--alpha=1", "--d_mode=all", "--augment.mode=adaptive"]
+    arguments += ["--k=3", "--semi_supervised=true", "--alpha=1", "--d_mode=all", "--lr=0.001", "--beta1=0.1"]
     command = [sys.executable, str(ROOT / "train_gan.py"), "finetune", *arguments]
     checkpoint = tmp_path / "killed.partial" / "checkpoint.pt"
     process = subprocess.Popen([*command, f"--out={tmp_path}/killed"], cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -133,7 +133,7 @@ def test_a_killed_finetuning_ends_with_the_same_weights(gans, tmp_path):
     assert process.wait() == -signal.SIGKILL
     result = subprocess.run([*command, f"--out={tmp_path}/killed"], capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr
-    options = {"steps": 40, "semi_supervised": True, "alpha": 1.0, "d_mode": "all"}
+    options = {"steps": 40, "semi_supervised": True, "alpha": 1.0, "d_mode": "all", "lr": 0.001, "beta1": 0.1}
     whole = finetune(gans.data, gans.extractor, gans.pretrained, tmp_path / "whole", **options)
     assert differing(tmp_path / "killed", whole) == []
 

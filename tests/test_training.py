@@ -1,5 +1,6 @@
 """Training an extractor: resume, early stopping, several processes, non-finite losses, refused input."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -12,7 +13,8 @@ import torch
 from conftest import ROOT, assert_refused, run_script
 
 import train_extractor
-from lowshot.artifacts import partial_path, read_json
+from lowshot import cli
+from lowshot.artifacts import flat, partial_path, read_json
 from lowshot.augmentation import Augmentation
 from lowshot.backbones import ModelConfig
 from lowshot.datasets.images import Images
@@ -273,6 +275,30 @@ def test_random_crops_do_not_depend_on_the_workers(image_folder):
 def test_mixed_precision_trains(tmp_path, data):
     out = train_extractor.main(config(data, tmp_path / "out", precision="bf16-mixed", epochs=1))
     assert all(value.dtype != torch.bfloat16 for value in weights(out).values())
+
+
+def test_settings_from_the_command_line_are_of_plain_types(tmp_path, monkeypatch):
+    """An optimiser keeps its rates in the checkpoint, which is read back as weights only."""
+    seen = []
+    arguments = [
+        "--data",
+        "d",
+        "--out",
+        "o",
+        "--lr",
+        "0.1",
+        "--weight_decay",
+        "0.2",
+        "--epochs",
+        "2",
+        "--model",
+        "Conv4",
+    ]
+    monkeypatch.setattr("sys.argv", ["train_extractor.py", *arguments, "--augment.blur_sigma", "0.5"])
+    cli.run(seen.append, train_extractor.Config, None)
+    values = list(flat(dataclasses.asdict(seen[0])).values())
+    assert {type(value) for value in values} <= {int, float, str, bool, type(None), list, type(tmp_path)}
+    assert [seen[0].lr, seen[0].epochs, seen[0].model, seen[0].augment.blur_sigma] == [0.1, 2, "Conv4", 0.5]
 
 
 def test_every_recipe_config_is_accepted():

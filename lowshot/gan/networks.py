@@ -215,6 +215,9 @@ class ModulatedGenerator(Generator):
         super().__init__(config)
         self.table, n = nn.Embedding(config.n_classes, config.z_dim), 2 * config.z_dim
         self.mapping = nn.Sequential(nn.Linear(n, n), nn.LeakyReLU(0.2), nn.Linear(n, n), nn.LeakyReLU(0.2))
+        for layer in self.mapping[::2]:  # of a smaller style images hardly depend on the noise, and come to ignore it
+            nn.init.kaiming_normal_(layer.weight, a=0.2)
+            nn.init.zeros_(layer.bias)
 
     def _block(self, config: GanConfig, n_in: int, n_out: int, doubles: bool) -> nn.Module:
         return ModulatedBlock(n_in, n_out, 2 * config.z_dim, doubles)
