@@ -17,11 +17,13 @@ ANALOGY = [f"scripts/analogy_cifar100/{p.name}" for p in sorted((ROOT / "scripts
 DIFFUSION = [f"scripts/diffusion/{p.name}" for p in sorted((ROOT / "scripts/diffusion").glob("[1-6]_*"))]
 SCGM = [f"scripts/scgm/{p.name}" for p in sorted((ROOT / "scripts/scgm").glob("[1-5]_*"))]
 FEW_SHOT = [f"scripts/few_shot/{p.name}" for p in sorted((ROOT / "scripts/few_shot").glob("[1-5]_*"))]
+GAN = [f"scripts/few_shot_gan/{p.name}" for p in sorted((ROOT / "scripts/few_shot_gan").glob("[1-8]_*"))]
 RUNS = [("scripts/quickstart.sh", "")]
 RUNS += [(script, dataset) for script in SHRINK for dataset in ("imagenet", "cifar100", "omniglot")]
 RUNS += [(script, dataset) for script in DIFFUSION for dataset in ("imagenet", "cifar100", "omniglot")]
 RUNS += [(script, dataset) for script in SCGM for dataset in ("cifar100", "omniglot", "living17", "tiered_imagenet")]
-RUNS += [("scripts/scgm/choose.sh", "")]
+RUNS += [(script, dataset) for script in GAN for dataset in ("emnist_fs", "omniglot_fs", "cifar100_fs")]
+RUNS += [("scripts/scgm/choose.sh", ""), ("scripts/few_shot_gan/choose.sh", "")]
 RUNS += [(script, dataset) for script in FEW_SHOT for dataset in ("omniglot_vinyals", "cifar_fs", "fc100")]
 RUNS += [(script, dataset) for script in FEW_SHOT for dataset in ("mini_imagenet", "tiered_imagenet")]
 RUNS += [(script, size) for script in ANALOGY for size in ("two_cores", "paper")]
@@ -65,7 +67,7 @@ def parsed(command):
 @pytest.mark.parametrize(("script", "argument"), RUNS)
 def test_commands_are_accepted(recorded, monkeypatch, script, argument):
     monkeypatch.chdir(ROOT)
-    done, commands = recorded(script, argument, WEIGHTS="vgg16.pth", PRECISION="bf16-mixed")
+    done, commands = recorded(script, argument, WEIGHTS="vgg16.pth", PRECISION="bf16-mixed", SEEDS="0 1")
     assert done.returncode == 0, done.stderr
     assert commands
     for command in commands:
