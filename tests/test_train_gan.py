@@ -224,14 +224,16 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(gans, tmp
 
 
 def test_bad_input_is_one_line(gans, tmp_path):
-    some = [f"--data={gans.data}", f"--extractor={gans.extractor}", f"--out={tmp_path}/x"]
-    few = ["train_gan.py", "finetune", *some, f"--gan={gans.pretrained}"]
-    assert_refused(run_script(*few, "--k=6"), "draws.json", "5 draws, fewer than the largest n of 6")
-    assert_refused(run_script(*few[:-1], f"--gan={gans.finetuned}"), "k3", "not a GAN that train_gan.py pretrain wrote")
-    size = run_script("train_gan.py", "pretrain", *some, "--blocks_per_res=[1,1,1,1]")
-    assert_refused(size, "images.h5", "make no image of 16 px")
+    some = [f"--data={gans.data}", f"--extractor={gans.extractor}", f"--out={tmp_path}/x", f"--gan={gans.pretrained}"]
+    assert_refused(
+        run_script("train_gan.py", "finetune", *some, "--k=6"), "draws.json", "fewer than the largest n of 6"
+    )
     none = ["--split", gans.data / "split.json", "--out", tmp_path / "s.h5", "--n_per_class", "0"]
     assert_refused(run_script("sample_gan.py", "--gan", gans.finetuned, *none), "n_per_class")
+    with pytest.raises(InputError, match=r"k3: not a GAN that train_gan\.py pretrain wrote"):
+        finetune(gans.data, gans.extractor, gans.finetuned, tmp_path / "x")
+    with pytest.raises(InputError, match=r"images\.h5: 4 doublings .* make no image of 16 px"):
+        pretrain(gans.data, gans.extractor, tmp_path / "x", blocks_per_res=[1, 1, 1, 1])
     assert not list(tmp_path.iterdir())
 
 

@@ -35,8 +35,10 @@ class Gan(nn.Module):
         """Let the average begin at the generator's present weights. In the n-th update what was before weighs `ema`,
         but no more than n / (n + 10): the first weights are soon forgotten."""
 
-        def update(averages: list[Tensor], weights: list[Tensor], n: Tensor | int) -> None:
-            torch._foreach_lerp_(averages, weights, 1 - min(ema, int(n) / (int(n) + 10)))
+        def update(averages: list[Tensor], weights: list[Tensor], n: Tensor) -> None:
+            share = 1 - (n / (n + 10)).clamp(max=ema)  # stays on its device: a GPU is not waited for
+            for average, weight in zip(averages, weights):
+                average.lerp_(weight, share.to(average.dtype))
 
         self.averaged = AveragedModel(self.generator, multi_avg_fn=update)
 
