@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -108,6 +108,8 @@ def training_curves(path: Path, trained: TrainedGan) -> None:
         _lines(fid, trained.log, _FIDS)
         fid.plot(best["step"], best["fid"], "o", color=OKABE_ITO[1], markersize=7, markeredgecolor="white")
         fid.set(xlabel="steps", ylabel="FID", yscale="log")
+        for ticks in (fid.yaxis.set_major_formatter, fid.yaxis.set_minor_formatter):
+            ticks(LogFormatter(minor_thresholds=(2, 0.5)))  # the default one writes powers as formulas
         for axes, title in ((losses, "Losses"), (fid, f"FID, kept: {best['fid']:.3g} at step {best['step']}")):
             axes.set_title(title, loc="left", fontweight="bold", fontsize=10.5)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
