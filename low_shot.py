@@ -146,7 +146,9 @@ def main(config: Config) -> Path:
     names = list(dict.fromkeys(_method_name(one) for one in configs))
     classifiers = ", ".join(dict.fromkeys(one.classifier for one in configs))
     method = names[0] if len(names) == 1 else f"{classifiers} (settings by n)"
-    write_results(config, made_from, benchmark, method, _setting(configs), ranks, provenance, device, **chosen)
+    write_results(
+        config, made_from, benchmark, method, _setting(configs, benchmark), ranks, provenance, device, **chosen
+    )
     return config.out
 
 
@@ -296,12 +298,13 @@ def _joined(
     return np.concatenate([feats, new_feats]), np.concatenate([labels, new_labels])
 
 
-def _setting(configs: list[Config]) -> Literal["inductive", "transductive", "semi_supervised"]:
+def _setting(configs: list[Config], benchmark: Benchmark) -> Literal["inductive", "transductive", "semi_supervised"]:
     """What the method saw beside labelled training rows: judged images, unlabelled training rows (a GAN's checkpoint is
     chosen by such), or nothing."""
     if any(one.classifier not in CLASSIFIERS and METHODS[one.classifier].transductive for one in configs):
         return "transductive"
-    unlabelled = configs[0].propagated is not None or configs[0].samples is not None
+    given = configs[0].propagated, configs[0].samples
+    unlabelled = benchmark.train.saw_samples or any(one is not None for one in given)
     return "semi_supervised" if unlabelled else "inductive"
 
 

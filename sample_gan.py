@@ -25,7 +25,7 @@ from lowshot.artifacts import is_done, merged, recipe, writing
 from lowshot.cli import run
 from lowshot.datasets.images import Images, write_images
 from lowshot.gan.model import load_gan, make_images, sample_noise
-from lowshot.gan.samples import gan_recipe
+from lowshot.gan.samples import samples_recipe
 from lowshot.protocol import read_split
 from lowshot.runtime import pick_device
 
@@ -51,7 +51,7 @@ class Config:
 def main(config: Config) -> Path:
     """Sample and return the path of the images file."""
     split = read_split(config.split)
-    made_from = merged(recipe("sample_gan", config, {}), gan_recipe(config.gan, config.split))
+    made_from = merged(recipe("sample_gan", config, {}), samples_recipe(config.gan, config.split))
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     gan, device = load_gan(config.gan), pick_device()

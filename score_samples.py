@@ -75,8 +75,12 @@ def main(config: Config) -> Path:
         return config.out
     provenance, device, split = Provenance(), pick_device(), read_split(config.split)
     train = read_features(config.train, split.n_classes)
-    samples, of_gan = read_samples(config.samples, train, config.split)
+    samples, of_gan = read_samples(config.samples, train, config.split, config.draws)
     facts = of_gan["config"]["samples"]
+    if facts["shared_pool"] and config.reference in ("validation", "unlabelled"):
+        raise InputError(
+            f"{config.samples}: of a GAN with a shared pool; its {config.reference} images hold its own shots"
+        )
     real, classes = _real(config, split, train, facts["trial"] or 1)
     made = samples.feats[_samples_like(samples, classes, config.samples)]
     scores = _scores(config, *(torch.from_numpy(one).to(device) for one in (real, made, classes)))
@@ -87,7 +91,7 @@ def main(config: Config) -> Path:
         "extractor": extractor_name(config.train),
         "protocol": {
             "setup": "both",
-            "setting": "semi_supervised" if facts["semi_supervised"] else "inductive",
+            "setting": "inductive" if facts["k"] is None else "semi_supervised",
             "split_digest": split.digest,
         },
         "provenance": provenance.record(device.type),

@@ -31,7 +31,7 @@ from lowshot.errors import InputError
 from lowshot.extractor_training import ExtractorSettings, ExtractorTrainer, freeze
 from lowshot.gan.data import few_shot_rows
 from lowshot.gan.samples import read_sample_images
-from lowshot.image_training import hold_out, image_training, rows_of, training_recipe
+from lowshot.image_training import check_training, hold_out, image_training, rows_of, training_recipe
 from lowshot.networks import NetworkChoice, build_network, check_network
 from lowshot.protocol import Split, check_draws, read_draws, read_split
 
@@ -96,8 +96,10 @@ def _check_settings(config: Config) -> None:
         raise InputError(f"mixup.alpha {config.mixup.alpha:g}: only the plain loss is blended, not {config.loss}")
     if config.shots is None and (config.samples is not None or config.trial != 1):
         raise InputError("samples and trial: are for fine-tuning on --shots")
-    if config.shots and (config.validation_classes or config.holdout):
-        raise InputError("shots: validation_classes and holdout are for training on base classes")
+    if config.shots and (config.validation_classes or config.holdout or config.patience):
+        raise InputError("shots: validation_classes, holdout and patience are for training on base classes")
+    if config.trained == []:
+        raise InputError("trained: names no part of the network")
 
 
 def few_shot_images(config: Config, images: Images, split: Split) -> tuple[Images, np.ndarray, np.ndarray]:
@@ -112,6 +114,7 @@ def few_shot_images(config: Config, images: Images, split: Split) -> tuple[Image
         samples = read_sample_images(config.samples, split_path, drawn_at, config.trial, config.shots)
         learned = np.concatenate([learned, len(images) + np.arange(len(samples))])
         images = with_more(images, samples, config.samples)
+    check_training(config, images, len(learned))
     return images, learned, train[rows.validation]
 
 

@@ -31,9 +31,9 @@ from lowshot.backbones import Extractor
 from lowshot.cli import run_commands
 from lowshot.datasets.images import Images, read_images
 from lowshot.errors import InputError
-from lowshot.extractors import ExtractorChoice, open_extractor
+from lowshot.extractors import ExtractorChoice, novel_classes_seen, open_extractor
 from lowshot.gan.data import examples, few_shot_rows
-from lowshot.gan.model import Gan, load_gan, save_gan
+from lowshot.gan.model import Gan, gan_recipe, load_gan, save_gan
 from lowshot.gan.networks import FinetuneMode, GanConfig, GanNetwork, check_sizes
 from lowshot.gan.training import GanSettings, GanTrainer, reference
 from lowshot.image_training import image_training, rows_of
@@ -41,7 +41,7 @@ from lowshot.protocol import Split, check_draws, read_draws, read_split
 
 
 @dataclass(kw_only=True)
-class GanConfiguration(GanSettings, ExtractorChoice):
+class StageConfig(GanSettings, ExtractorChoice):
     data: Path
     """folder with images.h5 and split.json"""
     out: Path
@@ -51,12 +51,12 @@ class GanConfiguration(GanSettings, ExtractorChoice):
 
 
 @dataclass(kw_only=True)
-class PretrainConfig(GanConfiguration, GanNetwork):
+class PretrainConfig(StageConfig, GanNetwork):
     pass
 
 
 @dataclass(kw_only=True)
-class FinetuneConfig(GanConfiguration):
+class FinetuneConfig(StageConfig):
     gan: Path
     """folder of a GAN pre-trained on the base classes of the same split"""
     k: PositiveInt = 5
@@ -125,6 +125,8 @@ def _train(
     modes: tuple[FinetuneMode, FinetuneMode] = ("all", "all"),
 ) -> Path:
     """Train the GAN of `start` on rows of `images`, and write it."""
+    if config.batch_size % config.devices:
+        raise InputError(f"batch_size {config.batch_size}: is not to be shared equally by {config.devices} processes")
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     with image_training(config, config.out, made_from, config.overwrite) as (fabric, run):
@@ -154,23 +156,31 @@ def _read(config: PretrainConfig | FinetuneConfig) -> tuple[Images, Split]:
 def _recipe(
     stage: str, config: PretrainConfig | FinetuneConfig, images: Images, inputs: dict[str, Path]
 ) -> tuple[Extractor, dict]:
-    """The extractor, and what the GAN is made from."""
+    """The extractor, and what the GAN is made from; InputError if the extractor has learned novel classes, whose images
+    it is to judge."""
     extractor, chosen = open_extractor(config, images)
+    if config.extractor is not None:
+        _check_extractor(config)
     files = {"images": config.data / "images.h5", "split": config.data / "split.json", "weights": config.weights}
     made_from = recipe(stage, config, {**files, **inputs})
     made_from["inputs"] |= chosen
     return extractor, made_from
 
 
+def _check_extractor(config: PretrainConfig | FinetuneConfig) -> None:
+    split = config.data / "split.json"
+    trained_on = (read_recipe(config.extractor) or {"inputs": {}})["inputs"].get("split")
+    if trained_on not in (None, digest(split)):
+        raise InputError(f"{config.extractor}: trained on another split than {split}, maybe on its novel classes")
+    if novel_classes_seen(config.extractor):
+        raise InputError(f"{config.extractor}: has learned novel classes, so it cannot judge images of them")
+
+
 def _open_pretrained(config: FinetuneConfig, images: Images) -> Gan:
     """The GAN to go on from; InputError for one of another split or form, or one that is fine-tuned already."""
-    made_from = read_recipe(config.gan)
-    if made_from is None or made_from["stage"] != "train_gan pretrain":
-        raise InputError(f"{config.gan}: not a GAN that train_gan.py pretrain wrote")
-    if made_from["inputs"]["split"] != digest(config.data / "split.json"):
-        raise InputError(
-            f"{config.gan}: pre-trained on another split than {config.data}/split.json, maybe on its novel classes"
-        )
+    made_from = gan_recipe(config.gan, config.data / "split.json")
+    if made_from["stage"] != "train_gan pretrain":
+        raise InputError(f"{config.gan}: is fine-tuned already; give what train_gan.py pretrain wrote")
     gan = load_gan(config.gan)
     form, own = (gan.config.n_channels, gan.config.image_size), (images.n_channels, images.size)
     if form != own:

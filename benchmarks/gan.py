@@ -2,6 +2,7 @@
 
     python benchmarks/gan.py steps              # the published networks, 32 px, 3 channels, 32 images a step
     python benchmarks/gan.py steps --alpha 0    # without the unconditional term: three passes instead of six
+    python benchmarks/gan.py steps --n_workers 2    # the plain port's images loaded by two processes beside it
     python benchmarks/gan.py memory             # peak of a pre-training with the two-core settings, made-up images
 
 The plain port (spec 1.3, 2.3, 7.3) makes four views of every image one by one, of which it uses one, judges real,
@@ -16,13 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jsonargparse.typing import NonNegativeFloat, PositiveInt
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 from lightning_fabric import Fabric
 from PIL import Image
 from torch import nn
@@ -56,6 +57,13 @@ class StepsConfig:
     """rounds in which the two take turns, after one that is not counted"""
     alpha: NonNegativeFloat = 1.0
     """weight of the unconditional term; 0 leaves it out"""
+    n_workers: NonNegativeInt = 0
+    """processes that load the images of the plain port"""
+
+
+def _endless(loader: DataLoader) -> Iterator:
+    while True:
+        yield from loader
 
 
 @dataclass
@@ -87,14 +95,14 @@ class PlainItems(Dataset):
 class PlainStep:
     """One step of the released loop at a time."""
 
-    def __init__(self, pixels: np.ndarray, labels: np.ndarray, alpha: float) -> None:
+    def __init__(self, pixels: np.ndarray, labels: np.ndarray, alpha: float, n_workers: int) -> None:
         torch.manual_seed(0)
         self.gan, self.alpha = Gan(CONFIG).to(memory_format=torch.contiguous_format), alpha
         self.optimizers = [torch.optim.AdamW(net.parameters(), 2e-4, (0.9, 0.9), weight_decay=1e-6)
                            for net in (self.gan.generator, self.gan.discriminator)]  # fmt: skip
         items = PlainItems(pixels, labels)
-        loader = DataLoader(items, 32, shuffle=True)
-        self.labelled, self.unlabelled = iter(loader), iter(loader) if alpha else None
+        loader = DataLoader(items, 32, shuffle=True, num_workers=n_workers, persistent_workers=n_workers > 0)
+        self.labelled, self.unlabelled = _endless(loader), _endless(loader)
 
     def _generate(self, z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         x = self.gan.generator.constant.repeat(len(z), 1, 1, 1)
@@ -131,7 +139,7 @@ def steps(config: StepsConfig) -> None:
     """Milliseconds of a step, median over the rounds."""
     rng, n = np.random.default_rng(0), config.n_steps
     pixels, labels = rng.integers(0, 256, (N_IMAGES, 28, 28), np.uint8), rng.integers(0, N_CLASSES, N_IMAGES)
-    takes = {"plain": PlainStep(pixels, labels, config.alpha), "ours": _ours(labels, config.alpha)}
+    takes = {"plain": PlainStep(pixels, labels, config.alpha, config.n_workers), "ours": _ours(labels, config.alpha)}
     times = {name: [] for name in takes}
     for start in range(0, (config.rounds + 1) * n, n):
         for name, step in takes.items():

@@ -17,6 +17,7 @@ from lowshot.errors import InputError
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 TwoOrMore = restricted_number_type("TwoOrMore", int, (">=", 2))
+Momentum = restricted_number_type("Momentum", float, [(">=", 0), ("<", 1)])
 
 
 class _StageParser(ArgumentParser):

@@ -64,13 +64,16 @@ def drop_projection(model: Extractor, choice: ExtractorChoice) -> None:
 
 def novel_classes_seen(folder: Path) -> dict:
     """Of what an extractor has learned of novel classes, what its features must say: `validation_classes`, if it was
-    trained on those of the validation setup, be it on superclasses; `saw_shots`, the run (trial, n) of its shots."""
-    config = (read_recipe(folder) or {"config": {}})["config"]
-    seen = {}
+    trained on those of the validation setup, be it on superclasses; `saw_shots`, the run (trial, n) of its shots;
+    `saw_samples`, if it learned from a GAN's images beside them."""
+    made_from = read_recipe(folder) or {"config": {}, "inputs": {}}
+    config, seen = made_from["config"], {}
     if config.get("validation_classes") or config.get("classes") == "all":
         seen["validation_classes"] = True
     if config.get("shots"):
         seen["saw_shots"] = [config["trial"], config["shots"]]
+    if "samples" in made_from["inputs"]:
+        seen["saw_samples"] = True
     return seen
 
 

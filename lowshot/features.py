@@ -22,7 +22,8 @@ SCHEMA = "lowshot-features-1"
 class Features:
     """`feats` float32 (N, D), `labels` int64 (N,), without padding; `extractor` and `images` are the digests of what
     made them and of what they were made from, if known; `saw_validation`: that extractor was trained on the novel
-    classes of the validation setup; `saw_shots`: on the shots of this run (trial, n) of the novel classes."""
+    classes of the validation setup; `saw_shots`: on the shots of this run (trial, n) of the novel classes;
+    `saw_samples`: on images of a GAN beside them."""
 
     feats: np.ndarray
     labels: np.ndarray
@@ -31,6 +32,7 @@ class Features:
     images: str | None = None
     saw_validation: bool = False
     saw_shots: tuple[int, int] | None = None
+    saw_samples: bool = False
 
     @property
     def dim(self) -> int:
@@ -66,8 +68,9 @@ def read_features(path: Path, n_classes: int | None = None) -> Features:
     known = {name: made_from["inputs"].get(name) for name in ("extractor", "images")}
     if known["extractor"] and (layer := made_from["config"].get("layer")):
         known["extractor"] += f":{layer}"  # another space than that of its embeddings
-    seen = {"saw_validation": bool(made_from["config"].get("validation_classes"))}
-    if shots := made_from["config"].get("saw_shots"):
+    config = made_from["config"]
+    seen = {"saw_validation": bool(config.get("validation_classes")), "saw_samples": bool(config.get("saw_samples"))}
+    if shots := config.get("saw_shots"):
         seen["saw_shots"] = tuple(shots)
     return Features(feats, labels, Path(path), **known, **seen)
 

@@ -97,23 +97,26 @@ def rows_of(images: Images, split: Split, classes: np.ndarray | list[int], where
     return rows[np.isin(images.labels[rows], classes)]
 
 
+def check_training(config: TrainingSettings, images: Images, n_rows: int) -> None:
+    """InputError for settings by which `n_rows` of the images cannot be trained on."""
+    n_annealed = config.epochs - config.warmup_epochs
+    if config.schedule == "cosine" and config.n_cycles and n_annealed % config.n_cycles:
+        raise InputError(f"n_cycles {config.n_cycles}: the {n_annealed} epochs are not so many equal cycles")
+    if min(config.batch_size, n_rows) < 2 * config.devices:
+        raise InputError(f"batch_size {config.batch_size}: each process needs two of {n_rows} images a step")
+    if config.augment.resized_crop and images.pixels is not None:
+        raise InputError("augment.resized_crop: only for images on disk, these are stored pixels")
+
+
 def hold_out(config: TrainingSettings, images: Images, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Training `rows` as (rows to train on, rows to watch), ascending; InputError for settings they cannot serve."""
     if config.patience and not config.holdout:
         raise InputError("patience needs a holdout above 0: early stopping watches the held-out loss")
-    n_annealed = config.epochs - config.warmup_epochs
-    if config.schedule == "cosine" and config.n_cycles and n_annealed % config.n_cycles:
-        raise InputError(f"n_cycles {config.n_cycles}: the {n_annealed} epochs are not so many equal cycles")
     rows = stream(config.seed, "holdout").permutation(rows)
     n_held = round(config.holdout * len(rows))
     if config.patience and n_held == 0:
         raise InputError(f"holdout {config.holdout}: holds out none of {len(rows)} images, but patience needs some")
-    if min(config.batch_size, len(rows) - n_held) < 2 * config.devices:
-        raise InputError(
-            f"batch_size {config.batch_size}: each process needs two of {len(rows) - n_held} images a step"
-        )
-    if config.augment.resized_crop and images.pixels is not None:
-        raise InputError("augment.resized_crop: only for images on disk, these are stored pixels")
+    check_training(config, images, len(rows) - n_held)
     return np.sort(rows[n_held:]), np.sort(rows[:n_held])
 
 

@@ -41,7 +41,7 @@ def samples(tmp_path_factory, data, extractor):
     """Six images of each novel class, by a GAN that knows three shots of trial 1."""
     folder = tmp_path_factory.mktemp("gan")
     some = {"data": data, "extractor": extractor, "batch_size": 8, "steps": 2, "accelerator": "cpu"}
-    gan = train_gan.pretrain(train_gan.PretrainConfig(**some, ngf=8, ndf=2, z_dim=4, out=folder / "pretrained"))
+    gan = train_gan.pretrain(train_gan.PretrainConfig(**some, ngf=16, ndf=2, z_dim=4, out=folder / "pretrained"))
     tuned = train_gan.finetune(train_gan.FinetuneConfig(**some, gan=gan, k=3, out=folder / "tuned"))
     return sample_gan.main(
         sample_gan.Config(gan=tuned, split=data / "split.json", n_per_class=6, out=folder / "samples.h5")
@@ -123,7 +123,9 @@ def test_shares_of_mixup():
         ({"shots": 2}, "fine-tuned on 3 shots of trial 1, not 2 of trial 1"),
         ({"trial": 2}, "fine-tuned on 3 shots of trial 1, not 3 of trial 2"),
         ({"shots": None}, "samples and trial: are for fine-tuning"),
-        ({"holdout": 0.5}, "holdout are for training on base classes"),
+        ({"holdout": 0.5}, "holdout and patience are for training on base classes"),
+        ({"trained": []}, "trained: names no part"),
+        ({"schedule": "cosine", "n_cycles": 2, "epochs": 3}, "n_cycles 2: the 3 epochs are not"),
         ({"loss": "l2", "mixup": Mixup(1.0)}, "only the plain loss is blended, not l2"),
         ({"shots": 6}, "5 draws, fewer than the largest n of 6"),
     ],
@@ -164,6 +166,13 @@ def test_the_own_head_is_judged(data, tuned, tmp_path):
     novel = np.isin(test.labels, read_split(data / "split.json").novel_classes_2)
     assert result["trials"][0]["top1_novel"] == pytest.approx(right[novel].mean())
     assert result["method"] == "own_head" and set(result["inputs"]) >= {"head"}
+    assert result["protocol"]["setting"] == "inductive"
+
+
+def test_a_head_that_has_learned_from_samples_says_so(data, extractor, samples, tmp_path):
+    made = tune(data, extractor, tmp_path / "extractor", samples=samples)
+    save_features.main(save_features.Config(extractor=made, data=data, out=tmp_path / "features", accelerator="cpu"))
+    assert judge(data, tmp_path, tmp_path / "own.json")["protocol"]["setting"] == "semi_supervised"
 
 
 @pytest.mark.parametrize(

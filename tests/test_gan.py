@@ -84,6 +84,7 @@ def test_images_of_every_size(size, blocks, n_channels, network):
         ({"image_size": 28, "blocks_per_res": [1, 1, 1]}, "28 px; its side must be a multiple of 8, 16 at least"),
         ({"image_size": 28, "blocks_per_res": [1] * 4}, "28 px; its side must be a multiple of 16, 32 at least"),
         ({"image_size": 16, "blocks_per_res": [1] * 4}, "16 px; .* 32 at least"),
+        ({"image_size": 12}, "images of 12 px; a GAN needs 16 px a side at least"),
         ({"ngf": 18}, "ngf 18 cannot be halved 2 times"),
         ({"image_size": 27, "blocks_per_res": None}, "27 px; its side must be a multiple of 2, 4 at least"),
         ({"blocks_per_res": []}, "0 doublings"),

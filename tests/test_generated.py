@@ -20,7 +20,7 @@ PITCH = 16 + 2
 def gans(tmp_path_factory, data, extractor):
     folder = tmp_path_factory.mktemp("gan")
     some = {"data": data, "extractor": extractor, "batch_size": 8, "steps": 3, "accelerator": "cpu", "score_every": 1}
-    gan = train_gan.pretrain(train_gan.PretrainConfig(**some, ngf=8, ndf=2, z_dim=4, out=folder / "pretrained"))
+    gan = train_gan.pretrain(train_gan.PretrainConfig(**some, ngf=16, ndf=2, z_dim=4, out=folder / "pretrained"))
     tuned = train_gan.finetune(train_gan.FinetuneConfig(**some, gan=gan, k=3, out=folder / "tuned"))
     return {"pretrained": gan, "tuned": tuned}
 

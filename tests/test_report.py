@@ -566,6 +566,19 @@ def test_means_over_class_splits_by_hand(tmp_path):
     assert (one["mean"], one["trials"]) == (pytest.approx((0.05 + 0.1 + 0.03) / 3), 3)
 
 
+def test_heads_with_features_of_their_own_are_one_system(tmp_path):
+    """Several n and class splits of own_head: each file has features, and so a test file, of its own."""
+    for split in range(2):
+        protocol = {"setup": "test", "setting": "inductive", "split_digest": str(split) * 64}
+        for n in (5, 10):
+            inputs = {"draws": "d" * 64, "test": f"{split}{n}" * 20, "head": f"{split}{n}" * 20}
+            one = content("own head", {(1, n): 0.2 + n / 100}, protocol=protocol, inputs=inputs)
+            write(tmp_path / f"seed{split}", **{f"n{n}": one})
+    frame = results.trials(results.read_files(tmp_path))
+    assert set(frame["system"]) == {"conv4: own head"}
+    assert set(results.over_splits(frame)["split_digest"]) == {"2 class splits"}
+
+
 def test_one_class_split_has_no_such_table(folder):
     assert results.over_splits(results.trials(results.read_files(folder))).empty
 
@@ -587,7 +600,7 @@ def test_scores_of_generated_images_by_hand(tmp_path, capsys):
             write(tmp_path / "results" / f"seed{split}", **files)
     parse_results.main(parse_results.Config(results=tmp_path / "results", out=tmp_path / "report"))
     printed = capsys.readouterr().out
-    assert "against test images" in printed and "against validation images" not in printed
+    assert "against test images" in printed and "against validation images" in printed and "FID of each" not in printed
     text = (tmp_path / "report" / "tables" / "tables.md").read_text()
     half = 12.7062 * np.std([20, 30], ddof=1) / 2**0.5
     assert f"| conv4: supervised | inductive | 2 | 25 ± {half:.3g} | -1 ± 0 | 0.5 ± 0 | 0.25 ± 0 | 1.5 ± 0 |" in text

@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from copy import deepcopy
 from types import SimpleNamespace
 
 import h5py
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, assert_refused, run_script
+from lightning_fabric import Fabric
 
 import low_shot
 import sample_gan
@@ -20,18 +23,25 @@ import save_features
 import score_samples
 import train_gan
 from lowshot.artifacts import read_json, write_json
-from lowshot.datasets.images import read_images
+from lowshot.backbones import load_extractor
+from lowshot.datasets.images import read_images, to_tensor
 from lowshot.errors import InputError
 from lowshot.features import read_features
+from lowshot.gan import data as gan_data
 from lowshot.gan import training
+from lowshot.gan.augmentation import DiscriminatorAugmentation
 from lowshot.gan.data import few_shot_rows
-from lowshot.gan.model import Gan, load_gan, to_bytes
+from lowshot.gan.losses import generator_losses, weighted
+from lowshot.gan.model import Gan, from_bytes, load_gan, sample_noise, to_bytes
 from lowshot.gan.networks import GanConfig
 from lowshot.gan.scores import image_scores
 from lowshot.protocol import read_draws, read_split
+from lowshot.seeds import torch_stream
 
-SMALL = {"batch_size": 8, "ngf": 8, "ndf": 2, "z_dim": 4, "score_every": 4, "score_images": 40, "accelerator": "cpu"}
-FEW = {name: value for name, value in SMALL.items() if name not in ("ngf", "ndf", "z_dim")}
+# Blocks of four channels at least: of a single one modulation takes the length away, and its gradient is rounding.
+SMALL = {"batch_size": 8, "ngf": 16, "blocks_per_res": [1, 0], "ndf": 2, "z_dim": 4, "score_every": 4,
+         "score_images": 40, "accelerator": "cpu"}  # fmt: skip
+FEW = {name: value for name, value in SMALL.items() if name not in ("ngf", "blocks_per_res", "ndf", "z_dim")}
 
 
 def pretrain(data, extractor, out, **changes):
@@ -128,7 +138,7 @@ def test_a_killed_finetuning_ends_with_the_same_weights(gans, tmp_path):
     checkpoint = tmp_path / "killed.partial" / "checkpoint.pt"
     process = subprocess.Popen([*command, f"--out={tmp_path}/killed"], cwd=ROOT, stderr=subprocess.DEVNULL)
     while not checkpoint.exists() and process.poll() is None:
-        pass
+        time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     result = subprocess.run([*command, f"--out={tmp_path}/killed"], capture_output=True, text=True, cwd=ROOT)
@@ -140,7 +150,7 @@ def test_a_killed_finetuning_ends_with_the_same_weights(gans, tmp_path):
 
 def test_two_processes_train_as_one(gans, tmp_path):
     """There is no batch norm, so only the order of sums differs."""
-    arguments = [f"--{name}={value}" for name, value in SMALL.items()]
+    arguments = [f"--{name}={value}".replace(" ", "") for name, value in SMALL.items()]
     result = run_script("train_gan.py", "pretrain", *arguments, "--steps=4", f"--data={gans.data}",
                         f"--extractor={gans.extractor}", f"--out={tmp_path}/two", "--devices=2")  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -172,7 +182,7 @@ def test_fine_tuning_leaves_the_rest_as_it_was(gans, tmp_path, network):
 
 
 def test_the_average_forgets_its_first_weights_and_then_follows_slowly():
-    gan = Gan(GanConfig(n_classes=2, n_channels=1, image_size=8, ngf=4, ndf=1, z_dim=2), ema=0.9)
+    gan = Gan(GanConfig(n_classes=2, n_channels=1, image_size=16, ngf=16, ndf=1, z_dim=2), ema=0.9)
     parameter, average = gan.generator.image.bias, gan.averaged.module.image.bias
     expected = parameter.item()
     for n in range(200):
@@ -186,21 +196,102 @@ def test_the_average_forgets_its_first_weights_and_then_follows_slowly():
     assert parameter.item() == pytest.approx(expected, abs=1e-3)
 
 
-def test_one_step_is_the_published_one(gans, tmp_path, monkeypatch):
-    """The generator first; the discriminator then sees its images from before that update; unlabelled images feed the
-    unconditional term."""
-    seen = []
+def test_what_a_finetuning_learns_from_and_is_judged_by(gans, tmp_path, monkeypatch):
+    """Supports, the pool and the validation images are those of `few_shot_rows`, and none another's."""
+    seen = {}
+    plain = training.GanTrainer.__init__
 
-    def noted(real, fake, unlabelled, z):
-        seen.append((len(real.conditional), len(fake.conditional), len(unlabelled.conditional), unlabelled is real))
-        return plain(real, fake, unlabelled, z)
+    def noted(self, *arguments):
+        seen["references"], seen["labelled"], seen["pool"] = arguments[5:8]
+        plain(self, *arguments)
 
-    plain = training.discriminator_losses
-    monkeypatch.setattr(training, "discriminator_losses", noted)
+    monkeypatch.setattr(training.GanTrainer, "__init__", noted)
     options = {"semi_supervised": True, "alpha": 0.5, "d_mode": "linear", "steps": 2}
     finetune(gans.data, gans.extractor, gans.pretrained, tmp_path / "semi", **options)
-    finetune(gans.data, gans.extractor, gans.pretrained, tmp_path / "plain", steps=2)
-    assert seen == [(8, 8, 8, False)] * 2 + [(8, 8, 8, True)] * 2
+    images, split = read_images(gans.data / "images.h5"), read_split(gans.data / "split.json")
+    train, draws = images.rows(test=False), read_draws(gans.data / "draws.json")[1]
+    rows = few_shot_rows(images.labels[train], split, draws, 3, "draws.json")
+    for part, chosen in (("labelled", rows.supports), ("pool", rows.unlabelled)):
+        assert (seen[part].pixels.permute(0, 2, 3, 1).numpy() == images.pixels[train[chosen]]).all()
+        assert (seen[part].labels.numpy() == images.labels[train[chosen]]).all()
+    extractor = load_extractor(gans.extractor)
+    validation = training.features_of(extractor, [to_tensor(images.pixels[train[rows.validation]])])
+    own = seen["references"]["novel"].features
+    assert torch.cdist(own, validation).argmin(1).unique().numel() == len(own) == len(rows.validation)
+    assert torch.cdist(own, validation).amin(1).max() < 1e-3
+    assert list(seen["references"]) == ["novel", "base"]
+
+
+def one_step(gans, p: float = 0.5, **changes):
+    """A trainer of a GAN with unlabelled images and every term, and its GAN as it was before."""
+    images = read_images(gans.data / "images.h5")
+    known = gan_data.examples(images, images.rows(test=False), torch.device("cpu"))
+    options = {"batch_size": 8, "alpha": 0.5, "gamma": 2.0, "lr": 1e-3, "d_lr": 3e-3, "ema": 0.9, "r1": 0.7,
+               "augment": DiscriminatorAugmentation("fixed", p)}  # fmt: skip
+    settings = training.GanSettings(**options | changes)
+    gan = load_gan(gans.pretrained)
+    fabric = Fabric(accelerator="cpu")
+    return training.GanTrainer(settings, fabric, None, gan, None, {}, known, known), deepcopy(gan), known
+
+
+def test_one_step_by_hand(gans):
+    """The generator first, against a discriminator that stays as it is; the discriminator then sees the images from
+    before that update, in one pass, changed by other numbers, and learns at its own rate."""
+    trainer, gan, known = one_step(gans)
+    trainer._step(16)
+    s = trainer.settings
+    g_optimizer, d_optimizer = (torch.optim.AdamW(net.parameters(), lr, (s.beta1, s.beta2), weight_decay=s.weight_decay)
+                                for net, lr in ((gan.generator, 1e-3), (gan.discriminator, 3e-3)))  # fmt: skip
+    rows, pool = (gan_data.Shuffled(len(known.labels), 8, 0, name).batch(16) for name in ("order", "unlabelled order"))
+    noise = torch_stream(0, "noise", 16)
+    z, uniforms = torch.randn(8, 4, generator=noise), torch.rand(4, 8, 9, generator=noise)
+    labels, p = known.labels[rows], torch.tensor(0.5)
+    gan.train()
+    fake = gan.generator(z, labels)
+    losses = generator_losses(gan.discriminator(s.augment(fake, uniforms[0], p), labels), z)
+    weighted(losses, 2.0, 0.5).backward(inputs=list(gan.generator.parameters()))
+    g_optimizer.step()
+    real, other = from_bytes(known.pixels[rows]), from_bytes(known.pixels[pool])
+    seen = [s.augment(one, u, p) for one, u in zip((real, fake.detach(), other), uniforms[1:])]
+    judged = [gan.discriminator(one, labels) for one in seen]
+    image = seen[0].requires_grad_(True)
+    (slope,) = torch.autograd.grad(gan.discriminator(image, labels).conditional.sum(), image, create_graph=True)
+    penalty = slope.square().sum((1, 2, 3)).mean()
+    (weighted(training.discriminator_losses(*judged, z), 2.0, 0.5) + 16 * 0.7 / 2 * penalty).backward()
+    d_optimizer.step()
+    for part in ("generator", "discriminator"):
+        expected, found = getattr(gan, part).state_dict(), getattr(trainer.gan, part).state_dict()
+        for name in expected:
+            assert torch.allclose(found[name], expected[name], atol=2e-5), (part, name)
+
+
+def test_the_probability_of_changes_is_adapted_and_resumed(gans, tmp_path, monkeypatch):
+    augment = DiscriminatorAugmentation(target=0.0, n_images=100)
+    whole = pretrain(gans.data, gans.extractor, tmp_path / "whole", augment=augment)
+    values = [record["augment_p"] for record in records(whole)]
+    assert len(set(values)) > 1 and 0 < max(values) <= 0.8
+    plain = training.GanTrainer._step
+
+    def stopping(self, at):
+        if at == 9:
+            raise KeyboardInterrupt
+        return plain(self, at)
+
+    monkeypatch.setattr(training.GanTrainer, "_step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(gans.data, gans.extractor, tmp_path / "gan", augment=augment)
+    monkeypatch.setattr(training.GanTrainer, "_step", plain)
+    pretrain(gans.data, gans.extractor, tmp_path / "gan", augment=augment)
+    assert [record["augment_p"] for record in records(tmp_path / "gan")] == values
+
+
+def test_samples_are_those_of_the_averaged_generator(gans, sampled):
+    gan, images = load_gan(gans.finetuned), read_images(sampled.images)
+    c = int(images.labels[0])
+    z = sample_noise(0, [c, c], [0, 1], gan.config.z_dim)
+    with torch.inference_mode():
+        expected = to_bytes(gan.averaged.module(z, torch.tensor([c, c]))).permute(0, 2, 3, 1).numpy().astype(int)
+    assert np.abs(expected - images.pixels[:2]).max() <= 1
 
 
 def test_the_generator_rests_between_its_steps(gans, tmp_path):
@@ -230,11 +321,28 @@ def test_bad_input_is_one_line(gans, tmp_path):
     )
     none = ["--split", gans.data / "split.json", "--out", tmp_path / "s.h5", "--n_per_class", "0"]
     assert_refused(run_script("sample_gan.py", "--gan", gans.finetuned, *none), "n_per_class")
-    with pytest.raises(InputError, match=r"k3: not a GAN that train_gan\.py pretrain wrote"):
+    with pytest.raises(InputError, match="k3: is fine-tuned already"):
         finetune(gans.data, gans.extractor, gans.finetuned, tmp_path / "x")
     with pytest.raises(InputError, match=r"images\.h5: 4 doublings .* make no image of 16 px"):
         pretrain(gans.data, gans.extractor, tmp_path / "x", blocks_per_res=[1, 1, 1, 1])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_must_be_shared_equally(gans, tmp_path):
+    with pytest.raises(InputError, match="batch_size 8: is not to be shared equally by 3 processes"):
+        pretrain(gans.data, gans.extractor, tmp_path / "x", devices=3)
+
+
+def test_a_judge_that_has_learned_novel_classes_is_refused(gans, tmp_path):
+    for name, part, value in (("shots", "config", 3), ("split", "inputs", "another")):
+        judge = tmp_path / name
+        shutil.copytree(gans.extractor, judge)
+        made_from = read_json(judge / "config.json")
+        made_from[part] |= {name: value, "trial": 1} if part == "config" else {name: value}
+        write_json(judge / "config.json", made_from)
+        words = "has learned novel classes" if part == "config" else "trained on another split than"
+        with pytest.raises(InputError, match=words):
+            pretrain(gans.data, judge, tmp_path / "x")
 
 
 def test_a_gan_of_another_split_is_refused(gans, tmp_path):
@@ -243,7 +351,7 @@ def test_a_gan_of_another_split_is_refused(gans, tmp_path):
     shutil.copytree(gans.data, data)
     split = read_json(data / "split.json")
     write_json(data / "split.json", {**split, "seed": 5})
-    with pytest.raises(InputError, match="pretrained: pre-trained on another split than"):
+    with pytest.raises(InputError, match="pretrained: trained on another split than"):
         finetune(data, gans.extractor, gans.pretrained, tmp_path / "x")
     other = sample_gan.Config(gan=gans.finetuned, split=data / "split.json", n_per_class=1, out=tmp_path / "s.h5")
     with pytest.raises(InputError, match="k3: trained on another split than"):
@@ -302,6 +410,7 @@ def test_samples_fill_up_the_shots(gans, features, sampled, tmp_path):
     [
         ({"shots": [2]}, "fine-tuned on 3 shots of trial 1, not 2 of trial 1"),
         ({"trials": [2]}, "fine-tuned on 3 shots of trial 1, not 3 of trial 2"),
+        ({"max_per_label": 3}, "no class has room for a sample beside its 3 rows"),
         ({"max_per_label": 30}, r"12 samples of class \d, max_per_label 30 needs 27"),
         ({"repetition": True}, "repetition is the control"),
     ],
@@ -337,7 +446,12 @@ def score(gans, features, sampled, out, **changes):
 
 def test_samples_are_scored_by_features(gans, features, sampled, tmp_path):
     result = score(gans, features, sampled.features, tmp_path / "s.json", reference="test", test=features / "test.h5")
-    assert result["gan"] == {"k": 3, "trial": 1, "semi_supervised": False} and result["method"] == "trial1_k3"
+    facts = {"k": 3, "trial": 1, "semi_supervised": False, "shared_pool": False}
+    assert (
+        result["gan"] == facts
+        and result["protocol"]["setting"] == "semi_supervised"
+        and result["method"] == "trial1_k3"
+    )
     real, made = read_features(features / "test.h5"), read_features(sampled.features)
     novel = read_split(gans.data / "split.json").novel_classes
     overall, *each = result["scores"]
@@ -366,5 +480,6 @@ def test_scores_refuse_what_cannot_be_compared(gans, features, sampled, tmp_path
 def test_features_of_samples_say_what_they_are_made_from(gans, sampled):
     with h5py.File(sampled.features) as file:
         config, inputs = json.loads(file.attrs["config"]), json.loads(file.attrs["inputs"])
-    assert config["samples"] == {"k": 3, "trial": 1, "semi_supervised": False}
+    facts = {"k": 3, "trial": 1, "semi_supervised": False, "shared_pool": False}
+    assert config["samples"] == facts
     assert inputs["split"] and inputs["draws"] and inputs["extractor"]

@@ -21,17 +21,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt, restricted_number_type
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 from tqdm import tqdm
 
 from lowshot.classifiers.problem import Problem, Run, Scorer, linear_scorer, with_constant
+from lowshot.cli import Momentum
 from lowshot.errors import InputError
 from lowshot.seeds import stream, torch_stream
 
 # Steps whose draws come from one stream; part of what a seed means, so not a setting.
 _BLOCK_STEPS = 100
-
-Momentum = restricted_number_type("Momentum", float, [(">=", 0), ("<", 1)])
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from lowshot.artifacts import read_json, write_json
+from lowshot.artifacts import digest, read_json, read_recipe, write_json
 from lowshot.cli import checked
 from lowshot.errors import InputError
 from lowshot.gan.networks import GENERATORS, Discriminator, GanConfig, Generator
@@ -36,9 +36,7 @@ class Gan(nn.Module):
         but no more than n / (n + 10): the first weights are soon forgotten."""
 
         def update(averages: list[Tensor], weights: list[Tensor], n: Tensor) -> None:
-            share = 1 - (n / (n + 10)).clamp(max=ema)  # stays on its device: a GPU is not waited for
-            for average, weight in zip(averages, weights):
-                average.lerp_(weight, share.to(average.dtype))
+            torch._foreach_lerp_(averages, weights, 1 - min(ema, int(n) / (int(n) + 10)))
 
         self.averaged = AveragedModel(self.generator, multi_avg_fn=update)
 
@@ -54,6 +52,17 @@ def save_gan(folder: Path, gan: Gan, made_from: dict) -> None:
     write_json(folder / "config.json", {**made_from, "schema": SCHEMA, "model": asdict(gan.config)})
 
 
+def gan_recipe(folder: Path, split: Path) -> dict:
+    """What the GAN in `folder` was made from; InputError if it is none, or was trained on another split than the file
+    `split`: its base classes may be novel there."""
+    made_from = read_recipe(folder)
+    if made_from is None or made_from["stage"] not in ("train_gan pretrain", "train_gan finetune"):
+        raise InputError(f"{folder}: not a GAN that train_gan.py wrote")
+    if made_from["inputs"]["split"] != digest(split):
+        raise InputError(f"{folder}: trained on another split than {split}")
+    return made_from
+
+
 def load_gan(folder: Path) -> Gan:
     """Rebuild a GAN from its folder."""
     where = Path(folder) / "config.json"
@@ -67,7 +76,7 @@ def load_gan(folder: Path) -> Gan:
 
 def sample_noise(seed: int, labels: list[int], numbers: list[int], z_dim: int) -> Tensor:
     """Noise float32 (N, z_dim) of the samples with these `numbers` of the classes `labels`: each has a random stream of
-    its own, so it is the same whatever else is sampled."""
+    its own, so it is the same whatever else is sampled (and its image, but for rounding)."""
     drawn = [stream(seed, "sample", c, i).standard_normal(z_dim, "float32") for c, i in zip(labels, numbers)]
     return torch.from_numpy(np.stack(drawn))
 

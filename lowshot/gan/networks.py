@@ -23,6 +23,7 @@ from lowshot.errors import InputError
 
 FinetuneMode = Literal["embed", "linear", "all"]
 _SMALLEST_SIDE = 2  # of the constant: instance norm has nothing to normalise by in a single pixel
+_SMALLEST_IMAGE = 16  # the discriminator halves it four times
 
 
 @dataclass(kw_only=True)
@@ -65,6 +66,8 @@ class GanConfig(GanNetwork):
 
 def check_sizes(config: GanConfig, where: str) -> None:
     """InputError, naming `where`, for an image side or a number of channels that the generator cannot make."""
+    if config.image_size < _SMALLEST_IMAGE:
+        raise InputError(f"{where}: images of {config.image_size} px; a GAN needs {_SMALLEST_IMAGE} px a side at least")
     n = max(1, len(config.blocks))
     if not _can_be_halved(config.image_size, n) or not config.blocks:
         raise InputError(

@@ -1,7 +1,7 @@
 """Where generated images come from, and their features as additions to a low-shot training set.
 
 A GAN's folder says what it learned from. The recipe of an images file of sample_gan.py repeats it, and so do features
-of that file: `samples` of the config (k, trial, semi_supervised), `split` and `draws` of the inputs.
+of that file: `samples` of the config (k, trial, semi_supervised, shared_pool), `split` and `draws` of the inputs.
 """
 
 from collections.abc import Iterable
@@ -14,50 +14,21 @@ from lowshot.benchmark import BenchmarkConfig
 from lowshot.datasets.images import Images, read_images
 from lowshot.errors import InputError
 from lowshot.features import Features, check_same_space, read_features
+from lowshot.gan.model import gan_recipe
+
+_FACTS = ("k", "trial", "semi_supervised", "shared_pool")
 
 
-def gan_recipe(gan: Path, split: Path) -> dict:
-    """What samples of the folder `gan` are made from, as far as it says: parts of a recipe.
-
-    Raises InputError if it is no GAN's folder, or was trained on another split than the file `split`.
-    """
-    made_from = read_recipe(gan)
-    if made_from is None or made_from["stage"] not in ("train_gan pretrain", "train_gan finetune"):
-        raise InputError(f"{gan}: not a GAN that train_gan.py wrote")
-    if made_from["inputs"]["split"] != digest(split):
-        raise InputError(f"{gan}: trained on another split than {split}")
+def samples_recipe(gan: Path, split: Path) -> dict:
+    """What samples of the folder `gan` are made from, as parts of a recipe; for errors see `gan_recipe`."""
+    made_from = gan_recipe(gan, split)
     inputs = {name: made_from["inputs"][name] for name in ("split", "draws") if name in made_from["inputs"]}
-    facts = {name: made_from["config"].get(name) for name in ("k", "trial", "semi_supervised")}
+    facts = {name: made_from["config"].get(name) for name in _FACTS}
     return {"config": {"samples": facts}, "inputs": {"gan": digest(gan), **inputs}}
 
 
-def read_sample_images(path: Path, split: Path, draws: Path, trial: int, k: int) -> Images:
-    """Images of sample_gan.py from a GAN that was fine-tuned on these shots; InputError for any others."""
-    made_from = read_recipe(path)
-    if made_from is None or made_from["stage"] != "sample_gan":
-        raise InputError(f"{path}: not images that sample_gan.py made")
-    _check_shots(path, made_from, split, draws, (trial, k))
-    return read_images(path)
-
-
-def _check_shots(path: Path, made_from: dict, split: Path, draws: Path, run: tuple[int, int]) -> None:
-    """InputError unless the GAN behind `path` learned from the split's shots of the run (trial, k)."""
-    facts = made_from["config"]["samples"]
-    if made_from["inputs"].get("split") != digest(split):
-        raise InputError(f"{path}: of a GAN that was trained on another split than {split}")
-    if facts["k"] is None:
-        raise InputError(f"{path}: of a GAN that was not fine-tuned on shots")
-    if made_from["inputs"].get("draws") != digest(draws):
-        raise InputError(f"{path}: of a GAN that was fine-tuned on the shots of another file than {draws}")
-    if (facts["trial"], facts["k"]) != run:
-        raise InputError(
-            f"{path}: of a GAN that was fine-tuned on {facts['k']} shots of trial {facts['trial']}, "
-            f"not {run[1]} of trial {run[0]}"
-        )
-
-
 def handed_on(images: Path) -> dict:
-    """The same, from the images file of sample_gan.py; empty parts for another images file."""
+    """What features of an images file must say of samples, as parts of a recipe; empty parts for real images."""
     made_from = read_recipe(images)
     if made_from is None or made_from["stage"] != "sample_gan":
         return {"config": {}, "inputs": {}}
@@ -65,20 +36,48 @@ def handed_on(images: Path) -> dict:
     return {"config": {"samples": made_from["config"]["samples"]}, "inputs": inputs}
 
 
-def read_samples(path: Path, train: Features, split: Path) -> tuple[Features, dict]:
+def read_sample_images(path: Path, split: Path, draws: Path, trial: int, k: int) -> Images:
+    """Images of sample_gan.py from a GAN that was fine-tuned on these shots; InputError for any others."""
+    made_from = read_recipe(path)
+    if made_from is None or made_from["stage"] != "sample_gan":
+        raise InputError(f"{path}: not images that sample_gan.py made")
+    _check_files(path, made_from, split, draws)
+    _check_shots(path, made_from, (trial, k))
+    return read_images(path)
+
+
+def read_samples(path: Path, train: Features, split: Path, draws: Path) -> tuple[Features, dict]:
     """Features of samples, and the recipe of what they are made from.
 
-    Raises InputError if the file is none of sample_gan.py's images, or its extractor or split is not that of the
-    features `train` or of the file `split`.
+    Raises InputError if the file is none of sample_gan.py's images, or its extractor, split or shots are not from the
+    features `train` or the files `split` and `draws`.
     """
-    samples = read_features(path)
-    made_from = read_recipe(path)
+    samples, made_from = read_features(path), read_recipe(path)
     if made_from is None or "samples" not in made_from["config"]:
         raise InputError(f"{path}: not features of images that sample_gan.py made")
     check_same_space(train, samples)
+    _check_files(path, made_from, split, draws)
+    return samples, made_from
+
+
+def _check_files(path: Path, made_from: dict, split: Path, draws: Path) -> None:
+    """InputError if the GAN behind `path` learned from another split or from shots of another file."""
     if made_from["inputs"].get("split") != digest(split):
         raise InputError(f"{path}: of a GAN that was trained on another split than {split}")
-    return samples, made_from
+    if "draws" in made_from["inputs"] and made_from["inputs"]["draws"] != digest(draws):
+        raise InputError(f"{path}: of a GAN that was fine-tuned on the shots of another file than {draws}")
+
+
+def _check_shots(path: Path, made_from: dict, run: tuple[int, int]) -> None:
+    """InputError unless the GAN behind `path` learned from the shots of the run (trial, k)."""
+    facts = made_from["config"]["samples"]
+    if facts["k"] is None:
+        raise InputError(f"{path}: of a GAN that was not fine-tuned on shots")
+    if (facts["trial"], facts["k"]) != run:
+        raise InputError(
+            f"{path}: of a GAN that was fine-tuned on {facts['k']} shots of trial {facts['trial']}, "
+            f"not {run[1]} of trial {run[0]}"
+        )
 
 
 def sample_files(template: Path, runs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], Path]:
@@ -93,20 +92,21 @@ class SampleRows:
     """Generated rows of every run, from GANs that were fine-tuned on the run's own shots."""
 
     def __init__(self, files: dict[tuple[int, int], Path], config: BenchmarkConfig, train: Features) -> None:
-        self.files, self.rows = files, {run: self._read(run, path, config, train) for run, path in files.items()}
-
-    def _read(self, run: tuple[int, int], path: Path, config: BenchmarkConfig, train: Features) -> Features:
-        """InputError if the GAN learned from other shots than those of the run."""
-        samples, made_from = read_samples(path, train, config.split)
-        _check_shots(path, made_from, config.split, config.draws, run)
-        return samples
+        self.files, self.rows = files, {}
+        for run, path in files.items():
+            self.rows[run], made_from = read_samples(path, train, config.split, config.draws)
+            _check_shots(path, made_from, run)
 
     def fill(self, run: tuple[int, int], labels: np.ndarray, max_per_label: int) -> tuple[np.ndarray, np.ndarray]:
         """The first samples of each class of `labels` (N,) that fill it up to `max_per_label` rows: (features float32
-        (M, D), labels int64 (M,)). InputError if there are fewer."""
+        (M, D), labels int64 (M,)). InputError if there are fewer, or if no class has room for one."""
         samples, path = self.rows[run], self.files[run]
         classes, counts = np.unique(labels, return_counts=True)
         wanted = np.maximum(max_per_label - counts, 0)
+        if not wanted.any():
+            raise InputError(
+                f"max_per_label {max_per_label}: no class has room for a sample beside its {counts[0]} rows"
+            )
         rows = [np.flatnonzero(samples.labels == c)[:n] for c, n in zip(classes, wanted)]
         for c, n, found in zip(classes, wanted, rows):
             if len(found) < n:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lowshot.backbones import Extractor
+from lowshot.cli import Momentum, TwoOrMore
 from lowshot.errors import InputError
 from lowshot.gan.augmentation import N_UNIFORMS, DiscriminatorAugmentation
 from lowshot.gan.data import Examples, Shuffled
@@ -41,9 +42,9 @@ class GanSettings(LaunchSettings):
     """learning rate of AdamW"""
     d_lr: PositiveFloat | None = None
     """that of the discriminator, if it is another one"""
-    beta1: ClosedUnitInterval = 0.5
+    beta1: Momentum = 0.5
     """of AdamW"""
-    beta2: ClosedUnitInterval = 0.99
+    beta2: Momentum = 0.99
     """of AdamW"""
     weight_decay: NonNegativeFloat = 1e-6
     """of AdamW"""
@@ -57,14 +58,15 @@ class GanSettings(LaunchSettings):
     """weight of half the squared gradient of the discriminator's logits by real images (Mescheder et al., ICML 2018),
     taken every 16th step for all of them (Karras et al., 2020)"""
     ema: ClosedUnitInterval = 0.999
-    """share of the past in the running average of the generator's weights; 0 takes the last weights"""
+    """share of the past in the running average of the generator's weights, reached after ten thousand updates (n / (n +
+    10) in the n-th, if that is less); 0 takes the last weights"""
     augment: DiscriminatorAugmentation = field(default_factory=DiscriminatorAugmentation)
     """changes of all images that the discriminator sees"""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """of the networks; losses are always float32"""
     score_every: PositiveInt = 2000
     """steps from one FID, log record and checkpoint to the next"""
-    score_images: PositiveInt = 5000
+    score_images: TwoOrMore = 5000
     """most real images that FID compares as many generated ones with"""
 
 
@@ -172,12 +174,13 @@ class GanTrainer:
             for name, loss in self._step(step).items():
                 losses[name].append(loss)
             if (step + 1) % _READ_EVERY == 0 or step == steps[-1]:
-                latest = torch.stack([values[-1] for values in losses.values()])  # weights once NaN stay so
-                self.run.check_finite(latest.sum().item(), step)
+                latest = torch.stack([values[-1] for values in losses.values()]).sum()  # weights once NaN stay so
+                self.run.check_finite(self.fabric.all_reduce(latest, reduce_op="sum").item(), step)
                 bar.update(step + 1 - start)
                 start = step + 1
-        averages = {name: torch.stack(values).mean().item() for name, values in losses.items()}
-        return averages | {"augment_p": self.p.item()}
+        means = torch.stack([torch.stack(values).mean() for values in losses.values()])
+        means = self.fabric.all_reduce(means, reduce_op="mean").tolist()
+        return dict(zip(losses, means)) | {"augment_p": self.p.item()}
 
     def _step(self, step: int) -> dict[str, Tensor]:
         """One update of each network (of the generator every d_steps_per_g-th step); returns the losses."""
@@ -187,6 +190,7 @@ class GanTrainer:
         real, labels = from_bytes(self.labelled.pixels[rows]), self.labelled.labels[rows]
         noise = torch_stream(s.seed, "noise", step)
         z = torch.randn(s.batch_size, self.gan.config.z_dim, generator=noise)[own].to(self.fabric.device)
+        # Of images generated for the generator's update, then of real, generated and unlabelled ones for the other.
         uniforms = torch.rand(4, s.batch_size, N_UNIFORMS, generator=noise)[:, own].to(self.fabric.device)
         with self.fabric.autocast():
             fake = self.gan.generator(z, labels)
@@ -196,8 +200,8 @@ class GanTrainer:
             rows = torch.from_numpy(self.unlabelled_batches.batch(step)[own]).to(self.fabric.device)
             extra = [from_bytes(self.unlabelled.pixels[rows])]
         images = torch.cat([real, fake.detach().float(), *extra])
-        losses |= self._discriminator_step(step, images, labels, z, uniforms[1 : 2 + len(extra) + 1].flatten(0, 1))
-        return losses
+        drawn = uniforms[1:].flatten(0, 1)[: len(images)]
+        return losses | self._discriminator_step(step, images, labels, z, drawn)
 
     def _generator_step(
         self, step: int, fake: Tensor, labels: Tensor, z: Tensor, uniforms: Tensor
@@ -206,8 +210,9 @@ class GanTrainer:
         if step % s.d_steps_per_g:
             return {}
         with _frozen(self.trained[1]):
+            seen = s.augment(fake.float(), uniforms, self.p)
             with self.fabric.autocast():
-                judged = self.gan.discriminator(s.augment(fake.float(), uniforms, self.p), labels)
+                judged = self.gan.discriminator(seen, labels)
             losses = generator_losses(_in_float32(judged), z)
             self._update(0, weighted(losses, s.gamma, s.alpha))
         self.gan.averaged.update_parameters(self.gan.generator)
@@ -219,18 +224,18 @@ class GanTrainer:
         """`images`: real ones of `labels`, generated ones of them, and maybe unlabelled ones."""
         s, n = self.settings, len(labels)
         # The class of an unlabelled image is never used: its conditional logit enters no loss.
-        classes = labels.repeat(len(images) // n)
+        classes, seen = labels.repeat(len(images) // n), s.augment(images, uniforms, self.p)
         with self.fabric.autocast():
-            judged = _in_float32(self.gan.discriminator(s.augment(images, uniforms, self.p), classes))
+            judged = _in_float32(self.gan.discriminator(seen, classes))
         real, fake, *extra = (Judgement(*parts) for parts in zip(*(part.split(n) for part in judged)))
         losses = discriminator_losses(real, fake, extra[0] if extra else real, z)
         loss = weighted(losses, s.gamma, s.alpha)
         if s.r1 and step % _PENALTY_EVERY == 0:
-            penalty = self._gradient_penalty(s.augment(images[:n], uniforms[:n], self.p), labels)
-            loss = loss + _PENALTY_EVERY * s.r1 / 2 * penalty
+            losses["penalty"] = self._gradient_penalty(seen[:n], labels)
+            loss = loss + _PENALTY_EVERY * s.r1 / 2 * losses["penalty"]
         self._update(1, loss)
-        logits = self.fabric.all_gather(real.conditional.detach())
-        self.p = s.augment.adapted(self.p, logits, s.batch_size)
+        if s.augment.mode == "adaptive":
+            self.p = s.augment.adapted(self.p, self.fabric.all_gather(real.conditional.detach()), s.batch_size)
         return {f"d_{name}": loss.detach() for name, loss in losses.items()}
 
     def _gradient_penalty(self, real: Tensor, labels: Tensor) -> Tensor:
@@ -246,10 +251,11 @@ class GanTrainer:
         self.optimizers[which].zero_grad()
         if loss.requires_grad:  # without weights that it moves there is nothing to do
             self.fabric.backward(loss)
-        if self.fabric.world_size > 1:
-            for parameter in self.trained[which]:
-                if parameter.grad is not None:
-                    parameter.grad = self.fabric.all_reduce(parameter.grad, reduce_op="mean")
+        gradients = [p.grad for p in self.trained[which] if p.grad is not None]
+        if self.fabric.world_size > 1 and gradients:
+            whole = self.fabric.all_reduce(torch.cat([one.reshape(-1) for one in gradients]), reduce_op="mean")
+            for one, mean in zip(gradients, whole.split([one.numel() for one in gradients])):
+                one.copy_(mean.view(one.shape))
         self.optimizers[which].step()
 
     @torch.inference_mode()
@@ -267,6 +273,7 @@ class GanTrainer:
             if not fake.isfinite().all():
                 raise InputError(f"generated images have features that are NaN or infinite, against {name}")
             record[f"fid_{name}" if record else "fid"] = frechet_distance(real, fake)
+        self.run.check_finite(sum(record.values()), self.progress["step"])
         return record
 
 

@@ -42,12 +42,12 @@ def write_report(folder: Path, files: dict[str, dict], metric: str, reference: s
     sections = [_section(folder / "figures", shown, episodes, history, p, metric, reference) for p in protocols]
     for section in sections:
         _add_clustering(section, clustering)
-    main_name, images = tables.metric_name(metric), _image_score_tables(scores, pictures.split)
-    _write_tables(folder / "tables", sections, images, main_name)
+    main_name, (images, each) = tables.metric_name(metric), _image_score_tables(scores, pictures.split)
+    _write_tables(folder / "tables", sections, images, each, main_name)
     _write_csv(folder / "tables", trials, episodes, history, clustering, scores)
     drawn = _draw_pictures(folder / "figures", pictures)
     records = [record for frame in (trials, episodes, scores) for record in page.provenance(files, frame)]
-    html = page.render(sections, images, main_name, drawn, records)
+    html = page.render(sections, images, each, main_name, drawn, records)
     (folder / "report.html").write_text(html, encoding="utf-8")
 
 
@@ -55,9 +55,9 @@ def _of(frame: pd.DataFrame, protocol: tuple) -> pd.DataFrame:
     return frame[(frame[PROTOCOL] == list(protocol)).all(axis=1)]
 
 
-def _image_score_tables(scores: pd.DataFrame, split: Split | None) -> list[tables.Table]:
-    """Of each data set and reference: scores over class splits, their differences, and FID of single classes."""
-    made = []
+def _image_score_tables(scores: pd.DataFrame, split: Split | None) -> tuple[list[tables.Table], list[tables.Table]]:
+    """Of each data set and reference: scores over class splits and their differences; and FID of single classes."""
+    made, each = [], []
     overall = results.over_splits(scores[scores["class"] < 0].assign(n_shot=0), least=1)
     for (dataset, reference), part in overall.groupby(PROTOCOL[:2], sort=False):
         pairs = results.paired_differences(part)
@@ -65,8 +65,8 @@ def _image_score_tables(scores: pd.DataFrame, split: Split | None) -> list[table
         made += [tables.paired_scores_table(pairs, dataset, reference)] if len(pairs) else []
     for protocol, part in scores[scores["class"] >= 0].groupby(PROTOCOL, sort=False):
         known = split is not None and split.digest == protocol[2]
-        made.append(tables.class_scores_table(part, dict(enumerate(split.class_names)) if known else {}, protocol))
-    return made
+        each.append(tables.class_scores_table(part, dict(enumerate(split.class_names)) if known else {}, protocol))
+    return made, each
 
 
 def _section(
@@ -164,11 +164,13 @@ def _summary(frame: pd.DataFrame, *what: str) -> pd.DataFrame:
     return results.summarise(frame, [*PROTOCOL, "system", "setting", *what, "n_shot"])
 
 
-def _write_tables(folder: Path, sections: list[page.Section], images: list[tables.Table], main_name: str) -> None:
+def _write_tables(
+    folder: Path, sections: list[page.Section], images: list[tables.Table], each: list[tables.Table], main_name: str
+) -> None:
     main = [section.first(main_name) for section in sections if section.accuracy]
-    main += images[:2]
+    main += images
     main += [table for section in sections for table in [*section.episodes, *section.clustering]]
-    everything = images + [
+    everything = [*images, *each] + [
         table
         for section in sections
         for table in [

@@ -12,10 +12,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from lowshot.artifacts import digest, read_recipe
+from lowshot.artifacts import digest
 from lowshot.datasets.images import Images, to_tensor
 from lowshot.errors import InputError
-from lowshot.gan.model import Gan, load_gan, sample_noise, to_bytes
+from lowshot.gan.model import Gan, gan_recipe, load_gan, sample_noise, to_bytes
 from lowshot.protocol import Split, read_draws
 from lowshot.report.figures import OKABE_ITO, figure_at
 from lowshot.seeds import stream
@@ -35,10 +35,11 @@ _FIDS = {"fid": ("classes trained on", OKABE_ITO[1], "-"), "fid_base": ("base cl
 
 @dataclass(frozen=True)
 class TrainedGan:
-    """A GAN, the `classes` that it was trained on last, the real images of them that it saw (`rows` of images.h5), and
-    the records of its training's log."""
+    """A GAN, the `weights` of the terms of its losses, the `classes` that it was trained on last, the real images of
+    them that it saw (`rows` of images.h5), and the records of its training's log."""
 
     gan: Gan
+    weights: dict[str, float]
     classes: list[int]
     rows: np.ndarray
     log: list[dict]
@@ -46,12 +47,9 @@ class TrainedGan:
 
 def read_gan(folder: Path, data: Path, images: Images, split: Split) -> TrainedGan:
     """The GAN of `folder`, trained on the folder `data`; InputError if it was trained on another split."""
-    made_from = read_recipe(folder)
-    if made_from is None or not made_from["stage"].startswith("train_gan"):
-        raise InputError(f"{folder}: not a GAN that train_gan.py wrote")
-    if made_from["inputs"]["split"] != digest(data / "split.json"):
-        raise InputError(f"{folder}: trained on another split than {data}/split.json")
-    train = images.rows(test=False)
+    made_from, train = gan_recipe(folder, data / "split.json"), images.rows(test=False)
+    if made_from["inputs"].get("draws") not in (None, digest(data / "draws.json")):
+        raise InputError(f"{folder}: fine-tuned on the shots of another file than {data}/draws.json")
     if made_from["stage"] == "train_gan finetune":
         k, trial = made_from["config"]["k"], made_from["config"]["trial"]
         draws = read_draws(data / "draws.json", [trial])[trial]
@@ -59,7 +57,8 @@ def read_gan(folder: Path, data: Path, images: Images, split: Split) -> TrainedG
     else:
         classes, rows = split.base_classes, train[np.isin(images.labels[train], split.base_classes)]
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return TrainedGan(load_gan(folder).eval(), sorted(classes), rows, log)
+    weights = {"adversarial": 1.0, "noise": made_from["config"]["gamma"], "unconditional": made_from["config"]["alpha"]}
+    return TrainedGan(load_gan(folder).eval(), weights, sorted(classes), rows, log)
 
 
 @torch.inference_mode()
@@ -103,7 +102,7 @@ def training_curves(path: Path, trained: TrainedGan) -> None:
     best = min(trained.log, key=lambda record: record["fid"])
     with figure_at(path, 10, 3.8) as figure:
         losses, fid = figure.subplots(1, 2)
-        _lines(losses, trained.log, _LOSSES)
+        _lines(losses, trained.log, {key: how for key, how in _LOSSES.items() if trained.weights[key.split("_")[1]]})
         losses.set(xlabel="steps", ylabel="loss")
         _lines(fid, trained.log, _FIDS)
         fid.plot(best["step"], best["fid"], "o", color=OKABE_ITO[1], markersize=7, markeredgecolor="white")

@@ -113,15 +113,21 @@ def data_uri(path: Path) -> str:
 
 
 def render(
-    sections: list[Section], images: list[Table], main_metric: str, drawn: dict[str, Path], records: list[dict]
+    sections: list[Section],
+    images: list[Table],
+    each_class: list[Table],
+    main_metric: str,
+    drawn: dict[str, Path],
+    records: list[dict],
 ) -> str:
     """The page's HTML; everything that comes from results files is escaped.
 
-    `images`: tables of the scores of generated images. `drawn`: the pictures that there are, of samples, feature_map,
-    embedding_map, subclass_sizes, generated, between, crossover and gan_training.
+    `images`: tables of the scores of generated images, `each_class` those of single classes. `drawn`: the pictures that
+    there are, of samples, feature_map, embedding_map, subclass_sizes, generated, between, crossover and gan_training.
     """
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"data_uri": data_uri, "number": _number}
     page = environment.get_template("report.html.j2")
-    return page.render(sections=sections, images=images, main_metric=main_metric, drawn=drawn, records=records)
+    scores = {"images": images, "each_class": each_class}
+    return page.render(sections=sections, **scores, main_metric=main_metric, drawn=drawn, records=records)

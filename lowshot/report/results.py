@@ -211,7 +211,8 @@ def scores(files: dict[str, dict]) -> pd.DataFrame:
 def over_splits(frame: pd.DataFrame, least: int = 2) -> pd.DataFrame:
     """`frame` (long form, with n_shot) in a row for each class split, of the data sets that have `least` of them:
     NUMBER class splits stands in place of the digest, the split's number in place of the trial, and the value is the
-    mean over the split's trials."""
+    mean over the split's trials. Not every system need have every split: a table says how many each has, and only
+    common ones are paired."""
     keys = [*COLUMNS, "n_shot", "metric"]
     means = frame.groupby(keys, sort=False)["value"].mean().reset_index()
     group = means.groupby(PROTOCOL[:2])["split_digest"]
@@ -315,7 +316,8 @@ def _fingerprint(content: dict) -> dict[str, str]:
     # A setting that is not given is no difference to a file made before there was such a setting.
     chosen = {key: json.dumps(value) for key, value in flat(config).items() if value is not None}
     inputs = content.get("inputs", {})
-    shared = {key: str(value)[:8] for key, value in inputs.items() if key.split("_")[0] in _SHARED_INPUTS}
+    names = _SHARED_INPUTS - ({"test"} if "head" in inputs else set())  # each run's head has features of its own
+    shared = {key: str(value)[:8] for key, value in inputs.items() if key.split("_")[0] in names}
     return {**chosen, **shared, "setting": str(content["protocol"]["setting"])}
 
 

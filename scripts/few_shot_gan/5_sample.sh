@@ -4,7 +4,7 @@ source "$(dirname "$0")/common.sh"
 for seed in $seeds; do
   split=$out/seed$seed/data/split.json
   features=$out/seed$seed/$representation/features
-  # Samples in FOLDER of the GAN in folder GAN, of CLASSES, scored as NAME against REFERENCE, by FOLDER GAN CLASSES NAME REFERENCE
+  # Samples in FOLDER of the GAN in folder GAN, of CLASSES, scored as NAME against each of REFERENCES: sample FOLDER GAN CLASSES NAME REFERENCES
   sample() {
     local n=$n_per_class
     [ "$3" = base ] && n=$n_per_base_class
@@ -12,7 +12,7 @@ for seed in $seeds; do
     python save_features.py --extractor $out/seed$seed/$representation/extractor --data "$1/samples.h5" --out "$1"
     for reference in $5; do
       python score_samples.py --samples "$1/train.h5" --train $features/train.h5 --test $features/test.h5 --split $split \
-        --draws $out/seed$seed/data/draws.json --reference "$reference" --name "$4" --out "$results/seed$seed/$(basename "$2")-$4-$reference.json"
+        --draws $out/seed$seed/data/draws.json --reference "$reference" --name "$4" --out "$results/seed$seed/scores-$(echo "${1#$out/seed$seed/samples/}" | tr / -)-$reference.json"
     done
   }
   pretrained=$out/seed$seed/gan/pretrained$network

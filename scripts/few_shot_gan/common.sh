@@ -13,6 +13,7 @@ trials=${TRIALS:-1}
 shots=${SHOTS:-$default_shots}
 # NETWORK=published: the published networks, trained as published.
 network=${NETWORK:+-$NETWORK}
+[ -z "$network" ] || [ "$network-$dataset" = -published-emnist_fs ] || { echo "NETWORK: only published, and only of emnist_fs" >&2 && exit 2; }
 kinds=${KINDS:-supervised semi_supervised}
 precision=${PRECISION:+--precision $PRECISION}
 # Where the images are: DATA_ROOT=/datasets. Without it data/, where they are downloaded to. MAX_PER_CLASS=800 keeps so many images of a class.
