@@ -86,3 +86,15 @@ def test_bad_arguments_are_refused(recorded):
     assert done.returncode == 2 and "usage" in done.stderr and not commands
     done, commands = recorded("scripts/analogy_cifar100/2_train_extractor.sh", "paper")
     assert done.returncode == 2 and "WEIGHTS" in done.stderr and not commands
+
+
+@pytest.mark.parametrize("script", GAN[2:6])
+def test_the_published_gan_beside_the_other(recorded, monkeypatch, script):
+    monkeypatch.chdir(ROOT)
+    done, commands = recorded(script, "emnist_fs", NETWORK="published", SEEDS="0", SHOTS="5")
+    assert done.returncode == 0, done.stderr
+    for command in commands:
+        parsed(command)
+    assert any("published" in word for command in commands for word in command)
+    done, commands = recorded(script, "omniglot_fs", NETWORK="published")
+    assert done.returncode == 2 and "only of emnist_fs" in done.stderr
