@@ -52,6 +52,8 @@ class Config(ExtractorSettings, NetworkChoice):
     of the novel classes that train_gan.py validates on"""
     trial: PositiveInt = 1
     """whose shots these are"""
+    repeat_shots: PositiveInt = 1
+    """how often an epoch shows every shot (published: pad_length); as many steps as with samples beside them"""
     samples: Path | None = None
     """images file of sample_gan.py to learn from beside the shots, of a GAN that was fine-tuned on the same ones"""
     overwrite: bool = False
@@ -72,7 +74,7 @@ def main(config: Config) -> Path:
         train_rows, held_rows = choose_rows(config, images, split)
     made_from = training_recipe("train_extractor", config, inputs)
     if not config.shots:
-        del made_from["config"]["trial"]
+        del made_from["config"]["trial"], made_from["config"]["repeat_shots"]
     if not config.mixup.alpha:
         del made_from["config"]["mixup"]
     if is_done(config.out, made_from, config.overwrite):
@@ -94,8 +96,8 @@ def _check_settings(config: Config) -> None:
         raise InputError(f"loss {config.loss}: is the gradient of a linear head, not of a {config.head} one")
     if config.mixup.alpha and config.loss != "plain":
         raise InputError(f"mixup.alpha {config.mixup.alpha:g}: only the plain loss is blended, not {config.loss}")
-    if config.shots is None and (config.samples is not None or config.trial != 1):
-        raise InputError("samples and trial: are for fine-tuning on --shots")
+    if config.shots is None and (config.samples is not None or config.trial != 1 or config.repeat_shots != 1):
+        raise InputError("samples, trial and repeat_shots: are for fine-tuning on --shots")
     if config.shots and (config.validation_classes or config.holdout or config.patience):
         raise InputError("shots: validation_classes, holdout and patience are for training on base classes")
     if config.trained == []:
@@ -108,7 +110,7 @@ def few_shot_images(config: Config, images: Images, split: Split) -> tuple[Image
     draws = read_draws(drawn_at, [config.trial])
     check_draws(draws, images.labels[train], np.array(split.novel_classes), config.shots, drawn_at, where)
     rows = few_shot_rows(images.labels[train], split, draws[config.trial], config.shots, drawn_at)
-    learned = train[rows.supports]
+    learned = np.tile(train[rows.supports], config.repeat_shots)
     if config.samples is not None:
         split_path = config.data / "split.json"
         samples = read_sample_images(config.samples, split_path, drawn_at, config.trial, config.shots)

@@ -70,6 +70,8 @@ def test_learns_from_shots_and_samples_and_watches_the_rest(data, extractor, sam
     assert not set(seen["held"]) & set(drawn) and set(images.labels[seen["held"]]) == set(novel)
     tune(data, extractor, tmp_path / "without")
     assert len(seen["labels"]) == 12 and moved(tmp_path / "with", tmp_path / "without")
+    tune(data, extractor, tmp_path / "repeated", repeat_shots=3)
+    assert np.bincount(seen["labels"], minlength=10)[novel].tolist() == [9] * 4
     assert "held_top1" in json.loads((tmp_path / "with" / "log.jsonl").read_text().splitlines()[-1])
 
 
@@ -122,7 +124,7 @@ def test_shares_of_mixup():
     [
         ({"shots": 2}, "fine-tuned on 3 shots of trial 1, not 2 of trial 1"),
         ({"trial": 2}, "fine-tuned on 3 shots of trial 1, not 3 of trial 2"),
-        ({"shots": None}, "samples and trial: are for fine-tuning"),
+        ({"shots": None}, "samples, trial and repeat_shots: are for fine-tuning"),
         ({"holdout": 0.5}, "holdout and patience are for training on base classes"),
         ({"trained": []}, "trained: names no part"),
         ({"schedule": "cosine", "n_cycles": 2, "epochs": 3}, "n_cycles 2: the 3 epochs are not"),

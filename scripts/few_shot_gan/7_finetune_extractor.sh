@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Samples as images: the classifier of the base classes is fine-tuned on the shots, alone and with a hundred samples of each class, and judged
-# by its own head. Without samples it sees the shots so many times more often that it takes as many steps.
+# by its own head. Without samples every epoch shows the shots so often that it has as many steps.
 source "$(dirname "$0")/common.sh"
 for seed in $seeds; do
   own=$out/seed$seed
@@ -14,10 +14,9 @@ for seed in $seeds; do
       --split $own/data/split.json --draws $own/data/draws.json --shots "[$3]" --trials "[$2]" --extractor $representation --name "own head, $1" \
       --out "$results/seed$seed/own_head-$1-trial$2_k$3.json"
   }
-  epochs=$(sed -n 's/^epochs: //p' $configs/train_extractor-$dataset-finetune.yaml)
   for trial in $trials; do
     for k in $shots; do
-      finetune shots "$trial" "$k" --epochs $((epochs * (100 + k) / k))
+      finetune shots "$trial" "$k" --repeat_shots $(((100 + k) / k))
       for kind in $kinds; do
         samples=$own/samples/$kind$network/trial${trial}_k$k/hundred.h5
         python sample_gan.py --gan $own/gan/$kind$network/trial${trial}_k$k --split $own/data/split.json --n_per_class 100 --seed $seed --out "$samples"
