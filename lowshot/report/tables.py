@@ -153,7 +153,7 @@ def clustering_table(summary: pd.DataFrame, classes: str, protocol: tuple[str, s
     return Table(f"Clustering: {what}", pd.DataFrame(lines))
 
 
-_IMAGE_SCORES = {"fid": "FID", "kid": "KID × 1000", "precision": "Precision", "recall": "Recall", "density": "Density",
+_IMAGE_SCORES = {"fid": "FID", "kid": "KID", "precision": "Precision", "recall": "Recall", "density": "Density",
                  "coverage": "Coverage"}  # fmt: skip
 
 
@@ -196,10 +196,10 @@ def _against(dataset: str, reference: str) -> str:
 def _score_cells(rows: pd.DataFrame, sign: str = "") -> dict[str, str]:
     by_name, cells = rows.set_index("metric"), {}
     for name, title in _IMAGE_SCORES.items():
-        row, factor = by_name.loc[name], 1000 if name == "kid" else 1
-        interval = "?" if np.isnan(row["interval"]) else f"{factor * row['interval']:.3g}"
+        row = by_name.loc[name]
+        interval = "?" if np.isnan(row["interval"]) else f"{row['interval']:.3g}"
         star = " *" if row.get("differs", False) else ""
-        cells[title] = f"{factor * row['mean']:{sign}.4g} ± {interval}{star}"
+        cells[title] = f"{row['mean']:{sign}.4g} ± {interval}{star}"
     return cells
 
 
