@@ -79,9 +79,9 @@ class Config(SelectionConfig):
     ] = "linear_sgd"
     """linear_sgd: as published; logistic_regression: the optimum of its loss; mlp: the CIFAR-100 analogy recipe's. All
     three have an output for every class of the data set, as published, and so has own_head, the classifier that the
-    extractor was trained with. The others score the setup's classes only: a
-    class without rows has no score there. laplacian_shot, prototype_refinement and pt_map are transductive: all judged
-    test images together are their queries (pt_map takes them for equally many a class)."""
+    extractor was trained with. The others score the setup's classes only: a class without rows has no score there.
+    laplacian_shot, prototype_refinement and pt_map are transductive: all judged test images together are their queries
+    (pt_map takes them for equally many a class)."""
     head: Path | None = None
     """own_head: folder of that extractor."""
     transform: FeatureTransform = field(default_factory=FeatureTransform)

@@ -29,11 +29,11 @@ from lowshot.cli import run
 from lowshot.datasets.images import Images, read_images, with_more
 from lowshot.errors import InputError
 from lowshot.extractor_training import ExtractorSettings, ExtractorTrainer, freeze
-from lowshot.gan.data import few_shot_rows
+from lowshot.gan.data import read_few_shot_rows
 from lowshot.gan.samples import read_sample_images
 from lowshot.image_training import check_training, hold_out, image_training, rows_of, training_recipe
 from lowshot.networks import NetworkChoice, build_network, check_network
-from lowshot.protocol import Split, check_draws, read_draws, read_split
+from lowshot.protocol import Split, read_split
 
 
 @dataclass(kw_only=True)
@@ -106,18 +106,15 @@ def _check_settings(config: Config) -> None:
 
 def few_shot_images(config: Config, images: Images, split: Split) -> tuple[Images, np.ndarray, np.ndarray]:
     """The images with the samples behind them; the rows to train on, shots and samples alike; the rows to watch."""
-    drawn_at, where, train = config.data / "draws.json", config.data / "images.h5", images.rows(test=False)
-    draws = read_draws(drawn_at, [config.trial])
-    check_draws(draws, images.labels[train], np.array(split.novel_classes), config.shots, drawn_at, where)
-    rows = few_shot_rows(images.labels[train], split, draws[config.trial], config.shots, drawn_at)
-    learned = np.tile(train[rows.supports], config.repeat_shots)
+    rows = read_few_shot_rows(images, split, config.data, config.shots, config.trial)
+    learned = np.tile(rows.supports, config.repeat_shots)
     if config.samples is not None:
-        split_path = config.data / "split.json"
-        samples = read_sample_images(config.samples, split_path, drawn_at, config.trial, config.shots)
+        made_for = config.data / "split.json", config.data / "draws.json"
+        samples = read_sample_images(config.samples, *made_for, config.trial, config.shots)
         learned = np.concatenate([learned, len(images) + np.arange(len(samples))])
         images = with_more(images, samples, config.samples)
     check_training(config, images, len(learned))
-    return images, learned, train[rows.validation]
+    return images, learned, rows.validation
 
 
 def choose_rows(config: Config, images: Images, split: Split) -> tuple[np.ndarray, np.ndarray]:

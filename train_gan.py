@@ -32,12 +32,12 @@ from lowshot.cli import run_commands
 from lowshot.datasets.images import Images, read_images
 from lowshot.errors import InputError
 from lowshot.extractors import ExtractorChoice, novel_classes_seen, open_extractor
-from lowshot.gan.data import examples, few_shot_rows
+from lowshot.gan.data import examples, read_few_shot_rows
 from lowshot.gan.model import Gan, gan_recipe, load_gan, save_gan
 from lowshot.gan.networks import FinetuneMode, GanConfig, GanNetwork, check_sizes
 from lowshot.gan.training import GanSettings, GanTrainer, reference
 from lowshot.image_training import image_training, rows_of
-from lowshot.protocol import Split, check_draws, read_draws, read_split
+from lowshot.protocol import Split, read_split
 
 
 @dataclass(kw_only=True)
@@ -97,20 +97,17 @@ def finetune(config: FinetuneConfig) -> Path:
         )
     where, drawn_at = config.data / "images.h5", config.data / "draws.json"
     images, split = _read(config)
-    draws = read_draws(drawn_at, [config.trial])
-    train = images.rows(test=False)
-    check_draws(draws, images.labels[train], np.array(split.novel_classes), config.k, drawn_at, where)
-    rows = few_shot_rows(images.labels[train], split, draws[config.trial], config.k, drawn_at, config.shared_pool)
+    rows = read_few_shot_rows(images, split, config.data, config.k, config.trial, config.shared_pool)
     gan = _open_pretrained(config, images)
     extractor, made_from = _recipe("train_gan finetune", config, images, {"draws": drawn_at, "gan": config.gan})
-    references = {"novel": train[rows.validation], "base": rows_of(images, split, split.base_classes, where)}
-    pool, modes = train[rows.unlabelled] if config.semi_supervised else None, (config.g_mode, config.d_mode)
+    references = {"novel": rows.validation, "base": rows_of(images, split, split.base_classes, where)}
+    pool, modes = rows.unlabelled if config.semi_supervised else None, (config.g_mode, config.d_mode)
 
     def start() -> Gan:
         gan.begin_finetuning(config.ema)
         return gan
 
-    return _train(config, made_from, images, extractor, start, train[rows.supports], references, pool, modes)
+    return _train(config, made_from, images, extractor, start, rows.supports, references, pool, modes)
 
 
 def _train(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowshot.datasets.images import Images, to_tensor
 from lowshot.errors import InputError
-from lowshot.protocol import Split
+from lowshot.protocol import Split, check_draws, read_draws
 from lowshot.seeds import stream
 
 
@@ -77,3 +77,14 @@ def few_shot_rows(
         pool = np.flatnonzero(np.isin(labels, split.novel_classes))
         return FewShotRows(np.concatenate(supports), pool, pool)
     return FewShotRows(np.concatenate(supports), *(np.sort(np.concatenate(half)) for half in zip(*halves)))
+
+
+def read_few_shot_rows(
+    images: Images, split: Split, data: Path, k: int, trial: int, shared_pool: bool = False
+) -> FewShotRows:
+    """`few_shot_rows` of the images of the folder `data`, by its draws.json, as rows of the images file."""
+    drawn_at, train = data / "draws.json", images.rows(test=False)
+    draws = read_draws(drawn_at, [trial])
+    check_draws(draws, images.labels[train], np.array(split.novel_classes), k, drawn_at, data / "images.h5")
+    rows = few_shot_rows(images.labels[train], split, draws[trial], k, drawn_at, shared_pool)
+    return FewShotRows(*(train[part] for part in rows))

@@ -15,8 +15,10 @@ from torchvision.utils import make_grid
 from lowshot.artifacts import digest
 from lowshot.datasets.images import Images, to_tensor
 from lowshot.errors import InputError
+from lowshot.gan.data import read_few_shot_rows
 from lowshot.gan.model import Gan, gan_recipe, load_gan, sample_noise, to_bytes
-from lowshot.protocol import Split, read_draws
+from lowshot.image_training import rows_of
+from lowshot.protocol import Split
 from lowshot.report.figures import OKABE_ITO, figure_at
 from lowshot.seeds import stream
 
@@ -47,15 +49,14 @@ class TrainedGan:
 
 def read_gan(folder: Path, data: Path, images: Images, split: Split) -> TrainedGan:
     """The GAN of `folder`, trained on the folder `data`; InputError if it was trained on another split."""
-    made_from, train = gan_recipe(folder, data / "split.json"), images.rows(test=False)
+    made_from = gan_recipe(folder, data / "split.json")
     if made_from["inputs"].get("draws") not in (None, digest(data / "draws.json")):
         raise InputError(f"{folder}: fine-tuned on the shots of another file than {data}/draws.json")
     if made_from["stage"] == "train_gan finetune":
-        k, trial = made_from["config"]["k"], made_from["config"]["trial"]
-        draws = read_draws(data / "draws.json", [trial])[trial]
-        classes, rows = split.novel_classes, np.concatenate([train[draws[c][:k]] for c in split.novel_classes])
+        shots = (made_from["config"][name] for name in ("k", "trial", "shared_pool"))
+        classes, rows = split.novel_classes, read_few_shot_rows(images, split, data, *shots).supports
     else:
-        classes, rows = split.base_classes, train[np.isin(images.labels[train], split.base_classes)]
+        classes, rows = split.base_classes, rows_of(images, split, split.base_classes, data / "images.h5")
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     weights = {"adversarial": 1.0, "noise": made_from["config"]["gamma"], "unconditional": made_from["config"]["alpha"]}
     return TrainedGan(load_gan(folder).eval(), weights, sorted(classes), rows, log)
