@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-# The low-shot benchmark with and without samples of the GANs, on the same shots.
+# The low-shot benchmark with and without samples of the GANs, on the same shots: as many samples of a class as it has shots (choose.sh).
 source "$(dirname "$0")/common.sh"
 list() { echo "[$(echo $* | tr ' ' ,)]"; }
 for seed in $seeds; do
   features=$out/seed$seed/$representation/features
   run() {
-    python low_shot.py --config $configs/low_shot-$dataset.yaml --train $features/train.h5 --test $features/test.h5 --split $out/seed$seed/data/split.json \
-      --draws $out/seed$seed/data/draws.json --shots "$(list $shots)" --trials "$(list $trials)" "$@"
+    python low_shot.py --config $configs/low_shot.yaml --train $features/train.h5 --test $features/test.h5 --split $out/seed$seed/data/split.json \
+      --draws $out/seed$seed/data/draws.json --trials "$(list $trials)" "$@"
   }
-  run --name "classifier" --out $results/seed$seed/low_shot.json
+  run --name "classifier" --shots "$(list $shots)" --out $results/seed$seed/low_shot.json
   for kind in $kinds; do
-    run --samples "$out/seed$seed/samples/$kind$network/trial{trial}_k{n_shot}/train.h5" --name "classifier + samples ($kind$network)" \
-      --out $results/seed$seed/low_shot-$kind$network.json
+    for k in $shots; do
+      run --samples "$out/seed$seed/samples/$kind$network/trial{trial}_k$k/train.h5" --shots "[$k]" --max_per_label $((2 * k)) \
+        --name "classifier + samples ($kind$network)" --out $results/seed$seed/low_shot-$kind$network-k$k.json
+    done
   done
 done
