@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The low-shot benchmark with and without samples of the GANs, on the same shots: as many samples of a class as it has shots (choose.sh).
+# The low-shot benchmark with and without samples of the GANs, on the same shots: four rows of a class, one of them real, for every shot (choose.sh).
 source "$(dirname "$0")/common.sh"
 list() { echo "[$(echo $* | tr ' ' ,)]"; }
 for seed in $seeds; do
@@ -11,7 +11,7 @@ for seed in $seeds; do
   run --name "classifier" --shots "$(list $shots)" --out $results/seed$seed/low_shot.json
   for kind in $kinds; do
     for k in $shots; do
-      run --samples "$out/seed$seed/samples/$kind$network/trial{trial}_k$k/train.h5" --shots "[$k]" --max_per_label $((2 * k)) \
+      run --samples "$out/seed$seed/samples/$kind$network/trial{trial}_k$k/train.h5" --shots "[$k]" --max_per_label $((4 * k)) \
         --name "classifier + samples ($kind$network)" --out $results/seed$seed/low_shot-$kind$network-k$k.json
     done
   done

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Compares rows of a novel class, samples and k shots together (twice, four and ten times k), on the validation setup, for the first seed; the
-# test setup stays unseen. The evidence stands in outputs/<dataset>/results_few_shot_gan_validation; 6_low_shot.sh takes twice k.
+# test setup stays unseen. The evidence stands in outputs/<dataset>/results_few_shot_gan_validation; 6_low_shot.sh takes four times k.
 source "$(dirname "$0")/common.sh"
 seed=${seeds%% *}
 features=$out/seed$seed/$representation/features
