@@ -23,7 +23,8 @@ RUNS += [(script, dataset) for script in SHRINK for dataset in ("imagenet", "cif
 RUNS += [(script, dataset) for script in DIFFUSION for dataset in ("imagenet", "cifar100", "omniglot")]
 RUNS += [(script, dataset) for script in SCGM for dataset in ("cifar100", "omniglot", "living17", "tiered_imagenet")]
 RUNS += [(script, dataset) for script in GAN for dataset in ("emnist_fs", "omniglot_fs", "cifar100_fs")]
-RUNS += [("scripts/scgm/choose.sh", ""), ("scripts/few_shot_gan/choose.sh", "")]
+RUNS += [("scripts/scgm/choose.sh", "")]
+RUNS += [("scripts/few_shot_gan/choose.sh", dataset) for dataset in ("emnist_fs", "omniglot_fs", "cifar100_fs")]
 RUNS += [(script, dataset) for script in FEW_SHOT for dataset in ("omniglot_vinyals", "cifar_fs", "fc100")]
 RUNS += [(script, dataset) for script in FEW_SHOT for dataset in ("mini_imagenet", "tiered_imagenet")]
 RUNS += [(script, size) for script in ANALOGY for size in ("two_cores", "paper")]
@@ -72,6 +73,7 @@ def test_commands_are_accepted(recorded, monkeypatch, script, argument):
     assert commands
     for command in commands:
         parsed(command)
+        assert all((ROOT / grid).is_file() for flag, grid in zip(command, command[1:]) if flag == "--select")
 
 
 def test_without_a_data_root_a_download_is_allowed(recorded):
