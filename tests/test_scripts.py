@@ -7,6 +7,7 @@ import importlib
 import os
 import stat
 import subprocess
+from itertools import pairwise
 
 import pytest
 from conftest import ROOT
@@ -73,7 +74,7 @@ def test_commands_are_accepted(recorded, monkeypatch, script, argument):
     assert commands
     for command in commands:
         parsed(command)
-        assert all((ROOT / grid).is_file() for flag, grid in zip(command, command[1:]) if flag == "--select")
+        assert all((ROOT / grid).is_file() for flag, grid in pairwise(command) if flag == "--select")
 
 
 def test_without_a_data_root_a_download_is_allowed(recorded):
