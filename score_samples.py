@@ -26,7 +26,7 @@ from lowshot.artifacts import Provenance, is_done, recipe, write_json, writing
 from lowshot.benchmark import extractor_name
 from lowshot.cli import run
 from lowshot.errors import InputError
-from lowshot.features import Features, read_features
+from lowshot.features import Features, check_same_space, read_features
 from lowshot.gan.data import few_shot_rows
 from lowshot.gan.samples import read_samples
 from lowshot.gan.scores import SCORES, image_scores
@@ -108,6 +108,7 @@ def main(config: Config) -> Path:
 def _real(config: Config, split: Split, train: Features, trial: int) -> tuple[np.ndarray, np.ndarray]:
     """The real images that are compared with, class after class: features (N, D), classes (N,)."""
     source = train if config.reference != "test" else read_features(config.test, split.n_classes)
+    check_same_space(train, source)
     if config.reference in ("base", "test"):
         classes = split.base_classes if config.reference == "base" else split.novel_classes
         rows = np.flatnonzero(np.isin(source.labels, classes))

@@ -26,12 +26,13 @@ from jsonargparse.typing import PositiveInt
 from lowshot.artifacts import is_done
 from lowshot.backbones import HeadName, save_extractor
 from lowshot.cli import run
-from lowshot.datasets.images import Images, read_images, with_more
+from lowshot.datasets.images import Images, read_images, rows_of, with_more
 from lowshot.errors import InputError
 from lowshot.extractor_training import ExtractorSettings, ExtractorTrainer, freeze
+from lowshot.extractors import check_knows_base_only
 from lowshot.gan.data import read_few_shot_rows
 from lowshot.gan.samples import read_sample_images
-from lowshot.image_training import check_training, hold_out, image_training, rows_of, training_recipe
+from lowshot.image_training import check_training, hold_out, image_training, training_recipe
 from lowshot.networks import NetworkChoice, build_network, check_network
 from lowshot.protocol import Split, read_split
 
@@ -100,12 +101,16 @@ def _check_settings(config: Config) -> None:
         raise InputError("samples, trial and repeat_shots: are for fine-tuning on --shots")
     if config.shots and (config.validation_classes or config.holdout or config.patience):
         raise InputError("shots: validation_classes, holdout and patience are for training on base classes")
+    if config.shots and not (config.weights or config.pretrained):
+        raise InputError("shots: are to fine-tune a network; give its --weights")
     if config.trained == []:
         raise InputError("trained: names no part of the network")
 
 
 def few_shot_images(config: Config, images: Images, split: Split) -> tuple[Images, np.ndarray, np.ndarray]:
     """The images with the samples behind them; the rows to train on, shots and samples alike; the rows to watch."""
+    if config.weights:
+        check_knows_base_only(config.weights.parent, config.data / "split.json")
     rows = read_few_shot_rows(images, split, config.data, config.shots, config.trial)
     learned = np.tile(rows.supports, config.repeat_shots)
     if config.samples is not None:

@@ -19,24 +19,25 @@ torchrun --nproc-per-node 8 train_gan.py pretrain ... --devices 8
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from jsonargparse.typing import PositiveInt
 
-from lowshot.artifacts import digest, is_done, read_recipe, recipe
+from lowshot.artifacts import is_done, recipe
 from lowshot.backbones import Extractor
 from lowshot.cli import run_commands
-from lowshot.datasets.images import Images, read_images
+from lowshot.datasets.images import Images, read_images, rows_of
 from lowshot.errors import InputError
-from lowshot.extractors import ExtractorChoice, novel_classes_seen, open_extractor
+from lowshot.extractors import ExtractorChoice, check_knows_base_only, open_extractor
+from lowshot.gan.augmentation import DiscriminatorAugmentation
 from lowshot.gan.data import examples, read_few_shot_rows
 from lowshot.gan.model import Gan, gan_recipe, load_gan, save_gan
 from lowshot.gan.networks import FinetuneMode, GanConfig, GanNetwork, check_sizes
 from lowshot.gan.training import GanSettings, GanTrainer, reference
-from lowshot.image_training import image_training, rows_of
+from lowshot.image_training import image_training
 from lowshot.protocol import Split, read_split
 
 
@@ -63,15 +64,18 @@ class FinetuneConfig(StageConfig):
     """shots of every novel class"""
     trial: PositiveInt = 1
     """trial of draws.json whose first k shots are learned from"""
-    g_mode: FinetuneMode = "linear"
+    g_mode: FinetuneMode = "all"
     """what is trained of the generator: its class tables, also the layers that noise and class pass through, or all"""
-    d_mode: FinetuneMode = "embed"
+    d_mode: FinetuneMode = "all"
     """what is trained of the discriminator: its class table, also its heads, or all"""
     semi_supervised: bool = False
     """let the unlabelled pool of the novel classes feed the unconditional loss (needs --alpha above 0)"""
     shared_pool: bool = False
     """take all training images of the novel classes both for the unlabelled pool and for validation, as released"""
-    steps: PositiveInt = 5000
+    augment: DiscriminatorAugmentation = field(default_factory=lambda: DiscriminatorAugmentation("fixed", 0.4))
+    """changes of all images that the discriminator sees; adaptive ones do not notice that it learns shots by heart"""
+    steps: PositiveInt = 4000
+    score_every: PositiveInt = 500
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -122,6 +126,8 @@ def _train(
     modes: tuple[FinetuneMode, FinetuneMode] = ("all", "all"),
 ) -> Path:
     """Train the GAN of `start` on rows of `images`, and write it."""
+    if config.augment.mode == "fixed" and not config.augment.p:
+        raise InputError("augment.mode fixed: give augment.p, the probability, or mode none")
     if config.batch_size % config.devices:
         raise InputError(f"batch_size {config.batch_size}: is not to be shared equally by {config.devices} processes")
     if is_done(config.out, made_from, config.overwrite):
@@ -157,20 +163,11 @@ def _recipe(
     it is to judge."""
     extractor, chosen = open_extractor(config, images)
     if config.extractor is not None:
-        _check_extractor(config)
+        check_knows_base_only(config.extractor, config.data / "split.json")
     files = {"images": config.data / "images.h5", "split": config.data / "split.json", "weights": config.weights}
     made_from = recipe(stage, config, {**files, **inputs})
     made_from["inputs"] |= chosen
     return extractor, made_from
-
-
-def _check_extractor(config: PretrainConfig | FinetuneConfig) -> None:
-    split = config.data / "split.json"
-    trained_on = (read_recipe(config.extractor) or {"inputs": {}})["inputs"].get("split")
-    if trained_on not in (None, digest(split)):
-        raise InputError(f"{config.extractor}: trained on another split than {split}, maybe on its novel classes")
-    if novel_classes_seen(config.extractor):
-        raise InputError(f"{config.extractor}: has learned novel classes, so it cannot judge images of them")
 
 
 def _open_pretrained(config: FinetuneConfig, images: Images) -> Gan:

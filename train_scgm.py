@@ -22,9 +22,9 @@ import numpy as np
 from lowshot.artifacts import is_done
 from lowshot.backbones import save_extractor
 from lowshot.cli import run
-from lowshot.datasets.images import Images, read_images
+from lowshot.datasets.images import Images, read_images, rows_of
 from lowshot.errors import InputError
-from lowshot.image_training import hold_out, image_training, rows_of, training_recipe
+from lowshot.image_training import hold_out, image_training, training_recipe
 from lowshot.networks import NetworkChoice, build_network, check_network
 from lowshot.protocol import Split, read_split
 from lowshot.scgm.model import ScgmModel

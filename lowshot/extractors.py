@@ -77,6 +77,15 @@ def novel_classes_seen(folder: Path) -> dict:
     return seen
 
 
+def check_knows_base_only(folder: Path, split: Path) -> None:
+    """InputError if the extractor in `folder` says that it was trained on another split, or on novel classes."""
+    trained_on = (read_recipe(folder) or {"inputs": {}})["inputs"].get("split")
+    if trained_on not in (None, digest(split)):
+        raise InputError(f"{folder}: trained on another split than {split}, maybe on its novel classes")
+    if novel_classes_seen(folder):
+        raise InputError(f"{folder}: has learned novel classes; only one of base classes will do here")
+
+
 def _check_form(model: Extractor, images: Images, folder: Path) -> None:
     size = model.config.image_size
     for what, own, other in (

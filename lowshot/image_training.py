@@ -21,7 +21,6 @@ from lowshot.datasets.images import Images
 from lowshot.errors import InputError
 from lowshot.loading import batches, in_batches, to_unit
 from lowshot.networks import settings_read
-from lowshot.protocol import Split
 from lowshot.runtime import open_fabric
 from lowshot.seeds import stream, torch_stream
 from lowshot.training import TrainingRun, learning_rate, refuse_other_leftover, training_run
@@ -87,14 +86,6 @@ def training_recipe(stage: str, config: TrainingSettings, inputs: dict[str, Path
     if config.devices > 1:  # batch norm sees the images of its own process
         made_from["config"]["devices"] = config.devices
     return made_from
-
-
-def rows_of(images: Images, split: Split, classes: np.ndarray | list[int], where: Path) -> np.ndarray:
-    """Training rows of the images file `where` that are of `classes`; InputError if it holds others than the split."""
-    if images.labels.max() >= split.n_classes:
-        raise InputError(f"{where}: label {images.labels.max()} is outside the split's {split.n_classes} classes")
-    rows = images.rows(test=False)
-    return rows[np.isin(images.labels[rows], classes)]
 
 
 def check_training(config: TrainingSettings, images: Images, n_rows: int) -> None:

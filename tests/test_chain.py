@@ -7,10 +7,12 @@ from conftest import run_script
 
 def chain(root, image_folder) -> list[list]:
     """The commands of the pipeline, each with its output last."""
-    data, first = root / "data", root / "conv4"
+    data, first, gan = root / "data", root / "conv4", root / "gan"
     inputs = ["--train", first / "features" / "train.h5", "--test", first / "features" / "test.h5",
               "--split", data / "split.json", "--draws", data / "draws.json", "--shots", "[1,5]"]  # fmt: skip
     sgd = ["--sgd.n_steps", 60, "--sgd.batch_size", 40]
+    small = ["--data", data, "--extractor", first / "extractor", "--batch_size", 8, "--steps", 4, "--score_every", 2,
+             "--accelerator", "cpu"]  # fmt: skip
     return [
         ["preprocessing.py", "--dataset", "folder", "--root", image_folder, "--image_size", 16, "--test_per_class", 4,
          "--max_shots", 5, "--n_trials", 2, "--novel_fraction", 0.4, "--out", data],
@@ -25,7 +27,22 @@ def chain(root, image_folder) -> list[list]:
         ["low_shot.py", *inputs, *sgd, "--out", root / "results" / "plain.json"],
         ["low_shot.py", *inputs, *sgd, "--generator", first / "generator", "--max_per_label", 5,
          "--out", root / "results" / "generated.json"],
-        ["parse_results.py", "--results", root / "results", "--data", data,
+        ["train_gan.py", "pretrain", *small, "--ngf", 16, "--ndf", 2, "--z_dim", 4, "--out", gan / "pretrained"],
+        ["train_gan.py", "finetune", *small, "--gan", gan / "pretrained", "--k", 5, "--semi_supervised", "true",
+         "--alpha", 1, "--out", gan / "tuned"],
+        ["sample_gan.py", "--gan", gan / "tuned", "--split", data / "split.json", "--n_per_class", 10,
+         "--out", gan / "samples.h5"],
+        ["save_features.py", "--extractor", first / "extractor", "--data", gan / "samples.h5", "--accelerator", "cpu",
+         "--out", gan / "samples"],
+        ["score_samples.py", *inputs[:-2], "--samples", gan / "samples" / "train.h5", "--reference", "test",
+         "--out", root / "results" / "scores.json"],
+        ["low_shot.py", *inputs[:-2], "--shots", "[5]", "--trials", "[1]", "--classifier", "logistic_regression",
+         "--samples", gan / "samples" / "train.h5", "--max_per_label", 10, "--out", root / "results" / "samples.json"],
+        ["train_extractor.py", "--data", data, "--model", "Conv4", "--width", 0.25, "--epochs", 2, "--batch_size", 16,
+         "--weights", first / "extractor" / "model.pt", "--shots", 5, "--samples", gan / "samples.h5",
+         "--trained", "[classifier]", "--mixup.alpha", 1, "--accelerator", "cpu",
+         "--out", root / "tuned" / "extractor"],
+        ["parse_results.py", "--results", root / "results", "--data", data, "--gan", gan / "tuned",
          "--features", first / "features" / "test.h5", "--out", root / "report"],
     ]  # fmt: skip
 

@@ -106,6 +106,13 @@ def test_the_balanced_split_comes_first(tmp_path):
     assert emnist.find(Source(tmp_path)).digests == found.digests  # still by ByMerge, which held the same
 
 
+def test_unequal_classes_need_a_bound(tmp_path, monkeypatch):
+    write_emnist(tmp_path)
+    save_idx(tmp_path / "emnist-bymerge-test-labels-idx1-ubyte.gz", np.repeat([0, 0, 1, 2, 3], 4))
+    with pytest.raises(InputError, match=r"classes of 14 to 18 images; .* any other needs --max_per_class"):
+        small_emnist(monkeypatch, tmp_path)
+
+
 def test_another_number_of_classes_is_refused(tmp_path):
     write_emnist(tmp_path)
     with pytest.raises(InputError, match="4 classes; the split of emnist_fs is of 47"):

@@ -1,6 +1,7 @@
 """Extractors that are fine-tuned on a few shots and generated images, and judged by their own head."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import sample_gan
 import save_features
 import train_extractor
 import train_gan
-from lowshot.artifacts import read_json
+from lowshot.artifacts import read_json, write_json
 from lowshot.backbones import load_extractor
 from lowshot.datasets.images import read_images
 from lowshot.errors import InputError
@@ -136,6 +137,19 @@ def test_what_does_not_belong_is_refused(data, extractor, samples, tmp_path, cha
     with pytest.raises(InputError, match=words):
         tune(data, extractor, tmp_path / "x", samples=samples, **changes)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_may_know_novel_classes_is_refused(data, extractor, tuned, tmp_path):
+    with pytest.raises(InputError, match="extractor: has learned novel classes"):
+        tune(data, tuned / "extractor", tmp_path / "x")
+    shutil.copytree(extractor, tmp_path / "other")
+    made_from = read_json(tmp_path / "other" / "config.json")
+    made_from["inputs"]["split"] = "another"
+    write_json(tmp_path / "other" / "config.json", made_from)
+    with pytest.raises(InputError, match="other: trained on another split than"):
+        tune(data, tmp_path / "other", tmp_path / "x")
+    with pytest.raises(InputError, match="shots: are to fine-tune a network"):
+        tune(data, extractor, tmp_path / "x", weights=None)
 
 
 def test_images_that_are_no_samples_are_refused(data, extractor, tmp_path):

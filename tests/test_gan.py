@@ -59,7 +59,7 @@ def noise_and_labels(n: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
 )
 def test_published_numbers_of_parameters(n_classes, ngf, ndf, generator, discriminator):
     """Trained by each mode of fine-tuning, and in all."""
-    config = GanConfig(n_classes, 3, 32, ngf=ngf, ndf=ndf, network="published")
+    config = GanConfig(n_classes, 3, 32, ngf=ngf, ndf=ndf, z_dim=64, network="published")
     for network, expected in ((build(config), generator), (Discriminator(config), discriminator)):
         for mode, n in zip(("embed", "linear", "all"), expected):
             assert sum(p.numel() for p in choose_trained(network, mode)) == n

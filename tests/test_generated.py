@@ -48,9 +48,13 @@ def test_a_row_of_samples_for_each_class(trained, gans, data, tmp_path):
     assert Image.open(tmp_path / "b.png").size[1] == len(split.base_classes) * PITCH + 2
 
 
-def test_from_one_class_to_the_other(trained, tmp_path):
-    """The share belongs to the class at the bottom: there, the images are those of the first class."""
+def test_from_one_class_to_the_other(trained, tmp_path, monkeypatch):
+    """A row is named by its share of the first class, which is at the bottom (spec 5)."""
     images, _, gan = trained
+    plain, named = generated._named, []
+    monkeypatch.setattr(
+        generated, "_named", lambda sheet, names, size: named.extend(names) or plain(sheet, names, size)
+    )
     generated.between_sheet(tmp_path / "a.png", gan, images)
     sheet = Image.open(tmp_path / "a.png")
     assert sheet.size == (290, 290)
@@ -62,7 +66,10 @@ def test_from_one_class_to_the_other(trained, tmp_path):
             expected = to_bytes(gan.gan.averaged.module(z, labels)).numpy()
         for column in range(4, 16):  # the first ones may be under the name
             assert np.abs(cell(sheet, row, column).astype(int) - expected[column]).max() <= 1
-    assert (np.asarray(sheet)[..., 2] > np.asarray(sheet)[..., 0]).any()  # blue names
+    assert len(named) == 16 and (named[0], named[15]) == ("0.00", "1.00")
+    red, green, blue = np.moveaxis(np.asarray(sheet), 2, 0)
+    blue = (blue == 255) & (red == green) & (red < 200)  # of a name on white
+    assert all(blue[row * PITCH : (row + 1) * PITCH].any() for row in range(16))
 
 
 def test_crossover_rows(trained, data, tmp_path):

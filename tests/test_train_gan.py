@@ -165,7 +165,7 @@ def test_two_processes_train_as_one(gans, tmp_path):
 def test_fine_tuning_leaves_the_rest_as_it_was(gans, tmp_path, network):
     """Of the weights, that is: spectral norm's vectors go on."""
     before = pretrain(gans.data, gans.extractor, tmp_path / "base", network=network, steps=2)
-    after = finetune(gans.data, gans.extractor, before, tmp_path / "few", steps=4)
+    after = finetune(gans.data, gans.extractor, before, tmp_path / "few", steps=4, g_mode="linear", d_mode="embed")
     gan = Gan(GanConfig(**read_json(before / "config.json")["model"]))
     names = {f"{part}.{name}" for part in ("generator", "discriminator")
              for name, _ in getattr(gan, part).named_parameters()}  # fmt: skip
@@ -333,6 +333,11 @@ def test_a_batch_must_be_shared_equally(gans, tmp_path):
         pretrain(gans.data, gans.extractor, tmp_path / "x", devices=3)
 
 
+def test_fixed_changes_need_a_probability(gans, tmp_path):
+    with pytest.raises(InputError, match=r"augment\.mode fixed: give augment\.p"):
+        pretrain(gans.data, gans.extractor, tmp_path / "x", augment=DiscriminatorAugmentation("fixed"))
+
+
 def test_a_judge_that_has_learned_novel_classes_is_refused(gans, tmp_path):
     for name, part, value in (("shots", "config", 3), ("split", "inputs", "another")):
         judge = tmp_path / name
@@ -475,6 +480,39 @@ def test_scores_refuse_what_cannot_be_compared(gans, features, sampled, tmp_path
         score(gans, features, sampled.features, tmp_path / "s.json", reference="base")
     with pytest.raises(InputError, match="give --test"):
         score(gans, features, sampled.features, tmp_path / "s.json", reference="test")
+    other = tmp_path / "test.h5"
+    shutil.copy(features / "test.h5", other)
+    with h5py.File(other, "r+") as file:
+        inputs = json.loads(file.attrs["inputs"])
+        file.attrs["inputs"] = json.dumps(inputs | {"extractor": "another"})
+    with pytest.raises(InputError, match=r"test\.h5: from another extractor than"):
+        score(gans, features, sampled.features, tmp_path / "s.json", reference="test", test=other)
+
+
+def test_a_pool_shared_with_validation_is_no_reference(gans, features, tmp_path):
+    """Training on it works, choosing by it is the release's overlap, and scores against it are refused."""
+    options = {"semi_supervised": True, "alpha": 1.0, "shared_pool": True, "steps": 2}
+    shared = finetune(gans.data, gans.extractor, gans.pretrained, tmp_path / "shared", **options)
+    split = gans.data / "split.json"
+    samples = sample_gan.main(sample_gan.Config(gan=shared, split=split, n_per_class=10, out=tmp_path / "s.h5"))
+    out = save_features.main(save_features.Config(extractor=gans.extractor, data=samples, out=tmp_path / "features",
+                                                  accelerator="cpu"))  # fmt: skip
+    for reference in ("validation", "unlabelled"):
+        with pytest.raises(InputError, match=f"shared pool; its {reference} images hold its own shots"):
+            score(gans, features, out / "train.h5", tmp_path / "s.json", reference=reference)
+    options = {"reference": "test", "test": features / "test.h5"}
+    assert score(gans, features, out / "train.h5", tmp_path / "t.json", **options)["gan"]["shared_pool"] is True
+
+
+def test_scores_against_the_pool(gans, features, sampled, tmp_path):
+    result = score(gans, features, sampled.features, tmp_path / "s.json", reference="unlabelled", n_neighbours=1)
+    train, split = read_features(features / "train.h5"), read_split(gans.data / "split.json")
+    rows = few_shot_rows(train.labels, split, read_draws(gans.data / "draws.json")[1], 3, "draws").unlabelled
+    real = torch.from_numpy(train.feats[rows])
+    made = read_features(sampled.features)
+    first = [np.flatnonzero(made.labels == c)[:n] for c, n in zip(*np.unique(train.labels[rows], return_counts=True))]
+    expected = image_scores(real, torch.from_numpy(made.feats[np.concatenate(first)]), 1)
+    assert {name: result["scores"][0][name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 def test_features_of_samples_say_what_they_are_made_from(gans, sampled):

@@ -63,6 +63,12 @@ def _read(name: str, source: Source, content: Content) -> Content:
     if n != SETS[name].n_classes:
         raise InputError(f"{source.root}: {n} classes; the split of {name} is of {SETS[name].n_classes}")
     images = content.images
+    counts = np.bincount(images.labels, minlength=n)
+    if name == "emnist_fs" and source.max_per_class is None and counts.min() < counts.max():
+        raise InputError(
+            f"{source.root}: classes of {counts.min()} to {counts.max()} images; emnist_fs is of the balanced EMNIST, "
+            "any other needs --max_per_class"
+        )
     kept = [rows[: source.max_per_class] for rows in shuffled_rows(images.labels, n)]
     train = [rows[: int(TRAIN_SHARE * len(rows))] for rows in kept]
     is_test = np.ones(len(images), bool)

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from lowshot.artifacts import open_h5, require_datasets, write_recipe
 from lowshot.errors import CorruptImage, InputError
+from lowshot.protocol import Split
 
 SCHEMA = "lowshot-images-1"
 
@@ -164,3 +165,11 @@ def to_square(image: Image.Image, size: int) -> Image.Image:
 def to_tensor(pixels: np.ndarray) -> torch.Tensor:
     """uint8 (B, H, W, C) -> uint8 (B, C, H, W), without a copy."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def rows_of(images: Images, split: Split, classes: np.ndarray | list[int], where: Path) -> np.ndarray:
+    """Training rows of the images file `where` that are of `classes`; InputError if it holds others than the split."""
+    if images.labels.max() >= split.n_classes:
+        raise InputError(f"{where}: label {images.labels.max()} is outside the split's {split.n_classes} classes")
+    rows = images.rows(test=False)
+    return rows[np.isin(images.labels[rows], classes)]

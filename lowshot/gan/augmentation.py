@@ -1,6 +1,9 @@
 """Random changes of all images that a discriminator sees, real and generated alike (Karras et al., StyleGAN2-ADA,
 NeurIPS 2020), in the subset of Beckham et al. (spec 2.4): one differentiable affine map an image.
 
+Departs from both: the map is sampled bilinearly once, without filtering at twice the resolution, and one of the two
+rotations comes before all other changes.
+
 A generator does not learn the changes as long as they leave most images as they are.
 """
 

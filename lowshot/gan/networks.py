@@ -37,7 +37,7 @@ class GanNetwork:
     blocks_per_res: list[NonNegativeInt] | None = None
     """blocks behind each doubling of the side (published: [1, 1, 1, 1] at 32 px); the constant's side is the image's,
     halved as often. If not given, one behind each of as many as there can be, four at most"""
-    z_dim: PositiveInt = 64
+    z_dim: PositiveInt = 16
     """dimensions of the noise, and of the embedding of a class"""
     film: Literal["relu", "affine"] = "relu"
     """published: relu, scales and shifts are never negative, half of them zero at first, as released; affine, they

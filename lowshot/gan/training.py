@@ -32,16 +32,16 @@ _PENALTY_EVERY = 16
 
 @dataclass(kw_only=True)
 class GanSettings(LaunchSettings):
-    """How a GAN is trained. The published values: network published, betas 0.9 and 0.9, ema 0, augment.mode none."""
+    """How a GAN is trained. The published values are those of configs/few_shot_gan/train_gan-*-published-*.yaml."""
 
     steps: PositiveInt = 100_000
     """updates of the discriminator"""
     batch_size: PositiveInt = 32
     """labelled images a step, and as many generated and unlabelled ones, over all processes together"""
-    lr: PositiveFloat = 2e-4
-    """learning rate of AdamW"""
-    d_lr: PositiveFloat | None = None
-    """that of the discriminator, if it is another one"""
+    lr: PositiveFloat = 4e-4
+    """learning rate of AdamW for the generator"""
+    d_lr: PositiveFloat = 1e-3
+    """and for the discriminator; slower ones let the generator make one image a class"""
     beta1: Momentum = 0.5
     """of AdamW"""
     beta2: Momentum = 0.99
@@ -126,7 +126,7 @@ class GanTrainer:
         self.trained = [choose_trained(net, mode) for net, mode in zip((gan.generator, gan.discriminator), modes)]
         self.optimizers = [
             torch.optim.AdamW(chosen, lr, (s.beta1, s.beta2), weight_decay=s.weight_decay)
-            for chosen, lr in zip(self.trained, (s.lr, s.d_lr or s.lr))
+            for chosen, lr in zip(self.trained, (s.lr, s.d_lr))
         ]
         self.progress = {"step": 0, "best_fid": float("inf"), "best_step": 0, "best_state": None}
         self.p = torch.tensor(float(s.augment.p if s.augment.mode == "fixed" else 0), device=fabric.device)

@@ -13,11 +13,10 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from lowshot.artifacts import digest
-from lowshot.datasets.images import Images, to_tensor
+from lowshot.datasets.images import Images, rows_of, to_tensor
 from lowshot.errors import InputError
 from lowshot.gan.data import read_few_shot_rows
 from lowshot.gan.model import Gan, gan_recipe, load_gan, sample_noise, to_bytes
-from lowshot.image_training import rows_of
 from lowshot.protocol import Split
 from lowshot.report.figures import OKABE_ITO, figure_at
 from lowshot.seeds import stream

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Images, the class split of each seed, and shots: trial 1 has the published ones.
+# Images, the class split of each seed, and shots: those of trial 1 are the published ones (EMNIST: of its balanced split).
 source "$(dirname "$0")/common.sh"
 for seed in $seeds; do
   # shellcheck disable=SC2086

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The low-shot benchmark with and without samples of the GANs, on the same shots: four rows of a class, one of them real, for every shot (choose.sh).
+# The low-shot benchmark with and without samples of the GANs, on the same shots: four rows of a class, one of them real, for every shot
+# (chosen by choose.sh).
 source "$(dirname "$0")/common.sh"
 list() { echo "[$(echo $* | tr ' ' ,)]"; }
 for seed in $seeds; do

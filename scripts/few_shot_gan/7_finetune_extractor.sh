@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Samples as images: the classifier of the base classes is fine-tuned on the shots, alone and with a hundred samples of each class, and judged
-# by its own head. Without samples every epoch shows the shots so often that it has as many steps.
+# by its own head. Without samples every epoch shows the shots so often that it has as many steps or a few more.
 source "$(dirname "$0")/common.sh"
 for seed in $seeds; do
   own=$out/seed$seed
@@ -16,7 +16,7 @@ for seed in $seeds; do
   }
   for trial in $trials; do
     for k in $shots; do
-      finetune shots "$trial" "$k" --repeat_shots $(((100 + k) / k))
+      finetune shots "$trial" "$k" --repeat_shots $(((99 + 2 * k) / k))
       for kind in $kinds; do
         samples=$own/samples/$kind$network/trial${trial}_k$k/hundred.h5
         python sample_gan.py --gan $own/gan/$kind$network/trial${trial}_k$k --split $own/data/split.json --n_per_class 100 --seed $seed --out "$samples"
