@@ -2,7 +2,8 @@
 
 Reads   SAMPLES (features of sample_gan.py's images, by save_features.py), TRAIN and maybe TEST (features of real
         images), split.json, draws.json
-Writes  one results JSON: FID, KID, precision, recall, density and coverage of all classes together and of each
+Writes  one results JSON: FID, KID, precision, recall, density and coverage of all classes together and of each, and how
+        many generated images are nearest to their own class's mean
 
 --reference says which real images: `validation`, those training images of the novel classes that are neither shots nor
 in the unlabelled pool; `unlabelled`, that pool; `test`, the test images of the novel classes; `base`, the training
@@ -29,7 +30,7 @@ from lowshot.errors import InputError
 from lowshot.features import Features, check_same_space, read_features
 from lowshot.gan.data import few_shot_rows
 from lowshot.gan.samples import read_samples
-from lowshot.gan.scores import SCORES, image_scores
+from lowshot.gan.scores import SCORES, image_scores, nearest_own_class
 from lowshot.protocol import Split, read_draws, read_split
 from lowshot.runtime import pick_device
 from lowshot.seeds import stream
@@ -136,8 +137,14 @@ def _scores(config: Config, real: torch.Tensor, made: torch.Tensor, classes: tor
     """Scores of all classes together (class null), then of each that has images enough."""
     one_by_one = [(int(c), classes == c) for c in classes.unique()]
     parts = [(None, torch.ones_like(classes, dtype=torch.bool)), *one_by_one]
+    right = nearest_own_class(real, made, classes).double()
     return [
-        {"class": c, "n_images": int(rows.sum()), **image_scores(real[rows], made[rows], config.n_neighbours)}
+        {
+            "class": c,
+            "n_images": int(rows.sum()),
+            **image_scores(real[rows], made[rows], config.n_neighbours),
+            "class_accuracy": right[rows].mean().item(),
+        }
         for c, rows in parts
         if c is None or rows.sum() > config.n_neighbours
     ]

@@ -7,7 +7,7 @@ from scipy.linalg import sqrtm
 
 from lowshot.errors import InputError
 from lowshot.gan import scores
-from lowshot.gan.scores import image_scores
+from lowshot.gan.scores import image_scores, nearest_own_class
 
 
 def features(n: int, shift: float, seed: int, dim: int = 6) -> torch.Tensor:
@@ -70,6 +70,13 @@ def test_neighbour_scores_against_loops(monkeypatch, k, n_distances):
     found = image_scores(x, y, n_neighbours=k)
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
     assert 0 < expected["recall"] < 1 and 0 < expected["precision"] < 1
+
+
+def test_which_images_are_of_their_own_class():
+    labels = torch.tensor([3, 3, 8, 8])
+    real = torch.tensor([[0.0, 0], [2, 0], [10, 0], [12, 0]])  # means at 1 and 11
+    fake = torch.tensor([[5.9, 0], [6.1, 0], [6.1, 0], [-3, 0]])
+    assert nearest_own_class(real, fake, labels).tolist() == [True, False, True, False]
 
 
 def test_the_same_images_are_perfect():

@@ -93,7 +93,7 @@ def test_crossover_rows(trained, data, tmp_path):
 def test_the_report_shows_them(gans, data, tmp_path):
     split = read_split(data / "split.json")
     scores = {"class": None, "n_images": 9, "fid": 3.0, "kid": 0.1} | dict.fromkeys(
-        ("precision", "recall", "density", "coverage"), 0.5
+        ("precision", "recall", "density", "coverage", "class_accuracy"), 0.5
     )
     provenance = {"command": "x", "commit": None, "versions": {}, "device": "cpu", "wall_time_s": 1.0,
                   "peak_memory_bytes": 1}  # fmt: skip

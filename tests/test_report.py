@@ -584,7 +584,7 @@ def test_one_class_split_has_no_such_table(folder):
 
 
 def score_content(method, split, fid, reference="validation", trial=1, **changes):
-    scores = {"kid": -0.001, "precision": 0.5, "recall": 0.25, "density": 1.5, "coverage": 0.75}
+    scores = {"kid": -0.001, "precision": 0.5, "recall": 0.25, "density": 1.5, "coverage": 0.75, "class_accuracy": 1}
     rows = [{"class": c, "n_images": 10, "fid": fid + i, **scores} for i, c in enumerate([None, 3, 7])]
     one = content(method, protocol={"setup": "both", "setting": "inductive", "split_digest": str(split) * 64},
                   config={"reference": reference, "seed": 0}, gan={"k": 5, "trial": trial}, **changes)  # fmt: skip
@@ -611,7 +611,7 @@ def test_scores_of_generated_images_by_hand(tmp_path, capsys):
     page = (tmp_path / "report" / "report.html").read_text()
     assert "Scores of generated images" in page and "FID of each class" in page
     wide = pd.read_csv(tmp_path / "report" / "tables" / "image_scores.csv")
-    assert len(wide) == 2 * 2 * 2 * 3 * 6 and set(wide["class"]) == {-1, 3, 7}
+    assert len(wide) == 2 * 2 * 2 * 3 * 7 and set(wide["class"]) == {-1, 3, 7}
 
 
 @pytest.mark.parametrize(("name", "value"), [("fid", -1.0), ("precision", 1.2), ("kid", float("nan"))])

@@ -465,6 +465,7 @@ def test_samples_are_scored_by_features(gans, features, sampled, tmp_path):
     expected = image_scores(torch.from_numpy(real.feats[rows]), torch.from_numpy(made.feats[first]))
     assert (overall["class"], overall["n_images"]) == (None, 16)
     assert {name: overall[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert overall["class_accuracy"] == pytest.approx(np.mean([one["class_accuracy"] for one in each]))
     assert [one["class"] for one in each] == novel and [one["n_images"] for one in each] == [4] * 4
     pool = read_json(score_samples.main(score_samples.Config(
         samples=sampled.features, train=features / "train.h5", split=gans.data / "split.json",

@@ -2,7 +2,8 @@
 
 Fréchet and kernel distance (Heusel et al., NeurIPS 2017; Bińkowski et al., ICLR 2018) are torchmetrics'. Precision and
 recall (Kynkäänniemi et al., NeurIPS 2019), density and coverage (Naeem et al., ICML 2020) compare balls around images
-that reach to their k-th neighbour of the same kind. Distances are float64: the balls' borders are differences of small
+that reach to their k-th neighbour of the same kind. None of them sees whether an image is of the class that was asked
+for: the accuracy of the nearest class mean does. Distances are float64: the balls' borders are differences of small
 numbers, and FID's matrix product of ill-conditioned ones.
 """
 
@@ -16,7 +17,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from lowshot.errors import InputError
 
-SCORES = ("fid", "kid", "precision", "recall", "density", "coverage")
+SCORES = ("fid", "kid", "precision", "recall", "density", "coverage", "class_accuracy")
 # Distances that are in memory together: 64 MB.
 _N_DISTANCES = 8_000_000
 
@@ -40,6 +41,14 @@ def image_scores(real: Tensor, fake: Tensor, n_neighbours: int = 3, kid_subsets:
         torch.manual_seed(0)
         kid = kernel.compute()[0]
     return {"fid": frechet_distance(real, fake), "kid": float(kid), **_neighbour_scores(real, fake, n_neighbours)}
+
+
+def nearest_own_class(real: Tensor, fake: Tensor, labels: Tensor) -> Tensor:
+    """bool (N,): whether an image that was generated for a class of `labels` (N,) is nearer to the mean of that class's
+    real images than to any other's, by features (N, D) of real and generated images, both of `labels`."""
+    classes, which = labels.unique(return_inverse=True)
+    means = torch.stack([real[which == c].double().mean(0) for c in range(len(classes))])
+    return torch.cdist(fake.double(), means).argmin(1) == which
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:

@@ -30,7 +30,7 @@ _ROWS = {
     "episodes": ({"episode": 0, "n_way": 1, "n_shot": 1}, ["accuracy"]),
     "history": ({"n_steps": 0, "trial": 0, "n_shot": 1}, list(METRICS)),
     "clustering": ({"seed": 0, "n_clusters": 2}, ["nmi", "homogeneity", "adjusted_rand"]),
-    "scores": ({"n_images": 1}, ["fid", "kid", "precision", "recall", "density", "coverage"]),
+    "scores": ({"n_images": 1}, ["fid", "kid", "precision", "recall", "density", "coverage", "class_accuracy"]),
 }
 _LOWEST = {"adjusted_rand": -1, "kid": -np.inf}
 _HIGHEST = {"fid": np.inf, "kid": np.inf, "density": np.inf}

@@ -154,7 +154,7 @@ def clustering_table(summary: pd.DataFrame, classes: str, protocol: tuple[str, s
 
 
 _IMAGE_SCORES = {"fid": "FID", "kid": "KID", "precision": "Precision", "recall": "Recall", "density": "Density",
-                 "coverage": "Coverage"}  # fmt: skip
+                 "coverage": "Coverage", "class_accuracy": "Of own class"}  # fmt: skip
 
 
 def image_scores_table(scores: pd.DataFrame, dataset: str, reference: str) -> Table:
