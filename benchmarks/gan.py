@@ -46,7 +46,7 @@ from lowshot.protocol import make_split
 
 ROOT = Path(__file__).resolve().parents[1]
 N_CLASSES, N_IMAGES, SIDE = 47, 4000, 32
-CONFIG = GanConfig(N_CLASSES, 3, SIDE, network="published", spectral_norm=True)
+CONFIG = GanConfig(N_CLASSES, 3, SIDE, z_dim=64, network="published", spectral_norm=True)
 
 
 @dataclass
@@ -159,7 +159,7 @@ def steps(config: StepsConfig) -> None:
 def _ours(labels: np.ndarray, alpha: float) -> Callable[[int], object]:
     images = torch.randint(0, 256, (N_IMAGES, 3, SIDE, SIDE), dtype=torch.uint8)
     known, augment = Examples(images, torch.from_numpy(labels)), DiscriminatorAugmentation("none")
-    settings = GanSettings(beta1=0.9, beta2=0.9, ema=0, r1=0, alpha=alpha, augment=augment)
+    settings = GanSettings(lr=2e-4, d_lr=2e-4, beta1=0.9, beta2=0.9, ema=0, r1=0, alpha=alpha, augment=augment)
     pool, fabric = known if alpha else None, Fabric(accelerator="cpu")
     return GanTrainer(settings, fabric, None, Gan(CONFIG), nn.Identity(), {}, known, pool)._step
 
