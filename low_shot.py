@@ -96,11 +96,12 @@ class Config(SelectionConfig):
     repetition: bool = False
     """Fill every novel class up to max_per_label by repeating its shots: the control of a generator."""
     max_per_label: PositiveInt = 20
-    """Rows of a novel class, shots included, that propagated rows, samples, a generator or repetition fill up to."""
+    """Rows of a novel class, shots included, that propagated rows, a generator or repetition fill up to."""
     samples: Path | None = None
     """Features of the images of sample_gan.py, by a name in which {trial} and {n_shot} stand for those of a run: each
-    run takes samples of a GAN that was fine-tuned on its own shots. They fill up every novel class behind propagated
-    rows, before a generator does."""
+    run takes samples of a GAN that was fine-tuned on its own shots."""
+    samples_per_shot: PositiveInt = 3
+    """Samples of a novel class for each of its shots."""
     propagated: Path | None = None
     """Rows that diffusion.py labelled: the surest ones fill up every novel class, before a generator does."""
     scores: Path | None = None
@@ -196,7 +197,9 @@ def _recipe(config: Config, inputs: dict[str, Path | None]) -> dict:
     unread = {"criterion", "select_per_shot", *_OPTIONS.values()} - {_OPTIONS.get(config.classifier)}
     if config.generator is None:
         unread |= {"pairs", "pair_scope"}
-    if not (augmented or config.repetition):
+    if config.samples is None:
+        unread |= {"samples_per_shot"}
+    if not (config.generator or config.propagated or config.repetition):
         unread |= {"max_per_label"}
     kept = {name: value for name, value in settings.items() if name not in unread}
     return {**made_from, "config": {**kept, "methods": own} if own else kept}
@@ -285,10 +288,11 @@ def _run(
     feats, most = benchmark.train.feats[rows.ravel()], config.max_per_label
     if propagated is not None:
         feats, labels = _joined(feats, labels, *propagated.of(trial, n_shot, most - n_shot))
-    if samples is not None:
-        feats, labels = _joined(feats, labels, *samples.fill((trial, n_shot), labels, most))
     if generator is not None:
         feats, labels = _joined(feats, labels, *generator.extend(feats, labels, most, config.seed, trial))
+    if samples is not None:
+        n = config.samples_per_shot * n_shot
+        feats, labels = _joined(feats, labels, *samples.first((trial, n_shot), benchmark.novel_classes, n))
     return Run(trial, n_shot, feats, labels)
 
 

@@ -388,11 +388,11 @@ def test_pixels_are_rounded():
 def benchmark(gans, features, sampled, out, **changes):
     options = {"train": features / "train.h5", "test": features / "test.h5", "split": gans.data / "split.json",
                "draws": gans.data / "draws.json", "classifier": "nearest_mean", "shots": [3], "trials": [1],
-               "samples": sampled, "max_per_label": 8}  # fmt: skip
+               "samples": sampled, "samples_per_shot": 2}  # fmt: skip
     return low_shot.main(low_shot.Config(**options | changes, out=out))
 
 
-def test_samples_fill_up_the_shots(gans, features, sampled, tmp_path):
+def test_samples_join_the_shots(gans, features, sampled, tmp_path):
     """As rows of the training set, the first of each class; beside a control without them."""
     template = sampled.features.parent.parent / "trial{trial}_k{n_shot}" / "train.h5"
     result = read_json(benchmark(gans, features, template, tmp_path / "with.json"))
@@ -402,7 +402,7 @@ def test_samples_fill_up_the_shots(gans, features, sampled, tmp_path):
     split, draws = read_split(gans.data / "split.json"), read_draws(gans.data / "draws.json")[1]
     means = {c: train.feats[train.labels == c].mean(0) for c in split.base_classes_2}
     for c in split.novel_classes_2:
-        means[c] = np.concatenate([train.feats[draws[c][:3]], made.feats[made.labels == c][:5]]).mean(0)
+        means[c] = np.concatenate([train.feats[draws[c][:3]], made.feats[made.labels == c][:6]]).mean(0)
     test, classes = read_features(features / "test.h5"), np.array(sorted(means))
     distances = np.linalg.norm(test.feats[:, None] - np.stack([means[c] for c in classes]), axis=2)
     novel = np.isin(test.labels, split.novel_classes_2)
@@ -415,8 +415,7 @@ def test_samples_fill_up_the_shots(gans, features, sampled, tmp_path):
     [
         ({"shots": [2]}, "fine-tuned on 3 shots of trial 1, not 2 of trial 1"),
         ({"trials": [2]}, "fine-tuned on 3 shots of trial 1, not 3 of trial 2"),
-        ({"max_per_label": 3}, "no class has room for a sample beside its 3 rows"),
-        ({"max_per_label": 30}, r"12 samples of class \d, max_per_label 30 needs 27"),
+        ({"samples_per_shot": 5}, r"12 samples of class \d, samples_per_shot needs 15"),
         ({"repetition": True}, "repetition is the control"),
     ],
 )

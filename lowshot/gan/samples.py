@@ -97,19 +97,13 @@ class SampleRows:
             self.rows[run], made_from = read_samples(path, train, config.split, config.draws)
             _check_shots(path, made_from, run)
 
-    def fill(self, run: tuple[int, int], labels: np.ndarray, max_per_label: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first samples of each class of `labels` (N,) that fill it up to `max_per_label` rows: (features float32
-        (M, D), labels int64 (M,)). InputError if there are fewer, or if no class has room for one."""
-        samples, path = self.rows[run], self.files[run]
-        classes, counts = np.unique(labels, return_counts=True)
-        wanted = np.maximum(max_per_label - counts, 0)
-        if not wanted.any():
-            raise InputError(
-                f"max_per_label {max_per_label}: no class has room for a sample beside its {counts[0]} rows"
-            )
-        rows = [np.flatnonzero(samples.labels == c)[:n] for c, n in zip(classes, wanted)]
-        for c, n, found in zip(classes, wanted, rows):
+    def first(self, run: tuple[int, int], classes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first `n` samples of each of `classes` (C,): (features float32 (C n, D), labels int64 (C n,)); InputError
+        if there are fewer."""
+        samples = self.rows[run]
+        rows = [np.flatnonzero(samples.labels == c)[:n] for c in classes]
+        for c, found in zip(classes, rows):
             if len(found) < n:
-                raise InputError(f"{path}: {len(found)} samples of class {c}, max_per_label {max_per_label} needs {n}")
+                raise InputError(f"{self.files[run]}: {len(found)} samples of class {c}, samples_per_shot needs {n}")
         rows = np.concatenate(rows)
         return samples.feats[rows], samples.labels[rows]

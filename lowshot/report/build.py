@@ -56,11 +56,15 @@ def _of(frame: pd.DataFrame, protocol: tuple) -> pd.DataFrame:
 
 
 def _image_score_tables(scores: pd.DataFrame, split: Split | None) -> tuple[list[tables.Table], list[tables.Table]]:
-    """Of each data set and reference: scores over class splits and their differences; and FID of single classes."""
+    """Of each data set and reference: scores over class splits, and differences of GANs of as many shots or of none;
+    then FID of single classes."""
     made, each = [], []
     overall = results.over_splits(scores[scores["class"] < 0].assign(n_shot=0), least=1)
+    k_of = dict(zip(scores["system"], scores["k"]))
     for (dataset, reference), part in overall.groupby(PROTOCOL[:2], sort=False):
         pairs = results.paired_differences(part)
+        ks = pairs[["system", "versus"]].apply(lambda names: names.map(k_of)).to_numpy()
+        pairs = pairs[(ks[:, 0] == ks[:, 1]) | (ks == 0).any(axis=1)]
         made.append(tables.image_scores_table(part, dataset, reference))
         made += [tables.paired_scores_table(pairs, dataset, reference)] if len(pairs) else []
     for protocol, part in scores[scores["class"] >= 0].groupby(PROTOCOL, sort=False):

@@ -186,8 +186,8 @@ def clustering(files: dict[str, dict]) -> pd.DataFrame:
 def scores(files: dict[str, dict]) -> pd.DataFrame:
     """Scores of generated images against real ones in long form: one row per file, class and score.
 
-    Columns: those of `trials` before the trial (setup is the reference: which real images), trial (of the GAN's shots;
-    0 for none), class (-1: all together), n_images, metric, value, draws (that reference) and file.
+    Columns: those of `trials` before the trial (setup is the reference: which real images), trial and k (of the GAN's
+    shots; 0 for none), class (-1: all together), n_images, metric, value, draws (that reference) and file.
     """
     names, parts = system_names(files), []
     for file, content in files.items():
@@ -196,15 +196,15 @@ def scores(files: dict[str, dict]) -> pd.DataFrame:
             about = {key: str(content[key]) for key in ("dataset", "extractor", "method")}
             about |= {key: str(content["protocol"][key]) for key in _PROTOCOL_KEYS}
             about["setup"] = str(content["config"].get("reference", "unknown"))
-            trial = (content.get("gan") or {}).get("trial") or 0
-            parts.append(part.assign(**about, system=names[file], trial=trial, draws=about["setup"], file=file))
-    columns = [*COLUMNS, "trial", "class", "n_images", "metric", "value", "draws", "file"]
+            about |= {key: (content.get("gan") or {}).get(key) or 0 for key in ("trial", "k")}
+            parts.append(part.assign(**about, system=names[file], draws=about["setup"], file=file))
+    columns = [*COLUMNS, "trial", "k", "class", "n_images", "metric", "value", "draws", "file"]
     if not parts:
         return pd.DataFrame(columns=columns)
     frame = pd.concat(parts, ignore_index=True)[columns]
     frame["class"] = frame["class"].fillna(-1).astype(int)
     _refuse_conflicts(frame, [*PROTOCOL, "system", "trial", "class", "metric"])
-    order = [*PROTOCOL[:2], "setting", "system", *PROTOCOL[2:], "trial", "class"]
+    order = [*PROTOCOL[:2], "setting", "k", "system", *PROTOCOL[2:], "trial", "class"]
     return frame.sort_values(order, kind="stable", ignore_index=True)
 
 

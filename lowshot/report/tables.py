@@ -199,7 +199,7 @@ def _score_cells(rows: pd.DataFrame, sign: str = "") -> dict[str, str]:
         row = by_name.loc[name]
         interval = "?" if np.isnan(row["interval"]) else f"{row['interval']:.3g}"
         star = " *" if row.get("differs", False) else ""
-        cells[title] = f"{row['mean']:{sign}.4g} ± {interval}{star}"
+        cells[title] = f"{row['mean']:{sign}.3g} ± {interval}{star}"
     return cells
 
 

@@ -4,7 +4,7 @@ dataset=${1:-emnist_fs}
 case $dataset in
   emnist_fs) representation=conv4 default_shots="5 10 15 25" max_shots=25 n_per_class=600 n_per_base_class=200 ;;
   omniglot_fs) representation=conv4 default_shots=5 max_shots=5 n_per_class=50 n_per_base_class=16 ;;
-  cifar100_fs) representation=resnet18 default_shots="50 100" max_shots=100 n_per_class=500 n_per_base_class=120 ;;
+  cifar100_fs) representation=resnet18 default_shots="50 100" max_shots=100 n_per_class=900 n_per_base_class=120 ;;
   *) echo "usage: $0 [emnist_fs|omniglot_fs|cifar100_fs]" >&2 && exit 2 ;;
 esac
 # A seed is a class split of its own, with an extractor and a GAN of its own; a trial is another draw of the shots.
@@ -19,6 +19,8 @@ precision=${PRECISION:+--precision $PRECISION}
 # Where the images are: DATA_ROOT=/datasets. Without it data/, where they are downloaded to. MAX_PER_CLASS=800 keeps so many images of a class.
 data_root=${DATA_ROOT:+--root $DATA_ROOT}
 max_per_class=${MAX_PER_CLASS:+--max_per_class $MAX_PER_CLASS}
+# SHOTS and TRIALS as commands take them.
+list() { echo "[$(echo $* | tr ' ' ,)]"; }
 out=outputs/$dataset
 results=$out/results_few_shot_gan
 configs=configs/few_shot_gan
