@@ -42,8 +42,10 @@ def test_the_released_pool_holds_everything(given):
 
 
 def test_too_few_images_are_named(given):
-    labels, split, _ = given
+    labels, split, draws = given
     c = split.novel_classes[0]
+    with pytest.raises(InputError, match=rf"draws\.json: few-shot class {c} \(\S+\) has 5 shots, fewer than k = 6"):
+        few_shot_rows(labels, split, draws, 6, "draws.json")
     all_drawn = [np.flatnonzero(labels == c) for c in range(split.n_classes)]
     with pytest.raises(InputError, match=rf"draws\.json: few-shot class {c} \(\S+\) has no images beside its shots"):
         few_shot_rows(labels, split, all_drawn, 6, "draws.json")

@@ -61,11 +61,13 @@ def few_shot_rows(
     random, class by class, into unlabelled and validation images: the same ones for every k and seed. With
     `shared_pool` both are all training images of these classes, supports included, as released (spec 2.2): the pool
     that a GAN learns from is then also what chooses its checkpoint. Raises InputError, naming the draws `where`, for a
-    class without two images beside its draws.
+    class with fewer draws than k, or without two images beside them.
     """
     supports, halves = [], []
     for c in split.novel_classes:
         name = f"{where}: few-shot class {c} ({split.class_names[c]})"
+        if len(draws[c]) < k:
+            raise InputError(f"{name} has {len(draws[c])} shots, fewer than k = {k}")
         supports.append(draws[c][:k])
         rest = np.setdiff1d(np.flatnonzero(labels == c), draws[c])
         if len(rest) < 2 and not shared_pool:
