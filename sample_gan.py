@@ -57,6 +57,7 @@ def main(config: Config) -> Path:
     gan, device = load_gan(config.gan), pick_device()
     generator = gan.averaged.module.to(device)
     classes = split.novel_classes if config.classes == "novel" else split.base_classes
+    gan.check_knows(classes, config.gan)
     labels = np.repeat(classes, config.n_per_class)
     numbers = np.tile(np.arange(config.n_per_class), len(classes))
     z = sample_noise(config.seed, labels, numbers, gan.config.z_dim)

@@ -22,11 +22,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from lowshot.artifacts import is_done, recipe
+from lowshot.artifacts import is_done, read_recipe, recipe
 from lowshot.backbones import Extractor
 from lowshot.cli import run_commands
 from lowshot.datasets.images import Images, read_images, rows_of
@@ -36,7 +37,7 @@ from lowshot.gan.augmentation import DiscriminatorAugmentation
 from lowshot.gan.data import examples, read_few_shot_rows
 from lowshot.gan.model import Gan, gan_recipe, load_gan, save_gan
 from lowshot.gan.networks import FinetuneMode, GanConfig, GanNetwork, check_sizes
-from lowshot.gan.training import GanSettings, GanTrainer, reference
+from lowshot.gan.training import GanSettings, GanTrainer, features_of, reference
 from lowshot.image_training import image_training
 from lowshot.protocol import Split, read_split
 
@@ -53,7 +54,10 @@ class StageConfig(GanSettings, ExtractorChoice):
 
 @dataclass(kw_only=True)
 class PretrainConfig(StageConfig, GanNetwork):
-    pass
+    classes: Literal["table", "features"] = "table"
+    """what networks know a class by: a vector of its own, drawn at random and learned, as published; or the mean of its
+    images' features (when fine-tuning: of its shots'), which weights common to all classes map: for classes that are
+    too many to be learned one by one"""
 
 
 @dataclass(kw_only=True)
@@ -74,7 +78,8 @@ class FinetuneConfig(StageConfig):
     """take all training images of the novel classes both for the unlabelled pool and for validation, as released"""
     augment: DiscriminatorAugmentation = field(default_factory=lambda: DiscriminatorAugmentation("fixed", 0.4))
     """changes of all images that the discriminator sees; adaptive ones do not notice that it learns shots by heart"""
-    steps: PositiveInt = 4000
+    steps: NonNegativeInt = 4000
+    """updates of the discriminator; 0: the shots only say what classes are (--classes features)"""
     score_every: PositiveInt = 500
 
 
@@ -83,10 +88,11 @@ def pretrain(config: PretrainConfig) -> Path:
     where = config.data / "images.h5"
     images, split = _read(config)
     own = {f.name: getattr(config, f.name) for f in fields(GanNetwork)}
-    described = GanConfig(split.n_classes, images.n_channels, images.size, **own)
+    extractor, made_from = _recipe("train_gan pretrain", config, images, {})
+    n_features = extractor.dim if config.classes == "features" else 0
+    described = GanConfig(split.n_classes, images.n_channels, images.size, n_features, **own)
     check_sizes(described, str(where))
     base = rows_of(images, split, split.base_classes, where)
-    extractor, made_from = _recipe("train_gan pretrain", config, images, {})
     if config.network == "modulated":
         del made_from["config"]["film"]
     return _train(config, made_from, images, extractor, lambda: Gan(described, config.ema), base, {"base": base})
@@ -104,6 +110,10 @@ def finetune(config: FinetuneConfig) -> Path:
     rows = read_few_shot_rows(images, split, config.data, config.k, config.trial, config.shared_pool)
     gan = _open_pretrained(config, images)
     extractor, made_from = _recipe("train_gan finetune", config, images, {"draws": drawn_at, "gan": config.gan})
+    if not config.steps and not gan.config.n_features:
+        raise InputError(f"steps 0: {config.gan} has nothing to know novel classes by but what it learns of them")
+    if gan.config.n_features and read_recipe(config.gan)["inputs"]["extractor"] != made_from["inputs"]["extractor"]:
+        raise InputError(f"{config.gan}: knows classes by the features of another extractor")
     references = {"novel": rows.validation, "base": rows_of(images, split, split.base_classes, where)}
     pool, modes = rows.unlabelled if config.semi_supervised else None, (config.g_mode, config.d_mode)
 
@@ -139,8 +149,12 @@ def _train(
             name: reference(network, on_device(rows), config.score_images, config.seed)
             for name, rows in references.items()
         }
-        pool = None if unlabelled is None else on_device(unlabelled)
-        trained = GanTrainer(config, fabric, run, start(), network, real, on_device(labelled), pool, modes).fit()
+        known, pool = on_device(labelled), None if unlabelled is None else on_device(unlabelled)
+        gan = fabric.to_device(start())
+        if gan.config.n_features:
+            gan.describe(features_of(network, known.pixels.split(256)), known.labels)
+        score_first = bool(gan.config.n_features) and "gan" in made_from["inputs"]
+        trained = GanTrainer(config, fabric, run, gan, network, real, known, pool, modes, score_first).fit()
         if fabric.is_global_zero:
             save_gan(run.folder, trained, made_from)
     if fabric.is_global_zero:

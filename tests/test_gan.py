@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from lowshot.errors import InputError
-from lowshot.gan.losses import discriminator_losses, generator_losses, weighted
+from lowshot.gan.losses import discriminator_losses, generator_losses, mismatch_loss, weighted
+from lowshot.gan.model import Gan
 from lowshot.gan.networks import (
     GENERATORS,
+    ClassMeans,
     Discriminator,
     Film,
     GanConfig,
@@ -201,7 +203,8 @@ def test_fine_tuning_moves_exactly_its_part(which, mode):
 
 def test_losses_by_hand():
     def judged(conditional, unconditional, z):
-        return Judgement(torch.tensor(conditional), torch.tensor(unconditional), torch.tensor(z))
+        hidden = torch.zeros(len(z), 2)
+        return Judgement(torch.tensor(conditional), torch.tensor(unconditional), torch.tensor(z), hidden)
 
     real = judged([2.0, -1.0], [0.0, 0.0], [[0.0], [0.0]])
     fake = judged([1.0, 0.0], [3.0, -3.0], [[1.0], [2.0]])
@@ -224,6 +227,44 @@ def test_losses_by_hand():
     total = expected["adversarial"] + 0.5 * expected["noise"] + 0.25 * expected["unconditional"]
     assert weighted(losses, gamma=0.5, alpha=0.25).item() == pytest.approx(total, rel=1e-5)
     assert weighted(losses, gamma=0.0, alpha=0.0).item() == pytest.approx(expected["adversarial"], rel=1e-5)
+    mismatch = mismatch_loss(torch.tensor([2.0, 5.0, -1.0, 0.0]), torch.tensor([True, False, True, True]))
+    assert mismatch.item() == pytest.approx(softplus(2, -1, 0) * 3 / 4 / 2, rel=1e-5)
+    total = expected["adversarial"] + 0.3 * mismatch.item()
+    assert weighted(losses | {"mismatch": mismatch}, 0.0, 0.0, 0.3).item() == pytest.approx(total, rel=1e-5)
+
+
+def test_classes_described_by_features():
+    """Means of the first classes have zero mean and unit variance, those of others are measured by the same map; both
+    networks and the averaged generator are told."""
+    gan = Gan(small(n_features=3, network="modulated"))
+    features, labels = torch.randn(60, 3) * torch.tensor([1.0, 5.0, 0.1]) + 7, torch.arange(60) % 3
+    gan.describe(features, labels)
+    tables = [one for one in gan.modules() if isinstance(one, ClassMeans)]
+    assert len(tables) == 3
+    raw = torch.stack([features[labels == c].mean(0) for c in range(3)])
+    for table in tables:
+        assert torch.allclose(table.means[:3], (raw - raw.mean(0)) / raw.std(0), atol=1e-3)
+        assert not table.means[3:].any()
+        expected = (table.means[:3] @ table.linear.weight.T + table.linear.bias) / table.linear.out_features**0.5
+        assert torch.allclose(table(torch.arange(3)), expected, atol=1e-6)
+    gan.check_knows([0, 2], "there")
+    with pytest.raises(InputError, match="there: knows no class 4: fine-tune it"):
+        gan.check_knows([0, 4], "there")
+    shots = 7 + torch.randn(2, 3)
+    gan.describe(shots, torch.tensor([4, 4]))
+    for table in tables:
+        assert torch.allclose(table.means[4], (shots.mean(0) - raw.mean(0)) / raw.std(0), rtol=1e-3, atol=1e-3)
+        assert torch.allclose(table.means[:3].mean(0), torch.zeros(3), atol=1e-5)
+    z = noise_and_labels(1)[0].expand(4, -1)
+    images = gan.generator(z, torch.tensor([0, 1, 4, 3]))
+    assert torch.cdist(images.flatten(1), images.flatten(1)).fill_diagonal_(1).min() > 1e-3
+
+
+def test_a_feature_that_base_classes_lack_describes_nobody():
+    gan = Gan(small(n_features=2))
+    gan.describe(torch.tensor([[0.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 1]))
+    gan.describe(torch.tensor([[1.0, 1.0]]), torch.tensor([2]))
+    assert gan.generator.blocks[0].film.table.means.isfinite().all()
 
 
 @pytest.mark.parametrize(("mode", "learns"), [("embed", False), ("linear", True), ("all", True)])

@@ -151,10 +151,10 @@ def test_a_killed_finetuning_ends_with_the_same_weights(gans, tmp_path):
 def test_two_processes_train_as_one(gans, tmp_path):
     """There is no batch norm, so only the order of sums differs."""
     arguments = [f"--{name}={value}".replace(" ", "") for name, value in SMALL.items()]
-    result = run_script("train_gan.py", "pretrain", *arguments, "--steps=4", f"--data={gans.data}",
+    result = run_script("train_gan.py", "pretrain", *arguments, "--steps=4", "--mismatch=1", f"--data={gans.data}",
                         f"--extractor={gans.extractor}", f"--out={tmp_path}/two", "--devices=2")  # fmt: skip
     assert result.returncode == 0, result.stderr
-    one = pretrain(gans.data, gans.extractor, tmp_path / "one", steps=4)
+    one = pretrain(gans.data, gans.extractor, tmp_path / "one", steps=4, mismatch=1.0)
     a, b = weights(one), weights(tmp_path / "two")
     for name in a:
         assert torch.allclose(a[name], b[name], atol=5e-5), name
@@ -196,6 +196,44 @@ def test_the_average_forgets_its_first_weights_and_then_follows_slowly():
     assert parameter.item() == pytest.approx(expected, abs=1e-3)
 
 
+def test_classes_known_by_their_features(gans, tmp_path):
+    """Base classes by all their training images, novel ones by their shots, also without any step of training."""
+    before = pretrain(gans.data, gans.extractor, tmp_path / "base", classes="features", mismatch=1.0, steps=2)
+    options = {"split": gans.data / "split.json", "n_per_class": 2}
+    with pytest.raises(InputError, match=r"base: knows no class \d+: fine-tune it on shots"):
+        sample_gan.main(sample_gan.Config(gan=before, out=tmp_path / "x.h5", **options))
+    sample_gan.main(sample_gan.Config(gan=before, out=tmp_path / "b.h5", classes="base", **options))
+    after = finetune(gans.data, gans.extractor, before, tmp_path / "few", steps=0)
+    assert [record["step"] for record in records(after)] == [0]
+    old, new = load_gan(before), load_gan(after)
+    for name, value in old.averaged.module.named_parameters():
+        assert torch.equal(value, new.state_dict()[f"generator.{name}"])
+    images, split = read_images(gans.data / "images.h5"), read_split(gans.data / "split.json")
+    train, draws = images.rows(test=False), read_draws(gans.data / "draws.json")[1]
+    extractor = load_extractor(gans.extractor)
+    for gan, classes, rows in ((old, split.base_classes, None), (new, split.novel_classes, draws)):
+        for c in classes:
+            own = train[rows[c][:3]] if rows else train[images.labels[train] == c]
+            mean = training.features_of(extractor, [to_tensor(images.pixels[own])]).mean(0)
+            expected = (mean - old.centre) / old.spread
+            for part in (gan.generator, gan.averaged.module, gan.discriminator):
+                assert torch.allclose(part.table.means[c], expected, atol=1e-3)
+    more = finetune(gans.data, gans.extractor, before, tmp_path / "more", steps=4, semi_supervised=True, alpha=1.0)
+    first, last = records(more)  # the weights that it began with may be kept, too
+    assert (first["step"], last["step"]) == (0, 4) and first["fid"] == records(after)[0]["fid"]
+    made = read_images(sample_gan.main(sample_gan.Config(gan=more, out=tmp_path / "n.h5", **options)))
+    assert len(np.unique(made.pixels.reshape(len(made.pixels), -1), axis=0)) == len(made.pixels)
+    with pytest.raises(InputError, match=r"steps 0: .*pretrained has nothing to know novel classes by"):
+        finetune(gans.data, gans.extractor, gans.pretrained, tmp_path / "x", steps=0)
+    judge = tmp_path / "judge"
+    shutil.copytree(gans.extractor, judge)
+    state = torch.load(judge / "model.pt", weights_only=True)
+    state["trunk.0.weight"] *= 1.1
+    torch.save(state, judge / "model.pt")
+    with pytest.raises(InputError, match="base: knows classes by the features of another extractor"):
+        finetune(gans.data, judge, before, tmp_path / "x")
+
+
 def test_what_a_finetuning_learns_from_and_is_judged_by(gans, tmp_path, monkeypatch):
     """Supports, the pool and the validation images are those of `few_shot_rows`, and none another's."""
     seen = {}
@@ -234,10 +272,11 @@ def one_step(gans, p: float = 0.5, **changes):
     return training.GanTrainer(settings, fabric, None, gan, None, {}, known, known), deepcopy(gan), known
 
 
-def test_one_step_by_hand(gans):
+@pytest.mark.parametrize("mismatch", [0.0, 0.6])
+def test_one_step_by_hand(gans, mismatch):
     """The generator first, against a discriminator that stays as it is; the discriminator then sees the images from
     before that update, in one pass, changed by other numbers, and learns at its own rate."""
-    trainer, gan, known = one_step(gans)
+    trainer, gan, known = one_step(gans, mismatch=mismatch)
     trainer._step(16)
     s = trainer.settings
     g_optimizer, d_optimizer = (torch.optim.AdamW(net.parameters(), lr, (s.beta1, s.beta2), weight_decay=s.weight_decay)
@@ -257,7 +296,11 @@ def test_one_step_by_hand(gans):
     image = seen[0].requires_grad_(True)
     (slope,) = torch.autograd.grad(gan.discriminator(image, labels).conditional.sum(), image, create_graph=True)
     penalty = slope.square().sum((1, 2, 3)).mean()
-    (weighted(training.discriminator_losses(*judged, z), 2.0, 0.5) + 16 * 0.7 / 2 * penalty).backward()
+    others = labels.roll(1)  # what real images are given out for
+    wrong = gan.discriminator(seen[0], others).conditional[others != labels]
+    assert 0 < len(wrong) < 8
+    misnamed = mismatch * torch.nn.functional.softplus(wrong).sum() / 8 / 2
+    (weighted(training.discriminator_losses(*judged, z), 2.0, 0.5) + misnamed + 16 * 0.7 / 2 * penalty).backward()
     d_optimizer.step()
     for part in ("generator", "discriminator"):
         expected, found = getattr(gan, part).state_dict(), getattr(trainer.gan, part).state_dict()

@@ -26,9 +26,16 @@ def discriminator_losses(real: Judgement, fake: Judgement, unlabelled: Judgement
     }
 
 
-def weighted(losses: dict[str, Tensor], gamma: float, alpha: float) -> Tensor:
-    """The loss: adversarial + gamma * noise + alpha * unconditional; a term of no weight has no gradient."""
-    weights = {"adversarial": 1.0, "noise": gamma, "unconditional": alpha}
+def mismatch_loss(logits: Tensor, differs: Tensor) -> Tensor:
+    """Of real images that are given out for another class (Reed et al., ICML 2016): their conditional `logits` (B,) are
+    to be those of generated ones, where that class `differs` (B,) from their own."""
+    return (F.softplus(logits) * differs).mean() / 2
+
+
+def weighted(losses: dict[str, Tensor], gamma: float, alpha: float, mismatch: float = 0.0) -> Tensor:
+    """The loss: adversarial + gamma * noise + alpha * unconditional + mismatch * mismatch; a term of no weight has no
+    gradient."""
+    weights = {"adversarial": 1.0, "noise": gamma, "unconditional": alpha, "mismatch": mismatch}
     return sum(weights[name] * loss for name, loss in losses.items() if weights[name])
 
 

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from lowshot.artifacts import digest, read_json, read_recipe, write_json
 from lowshot.cli import checked
 from lowshot.errors import InputError
-from lowshot.gan.networks import GENERATORS, Discriminator, GanConfig, Generator
+from lowshot.gan.networks import GENERATORS, ClassMeans, Discriminator, GanConfig, Generator
 from lowshot.seeds import stream
 from lowshot.state_dicts import fill
 
@@ -28,6 +28,9 @@ class Gan(nn.Module):
         self.config = config
         self.generator: Generator = GENERATORS[config.network](config)
         self.discriminator = Discriminator(config)
+        if config.n_features:  # of the base classes' means
+            self.register_buffer("centre", torch.zeros(config.n_features))
+            self.register_buffer("spread", torch.zeros(config.n_features))
         self.to(memory_format=torch.channels_last)  # convolutions are faster so, on a CPU too
         self.start_average(ema)
 
@@ -39,6 +42,27 @@ class Gan(nn.Module):
             torch._foreach_lerp_(averages, weights, 1 - min(ema, int(n) / (int(n) + 10)))
 
         self.averaged = AveragedModel(self.generator, multi_avg_fn=update)
+
+    def describe(self, features: Tensor, labels: Tensor) -> None:
+        """Say what classes are: the mean of the features (N, D) of images of each of `labels` (N,). What is described
+        first, the base classes, has means of zero mean and unit variance; other classes are measured by them."""
+        classes, which = labels.unique(return_inverse=True)
+        means = torch.zeros(len(classes), features.shape[1], device=features.device).index_add(0, which, features)
+        means /= which.bincount()[:, None]
+        if not self.spread.any():
+            spread = means.std(0)
+            self.centre.copy_(means.mean(0)), self.spread.copy_(spread.clamp(min=1e-3 * spread.max()))
+        for table in self._described():
+            table.means[classes] = (means - self.centre) / self.spread
+
+    def check_knows(self, classes: list[int], where: Path) -> None:
+        """InputError, naming the folder `where`, for a class that was never described."""
+        for table in self._described():
+            if unknown := set(classes) - set(table.means.any(1).nonzero()[:, 0].tolist()):
+                raise InputError(f"{where}: knows no class {min(unknown)}: fine-tune it on shots of the novel classes")
+
+    def _described(self) -> list[ClassMeans]:
+        return [one for one in self.modules() if isinstance(one, ClassMeans)]
 
     def begin_finetuning(self, ema: float) -> None:
         """Go on from the averaged generator."""

@@ -38,7 +38,7 @@ class GanNetwork:
     """blocks behind each doubling of the side (published: [1, 1, 1, 1] at 32 px); the constant's side is the image's,
     halved as often. If not given, one behind each of as many as there can be, four at most"""
     z_dim: PositiveInt = 16
-    """dimensions of the noise, and of the embedding of a class"""
+    """dimensions of the noise, and of the generator's embedding of a class"""
     film: Literal["relu", "affine"] = "relu"
     """published: relu, scales and shifts are never negative, half of them zero at first, as released; affine, they
     start around 1 and 0 and take any sign"""
@@ -55,6 +55,8 @@ class GanConfig(GanNetwork):
     n_classes: PositiveInt
     n_channels: PositiveInt
     image_size: PositiveInt
+    n_features: NonNegativeInt = 0
+    """dimensions of the features that say what classes are; 0: every class has a learned vector"""
 
     @property
     def blocks(self) -> list[int]:
@@ -83,7 +85,27 @@ def _can_be_halved(side: int, n: int) -> bool:
     return side % 2**n == 0 and side // 2**n >= _SMALLEST_SIDE
 
 
-Embed = Callable[[nn.Embedding], Tensor]
+class ClassMeans(nn.Module):
+    """Embeddings of classes by the means of their images' features: one linear map for all classes, so that what is
+    learned of one serves the others, new ones too. Has the place of a table of learned vectors, (n_classes, n_out)."""
+
+    def __init__(self, config: GanConfig, n_out: int) -> None:
+        super().__init__()
+        self.register_buffer("means", torch.zeros(config.n_classes, config.n_features))
+        self.linear, self.scale = nn.Linear(config.n_features, n_out), n_out**-0.5
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """int64 (B,) -> (B, n_out), of lengths around 1 at first, whatever n_out."""
+        return self.linear(self.means[labels]) * self.scale
+
+
+Table = nn.Embedding | ClassMeans
+Embed = Callable[[Table], Tensor]
+
+
+def class_table(config: GanConfig, n_out: int) -> Table:
+    """What turns classes into embeddings (B, n_out)."""
+    return ClassMeans(config, n_out) if config.n_features else nn.Embedding(config.n_classes, n_out)
 
 
 class Film(nn.Module):
@@ -92,7 +114,7 @@ class Film(nn.Module):
 
     def __init__(self, config: GanConfig, n_out: int) -> None:
         super().__init__()
-        self.table = nn.Embedding(config.n_classes, config.z_dim)
+        self.table = class_table(config, config.z_dim)
         self.linear = nn.Linear(2 * config.z_dim, 2 * n_out)
         self.relu = config.film == "relu"
 
@@ -216,7 +238,7 @@ class ModulatedGenerator(Generator):
 
     def __init__(self, config: GanConfig) -> None:
         super().__init__(config)
-        self.table, n = nn.Embedding(config.n_classes, config.z_dim), 2 * config.z_dim
+        self.table, n = class_table(config, config.z_dim), 2 * config.z_dim
         self.mapping = nn.Sequential(nn.Linear(n, n), nn.LeakyReLU(0.2), nn.Linear(n, n), nn.LeakyReLU(0.2))
         for layer in self.mapping[::2]:  # of a smaller style images hardly depend on the noise, and come to ignore it
             nn.init.kaiming_normal_(layer.weight, a=0.2)
@@ -242,11 +264,13 @@ GENERATORS = {"published": PublishedGenerator, "modulated": ModulatedGenerator}
 
 class Judgement(NamedTuple):
     """What the discriminator says of images: the logits (B,) of being real, for their classes (`conditional`, equal to
-    `unconditional` plus the projection on the class) and whatever their class, and the noise `z` (B, z_dim)."""
+    `unconditional` plus the projection on the class) and whatever their class; the noise `z` (B, z_dim); and `hidden`
+    (B, n), what classes are projected on."""
 
     conditional: Tensor
     unconditional: Tensor
     z: Tensor
+    hidden: Tensor
 
 
 class DiscriminatorBlock(nn.Module):
@@ -283,7 +307,7 @@ class Discriminator(nn.Module):
             DiscriminatorBlock(8 * n, 8 * n, halves=False),
         )
         n *= 8
-        self.table = nn.Embedding(config.n_classes, n)
+        self.table = class_table(config, n)
         self.hidden, self.logit = _xavier(nn.Linear(n, n)), _xavier(nn.Linear(n, 1))
         first, second, last = (_xavier(nn.Linear(n, n_out)) for n_out in (n, n, 2 * config.z_dim))
         # The first z_dim of its outputs are never used, as released.
@@ -297,8 +321,12 @@ class Discriminator(nn.Module):
         seen = self.trunk(images).relu().mean((2, 3))
         hidden = self.hidden(seen).relu()
         unconditional = self.logit(hidden)[:, 0]
-        conditional = unconditional + (self.table(labels) * hidden).sum(1)
-        return Judgement(conditional, unconditional, self.noise(seen)[:, -self.z_dim :])
+        conditional = unconditional + self.match(hidden, labels)
+        return Judgement(conditional, unconditional, self.noise(seen)[:, -self.z_dim :], hidden)
+
+    def match(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """The projection (B,) of `hidden` (B, n) on classes (B,)."""
+        return (self.table(labels) * hidden).sum(1)
 
 
 def choose_trained(network: Generator | Discriminator, mode: FinetuneMode) -> list[nn.Parameter]:

@@ -17,7 +17,7 @@ from lowshot.cli import Momentum, TwoOrMore
 from lowshot.errors import InputError
 from lowshot.gan.augmentation import N_UNIFORMS, DiscriminatorAugmentation
 from lowshot.gan.data import Examples, Shuffled
-from lowshot.gan.losses import discriminator_losses, generator_losses, weighted
+from lowshot.gan.losses import discriminator_losses, generator_losses, mismatch_loss, weighted
 from lowshot.gan.model import Gan, from_bytes, make_images
 from lowshot.gan.networks import FinetuneMode, Judgement, choose_trained
 from lowshot.image_training import LaunchSettings
@@ -54,6 +54,9 @@ class GanSettings(LaunchSettings):
     """weight of the noise regression, for both networks"""
     alpha: NonNegativeFloat = 0.0
     """weight of the unconditional loss, for both networks"""
+    mismatch: NonNegativeFloat = 0.0
+    """weight of the discriminator's loss of real images that are given out for the class of another image of the batch
+    (Reed et al., ICML 2016)"""
     r1: NonNegativeFloat = 1.0
     """weight of half the squared gradient of the discriminator's logits by real images (Mescheder et al., ICML 2018),
     taken every 16th step for all of them (Karras et al., 2020)"""
@@ -101,7 +104,7 @@ class GanTrainer:
     takes every n-th image and gradients are averaged.
 
     FID of the averaged generator against the first of `references` chooses the weights that are kept; that against the
-    others is logged.
+    others is logged. With `score_first` the weights that training begins with can be those.
     """
 
     def __init__(
@@ -115,9 +118,10 @@ class GanTrainer:
         labelled: Examples,
         unlabelled: Examples | None = None,
         modes: tuple[FinetuneMode, FinetuneMode] = ("all", "all"),
+        score_first: bool = False,
     ) -> None:
         s = settings
-        self.settings, self.fabric, self.run = settings, fabric, run
+        self.settings, self.fabric, self.run, self.score_first = settings, fabric, run, score_first
         self.gan, self.extractor, self.references = fabric.to_device(gan), extractor, references
         self.labelled, self.unlabelled = labelled, unlabelled
         self.batches = Shuffled(len(labelled.labels), s.batch_size, s.seed, "order")
@@ -135,17 +139,23 @@ class GanTrainer:
         """All steps, from the last checkpoint if there is one; returns the networks as they were at the best FID."""
         if checkpoint := self.run.resume():
             self._restore(checkpoint)
+        elif self.score_first:
+            self._record(0, {})
         s, first = self.settings, self.progress["step"]
         with tqdm(total=s.steps, initial=first, unit="step", disable=not self.fabric.is_global_zero) as bar:
             while (start := self.progress["step"]) < s.steps:
                 stop = min(s.steps, (start // s.score_every + 1) * s.score_every)
-                record = self._train(range(start, stop), bar) | self._score()
-                self.progress["step"] = stop
-                self._keep_best(record)
-                self.run.log(stop, **record)
-                self._save()
+                self._record(stop, self._train(range(start, stop), bar))
         self.gan.load_state_dict(self.progress["best_state"])
         return self.gan
+
+    def _record(self, step: int, losses: dict[str, float]) -> None:
+        """Score the networks as they are after `step` steps, log it, and save them."""
+        record = losses | self._score()
+        self.progress["step"] = step
+        self._keep_best(record)
+        self.run.log(step, **record)
+        self._save()
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         self.gan.load_state_dict(checkpoint["model"])
@@ -186,7 +196,8 @@ class GanTrainer:
         """One update of each network (of the generator every d_steps_per_g-th step); returns the losses."""
         s = self.settings
         own = slice(self.fabric.global_rank, None, self.fabric.world_size)
-        rows = torch.from_numpy(self.batches.batch(step)[own]).to(self.fabric.device)
+        batch = torch.from_numpy(self.batches.batch(step))
+        rows, others = batch[own].to(self.fabric.device), batch.roll(1)[own].to(self.fabric.device)
         real, labels = from_bytes(self.labelled.pixels[rows]), self.labelled.labels[rows]
         noise = torch_stream(s.seed, "noise", step)
         z = torch.randn(s.batch_size, self.gan.config.z_dim, generator=noise)[own].to(self.fabric.device)
@@ -201,7 +212,7 @@ class GanTrainer:
             extra = [from_bytes(self.unlabelled.pixels[rows])]
         images = torch.cat([real, fake.detach().float(), *extra])
         drawn = uniforms[1:].flatten(0, 1)[: len(images)]
-        return losses | self._discriminator_step(step, images, labels, z, drawn)
+        return losses | self._discriminator_step(step, images, labels, self.labelled.labels[others], z, drawn)
 
     def _generator_step(
         self, step: int, fake: Tensor, labels: Tensor, z: Tensor, uniforms: Tensor
@@ -219,9 +230,10 @@ class GanTrainer:
         return {f"g_{name}": loss.detach() for name, loss in losses.items()}
 
     def _discriminator_step(
-        self, step: int, images: Tensor, labels: Tensor, z: Tensor, uniforms: Tensor
+        self, step: int, images: Tensor, labels: Tensor, others: Tensor, z: Tensor, uniforms: Tensor
     ) -> dict[str, Tensor]:
-        """`images`: real ones of `labels`, generated ones of them, and maybe unlabelled ones."""
+        """`images`: real ones of `labels`, generated ones of them, and maybe unlabelled ones. Real ones are given out
+        for `others`, too."""
         s, n = self.settings, len(labels)
         # The class of an unlabelled image is never used: its conditional logit enters no loss.
         classes, seen = labels.repeat(len(images) // n), s.augment(images, uniforms, self.p)
@@ -229,7 +241,10 @@ class GanTrainer:
             judged = _in_float32(self.gan.discriminator(seen, classes))
         real, fake, *extra = (Judgement(*parts) for parts in zip(*(part.split(n) for part in judged)))
         losses = discriminator_losses(real, fake, extra[0] if extra else real, z)
-        loss = weighted(losses, s.gamma, s.alpha)
+        if s.mismatch:
+            logits = real.unconditional + self.gan.discriminator.match(real.hidden, others)
+            losses["mismatch"] = mismatch_loss(logits, others != labels)
+        loss = weighted(losses, s.gamma, s.alpha, s.mismatch)
         if s.r1 and step % _PENALTY_EVERY == 0:
             losses["penalty"] = self._gradient_penalty(seen[:n], labels)
             loss = loss + _PENALTY_EVERY * s.r1 / 2 * losses["penalty"]

@@ -112,7 +112,8 @@ def training_curves(path: Path, trained: TrainedGan) -> None:
         for axes, title in ((losses, "Losses"), (fid, f"FID, kept: {best['fid']:.3g} at step {best['step']}")):
             axes.set_title(title, loc="left", fontweight="bold", fontsize=10.5)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            axes.legend(frameon=False, fontsize=9)
+            if axes.has_data():  # a GAN that was only told of its shots has no losses
+                axes.legend(frameon=False, fontsize=9)
 
 
 def _lines(axes: Axes, log: list[dict], named: dict[str, tuple[str, str, str]]) -> None:

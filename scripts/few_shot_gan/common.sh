@@ -1,9 +1,11 @@
 # Sourced by the numbered scripts: the data set (first argument), the seeds of its class splits, shots and kinds of fine-tuning.
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 dataset=${1:-emnist_fs}
+default_kinds="supervised semi_supervised"
 case $dataset in
   emnist_fs) representation=conv4 default_shots="5 10 15 25" max_shots=25 n_per_class=600 n_per_base_class=200 ;;
-  omniglot_fs) representation=conv4 default_shots=5 max_shots=5 n_per_class=50 n_per_base_class=16 ;;
+  # Its GANs know classes by their features, so there is one (described) that is only told of the shots.
+  omniglot_fs) representation=conv4 default_shots=5 max_shots=5 n_per_class=50 n_per_base_class=16 default_kinds="described $default_kinds" ;;
   cifar100_fs) representation=resnet18 default_shots="50 100" max_shots=100 n_per_class=900 n_per_base_class=120 ;;
   *) echo "usage: $0 [emnist_fs|omniglot_fs|cifar100_fs]" >&2 && exit 2 ;;
 esac
@@ -14,7 +16,7 @@ shots=${SHOTS:-$default_shots}
 # NETWORK=published: the published networks, trained as published.
 network=${NETWORK:+-$NETWORK}
 [ -z "$network" ] || [ "$network-$dataset" = -published-emnist_fs ] || { echo "NETWORK: only published, and only of emnist_fs" >&2 && exit 2; }
-kinds=${KINDS:-supervised semi_supervised}
+kinds=${KINDS:-$default_kinds}
 precision=${PRECISION:+--precision $PRECISION}
 # Where the images are: DATA_ROOT=/datasets. Without it data/, where they are downloaded to. MAX_PER_CLASS=800 keeps so many images of a class.
 data_root=${DATA_ROOT:+--root $DATA_ROOT}
