@@ -1,11 +1,13 @@
 """Train a class-conditional GAN: `pretrain` one on the base classes, `finetune` it on a few shots of the novel ones.
 
-pretrain  reads   DATA/images.h5, DATA/split.json; an extractor that was trained on the same base classes
+pretrain  reads   DATA/images.h5, DATA/split.json; an extractor that was trained on the same base classes, the judge
+                  and maybe (--class_embedding features) what classes are known by
 finetune  reads   the same, DATA/draws.json, and the folder that `pretrain` wrote
 both      write   OUT/model.pt, OUT/config.json (together they rebuild the networks), OUT/log.jsonl, OUT/tensorboard/
 
 Weights are those at the best FID, by the features of the extractor: of base classes against their training images, of
-novel classes against validation images, which are neither shots nor in the unlabelled pool.
+novel classes against validation images, which are neither shots nor in the unlabelled pool. Fine-tuning where classes
+are known by features may keep the weights that it begins with.
 
 python train_gan.py pretrain --data outputs/emnist_fs/seed0/data --extractor outputs/emnist_fs/seed0/conv4/extractor \\
     --out outputs/emnist_fs/seed0/gan/pretrained
@@ -54,7 +56,7 @@ class StageConfig(GanSettings, ExtractorChoice):
 
 @dataclass(kw_only=True)
 class PretrainConfig(StageConfig, GanNetwork):
-    classes: Literal["table", "features"] = "table"
+    class_embedding: Literal["table", "features"] = "table"
     """what networks know a class by: a vector of its own, drawn at random and learned, as published; or the mean of its
     images' features (when fine-tuning: of its shots'), which weights common to all classes map: for classes that are
     too many to be learned one by one"""
@@ -69,9 +71,10 @@ class FinetuneConfig(StageConfig):
     trial: PositiveInt = 1
     """trial of draws.json whose first k shots are learned from"""
     g_mode: FinetuneMode = "all"
-    """what is trained of the generator: its class tables, also the layers that noise and class pass through, or all"""
+    """what is trained of the generator: its class tables (or the map of features, which all classes share), also the
+    layers that noise and class pass through, or all"""
     d_mode: FinetuneMode = "all"
-    """what is trained of the discriminator: its class table, also its heads, or all"""
+    """what is trained of the discriminator: its class table (or map), also its heads, or all"""
     semi_supervised: bool = False
     """let the unlabelled pool of the novel classes feed the unconditional loss (needs --alpha above 0)"""
     shared_pool: bool = False
@@ -79,7 +82,7 @@ class FinetuneConfig(StageConfig):
     augment: DiscriminatorAugmentation = field(default_factory=lambda: DiscriminatorAugmentation("fixed", 0.4))
     """changes of all images that the discriminator sees; adaptive ones do not notice that it learns shots by heart"""
     steps: NonNegativeInt = 4000
-    """updates of the discriminator; 0: the shots only say what classes are (--classes features)"""
+    """updates of the discriminator; 0: the shots only say what classes are (pretrain --class_embedding features)"""
     score_every: PositiveInt = 500
 
 
@@ -88,13 +91,17 @@ def pretrain(config: PretrainConfig) -> Path:
     where = config.data / "images.h5"
     images, split = _read(config)
     own = {f.name: getattr(config, f.name) for f in fields(GanNetwork)}
+    if config.network == "published" and config.class_embedding == "features":
+        raise InputError("class_embedding features: only for network modulated; the published one has a table a block")
     extractor, made_from = _recipe("train_gan pretrain", config, images, {})
-    n_features = extractor.dim if config.classes == "features" else 0
+    n_features = extractor.dim if config.class_embedding == "features" else 0
     described = GanConfig(split.n_classes, images.n_channels, images.size, n_features, **own)
     check_sizes(described, str(where))
     base = rows_of(images, split, split.base_classes, where)
     if config.network == "modulated":
         del made_from["config"]["film"]
+    if config.class_embedding == "table":  # as in all GANs of before there was another
+        del made_from["config"]["class_embedding"]
     return _train(config, made_from, images, extractor, lambda: Gan(described, config.ema), base, {"base": base})
 
 
@@ -105,6 +112,8 @@ def finetune(config: FinetuneConfig) -> Path:
             f"semi_supervised: unlabelled images feed the unconditional loss; alpha {config.alpha:g} must be above 0, "
             f"and d_mode {config.d_mode} must train more than the class table"
         )
+    if config.semi_supervised and not config.steps:
+        raise InputError("steps 0: nothing learns from the unlabelled images of semi_supervised")
     where, drawn_at = config.data / "images.h5", config.data / "draws.json"
     images, split = _read(config)
     rows = read_few_shot_rows(images, split, config.data, config.k, config.trial, config.shared_pool)
@@ -153,7 +162,7 @@ def _train(
         gan = fabric.to_device(start())
         if gan.config.n_features:
             gan.describe(features_of(network, known.pixels.split(256)), known.labels)
-        score_first = bool(gan.config.n_features) and "gan" in made_from["inputs"]
+        score_first = bool(gan.config.n_features) and isinstance(config, FinetuneConfig)
         trained = GanTrainer(config, fabric, run, gan, network, real, known, pool, modes, score_first).fit()
         if fabric.is_global_zero:
             save_gan(run.folder, trained, made_from)

@@ -1,5 +1,8 @@
 """Sheets of generated images: their sizes, what stands in which row, and the report that shows them."""
 
+import warnings
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -88,6 +91,15 @@ def test_crossover_rows(trained, data, tmp_path):
     with torch.inference_mode():
         expected = to_bytes(gan.gan.averaged.module(z2, y2)).numpy()
     assert np.abs(cell(sheet, 7, 9).astype(int) - expected[9]).max() <= 1
+
+
+def test_curves_of_a_gan_that_was_only_told_of_shots(trained, tmp_path):
+    """One FID and no losses: nothing to name, and no warning of it."""
+    told = replace(trained[2], log=[{"step": 0, "time": 0.0, "fid": 3.0, "fid_base": 2.0}])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        generated.training_curves(tmp_path / "a.svg", told)
+    assert "FID, kept: 3 at step 0" in (tmp_path / "a.svg").read_text()
 
 
 def test_the_report_shows_them(gans, data, tmp_path):

@@ -63,6 +63,18 @@ def gans(tmp_path_factory, data, extractor):
 
 
 @pytest.fixture(scope="module")
+def by_features(gans):
+    """A GAN that knows classes by their features, fine-tuned on three shots of trial 1, and told of them only."""
+    options = {"class_embedding": "features", "mismatch": 1.0, "steps": 2}
+    before = pretrain(gans.data, gans.extractor, gans.folder / "by_features", **options)
+    return SimpleNamespace(
+        pretrained=before,
+        told=finetune(gans.data, gans.extractor, before, gans.folder / "told", steps=0),
+        finetuned=finetune(gans.data, gans.extractor, before, gans.folder / "more", mismatch=1.0),
+    )
+
+
+@pytest.fixture(scope="module")
 def sampled(gans, features):
     """Features of samples of the GAN that knows three shots of trial 1."""
     split = gans.data / "split.json"
@@ -196,16 +208,9 @@ def test_the_average_forgets_its_first_weights_and_then_follows_slowly():
     assert parameter.item() == pytest.approx(expected, abs=1e-3)
 
 
-def test_classes_known_by_their_features(gans, tmp_path):
-    """Base classes by all their training images, novel ones by their shots, also without any step of training."""
-    before = pretrain(gans.data, gans.extractor, tmp_path / "base", classes="features", mismatch=1.0, steps=2)
-    options = {"split": gans.data / "split.json", "n_per_class": 2}
-    with pytest.raises(InputError, match=r"base: knows no class \d+: fine-tune it on shots"):
-        sample_gan.main(sample_gan.Config(gan=before, out=tmp_path / "x.h5", **options))
-    sample_gan.main(sample_gan.Config(gan=before, out=tmp_path / "b.h5", classes="base", **options))
-    after = finetune(gans.data, gans.extractor, before, tmp_path / "few", steps=0)
-    assert [record["step"] for record in records(after)] == [0]
-    old, new = load_gan(before), load_gan(after)
+def test_classes_known_by_their_features(gans, by_features):
+    """Base classes by all their training images, novel ones by their shots; telling them changes no weight."""
+    old, new = load_gan(by_features.pretrained), load_gan(by_features.told)
     for name, value in old.averaged.module.named_parameters():
         assert torch.equal(value, new.state_dict()[f"generator.{name}"])
     images, split = read_images(gans.data / "images.h5"), read_split(gans.data / "split.json")
@@ -215,23 +220,58 @@ def test_classes_known_by_their_features(gans, tmp_path):
         for c in classes:
             own = train[rows[c][:3]] if rows else train[images.labels[train] == c]
             mean = training.features_of(extractor, [to_tensor(images.pixels[own])]).mean(0)
-            expected = (mean - old.centre) / old.spread
             for part in (gan.generator, gan.averaged.module, gan.discriminator):
-                assert torch.allclose(part.table.means[c], expected, atol=1e-3)
-    more = finetune(gans.data, gans.extractor, before, tmp_path / "more", steps=4, semi_supervised=True, alpha=1.0)
-    first, last = records(more)  # the weights that it began with may be kept, too
-    assert (first["step"], last["step"]) == (0, 4) and first["fid"] == records(after)[0]["fid"]
-    made = read_images(sample_gan.main(sample_gan.Config(gan=more, out=tmp_path / "n.h5", **options)))
-    assert len(np.unique(made.pixels.reshape(len(made.pixels), -1), axis=0)) == len(made.pixels)
+                assert torch.allclose(part.table.means[c], (mean - old.centre) / old.spread, atol=1e-3)
+    z, labels = torch.ones(4, 4), torch.tensor(split.novel_classes[:4])
+    made = new.averaged.module(z, labels).flatten(1)
+    assert torch.cdist(made, made).fill_diagonal_(1).min() > 1e-3
+
+
+def test_a_gan_that_knows_classes_by_features_may_stay_as_it_was(gans, by_features, capsys):
+    first, *others = records(by_features.finetuned)
+    assert (first["step"], [record["step"] for record in others]) == (0, [4, 6]) and "d_adversarial" not in first
+    assert [record["step"] for record in records(by_features.told)] == [0]
+    assert records(by_features.told)[0]["fid"] == first["fid"]
+    finetune(gans.data, gans.extractor, by_features.pretrained, by_features.told, steps=0)
+    assert "there already" in capsys.readouterr().out
+
+
+def test_fine_tuning_by_features_is_resumed_behind_its_first_record(gans, by_features, tmp_path, monkeypatch):
+    plain = training.GanTrainer._step
+
+    def stopping(self, at):
+        if at == 3:
+            raise KeyboardInterrupt
+        return plain(self, at)
+
+    monkeypatch.setattr(training.GanTrainer, "_step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(gans.data, gans.extractor, by_features.pretrained, tmp_path / "gan", mismatch=1.0)
+    monkeypatch.setattr(training.GanTrainer, "_step", plain)
+    finetune(gans.data, gans.extractor, by_features.pretrained, tmp_path / "gan", mismatch=1.0)
+    assert differing(tmp_path / "gan", by_features.finetuned) == []
+    assert [record["step"] for record in records(tmp_path / "gan")] == [0, 4, 6]
+
+
+def test_what_cannot_be_known_by_features_is_refused(gans, by_features, tmp_path):
+    options = {"split": gans.data / "split.json", "n_per_class": 2, "gan": by_features.pretrained}
+    with pytest.raises(InputError, match=r"by_features: knows no class \d+: fine-tune it on shots"):
+        sample_gan.main(sample_gan.Config(out=tmp_path / "x.h5", **options))
+    sample_gan.main(sample_gan.Config(out=tmp_path / "b.h5", classes="base", **options))
+    with pytest.raises(InputError, match="class_embedding features: only for network modulated"):
+        pretrain(gans.data, gans.extractor, tmp_path / "x", class_embedding="features", network="published")
     with pytest.raises(InputError, match=r"steps 0: .*pretrained has nothing to know novel classes by"):
         finetune(gans.data, gans.extractor, gans.pretrained, tmp_path / "x", steps=0)
+    with pytest.raises(InputError, match="steps 0: nothing learns from the unlabelled images"):
+        finetune(gans.data, gans.extractor, by_features.pretrained, tmp_path / "x", steps=0, semi_supervised=True,
+                 alpha=1.0)  # fmt: skip
     judge = tmp_path / "judge"
     shutil.copytree(gans.extractor, judge)
     state = torch.load(judge / "model.pt", weights_only=True)
     state["trunk.0.weight"] *= 1.1
     torch.save(state, judge / "model.pt")
-    with pytest.raises(InputError, match="base: knows classes by the features of another extractor"):
-        finetune(gans.data, judge, before, tmp_path / "x")
+    with pytest.raises(InputError, match="by_features: knows classes by the features of another extractor"):
+        finetune(gans.data, judge, by_features.pretrained, tmp_path / "x")
 
 
 def test_what_a_finetuning_learns_from_and_is_judged_by(gans, tmp_path, monkeypatch):
@@ -272,7 +312,7 @@ def one_step(gans, p: float = 0.5, **changes):
     return training.GanTrainer(settings, fabric, None, gan, None, {}, known, known), deepcopy(gan), known
 
 
-@pytest.mark.parametrize("mismatch", [0.0, 0.6])
+@pytest.mark.parametrize("mismatch", [None, 0.6])
 def test_one_step_by_hand(gans, mismatch):
     """The generator first, against a discriminator that stays as it is; the discriminator then sees the images from
     before that update, in one pass, changed by other numbers, and learns at its own rate."""
@@ -299,7 +339,7 @@ def test_one_step_by_hand(gans, mismatch):
     others = labels.roll(1)  # what real images are given out for
     wrong = gan.discriminator(seen[0], others).conditional[others != labels]
     assert 0 < len(wrong) < 8
-    misnamed = mismatch * torch.nn.functional.softplus(wrong).sum() / 8 / 2
+    misnamed = (mismatch or 0) * torch.nn.functional.softplus(wrong).sum() / 8 / 2
     (weighted(training.discriminator_losses(*judged, z), 2.0, 0.5) + misnamed + 16 * 0.7 / 2 * penalty).backward()
     d_optimizer.step()
     for part in ("generator", "discriminator"):

@@ -28,7 +28,8 @@ def discriminator_losses(real: Judgement, fake: Judgement, unlabelled: Judgement
 
 def mismatch_loss(logits: Tensor, differs: Tensor) -> Tensor:
     """Of real images that are given out for another class (Reed et al., ICML 2016): their conditional `logits` (B,) are
-    to be those of generated ones, where that class `differs` (B,) from their own."""
+    to be those of generated ones, where that class `differs` (B,) from their own. With weight 1 it counts as much as
+    generated images do (there both together count as much as real ones)."""
     return (F.softplus(logits) * differs).mean() / 2
 
 

@@ -50,8 +50,10 @@ class Gan(nn.Module):
         means = torch.zeros(len(classes), features.shape[1], device=features.device).index_add(0, which, features)
         means /= which.bincount()[:, None]
         if not self.spread.any():
-            spread = means.std(0)
-            self.centre.copy_(means.mean(0)), self.spread.copy_(spread.clamp(min=1e-3 * spread.max()))
+            spread = means.std(0, correction=0)
+            self.centre.copy_(means.mean(0))
+            # What base classes hardly differ in says little of others, who would be far off by its measure.
+            self.spread.copy_(spread.where(spread > 1e-3 * spread.max(), spread.max()))
         for table in self._described():
             table.means[classes] = (means - self.centre) / self.spread
 

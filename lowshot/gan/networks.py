@@ -95,8 +95,8 @@ class ClassMeans(nn.Module):
         self.linear, self.scale = nn.Linear(config.n_features, n_out), n_out**-0.5
 
     def forward(self, labels: Tensor) -> Tensor:
-        """int64 (B,) -> (B, n_out), of lengths around 1 at first, whatever n_out."""
-        return self.linear(self.means[labels]) * self.scale
+        """int64 (B,) -> float32 (B, n_out), at first of a length that does not depend on n_out."""
+        return self.linear(self.means[labels]).float() * self.scale
 
 
 Table = nn.Embedding | ClassMeans
@@ -313,7 +313,8 @@ class Discriminator(nn.Module):
         # The first z_dim of its outputs are never used, as released.
         self.noise = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
         if config.spectral_norm:
-            for layer in [one for one in self.modules() if isinstance(one, (nn.Conv2d, nn.Linear))]:
+            layers = [one for one in self.modules() if isinstance(one, (nn.Conv2d, nn.Linear))]
+            for layer in set(layers) - set(self.table.modules()):
                 spectral_norm(layer)
 
     def forward(self, images: Tensor, labels: Tensor) -> Judgement:

@@ -54,9 +54,9 @@ class GanSettings(LaunchSettings):
     """weight of the noise regression, for both networks"""
     alpha: NonNegativeFloat = 0.0
     """weight of the unconditional loss, for both networks"""
-    mismatch: NonNegativeFloat = 0.0
+    mismatch: PositiveFloat | None = None
     """weight of the discriminator's loss of real images that are given out for the class of another image of the batch
-    (Reed et al., ICML 2016)"""
+    (Reed et al., ICML 2016); none if not given, as published"""
     r1: NonNegativeFloat = 1.0
     """weight of half the squared gradient of the discriminator's logits by real images (Mescheder et al., ICML 2018),
     taken every 16th step for all of them (Karras et al., 2020)"""
@@ -140,6 +140,7 @@ class GanTrainer:
         if checkpoint := self.run.resume():
             self._restore(checkpoint)
         elif self.score_first:
+            self.fabric.barrier()  # no process may take the checkpoint of this one for something to resume
             self._record(0, {})
         s, first = self.settings, self.progress["step"]
         with tqdm(total=s.steps, initial=first, unit="step", disable=not self.fabric.is_global_zero) as bar:
@@ -196,9 +197,9 @@ class GanTrainer:
         """One update of each network (of the generator every d_steps_per_g-th step); returns the losses."""
         s = self.settings
         own = slice(self.fabric.global_rank, None, self.fabric.world_size)
-        batch = torch.from_numpy(self.batches.batch(step))
-        rows, others = batch[own].to(self.fabric.device), batch.roll(1)[own].to(self.fabric.device)
-        real, labels = from_bytes(self.labelled.pixels[rows]), self.labelled.labels[rows]
+        batch = torch.from_numpy(self.batches.batch(step)).to(self.fabric.device)
+        real, labels = from_bytes(self.labelled.pixels[batch[own]]), self.labelled.labels[batch[own]]
+        others = self.labelled.labels[batch.roll(1)[own]]
         noise = torch_stream(s.seed, "noise", step)
         z = torch.randn(s.batch_size, self.gan.config.z_dim, generator=noise)[own].to(self.fabric.device)
         # Of images generated for the generator's update, then of real, generated and unlabelled ones for the other.
@@ -212,7 +213,7 @@ class GanTrainer:
             extra = [from_bytes(self.unlabelled.pixels[rows])]
         images = torch.cat([real, fake.detach().float(), *extra])
         drawn = uniforms[1:].flatten(0, 1)[: len(images)]
-        return losses | self._discriminator_step(step, images, labels, self.labelled.labels[others], z, drawn)
+        return losses | self._discriminator_step(step, images, labels, others, z, drawn)
 
     def _generator_step(
         self, step: int, fake: Tensor, labels: Tensor, z: Tensor, uniforms: Tensor
@@ -244,7 +245,7 @@ class GanTrainer:
         if s.mismatch:
             logits = real.unconditional + self.gan.discriminator.match(real.hidden, others)
             losses["mismatch"] = mismatch_loss(logits, others != labels)
-        loss = weighted(losses, s.gamma, s.alpha, s.mismatch)
+        loss = weighted(losses, s.gamma, s.alpha, s.mismatch or 0)
         if s.r1 and step % _PENALTY_EVERY == 0:
             losses["penalty"] = self._gradient_penalty(seen[:n], labels)
             loss = loss + _PENALTY_EVERY * s.r1 / 2 * losses["penalty"]

@@ -29,6 +29,7 @@ _LOSSES = {
     "d_adversarial": ("discriminator", OKABE_ITO[0], "-"),
     "g_unconditional": ("generator, unconditional", OKABE_ITO[1], ":"),
     "d_unconditional": ("discriminator, unconditional", OKABE_ITO[0], ":"),
+    "d_mismatch": ("discriminator, wrong class", OKABE_ITO[2], ":"),
     "d_noise": ("noise regression", OKABE_ITO[6], "--"),
 }
 _FIDS = {"fid": ("classes trained on", OKABE_ITO[1], "-"), "fid_base": ("base classes", OKABE_ITO[0], "--")}
@@ -57,7 +58,9 @@ def read_gan(folder: Path, data: Path, images: Images, split: Split) -> TrainedG
     else:
         classes, rows = split.base_classes, rows_of(images, split, split.base_classes, data / "images.h5")
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    weights = {"adversarial": 1.0, "noise": made_from["config"]["gamma"], "unconditional": made_from["config"]["alpha"]}
+    config = made_from["config"]
+    weights = {"adversarial": 1.0, "noise": config["gamma"], "unconditional": config["alpha"]}
+    weights["mismatch"] = config.get("mismatch") or 0  # older GANs do not say
     return TrainedGan(load_gan(folder).eval(), weights, sorted(classes), rows, log)
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fine-tunes it on k shots of the novel classes: on these alone, and with unlabelled images beside them.
+# Fine-tunes it on k shots of the novel classes: on these alone, and with unlabelled images beside them (described: only tells it of the shots).
 source "$(dirname "$0")/common.sh"
 for seed in $seeds; do
   for trial in $trials; do

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Samples of every GAN, their features, and their scores: fine-tuned and pre-trained ones on the novel classes, pre-trained ones on the base classes too
-# (on the novel ones not if they know classes by features, as those of Omniglot: they have not heard of these).
+# (not on the novel ones if they know classes by their features).
 source "$(dirname "$0")/common.sh"
 for seed in $seeds; do
   split=$out/seed$seed/data/split.json
@@ -18,7 +18,7 @@ for seed in $seeds; do
   }
   pretrained=$out/seed$seed/gan/pretrained$network
   sample $out/seed$seed/samples/pretrained$network-base $pretrained base "pretrained$network" base
-  [ $dataset = omniglot_fs ] || sample $out/seed$seed/samples/pretrained$network-novel $pretrained novel "pretrained$network" "validation test"
+  [ -n "${by_features:-}" ] || sample $out/seed$seed/samples/pretrained$network-novel $pretrained novel "pretrained$network" "validation test"
   for kind in $kinds; do
     for trial in $trials; do
       for k in $shots; do

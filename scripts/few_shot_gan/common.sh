@@ -4,8 +4,11 @@ dataset=${1:-emnist_fs}
 default_kinds="supervised semi_supervised"
 case $dataset in
   emnist_fs) representation=conv4 default_shots="5 10 15 25" max_shots=25 n_per_class=600 n_per_base_class=200 ;;
-  # Its GANs know classes by their features, so there is one (described) that is only told of the shots.
-  omniglot_fs) representation=conv4 default_shots=5 max_shots=5 n_per_class=50 n_per_base_class=16 default_kinds="described $default_kinds" ;;
+  # Its GANs know classes by their features: nothing of novel ones before the shots, and from these (described) without any training.
+  omniglot_fs)
+    representation=conv4 default_shots=5 max_shots=5 n_per_class=50 n_per_base_class=16
+    default_kinds="described $default_kinds" by_features=true
+    ;;
   cifar100_fs) representation=resnet18 default_shots="50 100" max_shots=100 n_per_class=900 n_per_base_class=120 ;;
   *) echo "usage: $0 [emnist_fs|omniglot_fs|cifar100_fs]" >&2 && exit 2 ;;
 esac
