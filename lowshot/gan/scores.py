@@ -52,8 +52,8 @@ def nearest_own_class(real: Tensor, fake: Tensor, labels: Tensor) -> Tensor:
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
-    """FID of features (N, D) and (M, D) on one device."""
-    metric = FrechetInceptionDistance(_Features(real.shape[1]))
+    """FID of features (N, D) and (M, D) on one device; with several processes each has its own, of all images."""
+    metric = FrechetInceptionDistance(_Features(real.shape[1]), sync_on_compute=False)
     _update(metric, real.double(), fake.double())
     return float(metric.compute())
 
