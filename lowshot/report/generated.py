@@ -103,7 +103,7 @@ def between_sheet(path: Path, trained: TrainedGan, images: Images) -> None:
 def training_curves(path: Path, trained: TrainedGan) -> None:
     """Losses and FID over the steps; the step whose weights were kept is marked."""
     best = min(trained.log, key=lambda record: record["fid"])
-    with figure_at(path, 10, 3.8) as figure:
+    with figure_at(path, 10, 4.4) as figure:
         losses, fid = figure.subplots(1, 2)
         _lines(losses, trained.log, {key: how for key, how in _LOSSES.items() if trained.weights[key.split("_")[1]]})
         losses.set(xlabel="steps", ylabel="loss")
@@ -116,7 +116,7 @@ def training_curves(path: Path, trained: TrainedGan) -> None:
             axes.set_title(title, loc="left", fontweight="bold", fontsize=10.5)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             if axes.has_data():  # a GAN that was only told of its shots has no losses
-                axes.legend(frameon=False, fontsize=9)
+                axes.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
 def _lines(axes: Axes, log: list[dict], named: dict[str, tuple[str, str, str]]) -> None:
