@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from copy import deepcopy
+from functools import partial
 from types import SimpleNamespace
 
 import h5py
@@ -99,6 +100,22 @@ def differing(one, other) -> list[str]:
     return [name for name in a if not torch.equal(a[name], b[name])]
 
 
+def stop_and_go_on(monkeypatch, step, train):
+    """Train, but stop at the beginning of `step`; then train again."""
+    plain = training.GanTrainer._step
+
+    def stopping(self, at):
+        if at == step:
+            raise KeyboardInterrupt
+        return plain(self, at)
+
+    monkeypatch.setattr(training.GanTrainer, "_step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    monkeypatch.setattr(training.GanTrainer, "_step", plain)
+    train()
+
+
 def test_the_folder_rebuilds_the_gan_of_the_best_fid(gans):
     for folder, against in ((gans.pretrained, {"fid"}), (gans.finetuned, {"fid", "fid_base"})):
         assert sorted(p.name for p in folder.iterdir()) == ["config.json", "log.jsonl", "model.pt", "tensorboard"]
@@ -124,18 +141,8 @@ def test_a_second_run_is_skipped_and_other_settings_are_refused(gans, capsys):
 @pytest.mark.parametrize("step", [3, 5, 9])
 def test_a_stopped_training_ends_with_the_same_weights(gans, tmp_path, monkeypatch, step):
     """Before the first checkpoint, behind it, behind the second."""
-    plain = training.GanTrainer._step
-
-    def stopping(self, at):
-        if at == step:
-            raise KeyboardInterrupt
-        return plain(self, at)
-
-    monkeypatch.setattr(training.GanTrainer, "_step", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(gans.data, gans.extractor, tmp_path / "gan")
-    monkeypatch.setattr(training.GanTrainer, "_step", plain)
-    pretrain(gans.data, gans.extractor, tmp_path / "gan")
+    train = partial(pretrain, gans.data, gans.extractor, tmp_path / "gan")
+    stop_and_go_on(monkeypatch, step, train)
     assert differing(tmp_path / "gan", gans.pretrained) == []
     same = [{**record, "time": 0} for folder in (tmp_path / "gan", gans.pretrained) for record in records(folder)]
     assert same[:3] == same[3:]
@@ -248,18 +255,8 @@ def test_a_gan_that_knows_classes_by_features_may_stay_as_it_was(gans, by_featur
 
 
 def test_fine_tuning_by_features_is_resumed_behind_its_first_record(gans, by_features, tmp_path, monkeypatch):
-    plain = training.GanTrainer._step
-
-    def stopping(self, at):
-        if at == 3:
-            raise KeyboardInterrupt
-        return plain(self, at)
-
-    monkeypatch.setattr(training.GanTrainer, "_step", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        finetune(gans.data, gans.extractor, by_features.pretrained, tmp_path / "gan", mismatch=1.0)
-    monkeypatch.setattr(training.GanTrainer, "_step", plain)
-    finetune(gans.data, gans.extractor, by_features.pretrained, tmp_path / "gan", mismatch=1.0)
+    train = partial(finetune, gans.data, gans.extractor, by_features.pretrained, tmp_path / "gan", mismatch=1.0)
+    stop_and_go_on(monkeypatch, 3, train)
     assert differing(tmp_path / "gan", by_features.finetuned) == []
     for one, two in zip(records(by_features.finetuned), records(tmp_path / "gan"), strict=True):
         assert one | {"time": 0} == two | {"time": 0}
@@ -365,18 +362,8 @@ def test_the_probability_of_changes_is_adapted_and_resumed(gans, tmp_path, monke
     whole = pretrain(gans.data, gans.extractor, tmp_path / "whole", augment=augment)
     values = [record["augment_p"] for record in records(whole)]
     assert len(set(values)) > 1 and 0 < max(values) <= 0.8
-    plain = training.GanTrainer._step
-
-    def stopping(self, at):
-        if at == 9:
-            raise KeyboardInterrupt
-        return plain(self, at)
-
-    monkeypatch.setattr(training.GanTrainer, "_step", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(gans.data, gans.extractor, tmp_path / "gan", augment=augment)
-    monkeypatch.setattr(training.GanTrainer, "_step", plain)
-    pretrain(gans.data, gans.extractor, tmp_path / "gan", augment=augment)
+    train = partial(pretrain, gans.data, gans.extractor, tmp_path / "gan", augment=augment)
+    stop_and_go_on(monkeypatch, 9, train)
     assert [record["augment_p"] for record in records(tmp_path / "gan")] == values
 
 
