@@ -23,11 +23,14 @@ import h5py
 import numpy as np
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from lowshot.artifacts import building, is_done, open_h5, read_recipe, recipe
-from lowshot.cli import run_commands
-from lowshot.errors import InputError
-from lowshot.features import Features, check_classes, check_same_space, check_setup, read_features
-from lowshot.graph import (
+from lowshot.core.artifacts import building, is_done, open_h5, read_recipe, recipe
+from lowshot.core.cli import run_commands
+from lowshot.core.errors import InputError
+from lowshot.core.runtime import pick_device
+from lowshot.data.features import Features, check_classes, check_same_space, check_setup, read_features
+from lowshot.data.protocol import Setup, read_split
+from lowshot.data.rows import Rows, blocks, open_raw, open_rows
+from lowshot.diffusion.graph import (
     LISTS,
     TEST_LISTS,
     TRAIN_LISTS,
@@ -41,7 +44,7 @@ from lowshot.graph import (
     read_graph,
     read_projection,
 )
-from lowshot.neighbours import (
+from lowshot.diffusion.neighbours import (
     Index,
     IndexKind,
     Lists,
@@ -53,10 +56,7 @@ from lowshot.neighbours import (
     shifted,
     with_self,
 )
-from lowshot.projection import fit_projection
-from lowshot.protocol import Setup, read_split
-from lowshot.rows import Rows, blocks, open_raw, open_rows
-from lowshot.runtime import pick_device
+from lowshot.diffusion.projection import fit_projection
 
 # Above, comparing all vectors of a set among themselves takes hours on a CPU.
 EXACT_BELOW = 1_000_000

@@ -33,19 +33,19 @@ import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from tqdm import tqdm
 
-from lowshot.artifacts import Provenance, is_done, partial_path, recipe, writing
-from lowshot.benchmark import Benchmark, Ranks, check_settings, input_files, read_benchmark, write_results
-from lowshot.cli import run
-from lowshot.errors import InputError
-from lowshot.estimates import Job, Limits, fitting_width, said, seconds_around
-from lowshot.fusion import KeptScores, fuse
-from lowshot.graph import Graph, read_graph
-from lowshot.metrics import Ties, true_class_ranks
-from lowshot.propagated import UnlabelledPool, write_propagated
-from lowshot.propagation import Labels, Precision, StepOptions, Work, assign, propagate
-from lowshot.run_graphs import EdgeOptions, RunGraphs, open_setup_graph
-from lowshot.runtime import Processes, open_processes
-from lowshot.selection import SelectionConfig, choose, evidence_path, joint_recipe, read_grid, with_values
+from lowshot.core.artifacts import Provenance, is_done, partial_path, recipe, writing
+from lowshot.core.cli import run
+from lowshot.core.errors import InputError
+from lowshot.core.runtime import Processes, open_processes
+from lowshot.diffusion.estimates import Job, Limits, fitting_width, said, seconds_around
+from lowshot.diffusion.fusion import KeptScores, fuse
+from lowshot.diffusion.graph import Graph, read_graph
+from lowshot.diffusion.propagated import UnlabelledPool, write_propagated
+from lowshot.diffusion.propagation import Labels, Precision, StepOptions, Work, assign, propagate
+from lowshot.diffusion.run_graphs import EdgeOptions, RunGraphs, open_setup_graph
+from lowshot.evaluation.benchmark import Benchmark, Ranks, check_settings, input_files, read_benchmark, write_results
+from lowshot.evaluation.metrics import Ties, true_class_ranks
+from lowshot.evaluation.selection import SelectionConfig, choose, evidence_path, joint_recipe, read_grid, with_values
 
 
 @dataclass(kw_only=True)

@@ -25,17 +25,17 @@ import pandas as pd
 import torch
 from jsonargparse.typing import PositiveInt
 
-from lowshot.artifacts import Provenance, is_done, recipe, write_json, writing
-from lowshot.benchmark import extractor_name
 from lowshot.classifiers import METHODS, FeatureTransform, MethodOptions
-from lowshot.cli import TwoOrMore, run
-from lowshot.clustering import clustering_scores
-from lowshot.episodes import Sampling, judge, make_pool, tasks_digest
-from lowshot.errors import InputError
-from lowshot.features import Features, check_same_space, check_setup, read_copies, read_features
-from lowshot.protocol import Setup, Split, read_split
+from lowshot.core.artifacts import Provenance, is_done, recipe, write_json, writing
+from lowshot.core.cli import TwoOrMore, run
+from lowshot.core.errors import InputError
+from lowshot.core.runtime import pick_device
+from lowshot.data.features import Features, check_same_space, check_setup, read_copies, read_features
+from lowshot.data.protocol import Setup, Split, read_split
+from lowshot.evaluation.benchmark import extractor_name
+from lowshot.evaluation.episodes import Sampling, judge, make_pool, tasks_digest
+from lowshot.hallucination.clustering import clustering_scores
 from lowshot.report.results import summarise
-from lowshot.runtime import pick_device
 
 _CLUSTERINGS = 5  # seeds of --clustering, counted from --seed
 

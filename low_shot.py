@@ -31,8 +31,6 @@ import torch
 from jsonargparse.typing import PositiveInt
 from tqdm import tqdm
 
-from lowshot.artifacts import Provenance, digest, is_done, read_recipe, recipe, writing
-from lowshot.benchmark import Benchmark, Ranks, check_settings, input_files, read_benchmark, write_results
 from lowshot.classifiers import (
     CLASSIFIERS,
     METHODS,
@@ -45,17 +43,19 @@ from lowshot.classifiers import (
     SGDOptions,
     Tasks,
 )
-from lowshot.cli import run
-from lowshot.errors import Diverged, InputError
-from lowshot.fusion import ScoreFile
+from lowshot.core.artifacts import Provenance, digest, is_done, read_recipe, recipe, writing
+from lowshot.core.cli import run
+from lowshot.core.errors import Diverged, InputError
+from lowshot.core.runtime import pick_device
+from lowshot.core.seeds import stream
+from lowshot.data.protocol import read_draws
+from lowshot.diffusion.fusion import ScoreFile
+from lowshot.diffusion.propagated import PropagatedRows
+from lowshot.evaluation.benchmark import Benchmark, Ranks, check_settings, input_files, read_benchmark, write_results
+from lowshot.evaluation.metrics import ranks_in_chunks, true_class_ranks
+from lowshot.evaluation.selection import SelectionConfig, choose, joint_recipe
 from lowshot.gan.samples import SampleRows, sample_files
-from lowshot.generators import Hallucinator
-from lowshot.metrics import ranks_in_chunks, true_class_ranks
-from lowshot.propagated import PropagatedRows
-from lowshot.protocol import read_draws
-from lowshot.runtime import pick_device
-from lowshot.seeds import stream
-from lowshot.selection import SelectionConfig, choose, joint_recipe
+from lowshot.hallucination.generators import Hallucinator
 
 # Is given the scores (rows, classes) of a run (trial, n) for some of the judged images.
 Keep = Callable[[tuple[int, int], slice, torch.Tensor], None]

@@ -18,13 +18,21 @@ from pathlib import Path
 import numpy as np
 from jsonargparse.typing import NonNegativeInt
 
-from lowshot.artifacts import is_done, read_recipe, recipe, writing
-from lowshot.cli import TwoOrMore, run
-from lowshot.clustering import KMeans, cluster_classes
-from lowshot.errors import InputError
-from lowshot.features import read_features
-from lowshot.protocol import read_split
-from lowshot.quadruplets import RULES, Quadruplets, RuleName, Scope, mine, partner_classes, write_quadruplets
+from lowshot.core.artifacts import is_done, read_recipe, recipe, writing
+from lowshot.core.cli import TwoOrMore, run
+from lowshot.core.errors import InputError
+from lowshot.data.features import read_features
+from lowshot.data.protocol import read_split
+from lowshot.hallucination.clustering import KMeans, cluster_classes
+from lowshot.hallucination.quadruplets import (
+    RULES,
+    Quadruplets,
+    RuleName,
+    Scope,
+    mine,
+    partner_classes,
+    write_quadruplets,
+)
 
 
 @dataclass

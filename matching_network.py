@@ -21,12 +21,23 @@ import numpy as np
 import torch
 from jsonargparse.typing import PositiveInt
 
-from lowshot.artifacts import Provenance, is_done, recipe
-from lowshot.benchmark import Benchmark, BenchmarkConfig, check_settings, input_files, read_benchmark, write_results
-from lowshot.cli import run_commands
-from lowshot.errors import InputError
-from lowshot.features import read_features
-from lowshot.matching import (
+from lowshot.core.artifacts import Provenance, is_done, recipe
+from lowshot.core.cli import run_commands
+from lowshot.core.errors import InputError
+from lowshot.core.runtime import open_fabric, pick_device
+from lowshot.core.training import refuse_other_leftover, training_run
+from lowshot.data.features import read_features
+from lowshot.data.protocol import read_split
+from lowshot.evaluation.benchmark import (
+    Benchmark,
+    BenchmarkConfig,
+    check_settings,
+    input_files,
+    read_benchmark,
+    write_results,
+)
+from lowshot.evaluation.metrics import ranks_in_chunks
+from lowshot.matching.network import (
     ClassRows,
     MatchingNetwork,
     load_matching,
@@ -35,11 +46,7 @@ from lowshot.matching import (
     save_matching,
     support_rows,
 )
-from lowshot.matching_training import MatchingSettings, MatchingTrainer
-from lowshot.metrics import ranks_in_chunks
-from lowshot.protocol import read_split
-from lowshot.runtime import open_fabric, pick_device
-from lowshot.training import refuse_other_leftover, training_run
+from lowshot.matching.training import MatchingSettings, MatchingTrainer
 
 
 @dataclass(kw_only=True)

@@ -20,12 +20,12 @@ from typing import Literal
 
 import pandas as pd
 
-from lowshot.artifacts import is_done, read_recipe, recipe, write_json, writing
-from lowshot.cli import run
-from lowshot.datasets.images import read_images
-from lowshot.errors import InputError
-from lowshot.features import read_features
-from lowshot.protocol import read_split
+from lowshot.core.artifacts import is_done, read_recipe, recipe, write_json, writing
+from lowshot.core.cli import run
+from lowshot.core.errors import InputError
+from lowshot.data.datasets.images import read_images
+from lowshot.data.features import read_features
+from lowshot.data.protocol import read_split
 from lowshot.report import results
 from lowshot.report.build import Pictures, write_report
 from lowshot.report.generated import read_gan

@@ -22,22 +22,22 @@ import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from lowshot.artifacts import is_done, recipe, write_json, writing
 from lowshot.classifiers import FeatureTransform, InductiveOptions
-from lowshot.cli import run_commands
-from lowshot.datasets.content import listing_digest
-from lowshot.datasets.folder import find_classes, find_images, other_files
-from lowshot.errors import InputError
-from lowshot.extractors import ExtractorChoice, open_extractor
-from lowshot.features import read_features
-from lowshot.prediction import (
+from lowshot.core.artifacts import is_done, recipe, write_json, writing
+from lowshot.core.cli import run_commands
+from lowshot.core.errors import InputError
+from lowshot.data.datasets.content import listing_digest
+from lowshot.data.datasets.folder import find_classes, find_images, other_files
+from lowshot.data.features import read_features
+from lowshot.data.protocol import read_split
+from lowshot.evaluation.prediction import (
     FewShotClassifier,
     InductiveMethod,
     load_classifier,
     picture_features,
     save_classifier,
 )
-from lowshot.protocol import read_split
+from lowshot.representation.extractors import ExtractorChoice, open_extractor
 
 
 @dataclass(kw_only=True)

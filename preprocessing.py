@@ -47,14 +47,14 @@ from typing import Literal
 import numpy as np
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, OpenUnitInterval, PositiveInt
 
-from lowshot.artifacts import is_done, recipe, write_json, writing
-from lowshot.cli import run
-from lowshot.datasets import breeds
-from lowshot.datasets.content import Content, Source, cap, validation_part
-from lowshot.datasets.images import Images, write_images
-from lowshot.datasets.registry import READERS, Reader
-from lowshot.errors import InputError
-from lowshot.protocol import draws_to_json, make_draws, make_split, with_douze2018_draws
+from lowshot.core.artifacts import is_done, recipe, write_json, writing
+from lowshot.core.cli import run
+from lowshot.core.errors import InputError
+from lowshot.data.datasets import breeds
+from lowshot.data.datasets.content import Content, Source, cap, validation_part
+from lowshot.data.datasets.images import Images, write_images
+from lowshot.data.datasets.registry import READERS, Reader
+from lowshot.data.protocol import draws_to_json, make_draws, make_split, with_douze2018_draws
 
 SCHEMA = "lowshot-data-1"
 

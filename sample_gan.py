@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from lowshot.artifacts import is_done, merged, recipe, writing
-from lowshot.cli import run
-from lowshot.datasets.images import Images, write_images
+from lowshot.core.artifacts import is_done, merged, recipe, writing
+from lowshot.core.cli import run
+from lowshot.core.runtime import pick_device
+from lowshot.data.datasets.images import Images, write_images
+from lowshot.data.protocol import read_split
 from lowshot.gan.model import load_gan, make_images, sample_noise
 from lowshot.gan.samples import samples_recipe
-from lowshot.protocol import read_split
-from lowshot.runtime import pick_device
 
 
 @dataclass(kw_only=True)

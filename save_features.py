@@ -30,16 +30,16 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning_fabric import Fabric
 from tqdm import tqdm
 
-from lowshot.artifacts import building, is_done, merged, recipe
-from lowshot.augmentation import Augmentation
-from lowshot.cli import run
-from lowshot.datasets.images import Images, images_file, read_images
-from lowshot.errors import InputError
-from lowshot.extractors import ExtractorChoice, drop_projection, novel_classes_seen, open_extractor
-from lowshot.features import create_features
+from lowshot.core.artifacts import building, is_done, merged, recipe
+from lowshot.core.cli import run
+from lowshot.core.errors import InputError
+from lowshot.core.runtime import open_fabric
+from lowshot.data.datasets.images import Images, images_file, read_images
+from lowshot.data.features import create_features
 from lowshot.gan.samples import handed_on
-from lowshot.loading import batches, in_batches, to_unit
-from lowshot.runtime import open_fabric
+from lowshot.representation.augmentation import Augmentation
+from lowshot.representation.extractors import ExtractorChoice, drop_projection, novel_classes_seen, open_extractor
+from lowshot.representation.loading import batches, in_batches, to_unit
 
 # Of the views of an image: 0 and the next few are training's.
 _SUPPORT = 100

@@ -23,17 +23,17 @@ import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from lowshot.artifacts import Provenance, is_done, recipe, write_json, writing
-from lowshot.benchmark import extractor_name
-from lowshot.cli import run
-from lowshot.errors import InputError
-from lowshot.features import Features, check_same_space, read_features
+from lowshot.core.artifacts import Provenance, is_done, recipe, write_json, writing
+from lowshot.core.cli import run
+from lowshot.core.errors import InputError
+from lowshot.core.runtime import pick_device
+from lowshot.core.seeds import stream
+from lowshot.data.features import Features, check_same_space, read_features
+from lowshot.data.protocol import Split, read_draws, read_split
+from lowshot.evaluation.benchmark import extractor_name
 from lowshot.gan.data import few_shot_rows
 from lowshot.gan.samples import read_samples
 from lowshot.gan.scores import SCORES, image_scores, nearest_own_class
-from lowshot.protocol import Split, read_draws, read_split
-from lowshot.runtime import pick_device
-from lowshot.seeds import stream
 
 
 @dataclass(kw_only=True)

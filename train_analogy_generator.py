@@ -18,15 +18,15 @@ import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
-from lowshot.artifacts import is_done, recipe
-from lowshot.backbones import load_extractor
-from lowshot.cli import run
-from lowshot.errors import InputError
-from lowshot.generator_training import GeneratorTrainer, RuleName, chosen_rule, fit_critic
-from lowshot.generators import AnalogyGenerator, save_generator
-from lowshot.quadruplets import Quadruplets, read_quadruplets
-from lowshot.runtime import pick_device
-from lowshot.training import training_run
+from lowshot.core.artifacts import is_done, recipe
+from lowshot.core.cli import run
+from lowshot.core.errors import InputError
+from lowshot.core.runtime import pick_device
+from lowshot.core.training import training_run
+from lowshot.hallucination.generators import AnalogyGenerator, save_generator
+from lowshot.hallucination.quadruplets import Quadruplets, read_quadruplets
+from lowshot.hallucination.training import GeneratorTrainer, RuleName, chosen_rule, fit_critic
+from lowshot.representation.backbones import load_extractor
 
 
 @dataclass

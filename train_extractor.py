@@ -23,18 +23,18 @@ from pathlib import Path
 import numpy as np
 from jsonargparse.typing import PositiveInt
 
-from lowshot.artifacts import is_done
-from lowshot.backbones import HeadName, save_extractor
-from lowshot.cli import run
-from lowshot.datasets.images import Images, read_images, rows_of, with_more
-from lowshot.errors import InputError
-from lowshot.extractor_training import ExtractorSettings, ExtractorTrainer, freeze
-from lowshot.extractors import check_knows_base_only
+from lowshot.core.artifacts import is_done
+from lowshot.core.cli import run
+from lowshot.core.errors import InputError
+from lowshot.data.datasets.images import Images, read_images, rows_of, with_more
+from lowshot.data.protocol import Split, read_split
 from lowshot.gan.data import read_few_shot_rows
 from lowshot.gan.samples import read_sample_images
-from lowshot.image_training import check_training, hold_out, image_training, training_recipe
-from lowshot.networks import NetworkChoice, build_network, check_network
-from lowshot.protocol import Split, read_split
+from lowshot.representation.backbones import HeadName, save_extractor
+from lowshot.representation.extractor_training import ExtractorSettings, ExtractorTrainer, freeze
+from lowshot.representation.extractors import check_knows_base_only
+from lowshot.representation.image_training import check_training, hold_out, image_training, training_recipe
+from lowshot.representation.networks import NetworkChoice, build_network, check_network
 
 
 @dataclass(kw_only=True)

@@ -29,19 +29,19 @@ from typing import Literal
 import numpy as np
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from lowshot.artifacts import is_done, read_recipe, recipe
-from lowshot.backbones import Extractor
-from lowshot.cli import run_commands
-from lowshot.datasets.images import Images, read_images, rows_of
-from lowshot.errors import InputError
-from lowshot.extractors import ExtractorChoice, check_knows_base_only, open_extractor
+from lowshot.core.artifacts import is_done, read_recipe, recipe
+from lowshot.core.cli import run_commands
+from lowshot.core.errors import InputError
+from lowshot.data.datasets.images import Images, read_images, rows_of
+from lowshot.data.protocol import Split, read_split
 from lowshot.gan.augmentation import DiscriminatorAugmentation
 from lowshot.gan.data import examples, read_few_shot_rows
 from lowshot.gan.model import Gan, gan_recipe, load_gan, save_gan
 from lowshot.gan.networks import FinetuneMode, GanConfig, GanNetwork, check_sizes
 from lowshot.gan.training import GanSettings, GanTrainer, features_of, reference
-from lowshot.image_training import image_training
-from lowshot.protocol import Split, read_split
+from lowshot.representation.backbones import Extractor
+from lowshot.representation.extractors import ExtractorChoice, check_knows_base_only, open_extractor
+from lowshot.representation.image_training import image_training
 
 
 @dataclass(kw_only=True)

@@ -19,14 +19,14 @@ from typing import Literal
 import h5py
 import numpy as np
 
-from lowshot.artifacts import is_done
-from lowshot.backbones import save_extractor
-from lowshot.cli import run
-from lowshot.datasets.images import Images, read_images, rows_of
-from lowshot.errors import InputError
-from lowshot.image_training import hold_out, image_training, training_recipe
-from lowshot.networks import NetworkChoice, build_network, check_network
-from lowshot.protocol import Split, read_split
+from lowshot.core.artifacts import is_done
+from lowshot.core.cli import run
+from lowshot.core.errors import InputError
+from lowshot.data.datasets.images import Images, read_images, rows_of
+from lowshot.data.protocol import Split, read_split
+from lowshot.representation.backbones import save_extractor
+from lowshot.representation.image_training import hold_out, image_training, training_recipe
+from lowshot.representation.networks import NetworkChoice, build_network, check_network
 from lowshot.scgm.model import ScgmModel
 from lowshot.scgm.training import ScgmSettings, ScgmTrainer, build_model, has_mixture, settings_unread
 

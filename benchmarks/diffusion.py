@@ -29,8 +29,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lowshot.adjacency import symmetrise
-from lowshot.propagation import Labels, Work, propagate
+from lowshot.diffusion.adjacency import symmetrise
+from lowshot.diffusion.propagation import Labels, Work, propagate
 
 K, CLUSTER, DIM, FAR, N_STEPS = 30, 500, 32, 3, 3
 

@@ -7,10 +7,10 @@ Writes    JSON lines and Markdown rows on stdout.
     python benchmarks/episodes.py --n_episodes 100  a quick look
 
 Episodes are 5-way 1-shot with 15 queries. Both sides start from features in memory and end with accuracies; the one
-side draws and judges all episodes in batches (`lowshot.episodes.judge`), the other has a loop over episodes as people
-write it: np.random.choice for the classes and for the images of every class. It comes in two forms: with means and
-distances in numpy, and with scikit-learn's NearestCentroid. Runs of all sides alternate; medians are reported, of the
-clock and of the processor's time, which counts where other work runs beside.
+side draws and judges all episodes in batches (`lowshot.evaluation.episodes.judge`), the other has a loop over episodes
+as people write it: np.random.choice for the classes and for the images of every class. It comes in two forms: with
+means and distances in numpy, and with scikit-learn's NearestCentroid. Runs of all sides alternate; medians are
+reported, of the clock and of the processor's time, which counts where other work runs beside.
 
 The second part gives our episodes to scikit-learn, fitted to one task at a time, and counts the queries that it
 recognises as another class than we do.
@@ -37,9 +37,9 @@ from sklearn.neighbors import NearestCentroid
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lowshot.classifiers import METHODS, MethodOptions
-from lowshot.cli import run
-from lowshot.episodes import Pool, Sampling, draw_tasks, gather_tasks, judge, make_pool
-from lowshot.protocol import make_split
+from lowshot.core.cli import run
+from lowshot.data.protocol import make_split
+from lowshot.evaluation.episodes import Pool, Sampling, draw_tasks, gather_tasks, judge, make_pool
 
 N_CLASSES, N_ROWS, DIM, N_WAY, N_SHOT, N_QUERIES = 20, 600, 512, 5, 1, 15
 SAMPLING = Sampling(n_way=N_WAY, n_shots=[N_SHOT], n_queries=N_QUERIES)

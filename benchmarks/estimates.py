@@ -26,12 +26,12 @@ from jsonargparse.typing import PositiveInt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lowshot.artifacts import digest, write_json
-from lowshot.cli import run
-from lowshot.features import write_features
-from lowshot.graph import create_graph, map_graph
-from lowshot.projection import Projection
-from lowshot.protocol import draws_to_json, make_draws, make_split
+from lowshot.core.artifacts import digest, write_json
+from lowshot.core.cli import run
+from lowshot.data.features import write_features
+from lowshot.data.protocol import draws_to_json, make_draws, make_split
+from lowshot.diffusion.graph import create_graph, map_graph
+from lowshot.diffusion.projection import Projection
 
 K, DIM, MAX_SHOTS = 32, 64, 5
 MADE_UP = {"stage": "estimates", "config": {}, "inputs": {}}

@@ -32,17 +32,17 @@ from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lowshot.artifacts import write_json
-from lowshot.backbones import Extractor, ModelConfig, save_extractor
-from lowshot.cli import run_commands
-from lowshot.datasets.images import Images, write_images
+from lowshot.core.artifacts import write_json
+from lowshot.core.cli import run_commands
+from lowshot.data.datasets.images import Images, write_images
+from lowshot.data.protocol import make_split
 from lowshot.gan.augmentation import DiscriminatorAugmentation
 from lowshot.gan.data import Examples
 from lowshot.gan.losses import discriminator_losses, generator_losses, weighted
 from lowshot.gan.model import Gan
 from lowshot.gan.networks import GanConfig, Judgement
 from lowshot.gan.training import GanSettings, GanTrainer
-from lowshot.protocol import make_split
+from lowshot.representation.backbones import Extractor, ModelConfig, save_extractor
 
 ROOT = Path(__file__).resolve().parents[1]
 N_CLASSES, N_IMAGES, SIDE = 47, 4000, 32

@@ -34,10 +34,10 @@ from jsonargparse.typing import PositiveInt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lowshot.cli import run_commands
-from lowshot.graph import Graph, add_nodes
-from lowshot.neighbours import Index, Lists, exact_search, merge, recall, shifted
-from lowshot.projection import Projection
+from lowshot.core.cli import run_commands
+from lowshot.diffusion.graph import Graph, add_nodes
+from lowshot.diffusion.neighbours import Index, Lists, exact_search, merge, recall, shifted
+from lowshot.diffusion.projection import Projection
 
 
 @dataclass

@@ -21,13 +21,13 @@ from jsonargparse.typing import PositiveInt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lowshot.augmentation import Augmentation
-from lowshot.backbones import Extractor, ModelConfig
-from lowshot.cli import run
-from lowshot.datasets.images import Images
-from lowshot.image_training import TrainingSettings, build_optimizer
-from lowshot.loading import batches, in_batches, to_unit
-from lowshot.losses import total_loss
+from lowshot.core.cli import run
+from lowshot.data.datasets.images import Images
+from lowshot.representation.augmentation import Augmentation
+from lowshot.representation.backbones import Extractor, ModelConfig
+from lowshot.representation.image_training import TrainingSettings, build_optimizer
+from lowshot.representation.loading import batches, in_batches, to_unit
+from lowshot.representation.losses import total_loss
 
 AUGMENTATIONS = {
     "shift and flip": Augmentation(shift_pixels=4, flip=True),

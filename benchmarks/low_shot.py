@@ -36,12 +36,12 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lowshot.artifacts import write_json
-from lowshot.cli import run
-from lowshot.features import write_features
-from lowshot.metrics import six_accuracies, true_class_ranks
-from lowshot.protocol import Split, draws_to_json, make_draws, read_draws, read_split
-from lowshot.seeds import stream
+from lowshot.core.artifacts import write_json
+from lowshot.core.cli import run
+from lowshot.core.seeds import stream
+from lowshot.data.features import write_features
+from lowshot.data.protocol import Split, draws_to_json, make_draws, read_draws, read_split
+from lowshot.evaluation.metrics import six_accuracies, true_class_ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 N_CLASSES, N_BASE, DIM, TRAIN_ROWS, TEST_ROWS = 100, 39, 512, 500, 100

@@ -26,12 +26,12 @@ from torch.nn.functional import one_hot
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lowshot.cli import run
-from lowshot.features import Features
-from lowshot.matching import ClassRows, MatchingNetwork, matching_scorer, runs_at_once
-from lowshot.matching_training import MatchingSettings, MatchingTrainer
-from lowshot.protocol import make_split
-from lowshot.training import TrainingRun
+from lowshot.core.cli import run
+from lowshot.core.training import TrainingRun
+from lowshot.data.features import Features
+from lowshot.data.protocol import make_split
+from lowshot.matching.network import ClassRows, MatchingNetwork, matching_scorer, runs_at_once
+from lowshot.matching.training import MatchingSettings, MatchingTrainer
 
 
 @dataclass

@@ -23,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lowshot.quadruplets import RULES, mine
+from lowshot.hallucination.quadruplets import RULES, mine
 
 N_CLUSTERS, DIM, EPSILON = 100, 512, RULES["hariharan2017"].epsilon
 

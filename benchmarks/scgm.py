@@ -28,14 +28,14 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lowshot.augmentation import Augmentation
-from lowshot.datasets.images import Images
-from lowshot.networks import NetworkChoice, build_network
-from lowshot.runtime import open_fabric
+from lowshot.core.runtime import open_fabric
+from lowshot.core.training import TrainingRun
+from lowshot.data.datasets.images import Images
+from lowshot.representation.augmentation import Augmentation
+from lowshot.representation.networks import NetworkChoice, build_network
 from lowshot.scgm.assignment import assign_subclasses
 from lowshot.scgm.mixture import Mixture
 from lowshot.scgm.training import ScgmSettings, ScgmTrainer, build_model
-from lowshot.training import TrainingRun
 
 RECIPE = Path(__file__).parents[1] / "configs/scgm/train_scgm-cifar100-resnet10_quarter.yaml"
 N_IMAGES, N_SUBCLASSES, N_SUPERCLASSES, N_CLASSES, DIM = 50_000, 100, 20, 100, 128

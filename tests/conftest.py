@@ -83,9 +83,9 @@ def clusters(tmp_path_factory) -> SimpleNamespace:
     clusters (`unlabelled`), their graph (`background`), and the graphs with them (`graph`, of `{setup}`), without them
     (`bare`) and of all training images without them (`images`), of lists of 8."""
     from build_graph import BackgroundConfig, CompleteConfig, background, complete
-    from lowshot.artifacts import write_json
-    from lowshot.features import write_features
-    from lowshot.protocol import Split, draws_to_json, make_draws
+    from lowshot.core.artifacts import write_json
+    from lowshot.data.features import write_features
+    from lowshot.data.protocol import Split, draws_to_json, make_draws
 
     folder, rng = tmp_path_factory.mktemp("clusters"), np.random.default_rng(0)
     made = SimpleNamespace(folder=folder, **{n: folder / f"{n}.h5" for n in ("train", "test", "background")},

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lowshot.classifiers.tasks import Tasks, class_counts, class_means
-from lowshot.errors import Diverged
-from lowshot.seeds import torch_stream
+from lowshot.core.errors import Diverged
+from lowshot.core.seeds import torch_stream
 
 _MOMENTUM = 0.9
 

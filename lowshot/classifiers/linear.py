@@ -25,9 +25,9 @@ from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 from tqdm import tqdm
 
 from lowshot.classifiers.problem import Problem, Run, Scorer, linear_scorer, with_constant
-from lowshot.cli import Momentum
-from lowshot.errors import InputError
-from lowshot.seeds import stream, torch_stream
+from lowshot.core.cli import Momentum
+from lowshot.core.errors import InputError
+from lowshot.core.seeds import stream, torch_stream
 
 # Steps whose draws come from one stream; part of what a seed means, so not a setting.
 _BLOCK_STEPS = 100

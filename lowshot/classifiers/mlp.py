@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from lowshot.classifiers.problem import Problem, Run, Scorer
-from lowshot.errors import InputError
-from lowshot.seeds import stream, torch_stream
+from lowshot.core.errors import InputError
+from lowshot.core.seeds import stream, torch_stream
 
 _VALIDATION_SHARE = 0.2
 _CHUNK_ROWS = 1000

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from lowshot.backbones import load_extractor
 from lowshot.classifiers.problem import Problem, Scorer
-from lowshot.errors import InputError
+from lowshot.core.errors import InputError
+from lowshot.representation.backbones import load_extractor
 
 
 def load_own_head(problem: Problem, extractor: Path, seed: int, device: str) -> Scorer:

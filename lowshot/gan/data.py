@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowshot.datasets.images import Images, to_tensor
-from lowshot.errors import InputError
-from lowshot.protocol import Split, check_draws, read_draws
-from lowshot.seeds import stream
+from lowshot.core.errors import InputError
+from lowshot.core.seeds import stream
+from lowshot.data.datasets.images import Images, to_tensor
+from lowshot.data.protocol import Split, check_draws, read_draws
 
 
 class Examples(NamedTuple):

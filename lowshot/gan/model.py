@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from lowshot.artifacts import digest, read_json, read_recipe, write_json
-from lowshot.cli import checked
-from lowshot.errors import InputError
+from lowshot.core.artifacts import digest, read_json, read_recipe, write_json
+from lowshot.core.cli import checked
+from lowshot.core.errors import InputError
+from lowshot.core.seeds import stream
+from lowshot.core.state_dicts import fill
 from lowshot.gan.networks import GENERATORS, ClassMeans, Discriminator, GanConfig, Generator
-from lowshot.seeds import stream
-from lowshot.state_dicts import fill
 
 SCHEMA = "lowshot-gan-1"
 

@@ -19,7 +19,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from lowshot.errors import InputError
+from lowshot.core.errors import InputError
 
 FinetuneMode = Literal["embed", "linear", "all"]
 _SMALLEST_SIDE = 2  # of the constant: instance norm has nothing to normalise by in a single pixel

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from lowshot.errors import InputError
+from lowshot.core.errors import InputError
 
 SCORES = ("fid", "kid", "precision", "recall", "density", "coverage", "class_accuracy")
 # Distances that are in memory together: 64 MB.

@@ -12,18 +12,18 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lowshot.backbones import Extractor
-from lowshot.cli import Momentum, TwoOrMore
-from lowshot.errors import InputError
+from lowshot.core.cli import Momentum, TwoOrMore
+from lowshot.core.errors import InputError
+from lowshot.core.seeds import stream, torch_stream
+from lowshot.core.training import TrainingRun
 from lowshot.gan.augmentation import N_UNIFORMS, DiscriminatorAugmentation
 from lowshot.gan.data import Examples, Shuffled
 from lowshot.gan.losses import discriminator_losses, generator_losses, mismatch_loss, weighted
 from lowshot.gan.model import Gan, from_bytes, make_images
 from lowshot.gan.networks import FinetuneMode, Judgement, choose_trained
-from lowshot.image_training import LaunchSettings
-from lowshot.loading import to_unit
-from lowshot.seeds import stream, torch_stream
-from lowshot.training import TrainingRun
+from lowshot.representation.backbones import Extractor
+from lowshot.representation.image_training import LaunchSettings
+from lowshot.representation.loading import to_unit
 
 # Losses are read, and non-finite ones found, after so many steps: a GPU is not waited for at each.
 _READ_EVERY = 20

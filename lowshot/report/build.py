@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from lowshot.datasets.images import Images
-from lowshot.features import Features
-from lowshot.protocol import Split
+from lowshot.data.datasets.images import Images
+from lowshot.data.features import Features
+from lowshot.data.protocol import Split
 from lowshot.report import figures, generated, page, results, tables
 from lowshot.report.mixture import Means, embedding_map, subclass_sizes
 from lowshot.report.results import PROTOCOL

@@ -19,10 +19,10 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-from lowshot.datasets.images import Images, open_image
-from lowshot.features import Features
-from lowshot.protocol import Split
-from lowshot.seeds import stream
+from lowshot.core.seeds import stream
+from lowshot.data.datasets.images import Images, open_image
+from lowshot.data.features import Features
+from lowshot.data.protocol import Split
 
 CLASSES = ("novel", "base", "all")
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")

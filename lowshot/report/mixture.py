@@ -12,12 +12,12 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from sklearn.preprocessing import normalize
 
-from lowshot.artifacts import digest, open_h5, read_recipe, require_datasets
-from lowshot.errors import InputError
-from lowshot.features import Features
-from lowshot.protocol import Split
+from lowshot.core.artifacts import digest, open_h5, read_recipe, require_datasets
+from lowshot.core.errors import InputError
+from lowshot.core.seeds import stream
+from lowshot.data.features import Features
+from lowshot.data.protocol import Split
 from lowshot.report.figures import OKABE_ITO, figure_at, project
-from lowshot.seeds import stream
 
 _MAP_ROWS = 2000
 _LEGEND_ROWS = 26

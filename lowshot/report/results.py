@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lowshot.artifacts import flat, read_json
 from lowshot.classifiers import FeatureTransform
-from lowshot.errors import InputError
+from lowshot.core.artifacts import flat, read_json
+from lowshot.core.errors import InputError
 
 METRICS = ("top1_novel", "top1_base", "top1_all", "top5_novel", "top5_base", "top5_all")
 # Numbers are comparable only within one of these: never in one table across them.

@@ -18,8 +18,8 @@ import torch
 from scipy.special import logsumexp
 from torch import Tensor
 
-from lowshot.compiled import compiled
-from lowshot.errors import InputError
+from lowshot.core.compiled import compiled
+from lowshot.core.errors import InputError
 
 # Iterations between two looks at the residual, as published.
 _CHECK_EVERY = 10

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from lowshot.backbones import Extractor, ModelConfig
+from lowshot.representation.backbones import Extractor, ModelConfig
 from lowshot.scgm.contrast import ClassQueues, angular_logits
 from lowshot.scgm.mixture import Mixture, Superclasses
 

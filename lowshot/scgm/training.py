@@ -12,18 +12,18 @@ from sklearn.metrics import homogeneity_score, normalized_mutual_info_score
 from torch import Tensor
 from tqdm import tqdm
 
-from lowshot.backbones import Extractor
-from lowshot.datasets.images import Images
-from lowshot.errors import InputError
-from lowshot.image_training import Trainer, TrainingSettings
-from lowshot.loading import in_batches
-from lowshot.losses import topk_correct
+from lowshot.core.errors import InputError
+from lowshot.core.seeds import stream
+from lowshot.core.training import TrainingRun
+from lowshot.data.datasets.images import Images
+from lowshot.representation.backbones import Extractor
+from lowshot.representation.image_training import Trainer, TrainingSettings
+from lowshot.representation.loading import in_batches
+from lowshot.representation.losses import topk_correct
 from lowshot.scgm.assignment import assign_subclasses
 from lowshot.scgm.contrast import ClassQueues
 from lowshot.scgm.mixture import Mixture, Superclasses
 from lowshot.scgm.model import ScgmModel
-from lowshot.seeds import stream
-from lowshot.training import TrainingRun
 
 
 @dataclass(kw_only=True)

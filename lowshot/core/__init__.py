@@ -1,0 +1,1 @@
+"""What every stage does: artifacts, command line, errors, seeds, devices, checkpoints."""

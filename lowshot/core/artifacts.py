@@ -1,0 +1,304 @@
+"""What stages hand to each other: complete or absent, and traceable to the settings and inputs that made it.
+
+Every artifact (HDF5 file, JSON file or folder) carries the same three entries, together called its *recipe*: `stage`,
+`config` (the resolved settings that influence the content) and `inputs` (name -> digest of what was read). They stand
+in the HDF5 attributes, at the top of a JSON or YAML file, or in the folder's `config.json`.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import h5py
+import yaml
+
+from lowshot.core.errors import InputError
+
+# Settings that change where or how fast the work runs, never what it yields.
+_RUN_ONLY = {"out", "overwrite", "accelerator", "devices", "num_workers", "checkpoint_minutes"}
+
+
+def settings(config: Any) -> dict:
+    """The settings of a stage's dataclass that influence its output: no paths, nothing of where or how fast it runs."""
+    chosen = [f.name for f in fields(config) if f.name not in _RUN_ONLY and "Path" not in str(f.type)]
+    values = asdict(config)
+    return {name: values[name] for name in chosen}
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or of the models, arrays and JSON files directly inside a folder (logs are not content)."""
+    path = Path(path)
+    if path.is_dir():
+        parts = sorted(p for p in path.iterdir() if p.suffix in {".pt", ".h5", ".json"})
+        return hashlib.sha256("".join(f"{p.name}:{digest(p)}\n" for p in parts).encode()).hexdigest()
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    facts = path.stat()
+    return _file_digest(path.resolve(), facts.st_ino, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache
+def _file_digest(path: Path, *_facts: int) -> str:
+    """Graphs are many gigabytes, and a stage names its inputs more than once; `_facts` tell whether a file changed."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if sys.version_info >= (3, 11) else _sha256(file)
+
+
+def _sha256(file: Any) -> str:
+    state = hashlib.sha256()
+    while block := file.read(1 << 20):
+        state.update(block)
+    return state.hexdigest()
+
+
+def recipe(stage: str, config: Any, inputs: dict[str, Path | None]) -> dict:
+    """The recipe of an output of `stage`, made with the dataclass `config` from the files or folders `inputs`."""
+    digests = {name: digest(path) for name, path in inputs.items() if path is not None}
+    return json.loads(json.dumps({"stage": stage, "config": settings(config), "inputs": digests}, default=str))
+
+
+def merged(made_from: dict, more: dict) -> dict:
+    """The recipe `made_from` with further settings and inputs."""
+    return {**made_from, **{part: made_from[part] | more[part] for part in ("config", "inputs")}}
+
+
+def read_recipe(path: Path) -> dict | None:
+    """The recipe stored in an artifact; None where there is none (a published file, or one of the user's own)."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            stored = read_json(path / "config.json")
+        elif path.suffix in {".h5", ".hdf5"}:
+            with open_h5(path) as file:
+                stored = {key: json.loads(file.attrs[key]) for key in ("stage", "config", "inputs")}
+        elif path.suffix == ".yaml":
+            stored = read_yaml(path)
+        else:
+            stored = read_json(path)
+        return {key: stored[key] for key in ("stage", "config", "inputs")}
+    except (KeyError, TypeError, json.JSONDecodeError):
+        return None
+
+
+def is_done(out: Path, made_from: dict, overwrite: bool) -> bool:
+    """Whether `out` stands already and was made from the same inputs and settings (then says so).
+
+    Raises InputError, naming the difference, if it was made from others; with `overwrite` the answer is always no.
+    """
+    out = Path(out)
+    if overwrite or not out.exists():
+        return False
+    _refuse_if_other(out, read_recipe(out) if not (out.is_dir() and not any(out.iterdir())) else None, made_from)
+    print(f"{made_from['stage']}: {out} is there already, made from the same inputs and settings")
+    return True
+
+
+def _refuse_if_other(path: Path, stored: dict | None, made_from: dict) -> None:
+    if stored is None:
+        raise InputError(f"{path}: exists but does not say what made it; choose another name, or --overwrite true")
+    if _given(stored) != _given(made_from):
+        raise InputError(
+            f"{path}: made from others ({_difference(stored, made_from)}); --overwrite true makes it again"
+        )
+
+
+def _given(made_from: dict) -> dict:
+    """A recipe without the settings that are not given: one that a later revision has added is no difference."""
+    return {**made_from, "config": {name: v for name, v in flat(made_from["config"]).items() if v is not None}}
+
+
+def _difference(stored: dict, wanted: dict) -> str:
+    if stored["stage"] != wanted["stage"]:
+        return f"it is an output of {stored['stage']}"
+    for name in sorted({*stored["inputs"], *wanted["inputs"]}):
+        if stored["inputs"].get(name) != wanted["inputs"].get(name):
+            return f"input {name} has another content"
+    old, new = flat(stored["config"]), flat(wanted["config"])
+    name = min(name for name in {*old, *new} if old.get(name) != new.get(name))
+    return f"setting {name} was {old.get(name, 'absent')}, now {new.get(name, 'absent')}"
+
+
+def flat(settings: dict, prefix: str = "") -> dict:
+    """Nested settings under dotted names, as the command line has them."""
+    dotted = {}
+    for name, value in settings.items():
+        dotted |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return dotted
+
+
+@contextmanager
+def writing(out: Path, made_from: dict | None = None, resumable: bool = False) -> Iterator[Path]:
+    """Hand out an unfinished path beside `out`, and move it to `out` when the block ends without an error.
+
+    A block that gives a path the form of a folder makes that folder itself. After an error the unfinished path is
+    removed, or kept if `resumable`; a resumable leftover that was made from another recipe than `made_from` is thrown
+    away.
+    """
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(out)
+    if partial.exists() and not (resumable and partial_recipe(partial) == made_from):
+        _remove(partial)
+    try:
+        yield partial
+    except BaseException:
+        if not resumable:
+            _remove(partial)
+        raise
+    publish(partial, out)
+
+
+@contextmanager
+def building(out: Path, made_from: dict) -> Iterator[Path]:
+    """`writing` of a file that a killed run goes on from, but not one with bad input."""
+    with writing(out, made_from, resumable=True) as partial:
+        try:
+            yield partial
+        except InputError:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def partial_recipe(partial: Path) -> dict | None:
+    """The recipe of an unfinished artifact; None too if it is not there or was cut off before it could say."""
+    try:
+        return read_recipe(partial) if partial.exists() else None
+    except InputError:
+        return None
+
+
+def partial_path(out: Path) -> Path:
+    """Where `out` is written while it is not complete; keeps the suffix, so that readers know the format."""
+    return out.with_name(f"{out.stem}.partial{out.suffix}")
+
+
+def publish(partial: Path, out: Path) -> None:
+    """Flush `partial` to disk and rename it to `out`, replacing what stood there."""
+    for file in [partial] if partial.is_file() else [p for p in partial.rglob("*") if p.is_file()]:
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    if partial.is_dir() and out.exists():
+        old = out.with_name(out.name + ".old")
+        _remove(old)
+        out.rename(old)
+        partial.rename(out)
+        _remove(old)
+    else:
+        partial.replace(out)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's content; InputError if it is missing or not JSON."""
+    return _parsed(path, json.loads, "JSON")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON under `path` in one step: the name never shows a half-written file."""
+    _write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file's content, plain values only; InputError if it is missing or not YAML."""
+    return _parsed(path, yaml.safe_load, "YAML")
+
+
+def write_yaml(path: Path, content: Any) -> None:
+    """Write YAML under `path` in one step, as `write_json` does; innermost lists and mappings take one line each."""
+    plain = json.loads(json.dumps(content))  # numbers of checked types, such as PositiveInt, are none that YAML knows
+    text = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=400, allow_unicode=True)
+    _write_text(path, text)
+
+
+def _parsed(path: Path, parse: Callable[[str], Any], form: str) -> Any:
+    path = Path(path)
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: not valid {form} ({' '.join(str(error).split())})") from None
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = Path(path).with_name(Path(path).name + ".writing")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def open_h5(path: Path) -> h5py.File:
+    """Open an HDF5 file for reading; InputError if it is missing, truncated or no HDF5 file."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise InputError(f"{path}: not a readable HDF5 file ({error})") from None
+
+
+def require_datasets(file: h5py.File, names: list[str]) -> None:
+    """InputError that names the first of `names` that is not a dataset of the open `file`."""
+    for name in names:
+        if not isinstance(file.get(name), h5py.Dataset):
+            raise InputError(f"{file.filename}: lacks the dataset '{name}' (it has: {', '.join(file) or 'nothing'})")
+
+
+def write_recipe(file: h5py.File, schema: str, made_from: dict) -> None:
+    """Put the schema name and the recipe into the attributes of the open HDF5 `file`."""
+    file.attrs["schema"] = schema
+    for key, value in made_from.items():
+        file.attrs[key] = json.dumps(value)
+
+
+class Provenance:
+    """Start one when a stage starts; `record()` gives what a result must carry to be believed."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+
+    def record(self, device: str) -> dict:
+        """Command, commit, versions, device, wall time in seconds and peak memory in bytes of this process so far."""
+        packages = ("torch", "numpy", "scikit-learn", "h5py")
+        return {
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "commit": _commit(),
+            "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
+            "device": device,
+            "wall_time_s": round(time.perf_counter() - self.start, 2),
+            "peak_memory_bytes": _peak_memory_bytes(),
+        }
+
+
+def _peak_memory_bytes() -> int:
+    """Of this process; the system counts in bytes on macOS and in KiB elsewhere."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _commit() -> str | None:
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=here, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+changes" if changed.returncode else "")

@@ -1,0 +1,46 @@
+"""State dicts on disk: read without pickled objects, and with one line of error for what is missing or damaged."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowshot.core.errors import InputError
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """`torch.load(weights_only=True)` on the CPU, with one line for a missing or unreadable file, or one that does not
+    hold things by name."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except Exception as error:  # torch raises half a dozen kinds for a damaged or pickled file
+        raise InputError(f"{path}: not a readable state dict ({_first_line(error)})") from None
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise InputError(f"{path}: not a state dict, it holds no tensors by name")
+    return state
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file, or the one inside a released checkpoint {epoch, state}."""
+    state = load_state(path)
+    state = state.get("state", state)
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
+        raise InputError(f"{path}: not a state dict, it holds other things than tensors by name")
+    return state
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def fill(model: nn.Module, path: Path) -> None:
+    """Load a state dict that must fit exactly; InputError otherwise."""
+    try:
+        model.load_state_dict(load_state(path))
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: does not fit the config.json beside it ({_first_line(error)})") from None

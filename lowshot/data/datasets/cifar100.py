@@ -1,0 +1,124 @@
+"""CIFAR-100 (Krizhevsky, 2009) in its official form: pickles of 50 000 train and 10 000 test images, 32x32x3.
+
+The pickles go through an unpickler that knows nothing but arrays and plain values, so that reading a file cannot run
+code.
+"""
+
+import pickle
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lowshot.core.artifacts import digest
+from lowshot.core.errors import InputError
+from lowshot.data.datasets.content import Content, Found, Source, downloading
+from lowshot.data.datasets.images import Images
+
+_FILES = ("train", "test", "meta")
+
+
+def find(source: Source) -> Found:
+    """Look for ROOT/cifar-100-python/{train,test,meta} (or ROOT/train, ...); download where no root is given."""
+    root = source.root if (source.root / "meta").is_file() else source.root / "cifar-100-python"
+    if source.may_download and not (root / "meta").is_file():
+        _download(source.root)
+    return Found({name: digest(root / name) for name in _FILES}, partial(_read, root))
+
+
+def _download(root: Path) -> None:
+    """Fetch and unpack the official archive (md5 checked); torchvision's own reader would unpickle what is in it."""
+    from torchvision.datasets import CIFAR100, utils  # takes seconds, and only a download needs it
+
+    with downloading("cifar100", root):
+        utils.download_and_extract_archive(CIFAR100.url, str(root), filename=CIFAR100.filename, md5=CIFAR100.tgz_md5)
+
+
+def _read(root: Path) -> Content:
+    meta = read_pickle(root / "meta")
+    fine, coarse = (_names(root / "meta", meta, f"{kind}_label_names") for kind in ("fine", "coarse"))
+    parts = [_read_part(root / name, len(fine), len(coarse)) for name in ("train", "test")]
+    pixels, labels, superclass = (np.concatenate(arrays) for arrays in zip(*parts))
+    is_test = np.repeat([False, True], [len(part[1]) for part in parts])
+    return Content(Images(labels, is_test, pixels), fine, coarse, _superclass_of(root, labels, superclass, len(fine)))
+
+
+def _names(path: Path, meta: dict, key: str) -> list[str]:
+    names = [_text(name) for name in meta[key]] if isinstance(meta.get(key), list) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{path}: lacks the list {key}")
+    return names
+
+
+def _read_part(path: Path, n_fine: int, n_coarse: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(pixels uint8 (N, 32, 32, 3), fine labels (N,), coarse labels (N,)) of one pickle."""
+    content = read_pickle(path)
+    try:
+        data = np.asarray(content["data"])
+        labels = [np.asarray(content[f"{kind}_labels"], np.int64) for kind in ("fine", "coarse")]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{path}: not a CIFAR-100 file ({error})") from None
+    if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072 or any(len(data) != len(y) for y in labels):
+        raise InputError(f"{path}: data is {data.dtype} of shape {data.shape}, not uint8 (N, 3072) with N labels")
+    for y, n in zip(labels, (n_fine, n_coarse)):
+        if len(y) == 0 or y.min() < 0 or y.max() >= n:
+            raise InputError(f"{path}: holds no images, or a label outside 0..{n - 1}")
+    return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), *labels
+
+
+def _superclass_of(root: Path, labels: np.ndarray, superclass: np.ndarray, n_classes: int) -> list[int | None]:
+    pairs = np.unique(np.stack([labels, superclass], axis=1), axis=0)
+    if len(pairs) != n_classes or len(np.unique(pairs[:, 0])) != n_classes:
+        raise InputError(f"{root}: a class has no image, or images of two superclasses")
+    return pairs[:, 1].tolist()
+
+
+def read_pickle(path: Path, kind: type = dict) -> Any:
+    """The dict (or list: `kind`) in a pickle of numpy arrays, lists, dicts, bytes, strings and numbers; keys as text.
+
+    Raises InputError, before anything named in the file is called, if the pickle asks for any other object.
+    """
+    try:
+        with path.open("rb") as file:
+            content = _PlainUnpickler(file, encoding="latin1").load()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise InputError(f"{path}: damaged pickle ({type(error).__name__}: {error})") from None
+    if not isinstance(content, kind):
+        raise InputError(f"{path}: holds a {type(content).__name__}, not a {kind.__name__}")
+    return {_text(key): value for key, value in content.items()} if kind is dict else content
+
+
+def _text(value: object) -> object:
+    """Bytes as text: copies of the data set that were written again by a newer Python hold bytes."""
+    return value.decode("latin1") if isinstance(value, bytes) else value
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """What newer Pythons store old byte strings as: a call of `_codecs.encode`, here for this one codec only."""
+    if encoding != "latin1":
+        raise InputError(f"refused: encodes as {encoding}")
+    return text.encode("latin1")
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Finds what numpy arrays are rebuilt from, and nothing else."""
+
+    _reconstruct = np.empty(0).__reduce__()[0]
+    _known: ClassVar = {
+        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("_codecs", "encode"): _latin1,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self._known[module, name]
+        except KeyError:
+            raise InputError(f"refused: the pickle asks for {module}.{name}") from None

@@ -1,0 +1,123 @@
+"""EMNIST (Cohen et al., 2017) in its official form: gzip IDX files of handwritten characters, 28x28x1.
+
+The ByMerge split is read if it is there (47 classes: cases of look-alikes merged; the Balanced split has the same),
+else the only one found. The files hold every image transposed; here they are upright. Class = character, superclass =
+digits, uppercase or lowercase. Where only the train or only the test file is there, images are held out for test (a
+fifth of each class by default).
+"""
+
+import gzip
+import zlib
+from functools import partial
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from lowshot.core.artifacts import digest
+from lowshot.core.errors import InputError
+from lowshot.data.datasets.content import Content, Found, Source, downloading, hold_out, superclasses
+from lowshot.data.datasets.images import Images
+
+
+def find(source: Source, preferred: str = "bymerge") -> Found:
+    """Look for emnist-<split>-mapping.txt in ROOT, ROOT/EMNIST/raw, ROOT/emnist or ROOT/gzip."""
+    folders = [source.root / name for name in ("", "EMNIST/raw", "emnist", "gzip")]
+    if source.may_download and not any(any(folder.glob("emnist-*-mapping.txt")) for folder in folders):
+        _download(source.root)
+    mapping = _mapping(source, folders, preferred)
+    stem = mapping.name.removesuffix("-mapping.txt")
+    files = {"mapping": mapping}
+    for part in ("train", "test"):
+        pair = {
+            f"{part}_images": mapping.with_name(f"{stem}-{part}-images-idx3-ubyte.gz"),
+            f"{part}_labels": mapping.with_name(f"{stem}-{part}-labels-idx1-ubyte.gz"),
+        }
+        if any(file.exists() for file in pair.values()):
+            files |= pair
+    if len(files) == 1:
+        raise InputError(f"{mapping.parent}: holds neither {stem}-train-*-ubyte.gz nor {stem}-test-*-ubyte.gz")
+    return Found({name: digest(file) for name, file in files.items()}, partial(_read, source, files))
+
+
+def _download(root: Path) -> None:
+    """Fetch and unpack the official archive (md5 checked); torchvision's own reader would throw the mappings away."""
+    from torchvision.datasets import EMNIST, utils  # takes seconds, and only a download needs it
+
+    with downloading("emnist", root):
+        utils.download_and_extract_archive(EMNIST.url, str(root), filename="emnist-gzip.zip", md5=EMNIST.md5)
+
+
+def _mapping(source: Source, folders: list[Path], preferred: str) -> Path:
+    mappings = next((found for folder in folders if (found := sorted(folder.glob("emnist-*-mapping.txt")))), [])
+    names = [f"emnist-{split}-mapping.txt" for split in (preferred, "bymerge")]
+    wanted = next(([path] for name in names for path in mappings if path.name == name), mappings)
+    if len(wanted) != 1:
+        what = f"several splits, none of them {preferred} or bymerge" if wanted else "no emnist-<split>-mapping.txt"
+        raise InputError(f"{source.root}: holds {what}")
+    return wanted[0]
+
+
+def _read(source: Source, files: dict[str, Path]) -> Content:
+    characters = _characters(files["mapping"])
+    class_names = list(characters.values())
+    pixels, labels, is_test = [], [], []
+    for part in ("train", "test"):
+        if f"{part}_images" in files:
+            images, numbers = _read_part(files[f"{part}_images"], files[f"{part}_labels"], list(characters))
+            pixels.append(images)
+            labels.append(numbers)
+            is_test.append(np.full(len(numbers), part == "test"))
+    labels, is_test = np.concatenate(labels), np.concatenate(is_test)
+    if len(pixels) == 1:
+        is_test = hold_out(labels, source.test_per_class or 0.2, source.seed, class_names)
+    elif source.test_per_class is not None:
+        raise InputError("--test_per_class: this EMNIST has a test part of its own")
+    kinds, kind_of = superclasses([_kind(name) for name in class_names])
+    return Content(Images(labels, is_test, np.concatenate(pixels)), class_names, kinds, kind_of)
+
+
+def _kind(character: str) -> str:
+    return "digits" if character.isdigit() else "uppercase" if character.isupper() else "lowercase"
+
+
+def _characters(mapping: Path) -> dict[int, str]:
+    """Label -> character, sorted by label, from lines of `label code [other code]`; some splits count from 1."""
+    try:
+        rows = [[int(word) for word in line.split()] for line in mapping.read_text().splitlines() if line.strip()]
+        characters = {row[0]: chr(row[1]) for row in sorted(rows)}
+    except (ValueError, IndexError, OverflowError):
+        raise InputError(f"{mapping}: not lines of a label and a character code") from None
+    if not characters:
+        raise InputError(f"{mapping}: names no class")
+    return characters
+
+
+def _read_part(images: Path, labels: Path, known: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """(upright pixels uint8 (N, 28, 28, 1), positions int64 (N,) of the labels in `known`)."""
+    pixels, numbers = read_idx(images, 3), read_idx(labels, 1)
+    if len(pixels) != len(numbers):
+        raise InputError(f"{images}: {len(pixels)} images, but {labels.name} has {len(numbers)} labels")
+    for unknown in numbers[~np.isin(numbers, known)][:1]:
+        raise InputError(f"{labels}: holds label {unknown}, which the mapping file does not name")
+    return pixels.transpose(0, 2, 1)[..., None], np.searchsorted(known, numbers)
+
+
+def read_idx(path: Path, n_dims: int) -> np.ndarray:
+    """The uint8 array of `n_dims` dimensions in a gzip IDX file; InputError if damaged or of another kind."""
+    try:
+        with gzip.open(path) as file:
+            content = file.read()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: damaged gzip file ({error})") from None
+    if content[:4] != bytes([0, 0, 0x08, n_dims]):
+        raise InputError(
+            f"{path}: not an IDX file of bytes in {n_dims} dimensions (it starts with {content[:4].hex()})"
+        )
+    header, body = content[4 : 4 + 4 * n_dims], content[4 + 4 * n_dims :]
+    shape = [int(side) for side in np.frombuffer(header.ljust(4 * n_dims, b"\0"), ">u4")]
+    if len(header) < 4 * n_dims or len(body) != prod(shape):
+        raise InputError(f"{path}: {len(body)} bytes of content, but its header says {prod(shape)}")
+    return np.frombuffer(body, np.uint8).reshape(shape)

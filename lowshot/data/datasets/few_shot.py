@@ -1,0 +1,207 @@
+"""Published few-shot splits: CIFAR-FS, FC100, Omniglot (Vinyals), mini-ImageNet, tieredImageNet.
+
+Training classes are base, validation classes the novel classes of the validation setup, test classes those of the test
+setup. All images of a class are one pool: there is no test part, tasks draw support and queries from the pool
+(`episodes.py`).
+"""
+
+import io
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from lowshot.core.artifacts import digest, read_json
+from lowshot.core.errors import InputError
+from lowshot.data.datasets import cifar100, omniglot
+from lowshot.data.datasets.cifar100 import read_pickle
+from lowshot.data.datasets.content import Content, Found, Source, image_files, listing_digest, subfolders, superclasses
+from lowshot.data.datasets.images import Images
+from lowshot.data.protocol import published_split
+
+_CIFAR_CLASSES = Path(__file__).with_name("cifar100_few_shot.json")
+_PARTS = ("train", "val", "test")
+
+
+def find_cifar(name: str, source: Source) -> Found:
+    """CIFAR-FS (Bertinetto et al., ICLR 2019) or FC100 (Oreshkin et al., NeurIPS 2018): the 600 images of each class of
+    CIFAR-100, the test part included."""
+    found = cifar100.find(source)
+    return Found(found.digests, lambda: _read_cifar(name, source, found.read()))
+
+
+def _read_cifar(name: str, source: Source, content: Content) -> Content:
+    lists = read_json(_CIFAR_CLASSES)[name]
+    if strange := sorted(set(chain.from_iterable(lists.values())) ^ set(content.class_names)):
+        raise InputError(f"{name}: the class {strange[0]} stands in only one of the published lists and CIFAR-100")
+    position = {c: i for i, c in enumerate(content.class_names)}
+    parts = [sorted(position[c] for c in lists[part]) for part in ("train", "validation", "test")]
+    return _pooled(name, content, parts, source.seed)
+
+
+def find_omniglot(source: Source) -> Found:
+    """Omniglot as Vinyals et al. (NeurIPS 2016) split it and Prototypical Networks (Snell et al., NeurIPS 2017) use it:
+    1028, 172 and 423 characters, and their rotations by 90, 180 and 270 degrees as classes of their own."""
+    found = omniglot.find(replace(source, test_per_class=1))  # whose test marks are not used
+    return Found(found.digests, lambda: _read_omniglot(source, found.read()))
+
+
+# Five background alphabets are for validation, and the evaluation characters, in alphabetical order, train up to the
+# 236th.
+_VINYALS_VALIDATION = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
+_VINYALS_TRAIN_OF_EVALUATION = 236
+_VINYALS_SIZES = [1028, 172, 423]
+
+
+def vinyals_parts(class_names: list[str], n_background: int) -> list[list[int]]:
+    """Positions of the training, validation and test characters in `class_names`, background characters first."""
+    background, evaluation = range(n_background), range(n_background, len(class_names))
+    validation = [c for c in background if class_names[c].split("/")[0] in _VINYALS_VALIDATION]
+    ordered = sorted(evaluation, key=lambda c: class_names[c])
+    train = sorted({*background, *ordered[:_VINYALS_TRAIN_OF_EVALUATION]} - set(validation))
+    return [train, validation, sorted(ordered[_VINYALS_TRAIN_OF_EVALUATION:])]
+
+
+def _read_omniglot(source: Source, content: Content) -> Content:
+    parts = vinyals_parts(content.class_names, content.novel_classes[0])
+    if [len(part) for part in parts] != _VINYALS_SIZES:
+        raise InputError(f"{source.root}: {len(content.class_names)} characters; the split is of Omniglot's 1623")
+    n, n_groups = len(content.class_names), len(content.superclass_names)
+    turned = [_turn(content, quarter) for quarter in range(4)]
+    images = [part.images for part in turned]
+    rotated = Content(
+        Images(
+            np.concatenate([one.labels + quarter * n for quarter, one in enumerate(images)]),
+            np.concatenate([one.is_test for one in images]),
+            np.concatenate([one.pixels for one in images]),
+        ),
+        [name for part in turned for name in part.class_names],
+        [name for part in turned for name in part.superclass_names],
+        [group + quarter * n_groups for quarter in range(4) for group in content.superclass_of],
+    )
+    rotated_parts = [[c + quarter * n for quarter in range(4) for c in part] for part in parts]
+    return _pooled("omniglot_vinyals", rotated, rotated_parts, source.seed)
+
+
+def _turn(content: Content, quarter: int) -> Content:
+    """The characters turned counter-clockwise; alphabets are turned with them, so a superclass holds one rotation."""
+    if quarter == 0:
+        return content
+    pixels = np.rot90(content.images.pixels, quarter, axes=(1, 2))
+    suffix = f" rot{90 * quarter:03}"
+    return replace(
+        content,
+        images=replace(content.images, pixels=pixels),
+        class_names=[name + suffix for name in content.class_names],
+        superclass_names=[name + suffix for name in content.superclass_names],
+    )
+
+
+def find_mini_imagenet(source: Source) -> Found:
+    """mini-ImageNet in one of its two common forms: ROOT/{train,val,test}/<class>/* or ROOT/{train,val,test}.csv
+    (Ravi & Larochelle, ICLR 2017: lines `filename,label`) beside ROOT/images/."""
+    root = _root(source, "mini-imagenet")
+    if not (root / "train.csv").is_file():
+        return _find_folders("mini_imagenet", root, source)
+    return _found_paths("mini_imagenet", root, {part: _read_csv(root, part) for part in _PARTS}, source.seed)
+
+
+def find_tiered_imagenet(source: Source) -> Found:
+    """tieredImageNet (Ren et al., ICLR 2018): ROOT/{train,val,test}/<class>/*, or the published pickles
+    ROOT/{train,val,test}_{images_png,labels}.pkl, whose superclasses are kept. Decoded, the whole set is 16.5 GB; with
+    the folder form the images stay on disk."""
+    root = _root(source, "tiered-imagenet")
+    if not (root / "train_labels.pkl").is_file():
+        return _find_folders("tiered_imagenet", root, source)
+    digests = {
+        name: digest(root / f"{name}.pkl") for part in _PARTS for name in (f"{part}_images_png", f"{part}_labels")
+    }
+    return Found(digests, partial(_read_tiered, root, source.seed))
+
+
+def _root(source: Source, folder: str) -> Path:
+    return (source.root / folder if (source.root / folder).is_dir() else source.root).resolve()
+
+
+def _find_folders(name: str, root: Path, source: Source) -> Found:
+    lists = {part: {folder.name: image_files(folder) for folder in subfolders(root / part)} for part in _PARTS}
+    return _found_paths(name, root, lists, source.seed)
+
+
+def _found_paths(name: str, root: Path, lists: dict[str, dict[str, list[Path]]], seed: int) -> Found:
+    """Images on disk: part -> class -> files."""
+    files = (file for classes in lists.values() for rows in classes.values() for file in rows)
+    return Found({"images": listing_digest(root, files)}, partial(_read_paths, name, root, lists, seed))
+
+
+def _read_csv(root: Path, part: str) -> dict[str, list[Path]]:
+    """Class -> its images, of one list of file names and labels."""
+    path, classes = root / f"{part}.csv", {}
+    try:
+        lines = path.read_text(encoding="utf-8").split()[1:]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    for number, line in enumerate(lines, 2):
+        file, comma, label = line.partition(",")
+        if not comma or Path(file).name != file:
+            raise InputError(f"{path}: line {number} is not 'filename,label'")
+        if not (root / "images" / file).is_file():
+            raise InputError(f"{root / 'images' / file}: no such image ({path.name} names it)")
+        classes.setdefault(label, []).append(root / "images" / file)
+    return classes
+
+
+def _read_paths(name: str, root: Path, lists: dict[str, dict[str, list[Path]]], seed: int) -> Content:
+    owners = [(part, c) for part in _PARTS for c in lists[part]]
+    for part, c in owners:
+        if not lists[part][c]:
+            raise InputError(f"{root / part / c}: holds no image")
+    class_names = [c for _, c in owners]
+    if twice := sorted({c for c in class_names if class_names.count(c) > 1}):
+        raise InputError(f"{root}: the class {twice[0]} stands in two of train, val and test")
+    labels = np.repeat(np.arange(len(owners)), [len(lists[part][c]) for part, c in owners])
+    paths = [file.relative_to(root).as_posix() for part, c in owners for file in lists[part][c]]
+    images = Images(labels, np.zeros(len(labels), bool), paths=np.array(paths, object), root=root)
+    parts = [[i for i, (part, _) in enumerate(owners) if part == wanted] for wanted in _PARTS]
+    return _pooled(name, Content(images, class_names), parts, seed)
+
+
+def _read_tiered(root: Path, seed: int) -> Content:
+    pixels, labels, names, groups, parts = [], [], [], [], []
+    for part in _PARTS:
+        content = read_pickle(root / f"{part}_labels.pkl")
+        encoded = read_pickle(root / f"{part}_images_png.pkl", list)
+        try:
+            fine, coarse = (np.asarray(content[f"label_{kind}"], np.int64) for kind in ("specific", "general"))
+            fine_names, coarse_names = (list(content[f"label_{kind}_str"]) for kind in ("specific", "general"))
+            superclass_of = [coarse_names[coarse[fine == c][0]] for c in range(len(fine_names))]
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise InputError(f"{root}/{part}_labels.pkl: not the labels of tieredImageNet ({error!r})") from None
+        if len(encoded) != len(fine):
+            raise InputError(f"{root}/{part}_images_png.pkl: {len(encoded)} images, but {len(fine)} labels")
+        bar = tqdm(encoded, f"tiered_imagenet {part}", unit="image", leave=False, disable=None)
+        pixels.append(np.stack([_decode(root / f"{part}_images_png.pkl", png) for png in bar]))
+        labels.append(fine + len(names))
+        parts.append(list(range(len(names), len(names) + len(fine_names))))
+        names, groups = names + fine_names, groups + superclass_of
+    images = Images(np.concatenate(labels), np.zeros(sum(map(len, labels)), bool), np.concatenate(pixels))
+    return _pooled("tiered_imagenet", Content(images, names, *superclasses(groups)), parts, seed)
+
+
+def _decode(path: Path, png: object) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(bytes(png))) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, TypeError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: corrupt image ({error})") from None
+
+
+def _pooled(name: str, content: Content, parts: list[list[int]], seed: int) -> Content:
+    """`content` with the published split and every image in the pool."""
+    split = published_split(name, content.class_names, content.superclass_names, content.superclass_of, seed, *parts)
+    images = replace(content.images, is_test=np.zeros(len(content.images), bool))
+    return replace(content, images=images, split=split)

@@ -1,0 +1,81 @@
+"""The splits of Beckham et al. (arXiv 2203.16662) for few-shot GANs: EMNIST, Omniglot and CIFAR-100.
+
+The few-shot (novel) classes are the last of a permutation that the seed draws; the images of a class, train and test
+part together, are shuffled by its number, whatever the seed: the first ones are its shots, the last fifth is for test.
+Both come from numpy's legacy generator, whose streams are fixed. Novel classes are halved into the validation and the
+test setup as in every data set.
+
+Departs from the release, which tests few-shot classes only, by holding out a fifth of base classes too: low_shot.py
+judges both.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from lowshot.core.errors import InputError
+from lowshot.data.datasets import cifar100, emnist, omniglot
+from lowshot.data.datasets.content import Content, Found, Source, only_rows, rows_by_class
+from lowshot.data.protocol import make_draws
+
+TRAIN_SHARE = 0.8
+
+
+class FewShotSet(NamedTuple):
+    """What `find` reads, of which so many classes are few-shot ones."""
+
+    find: Callable[[Source], Found]
+    n_classes: int
+    n_novel: int
+
+
+SETS = {
+    "emnist_fs": FewShotSet(partial(emnist.find, preferred="balanced"), 47, 10),
+    "omniglot_fs": FewShotSet(lambda source: omniglot.find(replace(source, test_per_class=1)), 1623, 212),
+    "cifar100_fs": FewShotSet(cifar100.find, 100, 20),
+}
+
+
+def find(name: str, source: Source) -> Found:
+    """Look for the data set `name` of SETS; its own test marks are not used."""
+    found = SETS[name].find(source)
+    return Found(found.digests, lambda: _read(name, source, found.read()))
+
+
+def novel_classes(n_classes: int, n_novel: int, seed: int) -> list[int]:
+    """The few-shot classes, ascending."""
+    return sorted(np.random.RandomState(seed).permutation(n_classes)[-n_novel:].tolist())
+
+
+def shuffled_rows(labels: np.ndarray, n_classes: int) -> list[np.ndarray]:
+    """The rows of `labels` (N,) of each class in the order that decides what they are for."""
+    rows_of = rows_by_class(labels, n_classes)
+    for c, rows in enumerate(rows_of):
+        np.random.RandomState(c).shuffle(rows)
+    return rows_of
+
+
+def _read(name: str, source: Source, content: Content) -> Content:
+    n = len(content.class_names)
+    if n != SETS[name].n_classes:
+        raise InputError(f"{source.root}: {n} classes; the split of {name} is of {SETS[name].n_classes}")
+    images = content.images
+    counts = np.bincount(images.labels, minlength=n)
+    if name == "emnist_fs" and source.max_per_class is None and counts.min() < counts.max():
+        raise InputError(
+            f"{source.root}: classes of {counts.min()} to {counts.max()} images; emnist_fs is of the balanced EMNIST, "
+            "any other needs --max_per_class"
+        )
+    kept = [rows[: source.max_per_class] for rows in shuffled_rows(images.labels, n)]
+    train = [rows[: int(TRAIN_SHARE * len(rows))] for rows in kept]
+    is_test = np.ones(len(images), bool)
+    is_test[np.concatenate(train)] = False
+    row_of = np.cumsum(~is_test) - 1  # of a training image, among them
+    images = only_rows(replace(images, is_test=is_test), np.sort(np.concatenate(kept)))
+    train_labels = images.labels[images.rows(test=False)]
+    draws = make_draws(train_labels, content.class_names, source.n_trials, source.max_shots, source.seed)
+    draws[1] = [row_of[rows[: source.max_shots]] for rows in train]
+    return replace(content, images=images, novel_classes=novel_classes(n, SETS[name].n_novel, source.seed), draws=draws)

@@ -1,0 +1,130 @@
+"""The user's own images: ROOT/<class>/*.jpg, or ROOT/<superclass>/<class>/*.jpg (jpg, png, bmp, gif, tif, webp).
+
+Every image is decoded once here, so that a corrupt one is named now and not in the middle of a training. With
+`image_size` they are stored as squares of that side (short side resized, centre cropped), else as paths below ROOT.
+There is no test part: images are held out at random (a fifth of each class by default).
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from lowshot.core.errors import InputError
+from lowshot.data.datasets.content import (
+    IMAGE_SUFFIXES,
+    Content,
+    Found,
+    Source,
+    hold_out,
+    image_files,
+    listing_digest,
+    subfolders,
+    superclasses,
+)
+from lowshot.data.datasets.images import Images, open_image, to_square
+
+
+def find(source: Source) -> Found:
+    """List the class folders of ROOT and their images."""
+    root = source.root.resolve()
+    classes = find_classes(root)
+    files = [file for part in classes.values() for file in part]
+    return Found({"images": listing_digest(root, files)}, partial(_read, source, root, classes))
+
+
+def find_classes(root: Path) -> dict[Path, list[Path]]:
+    """The class folders below ROOT and the images in each, sorted by name; InputError for a class without any."""
+    classes = {folder: image_files(folder) for folder in _class_folders(root)}
+    for folder, files in classes.items():
+        if not files:
+            raise InputError(f"{folder}: holds no image")
+        for path in (folder, *files):
+            _check_inside(path, root)
+    return classes
+
+
+def find_images(root: Path) -> list[Path]:
+    """All image files below ROOT at any depth, sorted by path, hidden ones left out."""
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder")
+    folders = [root, *sorted(path for path in root.rglob("*") if path.is_dir() and not path.is_symlink())]
+    files = [
+        f
+        for d in folders
+        if not any(part.startswith(".") for part in d.relative_to(root).parts)
+        for f in image_files(d)
+    ]
+    for file in files:
+        _check_inside(file, root.resolve())
+    return sorted(files)
+
+
+def other_files(root: Path) -> list[Path]:
+    """The files below ROOT at any depth that no image format claims by suffix, hidden ones left out."""
+    visible = (path for path in root.rglob("*") if not any(p.startswith(".") for p in path.relative_to(root).parts))
+    return sorted(path for path in visible if path.suffix.lower() not in IMAGE_SUFFIXES and path.is_file())
+
+
+def _class_folders(root: Path) -> list[Path]:
+    """The folders of one level of ROOT, or of two; InputError if the levels are mixed."""
+    first = subfolders(root)
+    if not first:
+        raise InputError(f"{root}: holds no class folders")
+    below = {folder: subfolders(folder) for folder in first}
+    with_folders = [folder for folder in first if below[folder]]
+    if not with_folders:
+        return first
+    for folder in first:
+        if not below[folder] or image_files(folder):
+            raise InputError(
+                f"{folder}: holds images, but {with_folders[0]} holds folders; use one level of classes for all"
+            )
+    return [folder for part in below.values() for folder in part]
+
+
+def _check_inside(path: Path, root: Path) -> None:
+    if path.is_symlink() and not path.resolve().is_relative_to(root):
+        raise InputError(f"{path}: a link that leads out of {root}")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{os.fsencode(path)!r}: the name is not UTF-8") from None
+
+
+def _read(source: Source, root: Path, classes: dict[Path, list[Path]]) -> Content:
+    names = [folder.relative_to(root).as_posix() for folder in classes]
+    labels = np.repeat(np.arange(len(names)), [len(files) for files in classes.values()])
+    is_test = hold_out(labels, source.test_per_class or 0.2, source.seed, names)
+    files = [file for part in classes.values() for file in part]
+    if source.image_size is None:
+        for _ in _each(files, _check):
+            pass
+        paths = np.array([file.relative_to(root).as_posix() for file in files], object)
+        images = Images(labels, is_test, paths=paths, root=root)
+    else:
+        pixels = np.empty((len(files), source.image_size, source.image_size, 3), np.uint8)
+        for row, square in enumerate(_each(files, partial(_square, size=source.image_size))):
+            pixels[row] = square
+        images = Images(labels, is_test, pixels)
+    groups, superclass_of = superclasses([name.split("/")[0] for name in names]) if "/" in names[0] else ([], [])
+    return Content(images, names, groups, superclass_of)
+
+
+def _each(files: list[Path], task) -> Iterator:
+    """`task` of every file, in order, on several threads (decoding releases the interpreter lock), a few at a time."""
+    with ThreadPoolExecutor() as pool:
+        for start in tqdm(range(0, len(files), 256), "folder", unit="256 images", leave=False, disable=None):
+            yield from pool.map(task, files[start : start + 256])
+
+
+def _check(file: Path) -> None:
+    open_image(file)
+
+
+def _square(file: Path, size: int) -> np.ndarray:
+    return np.asarray(to_square(open_image(file), size))

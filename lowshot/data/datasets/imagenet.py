@@ -1,0 +1,70 @@
+"""ImageNet-1k under the low-shot protocol of Hariharan & Girshick (ICCV 2017).
+
+Reads ROOT/train/<wnid>/*.JPEG and ROOT/val/<wnid>/*.JPEG (the test part) and, from the folder `protocol`, the published
+label_idx.json and splitfile_{1..5}.json. Class numbers follow `label_names` of label_idx.json, which is not sorted;
+rows are grouped by class, file names sorted within it, train before val, so that the published row numbers hold.
+"""
+
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from lowshot.core.artifacts import digest
+from lowshot.core.errors import InputError
+from lowshot.data.datasets.content import Content, Found, Source, image_files, listing_digest
+from lowshot.data.datasets.images import Images
+from lowshot.data.protocol import check_draws, read_draws, read_split
+
+
+def find(source: Source) -> Found:
+    """List the images of every class of the published protocol."""
+    if source.protocol is None:
+        raise InputError("--protocol: imagenet needs the folder with label_idx.json and splitfile_{1..5}.json")
+    root = source.root.resolve()
+    split = read_split(source.protocol / "label_idx.json")
+    files = list_classes(root, split.class_names, "the protocol names this class")
+    digests = {part: listing_digest(root, chain.from_iterable(classes)) for part, classes in files.items()}
+    names = ["label_idx.json", *(f"splitfile_{trial}.json" for trial in range(1, source.n_trials + 1))]
+    digests |= {name: digest(source.protocol / name) for name in names}
+    return Found(digests, partial(_read, source, root, files))
+
+
+def list_classes(root: Path, wnids: list[str], why: str) -> dict[str, list[list[Path]]]:
+    """Part ("train", "val") -> the image files of every class; InputError, with `why`, for a class without any."""
+    return {part: [_files(root / part / wnid, why) for wnid in wnids] for part in ("train", "val")}
+
+
+def _files(folder: Path, why: str) -> list[Path]:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder ({why})")
+    if not (files := image_files(folder)):
+        raise InputError(f"{folder}: holds no image")
+    return files
+
+
+def read_listed(root: Path, files: dict[str, list[list[Path]]]) -> Images:
+    """The images of `list_classes`, val as the test part; class numbers are positions in the lists."""
+    parts = (files["train"], files["val"])
+    labels = [np.repeat(np.arange(len(part)), [len(rows) for rows in part]) for part in parts]
+    is_test = np.repeat([False, True], [len(part) for part in labels])
+    in_order = chain.from_iterable(chain.from_iterable(parts))
+    paths = np.array([file.relative_to(root).as_posix() for file in in_order], object)
+    return Images(np.concatenate(labels), is_test, paths=paths, root=root)
+
+
+def _read(source: Source, root: Path, files: dict[str, list[list[Path]]]) -> Content:
+    split, images = read_split(source.protocol / "label_idx.json"), read_listed(root, files)
+    draws = published_draws(source, images.labels[~images.is_test])
+    return Content(images, split.class_names, split=replace(split, dataset="imagenet"), draws=draws)
+
+
+def published_draws(source: Source, train_labels: np.ndarray) -> dict[int, list[np.ndarray]]:
+    """The first `max_shots` rows a class of the published trials 1..n_trials, checked against the rows' labels (N,)."""
+    template = source.protocol / "splitfile_{trial}.json"
+    draws = read_draws(template, list(range(1, source.n_trials + 1)))
+    every_class = np.arange(train_labels.max() + 1)
+    check_draws(draws, train_labels, every_class, source.max_shots, template, source.root / "train")
+    return {trial: [rows[: source.max_shots] for rows in classes] for trial, classes in draws.items()}

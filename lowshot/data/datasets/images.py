@@ -1,0 +1,175 @@
+"""The images file: `pixels` uint8 (N, H, W, C), or `paths` (N) below attribute `root`; `labels`, `is_test` (N)."""
+
+import io
+import zipfile
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from lowshot.core.artifacts import open_h5, require_datasets, write_recipe
+from lowshot.core.errors import CorruptImage, InputError
+from lowshot.data.protocol import Split
+
+SCHEMA = "lowshot-images-1"
+
+
+@dataclass
+class Images:
+    """Images in memory (`pixels` uint8 (N, H, W, C)) or on disk (`paths` below `root`); `labels`, `is_test` (N,).
+
+    Unlabelled images have the label -1. A path may run through a zip.
+    """
+
+    labels: np.ndarray
+    is_test: np.ndarray
+    pixels: np.ndarray | None = None
+    paths: np.ndarray | None = None
+    root: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def n_channels(self) -> int:
+        return 3 if self.pixels is None else self.pixels.shape[3]
+
+    @property
+    def size(self) -> int | None:
+        """Height of stored pixels; None for images on disk, which have any size."""
+        return None if self.pixels is None else self.pixels.shape[1]
+
+    def rows(self, test: bool) -> np.ndarray:
+        """Numbers of the test or of the train images: row i of features/{test,train}.h5 is the i-th of them."""
+        return np.flatnonzero(self.is_test == test)
+
+
+def images_file(data: Path) -> Path:
+    """images.h5 of a folder that preprocessing.py wrote; another images file is taken by its own name."""
+    return data if data.suffix in {".h5", ".hdf5"} else data / "images.h5"
+
+
+def write_images(path: Path, images: Images, made_from: dict) -> None:
+    """Write an images file."""
+    with h5py.File(path, "w") as file:
+        if images.pixels is not None:
+            file.create_dataset("pixels", data=np.ascontiguousarray(images.pixels, np.uint8))
+        else:
+            file.create_dataset("paths", data=images.paths.astype(object), dtype=h5py.string_dtype("utf-8"))
+            file.attrs["root"] = str(images.root)
+        file.create_dataset("labels", data=images.labels.astype(np.int32))
+        file.create_dataset("is_test", data=images.is_test.astype(bool))
+        write_recipe(file, SCHEMA, made_from)
+
+
+def read_images(path: Path) -> Images:
+    """Read and check an images file; pixels come into memory, images on disk stay there."""
+    with open_h5(path) as file:
+        require_datasets(file, ["labels", "is_test"])
+        if "pixels" not in file and "paths" not in file:
+            raise InputError(f"{path}: lacks the dataset 'pixels' or 'paths'")
+        try:
+            labels, is_test = file["labels"][:].astype(np.int64), file["is_test"][:].astype(bool)
+            pixels = file["pixels"][:] if "pixels" in file else None
+            paths = file["paths"].asstr()[:] if pixels is None else None
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read to its end ({error})") from None
+        root = Path(file.attrs["root"]) if paths is not None else None
+    _check(path, labels, is_test, pixels, paths)
+    return Images(labels, is_test, pixels, paths, root)
+
+
+def with_more(images: Images, more: Images, where: Path) -> Images:
+    """Stored images with those of the file `where` behind them; InputError unless they are of the same form."""
+    if images.pixels is None or more.pixels is None or images.pixels.shape[1:] != more.pixels.shape[1:]:
+        raise InputError(f"{where}: not stored pixels of the same size and channels as the images to add them to")
+    parts = {
+        name: np.concatenate([getattr(one, name) for one in (images, more)]) for name in ("labels", "is_test", "pixels")
+    }
+    return replace(images, **parts)
+
+
+def _check(
+    path: Path, labels: np.ndarray, is_test: np.ndarray, pixels: np.ndarray | None, paths: np.ndarray | None
+) -> None:
+    stored = pixels if pixels is not None else paths
+    if not len(stored) == len(labels) == len(is_test):
+        raise InputError(
+            f"{path}: {len(stored)} images, {len(labels)} labels and {len(is_test)} test marks do not agree"
+        )
+    if pixels is not None and (pixels.ndim != 4 or pixels.dtype != np.uint8):
+        raise InputError(f"{path}: pixels are {pixels.dtype} of shape {pixels.shape}, not uint8 (N, H, W, C)")
+    for name in paths if paths is not None else []:
+        if name.startswith("/") or ".." in name.split("/"):
+            raise InputError(f"{path}: image path '{name}' leads out of the root folder")
+
+
+def open_image(path: Path) -> Image.Image:
+    """Decode one image file, or a member of a zip (`12/345.zip/678.jpg`), as RGB, as a viewer shows it.
+
+    Turned upright by its EXIF orientation, transparent parts on white, deep grey values as 8 bit. Raises CorruptImage
+    if it cannot be decoded or is not in its zip, InputError if there is no such file or the zip cannot be read.
+    """
+    archive = next((parent for parent in path.parents if parent.suffix == ".zip" and parent.is_file()), None)
+    file = path if archive is None else _member(_open_zip(archive), path.relative_to(archive).as_posix())
+    try:
+        with Image.open(file) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such image") from None
+    except Exception as error:  # bad bytes make decoders fail in every way: struct.error, IndexError, TypeError, ...
+        raise CorruptImage(f"{path}: corrupt image ({error})") from None
+
+
+@lru_cache(maxsize=8)
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    """An open zip of this process, for the many images that follow from it; one that leaves the cache closes itself."""
+    try:
+        return zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not a readable zip ({error})") from None
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> io.BytesIO:
+    try:
+        return io.BytesIO(archive.read(name))
+    except KeyError:
+        raise CorruptImage(f"{archive.filename}/{name}: no such image in the zip") from None
+    except OSError as error:
+        raise InputError(f"{archive.filename}/{name}: cannot be read ({error})") from None
+    except Exception as error:  # wrong checksum, cut off, encrypted, an unknown compression
+        raise CorruptImage(f"{archive.filename}/{name}: corrupt in the zip ({error})") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):  # Pillow's own conversion clips them at 255
+        values = np.nan_to_num(np.asarray(image, np.float32))
+        white = max(1.0, values.max()) if image.mode == "F" else 65535
+        return Image.fromarray((values / white * 255).clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def to_square(image: Image.Image, size: int) -> Image.Image:
+    """A picture of `size` x `size` px: the short side resized, the centre cut out."""
+    return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+
+
+def to_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """uint8 (B, H, W, C) -> uint8 (B, C, H, W), without a copy."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def rows_of(images: Images, split: Split, classes: np.ndarray | list[int], where: Path) -> np.ndarray:
+    """Training rows of the images file `where` that are of `classes`; InputError if it holds others than the split."""
+    if images.labels.max() >= split.n_classes:
+        raise InputError(f"{where}: label {images.labels.max()} is outside the split's {split.n_classes} classes")
+    rows = images.rows(test=False)
+    return rows[np.isin(images.labels[rows], classes)]

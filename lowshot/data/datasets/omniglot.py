@@ -1,0 +1,78 @@
+"""Omniglot (Lake et al., 2015), official folders: 1623 hand-drawn characters of 50 alphabets, 20 drawings each.
+
+Class = 'alphabet/character', superclass = alphabet; the background alphabets are base, the evaluation alphabets novel.
+Bright ink on a dark background, one channel. There is no test part: drawings are held out at random (10 a class by
+default).
+"""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from lowshot.core.errors import InputError
+from lowshot.data.datasets.content import (
+    Content,
+    Found,
+    Source,
+    downloading,
+    hold_out,
+    image_files,
+    listing_digest,
+    subfolders,
+    superclasses,
+)
+from lowshot.data.datasets.images import Images, open_image
+
+_PARTS = ("images_background", "images_evaluation")
+
+
+def find(source: Source) -> Found:
+    """Look for ROOT/omniglot-py/images_* (or ROOT/images_*); download where neither they nor a root are given."""
+    root = source.root if (source.root / _PARTS[0]).is_dir() else source.root / "omniglot-py"
+    if source.may_download and not (root / _PARTS[0]).is_dir():
+        from torchvision import datasets  # takes seconds, and only a download needs it
+
+        with downloading("omniglot", source.root):
+            for background in (True, False):
+                datasets.Omniglot(str(source.root), background=background, download=True)
+    classes = [_classes(root / part) for part in _PARTS]
+    digest = listing_digest(root, (file for part in classes for files in part.values() for file in files))
+    return Found({"images": digest}, partial(_read, source, *classes))
+
+
+def _classes(folder: Path) -> dict[str, list[Path]]:
+    """'alphabet/character' -> its drawings, for one of the two parts."""
+    characters = [character for alphabet in subfolders(folder) for character in subfolders(alphabet)]
+    drawings = {f"{character.parent.name}/{character.name}": image_files(character) for character in characters}
+    for name, files in drawings.items():
+        if not files:
+            raise InputError(f"{folder / name}: holds no image")
+    if not drawings:
+        raise InputError(f"{folder}: holds no <alphabet>/<character> folders")
+    return drawings
+
+
+def _read(source: Source, background: dict[str, list[Path]], evaluation: dict[str, list[Path]]) -> Content:
+    for name in background.keys() & evaluation.keys():
+        raise InputError(f"{source.root}: {name} stands in both images_background and images_evaluation")
+    drawings = background | evaluation
+    names = list(drawings)
+    labels = np.repeat(np.arange(len(names)), [len(files) for files in drawings.values()])
+    size = source.image_size or 28
+    files = [file for part in drawings.values() for file in part]
+    pixels = np.stack([_ink(file, size) for file in tqdm(files, "omniglot", unit="image", leave=False, disable=None)])
+    is_test = hold_out(labels, source.test_per_class or 10, source.seed, names)
+    alphabets, superclass_of = superclasses([name.split("/")[0] for name in names])
+    novel = list(range(len(background), len(names)))
+    return Content(Images(labels, is_test, pixels[..., None]), names, alphabets, superclass_of, novel)
+
+
+def _ink(file: Path, size: int) -> np.ndarray:
+    """uint8 (size, size): 255 where there is ink; resized with antialiasing unless it has that size already."""
+    grey = open_image(file).convert("L")
+    if grey.size != (size, size):
+        grey = grey.resize((size, size), Image.Resampling.BILINEAR)
+    return 255 - np.asarray(grey)

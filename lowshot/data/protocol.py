@@ -1,0 +1,315 @@
+"""The low-shot protocol as files: which classes are base or novel (split.json), which images are shots (draws.json).
+
+Both published forms (Hariharan & Girshick, ICCV 2017) are read in place of ours: `label_idx.json`, in its 0-based and
+its 1-based numbering, and `splitfile_{trial}.json`.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from lowshot.core.artifacts import read_json
+from lowshot.core.errors import InputError
+from lowshot.core.seeds import stream
+
+Setup = Literal["validation", "test"]
+_CLASS_LISTS = (
+    "base_classes",
+    "novel_classes",
+    "base_classes_1",
+    "novel_classes_1",
+    "base_classes_2",
+    "novel_classes_2",
+)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Base and novel classes of a data set, and their halves for the validation (_1) and test (_2) setups.
+
+    Class numbers are positions in `class_names`; `superclass_of` maps each class to a position in `superclass_names` or
+    None.
+    """
+
+    dataset: str
+    class_names: list[str]
+    superclass_names: list[str]
+    superclass_of: list[int | None]
+    base_classes: list[int]
+    novel_classes: list[int]
+    base_classes_1: list[int]
+    novel_classes_1: list[int]
+    base_classes_2: list[int]
+    novel_classes_2: list[int]
+    seed: int | None = None
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.class_names)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over everything but the seed: the same classes in the same roles have the same digest."""
+        content = {key: value for key, value in asdict(self).items() if key != "seed"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def setup(self, name: Setup) -> tuple[np.ndarray, np.ndarray]:
+        """(base classes, novel classes) of the validation or the test setup, int64."""
+        half = {"validation": "1", "test": "2"}[name]
+        base, novel = getattr(self, f"base_classes_{half}"), getattr(self, f"novel_classes_{half}")
+        return np.array(base, np.int64), np.array(novel, np.int64)
+
+    def to_json(self) -> dict:
+        return {**asdict(self), "digest": self.digest}
+
+
+def make_split(
+    dataset: str,
+    class_names: list[str],
+    superclass_names: list[str],
+    superclass_of: list[int | None],
+    seed: int,
+    novel_classes: list[int] | None = None,
+    novel_fraction: float = 0.4,
+    novel_per_superclass: int = 0,
+    halves: Literal["classes", "superclasses"] = "classes",
+) -> Split:
+    """Choose novel classes (unless given) and halve both groups at random.
+
+    `novel_per_superclass` > 0 draws that many in every superclass (analogy_cifar100); otherwise `novel_fraction` of all
+    classes. `halves="superclasses"` keeps the classes of a superclass in one half (the cv/final split of
+    analogy_cifar100). Raises InputError if that asks for superclasses that the data set lacks, or leaves a half empty.
+    """
+    if (halves == "superclasses" or novel_per_superclass) and None in superclass_of:
+        raise InputError(f"{dataset}: has classes without a superclass, which halves or novel_per_superclass ask for")
+    superclasses = np.array([-1 if s is None else s for s in superclass_of])
+    if novel_classes is None:
+        novel_classes = _draw_novel(superclasses, seed, novel_fraction, novel_per_superclass)
+    novel = np.array(sorted(novel_classes), np.int64)
+    base = np.setdiff1d(np.arange(len(class_names)), novel)
+    groups = superclasses if halves == "superclasses" else np.arange(len(class_names))
+    first = {"base": _first_half(base, groups, seed, halves), "novel": _first_half(novel, groups, seed, halves)}
+    halved = {
+        f"{name}_classes_{half}": members[inside].tolist()
+        for name, members in (("base", base), ("novel", novel))
+        for half, inside in ((1, first[name]), (2, ~first[name]))
+    }
+    split = Split(
+        dataset, list(class_names), list(superclass_names), list(superclass_of), base.tolist(), novel.tolist(),
+        seed=seed, **halved,
+    )  # fmt: skip
+    _check_split(split, f"split of {dataset}")
+    if empty := [name for name, members in halved.items() if not members]:
+        raise InputError(f"split of {dataset}: {empty[0]} is empty ({len(base)} base and {len(novel)} novel classes)")
+    return split
+
+
+def published_split(
+    dataset: str,
+    class_names: list[str],
+    superclass_names: list[str],
+    superclass_of: list[int | None],
+    seed: int,
+    train: list[int],
+    validation: list[int],
+    test: list[int],
+) -> Split:
+    """A published few-shot split: training classes are base (halved at random), validation classes the novel classes of
+    the validation setup, test classes those of the test setup."""
+    for name, classes in (("training", train), ("validation", validation), ("test", test)):
+        if not classes:
+            raise InputError(f"split of {dataset}: has no {name} class")
+    base = np.array(sorted(train), np.int64)
+    first = _first_half(base, np.arange(len(class_names)), seed, "classes")
+    split = Split(
+        dataset, list(class_names), list(superclass_names), list(superclass_of), base.tolist(),
+        novel_classes=sorted([*validation, *test]), novel_classes_1=sorted(validation), novel_classes_2=sorted(test),
+        base_classes_1=base[first].tolist(), base_classes_2=base[~first].tolist(), seed=seed,
+    )  # fmt: skip
+    _check_split(split, f"split of {dataset}")
+    return split
+
+
+def _draw_novel(superclasses: np.ndarray, seed: int, fraction: float, per_superclass: int) -> list[int]:
+    if per_superclass == 0:
+        n_novel = max(2, round(fraction * len(superclasses)))
+        return stream(seed, "novel").permutation(len(superclasses))[:n_novel].tolist()
+    drawn = []
+    for superclass in np.unique(superclasses[superclasses >= 0]):
+        members = np.flatnonzero(superclasses == superclass)
+        if len(members) <= per_superclass:
+            raise InputError(
+                f"novel_per_superclass {per_superclass}: superclass {superclass} has {len(members)} classes only"
+            )
+        drawn += stream(seed, "novel", int(superclass)).permutation(members)[:per_superclass].tolist()
+    return drawn
+
+
+def _first_half(members: np.ndarray, groups: np.ndarray, seed: int, halves: str) -> np.ndarray:
+    """Mask over `members` of those whose group falls into the first half."""
+    kind = "halves" if halves == "superclasses" else f"halves of {len(members)}"
+    present = np.unique(groups) if halves == "superclasses" else members
+    chosen = stream(seed, kind).permutation(present)[: len(present) // 2]
+    return np.isin(groups[members], chosen)
+
+
+def read_split(path: Path) -> Split:
+    """Read split.json, or the published label_idx.json in either of its numberings."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a split file")
+    try:
+        if "label_names" in content:
+            split = _from_label_idx(content, Path(path))
+        else:
+            split = Split(**{name: content[name] for name in Split.__dataclass_fields__})
+        _check_split(split, str(path))
+    except KeyError as error:
+        raise InputError(f"{path}: not a split file: lacks {error}") from None
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: not a split file ({error})") from None
+    if content.get("digest", split.digest) != split.digest:
+        raise InputError(f"{path}: its content does not match its digest; it was edited by hand")
+    return split
+
+
+def _from_label_idx(content: dict, path: Path) -> Split:
+    names = content["label_names"]
+    parts = {key: content[key] for key in ("base_classes_1", "novel_classes_1", "base_classes_2", "novel_classes_2")}
+    numbers = np.concatenate([np.asarray(part, np.int64) for part in parts.values()])
+    one_based = bool(len(numbers) and numbers.min() == 1 and numbers.max() == len(names))
+    parts = {key: [int(c) - one_based for c in part] for key, part in parts.items()}
+    base = sorted(parts["base_classes_1"] + parts["base_classes_2"])
+    novel = sorted(parts["novel_classes_1"] + parts["novel_classes_2"])
+    return Split(dataset=path.stem, class_names=names, superclass_names=[], superclass_of=[None] * len(names),
+                 base_classes=base, novel_classes=novel, **parts)  # fmt: skip
+
+
+def _check_split(split: Split, where: str) -> None:
+    for name in _CLASS_LISTS:
+        numbers = getattr(split, name)
+        if not all(type(c) is int and 0 <= c < split.n_classes for c in numbers):
+            raise InputError(f"{where}: {name} holds a class outside 0..{split.n_classes - 1}")
+        if len(set(numbers)) != len(numbers):
+            raise InputError(f"{where}: {name} names a class twice")
+    if both := set(split.base_classes) & set(split.novel_classes):
+        c = min(both)
+        raise InputError(f"{where}: class {c} ({split.class_names[c]}) is both base and novel")
+    for kind in ("base", "novel"):
+        whole, first, second = (getattr(split, f"{kind}_classes{half}") for half in ("", "_1", "_2"))
+        if set(first) & set(second) or set(first) | set(second) != set(whole):
+            raise InputError(f"{where}: {kind}_classes_1 and {kind}_classes_2 do not part {kind}_classes")
+    if len(split.superclass_of) != split.n_classes:
+        raise InputError(f"{where}: superclass_of has {len(split.superclass_of)} entries for {split.n_classes} classes")
+    known = {None, *range(len(split.superclass_names))}
+    if strange := [s for s in split.superclass_of if s not in known]:
+        raise InputError(f"{where}: superclass_of holds {strange[0]}, outside 0..{len(split.superclass_names) - 1}")
+
+
+def make_draws(
+    labels: np.ndarray, class_names: list[str], n_trials: int, max_shots: int, seed: int
+) -> dict[int, list[np.ndarray]]:
+    """For every trial 1..n_trials and class, `max_shots` distinct rows of `labels` (N,); n-shot takes the first n.
+
+    Each trial and class draws from a stream of its own. Raises InputError for a class with fewer rows than `max_shots`.
+    """
+    order = np.argsort(labels, kind="stable")
+    ends = np.searchsorted(labels[order], np.arange(len(class_names)), side="right")
+    starts = np.searchsorted(labels[order], np.arange(len(class_names)), side="left")
+    for c in np.flatnonzero(ends - starts < max_shots)[:1]:
+        raise InputError(
+            f"max_shots {max_shots}: class {c} ({class_names[c]}) has {ends[c] - starts[c]} training images only"
+        )
+    return {
+        trial: [
+            order[start:end][stream(seed, "draws", trial, c).permutation(end - start)[:max_shots]]
+            for c, (start, end) in enumerate(zip(starts, ends))
+        ]
+        for trial in range(1, n_trials + 1)
+    }
+
+
+def with_douze2018_draws(
+    draws: dict[int, list[np.ndarray]], labels: np.ndarray, split: Split, max_shots: int
+) -> dict[int, list[np.ndarray]]:
+    """`draws` with the novel classes' shots drawn as in the release of Douze et al. (CVPR 2018).
+
+    The trial seeds numpy's legacy generator, which shuffles the rows of one novel class of a setup after another, in
+    ascending order; n-shot takes the first n. Both setups start from the seed.
+    """
+    drawn = {trial: list(classes) for trial, classes in draws.items()}
+    for trial, classes in drawn.items():
+        for setup in ("validation", "test"):
+            random = np.random.RandomState(trial)
+            for c in sorted(split.setup(setup)[1]):
+                rows = np.flatnonzero(labels == c)
+                random.shuffle(rows)
+                classes[c] = rows[:max_shots]
+    return drawn
+
+
+def draws_to_json(draws: dict[int, list[np.ndarray]], split: Split, seed: int) -> dict:
+    trials = {str(trial): [rows.tolist() for rows in classes] for trial, classes in draws.items()}
+    return {"dataset": split.dataset, "split_digest": split.digest, "seed": seed, "trials": trials}
+
+
+def read_draws(path: Path, trials: list[int] | None = None) -> dict[int, list[np.ndarray]]:
+    """Rows of the train features by trial and class: from draws.json, or from published files named by a template.
+
+    Args:
+        path: draws.json, or e.g. ``splitfile_{trial}.json`` (any single ``{...}`` stands for the trial number).
+        trials: which to read; None takes every trial of draws.json, or 1..5 of a template.
+    """
+    if "{" in str(path):
+        before, after = str(path).split("{", 1)
+        files = {trial: Path(before + str(trial) + after.split("}", 1)[-1]) for trial in trials or range(1, 6)}
+        return {trial: _row_lists(read_json(file), file) for trial, file in files.items()}
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("trials"), dict):
+        hint = "published files are named by a template, splitfile_{trial}.json"
+        raise InputError(f"{path}: not a draws file: lacks 'trials' ({hint})")
+    if strange := [name for name in content["trials"] if not name.isdecimal()]:
+        raise InputError(f"{path}: '{strange[0]}' is not a trial number")
+    missing = [trial for trial in trials or [] if str(trial) not in content["trials"]]
+    if missing:
+        raise InputError(f"{path}: has no trial {missing[0]} (it has {', '.join(content['trials'])})")
+    chosen = trials or [int(trial) for trial in content["trials"]]
+    return {trial: _row_lists(content["trials"][str(trial)], path) for trial in chosen}
+
+
+def draws_inputs(path: Path, trials: list[int] | None) -> dict[str, Path]:
+    """The files that `read_draws` would read, named for a recipe."""
+    if "{" not in str(path):
+        return {"draws": path}
+    before, after = str(path).split("{", 1)
+    return {f"draws_{trial}": Path(before + str(trial) + after.split("}", 1)[-1]) for trial in trials or range(1, 6)}
+
+
+def _row_lists(content: object, path: Path) -> list[np.ndarray]:
+    try:
+        return [np.asarray(rows, np.int64).reshape(-1) for rows in content]
+    except (TypeError, ValueError):
+        raise InputError(f"{path}: not a list of row numbers per class") from None
+
+
+def check_draws(
+    draws: dict[int, list[np.ndarray]], labels: np.ndarray, classes: np.ndarray, n_shot: int, where: Path, train: Path
+) -> None:
+    """InputError unless in every trial each of `classes` has `n_shot` distinct rows of `labels` (N,) with its label."""
+    for trial, rows_of in draws.items():
+        for c in classes:
+            rows = rows_of[c] if c < len(rows_of) else np.empty(0, np.int64)
+            what = f"{where}: trial {trial}, class {c}"
+            if len(rows) < n_shot:
+                raise InputError(f"{what}: {len(rows)} draws, fewer than the largest n of {n_shot}")
+            if (outside := rows[(rows < 0) | (rows >= len(labels))]).size:
+                raise InputError(f"{what}: row {outside[0]} is past the {len(labels)} rows of {train}")
+            if (wrong := rows[labels[rows] != c]).size:
+                raise InputError(f"{what}: row {wrong[0]} of {train} is of class {labels[wrong[0]]}")
+            if len(np.unique(rows)) != len(rows):
+                raise InputError(f"{what}: names a row twice")

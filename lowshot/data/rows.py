@@ -1,0 +1,123 @@
+"""Matrices on disk that may be larger than memory: opened read-only, read and written row block by row block."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from lowshot.core.artifacts import open_h5, require_datasets
+from lowshot.core.errors import InputError
+
+BLOCK = 16384
+RAW_SUFFIXES = (".raw", ".float32")
+
+
+def blocks(n_rows: int, start: int = 0, size: int | None = None) -> Iterator[slice]:
+    """Consecutive slices of `size` (BLOCK) rows, the last one shorter, that cover rows `start` to `n_rows`."""
+    size = size or BLOCK
+    for at in range(start, n_rows, size):
+        yield slice(at, min(at + size, n_rows))
+
+
+class Rows:
+    """The first `n_rows` of a feature matrix on disk; `rows[a:b]` reads them as float32.
+
+    Raises InputError, naming the row, where one holds NaN or infinity.
+    """
+
+    def __init__(self, path: Path, source: np.ndarray | h5py.Dataset, n_rows: int) -> None:
+        self.path, self.source, self.shape = path, source, (n_rows, source.shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        start, stop, _ = rows.indices(len(self))
+        try:
+            read = np.asarray(self.source[start:stop], np.float32)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read to its end ({error})") from None
+        finite = np.isfinite(read).all(axis=1)
+        if not finite.all():
+            raise InputError(f"{self.path}: row {start + int(finite.argmin())} holds NaN or infinity")
+        return read
+
+
+def open_rows(path: Path, dim: int | None = None, n_rows: int | None = None) -> Rows:
+    """The feature matrix (N, D) of a file, left on disk: HDF5 (`all_feats` up to `count`), .npy, or raw float32 of
+    `dim` columns; its first `n_rows` if given.
+
+    It is never written to. Raises InputError if the file is none of these, has fewer rows than asked for or another
+    dimension than `dim`, or (raw) does not hold whole rows.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    if path.suffix in {".h5", ".hdf5"}:
+        source, n_stored = _open_h5(path)
+    elif path.suffix == ".npy":
+        source, n_stored = _open_npy(path)
+    elif path.suffix in RAW_SUFFIXES:
+        source = open_raw(path, np.float32, dim)
+        n_stored = len(source)
+    else:
+        raise InputError(f"{path}: features are a .h5, .npy or {' or '.join(RAW_SUFFIXES)} file")
+    if dim not in (None, source.shape[1]):
+        raise InputError(f"{path}: has {source.shape[1]} dimensions, not dim {dim}")
+    if n_stored < (n_rows or 1):
+        raise InputError(f"{path}: has {n_stored} rows, fewer than n_rows {n_rows or 1}")
+    return Rows(path, source, n_rows or n_stored)
+
+
+def open_raw(path: Path, dtype: type, n_columns: int | None) -> np.memmap:
+    """A headerless row-major file as a read-only map (N, n_columns); InputError unless it holds whole rows."""
+    if n_columns is None:
+        raise InputError(f"{path}: a raw file does not say how many columns it has; give --dim")
+    n_bytes, row_bytes = path.stat().st_size, n_columns * np.dtype(dtype).itemsize
+    if n_bytes == 0 or n_bytes % row_bytes:
+        raise InputError(f"{path}: {n_bytes} bytes are no whole number of rows of {n_columns} {np.dtype(dtype).name}")
+    return np.memmap(path, dtype, "r", shape=(n_bytes // row_bytes, n_columns))
+
+
+def _open_npy(path: Path) -> tuple[np.ndarray, int]:
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path}: not a readable .npy file ({error})") from None
+    if rows.ndim != 2 or rows.dtype.kind != "f":
+        raise InputError(f"{path}: holds {rows.dtype} {rows.shape}, not floats (N, D)")
+    return rows, len(rows)
+
+
+def _open_h5(path: Path) -> tuple[np.ndarray | h5py.Dataset, int]:
+    file = open_h5(path)  # stays open as long as a chunked dataset of it is in use
+    require_datasets(file, ["all_feats", "count"])
+    feats, count = file["all_feats"], int(np.asarray(file["count"]).reshape(-1)[0])
+    if feats.ndim != 2 or feats.dtype.kind != "f":
+        raise InputError(f"{path}: all_feats holds {feats.dtype} {feats.shape}, not floats (N, D)")
+    if not 0 < count <= len(feats):
+        raise InputError(f"{path}: count is {count}, but it has {len(feats)} rows")
+    return mapped(feats), count
+
+
+def mapped(dataset: h5py.Dataset, mode: str = "r") -> np.ndarray | h5py.Dataset:
+    """A contiguous dataset as a memory map of its file, which outlives the open file; any other one as it is.
+
+    Raises InputError if the file ends before the dataset does.
+    """
+    offset = dataset.id.get_offset()
+    if offset is None or dataset.size == 0:
+        return dataset
+    path = Path(dataset.file.filename)
+    if path.stat().st_size < offset + dataset.size * dataset.dtype.itemsize:
+        raise InputError(f"{path}: cut off inside '{dataset.name.lstrip('/')}'")
+    return np.memmap(path, dataset.dtype, mode, offset, dataset.shape)
+
+
+def sample_rows(rows: Rows | np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """The rows `chosen` (n,), ascending, in one pass over the blocks that hold them: (n, D)."""
+    ends = np.searchsorted(chosen, [part.stop for part in blocks(len(rows))])
+    parts = np.split(chosen, ends[:-1])
+    pairs = zip(blocks(len(rows)), parts)
+    return np.concatenate([rows[part][own - part.start] for part, own in pairs if len(own)])

@@ -1,0 +1,250 @@
+"""graph.h5: neighbour lists and unit vectors of a background, or of the fixed nodes of a setup and a background.
+
+All arrays are contiguous, so that they are memory-mapped and graphs larger than memory are read and written by parts.
+
+ids            int32 (N, k)      neighbours, best first, self included; -1 for none
+similarities   float32 (N, k)    inner products; -inf for none
+vectors        float32 or float16 (N, d), unit length
+pca_mean, pca_components         float32 (D,), (d, D); absent if features are only normalised
+A completed graph has N = M + background nodes and besides:
+train_rows     int64 (M,)        rows of the train features that are the nodes 0..M-1
+test_ids, test_similarities, test_vectors    lists and vectors of the judged test images (T)
+A background has the attribute `recall` besides. `done` counts rows written, for killed runs to go on from.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from lowshot.core.artifacts import open_h5, read_recipe, require_datasets, write_recipe
+from lowshot.core.errors import InputError
+from lowshot.data.rows import blocks, mapped
+from lowshot.diffusion.neighbours import exact_search, merge, shifted, with_self
+from lowshot.diffusion.projection import Projection
+
+SCHEMA = "lowshot-graph-1"
+_LISTS = ("ids", "similarities", "vectors")
+_COMPLETED = ("train_rows", "test_ids", "test_similarities", "test_vectors")
+# Phases of the work that `done` counts.
+VECTORS, LISTS, TRAIN_LISTS, TEST_LISTS = range(4)
+
+
+@dataclass
+class Graph:
+    """An opened graph.h5; arrays are memory maps, shapes are given above. The second half is None of a background."""
+
+    path: Path
+    ids: np.ndarray
+    similarities: np.ndarray
+    vectors: np.ndarray
+    pca: Projection
+    train_rows: np.ndarray | None = None
+    test_ids: np.ndarray | None = None
+    test_similarities: np.ndarray | None = None
+    test_vectors: np.ndarray | None = None
+    setup: str | None = None
+    unlabelled: str | None = None
+    inputs: dict[str, str] | None = None
+
+    @property
+    def n_nodes(self) -> int:
+        return len(self.ids)
+
+    @property
+    def k(self) -> int:
+        return self.ids.shape[1]
+
+    @property
+    def n_background(self) -> int:
+        return self.n_nodes - (0 if self.train_rows is None else len(self.train_rows))
+
+    @property
+    def input_dim(self) -> int:
+        """D of the features that it was made of."""
+        return self.pca.input_dim or self.vectors.shape[1]
+
+    def project(self, features: np.ndarray) -> np.ndarray:
+        """Features (n, D) to unit vectors float32 (n, d) in the space of this graph."""
+        if features.shape[1] != self.input_dim:
+            raise InputError(f"{self.path}: of features of {self.input_dim} dimensions, not {features.shape[1]}")
+        return self.pca(features)
+
+
+def create_graph(
+    path: Path,
+    made_from: dict,
+    n_nodes: int,
+    k: int,
+    dim: int,
+    dtype: str | np.dtype,
+    pca: Projection,
+    train_rows: np.ndarray | None = None,
+    n_test: int = 0,
+) -> None:
+    """Lay out a graph file: space for all arrays, reserved on disk, then its recipe. Fails if the disk is too small."""
+    spaces = {"ids": ((n_nodes, k), np.int32), "similarities": ((n_nodes, k), np.float32),
+              "vectors": ((n_nodes, dim), dtype), "done": ((4,), np.int64)}  # fmt: skip
+    if train_rows is not None:
+        spaces |= {"test_ids": ((n_test, k), np.int32), "test_similarities": ((n_test, k), np.float32),
+                   "test_vectors": ((n_test, dim), dtype)}  # fmt: skip
+    with h5py.File(path, "w", alignment_threshold=1, alignment_interval=64) as file:
+        if pca.mean is not None:
+            file["pca_mean"], file["pca_components"] = pca.mean, pca.components
+        if train_rows is not None:
+            file["train_rows"] = train_rows.astype(np.int64)
+        for name, (shape, kind) in spaces.items():
+            _create_contiguous(file, name, shape, kind)
+        file.flush()
+        if hasattr(os, "posix_fallocate"):  # a map has no other way to say that the disk is full than SIGBUS
+            os.posix_fallocate(file.id.get_vfd_handle(), 0, path.stat().st_size)
+        write_recipe(file, SCHEMA, made_from)
+
+
+def _create_contiguous(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str | type | np.dtype) -> None:
+    """A dataset of zeros that has its place in the file before it is written, so that it can be mapped."""
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_layout(h5py.h5d.CONTIGUOUS)
+    layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # the file system gives zeros
+    layout.set_obj_track_times(False)  # made again, the file has the same digest
+    kind = h5py.h5t.py_create(np.dtype(dtype))
+    h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(shape), layout)
+
+
+def map_graph(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an unfinished graph file by name, to be written in place."""
+    with open_h5(path) as file:
+        return {name: mapped(dataset, "r+") for name, dataset in file.items()}
+
+
+def fill(arrays: dict[str, np.ndarray], phase: int, names: tuple[str, ...], rows: slice, compute: Callable) -> None:
+    """Write block by block what `compute` (block of row numbers 0.. -> one array for each of `names`) makes into `rows`
+    of the arrays; goes on where a killed run stood in this `phase`."""
+    done, n_rows = arrays["done"], rows.stop - rows.start
+    progress = tqdm(
+        desc=f"{names[0]} {rows.start}..", total=n_rows, initial=int(done[phase]), unit="row", unit_scale=True
+    )
+    for part in blocks(n_rows, int(done[phase])):
+        for name, values in zip(names, compute(part)):
+            arrays[name][rows.start + part.start : rows.start + part.stop] = values
+            arrays[name].flush()
+        done[phase] = part.stop
+        done.flush()
+        progress.update(part.stop - part.start)
+    progress.close()
+
+
+def read_graph(path: Path) -> Graph:
+    """Open a graph file and check it: shapes, ids in -1..N-1, no NaN similarity where an id stands."""
+    with open_h5(path) as file:
+        completed = "train_rows" in file
+        names = _LISTS + (_COMPLETED if completed else ())
+        require_datasets(file, list(names))
+        arrays = {name: mapped(file[name]) for name in names}
+        pca = read_projection(file)
+    made_from = read_recipe(path) or {"inputs": {}, "config": {}}
+    config = made_from["config"]
+    graph = Graph(
+        Path(path), pca=pca, setup=config.get("setup"), unlabelled=config.get("unlabelled"),
+        inputs=made_from["inputs"], **arrays,
+    )  # fmt: skip
+    _check_shapes(graph)
+    check_lists(graph.ids, graph.similarities, graph.n_nodes, f"{path}: ids")
+    if completed:
+        inside = np.diff(graph.train_rows, prepend=-1).min() > 0
+        if not inside:
+            raise InputError(f"{path}: train_rows are not ascending row numbers")
+        check_lists(graph.test_ids, graph.test_similarities, graph.n_nodes, f"{path}: test_ids")
+    return graph
+
+
+def read_projection(file: h5py.File) -> Projection:
+    """The projection that an open graph file was made with."""
+    if "pca_mean" not in file:
+        return Projection()
+    require_datasets(file, ["pca_mean", "pca_components"])
+    return Projection(file["pca_mean"][()], file["pca_components"][()])
+
+
+def _check_shapes(graph: Graph) -> None:
+    wanted = {"ids": 2, "similarities": 2, "vectors": 2, "train_rows": 1, "test_ids": 2, "test_similarities": 2,
+              "test_vectors": 2}  # fmt: skip
+    for name, n_axes in wanted.items():
+        array = getattr(graph, name)
+        if array is not None and not (isinstance(array, np.ndarray) and array.ndim == n_axes and array.size):
+            raise InputError(f"{graph.path}: '{name}' is no contiguous array of {n_axes} axes with rows")
+    pairs = [("similarities", "ids", 2), ("vectors", "ids", 1)]
+    if graph.train_rows is not None:
+        pairs += [("test_similarities", "test_ids", 2), ("test_vectors", "test_ids", 1)]
+        if graph.n_background < 0 or graph.test_ids.shape[1] != graph.k:
+            raise InputError(f"{graph.path}: more train rows than nodes, or test lists of another length")
+    for name, other, n_axes in pairs:
+        shape, expected = getattr(graph, name).shape, getattr(graph, other).shape
+        if shape[:n_axes] != expected[:n_axes]:
+            raise InputError(f"{graph.path}: '{name}' has shape {shape}, which does not fit {expected} of '{other}'")
+
+
+def check_lists(ids: np.ndarray, similarities: np.ndarray, n_nodes: int, where: str) -> None:
+    """InputError unless ids are in -1..n_nodes-1 and similarities no NaN where there is one; names the row."""
+    for rows in blocks(len(ids)):
+        part, known = ids[rows], similarities[rows]
+        outside = (part < -1) | (part >= n_nodes)
+        for what, wrong in (("id", outside), ("similarity", np.isnan(known) & (part >= 0))):
+            if wrong.any():
+                row, column = np.argwhere(wrong)[0]
+                value = (part if what == "id" else known)[row, column]
+                raise InputError(f"{where}: row {rows.start + row}: {what} {value} (there are {n_nodes} nodes)")
+
+
+def check_distinct(ids: np.ndarray, where: str) -> None:
+    """InputError, naming the row, for a list that holds a node twice; lists of our own making cannot."""
+    for rows in blocks(len(ids)):
+        part = np.sort(ids[rows], axis=1)
+        twice = (part[:, 1:] == part[:, :-1]) & (part[:, 1:] >= 0)
+        for row, column in np.argwhere(twice)[:1]:
+            raise InputError(f"{where}: row {rows.start + row}: id {part[row, column]} is there twice")
+
+
+def add_nodes(
+    graph: Graph, new_vectors: np.ndarray, k: int, device: str | torch.device = "cpu"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+    """The lists of a completed graph with further nodes N..N+S-1, as if it had been built with them.
+
+    Only the new nodes are compared with others, all exactly; of the old rows those change to which a new node is
+    nearer than their k-th neighbour.
+
+    Args:
+        new_vectors: unit vectors float32 (S, d), see `Graph.project`; S may be 0.
+        k: neighbours, at most those of the graph.
+
+    Returns:
+        ids (N + S, k), similarities (N + S, k), test_ids (T, k), test_similarities (T, k), and the multiply-adds spent.
+    """
+    if k > graph.k:
+        raise InputError(f"{graph.path}: has lists of {graph.k} neighbours, fewer than k {k}")
+    n_old, n_new = graph.n_nodes, len(new_vectors)
+    ids = np.empty((n_old + n_new, k), np.int32)
+    similarities = np.empty((n_old + n_new, k), np.float32)
+    ids[:n_old], similarities[:n_old] = graph.ids[:, :k], graph.similarities[:, :k]
+    n_compared = 0
+    for rows in blocks(n_old):
+        old = np.asarray(graph.vectors[rows], np.float32)
+        nearest = exact_search(old, new_vectors, 1, device)[1][:, 0]
+        changed = np.flatnonzero(nearest > similarities[rows, k - 1])
+        found = shifted(exact_search(old[changed], new_vectors, k, device), n_old)
+        changed += rows.start
+        ids[changed], similarities[changed] = merge(found, (ids[changed], similarities[changed]), k)
+        n_compared += (len(old) + len(changed)) * n_new
+    among_new = shifted(exact_search(new_vectors, new_vectors, k, device), n_old)
+    new = merge(exact_search(new_vectors, graph.vectors, k, device), among_new, k)
+    ids[n_old:], similarities[n_old:] = with_self(new, np.arange(n_old, n_old + n_new), new_vectors)
+    test = graph.test_ids[:, :k], graph.test_similarities[:, :k]
+    test = merge(shifted(exact_search(graph.test_vectors, new_vectors, k, device), n_old), test, k)
+    n_compared += n_new * (n_new + n_old + len(graph.test_vectors))
+    return ids, similarities, *test, n_compared * new_vectors.shape[1]

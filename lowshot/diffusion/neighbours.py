@@ -1,0 +1,210 @@
+"""Nearest neighbours by inner product: exact or through an inverted file, and the merging of two sets of lists.
+
+Lists are pairs (ids int32 (Q, k), similarities float32 (Q, k)), best first; where there are fewer neighbours than k the
+id is -1 and the similarity -inf.
+"""
+
+from math import isqrt
+from typing import Literal
+
+import faiss
+import numpy as np
+import torch
+
+from lowshot.core.seeds import stream
+from lowshot.data.rows import blocks, sample_rows
+
+Lists = tuple[np.ndarray, np.ndarray]
+IndexKind = Literal["exact", "ivf"]
+
+# Vectors that are converted, or compared in torch, at once: bounds the memory of a search.
+VECTORS_AT_ONCE = 2**15
+# Points for each list that k-means is given, and those it must have (faiss warns below).
+POINTS_PER_LIST, MIN_POINTS_PER_LIST = 100, 39
+
+
+class Index:
+    """Finds the vectors (N, d) of largest inner product; `vectors` may be a memory map, float32 or float16.
+
+    `ivf` is faiss' IVF-Flat as in Douze et al. (CVPR 2018, section 3): 4 floor(sqrt N) lists by spherical k-means,
+    `n_probe` of them scanned for a query. The k-means sample is drawn at random and normalised (the released code takes
+    the first rows, not normalised); small sets have fewer lists. `exact` compares all.
+    """
+
+    def __init__(
+        self, vectors: np.ndarray, kind: IndexKind, device: str | torch.device, n_probe: int = 256, seed: int = 0
+    ) -> None:
+        self.vectors, self.device = vectors, torch.device(device)
+        self.inverted_file = _build_ivf(vectors, self.device, n_probe, seed) if kind == "ivf" else None
+
+    def search(self, queries: np.ndarray, k: int) -> Lists:
+        """Lists of `queries` (Q, d); fewer than k where the lists scanned hold fewer."""
+        if self.inverted_file is None:
+            return exact_search(queries, self.vectors, k, self.device)
+        ids, similarities = _no_lists(len(queries), k)
+        for rows in blocks(len(queries)):
+            found, known = _as_lists(*self.inverted_file.search(_float32(queries[rows]), k)[::-1])
+            ids[rows], similarities[rows] = found, known
+        return _without_zeros((ids, similarities), queries, self.vectors)
+
+
+def exact_search(queries: np.ndarray, vectors: np.ndarray, k: int, device: str | torch.device = "cpu") -> Lists:
+    """Lists of `queries` (Q, d) among `vectors` (N, d), all compared; both may be float16 or memory maps.
+
+    A zero vector has no neighbours and is nobody's. Memory stays bounded for any N. Which of equally similar vectors
+    are listed is not defined.
+    """
+    if len(queries) == 0 or len(vectors) == 0:
+        return _no_lists(len(queries), k)
+    on_cpu = torch.device(device).type == "cpu"
+    lists = _search_on_cpu(queries, vectors, k) if on_cpu else _search_in_torch(queries, vectors, k, device)
+    return _without_zeros(lists, queries, vectors)
+
+
+def _no_lists(n_rows: int, k: int) -> Lists:
+    return np.full((n_rows, k), -1, np.int32), np.full((n_rows, k), -np.inf, np.float32)
+
+
+def _search_on_cpu(queries: np.ndarray, vectors: np.ndarray, k: int) -> Lists:
+    # faiss.knn is the fastest of three: 1.7 times torch products with topk, and IndexFlatIP would copy the vectors.
+    queries, best = _float32(queries), _no_lists(len(queries), k)
+    for part in blocks(len(vectors), size=len(vectors) if vectors.dtype == np.float32 else VECTORS_AT_ONCE):
+        similarities, ids = faiss.knn(queries, _float32(vectors[part]), k, metric=faiss.METRIC_INNER_PRODUCT)
+        found = shifted(_as_lists(ids, similarities), part.start)
+        best = found if part.start == 0 else merge(found, best, k)
+    return best
+
+
+@torch.inference_mode()
+def _search_in_torch(queries: np.ndarray, vectors: np.ndarray, k: int, device: str | torch.device) -> Lists:
+    """Products of blocks and topk, on any device."""
+    ids, similarities = _no_lists(len(queries), k)
+    for rows in blocks(len(queries)):
+        own = _tensor(queries[rows], device)
+        best = _tensor(similarities[rows], device)
+        best_ids = torch.full(best.shape, -1, device=device)
+        for part in blocks(len(vectors), size=VECTORS_AT_ONCE):
+            found, found_ids = (own @ _tensor(vectors[part], device).T).topk(min(k, part.stop - part.start))
+            best, order = torch.cat([best, found], 1).topk(k)
+            best_ids = torch.cat([best_ids, found_ids + part.start], 1).gather(1, order)
+        ids[rows], similarities[rows] = best_ids.int().cpu().numpy(), best.cpu().numpy()
+    return ids, similarities
+
+
+def _tensor(rows: np.ndarray, device: str | torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.array(rows, np.float32)).to(device)
+
+
+def _without_zeros(lists: Lists, queries: np.ndarray, vectors: np.ndarray) -> Lists:
+    """Lists without the neighbours of a zero query, and without zero vectors."""
+    ids, similarities = lists
+    row, column = np.nonzero((similarities == 0) & (ids >= 0))
+    zero = ~(queries[row].any(axis=1) & vectors[ids[row, column]].any(axis=1))
+    if not zero.any():
+        return lists
+    ids[row[zero], column[zero]] = -1
+    return merge((ids[:, :0], similarities[:, :0]), lists, ids.shape[1])
+
+
+def _build_ivf(vectors: np.ndarray, device: torch.device, n_probe: int, seed: int) -> faiss.Index:
+    n_vectors, dim = vectors.shape
+    n_lists = max(1, min(4 * isqrt(n_vectors), n_vectors // MIN_POINTS_PER_LIST))
+    quantizer = faiss.IndexFlatIP(dim)
+    if vectors.dtype == np.float16:  # stored as given
+        kind = faiss.ScalarQuantizer.QT_fp16
+        index = faiss.IndexIVFScalarQuantizer(quantizer, dim, n_lists, kind, faiss.METRIC_INNER_PRODUCT, False)
+    else:
+        index = faiss.IndexIVFFlat(quantizer, dim, n_lists, faiss.METRIC_INNER_PRODUCT)
+    index.nprobe = min(n_probe, n_lists)
+    random = stream(seed, "ivf")
+    index.cp.seed = int(random.integers(2**31))
+    if device.type == "cuda" and hasattr(faiss, "index_cpu_to_all_gpus"):
+        index = faiss.index_cpu_to_all_gpus(index)
+    n_points = min(n_vectors, POINTS_PER_LIST * n_lists)
+    points = np.sort(random.choice(n_vectors, n_points, replace=False))
+    index.train(_float32(sample_rows(vectors, points)))
+    for rows in blocks(n_vectors):
+        index.add(_float32(vectors[rows]))
+    return index
+
+
+def _float32(rows: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(rows, np.float32)
+
+
+def _as_lists(ids: np.ndarray, similarities: np.ndarray) -> Lists:
+    """faiss' answer in our form: it marks what is missing by id -1 and the lowest finite similarity."""
+    return ids.astype(np.int32), np.where(ids >= 0, similarities, -np.inf).astype(np.float32)
+
+
+def merge(first: Lists, second: Lists, k: int) -> Lists:
+    """The best k of two lists, row by row: ties go to `second`, within a list to the entry that stands first.
+
+    Entries of id -1 or similarity NaN are skipped, negative similarities are kept (where the released code blanks the
+    rest of the row). The ids of the two lists must differ. Needs no sorted lists.
+    """
+    n_rows, width = len(first[0]), first[0].shape[1] + second[0].shape[1]
+    merged = np.full((n_rows, k), -1, np.int32), np.full((n_rows, k), -np.inf, np.float32)
+    for rows in blocks(n_rows):
+        ids = np.concatenate([second[0][rows], first[0][rows]], axis=1)
+        similarities = np.concatenate([second[1][rows], first[1][rows]], axis=1).astype(np.float32)
+        missing = (ids < 0) | np.isnan(similarities)
+        ids[missing], similarities[missing] = -1, -np.inf
+        order = _best_first(similarities, min(k, width))
+        merged[0][rows, : order.shape[1]] = np.take_along_axis(ids, order, axis=1)
+        merged[1][rows, : order.shape[1]] = np.take_along_axis(similarities, order, axis=1)
+    return merged
+
+
+def shifted(lists: Lists, by: int) -> Lists:
+    """Lists with ids raised by `by`; -1 stays."""
+    return np.where(lists[0] >= 0, lists[0] + np.int32(by), np.int32(-1)), lists[1]
+
+
+def _best_first(similarities: np.ndarray, k: int) -> np.ndarray:
+    """Columns of the k largest of float32 (n, width), largest first, of equals the leftmost: (n, k).
+
+    Sorts whole numbers, similarity above and column below, which are all different: any sort of them is stable, and
+    fast ones are.
+    """
+    bits = (similarities + 0.0).view(np.int32)  # no negative zero, which would come after zero
+    ascending = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # in the order of the floats
+    keys = (~ascending).astype(np.int64) << 16 | np.arange(similarities.shape[1])
+    if k < keys.shape[1]:
+        keys.partition(k - 1, axis=1)
+    keys = np.sort(keys[:, :k], axis=1)
+    return keys & 0xFFFF
+
+
+def with_self(lists: Lists, own_ids: np.ndarray, vectors: np.ndarray) -> Lists:
+    """Lists with every node in its own: where more duplicates than k pushed it out, it stands first and the last goes.
+
+    `own_ids` (Q,), `vectors` (Q, d) of the nodes.
+    """
+    ids, similarities = lists
+    lost = np.flatnonzero(~(ids == own_ids[:, None]).any(axis=1))
+    own = np.maximum(np.square(vectors[lost], dtype=np.float32).sum(axis=1), similarities[lost, 0])
+    ids[lost, 1:], similarities[lost, 1:] = ids[lost, :-1], similarities[lost, :-1]
+    ids[lost, 0], similarities[lost, 0] = own_ids[lost], own
+    return lists
+
+
+def recall(ids: np.ndarray, vectors: np.ndarray, device: str | torch.device, seed: int, n_queries: int = 1000) -> float:
+    """Share of the true neighbours that the lists `ids` (N, k) of `vectors` (N, d) among themselves hold, from
+    `n_queries` rows drawn at random. A neighbour as similar as a true one counts as one."""
+    rows = sampled_rows(len(ids), n_queries, seed)
+    true = exact_search(vectors[rows], vectors, ids.shape[1], device)
+    furthest = np.where(true[0] >= 0, true[1], np.inf).min(axis=1, keepdims=True)
+    hits = listed_products(ids, vectors, rows) >= furthest - 1e-5
+    return float(hits.sum() / max(1, (true[0] >= 0).sum()))
+
+
+def sampled_rows(n_rows: int, n_sample: int, seed: int) -> np.ndarray:
+    """At most `n_sample` of `n_rows` row numbers, drawn at random, ascending."""
+    return np.sort(stream(seed, "sample").choice(n_rows, min(n_sample, n_rows), replace=False))
+
+
+def listed_products(ids: np.ndarray, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Inner products of the vectors `rows` (n,) with those that their lists name: (n, k), -inf for id -1."""
+    listed, own = vectors[ids[rows]].astype(np.float32), vectors[rows].astype(np.float32)
+    return np.where(ids[rows] >= 0, np.einsum("nkd,nd->nk", listed, own), -np.inf)

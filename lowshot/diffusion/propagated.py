@@ -1,0 +1,117 @@
+"""propagated.h5: unlabelled training rows with the labels that diffusion gave them, as additions to a training set.
+
+`feats` float32 (M, D), `labels` int64 (M,), `trials`, `n_shots` int64 (M,), `places` int64 (M,): 0 for the row that is
+surest among those of its run and class.
+"""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from lowshot.core.artifacts import open_h5, read_recipe, require_datasets, write_recipe
+from lowshot.core.errors import InputError
+from lowshot.data.features import Features
+from lowshot.data.rows import open_rows, sample_rows
+from lowshot.diffusion.graph import Graph
+from lowshot.diffusion.propagation import Labels
+from lowshot.evaluation.benchmark import Benchmark, BenchmarkConfig, check_made_for, input_files
+
+SCHEMA = "lowshot-propagated-1"
+_DATASETS = ("feats", "labels", "trials", "n_shots", "places")
+
+
+class UnlabelledPool:
+    """The images of a setup's graph that labels spread to.
+
+    `background` is the feature file of the graph's background. Raises InputError if the graph has one and the file is
+    not given or another, and if all nodes are labelled.
+    """
+
+    def __init__(self, graph: Graph, benchmark: Benchmark, background: Path | None) -> None:
+        self.graph, self.benchmark, self.background = graph, benchmark, None
+        if graph.n_nodes == len(benchmark.base_rows):
+            raise InputError(f"{graph.path}: has no unlabelled images (build_graph.py complete adds them)")
+        if not graph.n_background:
+            return
+        if background is None:
+            raise InputError(f"{graph.path}: has background nodes; give --background, the features it was built from")
+        self.background = open_rows(background, benchmark.train.dim, graph.n_background)
+        first = self.background[:1000]
+        built_from = graph.vectors[len(graph.train_rows) :][: len(first)]
+        if np.abs(graph.project(first) - built_from).max() > 0.01:
+            raise InputError(f"{background}: not the features that {graph.path} was built from")
+
+    def surest(
+        self, run: tuple[int, int], labels: Labels, columns: np.ndarray, values: np.ndarray, n_rows: int
+    ) -> dict[str, np.ndarray]:
+        """The datasets above for one run: of the nodes assigned to each novel class, the `n_rows` of highest value.
+
+        Args:
+            columns: (N,) the class of each node, as a number among the setup's classes.
+            values: (N,) how sure of it the node is; nodes of 0 are left out, and so are those labelled already.
+        """
+        values, columns = values[: self.graph.n_nodes].copy(), columns[: self.graph.n_nodes]
+        values[labels.nodes[labels.nodes < len(values)]] = 0
+        novel = np.searchsorted(self.benchmark.classes, self.benchmark.novel_classes)
+        nodes = np.flatnonzero(np.isin(columns, novel) & (values > 0))
+        nodes = nodes[np.lexsort((-values[nodes], columns[nodes]))]
+        places = np.arange(len(nodes)) - np.searchsorted(columns[nodes], columns[nodes])
+        nodes, places = nodes[places < n_rows], places[places < n_rows]
+        trial, n_shot = (np.full(len(nodes), number) for number in run)
+        own_labels = self.benchmark.classes[columns[nodes]]
+        return {
+            "feats": self._features(nodes),
+            "labels": own_labels,
+            "trials": trial,
+            "n_shots": n_shot,
+            "places": places,
+        }
+
+    def _features(self, nodes: np.ndarray) -> np.ndarray:
+        """Features float32 (n, D), before any projection."""
+        n_train = len(self.graph.train_rows)
+        train = self.benchmark.train
+        feats = np.empty((len(nodes), train.dim), np.float32)
+        inside = nodes < n_train
+        feats[inside] = train.feats[self.graph.train_rows[nodes[inside]]]
+        if not inside.all():
+            order = np.argsort(nodes[~inside])
+            rows = sample_rows(self.background, nodes[~inside][order] - n_train)
+            feats[np.flatnonzero(~inside)[order]] = rows
+        return feats
+
+
+def write_propagated(path: Path, made_from: dict, parts: list[dict[str, np.ndarray]]) -> None:
+    """Write the rows of all runs, each part being those of one: the datasets above by name."""
+    with h5py.File(path, "w") as file:
+        for name in _DATASETS:
+            file[name] = np.concatenate([part[name] for part in parts])
+        write_recipe(file, SCHEMA, made_from)
+
+
+class PropagatedRows:
+    """propagated.h5 of the same features, split, shots and setup as `config`.
+
+    Raises InputError if it was made from others, or has features of another dimension than `train`.
+    """
+
+    def __init__(self, path: Path, config: BenchmarkConfig, train: Features) -> None:
+        with open_h5(path) as file:
+            require_datasets(file, list(_DATASETS))
+            self.rows = {name: file[name][:] for name in _DATASETS}
+        files = input_files(config)
+        check_made_for(path, config, {name: files[name] for name in files if name != "test"})
+        if self.rows["feats"].shape[1] != train.dim:
+            raise InputError(
+                f"{path}: features of {self.rows['feats'].shape[1]} dimensions, but {train.path} has {train.dim}"
+            )
+        self.path, self.config = path, read_recipe(path)["config"]
+
+    def of(self, trial: int, n_shot: int, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Up to `n_rows` rows of every class, the surest ones: (feats (M, D), labels (M,)); none where diffusion has
+        reached no image."""
+        if n_shot not in self.config["shots"] or trial not in (self.config.get("trials") or [trial]):
+            raise InputError(f"{self.path}: was not made for trial {trial}, n = {n_shot}")
+        own = (self.rows["trials"] == trial) & (self.rows["n_shots"] == n_shot) & (self.rows["places"] < n_rows)
+        return self.rows["feats"][own], self.rows["labels"][own]

@@ -1,0 +1,97 @@
+"""The graph of one run of the benchmark: the fixed nodes of its setup, the run's shots, and who is labelled what."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jsonargparse.typing import PositiveFloat, PositiveInt
+
+from lowshot.core.errors import InputError
+from lowshot.diffusion.adjacency import Adjacency, Symmetry, symmetrise
+from lowshot.diffusion.graph import Graph, add_nodes, read_graph
+from lowshot.diffusion.propagation import Labels
+from lowshot.evaluation.benchmark import Benchmark, BenchmarkConfig, check_made_for
+
+
+@dataclass(frozen=True)
+class EdgeOptions:
+    """How neighbour lists become a matrix; by default as published."""
+
+    k: PositiveInt = 30
+    """Neighbours of a node, itself included, and of a test image; at most those that the graph holds."""
+    weight: Literal["constant", "similarity", "gaussian"] = "constant"
+    """Of an edge: 1; the inner product of its ends, 0 if negative; or exp(-d^2 / (2 sigma^2)) of their distance d."""
+    sigma: PositiveFloat = 0.5
+    """gaussian: its width, on unit vectors."""
+    symmetry: Symmetry = "sum"
+    """Both directions of an edge are added, as published; or the larger counts, or the smaller (mutual edges only)."""
+
+
+@dataclass(frozen=True)
+class RunGraph:
+    """What labels spread over in one run: nodes of the matrix are also the nodes of `labels` and `test_ids` (T, k)."""
+
+    adjacency: Adjacency
+    labels: Labels
+    test_ids: np.ndarray
+
+
+def open_setup_graph(path: Path, config: BenchmarkConfig) -> Graph:
+    """The completed graph of the config's setup.
+
+    Raises InputError if it was made from other features or another split, or for another setup.
+    """
+    graph = read_graph(path)
+    if graph.train_rows is None:
+        raise InputError(f"{graph.path}: a background; 'build_graph.py complete' makes the graph of a setup from it")
+    check_made_for(graph.path, config, {name: getattr(config, name) for name in ("train", "test", "split")})
+    return graph
+
+
+class RunGraphs:
+    """The graphs of all runs of `benchmark` on the completed `graph` of its setup."""
+
+    def __init__(self, graph: Graph, benchmark: Benchmark, options: EdgeOptions, device: str) -> None:
+        if options.k > graph.k:
+            raise InputError(f"{graph.path}: has lists of {graph.k} neighbours, fewer than edges.k {options.k}")
+        self.graph, self.benchmark, self.options, self.device = graph, benchmark, options, device
+
+    def of(self, trial: int, n_shot: int) -> RunGraph:
+        """The graph of one run: its shots join the nodes, unless all training images of their classes are there."""
+        rows = self.benchmark.shot_rows(trial, n_shot).ravel()
+        places = np.searchsorted(self.graph.train_rows, rows)
+        known = np.append(self.graph.train_rows, -1)[places] == rows
+        if known.all():
+            return RunGraph(self._fixed, self._labels(places, rows), self.graph.test_ids[:, : self.options.k])
+        vectors = self.graph.project(self.benchmark.train.feats[rows])
+        ids, similarities, test_ids, *_ = add_nodes(self.graph, vectors, self.options.k, self.device)
+        new = np.arange(self.graph.n_nodes, self.graph.n_nodes + len(rows))
+        return RunGraph(self._matrix(ids, similarities), self._labels(new, rows), test_ids)
+
+    @cached_property
+    def _fixed(self) -> Adjacency:
+        k = self.options.k
+        return self._matrix(self.graph.ids[:, :k], self.graph.similarities[:, :k])
+
+    def _matrix(self, ids: np.ndarray, similarities: np.ndarray) -> Adjacency:
+        return symmetrise(ids, edge_weights(similarities, self.options), self.options.symmetry)
+
+    def _labels(self, shot_nodes: np.ndarray, shot_rows: np.ndarray) -> Labels:
+        """L_0: every base row and every shot, under the number of its class among the setup's."""
+        base = self.benchmark.base_rows
+        nodes = np.concatenate([np.searchsorted(self.graph.train_rows, base), shot_nodes])
+        labels = self.benchmark.train.labels[np.concatenate([base, shot_rows])]
+        order = np.argsort(nodes)
+        classes = self.benchmark.classes
+        return Labels(nodes[order], np.searchsorted(classes, labels)[order], len(classes))
+
+
+def edge_weights(similarities: np.ndarray, options: EdgeOptions) -> np.ndarray | None:
+    """Weights float32 (N, k) of the listed edges; None where all weigh 1. |a - b|^2 = 2 - 2 a.b on unit vectors."""
+    if options.weight == "constant":
+        return None
+    if options.weight == "similarity":
+        return np.maximum(similarities, 0)
+    return np.exp((similarities - 1) / np.float32(options.sigma**2))

@@ -1,0 +1,1 @@
+"""The low-shot benchmark, few-shot episodes, selection of settings, and predictions."""

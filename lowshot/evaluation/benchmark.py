@@ -1,0 +1,175 @@
+"""What every stage of the low-shot benchmark shares: its files and settings, what is judged, and the results file.
+
+Base and novel classes of a setup are judged jointly: a method learns from the base classes' training rows and from n
+shots of every novel class, and is judged on the test images of both by six accuracies (`lowshot.evaluation.metrics`).
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from lowshot.core.artifacts import Provenance, digest, read_recipe, write_json, writing
+from lowshot.core.errors import InputError
+from lowshot.data.features import Features, check_classes, check_runs, check_same_space, check_setup, read_features
+from lowshot.data.protocol import Setup, Split, check_draws, draws_inputs, read_draws, read_split
+from lowshot.evaluation.metrics import six_accuracies
+
+# (trial, n) -> `true_class_ranks` (N,) of the judged test images
+Ranks = dict[tuple[int, int], np.ndarray]
+
+
+@dataclass(kw_only=True)
+class BenchmarkConfig:
+    """The settings that all of these stages have; each adds those of its method."""
+
+    train: Path
+    """Features of the training images; the rows that draws name."""
+    test: Path
+    """Features of the test images."""
+    split: Path
+    """split.json, or the published label_idx.json."""
+    draws: Path
+    """draws.json, or a template of the published files such as splitfile_{trial}.json."""
+    out: Path
+    """Results file to write (.json)."""
+    setup: Setup = "test"
+    """Halves of the classes to judge on; choose hyper-parameters on validation only, report on test."""
+    shots: list[PositiveInt] = field(default_factory=lambda: [1, 2, 5, 10, 20])
+    """Numbers of shots n."""
+    trials: list[PositiveInt] | None = None
+    """Trials to run; all of the draws file if not given. Run in parts, they give the numbers of one whole run."""
+    name: str | None = None
+    """Name of the method in the tables; made up by the stage if not given."""
+    extractor: str | None = None
+    """Name of the features in the tables; that of the folder which holds them if not given."""
+    seed: NonNegativeInt = 0
+    """Of everything that is drawn at random."""
+    overwrite: bool = False
+    """Make the results again though they stand."""
+
+
+def input_files(config: BenchmarkConfig) -> dict[str, Path]:
+    """The files that `read_benchmark` reads, named for a recipe."""
+    files = {name: getattr(config, name) for name in ("train", "test", "split")}
+    return {**files, **draws_inputs(config.draws, config.trials)}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One setup of the protocol with its rows: `train` and `draws` whole, of the test images only those judged.
+
+    `draws` maps a trial to the shot rows of every class; `test_features` float32 (N, D), `test_labels` int64 (N,).
+    """
+
+    split: Split
+    base_classes: np.ndarray
+    novel_classes: np.ndarray
+    train: Features
+    draws: dict[int, list[np.ndarray]]
+    test_features: np.ndarray
+    test_labels: np.ndarray
+
+    @cached_property
+    def classes(self) -> np.ndarray:
+        """(base + novel classes,) int64, ascending: all that are judged."""
+        return np.sort(np.concatenate([self.base_classes, self.novel_classes]))
+
+    @cached_property
+    def base_rows(self) -> np.ndarray:
+        """Rows of `train` that are of the base classes, in the order of the file: (rows,)."""
+        return np.flatnonzero(np.isin(self.train.labels, self.base_classes))
+
+    def runs(self, shots: list[int]) -> list[tuple[int, int]]:
+        """(trial, n) of every run, trial by trial."""
+        return [(trial, n) for trial in self.draws for n in shots]
+
+    def shot_rows(self, trial: int, n_shot: int) -> np.ndarray:
+        """Rows of `train` that are the shots of a run: (novel classes, n_shot)."""
+        return np.stack([self.draws[trial][c][:n_shot] for c in self.novel_classes])
+
+    def accuracies(self, ranks: Ranks) -> list[dict]:
+        """`trial`, `n_shot` and the six accuracies of every run."""
+        judged = self.test_labels, self.base_classes, self.novel_classes
+        return [{"trial": trial, "n_shot": n, **six_accuracies(row, *judged)} for (trial, n), row in ranks.items()]
+
+
+def check_settings(config: BenchmarkConfig) -> None:
+    """InputError for settings that no benchmark can run with; reads nothing."""
+    for name, numbers in (("shots", config.shots), ("trials", config.trials)):
+        if numbers is not None and (not numbers or len(set(numbers)) != len(numbers)):
+            raise InputError(f"{name} {numbers}: must name one or more numbers, each once")
+    if config.out.suffix != ".json":
+        raise InputError(f"{config.out}: results are a .json file")
+
+
+def read_benchmark(config: BenchmarkConfig) -> Benchmark:
+    """Read and check all inputs.
+
+    Raises InputError if they do not fit each other, or if a class of the setup has no image to learn from or to be
+    judged on.
+    """
+    split = read_split(config.split)
+    train, test = (read_features(path, split.n_classes) for path in (config.train, config.test))
+    check_same_space(train, test)
+    check_setup(train, config.setup)
+    base_classes, novel_classes = split.setup(config.setup)
+    draws = read_draws(config.draws, config.trials)
+    check_runs(train, product(draws, config.shots))
+    check_draws(draws, train.labels, novel_classes, max(config.shots), config.draws, config.train)
+    classes = np.concatenate([base_classes, novel_classes])
+    check_classes(train, base_classes, split.class_names)
+    check_classes(test, classes, split.class_names)
+    judged = np.isin(test.labels, classes)
+    return Benchmark(split, base_classes, novel_classes, train, draws, test.feats[judged], test.labels[judged])
+
+
+def check_made_for(path: Path, config: BenchmarkConfig, files: dict[str, Path]) -> None:
+    """InputError unless the artifact `path` was made in the config's setup from `files`, named as in its recipe."""
+    made_from = read_recipe(path) or {"inputs": {}, "config": {}}
+    if made_from["config"].get("setup") != config.setup:
+        raise InputError(f"{path}: of the {made_from['config'].get('setup')} setup, not {config.setup}")
+    for name, file in files.items():
+        if made_from["inputs"].get(name) != digest(file):
+            raise InputError(f"{path}: made from another {name} file than {file}")
+
+
+def write_results(
+    config: BenchmarkConfig,
+    made_from: dict,
+    benchmark: Benchmark,
+    method: str,
+    setting: Literal["inductive", "transductive", "semi_supervised"],
+    ranks: Ranks,
+    provenance: Provenance,
+    device: str,
+    **more: object,
+) -> None:
+    """Write the results file: six accuracies for every run of `ranks`.
+
+    `setting` says what a method saw of the test images; `method` is its name unless the config names it; `more` are
+    further entries.
+    """
+    content = {
+        **made_from,
+        "method": config.name or method,
+        "dataset": benchmark.split.dataset,
+        "extractor": config.extractor or extractor_name(config.train),
+        "protocol": {"setup": config.setup, "setting": setting, "split_digest": benchmark.split.digest},
+        "provenance": provenance.record(device),
+        **more,
+        "trials": benchmark.accuracies(ranks),
+    }
+    with writing(config.out) as partial:
+        write_json(partial, content)
+    print(f"{made_from['stage']}: {len(ranks)} runs of {content['method']} -> {config.out}")
+
+
+def extractor_name(train: Path) -> str:
+    """The folder that holds the features; one that is only called features is named by the folder above it."""
+    folder = train.resolve().parent
+    return folder.parent.name if folder.name == "features" else folder.name

@@ -1,0 +1,137 @@
+"""A few-shot classifier that stands alone: an extractor, labelled support features and the method that compares."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lowshot.classifiers import METHODS, FeatureTransform, InductiveOptions, Tasks
+from lowshot.core.artifacts import read_json, write_json
+from lowshot.core.cli import checked
+from lowshot.core.errors import InputError
+from lowshot.core.runtime import pick_device
+from lowshot.core.state_dicts import load_tensors
+from lowshot.data.datasets.images import Images
+from lowshot.representation.backbones import Extractor, load_extractor, save_extractor
+from lowshot.representation.loading import batches, in_batches, to_unit
+
+SCHEMA = "lowshot-classifier-1"
+
+InductiveMethod = Literal["nearest_mean", "logistic_regression", "cosine"]
+
+
+@dataclass(frozen=True)
+class FewShotClassifier:
+    """`support_features` float32 (S, D) are transformed already, `support_labels` int64 (S,) are positions in
+    `class_names`; `base_mean` float32 (D,) is what the transform subtracts, if it does."""
+
+    extractor: Extractor
+    class_names: list[str]
+    support_features: Tensor
+    support_labels: Tensor
+    method: InductiveMethod
+    options: Any
+    transform: FeatureTransform
+    base_mean: Tensor | None = None
+    invert: bool = False
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """Features (Q, D) as the extractor makes them -> softmax of the method's scores, float32 (Q, classes)."""
+        queries = self.transform.apply(features, self.base_mean)
+        n_way = len(self.class_names)
+        tasks = Tasks(self.support_features[None], self.support_labels[None], queries[None], n_way)
+        return METHODS[self.method].score(tasks, self.options, 0)[0].softmax(dim=-1)
+
+
+@torch.inference_mode()
+def picture_features(
+    extractor: Extractor,
+    files: Sequence[Path],
+    invert: bool,
+    batch_size: int,
+    num_workers: int,
+) -> Tensor:
+    """Features float32 (N, D) of image files; InputError that names a corrupt one."""
+    device = pick_device()
+    names = np.array([str(file.absolute()) for file in files], object)
+    images = Images(np.zeros(len(files), np.int64), np.zeros(len(files), bool), paths=names, root=Path("/"))
+    parts = in_batches(np.arange(len(files)), batch_size)
+    loaded = batches(images, parts, extractor.config, None, num_workers)
+    network, feats = extractor.to(device), []
+    for pixels in tqdm(loaded, "images", len(parts), unit="batch", disable=None):
+        feats.append(network.features(to_unit(255 - pixels if invert else pixels, device)).float().cpu())
+    features = torch.cat(feats)
+    extractor.cpu()
+    if not features.isfinite().all():
+        raise InputError("the extractor makes features that are NaN or infinite")
+    return features
+
+
+def save_classifier(folder: Path, classifier: FewShotClassifier, made_from: dict) -> None:
+    """Write `model.pt` (support features and labels), `config.json` and a copy of the extractor into `folder`."""
+    tensors = {"support_features": classifier.support_features, "support_labels": classifier.support_labels}
+    if classifier.base_mean is not None:
+        tensors["base_mean"] = classifier.base_mean
+    torch.save(tensors, folder / "model.pt")
+    content = {
+        **made_from,
+        "schema": SCHEMA,
+        "class_names": classifier.class_names,
+        "method": classifier.method,
+        "options": asdict(classifier.options),
+        "transform": asdict(classifier.transform),
+        "invert": classifier.invert,
+    }
+    write_json(folder / "config.json", content)
+    (folder / "extractor").mkdir()
+    save_extractor(folder / "extractor", classifier.extractor, {"inputs": made_from["inputs"]})
+
+
+@dataclass
+class _Description:
+    """What a classifier's config.json says of it."""
+
+    class_names: list[str]
+    method: InductiveMethod
+    options: dict
+    transform: dict
+    invert: bool
+
+
+def load_classifier(folder: Path) -> FewShotClassifier:
+    """Read what `save_classifier` wrote; InputError that names what is missing or does not fit."""
+    where = Path(folder) / "config.json"
+    content = read_json(where)
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise InputError(f"{where}: does not describe a classifier (schema {SCHEMA})")
+    own = {name: content[name] for name in _Description.__dataclass_fields__ if name in content}
+    said = checked(_Description, own, where)
+    options = checked(type(getattr(InductiveOptions(), said.method)), said.options, where)
+    transform = checked(FeatureTransform, said.transform, where)
+    extractor, tensors = load_extractor(Path(folder) / "extractor"), load_tensors(Path(folder) / "model.pt")
+    _check(Path(folder) / "model.pt", tensors, len(said.class_names), extractor.dim, transform.centre)
+    rest = {"options": options, "transform": transform, "invert": said.invert}
+    return FewShotClassifier(extractor, class_names=said.class_names, method=said.method, **rest, **tensors)
+
+
+def _check(path: Path, tensors: dict[str, Tensor], n_classes: int, dim: int, centred: bool) -> None:
+    """InputError unless a classifier's tensors have the names, shapes, types and labels that its config.json says."""
+    n_rows = tensors["support_labels"].numel() if "support_labels" in tensors else 0
+    shapes = {"support_features": (n_rows, dim), "support_labels": (n_rows,)} | (
+        {"base_mean": (dim,)} if centred else {}
+    )
+    if tensors.keys() != shapes.keys():
+        raise InputError(f"{path}: does not hold {', '.join(sorted(shapes))}")
+    labels = tensors["support_labels"]
+    if (
+        any(tensors[name].shape != shape for name, shape in shapes.items())
+        or any(value.dtype != (torch.int64 if value is labels else torch.float32) for value in tensors.values())
+        or not all(value.isfinite().all() for value in tensors.values())
+        or not labels.unique().tolist() == list(range(n_classes)) != []
+    ):
+        raise InputError(f"{path}: does not fit the config.json and the extractor beside it")

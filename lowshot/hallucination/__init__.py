@@ -1,0 +1,1 @@
+"""Analogies between clusters of base classes, and the generator that is trained on them."""

@@ -1,0 +1,168 @@
+"""Training an analogy generator on quadruplets: both papers' rules, one loop."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lowshot.core.seeds import stream
+from lowshot.core.training import TrainingRun
+from lowshot.hallucination.generators import AnalogyGenerator
+
+RuleName = Literal["hariharan2017", "ghosted2018"]
+
+
+@dataclass(frozen=True)
+class TrainingRule:
+    """How a paper trains its generator. `columns` of a quadruplet are (seed, from, to, target)."""
+
+    columns: tuple[int, int, int, int]
+    optimizer: Literal["sgd", "adam"]
+    lr: float
+    batch_size: int
+    weight_decay: float
+    n_steps: int | None
+    """None: 500 passes."""
+    n_plateaus: int = 1
+    """The rate is divided by 10 after each of so many equal parts."""
+    holdout: float = 0.0
+    """Share of the quadruplets that is held out: the last ones, so (being sorted) of other source classes."""
+    patience: int = 0
+    """Passes without a better held-out loss after which training stops and the best weights are kept."""
+
+
+RULES = {
+    "hariharan2017": TrainingRule((0, 2, 3, 1), "sgd", 0.1, 128, 1e-4, n_steps=120_000, n_plateaus=3),
+    "ghosted2018": TrainingRule((2, 0, 1, 3), "adam", 1e-4, 32, 1e-3, n_steps=None, holdout=0.2, patience=10),
+}
+
+
+def chosen_rule(name: RuleName, lr: float | None, n_steps: int | None, batch_size: int | None) -> TrainingRule:
+    """A paper's rule, with the values that are given in place of its own."""
+    given = {"lr": lr, "n_steps": n_steps, "batch_size": batch_size}
+    return replace(RULES[name], **{key: value for key, value in given.items() if value is not None})
+
+
+class GeneratorTrainer:
+    """Trains `model` against the frozen `critic` (N, D) -> (N, classes) on `quadruplets` int64 (M, 4).
+
+    The loss is mse_weight * mean squared error + cross-entropy of the critic, whose class is that of seed and target.
+    Each pass over the quadruplets has an order of its own (the first paper permutes once). A checkpoint is kept every
+    pass, or every tenth of the steps; a killed run ends up with the weights of an uninterrupted one.
+    """
+
+    def __init__(
+        self,
+        rule: TrainingRule,
+        mse_weight: float,
+        seed: int,
+        run: TrainingRun,
+        model: AnalogyGenerator,
+        critic: nn.Module,
+        quadruplets: Tensor,
+    ) -> None:
+        self.rule, self.mse_weight, self.seed, self.run = rule, mse_weight, seed, run
+        self.model, self.critic = model, critic
+        n_train = len(quadruplets) - round(rule.holdout * len(quadruplets))
+        self.train, self.held = quadruplets[:n_train], quadruplets[n_train:]
+        self.steps_a_pass = -(-n_train // rule.batch_size)
+        self.n_steps = rule.n_steps or 500 * self.steps_a_pass
+        self.optimizer = self._build_optimizer()
+        self.progress = {"step": 0, "best_loss": float("inf"), "best_step": 0, "best_state": None}
+
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        """Adam with beta1 0.5, or SGD whose dampening equals its momentum: it averages gradients and steps by lr."""
+        rule, parameters = self.rule, self.model.parameters()
+        if rule.optimizer == "adam":
+            return torch.optim.Adam(parameters, rule.lr, betas=(0.5, 0.999), weight_decay=rule.weight_decay)
+        return torch.optim.SGD(parameters, rule.lr, momentum=0.9, dampening=0.9, weight_decay=rule.weight_decay)
+
+    def fit(self) -> AnalogyGenerator:
+        """All steps, from the last checkpoint if there is one; returns the final (with patience: best) network."""
+        if checkpoint := self.run.resume():
+            self.model.load_state_dict(checkpoint["model"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.progress = {name: checkpoint[name] for name in self.progress}
+        interval = self.steps_a_pass if self.rule.patience else max(1, min(2000, self.n_steps // 10))
+        bar = tqdm(initial=self.progress["step"], total=self.n_steps, desc="generator", unit="step")
+        while self.progress["step"] < self.n_steps and not self._out_of_patience():
+            stop = min(self.n_steps, self.progress["step"] + interval)
+            record = self._train_steps(self.progress["step"], stop)
+            bar.update(stop - self.progress["step"])
+            self.progress["step"] = stop
+            if len(self.held):
+                self._keep_best(record)
+            self.run.log(stop, **record)
+            states = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+            self.run.save(stop, {**self.progress, **states})
+        bar.close()
+        if self.progress["best_state"] is not None:
+            self.model.load_state_dict(self.progress["best_state"])
+        return self.model
+
+    def _out_of_patience(self) -> bool:
+        waited = self.progress["step"] - self.progress["best_step"]
+        return bool(self.rule.patience) and waited >= self.rule.patience * self.steps_a_pass
+
+    @torch.no_grad()
+    def _keep_best(self, record: dict[str, float]) -> None:
+        mse, cross_entropy = self.losses(self.held)
+        record["held_loss"] = (self.mse_weight * mse + cross_entropy).item()
+        if record["held_loss"] < self.progress["best_loss"]:
+            state = {name: value.clone() for name, value in self.model.state_dict().items()}
+            self.progress |= {
+                "best_loss": record["held_loss"],
+                "best_step": self.progress["step"],
+                "best_state": state,
+            }
+
+    def _train_steps(self, start: int, stop: int) -> dict[str, float]:
+        """Steps start to stop - 1; returns their average losses."""
+        sums = torch.zeros(2)
+        for step in range(start, stop):
+            position = step % self.steps_a_pass
+            if position == 0 or step == start:
+                rng = stream(self.seed, "order", step // self.steps_a_pass)
+                order = torch.from_numpy(rng.permutation(len(self.train)))
+            chosen = order[position * self.rule.batch_size :][: self.rule.batch_size]
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rule.lr * 0.1 ** (step * self.rule.n_plateaus // self.n_steps)
+            mse, cross_entropy = self.losses(self.train[chosen.to(self.train.device)])
+            loss = self.mse_weight * mse + cross_entropy
+            self.run.check_finite(loss.item(), step)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            sums += torch.stack([mse, cross_entropy]).detach().cpu()
+        mse, cross_entropy = (sums / (stop - start)).tolist()
+        return {"mse": mse, "cross_entropy": cross_entropy}
+
+    def losses(self, quadruplets: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean squared error over rows and dimensions, critic's cross-entropy) of the predicted members of (N, 4)."""
+        flat = self.model.centroids.flatten(0, 1)
+        seed, start, end, target = (quadruplets[:, column] for column in self.rule.columns)
+        generated = self.model(flat[seed], flat[start], flat[end])
+        labels = self.model.centroid_labels[target // self.model.centroids.shape[1]]
+        return F.mse_loss(generated, flat[target]), F.cross_entropy(self.critic(generated), labels)
+
+
+def fit_critic(centroids: Tensor, labels: Tensor) -> nn.Linear:
+    """A linear classifier of the centroids (N, D) with class labels (N,), to the optimum, L2 1e-4.
+
+    Departs from the first paper's way without an extractor, SGD on all base features: a quadruplets file has none.
+    """
+    critic = nn.Linear(centroids.shape[1], int(labels.max()) + 1)
+    optimizer = torch.optim.LBFGS(critic.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        penalty = sum(p.square().sum() for p in critic.parameters())
+        loss = F.cross_entropy(critic(centroids), labels) + 1e-4 / 2 * penalty
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return critic

@@ -1,0 +1,124 @@
+"""Training a matching network: one episode a step, SGD (released code of Hariharan & Girshick, ICCV 2017)."""
+
+from dataclasses import dataclass
+
+import torch
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from lightning_fabric import Fabric
+from torch import Tensor
+from tqdm import tqdm
+
+from lowshot.core.training import TrainingRun
+from lowshot.matching.network import ClassRows, MatchingNetwork, draw_episode
+
+
+@dataclass(kw_only=True)
+class MatchingSettings:
+    """How a matching network is trained; the defaults are the published values."""
+
+    n_episodes: PositiveInt = 60_000
+    """steps of gradient descent, one episode each"""
+    n_way: PositiveInt | None = None
+    """base classes of an episode; all if not given"""
+    max_shots: PositiveInt = 10
+    """most support rows of a class; each class draws from 1 to that many"""
+    n_reads: PositiveInt = 5
+    """attention steps over the support"""
+    lr: PositiveFloat = 0.1
+    """learning rate"""
+    lr_decay: PositiveFloat = 0.1
+    """factor on the rate after every step_episodes"""
+    step_episodes: PositiveInt = 20_000
+    """episodes at a constant rate"""
+    momentum: ClosedUnitInterval = 0.9
+    """of SGD"""
+    dampening: ClosedUnitInterval = 0.9
+    """of SGD; equal to the momentum it averages gradients"""
+    weight_decay: NonNegativeFloat = 0.001
+    """L2 on every parameter"""
+    seed: NonNegativeInt = 0
+    """of initialisation and episodes"""
+
+
+class MatchingTrainer:
+    """Trains `model` on episodes of `base`, the rows of `features` float32 (N, D) by class.
+
+    The loss is the mean negative log-probability of one query a class. Episode i depends on (seed, i) only and a
+    checkpoint is kept every interval: a killed run ends up with the weights of an uninterrupted one.
+    """
+
+    def __init__(
+        self,
+        settings: MatchingSettings,
+        fabric: Fabric,
+        run: TrainingRun,
+        model: MatchingNetwork,
+        features: Tensor,
+        base: ClassRows,
+    ) -> None:
+        self.settings, self.fabric, self.run, self.model, self.base = settings, fabric, run, model, base
+        self.features = features.to(fabric.device)
+        self.n_way = settings.n_way or len(base.classes)
+        optimizer = torch.optim.SGD(
+            model.parameters(),
+            settings.lr,
+            settings.momentum,
+            dampening=settings.dampening,
+            weight_decay=settings.weight_decay,
+        )
+        self.network, self.optimizer = fabric.setup(model, optimizer)
+
+    def fit(self) -> MatchingNetwork:
+        """All episodes, from the last checkpoint if there is one; returns the final network."""
+        first, n_episodes = 0, self.settings.n_episodes
+        if checkpoint := self.run.resume():
+            self.model.load_state_dict(checkpoint["model"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.fabric.strategy.precision.load_state_dict(checkpoint["precision"])
+            first = checkpoint["step"]
+        interval = max(1, min(500, n_episodes // 20))
+        with tqdm(initial=first, total=n_episodes, desc="matching", unit="episode") as bar:
+            for start in range(first, n_episodes, interval):
+                stop = min(start + interval, n_episodes)
+                self.run.log(stop, **self._train_episodes(start, stop, bar))
+                self.run.save(stop, self._states())
+        return self.model
+
+    def _states(self) -> dict:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),  # the loss scale of 16-mixed
+        }
+
+    def _train_episodes(self, start: int, stop: int, bar: tqdm) -> dict[str, float]:
+        """Episodes start to stop - 1; returns the averages of their loss and of the queries that were recognised."""
+        sums = torch.zeros(2)
+        for number in range(start, stop):
+            rate = self.settings.lr * self.settings.lr_decay ** (number // self.settings.step_episodes)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            sums += torch.tensor(self._train_episode(number))
+            bar.update()
+        loss, top1 = (sums / (stop - start)).tolist()
+        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        return {"loss": loss, "top1": top1, "lr": rate}
+
+    def _train_episode(self, number: int) -> tuple[float, float]:
+        """One step; returns the loss and the share of queries whose own class came first."""
+        log_probabilities = self._log_probabilities(number)
+        loss = -log_probabilities.diagonal().mean()
+        self.run.check_finite(loss.item(), number)
+        self.optimizer.zero_grad()
+        self.fabric.backward(loss)
+        self.optimizer.step()
+        truth = torch.arange(self.n_way, device=loss.device)
+        return loss.item(), (log_probabilities.argmax(dim=1) == truth).float().mean().item()
+
+    def _log_probabilities(self, number: int) -> Tensor:
+        """(n_way, n_way): row i is the query of class i of the episode."""
+        settings = self.settings
+        episode = draw_episode(self.base, self.n_way, settings.max_shots, settings.seed, number)
+        support, queries = (self.features[torch.from_numpy(r)] for r in (episode.support_rows, episode.query_rows))
+        labels = torch.from_numpy(episode.support_labels).to(self.features.device)
+        return self.network(support[None], labels[None], queries, self.n_way)[0]

@@ -1,0 +1,1 @@
+"""Feature extractors: networks, losses, augmentation, loading, training."""

@@ -1,0 +1,209 @@
+"""Training-time augmentation of a whole batch at once: one affine map an image (crop and flip are part of it), then
+blur, then colours.
+
+Every image owns a row of uniform numbers, drawn per epoch from (seed, epoch): what happens to an image depends neither
+on the batch it stands in nor on the number of processes.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt
+from torch import Tensor
+
+from lowshot.core.seeds import torch_stream
+
+_N_UNIFORMS = 18
+_CROP_TRIES = 10
+_N_MORE_UNIFORMS = 6 + 2 * _CROP_TRIES
+
+
+@dataclass
+class Augmentation:
+    """Which random changes a training image goes through; everything is off by default."""
+
+    flip: bool = False
+    """mirror left to right with probability 1/2"""
+    shift_pixels: NonNegativeInt = 0
+    """shift by up to this many pixels each way, the border filled (random crop of a padded image)"""
+    crop_pixels: NonNegativeInt = 0
+    """cut 0 to this many pixels from each side and stretch back"""
+    rotate_degrees: NonNegativeFloat = 0.0
+    """rotate by up to this angle each way"""
+    scale: ClosedUnitInterval = 0.0
+    """stretch width and height independently by a factor in 1 +- this"""
+    translate: ClosedUnitInterval = 0.0
+    """shift by up to this share of the image each way"""
+    shear_degrees: NonNegativeFloat = 0.0
+    """shear by up to this angle each way"""
+    affine_probability: ClosedUnitInterval = 1.0
+    """how often rotate, scale, translate and shear happen (all together)"""
+    border: Literal["zeros", "border", "reflection"] = "zeros"
+    """what fills the outside of a moved image"""
+    blur_sigma: NonNegativeFloat = 0.0
+    """Gaussian blur with a standard deviation between 0 and this many pixels"""
+    jitter: ClosedUnitInterval = 0.0
+    """brightness, contrast and colour, in this order, by factors in 1 +- this (the published ImageJitter)"""
+    resized_crop: bool = False
+    """images on disk: a random part of 8 to 100 % of the area, stretched to the image size"""
+    crop_area: ClosedUnitInterval | None = None
+    """a random part of this share to all of the area, its sides as 3 to 4 up to 4 to 3, stretched to the image size"""
+    blur_probability: ClosedUnitInterval | None = None
+    """how often blur_sigma happens; always if not given"""
+    jitter_probability: ClosedUnitInterval | None = None
+    """how often jitter and hue happen (together); always if not given"""
+    hue: ClosedUnitInterval | None = None
+    """after the jitter, turn the hue by up to this share of the colour circle each way"""
+    grey_probability: ClosedUnitInterval | None = None
+    """how often an image loses its colours"""
+
+    def uniforms(self, n_images: int, seed: int, epoch: int, view: int = 0) -> Tensor:
+        """Random numbers of a view of an epoch, float32 in [0, 1): one row for each of `n_images` training images."""
+        key = (epoch, view) if view else (epoch,)
+        first = torch.rand(n_images, _N_UNIFORMS, generator=torch_stream(seed, "augmentation", *key))
+        later = (self.crop_area, self.blur_probability, self.jitter_probability, self.hue, self.grey_probability)
+        if all(setting is None for setting in later):
+            return first
+        # A stream of their own: settings that came later leave the numbers of the others as they were.
+        more = torch.rand(n_images, _N_MORE_UNIFORMS, generator=torch_stream(seed, "augmentation, more", *key))
+        return torch.cat([first, more], dim=1)
+
+    def __call__(self, images: Tensor, uniforms: Tensor) -> Tensor:
+        """Images in [0, 1] (B, C, H, W) and their rows of `uniforms` -> augmented images of the same shape."""
+        if self._moves or self.crop_area is not None:
+            theta = self._affine(uniforms, images.shape[-1])
+            if self.crop_area is not None:
+                theta = self._cropped(theta, uniforms)
+            grid = _grid(theta, images)
+            border = self.border if self._moves else "border"  # a crop alone stays inside
+            images = F.grid_sample(images, grid, padding_mode=border, align_corners=False)
+        elif self.flip:
+            images = torch.where(uniforms[:, 0].view(-1, 1, 1, 1) < 0.5, images.flip(-1), images)
+        if self.blur_sigma:
+            sigma = _chance(uniforms[:, 18:19], self.blur_probability) * uniforms[:, 12:13] * self.blur_sigma
+            radius = 1 if self.blur_sigma <= 1 else min(math.ceil(3 * self.blur_sigma), images.shape[-1])
+            images = _blur(images, sigma, radius)
+        return self._recolour(images, uniforms)
+
+    @property
+    def smallest_area(self) -> float | None:
+        """Smallest share of the area of an image on disk that its decoder is to cut out; None for no cut."""
+        return 0.08 if self.resized_crop and self.crop_area is None else self.crop_area
+
+    @property
+    def _moves(self) -> bool:
+        parts = (
+            self.shift_pixels,
+            self.crop_pixels,
+            self.rotate_degrees,
+            self.scale,
+            self.translate,
+            self.shear_degrees,
+        )
+        return any(part != 0 for part in parts)
+
+    def _affine(self, u: Tensor, size: int) -> Tensor:
+        """Maps (B, 2, 3) from output to input coordinates in [-1, 1]."""
+        signed = 2 * u - 1
+        on = (u[:, 11] < self.affine_probability).float()
+        angle = on * signed[:, 1] * math.radians(self.rotate_degrees)
+        shear = torch.tan(on * signed[:, 2] * math.radians(self.shear_degrees))
+        left, right, top, bottom = ((u[:, 7:11] * (self.crop_pixels + 1)).floor() / size).unbind(1)
+        stretch_x = (1 - left - right) / (1 + on * signed[:, 3] * self.scale)
+        stretch_y = (1 - top - bottom) / (1 + on * signed[:, 4] * self.scale)
+        mirror = torch.where(u[:, 0] < 0.5, -1.0, 1.0) if self.flip else torch.ones_like(angle)
+        whole = (signed[:, 5:7] * (self.shift_pixels + 0.5)).round() * 2 / size
+        move = whole + 2 * self.translate * on[:, None] * signed[:, 16:18]
+        cos, sin = angle.cos(), angle.sin()
+        row_x = torch.stack([mirror * stretch_x * cos, stretch_x * (shear * cos - sin), left - right + move[:, 0]], 1)
+        row_y = torch.stack([mirror * stretch_y * sin, stretch_y * (shear * sin + cos), top - bottom + move[:, 1]], 1)
+        return torch.stack([row_x, row_y], 1)
+
+    def _cropped(self, theta: Tensor, u: Tensor) -> Tensor:
+        """The maps, with their input cut to a random part: torchvision's rule, the first of ten random parts that fits
+        into the image (else all of it), but not rounded to whole pixels."""
+        area = self.crop_area + (1 - self.crop_area) * u[:, 24 : 24 + _CROP_TRIES]
+        ratio = (4 / 3) ** (2 * u[:, 24 + _CROP_TRIES : 24 + 2 * _CROP_TRIES] - 1)
+        sides = torch.stack([area * ratio, area / ratio], dim=2).sqrt()
+        fits = (sides <= 1).all(dim=2)
+        first = sides[torch.arange(len(u), device=u.device), fits.float().argmax(dim=1)]
+        sides = torch.where(fits.any(dim=1, keepdim=True), first, 1.0)
+        centre = (2 * u[:, 22:24] - 1) * (1 - sides)
+        return torch.cat([theta[:, :, :2] * sides[:, :, None], (theta[:, :, 2] * sides + centre)[:, :, None]], dim=2)
+
+    def _recolour(self, images: Tensor, u: Tensor) -> Tensor:
+        """Jitter, hue and grey; the published recipes have the first two in random order."""
+        on = _chance(u[:, 19:20], self.jitter_probability)
+        if self.jitter:
+            images = _jitter(images, 1 + on * (self.jitter * (2 * u[:, 13:16] - 1)))
+        if self.hue and images.shape[1] == 3:
+            images = _turn_hue(images, on * (self.hue * (2 * u[:, 20:21] - 1)))
+        if self.grey_probability:
+            images = torch.where(u[:, 21].view(-1, 1, 1, 1) < self.grey_probability, _grey(images), images)
+        return images
+
+
+def _grid(theta: Tensor, images: Tensor) -> Tensor:
+    """Where each pixel of the output looks in the input: (B, H, W, 2). F.affine_grid multiplies a small matrix for each
+    image, which takes longer than sampling."""
+    whole = torch.eye(2, 3, device=images.device)[None]
+    x, y = F.affine_grid(whole, [1, 1, *images.shape[2:]], align_corners=False).unbind(-1)
+    across, down, move = theta[:, None, None].unbind(-1)
+    return torch.addcmul(torch.addcmul(move, across, x[..., None]), down, y[..., None])
+
+
+def _chance(u: Tensor, probability: float | None) -> Tensor | float:
+    """1 where it happens, else 0, by uniform numbers of any shape."""
+    return 1.0 if probability is None else (u < probability).float()
+
+
+def _blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    """Gaussian blur with standard deviations (B, 1) in pixels, by taps up to `radius` pixels away: 1 is enough below
+    one pixel."""
+    steps = torch.arange(1, radius + 1, device=images.device)
+    sides = torch.exp(-0.5 * steps.square() / sigma.clamp(min=0.05).square()).view(len(images), radius, 1, 1, 1)
+    images = _blur_rows(images, sides)
+    return _blur_rows(images.transpose(2, 3), sides).transpose(2, 3)
+
+
+def _blur_rows(images: Tensor, sides: Tensor) -> Tensor:
+    """Along the last axis, by the weights (B, R, 1, 1, 1) of pixels 1..R to the left and right of one of weight 1."""
+    radius, width = sides.shape[1], images.shape[3]
+    padded = F.pad(images, (radius, radius, 0, 0), mode="replicate")
+    for i in range(1, radius + 1):
+        left, right = (padded[..., radius + j : radius + j + width] for j in (-i, i))
+        images = images + sides[:, i - 1] * (left + right)
+    return images / (1 + 2 * sides.sum(dim=1))
+
+
+def _jitter(images: Tensor, factors: Tensor) -> Tensor:
+    """Brightness, contrast and colour by factors (B, 3): blends with black, the mean grey level and the grey image
+    (PIL's rule)."""
+    brightness, contrast, colour = factors.view(-1, 3, 1, 1, 1).unbind(1)
+    images = (images * brightness).clamp(0, 1)
+    mean = _grey(images).mean(dim=(2, 3), keepdim=True)
+    images = torch.lerp(mean.expand_as(images), images, contrast).clamp(0, 1)
+    return torch.lerp(_grey(images).expand_as(images), images, colour).clamp(0, 1) if images.shape[1] == 3 else images
+
+
+def _turn_hue(images: Tensor, turns: Tensor) -> Tensor:
+    """RGB images with their hue moved along the colour circle by `turns` (B, 1) of it; value and saturation (of HSV)
+    stay. Torchvision's takes one turn for all images."""
+    red, green, blue = images.unbind(dim=1)
+    value = images.amax(dim=1)
+    chroma = value - images.amin(dim=1)
+    divisor = torch.where(chroma == 0, 1, chroma)
+    from_green, from_blue = (blue - red) / divisor + 2, (red - green) / divisor + 4
+    sixths = torch.where(value == red, (green - blue) / divisor, torch.where(value == green, from_green, from_blue))
+    sixths = sixths + 6 * turns.view(-1, 1, 1)
+    distances = (torch.remainder(sixths + start, 6) for start in (5, 3, 1))
+    return torch.stack([value - chroma * torch.minimum(d, 4 - d).clamp(0, 1) for d in distances], dim=1)
+
+
+def _grey(images: Tensor) -> Tensor:
+    if images.shape[1] != 3:
+        return images
+    return (images * images.new_tensor([0.299, 0.587, 0.114]).view(-1, 1, 1)).sum(dim=1, keepdim=True)

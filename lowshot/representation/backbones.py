@@ -1,0 +1,379 @@
+"""Feature extractors: the published ResNets, ResNet-12, VGG-16-BN, Conv-4 and any model of timm, each with a classifier
+head over the classes of the split.
+
+The ResNets have the layout and the parameter names of Hariharan & Girshick's release, so that their checkpoints load
+once the `module.` prefix is gone (see `load_weights`). Every extractor takes images in [0, 1] and normalises them
+itself: what was trained on one scale cannot be run on another.
+"""
+
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, restricted_string_type
+from torch import Tensor, nn
+from torchvision.ops import DropBlock2d
+from torchvision.transforms import v2
+
+from lowshot.core.artifacts import read_json, write_json
+from lowshot.core.cli import checked
+from lowshot.core.errors import InputError
+from lowshot.core.state_dicts import fill, load_state, load_tensors
+from lowshot.representation.timm_models import is_timm, timm_preprocessing, timm_trunk, timm_weights
+
+ModelName = restricted_string_type(
+    "ModelName", "^(Conv4|ResNet10|ResNet12|ResNet18|ResNet34|ResNet50|ResNet101|VGG16BN|timm:.+)$"
+)
+HeadName = Literal["linear", "cosine", "mlp"]
+_BLOCKS = {"ResNet10": [1, 1, 1, 1], "ResNet18": [2, 2, 2, 2], "ResNet34": [3, 4, 6, 3],
+           "ResNet50": [3, 4, 6, 3], "ResNet101": [3, 4, 23, 3]}  # fmt: skip
+_VGG16 = [64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool"]
+
+
+@dataclass
+class ModelConfig:
+    """All that is needed to rebuild an extractor; stored as `model` in its config.json.
+
+    It takes images of `n_channels` and `image_size`; `crop_pct`, `crop_mode` and `interpolation` (timm's words) say how
+    to make one of a picture: resize the short side to image_size / crop_pct, cut out the centre. A timm model repeats a
+    grey channel, and stretches images to `input_size` if that is given. With `embedding` the features are projected to
+    that many dimensions.
+    """
+
+    name: ModelName
+    n_classes: NonNegativeInt
+    n_channels: PositiveInt
+    image_size: PositiveInt
+    width: PositiveFloat = 1.0
+    head: HeadName = "linear"
+    drop_rate: float = 0.0
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    input_size: PositiveInt | None = None
+    interpolation: str = "bilinear"
+    crop_pct: PositiveFloat = 0.875
+    crop_mode: str = "center"
+    embedding: NonNegativeInt = 0
+
+    @property
+    def small_images(self) -> bool:
+        """Whether the first layer is a 3x3 convolution without pooling, as is usual at 32 px and below."""
+        return self.image_size <= 32
+
+
+class SimpleBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut; a projecting shortcut has batch norm (spec 2.2)."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int) -> None:
+        super().__init__()
+        self.C1 = nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False)
+        self.BN1 = nn.BatchNorm2d(n_out)
+        self.C2 = nn.Conv2d(n_out, n_out, 3, 1, 1, bias=False)
+        self.BN2 = nn.BatchNorm2d(n_out)
+        self.relu = nn.ReLU(inplace=True)
+        self.projects = n_in != n_out or stride != 1
+        if self.projects:
+            self.shortcut = nn.Conv2d(n_in, n_out, 1, stride, bias=False)
+            self.BNshortcut = nn.BatchNorm2d(n_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.BN2(self.C2(self.relu(self.BN1(self.C1(x)))))
+        return self.relu(out + (self.BNshortcut(self.shortcut(x)) if self.projects else x))
+
+
+class BottleneckBlock(nn.Module):
+    """1x1, 3x3 (with a bias, as released) and 1x1 convolutions; the projection has no batch norm (spec 2.3)."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int) -> None:
+        super().__init__()
+        inner = n_out // 4
+        self.C1 = nn.Conv2d(n_in, inner, 1, bias=False)
+        self.BN1 = nn.BatchNorm2d(inner)
+        self.C2 = nn.Conv2d(inner, inner, 3, stride, 1)
+        self.BN2 = nn.BatchNorm2d(inner)
+        self.C3 = nn.Conv2d(inner, n_out, 1, bias=False)
+        self.BN3 = nn.BatchNorm2d(n_out)
+        self.relu = nn.ReLU(inplace=True)
+        self.projects = n_in != n_out or stride != 1
+        if self.projects:
+            self.shortcut = nn.Conv2d(n_in, n_out, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.BN1(self.C1(x)))
+        out = self.BN3(self.C3(self.relu(self.BN2(self.C2(out)))))
+        return self.relu(out + (self.shortcut(x) if self.projects else x))
+
+
+class WideBlock(nn.Module):
+    """Three 3x3 convolutions and a projecting shortcut, leaky ReLU, 2x2 max pooling: a block of ResNet-12 as in Lee et
+    al. (MetaOptNet, CVPR 2019) and Tian et al. (RFS, ECCV 2020).
+
+    `drop` is DropBlock behind the pooling. Images of 32 px and below pool with `ceil_mode`, so that 28 px lose no
+    border (28, 14, 7, 4, 2); at 32 and 64 px that makes no difference.
+    """
+
+    def __init__(self, n_in: int, n_out: int, ceil_mode: bool, drop: nn.Module) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for n in (n_in, n_out, n_out):
+            layers += [nn.Conv2d(n, n_out, 3, 1, 1, bias=False), nn.BatchNorm2d(n_out), nn.LeakyReLU(0.1, inplace=True)]
+        self.convolutions = nn.Sequential(*layers[:-1])
+        self.shortcut = nn.Sequential(nn.Conv2d(n_in, n_out, 1, bias=False), nn.BatchNorm2d(n_out))
+        self.relu = nn.LeakyReLU(0.1, inplace=True)
+        self.pool = nn.MaxPool2d(2, ceil_mode=ceil_mode)
+        self.drop = drop
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.pool(self.relu(self.convolutions(x) + self.shortcut(x))))
+
+
+def _scaled(n: int, width: float) -> int:
+    return max(8, round(n * width / 8) * 8)
+
+
+def _resnet_trunk(config: ModelConfig) -> tuple[nn.Sequential, int]:
+    bottleneck = config.name in ("ResNet50", "ResNet101")
+    block = BottleneckBlock if bottleneck else SimpleBlock
+    n_in = _scaled(64, config.width)
+    small = config.small_images
+    stem = (
+        nn.Conv2d(config.n_channels, n_in, 3, 1, 1, bias=False)
+        if small
+        else nn.Conv2d(config.n_channels, n_in, 7, 2, 3, bias=False)
+    )
+    layers: list[nn.Module] = [
+        stem,
+        nn.BatchNorm2d(n_in),
+        nn.ReLU(inplace=True),
+        nn.Identity() if small else nn.MaxPool2d(3, 2, 1),
+    ]
+    for stage, n_blocks in enumerate(_BLOCKS[config.name]):
+        n_out = _scaled(64 * 2**stage * (4 if bottleneck else 1), config.width)
+        for j in range(n_blocks):
+            layers.append(block(n_in, n_out, 2 if stage >= 1 and j == 0 else 1))
+            n_in = n_out
+    # The release pools a fixed 7x7 window; the global mean is the same at 224 px and serves every other size.
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), n_in
+
+
+def _resnet12_trunk(config: ModelConfig) -> tuple[nn.Sequential, int]:
+    layers: list[nn.Module] = []
+    n_in, side = config.n_channels, config.image_size
+    for stage, channels in enumerate((64, 160, 320, 640)):
+        n_out, side = _scaled(channels, config.width), -(-side // 2) if config.small_images else side // 2
+        block_size = 5 if side >= 5 else max(1, side - 1 + side % 2)  # odd, and no larger than the map
+        drop = DropBlock2d(config.drop_rate, block_size) if stage >= 2 and config.drop_rate else nn.Identity()
+        layers.append(WideBlock(n_in, n_out, config.small_images, drop))
+        n_in = n_out
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), n_in
+
+
+def _vgg_trunk(config: ModelConfig) -> tuple[nn.Sequential, int]:
+    layers: list[nn.Module] = []
+    n_in = config.n_channels
+    for entry in _VGG16:
+        if entry == "pool":
+            layers.append(nn.MaxPool2d(2, ceil_mode=True))  # ceil: 28 px reach 1 x 1 too; no change at 32 px
+        else:
+            n_out = _scaled(entry, config.width)
+            layers += [nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True)]
+            n_in = n_out
+    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten()), n_in
+
+
+def _conv4_trunk(config: ModelConfig) -> tuple[nn.Sequential, int]:
+    layers: list[nn.Module] = []
+    n_in, side, n_out = config.n_channels, config.image_size, _scaled(64, config.width)
+    for _ in range(4):
+        layers += [
+            nn.Conv2d(n_in, n_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(n_out),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+        ]
+        n_in, side = n_out, side // 2
+    if side == 0:
+        raise InputError(f"Conv4 needs images of 16 px at least, these have {config.image_size}")
+    return nn.Sequential(*layers, nn.Flatten()), n_out * side * side
+
+
+def mlp_head(dim: int, n_classes: int, hidden: int = 512) -> nn.Sequential:
+    """The head of the CIFAR system (analogy_cifar spec 2.2): two hidden layers with batch norm, weights N(0, 0.02),
+    bias 0."""
+    head = nn.Sequential(
+        nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
+        nn.Linear(hidden, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
+        nn.Linear(hidden, n_classes),
+    )  # fmt: skip
+    for layer in head:
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=0.02)
+    nn.init.zeros_(head[-1].bias)
+    return head
+
+
+class CosineHead(nn.Module):
+    """Scores are a learned scale times the cosine of feature and class weight (Gidaris & Komodakis, CVPR 2018)."""
+
+    def __init__(self, dim: int, n_classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(n_classes, dim) / dim**0.5)
+        self.scale = nn.Parameter(torch.tensor(20.0))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.scale * F.linear(F.normalize(features), F.normalize(self.weight))
+
+
+_HEADS = {"linear": partial(nn.Linear, bias=False), "cosine": CosineHead, "mlp": mlp_head}
+
+
+def _trunk(config: ModelConfig) -> tuple[nn.Module, int]:
+    if is_timm(config.name):
+        return timm_trunk(config.name, config.input_size or config.image_size)
+    make = {"Conv4": _conv4_trunk, "ResNet12": _resnet12_trunk, "VGG16BN": _vgg_trunk}
+    trunk, dim = make.get(config.name, _resnet_trunk)(config)
+    for layer in trunk.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return trunk, dim
+
+
+def projection_head(dim: int, embedding: int) -> nn.Sequential:
+    """The hidden layer and the linear one behind the trunk of Ni et al. (2022, spec 4.1)."""
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(inplace=True), nn.Linear(dim, embedding))
+
+
+class Extractor(nn.Module):
+    """A trunk that makes features, maybe a projection of them, and a classifier over all classes of the split.
+
+    `dim` is the feature dimension D. The linear classifier has no bias: SGM reads the features as the classifier's
+    gradient. With 0 classes there is none.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk, self.dim = _trunk(config)
+        self.projection = projection_head(self.dim, config.embedding) if config.embedding else nn.Identity()
+        self.dim = config.embedding or self.dim
+        self.classifier = _HEADS[config.head](self.dim, config.n_classes) if config.n_classes else nn.Identity()
+        smooth = v2.InterpolationMode.BICUBIC if config.interpolation == "bicubic" else v2.InterpolationMode.BILINEAR
+        self.stretch = v2.Resize(config.input_size, smooth) if config.input_size else nn.Identity()
+        n_normalised = 3 if is_timm(config.name) else config.n_channels  # of 3, a grey channel is repeated
+        self.register_buffer("mean", torch.tensor(config.mean[:n_normalised]).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std[:n_normalised]).view(-1, 1, 1), persistent=False)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] (N, C, H, W) -> features (N, D), averages or maxima of what left a (leaky) ReLU.
+
+        Those of a timm model, and projected ones, can be negative.
+        """
+        return self.projection(self.trunk((self.stretch(images) - self.mean) / self.std))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images in [0, 1] (N, C, H, W) -> (scores (N, n_classes), features (N, D))."""
+        features = self.features(images)
+        return self.classifier(features), features
+
+
+def timm_config(
+    name: str,
+    n_classes: int,
+    n_channels: int = 3,
+    stored_size: int | None = None,
+    image_size: int | None = None,
+    resize: bool = False,
+    head: HeadName = "linear",
+    embedding: int = 0,
+) -> ModelConfig:
+    """A timm model with its own preprocessing, for images on disk, or for stored pixels of `stored_size` px.
+
+    It runs at `image_size` px (default: its own). Raises InputError if stored pixels have another size, unless they
+    are to be stretched (`resize`).
+    """
+    own = timm_preprocessing(name)
+    side = image_size or own["input_size"][1]
+    if stored_size not in (None, side) and not resize:
+        raise InputError(
+            f"{name}: takes images of {side} px, but the stored ones have {stored_size}: --resize true stretches them, "
+            f"--image_size {stored_size} runs it at their size"
+        )
+    config = ModelConfig(name, n_classes, n_channels, stored_size or side, head=head, embedding=embedding)
+    config.mean, config.std = list(own["mean"]), list(own["std"])
+    config.interpolation, config.crop_mode = own["interpolation"], own["crop_mode"]
+    config.crop_pct = 1.0 if stored_size else own["crop_pct"]
+    config.input_size = side if side != config.image_size else None
+    return config
+
+
+def save_extractor(folder: Path, model: Extractor, made_from: dict) -> None:
+    """Write `model.pt` (a state dict) and the `config.json` that rebuilds the network."""
+    torch.save(model.state_dict(), folder / "model.pt")
+    content = {**made_from, "schema": "lowshot-extractor-1", "model": asdict(model.config)}
+    write_json(folder / "config.json", content)
+
+
+def load_extractor(folder: Path) -> Extractor:
+    """Rebuild an extractor from its folder, in evaluation mode."""
+    where = Path(folder) / "config.json"
+    content = read_json(where)
+    try:
+        described = {"crop_pct": _older_crop_pct(content), **content["model"]}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{where}: does not describe an extractor ({error})") from None
+    model = Extractor(checked(ModelConfig, described, where))
+    fill(model, Path(folder) / "model.pt")
+    return model.eval()
+
+
+def _older_crop_pct(content: dict) -> float:
+    """The `crop_pct` of a config.json older than that key. Its recipe names the side that images on disk are cut to; a
+    network of another side was trained on stored pixels, which are whole pictures."""
+    side = content["model"]["image_size"]
+    return ModelConfig.crop_pct if content.get("config", {}).get("image_size", side) == side else 1.0
+
+
+def load_timm_weights(model: Extractor, path: Path | None) -> None:
+    """Start the trunk of a timm model from timm's own weights, in a file or (None) downloaded by name; see
+    `timm_weights`."""
+    side = model.config.input_size or model.config.image_size
+    model.trunk.load_state_dict(timm_weights(model.config.name, side, path))
+
+
+def load_weights(model: Extractor, path: Path) -> None:
+    """Start `model` from a file: our model.pt, a released checkpoint `<epoch>.tar`, or torchvision's VGG-16 weights.
+
+    Released checkpoints hold {epoch, state} with the key prefix `module.`, and in older files a classifier bias, which
+    is dropped. Of torchvision's VGG-16 only the 13 convolution kernels are taken (the CIFAR system does so with
+    Caffe's). A timm model starts from a model.pt of ours, or its trunk from a file of timm's (`load_timm_weights`).
+    """
+    if is_timm(model.config.name) and path.suffix == ".safetensors":
+        return load_timm_weights(model, path)
+    if is_timm(model.config.name) and "trunk" not in {key.split(".")[0] for key in load_state(path)}:
+        return load_timm_weights(model, path)
+    state = {name.removeprefix("module."): value for name, value in load_tensors(path).items()}
+    if "features.0.weight" in state:
+        state = _vgg_kernels(model, state)
+    if model.config.head == "linear":
+        state.pop("classifier.bias", None)
+    own = model.state_dict()
+    for name, value in state.items():
+        if name not in own:
+            raise InputError(f"{path}: has the parameter '{name}', which {model.config.name} lacks")
+        if own[name].shape != value.shape:
+            raise InputError(
+                f"{path}: '{name}' has shape {tuple(value.shape)}, {model.config.name} needs {tuple(own[name].shape)}"
+            )
+    if missing := own.keys() - state.keys():
+        raise InputError(f"{path}: lacks the parameter '{min(missing)}' of {model.config.name}")
+    model.load_state_dict(state)
+
+
+def _vgg_kernels(model: Extractor, state: dict) -> dict:
+    kernels = [v for k, v in state.items() if k.startswith("features.") and v.ndim == 4]
+    own = model.state_dict()
+    names = [k for k, v in own.items() if k.startswith("trunk.") and v.ndim == 4]
+    return {**own, **dict(zip(names, kernels))}

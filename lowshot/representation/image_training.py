@@ -1,0 +1,306 @@
+"""Training an image network: one loop for every loss, optimiser and number of processes."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from tqdm import tqdm
+
+from lowshot.core.artifacts import recipe
+from lowshot.core.errors import InputError
+from lowshot.core.runtime import open_fabric
+from lowshot.core.seeds import stream, torch_stream
+from lowshot.core.training import TrainingRun, learning_rate, refuse_other_leftover, training_run
+from lowshot.data.datasets.images import Images
+from lowshot.representation.augmentation import Augmentation
+from lowshot.representation.loading import batches, in_batches, to_unit
+from lowshot.representation.networks import settings_read
+
+
+@dataclass(kw_only=True)
+class LaunchSettings:
+    """Where a network of images is trained, and from which seed."""
+
+    seed: NonNegativeInt = 0
+    """of initialisation, data order and augmentation"""
+    accelerator: str = "auto"
+    """where to train: auto, cpu, cuda, ..."""
+    devices: PositiveInt = 1
+    """processes on this machine, one a device"""
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    """of the network; losses are always float32"""
+
+
+@dataclass(kw_only=True)
+class TrainingSettings(LaunchSettings):
+    """How an image network is trained; the stages that train one add their losses and files to these."""
+
+    epochs: NonNegativeInt = 90
+    """passes over the training images"""
+    batch_size: PositiveInt = 256
+    """images a step, over all processes together"""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """sgd with momentum, or adam with beta1 0.5 (the CIFAR system)"""
+    lr: PositiveFloat = 0.1
+    """learning rate"""
+    momentum: NonNegativeFloat = 0.9
+    """of sgd"""
+    weight_decay: NonNegativeFloat = 1e-4
+    """L2 on every parameter for sgd; on all but batch norm for adam, as each paper has it"""
+    schedule: Literal["step", "cosine"] = "step"
+    """step: times lr_decay every step_epochs; cosine: down to zero"""
+    n_cycles: PositiveInt | None = None
+    """cosine: start anew this many times; the rate is then set by whole epochs"""
+    step_epochs: PositiveInt = 30
+    """length of a step of the step schedule"""
+    lr_decay: PositiveFloat = 0.1
+    """factor at each step of the step schedule"""
+    warmup_epochs: NonNegativeInt = 0
+    """first epochs, at the constant rate warmup_lr"""
+    warmup_lr: PositiveFloat = 0.01
+    """rate of the warm-up"""
+    holdout: ClosedUnitInterval = 0.0
+    """share of the training images kept back to watch, and to stop early on with --patience"""
+    patience: NonNegativeInt = 0
+    """stop after this many epochs without a better held-out loss and keep the best weights; 0 trains to the end"""
+    augment: Augmentation = field(default_factory=Augmentation)
+    """random changes of the training images"""
+    num_workers: NonNegativeInt = 4
+    """processes that decode images on disk; stored pixels need none"""
+    checkpoint_minutes: NonNegativeFloat = 0.0
+    """least time from one checkpoint to the next, for epochs of seconds; 0 keeps one after every epoch"""
+
+
+def training_recipe(stage: str, config: TrainingSettings, inputs: dict[str, Path | None]) -> dict:
+    """The recipe of a trained network: only the settings that are read."""
+    made_from = settings_read(config, recipe(stage, config, inputs))
+    if config.devices > 1:  # batch norm sees the images of its own process
+        made_from["config"]["devices"] = config.devices
+    return made_from
+
+
+def check_training(config: TrainingSettings, images: Images, n_rows: int) -> None:
+    """InputError for settings by which `n_rows` of the images cannot be trained on."""
+    n_annealed = config.epochs - config.warmup_epochs
+    if config.schedule == "cosine" and config.n_cycles and n_annealed % config.n_cycles:
+        raise InputError(f"n_cycles {config.n_cycles}: the {n_annealed} epochs are not so many equal cycles")
+    if min(config.batch_size, n_rows) < 2 * config.devices:
+        raise InputError(f"batch_size {config.batch_size}: each process needs two of {n_rows} images a step")
+    if config.augment.resized_crop and images.pixels is not None:
+        raise InputError("augment.resized_crop: only for images on disk, these are stored pixels")
+
+
+def hold_out(config: TrainingSettings, images: Images, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Training `rows` as (rows to train on, rows to watch), ascending; InputError for settings they cannot serve."""
+    if config.patience and not config.holdout:
+        raise InputError("patience needs a holdout above 0: early stopping watches the held-out loss")
+    rows = stream(config.seed, "holdout").permutation(rows)
+    n_held = round(config.holdout * len(rows))
+    if config.patience and n_held == 0:
+        raise InputError(f"holdout {config.holdout}: holds out none of {len(rows)} images, but patience needs some")
+    check_training(config, images, len(rows) - n_held)
+    return np.sort(rows[n_held:]), np.sort(rows[:n_held])
+
+
+@contextmanager
+def image_training(
+    config: LaunchSettings, out: Path, made_from: dict, overwrite: bool
+) -> Iterator[tuple[Fabric, TrainingRun]]:
+    """Start the processes, seed them and open the run that writes `out` when the block ends well."""
+    if not overwrite:
+        refuse_other_leftover(out, made_from)
+    fabric = open_fabric(config.accelerator, config.precision, config.devices)
+    fabric.launch()
+    if fabric.world_size < config.devices:
+        raise InputError(f"devices {config.devices}: the launcher started {fabric.world_size} process (SLURM: ntasks)")
+    fabric.seed_everything(config.seed, verbose=False)
+    with training_run(out, made_from, overwrite, writes=fabric.is_global_zero) as run:
+        fabric.barrier()
+        yield fabric, run
+        fabric.barrier()
+
+
+class Trainer:
+    """Trains `model`, which has a `config` (ModelConfig), on `images[train_rows]` and watches `images[held_rows]`.
+
+    How a step is made, and what is logged of it, is a subclass's matter.
+
+    Each epoch's order, augmentation and dropped blocks depend on (seed, epoch) only, and checkpoints are kept after
+    epochs: a killed run ends up with the weights of an uninterrupted one. With several processes each takes every
+    n-th image of a batch; batch norm sees the process's own images, and its running statistics are the first one's.
+    """
+
+    n_views = 1
+
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        fabric: Fabric,
+        run: TrainingRun,
+        model: nn.Module,
+        images: Images,
+        train_rows: np.ndarray,
+        held_rows: np.ndarray,
+    ) -> None:
+        self.settings, self.fabric, self.run, self.model, self.images = settings, fabric, run, model, images
+        self.train_rows, self.held_rows = train_rows, held_rows
+        self.network, self.optimizer = fabric.setup(model, build_optimizer(settings, model))
+        self.saved_at = time.monotonic()
+        self.progress = {"epoch": 0, "best_loss": float("inf"), "best_epoch": -1, "best_state": None}
+
+    def fit(self) -> nn.Module:
+        """All epochs, from the last checkpoint if there is one; returns the final (with patience: best) network."""
+        if checkpoint := self.run.resume():
+            self.model.load_state_dict(checkpoint["model"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.fabric.strategy.precision.load_state_dict(checkpoint["precision"])
+            self.progress = {name: checkpoint[name] for name in self.progress}
+        while not self._has_ended():
+            self._seed_layers(self.progress["epoch"])
+            record = self._before_epoch(self.progress["epoch"])
+            record |= self._train_epoch(self.progress["epoch"])
+            self._share_buffers()
+            if len(self.held_rows):
+                record |= self._evaluate()
+            self._keep_best(record)
+            self.progress["epoch"] += 1
+            self.run.log(self.progress["epoch"], **record)
+            if self._checkpoint_is_due():
+                self._save()
+        if self.progress["best_state"] is not None:
+            self.model.load_state_dict(self.progress["best_state"])
+        return self.model
+
+    def _has_ended(self) -> bool:
+        """After all epochs, or out of patience."""
+        epoch, patience = self.progress["epoch"], self.settings.patience
+        return epoch >= self.settings.epochs or (bool(patience) and epoch - 1 - self.progress["best_epoch"] >= patience)
+
+    def _checkpoint_is_due(self) -> bool:
+        """By the first process's clock; weights that end a run are checked in any case."""
+        waited = time.monotonic() - self.saved_at >= 60 * self.settings.checkpoint_minutes
+        return self._has_ended() or self.fabric.broadcast(waited)
+
+    def _save(self) -> None:
+        states = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),  # the loss scale of 16-mixed
+        }
+        self.run.save(self.progress["epoch"], {**self.progress, **states})
+        self.saved_at = time.monotonic()
+
+    def _keep_best(self, record: dict[str, float]) -> None:
+        if not self.settings.patience or record["held_loss"] >= self.progress["best_loss"]:
+            return
+        state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.progress |= {"best_loss": record["held_loss"], "best_epoch": self.progress["epoch"], "best_state": state}
+
+    def _seed_layers(self, epoch: int) -> None:
+        """Layers that drop something draw from torch's own generator, which a checkpoint does not hold."""
+        torch.manual_seed(torch_stream(self.settings.seed, "layers", epoch, self.fabric.global_rank).initial_seed())
+
+    def _share_buffers(self) -> None:
+        """Give all processes the first one's, as a checkpoint does: what they evaluate must come out the same."""
+        if self.fabric.world_size > 1:
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
+    def _before_epoch(self, epoch: int) -> dict[str, float]:
+        """What is to be done first, and what is to be logged of it."""
+        return {}
+
+    def _train_mode(self) -> None:
+        self.network.train()
+
+    def _train_epoch(self, epoch: int) -> dict[str, float]:
+        """One pass over the training images; returns the averages over its steps."""
+        self._train_mode()
+        steps, records = self._steps(epoch), []
+        views = [self._batches(epoch, steps, view) for view in range(self.n_views)]
+        name = f"epoch {epoch + 1}/{self.settings.epochs}"
+        bar = tqdm(zip(steps, *views), name, len(steps), disable=not self.fabric.is_global_zero, unit="step")
+        for i, (step, *batch) in enumerate(bar):
+            rate = self._set_rate(epoch + i / len(steps))
+            records.append(_numbers(self._step(step, *batch)))
+            loss = records[-1]["loss"]
+            self.run.check_finite(loss, epoch * len(steps) + i)
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        return {**{name: float(np.mean([one[name] for one in records])) for name in records[0]}, "lr": rate}
+
+    def _batches(self, epoch: int, steps: list[np.ndarray], view: int = 0) -> Iterator[Tensor]:
+        """The images of every step (positions in `train_rows`), augmented; each `view` of an epoch is another one."""
+        augment, seed = self.settings.augment, self.settings.seed
+        uniforms = augment.uniforms(len(self.train_rows), seed, epoch, view)
+        crop = None if augment.smallest_area is None else (seed, epoch, view)
+        rows = [self.train_rows[step] for step in steps]
+        workers = self.settings.num_workers
+        loaded = batches(self.images, rows, self.model.config, crop, workers, augment.smallest_area)
+        if self.images.pixels is None:
+            augment = replace(augment, crop_area=None)  # the decoder has cut already
+        for step, pixels in zip(steps, loaded):
+            yield augment(to_unit(pixels, self.fabric.device), uniforms[step].to(self.fabric.device))
+
+    def _unchanged(self, row_batches: list[np.ndarray]) -> Iterator[Tensor]:
+        """The images of every batch of rows as the extractor is to see them later, not augmented."""
+        loaded = batches(self.images, row_batches, self.model.config, None, self.settings.num_workers)
+        return (to_unit(pixels, self.fabric.device) for pixels in loaded)
+
+    def _steps(self, epoch: int) -> list[np.ndarray]:
+        """This process's share of every batch of the epoch, as positions in `train_rows`; all processes get as many."""
+        n, rank = self.fabric.world_size, self.fabric.global_rank
+        order = stream(self.settings.seed, "order", epoch).permutation(len(self.train_rows))
+        whole = [batch[: len(batch) // n * n] for batch in in_batches(order, self.settings.batch_size)]
+        return [batch[rank::n] for batch in whole if len(batch) > n]  # batch norm needs two images
+
+    def _set_rate(self, epoch: float) -> float:
+        s = self.settings
+        warmup = s.warmup_epochs, s.warmup_lr
+        rate = learning_rate(epoch, s.epochs, s.lr, s.schedule, s.step_epochs, s.lr_decay, *warmup, s.n_cycles)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _step(self, positions: np.ndarray, *views: Tensor) -> dict[str, Tensor]:
+        """Forward, backward and update for the images at `positions` of `train_rows`, seen in `views` (B, C, H, W);
+        returns what to log, among it the loss, as tensors of one number on the device."""
+        raise NotImplementedError
+
+    def _update(self, loss: Tensor) -> Tensor:
+        """Backward and update; returns the loss, a mean over all processes: one that stopped alone would leave the
+        others waiting."""
+        self.optimizer.zero_grad()
+        self.fabric.backward(loss)
+        self.optimizer.step()
+        return self.fabric.all_reduce(loss.detach(), reduce_op="mean")
+
+    def _evaluate(self) -> dict[str, float]:
+        """What to log of the held-out images; `held_loss` is what `patience` watches."""
+        raise NotImplementedError
+
+
+def _numbers(record: dict[str, Tensor]) -> dict[str, float]:
+    """All read at once: a GPU is waited for once a step."""
+    return dict(zip(record, torch.stack([value.float() for value in record.values()]).tolist()))
+
+
+def build_optimizer(settings: TrainingSettings, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD on everything alike, or Adam that leaves batch norm undecayed (analogy_cifar spec 2.3)."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if settings.optimizer == "sgd":
+        momentum, decay = settings.momentum, settings.weight_decay
+        return torch.optim.SGD(trained, settings.lr, momentum, weight_decay=decay)
+    norms = [p for m in model.modules() if isinstance(m, _BatchNorm) for p in m.parameters()]
+    chosen = {id(p) for p in norms}
+    decayed = [p for p in trained if id(p) not in chosen]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": norms, "weight_decay": 0.0}]
+    return torch.optim.Adam(groups, settings.lr, betas=(0.5, 0.999))

@@ -1,0 +1,522 @@
+"""Readers: the official forms are read as they are, anything damaged is named, nothing read can run code."""
+
+import gzip
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from torchvision.transforms.functional import gaussian_blur, rotate
+
+from lowshot.core.artifacts import read_recipe, write_json
+from lowshot.core.errors import InputError
+from lowshot.data.datasets import cifar100, emnist, folder, glyphs, imagenet, omniglot
+from lowshot.data.datasets.cifar100 import read_pickle
+from lowshot.data.datasets.content import Source, cap, downloading, hold_out
+from lowshot.data.datasets.emnist import read_idx
+from lowshot.data.datasets.images import Images, open_image, read_images, write_images
+
+REAL = Path(os.environ.get("LOWSHOT_DATA", "../shared/data"))
+RECIPE = {"stage": "preprocessing", "config": {}, "inputs": {}}
+
+
+def save_image(path: Path, colour=(200, 30, 30), size=(12, 8)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+def refused(call, cause: str) -> None:
+    with pytest.raises(InputError, match=cause) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+# --- helpers of all readers
+
+
+def test_hold_out_by_number_and_by_share():
+    labels = np.repeat([0, 1], [5, 10])
+    assert np.bincount(labels[hold_out(labels, 3, 0, ["a", "b"])]).tolist() == [3, 3]
+    assert np.bincount(labels[hold_out(labels, 0.2, 0, ["a", "b"])]).tolist() == [1, 2]
+    refused(lambda: hold_out(labels, 5, 0, ["a", "b"]), r"class 0 \(a\) has 5 images")
+
+
+def test_hold_out_of_a_class_does_not_depend_on_the_others():
+    both, one = hold_out(np.repeat([0, 1], 10), 4, 0, ["a", "b"]), hold_out(np.repeat([0], 10), 4, 0, ["a"])
+    assert np.array_equal(both[:10], one)
+
+
+def test_cap_keeps_the_order_and_both_parts():
+    labels, is_test = np.tile(np.repeat([0, 1], 5), 2), np.repeat([False, True], 10)
+    capped = cap(Images(labels, is_test, np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1)), 3, seed=0)
+    assert np.bincount(capped.labels * 2 + capped.is_test).tolist() == [3, 3, 3, 3]
+    assert (np.diff(capped.pixels.ravel().astype(int)) > 0).all()
+
+
+def test_cap_above_the_number_of_images_changes_nothing():
+    images = Images(np.array([0, 0, 1]), np.array([False, True, False]), paths=np.array(["a", "b", "c"], object))
+    assert cap(images, 5, seed=0).paths.tolist() == ["a", "b", "c"]
+
+
+def test_a_failed_download_says_what_to_do(tmp_path):
+    def download(error):
+        with downloading("omniglot", tmp_path):
+            raise error
+
+    refused(lambda: download(OSError("no network")), "omniglot: the download failed .no network.; put the files below")
+    refused(lambda: download(RuntimeError("wrong md5")), "wrong md5")
+
+
+# --- the images file
+
+
+def test_images_file_round_trip(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 1), np.uint8)
+    write_images(tmp_path / "images.h5", Images(np.array([0, 1, 1]), np.array([False, False, True]), pixels), RECIPE)
+    images = read_images(tmp_path / "images.h5")
+    assert np.array_equal(images.pixels, pixels)
+    assert (images.n_channels, images.size) == (1, 4)
+    assert images.rows(test=True).tolist() == [2]
+    assert read_recipe(tmp_path / "images.h5") == RECIPE
+
+
+def test_images_file_with_paths(tmp_path):
+    paths = np.array(["ä/1.jpg", "b/2.jpg"], object)
+    images = Images(np.array([0, 1]), np.array([False, True]), paths=paths, root=tmp_path)
+    write_images(tmp_path / "images.h5", images, RECIPE)
+    again = read_images(tmp_path / "images.h5")
+    assert again.paths.tolist() == ["ä/1.jpg", "b/2.jpg"]
+    assert again.root == tmp_path
+
+
+@pytest.mark.parametrize("name", ["../x.jpg", "/x.jpg"])
+def test_image_paths_that_lead_out_of_the_root(tmp_path, name):
+    images = Images(np.array([0]), np.array([False]), paths=np.array([name], object), root=tmp_path)
+    write_images(tmp_path / "images.h5", images, RECIPE)
+    refused(lambda: read_images(tmp_path / "images.h5"), "leads out of the root folder")
+
+
+def test_truncated_images_file(tmp_path):
+    write_images(
+        tmp_path / "images.h5", Images(np.zeros(9), np.zeros(9, bool), np.zeros((9, 8, 8, 1), np.uint8)), RECIPE
+    )
+    whole = (tmp_path / "images.h5").read_bytes()
+    (tmp_path / "images.h5").write_bytes(whole[: len(whole) // 2])
+    refused(lambda: read_images(tmp_path / "images.h5"), "images.h5: not a readable HDF5 file")
+
+
+def test_open_image_names_the_file(tmp_path):
+    refused(lambda: open_image(tmp_path / "x.png"), r"x\.png: no such image")
+    (tmp_path / "x.png").write_bytes(b"not an image")
+    refused(lambda: open_image(tmp_path / "x.png"), r"x\.png: corrupt image")
+
+
+# --- glyphs
+
+
+def test_glyphs_are_144_classes_of_12_scripts():
+    assert [len(set(chars)) for chars, _ in glyphs.SCRIPTS.values()] == [12] * 12
+    assert len({char for chars, _ in glyphs.SCRIPTS.values() for char in chars}) == 144
+
+
+def test_every_font_has_every_character_it_is_used_for():
+    for chars, fonts in glyphs.SCRIPTS.values():
+        for font in fonts:
+            absent = glyphs.master("\uffff", font)
+            assert not any(np.array_equal(glyphs.master(char, font), absent) for char in chars), font
+
+
+def _alike(masters: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Correlations (N, M) of blurred images (N, 1, 64, 64) and (M, 1, 64, 64)."""
+    small = [gaussian_blur(F.avg_pool2d(x, 2), 7, 1.0).flatten(1) for x in (masters, others)]
+    small = [F.normalize(x - x.mean(dim=1, keepdim=True), dim=1) for x in small]
+    return small[0] @ small[1].T
+
+
+def test_no_two_glyphs_look_almost_the_same():
+    chars = [char for chars, _ in glyphs.SCRIPTS.values() for char in chars]
+    masters = torch.from_numpy(np.stack([glyphs.master(char, "DejaVuSans") for char in chars]))[:, None]
+    closest = torch.zeros(len(chars), len(chars))
+    for angle in (-15, 0, 15):
+        for shift in ((0, 0), (4, 0), (0, 4), (-4, 0), (0, -4)):
+            closest = torch.maximum(closest, _alike(torch.roll(rotate(masters, angle), shift, (2, 3)), masters))
+    closest.fill_diagonal_(0)
+    assert closest.max() < 0.9
+
+
+def test_a_glyph_does_not_depend_on_how_many_are_drawn():
+    few, many = (glyphs.draw_class(3, "greek", "Ω", n) for n in (2, 5))
+    assert few.shape == (2, 28, 28, 1)
+    assert few.dtype == np.uint8
+    assert np.array_equal(few, many[:2])
+    assert len(np.unique(many.reshape(5, -1), axis=0)) == 5
+
+
+def test_glyphs_have_bright_ink_on_a_dark_ground():
+    drawn = glyphs.draw_class(0, "latin", "A", 20)[..., 0]
+    assert drawn[:, 8:20, 8:20].mean() > 1.5 * drawn[:, [0, -1]].mean()
+    assert (drawn.max(axis=(1, 2)) > 90).all()
+
+
+# --- omniglot
+
+
+@pytest.fixture
+def omniglot_root(tmp_path):
+    for part, alphabets in (("background", ["Greek", "Latin"]), ("evaluation", ["Tengwar"])):
+        for alphabet in alphabets:
+            for character in ("character01", "character02"):
+                for drawing in range(4):
+                    paper = np.full((105, 105), 255, np.uint8)
+                    paper[20:60, 40:50] = 0
+                    path = tmp_path / "omniglot-py" / f"images_{part}" / alphabet / character / f"{drawing}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(paper).convert("1").save(path)
+    return tmp_path
+
+
+def test_omniglot(omniglot_root):
+    content = omniglot.find(Source(omniglot_root, test_per_class=1)).read()
+    assert content.class_names[1::2] == ["Greek/character02", "Latin/character02", "Tengwar/character02"]
+    assert content.superclass_names == ["Greek", "Latin", "Tengwar"]
+    assert content.superclass_of == [0, 0, 1, 1, 2, 2]
+    assert content.novel_classes == [4, 5]
+    assert content.images.pixels.shape == (24, 28, 28, 1)
+    assert content.images.pixels[0, 10, 11, 0] > 200
+    assert content.images.pixels[0, 25, 2, 0] == 0
+    assert content.images.is_test.sum() == 6
+
+
+def test_omniglot_from_its_own_folder_and_at_its_own_size(omniglot_root):
+    found = omniglot.find(Source(omniglot_root / "omniglot-py", test_per_class=1, image_size=105))
+    assert found.digests == omniglot.find(Source(omniglot_root)).digests
+    assert found.read().images.pixels.shape == (24, 105, 105, 1)
+
+
+def test_omniglot_that_is_not_there(tmp_path):
+    refused(lambda: omniglot.find(Source(tmp_path)), "images_background: no such folder")
+
+
+def test_omniglot_with_an_empty_character(omniglot_root):
+    (omniglot_root / "omniglot-py" / "images_evaluation" / "Tengwar" / "character03").mkdir()
+    refused(lambda: omniglot.find(Source(omniglot_root)), "Tengwar/character03: holds no image")
+
+
+# --- cifar100
+
+
+def save_cifar(root: Path, **changes) -> Path:
+    """A tiny data set in the official form, written as newer Pythons do (keys in bytes)."""
+    base = root / "cifar-100-python"
+    base.mkdir(exist_ok=True)
+    rng = np.random.default_rng(0)
+    meta = {"fine_label_names": ["apple", "bear", "cat"], "coarse_label_names": ["animals", "food"]}
+    parts = {}
+    for name, n in (("train", 6), ("test", 3)):
+        fine = [i % 3 for i in range(n)]
+        data = rng.integers(0, 256, (n, 3072), np.uint8)
+        parts[name] = {b"data": data, b"fine_labels": fine, b"coarse_labels": [int(f == 0) for f in fine]}
+    for name, content in ({"meta": meta} | parts | changes).items():
+        (base / name).write_bytes(pickle.dumps(content, protocol=2))
+    return base
+
+
+def test_cifar100(tmp_path):
+    base = save_cifar(tmp_path)
+    content = cifar100.find(Source(tmp_path)).read()
+    assert content.class_names == ["apple", "bear", "cat"]
+    assert [content.superclass_names[s] for s in content.superclass_of] == ["food", "animals", "animals"]
+    assert content.images.pixels.shape == (9, 32, 32, 3)
+    assert content.images.is_test.tolist() == [False] * 6 + [True] * 3
+    flat = read_pickle(base / "train")["data"][0]
+    assert content.images.pixels[0, 0, 1].tolist() == [flat[1], flat[1024 + 1], flat[2048 + 1]]
+    assert cifar100.find(Source(base)).digests == cifar100.find(Source(tmp_path)).digests
+
+
+class Malicious:
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_pickle_cannot_run_code(tmp_path, protocol):
+    proof = tmp_path / "proof"
+    (tmp_path / "evil").write_bytes(pickle.dumps({"data": Malicious(os.mkdir, str(proof))}, protocol))
+    refused(lambda: read_pickle(tmp_path / "evil"), r"evil: refused: the pickle asks for (posix|nt)\.mkdir")
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("function", [eval, getattr, __import__, np.load, np.fromfile, bytearray])
+def test_a_pickle_can_name_nothing_but_arrays(tmp_path, function):
+    (tmp_path / "evil").write_bytes(pickle.dumps(Malicious(function, "x")))
+    refused(lambda: read_pickle(tmp_path / "evil"), "refused: the pickle asks for")
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4])
+def test_plain_pickles(tmp_path, protocol):
+    content = {b"data": np.arange(5, dtype=np.uint8), "names": ["a", b"b"], "n": 3}
+    (tmp_path / "plain").write_bytes(pickle.dumps(content, protocol))
+    again = read_pickle(tmp_path / "plain")
+    assert again["data"].tolist() == [0, 1, 2, 3, 4]
+    assert (again["names"], again["n"]) == (["a", b"b"], 3)
+
+
+def test_damaged_pickles(tmp_path):
+    whole = pickle.dumps({"data": np.zeros(100)})
+    for content, cause in ((whole[:50], "damaged pickle"), (b"", "damaged pickle"), (pickle.dumps([1]), "not a dict")):
+        (tmp_path / "x").write_bytes(content)
+        refused(lambda: read_pickle(tmp_path / "x"), cause)
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"meta": {"fine_label_names": ["a"]}}, "meta: lacks the list coarse_label_names"),
+        ({"test": {b"data": np.zeros((1, 3072), np.uint8)}}, "test: not a CIFAR-100 file"),
+        ({"test": {b"data": np.zeros((1, 9)), b"fine_labels": [0], b"coarse_labels": [0]}}, "not uint8"),
+        (
+            {"test": {b"data": np.zeros((1, 3072), np.uint8), b"fine_labels": [7], b"coarse_labels": [0]}},
+            "outside 0..2",
+        ),
+        ({"test": {b"data": np.zeros((1, 3072), np.uint8), b"fine_labels": [0], b"coarse_labels": [0]}}, "two super"),
+    ],
+)
+def test_damaged_cifar100(tmp_path, changes, cause):
+    save_cifar(tmp_path, **changes)
+    refused(lambda: cifar100.find(Source(tmp_path)).read(), cause)
+
+
+def test_cifar100_that_is_not_there(tmp_path):
+    refused(lambda: cifar100.find(Source(tmp_path)), "no such file")
+
+
+# --- emnist
+
+
+def save_idx(path: Path, array: np.ndarray) -> None:
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    path.write_bytes(gzip.compress(header + array.astype(np.uint8).tobytes()))
+
+
+def save_emnist(root: Path, parts=("train", "test"), split="bymerge", first_label=0) -> np.ndarray:
+    root.mkdir(exist_ok=True)
+    lines = [f"{first_label + i} {ord(char)}" for i, char in enumerate("7Ab")]
+    (root / f"emnist-{split}-mapping.txt").write_text("\n".join(lines) + "\n")
+    upright = np.random.default_rng(0).integers(0, 256, (15, 28, 28), np.uint8)
+    for part in parts:
+        save_idx(root / f"emnist-{split}-{part}-images-idx3-ubyte.gz", upright.transpose(0, 2, 1))
+        save_idx(root / f"emnist-{split}-{part}-labels-idx1-ubyte.gz", np.arange(15) % 3 + first_label)
+    return upright
+
+
+@pytest.mark.parametrize("below", ["", "EMNIST/raw"])
+def test_emnist(tmp_path, below):
+    (tmp_path / below).mkdir(parents=True, exist_ok=True)
+    upright = save_emnist(tmp_path / below)
+    content = emnist.find(Source(tmp_path)).read()
+    assert content.class_names == ["7", "A", "b"]
+    assert [content.superclass_names[s] for s in content.superclass_of] == ["digits", "uppercase", "lowercase"]
+    assert np.array_equal(content.images.pixels[:15, ..., 0], upright)
+    assert content.images.is_test.tolist() == [False] * 15 + [True] * 15
+
+
+def test_emnist_split_that_counts_from_one(tmp_path):
+    save_emnist(tmp_path, split="letters", first_label=1)
+    assert emnist.find(Source(tmp_path)).read().images.labels[:3].tolist() == [0, 1, 2]
+
+
+def test_emnist_with_one_part_holds_images_out(tmp_path):
+    save_emnist(tmp_path, parts=("test",))
+    images = emnist.find(Source(tmp_path, test_per_class=2)).read().images
+    assert np.bincount(images.labels[images.is_test]).tolist() == [2, 2, 2]
+    assert emnist.find(Source(tmp_path)).read().images.is_test.sum() == 3
+
+
+def test_emnist_files_that_are_not_there(tmp_path):
+    refused(lambda: emnist.find(Source(tmp_path)), "holds no emnist-<split>-mapping.txt")
+    save_emnist(tmp_path, parts=())
+    refused(lambda: emnist.find(Source(tmp_path)), "holds neither emnist-bymerge-train")
+    save_emnist(tmp_path)
+    (tmp_path / "emnist-bymerge-train-labels-idx1-ubyte.gz").unlink()
+    refused(lambda: emnist.find(Source(tmp_path)), r"train-labels-idx1-ubyte\.gz: no such file")
+
+
+def test_several_emnist_splits(tmp_path):
+    for split in ("letters", "digits"):
+        save_emnist(tmp_path, split=split)
+    refused(lambda: emnist.find(Source(tmp_path)), "several splits, none of them bymerge")
+
+
+def test_emnist_test_part_and_held_out_images(tmp_path):
+    save_emnist(tmp_path)
+    refused(emnist.find(Source(tmp_path, test_per_class=2)).read, "has a test part of its own")
+
+
+def test_emnist_labels_that_have_no_name(tmp_path):
+    save_emnist(tmp_path)
+    save_idx(tmp_path / "emnist-bymerge-test-labels-idx1-ubyte.gz", np.full(15, 9))
+    refused(emnist.find(Source(tmp_path)).read, "holds label 9")
+    save_idx(tmp_path / "emnist-bymerge-test-labels-idx1-ubyte.gz", np.zeros(4))
+    refused(emnist.find(Source(tmp_path)).read, "15 images, but .* has 4 labels")
+    (tmp_path / "emnist-bymerge-mapping.txt").write_text("zero 48")
+    refused(emnist.find(Source(tmp_path)).read, "not lines of a label")
+
+
+def test_damaged_idx_files(tmp_path):
+    path = tmp_path / "x.gz"
+    save_idx(path, np.random.default_rng(0).integers(0, 256, (5, 28, 28)))
+    whole = path.read_bytes()
+    inside = gzip.decompress(whole)
+    for content, cause in (
+        (b"plain", "damaged gzip"),
+        (whole[: len(whole) // 2], "damaged gzip"),
+        (gzip.compress(b"\0\0\x0d\3" + inside[4:]), "not an IDX file of bytes in 3"),
+        (gzip.compress(inside[:-1]), "3919 bytes of content, but its header says 3920"),
+        (gzip.compress(inside[:9]), "its header says"),
+    ):
+        path.write_bytes(content)
+        refused(lambda: read_idx(path, 3), cause)
+    refused(lambda: read_idx(tmp_path / "none.gz", 3), "no such file")
+
+
+@pytest.mark.skipif(not (REAL / "emnist").is_dir(), reason="no real EMNIST files (LOWSHOT_DATA)")
+def test_real_emnist():
+    content = emnist.find(Source(REAL / "emnist")).read()
+    assert "".join(content.class_names) == "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"
+    assert len(content.images) == 116_323
+    mean = content.images.pixels[content.images.labels == content.class_names.index("T")].mean(axis=0)[..., 0]
+    assert mean[4:9, 8:20].mean() > 2 * mean[8:20, 4:9].mean()  # an upright T has its bar at the top, not at the left
+
+
+# --- folder
+
+
+def test_folder_of_classes(tmp_path):
+    for name, colour in (("red", (250, 0, 0)), ("blue", (0, 0, 250))):
+        for i in range(5):
+            save_image(tmp_path / name / f"{i}.png", colour)
+    (tmp_path / "red" / "notes.txt").write_text("no image")
+    (tmp_path / ".hidden").mkdir()
+    content = folder.find(Source(tmp_path)).read()
+    assert content.class_names == ["blue", "red"]
+    assert content.superclass_of == [None, None]
+    assert content.images.paths[:2].tolist() == ["blue/0.png", "blue/1.png"]
+    assert content.images.root == tmp_path.resolve()
+    assert np.bincount(content.images.labels[content.images.is_test]).tolist() == [1, 1]
+
+
+def test_folder_of_superclasses_stored_as_pixels(tmp_path):
+    for name in ("animal/cat", "animal/dog", "thing/cat"):
+        for i in range(3):
+            save_image(tmp_path / name / f"{i}.JPG", (0, 200, 0), size=(40 + i, 30))
+    content = folder.find(Source(tmp_path, image_size=16)).read()
+    assert content.class_names == ["animal/cat", "animal/dog", "thing/cat"]
+    assert (content.superclass_names, content.superclass_of) == (["animal", "thing"], [0, 0, 1])
+    assert content.images.pixels.shape == (9, 16, 16, 3)
+    assert abs(content.images.pixels.astype(int) - [0, 200, 0]).max() < 6
+
+
+@pytest.mark.parametrize("image_size", [None, 16])
+def test_folder_with_a_corrupt_image(tmp_path, image_size):
+    for i in range(5):
+        save_image(tmp_path / "a" / f"{i}.png", size=(60, 60))
+    whole = (tmp_path / "a" / "3.png").read_bytes()
+    (tmp_path / "a" / "3.png").write_bytes(whole[: len(whole) // 2])
+    refused(folder.find(Source(tmp_path, image_size=image_size)).read, r"a/3\.png: corrupt image")
+
+
+def test_folders_that_cannot_be_read(tmp_path):
+    refused(lambda: folder.find(Source(tmp_path / "none")), "none: no such folder")
+    refused(lambda: folder.find(Source(tmp_path)), "holds no class folders")
+    (tmp_path / "a").mkdir()
+    refused(lambda: folder.find(Source(tmp_path)), "a: holds no image")
+    save_image(tmp_path / "a" / "x.png")
+    save_image(tmp_path / "b" / "c" / "x.png")
+    refused(lambda: folder.find(Source(tmp_path)), "use one level of classes for all")
+
+
+@pytest.mark.parametrize("link", ["a/link.png", "link"])
+def test_folder_with_a_link_that_leads_out(tmp_path, link):
+    save_image(tmp_path / "outside" / "x.png")
+    save_image(tmp_path / "root" / "a" / "x.png")
+    target = tmp_path / "outside" / ("x.png" if link.endswith("png") else "")
+    (tmp_path / "root" / link).symlink_to(target)
+    refused(lambda: folder.find(Source(tmp_path / "root")), "a link that leads out of")
+
+
+def test_folder_digest_follows_names_and_sizes(tmp_path):
+    save_image(tmp_path / "a" / "1.png")
+    save_image(tmp_path / "b" / "1.png")
+    before = folder.find(Source(tmp_path)).digests
+    assert folder.find(Source(tmp_path)).digests == before
+    save_image(tmp_path / "b" / "2.png")
+    assert folder.find(Source(tmp_path)).digests != before
+
+
+# --- imagenet
+
+
+@pytest.fixture
+def imagenet_root(tmp_path):
+    """Four classes whose published order is not sorted; three train images a class, one val image."""
+    wnids = ["n04", "n01", "n03", "n02"]
+    for wnid in wnids:
+        for i in (2, 1, 3):
+            save_image(tmp_path / "train" / wnid / f"{wnid}_{i}.JPEG")
+        save_image(tmp_path / "val" / wnid / "ILSVRC2012_val_1.JPEG")
+    lists = {"base_classes_1": [0], "base_classes_2": [1], "novel_classes_1": [2], "novel_classes_2": [3]}
+    (tmp_path / "protocol").mkdir()
+    write_json(tmp_path / "protocol" / "label_idx.json", {"label_names": wnids, **lists})
+    for trial in range(1, 4):
+        rows = [[3 * c + trial % 3, 3 * c + (trial + 1) % 3] for c in range(4)]
+        write_json(tmp_path / "protocol" / f"splitfile_{trial}.json", rows)
+    return tmp_path
+
+
+def source_of(root: Path, **options) -> Source:
+    return Source(root, protocol=root / "protocol", **{"n_trials": 3, "max_shots": 2} | options)
+
+
+def test_imagenet_rows_follow_the_published_order(imagenet_root):
+    content = imagenet.find(source_of(imagenet_root)).read()
+    assert content.class_names == ["n04", "n01", "n03", "n02"]
+    assert content.images.paths[:4].tolist() == [
+        "train/n04/n04_1.JPEG", "train/n04/n04_2.JPEG", "train/n04/n04_3.JPEG", "train/n01/n01_1.JPEG",
+    ]  # fmt: skip
+    assert content.images.paths[12:14].tolist() == [
+        "val/n04/ILSVRC2012_val_1.JPEG",
+        "val/n01/ILSVRC2012_val_1.JPEG",
+    ]
+    assert content.images.is_test.tolist() == [False] * 12 + [True] * 4
+    assert content.split.novel_classes_2 == [3]
+    assert [rows.tolist() for rows in content.draws[2]] == [[2, 0], [5, 3], [8, 6], [11, 9]]
+
+
+def test_imagenet_takes_the_first_trials_and_shots(imagenet_root):
+    draws = imagenet.find(source_of(imagenet_root, n_trials=1, max_shots=1)).read().draws
+    assert [[rows.tolist() for rows in classes] for classes in draws.values()] == [[[1], [4], [7], [10]]]
+
+
+def test_imagenet_refusals(imagenet_root):
+    refused(lambda: imagenet.find(Source(imagenet_root)), "--protocol: imagenet needs the folder")
+    refused(lambda: imagenet.find(source_of(imagenet_root, n_trials=5)), r"splitfile_4\.json: no such file")
+    refused(imagenet.find(source_of(imagenet_root, max_shots=5)).read, "trial 1, class 0: 2 draws, fewer")
+    save_image(imagenet_root / "train" / "n04" / "n04_0.JPEG")
+    refused(imagenet.find(source_of(imagenet_root)).read, "is of class")
+    (imagenet_root / "val" / "n01" / "ILSVRC2012_val_1.JPEG").unlink()
+    refused(lambda: imagenet.find(source_of(imagenet_root)), "val/n01: holds no image")
+    (imagenet_root / "val" / "n01").rmdir()
+    refused(lambda: imagenet.find(source_of(imagenet_root)), "the protocol names this class")
+
+
+@pytest.mark.skipif(not (REAL / "imagenet_lowshot").is_dir(), reason="no published protocol files (LOWSHOT_DATA)")
+def test_the_published_draws_are_refused_for_other_images():
+    source = Source(Path("root"), protocol=REAL / "imagenet_lowshot")
+    refused(lambda: imagenet.published_draws(source, np.repeat(np.arange(1000), 1000)), "is (past|of class)")

@@ -1,0 +1,237 @@
+"""Published few-shot splits: the class lists, the rotations, one pool of images, the forms they come in."""
+
+import io
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import assert_refused, run_script
+from PIL import Image
+
+from lowshot.core.artifacts import read_json
+from lowshot.core.errors import InputError
+from lowshot.data.datasets import few_shot
+from lowshot.data.datasets.content import Source
+from lowshot.data.datasets.images import read_images
+from lowshot.data.features import read_features
+from lowshot.data.protocol import read_split
+
+REAL = Path(os.environ.get("LOWSHOT_DATA", "../shared/data"))
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"LOWSHOT_DATA: no folder {REAL}")
+
+
+def image(path: Path, colour=(200, 30, 30), size=(12, 8)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+@pytest.fixture
+def cifar_root(tmp_path):
+    """CIFAR-100's hundred names, two images a class in train and one in test, five classes a superclass."""
+    names = sorted(c for part in read_json(few_shot._CIFAR_CLASSES)["fc100"].values() for c in part)
+    (tmp_path / "meta").write_bytes(
+        pickle.dumps({"fine_label_names": names, "coarse_label_names": [f"group{i}" for i in range(20)]})
+    )
+    for part, n in (("train", 200), ("test", 100)):
+        fine = [i % 100 for i in range(n)]
+        data = np.zeros((n, 3072), np.uint8)
+        content = {b"data": data, b"fine_labels": fine, b"coarse_labels": [f // 5 for f in fine]}
+        (tmp_path / part).write_bytes(pickle.dumps(content, protocol=2))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("cifar_fs", [64, 16, 20]), ("fc100", [60, 20, 20])])
+def test_cifar_splits(cifar_root, name, sizes):
+    content = few_shot.find_cifar(name, Source(cifar_root)).read()
+    split = content.split
+    assert [len(split.base_classes), len(split.novel_classes_1), len(split.novel_classes_2)] == sizes
+    assert split.dataset == name
+    lists = read_json(few_shot._CIFAR_CLASSES)[name]
+    assert {split.class_names[c] for c in split.novel_classes_2} == set(lists["test"])
+    assert not content.images.is_test.any() and len(content.images) == 300
+
+
+def test_cifar_with_other_classes(cifar_root):
+    meta = pickle.loads((cifar_root / "meta").read_bytes())
+    meta["fine_label_names"][0] = "unicorn"
+    (cifar_root / "meta").write_bytes(pickle.dumps(meta))
+    with pytest.raises(InputError, match="only one of the published lists"):
+        few_shot.find_cifar("fc100", Source(cifar_root)).read()
+
+
+@needs_real
+def test_lists_are_those_of_the_literature():
+    assert read_json(few_shot._CIFAR_CLASSES) == read_json(REAL / "cifar100_fewshot_splits.json")
+
+
+@needs_real
+def test_vinyals_rule_gives_the_published_list():
+    published = read_json(REAL / "omniglot_vinyals_split.json")
+    later = set(published["test"])
+    after_gurmukhi = {name for name in published["train"] if name.split("/")[0] in _EVALUATION_ALPHABETS}
+    evaluation = later | after_gurmukhi
+    background = (set(published["train"]) | set(published["validation"])) - evaluation
+    names = sorted(background) + sorted(evaluation)
+    parts = few_shot.vinyals_parts(names, len(background))
+    for part, wanted in zip(parts, (published["train"], published["validation"], published["test"])):
+        assert {names[c] for c in part} == set(wanted)
+
+
+# The evaluation alphabets of Lake et al. that lend characters to the training part.
+_EVALUATION_ALPHABETS = {"Angelic", "Atemayar_Qelisayer", "Atlantean", "Aurek-Besh", "Avesta", "Ge_ez", "Glagolitic",
+                         "Gurmukhi"}  # fmt: skip
+
+
+@pytest.fixture
+def omniglot_root(tmp_path):
+    """Three background characters, one of them of a validation alphabet, and three of evaluation; ink at the top."""
+    paper = np.full((28, 28), 255, np.uint8)
+    paper[:5] = 0
+    for part, alphabet, n in (("background", "Greek", 2), ("background", "Hebrew", 1), ("evaluation", "ULOG", 3)):
+        for character in range(n):
+            for drawing in range(2):
+                path = tmp_path / f"images_{part}" / alphabet / f"character{character:02}" / f"{drawing}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(paper).save(path)
+    return tmp_path
+
+
+def test_omniglot_rotations_are_classes(omniglot_root, monkeypatch):
+    monkeypatch.setattr(few_shot, "_VINYALS_TRAIN_OF_EVALUATION", 1)
+    monkeypatch.setattr(few_shot, "_VINYALS_SIZES", [3, 1, 2])
+    content = few_shot.find_omniglot(Source(omniglot_root)).read()
+    split, images = content.split, content.images
+    assert split.n_classes == 24 and len(images) == 48
+    assert [len(split.base_classes), len(split.novel_classes_1), len(split.novel_classes_2)] == [12, 4, 8]
+    assert split.class_names[6:8] == ["Greek/character00 rot090", "Greek/character01 rot090"]
+    assert split.superclass_names[split.superclass_of[6]] == "Greek rot090"
+    edges = images.pixels[:, :5], images.pixels[:, :, :5], images.pixels[:, -5:], images.pixels[:, :, -5:]
+    for quarter, edge in enumerate(edges):
+        inked = (edge == 255).all(axis=(1, 2, 3))
+        assert (inked == (images.labels // 6 == quarter)).all()
+
+
+def test_omniglot_of_another_size(omniglot_root):
+    with pytest.raises(InputError, match="6 characters; the split is of Omniglot's 1623"):
+        few_shot.find_omniglot(Source(omniglot_root)).read()
+
+
+@pytest.mark.parametrize("name", ["mini_imagenet", "tiered_imagenet"])
+def test_folders(tmp_path, name):
+    for part, classes in (("train", "ab"), ("val", "c"), ("test", "de")):
+        for c in classes:
+            for i in range(3):
+                image(tmp_path / part / c / f"{i}.jpg")
+    content = getattr(few_shot, f"find_{name}")(Source(tmp_path)).read()
+    split = content.split
+    assert split.class_names == list("abcde")
+    assert (split.base_classes, split.novel_classes_1, split.novel_classes_2) == ([0, 1], [2], [3, 4])
+    assert content.images.paths[0] == "train/a/0.jpg" and len(content.images) == 15
+    (tmp_path / "test" / "a").mkdir()
+    image(tmp_path / "test" / "a" / "0.jpg")
+    with pytest.raises(InputError, match="class a stands in two of train, val and test"):
+        getattr(few_shot, f"find_{name}")(Source(tmp_path)).read()
+
+
+def test_mini_imagenet_csv(tmp_path):
+    for part, classes in (("train", "ab"), ("val", "c"), ("test", "d")):
+        lines = [f"{c}{i}.jpg,{c}" for c in classes for i in range(2)]
+        (tmp_path / f"{part}.csv").write_text("\n".join(["filename,label", *lines]) + "\n")
+        for line in lines:
+            image(tmp_path / "images" / line.split(",")[0])
+    content = few_shot.find_mini_imagenet(Source(tmp_path)).read()
+    assert content.split.class_names == list("abcd") and content.images.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    (tmp_path / "val.csv").write_text("filename,label\n../secret.jpg,c\n")
+    with pytest.raises(InputError, match="line 2 is not 'filename,label'"):
+        few_shot.find_mini_imagenet(Source(tmp_path))
+    (tmp_path / "val.csv").write_text("filename,label\nabsent.jpg,c\n")
+    with pytest.raises(InputError, match=r"absent.jpg: no such image \(val.csv names it\)"):
+        few_shot.find_mini_imagenet(Source(tmp_path))
+
+
+def save_tiered(root: Path, **changes) -> None:
+    for part, groups in (("train", [0, 0, 1]), ("val", [0]), ("test", [0, 0])):
+        buffer = io.BytesIO()
+        Image.new("RGB", (6, 6), (250, 20, 20)).save(buffer, "PNG")
+        n = len(groups)
+        labels = {
+            "label_specific": np.arange(n), "label_general": np.array(groups),
+            "label_specific_str": [f"{part} fine {c}" for c in range(n)],
+            "label_general_str": [f"{part} coarse {g}" for g in range(max(groups) + 1)],
+        }  # fmt: skip
+        (root / f"{part}_labels.pkl").write_bytes(pickle.dumps(labels | changes, protocol=2))
+        encoded = [np.frombuffer(buffer.getvalue(), np.uint8)] * n
+        (root / f"{part}_images_png.pkl").write_bytes(pickle.dumps(encoded, protocol=2))
+
+
+def test_tiered_imagenet_pickles(tmp_path):
+    save_tiered(tmp_path)
+    content = few_shot.find_tiered_imagenet(Source(tmp_path)).read()
+    assert content.images.pixels.shape == (6, 6, 6, 3)
+    groups = [content.superclass_names[g] for g in content.superclass_of]
+    assert groups == ["train coarse 0"] * 2 + ["train coarse 1", "val coarse 0"] + ["test coarse 0"] * 2
+    assert content.split.novel_classes_2 == [4, 5]
+    save_tiered(tmp_path, label_general_str=None)
+    with pytest.raises(InputError, match=r"train_labels.pkl: not the labels of tieredImageNet"):
+        few_shot.find_tiered_imagenet(Source(tmp_path)).read()
+
+
+def test_one_pool_gives_one_feature_file(tmp_path, cifar_root):
+    from preprocessing import Config, main
+    from save_features import Config as SaveConfig
+    from save_features import main as save_features
+    from train_extractor import Config as TrainConfig
+    from train_extractor import main as train_extractor
+
+    data = main(Config(dataset="cifar_fs", root=cifar_root, out=tmp_path / "data", max_shots=3))
+    model = {"model": "ResNet12", "width": 0.1, "head": "cosine", "drop_rate": 0.1}
+    run = {"epochs": 1, "batch_size": 32, "accelerator": "cpu"}
+    extractor = train_extractor(TrainConfig(data=data, out=tmp_path / "extractor", **model, **run))
+    out = save_features(SaveConfig(extractor=extractor, data=data, out=tmp_path / "features", accelerator="cpu"))
+    assert [path.name for path in out.iterdir()] == ["train.h5"]
+    assert len(read_features(out / "train.h5", 100).labels) == 300
+
+
+def test_preprocessing_and_training_with_validation_classes(tmp_path, cifar_root):
+    out = tmp_path / "data"
+    assert (
+        run_script(
+            "preprocessing.py", "--dataset", "fc100", "--root", cifar_root, "--out", out, "--max_shots", 3
+        ).returncode
+        == 0
+    )
+    split, images = read_split(out / "split.json"), read_images(out / "images.h5")
+    assert len(images.rows(test=False)) == 300 and len(images.rows(test=True)) == 0
+
+    from train_extractor import Config, choose_rows
+
+    for both, n in ((False, 180), (True, 240)):
+        config = Config(data=out, out=tmp_path / "x", validation_classes=both, batch_size=8)
+        assert len(choose_rows(config, images, split)[0]) == n
+
+
+def test_drop_rate_needs_resnet12(tmp_path, data):
+    result = run_script(
+        "train_extractor.py", "--data", data, "--out", tmp_path / "x", "--model", "Conv4", "--drop_rate", 0.1
+    )
+    assert_refused(result, "drop_rate", "ResNet12")
+
+
+def test_a_published_split_takes_no_settings_of_ours(tmp_path, cifar_root):
+    result = run_script("preprocessing.py", "--dataset", "fc100", "--root", cifar_root, "--out", tmp_path / "x",
+                        "--halves", "superclasses")  # fmt: skip
+    assert_refused(result, "halves", "fc100 comes with a split of its own")
+
+
+def test_sgm_needs_a_linear_head(tmp_path, data):
+    result = run_script(
+        "train_extractor.py", "--data", data, "--out", tmp_path / "x", "--head", "cosine", "--loss", "sgm"
+    )
+    assert_refused(result, "loss sgm", "linear head")
+
+
+def test_an_accelerator_that_is_not_there(tmp_path, data):
+    result = run_script("train_extractor.py", "--data", data, "--out", tmp_path / "x", "--accelerator", "zpu")
+    assert_refused(result, "accelerator zpu")

@@ -1,0 +1,161 @@
+"""The preprocessing stage: what it writes, when it does nothing, what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import preprocessing
+from lowshot.core.errors import InputError
+from lowshot.data.datasets import glyphs
+from lowshot.data.datasets.images import read_images
+from lowshot.data.protocol import check_draws, read_draws, read_split
+from preprocessing import Config, main
+
+SCRIPT = Path(preprocessing.__file__)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two superclasses of four classes, five images each."""
+    for c in range(8):
+        for i in range(5):
+            path = tmp_path / "images" / f"group{c // 4}" / f"class{c}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (9, 9), (30 * c, 50 * i, 0)).save(path)
+    return tmp_path / "images"
+
+
+def config_of(root: Path, **options) -> Config:
+    defaults = {"dataset": "folder", "out": root.parent / "out", "root": root, "image_size": 8, "max_shots": 4}
+    return Config(**defaults | options)
+
+
+def command_line(*arguments: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SCRIPT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_what_is_written(root):
+    config = config_of(root, novel_per_superclass=2, n_trials=2)
+    assert main(config) == config.out
+    assert sorted(p.name for p in config.out.iterdir()) == ["config.json", "draws.json", "images.h5", "split.json"]
+    images, split = read_images(config.out / "images.h5"), read_split(config.out / "split.json")
+    draws = read_draws(config.out / "draws.json")
+    assert images.pixels.shape == (40, 8, 8, 3)
+    assert len(images.rows(test=True)) == 8
+    assert [len(split.base_classes), len(split.novel_classes_1), len(split.novel_classes_2)] == [4, 2, 2]
+    assert sorted(draws) == [1, 2]
+    train_labels = images.labels[images.rows(test=False)]
+    check_draws(draws, train_labels, np.arange(8), 4, config.out / "draws.json", config.out / "images.h5")
+    stored = json.loads((config.out / "config.json").read_text())
+    assert stored["schema"] == preprocessing.SCHEMA
+    assert stored["config"]["novel_per_superclass"] == 2
+    assert "root" not in stored["config"]
+    assert set(stored["inputs"]) == {"images"}
+
+
+def test_the_same_again_does_nothing(root, capsys):
+    main(config_of(root))
+    before = {p: p.stat().st_mtime_ns for p in config_of(root).out.iterdir()}
+    main(config_of(root))
+    assert "is there already" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in config_of(root).out.iterdir()} == before
+
+
+def test_other_settings_or_images_are_named(root):
+    main(config_of(root))
+    with pytest.raises(InputError, match="setting seed was 0, now 1"):
+        main(config_of(root, seed=1))
+    (root / "group0" / "class0" / "0.png").unlink()
+    with pytest.raises(InputError, match="input images has another content"):
+        main(config_of(root, max_shots=3))
+    main(config_of(root, max_shots=3, overwrite=True))
+    assert len(read_images(config_of(root).out / "images.h5")) == 39
+
+
+def test_two_runs_write_the_same(root):
+    first, second = (main(config_of(root, out=root.parent / name)) for name in ("one", "two"))
+    for name in ("split.json", "draws.json", "config.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    assert np.array_equal(read_images(first / "images.h5").pixels, read_images(second / "images.h5").pixels)
+
+
+def test_max_per_class(root):
+    images = read_images(main(config_of(root, max_per_class=2, max_shots=2)) / "images.h5")
+    assert np.bincount(images.labels[images.rows(test=False)]).tolist() == [2] * 8
+
+
+def test_a_validation_part_leaves_the_test_images_out(root, tmp_path):
+    """Half of the four training images of a class in place of its test image; the same classes, under another name."""
+    whole, part = (main(config_of(root, out=tmp_path / str(share), max_shots=2, validation_share=share))
+                   for share in (None, 0.5))  # fmt: skip
+    images, kept = read_images(whole / "images.h5"), read_images(part / "images.h5")
+    assert (
+        np.bincount(kept.labels[kept.is_test]).tolist() == np.bincount(kept.labels[~kept.is_test]).tolist() == [2] * 8
+    )
+    assert np.array_equal(kept.pixels, images.pixels[~images.is_test])
+    split, other = read_split(whole / "split.json"), read_split(part / "split.json")
+    assert (split.dataset, other.dataset) == ("folder", "folder (validation part)") and split.digest != other.digest
+    assert split.novel_classes_2 == other.novel_classes_2 and split.base_classes_1 == other.base_classes_1
+    draws = json.loads((part / "draws.json").read_text())
+    assert draws != json.loads((whole / "draws.json").read_text())
+    assert "validation_share" not in json.loads((whole / "config.json").read_text())["config"]
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [
+        ({"max_shots": 5}, r"max_shots 5: class 0 \(group0/class0\) has 4 training images"),
+        ({"test_per_class": 5}, "none is left beside 5 for test"),
+        ({"validation_share": 0.9}, "none is left beside 4 for test"),
+        (
+            {"dataset": "fc100", "image_size": None, "validation_share": 0.1},
+            "--validation_share: fc100 comes with a split",
+        ),
+        ({"novel_per_superclass": 4}, "novel_per_superclass 4"),
+        ({"novel_fraction": 1.0}, "base_classes_1 is empty"),
+        ({"protocol": Path("x")}, "--protocol: folder has no use for it"),
+        ({"dataset": "glyphs", "image_size": None}, "--root: glyphs has no use for it"),
+        ({"dataset": "cifar100"}, "--image_size: cifar100 has no use for it"),
+        ({"dataset": "imagenet", "image_size": None}, "--protocol: imagenet needs the folder"),
+    ],
+)
+def test_refusals_leave_nothing_behind(root, options, cause):
+    with pytest.raises(InputError, match=cause):
+        main(config_of(root, **options))
+    assert [p.name for p in root.parent.iterdir()] == ["images"]
+
+
+def test_glyphs(tmp_path, monkeypatch):
+    monkeypatch.setattr(glyphs, "SCRIPTS", {name: glyphs.SCRIPTS[name] for name in ("hebrew", "nko")})
+    out = main(Config("glyphs", tmp_path / "out", halves="superclasses", novel_per_superclass=5))
+    images, split = read_images(out / "images.h5"), read_split(out / "split.json")
+    assert images.pixels.shape == (24 * 70, 28, 28, 1)
+    assert np.bincount(images.labels[images.is_test]).tolist() == [20] * 24
+    assert split.superclass_names == ["hebrew", "nko"]
+    assert len(split.novel_classes_1) == len(split.novel_classes_2) == 5
+
+
+def test_command_line(root):
+    out = root.parent / "out"
+    done = command_line("--dataset", "folder", "--root", str(root), "--out", str(out), "--max_shots", "4")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "8 classes, 32 train and 8 test images" in done.stdout
+    assert read_images(out / "images.h5").paths is not None
+
+
+def test_command_line_with_a_corrupt_image(root):
+    out = root.parent / "out"
+    (root / "group1" / "class7" / "2.png").write_bytes(b"no image")
+    done = command_line("--dataset", "folder", "--root", str(root), "--out", str(out), "--max_shots", "4")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "2.png: corrupt image" in done.stderr
+    assert [p.name for p in root.parent.iterdir()] == ["images"]

@@ -1,0 +1,256 @@
+"""Unlabelled images in zips: their numbers, what is listed, what cannot be decoded, features, resuming."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import run_script
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import preprocessing
+import save_features
+import train_extractor
+from lowshot.core.artifacts import digest, partial_path
+from lowshot.core.errors import CorruptImage, InputError
+from lowshot.data.datasets.images import Images, open_image, read_images, write_images
+from lowshot.data.datasets.yfcc100m import N_IMAGES, member
+from lowshot.data.features import read_features
+
+START, COUNT = 12_345_994, 10  # six members of 12/345.zip and four of 12/346.zip
+CORRUPT, CUT_OFF, MISSING, BLACK = 12_345_996, 12_345_999, 12_346_001, 12_346_002
+BLANK = [i - START for i in (CORRUPT, CUT_OFF, MISSING, BLACK)]
+
+
+def shade(i: int) -> int:
+    return 40 + 10 * (i % 10)
+
+
+def encoded(i: int) -> bytes:
+    """A picture of coloured stripes whose mean tells its number."""
+    file = io.BytesIO()
+    stripes = 30 * np.sin(np.arange(16)[:, None, None] + np.arange(20)[:, None] * np.array([-1, 0, 1]))
+    pixels = np.zeros((16, 20, 3)) if i == BLACK else shade(i) + stripes
+    Image.fromarray(pixels.round().astype(np.uint8)).save(file, "JPEG", quality=95)
+    return {CORRUPT: b"a video", CUT_OFF: file.getvalue()[:200]}.get(i, file.getvalue())
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """The images 12345990..12346009 in their zips, four of them blank in one way or another."""
+    root = tmp_path_factory.mktemp("yfcc")
+    for i in range(12_345_990, 12_346_010):
+        path, name = root / Path(member(i)).parent, Path(member(i)).name
+        path.parent.mkdir(exist_ok=True)
+        if i != MISSING:
+            with zipfile.ZipFile(path, "a") as file:
+                file.writestr(name, encoded(i))
+    return root
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory, root) -> Path:
+    """The images START .. START + COUNT - 1 through the script."""
+    out = tmp_path_factory.mktemp("pool") / "data"
+    result = run_script(
+        "preprocessing.py", "--dataset", "yfcc100m", "--root", root, "--start", START, "--count", COUNT, "--out", out
+    )
+    assert result.returncode == 0, result.stderr
+    assert "10 unlabelled images" in result.stdout
+    return out
+
+
+@pytest.fixture(scope="module")
+def pool_features(tmp_path_factory, pool, extractor) -> Path:
+    """Features of `pool`, made by this process alone."""
+    out = tmp_path_factory.mktemp("features")
+    options = {"extractor": extractor, "data": pool, "accelerator": "cpu", "batch_size": 4, "num_workers": 0}
+    return save_features.main(save_features.Config(out=out, **options)) / "train.h5"
+
+
+def config(root: Path, out: Path, **changes) -> preprocessing.Config:
+    return preprocessing.Config(
+        **{"dataset": "yfcc100m", "root": root, "out": out, "start": START, "count": 3} | changes
+    )
+
+
+# Where images are
+
+
+def test_the_published_example():
+    assert member(12_345_678) == "12/345.zip/678.jpg"
+    assert member(0) == "00/000.zip/000.jpg" and member(N_IMAGES - 1) == "99/999.zip/999.jpg"
+
+
+@given(st.integers(0, N_IMAGES - 1))
+def test_the_digits_of_a_path_are_those_of_the_number(i):
+    assert int("".join(filter(str.isdigit, member(i)))) == i
+
+
+def test_what_is_listed_begins_at_the_start(pool, root):
+    images = read_images(pool / "images.h5")
+    assert images.paths.tolist() == [member(i) for i in range(START, START + COUNT)]
+    assert images.paths[5] == "12/345.zip/999.jpg" and images.paths[6] == "12/346.zip/000.jpg"
+    assert (images.labels == -1).all() and not images.is_test.any() and images.root == root
+    readable = [i for i in range(COUNT) if i not in BLANK]
+    seen = [np.asarray(open_image(images.root / images.paths[i])).mean() for i in readable]
+    assert np.allclose(seen, [shade(START + i) for i in readable], atol=3)
+
+
+def test_a_pool_has_neither_split_nor_draws(pool):
+    assert sorted(path.name for path in pool.iterdir()) == ["config.json", "images.h5"]
+    made_from = json.loads((pool / "config.json").read_text())
+    assert made_from["config"]["start"] == START and list(made_from["inputs"]) == ["zips"]
+
+
+def test_the_same_again_does_nothing_and_another_start_is_named(pool, root, capsys):
+    preprocessing.main(config(root, pool, count=COUNT))
+    assert "is there already" in capsys.readouterr().out
+    with pytest.raises(InputError, match=f"setting start was {START}, now {START + 1}"):
+        preprocessing.main(config(root, pool, start=START + 1, count=COUNT))
+
+
+def test_other_data_sets_do_not_record_start_and_count(data):
+    assert not {"start", "count"} & set(json.loads((data / "config.json").read_text())["config"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"start": 12_346_008, "count": 1000}, r"12/347\.zip: no such zip"),
+        ({"start": 0, "count": 1}, r"00/000\.zip: no such zip"),
+        ({"count": None}, "--count: yfcc100m needs"),
+        ({"start": N_IMAGES - 1, "count": 2}, "past the last image, 99999999"),
+        ({"n_trials": 3}, "--n_trials: yfcc100m has no classes"),
+        ({"novel_fraction": 0.5}, "--novel_fraction: yfcc100m has no classes"),
+        ({"image_size": 32}, "--image_size: yfcc100m has no use for it"),
+        ({"dataset": "glyphs"}, "--(count|root|start): glyphs has no use for it"),
+    ],
+)
+def test_refused(tmp_path, root, changes, cause):
+    with pytest.raises(InputError, match=cause):
+        preprocessing.main(config(root, tmp_path / "out", **changes))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cut_off_zip_is_refused(tmp_path):
+    path = tmp_path / "00" / "000.zip"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("000.jpg", encoded(1))
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(InputError, match=r"000\.zip: not a zip, or cut off"):
+        preprocessing.main(config(tmp_path, tmp_path / "out", start=0))
+
+
+# Reading through a zip
+
+
+def test_what_cannot_be_decoded_is_named(root):
+    for i, cause in ((CORRUPT, "corrupt image"), (CUT_OFF, "corrupt image"), (MISSING, "no such image in the zip")):
+        with pytest.raises(CorruptImage, match=cause) as error:
+            open_image(root / member(i))
+        assert member(i) in str(error.value)
+
+
+def test_a_wrong_checksum_is_corrupt(tmp_path):
+    path, content = tmp_path / "a.zip", encoded(1)
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("x.jpg", content)
+    path.write_bytes(path.read_bytes().replace(content, content[:-9] + b"!" + content[-8:]))
+    with pytest.raises(CorruptImage, match=r"a\.zip/x\.jpg: corrupt in the zip"):
+        open_image(path / "x.jpg")
+
+
+def test_a_zip_that_is_gone_or_damaged_is_no_corrupt_image(tmp_path):
+    with pytest.raises(InputError, match="no such image") as error:
+        open_image(tmp_path / "gone.zip" / "x.jpg")
+    assert not isinstance(error.value, CorruptImage)
+    (tmp_path / "bad.zip").write_bytes(b"no zip")
+    with pytest.raises(InputError, match=r"bad\.zip: not a readable zip") as error:
+        open_image(tmp_path / "bad.zip" / "x.jpg")
+    assert not isinstance(error.value, CorruptImage)
+
+
+def test_a_folder_may_be_called_zip(tmp_path):
+    (tmp_path / "class.zip").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "class.zip" / "x.png")
+    assert open_image(tmp_path / "class.zip" / "x.png").size == (4, 4)
+
+
+def test_no_path_leads_out_of_a_zip_or_the_root(tmp_path, root):
+    Image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr("x.jpg", encoded(1))
+    with pytest.raises(CorruptImage, match="no such image in the zip"):
+        open_image(tmp_path / "a.zip" / ".." / "secret.png")
+    outside = Images(np.array([-1]), np.array([False]), paths=np.array(["12/345.zip/../../x.jpg"], object), root=root)
+    write_images(tmp_path / "images.h5", outside, {})
+    with pytest.raises(InputError, match="leads out of the root folder"):
+        read_images(tmp_path / "images.h5")
+
+
+# Features
+
+
+def test_blank_images_have_zero_features(pool_features):
+    feats = read_features(pool_features)
+    assert np.flatnonzero(~feats.feats.any(axis=1)).tolist() == BLANK and (feats.labels == -1).all()
+    with h5py.File(pool_features) as file:
+        assert np.flatnonzero(file["is_blank"]).tolist() == BLANK
+
+
+def test_several_workers_make_the_same(tmp_path, pool, extractor, pool_features):
+    options = ["--extractor", extractor, "--data", pool, "--batch_size", 3, "--num_workers", 2, "--accelerator", "cpu"]
+    result = run_script("save_features.py", *options, "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "4 of 10 images are blank" in result.stdout
+    assert np.allclose(read_features(tmp_path / "train.h5").feats, read_features(pool_features).feats, atol=1e-5)
+
+
+def test_a_killed_run_goes_on_and_counts_all_blank_images(tmp_path, pool, extractor, pool_features, capsys):
+    partial = partial_path(tmp_path / "train.h5")
+    partial.write_bytes(pool_features.read_bytes())
+    with h5py.File(partial, "r+") as file:  # as a kill within the second block leaves it
+        file["all_feats"][4:], file["is_blank"][4:], file["count"][0] = 0, False, 4
+        file["all_feats"][0] = 7
+    options = {"extractor": extractor, "data": pool, "accelerator": "cpu", "batch_size": 4, "num_workers": 0}
+    again = read_features(save_features.main(save_features.Config(out=tmp_path, **options)) / "train.h5").feats
+    assert (again[0] == 7).all(), "rows before `count` are kept"
+    assert np.array_equal(again[1:], read_features(pool_features).feats[1:])
+    assert "4 of 10 images are blank" in capsys.readouterr().out
+
+
+def test_a_labelled_set_refuses_what_is_corrupt(tmp_path, pool, extractor):
+    images = read_images(pool / "images.h5")
+    images.labels[:] = 0
+    write_images(tmp_path / "images.h5", images, {})
+    options = {"extractor": extractor, "data": tmp_path, "accelerator": "cpu", "num_workers": 0}
+    with pytest.raises(InputError, match=f"{member(CORRUPT)}: corrupt image"):
+        save_features.main(save_features.Config(out=tmp_path / "features", **options))
+    assert not list((tmp_path / "features").iterdir())
+
+
+def test_stages_that_need_classes_say_so(tmp_path, pool):
+    with pytest.raises(InputError, match=r"split\.json: no such file"):
+        train_extractor.main(train_extractor.Config(data=pool, out=tmp_path / "extractor"))
+    assert not (tmp_path / "extractor").exists()
+
+
+def test_zips_of_another_size_are_other_input(tmp_path, root):
+    other = tmp_path / "12"
+    other.mkdir()
+    for name in ("345.zip", "346.zip"):
+        (other / name).write_bytes((root / "12" / name).read_bytes())
+    out = preprocessing.main(config(tmp_path, tmp_path / "out"))
+    made = digest(out)
+    with zipfile.ZipFile(other / "345.zip", "a") as file:
+        file.writestr("000.jpg", encoded(0))
+    with pytest.raises(InputError, match="input zips has another content"):
+        preprocessing.main(config(tmp_path, out))
+    assert digest(out) == made

@@ -1,0 +1,514 @@
+"""low_shot.py on tiny features: the results schema, parts of a run, augmentations, published files, bad input."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import h5py
+import numpy as np
+import pytest
+from conftest import assert_refused
+
+import diffusion
+import low_shot
+from lowshot.classifiers import CLASSIFIERS, METHODS, FeatureTransform, MethodOptions, SGDOptions
+from lowshot.classifiers.cosine import CosineOptions
+from lowshot.classifiers.support_logistic import SupportLogisticOptions
+from lowshot.core.artifacts import write_json
+from lowshot.core.errors import InputError
+from lowshot.data.features import write_features
+from lowshot.data.protocol import Split, draws_to_json, make_draws
+from lowshot.diffusion.run_graphs import EdgeOptions
+
+ROOT = Path(__file__).resolve().parents[2]
+N_CLASSES, DIM, ROWS = 8, 5, 12
+SIX = {f"top{k}_{name}" for k in (1, 5) for name in ("novel", "base", "all")}
+
+
+def tiny_config(tmp_path):
+    """Features, split and draws in a folder, and a configuration for them."""
+    rng = np.random.default_rng(0)
+    centres = 3 * rng.random((N_CLASSES, DIM))
+    folder = tmp_path / "tiny_extractor" / "features"
+    folder.mkdir(parents=True)
+    for name in ("train", "test"):
+        labels = np.repeat(np.arange(N_CLASSES), ROWS)
+        feats = np.maximum(centres[labels] + rng.normal(size=(len(labels), DIM)), 0).astype(np.float32)
+        made_from = {"stage": "save_features", "config": {}, "inputs": {"extractor": "x"}}
+        write_features(folder / f"{name}.h5", feats, labels, made_from)
+    names = [f"c{c}" for c in range(N_CLASSES)]
+    split = Split("tiny", names, [], [None] * N_CLASSES, [0, 1, 2, 3], [4, 5, 6, 7], [0, 1], [4, 5], [2, 3], [6, 7])
+    write_json(tmp_path / "split.json", split.to_json())
+    draws = make_draws(labels, names, n_trials=3, max_shots=6, seed=0)
+    write_json(tmp_path / "draws.json", draws_to_json(draws, split, 0))
+    for trial, rows in draws.items():
+        write_json(tmp_path / f"splitfile_{trial}.json", [r.tolist() for r in rows])
+    files = {"train": folder / "train.h5", "test": folder / "test.h5", "split": tmp_path / "split.json"}
+    sgd = SGDOptions(n_steps=20, batch_size=20)
+    return low_shot.Config(
+        **files, draws=tmp_path / "draws.json", out=tmp_path / "out" / "r.json", shots=[1, 5], sgd=sgd
+    )
+
+
+@pytest.fixture
+def config(tmp_path):
+    return tiny_config(tmp_path)
+
+
+def results(config, **changes):
+    return json.loads(low_shot.main(replace(config, overwrite=True, **changes)).read_text())
+
+
+def test_results_file(config):
+    content = results(config)
+    assert {"stage", "config", "inputs", "method", "dataset", "extractor", "protocol", "provenance", "trials"} == set(
+        content
+    )
+    assert (
+        content["method"] == "linear_sgd" and content["dataset"] == "tiny" and content["extractor"] == "tiny_extractor"
+    )
+    assert content["protocol"]["setup"] == "test" and content["protocol"]["setting"] == "inductive"
+    assert content["protocol"]["split_digest"] == json.loads(config.split.read_text())["digest"]
+    assert [(one["trial"], one["n_shot"]) for one in content["trials"]] == [(t, n) for t in (1, 2, 3) for n in (1, 5)]
+    for one in content["trials"]:
+        assert set(one) == {"trial", "n_shot", *SIX} and all(0 <= one[key] <= 1 for key in SIX)
+        assert one["top1_all"] == pytest.approx((one["top1_novel"] + one["top1_base"]) / 2)
+        assert one["top1_novel"] <= one["top5_novel"]
+
+
+@pytest.mark.parametrize("classifier", ["linear_sgd", "cosine", "pt_map"])
+def test_a_part_gives_the_numbers_of_the_whole(config, classifier):
+    settings = {"classifier": classifier, "methods": MethodOptions(cosine=CosineOptions(lr=1.0, batch_size=8))}
+    whole = {(one["trial"], one["n_shot"]): one for one in results(config, **settings)["trials"]}
+    part = results(config, **settings, shots=[5], trials=[2])["trials"]
+    assert len(part) == 1 and part[0] == whole[2, 5]
+
+
+def test_a_classifier_is_named_by_its_registry():
+    names = get_args(get_type_hints(low_shot.Config)["classifier"])
+    assert len(set(names)) == len(names) and set(names) == CLASSIFIERS.keys() | METHODS.keys()
+
+
+TRANSDUCTIVE = {"laplacian_shot", "prototype_refinement", "pt_map"}
+
+
+@pytest.mark.parametrize("classifier", sorted(CLASSIFIERS.keys() - {"own_head"} | METHODS.keys()))
+def test_both_setups_and_every_classifier(config, classifier):
+    small = {"mlp": low_shot.MLPOptions(hidden=4, max_epochs=2)}
+    for setup in ("validation", "test"):
+        content = results(config, classifier=classifier, setup=setup, **small)
+        assert content["protocol"]["setup"] == setup and len(content["trials"]) == 6
+        assert content["protocol"]["setting"] == ("transductive" if classifier in TRANSDUCTIVE else "inductive")
+        assert content["method"] == classifier
+        if classifier not in CLASSIFIERS:  # four ways: every image is among its five best
+            assert {one["top5_novel"] for one in content["trials"]} == {1.0}
+            assert np.mean([one["top1_all"] for one in content["trials"]]) > 0.4
+
+
+def six_by_hand(config, trial, n_shot, transform):
+    """Nearest mean over the classes 2, 3 (base), 6, 7 (novel) of the test setup, one image after the other."""
+    with h5py.File(config.train) as file, h5py.File(config.test) as other:
+        train, labels = file["all_feats"][:], file["all_labels"][:]
+        test, truth = other["all_feats"][:], other["all_labels"][:]
+    rows = json.loads(config.draws.read_text())["trials"][str(trial)]
+    centre = train[np.isin(labels, [2, 3])].mean(0)
+    means = {c: transform(train[labels == c], centre).mean(0) for c in (2, 3)}
+    means |= {c: transform(train[rows[c][:n_shot]], centre).mean(0) for c in (6, 7)}
+    right = {c: [] for c in means}
+    for image, c in zip(transform(test, centre), truth):
+        if c in means:
+            right[c].append(min(means, key=lambda way: ((image - means[way]) ** 2).sum()) == c)
+    share = {c: np.mean(hits) for c, hits in right.items()}
+    return (share[6] + share[7]) / 2, (share[2] + share[3]) / 2
+
+
+def unit(feats):
+    return feats / np.linalg.norm(feats, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("transform", "name", "by_hand"),
+    [
+        (FeatureTransform(), "nearest_mean", lambda feats, centre: feats),
+        (FeatureTransform(normalise=True), "nearest_mean (L2N)", lambda feats, centre: unit(feats)),
+        (
+            FeatureTransform(centre=True, normalise=True),
+            "nearest_mean (CL2N)",
+            lambda feats, centre: unit(feats - centre),
+        ),
+    ],
+)
+def test_simple_shot_by_hand(config, transform, name, by_hand):
+    content = results(config, classifier="nearest_mean", transform=transform)
+    assert content["method"] == name
+    for one in content["trials"]:
+        expected = six_by_hand(config, one["trial"], one["n_shot"], by_hand)
+        assert (one["top1_novel"], one["top1_base"]) == pytest.approx(expected)
+
+
+def test_every_classifier_sees_transformed_features(config, monkeypatch, tmp_path):
+    """The centre is that of the setup's base rows, and generated rows are transformed as well."""
+    (tmp_path / "generator").mkdir()
+    monkeypatch.setattr(low_shot, "Hallucinator", StubHallucinator)
+    added = {"generator": tmp_path / "generator", "max_per_label": 4}
+    problem, content = captured_problem(config, monkeypatch, transform=FeatureTransform(centre=True), **added)
+    assert content["method"].startswith("linear_sgd (centred) + generator")
+    raw, _ = captured_problem(config, monkeypatch, **added)
+    centre = raw.base_feats.mean(0)
+    assert np.abs(problem.base_feats.mean(0)).max() < 1e-5
+    for one, before in zip(problem.runs, raw.runs):
+        assert np.allclose(one.feats, before.feats - centre, atol=1e-5)
+
+
+def test_settings_of_other_classifiers_are_not_part_of_the_results(config, capsys):
+    """What did not influence a result does not make it another one."""
+    content = results(config, classifier="cosine")
+    assert set(content["config"]["methods"]) == {"cosine"} and not {"sgd", "mlp", "criterion"} & set(content["config"])
+    low_shot.main(replace(config, classifier="cosine", sgd=SGDOptions(lr=9.0)))
+    assert "there already" in capsys.readouterr().out
+    plain = results(config)["config"]
+    assert "sgd" in plain and not {"methods", "mlp", "max_per_label", "pairs", "pair_scope"} & set(plain)
+    filled = results(config, repetition=True)["config"]
+    assert "max_per_label" in filled and not {"pairs", "pair_scope"} & set(filled)
+
+
+def test_published_files_give_the_same_numbers(config, tmp_path):
+    expected = results(config)["trials"]
+    published = {}
+    for name in ("train", "test"):
+        with h5py.File(getattr(config, name)) as ours, h5py.File(tmp_path / f"{name}.hdf5", "w") as file:
+            n_rows = len(ours["all_labels"])
+            file["all_feats"] = np.concatenate([ours["all_feats"], np.zeros((7, DIM), np.float32)])
+            file["all_labels"] = np.concatenate([ours["all_labels"], np.zeros(7, np.int32)])
+            file["count"] = np.array([n_rows], np.int32)
+        published[name] = tmp_path / f"{name}.hdf5"
+    content = results(config, **published, draws=tmp_path / "splitfile_{trial}.json", trials=[1, 2, 3])
+    assert content["trials"] == expected
+
+
+def test_second_run_does_nothing_and_other_settings_stop(config, capsys):
+    low_shot.main(config)
+    before = config.out.stat().st_mtime_ns
+    low_shot.main(config)
+    assert "there already" in capsys.readouterr().out and config.out.stat().st_mtime_ns == before
+    with pytest.raises(InputError, match="setting seed was 0, now 1"):
+        low_shot.main(replace(config, seed=1))
+
+
+def captured_problem(config, monkeypatch, **changes):
+    """The problem that main hands to the classifier."""
+    seen = []
+    real = low_shot.CLASSIFIERS["linear_sgd"]
+    monkeypatch.setitem(low_shot.CLASSIFIERS, "linear_sgd", lambda p, *rest: seen.append(p) or real(p, *rest))
+    content = results(config, **changes)
+    return seen[0], content
+
+
+def test_only_the_setups_classes_are_used(config, monkeypatch):
+    problem, _ = captured_problem(config, monkeypatch)
+    assert (
+        set(problem.base_labels) == {2, 3} and len(problem.base_labels) == 2 * ROWS and problem.n_classes == N_CLASSES
+    )
+    assert [len(run.labels) for run in problem.runs] == [2, 10] * 3 and set(problem.runs[0].labels) == {6, 7}
+
+
+def test_repetition_fills_every_novel_class(config, monkeypatch):
+    problem, content = captured_problem(config, monkeypatch, repetition=True, max_per_label=4)
+    assert content["method"] == "linear_sgd + repetition"
+    assert [len(run.labels) for run in problem.runs] == [8, 10] * 3
+    one_shot = problem.runs[0]
+    assert len(np.unique(one_shot.feats, axis=0)) == 2 and (np.bincount(one_shot.labels)[6:] == 4).all()
+
+
+class StubHallucinator:
+    def __init__(self, generator_dir, split, train, pairs, scope):
+        self.dim = train.dim
+
+    def extend(self, feats, labels, max_per_label, seed, trial):
+        n_shot = np.bincount(labels).max()
+        new = np.repeat(np.unique(labels), max(0, max_per_label - n_shot))
+        return np.full((len(new), self.dim), trial, np.float32), new
+
+
+def test_generated_rows_join_the_shots(config, monkeypatch, tmp_path):
+    (tmp_path / "generator").mkdir()
+    monkeypatch.setattr(low_shot, "Hallucinator", StubHallucinator)
+    problem, content = captured_problem(config, monkeypatch, generator=tmp_path / "generator", max_per_label=4)
+    assert content["method"].startswith("linear_sgd + generator") and "generator" in content["inputs"]
+    assert [len(run.labels) for run in problem.runs] == [8, 10] * 3
+    assert (problem.runs[2].feats[2:] == 2).all() and problem.runs[2].labels.dtype == np.int64
+
+
+# --- scores that are kept ---
+
+
+def test_kept_scores_are_those_that_were_judged(config, tmp_path):
+    """Of a method that scores the setup's classes only, and of one that scores all."""
+    path = tmp_path / "scores.h5"
+    for classifier in ("nearest_mean", "linear_sgd"):
+        content = results(config, classifier=classifier, scores=path)
+        with h5py.File(path) as file, h5py.File(config.test) as test:
+            assert file.attrs["schema"] == "lowshot-scores-1" and file["classes"][:].tolist() == [2, 3, 6, 7]
+            runs = list(zip(file["trials"][:].tolist(), file["n_shots"][:].tolist()))
+            scores, truth = file["log_probabilities"][:], test["all_labels"][:]
+        truth = truth[np.isin(truth, [2, 3, 6, 7])]
+        np.testing.assert_allclose(np.exp(scores).sum(2), 1, rtol=1e-5)
+        assert runs == [(one["trial"], one["n_shot"]) for one in content["trials"]]
+        for one, own in zip(content["trials"], scores):
+            share = (np.array([2, 3, 6, 7])[own.argmax(1)] == truth).mean()
+            assert share == pytest.approx(one["top1_all"]) if classifier == "nearest_mean" else share >= one["top1_all"]
+
+
+def test_scores_of_a_choice_for_every_n(config, tmp_path):
+    grid, path = tmp_path / "grid.yaml", tmp_path / "scores.h5"
+    grid.write_text("transform.power: [0.25, 1.0]\ntransform.centre: [true, false]\ntransform.normalise: [false, true]")
+    own = {"classifier": "nearest_mean", "scores": path}
+    content = results(config, select=grid, select_per_shot=True, **own)
+    with h5py.File(path) as file:
+        together, n_shots = file["log_probabilities"][:], file["n_shots"][:]
+    for n, values in content["selection"]["chosen"].items():
+        transform = FeatureTransform(**{name.split(".")[1]: value for name, value in values.items()})
+        results(config, shots=[int(n)], transform=transform, **own)
+        with h5py.File(path) as file:
+            np.testing.assert_array_equal(together[n_shots == int(n)], file["log_probabilities"][:])
+
+
+def test_keeping_scores_changes_no_results_and_is_done_once(config, tmp_path, capsys):
+    path = tmp_path / "out" / "scores.h5"
+    before = json.loads(low_shot.main(config).read_text())["trials"]
+    with pytest.raises(InputError, match="setting seed was 0, now 1"):
+        low_shot.main(replace(config, seed=1, scores=path))
+    assert not path.exists() and json.loads(config.out.read_text())["config"]["seed"] == 0
+    assert json.loads(low_shot.main(replace(config, scores=path)).read_text())["trials"] == before
+    made = path.stat().st_mtime_ns, config.out.stat().st_mtime_ns
+    capsys.readouterr()
+    low_shot.main(replace(config, scores=path))
+    assert (path.stat().st_mtime_ns, config.out.stat().st_mtime_ns) == made
+    assert capsys.readouterr().out.count("there already") == 2
+
+
+def test_no_scores_of_a_run_that_failed(config, tmp_path):
+    path = tmp_path / "out" / "scores.h5"
+    with pytest.raises(InputError, match="NaN"):
+        low_shot.main(replace(config, sgd=SGDOptions(lr=1e30, n_steps=20, batch_size=20), scores=path))
+    assert not config.out.exists() and not list(path.parent.glob("scores*"))
+    with pytest.raises(InputError, match=r"scores\.json: scores are a \.h5 file"):
+        low_shot.main(replace(config, scores=tmp_path / "scores.json"))
+
+
+# --- propagated labels ---
+
+
+@pytest.fixture(scope="module", params=["graph", "images"])
+def propagated(request, clusters, tmp_path_factory):
+    """(low_shot.py's configuration on `clusters`, the rows that diffusion labelled, where they are from)."""
+    folder = tmp_path_factory.mktemp("propagated")
+    files = {name: getattr(clusters, name) for name in ("train", "test", "split", "draws")}
+    own = diffusion.Config(**files, graph=getattr(clusters, request.param), out=folder / "d.json", shots=[1, 4],
+                           n_steps=2, edges=EdgeOptions(k=6), propagated=folder / "p.h5", n_propagated=9,
+                           background=clusters.unlabelled if request.param == "graph" else None)  # fmt: skip
+    diffusion.main(own)
+    config = low_shot.Config(**files, out=folder / "r.json", shots=[1, 4], max_per_label=7, propagated=own.propagated,
+                             sgd=SGDOptions(n_steps=20, batch_size=20))  # fmt: skip
+    with h5py.File(own.propagated) as file:
+        return config, {name: file[name][:] for name in file}, np.load(clusters.unlabelled)
+
+
+def is_among(feats, others):
+    return (feats[:, None] == others[None]).all(2).any(1)
+
+
+def test_propagated_rows_join_the_shots(propagated, monkeypatch):
+    """Unlabelled images only, at most max_per_label with the shots, the surest first."""
+    config, rows, background = propagated
+    problem, content = captured_problem(config, monkeypatch)
+    assert content["method"] == "linear_sgd + propagated labels" and "propagated" in content["inputs"]
+    assert content["protocol"]["setting"] == "semi_supervised" and content["config"]["max_per_label"] == 7
+    with h5py.File(config.train) as file:
+        train, labels = file["all_feats"][:], file["all_labels"][:]
+    with h5py.File(config.test) as file:
+        test = file["all_feats"][:]
+    for one in problem.runs:
+        n_shots = 3 * one.n_shot
+        shots, added = one.feats[:n_shots], one.feats[n_shots:]
+        assert is_among(shots, train).all() and len(added) and added.dtype == np.float32
+        assert not is_among(added, shots).any() and not is_among(added, test).any()
+        assert not is_among(added, train[np.isin(labels, [1, 3, 5])]).any()
+        assert (is_among(added, background) | is_among(added, train)).all()
+        for c in (7, 9, 11):
+            own = (rows["trials"] == one.trial) & (rows["n_shots"] == one.n_shot) & (rows["labels"] == c)
+            surest = rows["feats"][own][np.argsort(rows["places"][own])][: 7 - one.n_shot]
+            np.testing.assert_array_equal(added[one.labels[n_shots:] == c], surest)
+            assert (one.labels == c).sum() <= 7
+    assert max(np.bincount(one.labels).max() for one in problem.runs) == 7
+
+
+def test_shots_alone_where_they_are_enough(propagated, monkeypatch):
+    config, _, _ = propagated
+    problem, _ = captured_problem(config, monkeypatch, max_per_label=4)
+    assert all((np.bincount(one.labels)[[7, 9, 11]] == 4).all() for one in problem.runs if one.n_shot == 4)
+    assert all(len(one.labels) > 3 for one in problem.runs if one.n_shot == 1)
+
+
+def test_a_generator_fills_what_propagated_rows_leave(propagated, monkeypatch, tmp_path):
+    class Filling(StubHallucinator):
+        def extend(self, feats, labels, max_per_label, seed, trial):
+            new = np.concatenate([np.full(max(0, max_per_label - (labels == c).sum()), c) for c in np.unique(labels)])
+            return np.full((len(new), self.dim), 77, np.float32), new
+
+    config, rows, _ = propagated
+    (tmp_path / "generator").mkdir()
+    monkeypatch.setattr(low_shot, "Hallucinator", Filling)
+    problem, content = captured_problem(config, monkeypatch, generator=tmp_path / "generator", max_per_label=12)
+    assert content["method"].startswith("linear_sgd + propagated labels + generator")
+    for one in problem.runs:
+        assert (np.bincount(one.labels)[[7, 9, 11]] == 12).all()
+        for c in (7, 9, 11):
+            own = (rows["trials"] == one.trial) & (rows["n_shots"] == one.n_shot) & (rows["labels"] == c)
+            n_real = one.n_shot + min(own.sum(), 12 - one.n_shot)
+            assert ((one.feats == 77).all(1) & (one.labels == c)).sum() == 12 - n_real
+
+
+def test_where_nothing_was_labelled_nothing_is_added(propagated, monkeypatch, tmp_path):
+    config, _, _ = propagated
+    path = tmp_path / "p.h5"
+    path.write_bytes(config.propagated.read_bytes())
+    with h5py.File(path, "r+") as file:
+        kept = file["n_shots"][:] == 4
+        for name in ("feats", "labels", "trials", "n_shots", "places"):
+            values = file[name][:][kept]
+            del file[name]
+            file[name] = values
+    problem, _ = captured_problem(config, monkeypatch, propagated=path)
+    assert [len(one.labels) for one in problem.runs if one.n_shot == 1] == [3, 3]
+
+
+def test_propagated_rows_of_something_else_are_refused(propagated, clusters, tmp_path):
+    config, _, _ = propagated
+
+    def refused(words, **changes):
+        with pytest.raises(InputError, match=words):
+            low_shot.main(replace(config, out=tmp_path / "out" / "r.json", **changes))
+        assert not (tmp_path / "out").exists()
+
+    draws = json.loads(clusters.draws.read_text())
+    draws["trials"]["1"][7] = draws["trials"]["1"][7][::-1]
+    write_json(tmp_path / "draws.json", draws)
+    with h5py.File(clusters.train) as file:
+        write_features(tmp_path / "train.h5", 2 * file["all_feats"][:], file["all_labels"][:],
+                       {"stage": "save_features", "config": {}, "inputs": {"extractor": "x"}})  # fmt: skip
+    refused(r"p\.h5: made from another draws file", draws=tmp_path / "draws.json")
+    refused(r"p\.h5: made from another train file", train=tmp_path / "train.h5")
+    refused(r"p\.h5: of the test setup, not validation", setup="validation")
+    refused(r"p\.h5: was not made for trial 1, n = 2", shots=[1, 2])
+    refused("lacks the dataset 'feats'", propagated=clusters.background)
+    refused(r"nowhere\.h5: no such file", propagated=tmp_path / "nowhere.h5")
+    refused("give one of the two", repetition=True)
+
+
+def damage(config, name, change):
+    """Rewrite one input as JSON or HDF5 after `change`."""
+    path = getattr(config, name)
+    if path.suffix == ".json":
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+    else:
+        with h5py.File(path, "r+") as file:
+            change(file)
+
+
+def relabel(old, new):
+    def change(file):
+        labels = file["all_labels"][:]
+        labels[labels == old] = new
+        file["all_labels"][:] = labels
+
+    return change
+
+
+def narrow(file):
+    feats = file["all_feats"][:, :3]
+    del file["all_feats"]
+    file["all_feats"] = feats
+
+
+def spoil(file):
+    file["all_feats"][3, 2] = np.nan
+
+
+BAD_FILES = [
+    ("train", spoil, "NaN"),
+    ("train", relabel(2, 99), "outside the split"),
+    ("train", relabel(3, 2), "no row of class 3"),
+    ("test", relabel(6, 7), "no row of class 6"),
+    ("test", narrow, "3 dimensions"),
+    ("test", lambda f: f.attrs.update(inputs='{"extractor": "y"}'), "another extractor"),
+    ("draws", lambda d: d["trials"]["1"].__setitem__(7, [0, 1, 2, 3, 4]), "is of class 0"),
+    ("draws", lambda d: d["trials"]["1"].__setitem__(7, [90]), "fewer than the largest n"),
+]
+
+
+@pytest.mark.parametrize("name, change, message", BAD_FILES)
+def test_bad_files_are_named_and_nothing_is_written(config, name, change, message):
+    damage(config, name, change)
+    with pytest.raises(InputError, match=message):
+        low_shot.main(config)
+    assert not config.out.parent.exists() or not list(config.out.parent.iterdir())
+
+
+BAD_SETTINGS = [
+    ({"shots": []}, "shots"),
+    ({"shots": [1, 1]}, "each once"),
+    ({"shots": [7]}, "largest n of 7"),
+    ({"trials": [4]}, "no trial 4"),
+    ({"generator": Path("g"), "repetition": True}, "one of the two"),
+    ({"methods": MethodOptions(logistic_regression=SupportLogisticOptions(C=2.0))}, "methods.logistic_regression"),
+    ({"out": Path("results.txt")}, ".json"),
+    ({"train": Path("missing.h5")}, "missing.h5"),
+    ({"sgd": SGDOptions(n_steps=5, batch_size=1000)}, "batch_size 1000"),
+]
+
+
+@pytest.mark.parametrize("changes, message", BAD_SETTINGS)
+def test_bad_settings(config, changes, message):
+    with pytest.raises(InputError, match=message):
+        low_shot.main(replace(config, **changes))
+
+
+def test_divergence_is_reported(config):
+    with pytest.raises(InputError, match="NaN"):
+        low_shot.main(replace(config, sgd=SGDOptions(lr=1e30, n_steps=20, batch_size=20)))
+    assert not config.out.exists()
+
+
+def command(config, *more):
+    names = ("train", "test", "split", "draws", "out")
+    files = [word for name in names for word in (f"--{name}", str(getattr(config, name)))]
+    return subprocess.run([sys.executable, ROOT / "low_shot.py", *files, *more], capture_output=True, text=True)
+
+
+def test_script(config):
+    done = command(config, "--shots", "[1,5]", "--trials", "[1,2]", "--sgd.n_steps", "5", "--sgd.batch_size", "20")
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(config.out.read_text())["trials"]) == 4
+
+
+def test_script_with_a_transductive_method(config):
+    done = command(config, "--shots", "[1]", "--classifier", "laplacian_shot", "--transform.centre", "true")
+    assert done.returncode == 0, done.stderr
+    content = json.loads(config.out.read_text())
+    assert content["method"] == "laplacian_shot (centred)" and content["protocol"]["setting"] == "transductive"
+
+
+def test_script_lists_the_classifiers(config):
+    done = command(config, "--classifier", "knn")
+    assert_refused(done, "knn", *METHODS, *CLASSIFIERS)
+
+
+def test_script_refuses_in_one_line(config):
+    done = command(config, "--shots", "[0]")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not config.out.exists()

@@ -1,0 +1,343 @@
+"""predict.py: photos to a classifier to class names; a folder that stands alone; what is refused."""
+
+import csv
+import shutil
+from dataclasses import fields
+from typing import get_args, get_type_hints
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from conftest import run_script
+from PIL import Image
+from safetensors.torch import save_file
+
+import predict
+from lowshot.classifiers import METHODS, FeatureTransform, InductiveOptions, Tasks
+from lowshot.core.artifacts import read_json, write_json
+from lowshot.core.cli import run_commands
+from lowshot.core.errors import InputError
+from lowshot.data.datasets.folder import find_images
+from lowshot.data.datasets.images import open_image
+from lowshot.data.features import read_features, write_features
+from lowshot.data.protocol import read_split
+from lowshot.evaluation.prediction import load_classifier, picture_features
+from lowshot.representation.backbones import Extractor, ModelConfig, load_extractor, save_extractor
+from predict import ClassifyConfig, FitConfig
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory, image_folder):
+    """Five photos of each class to learn from (`few`), and the rest (`new`)."""
+    root = tmp_path_factory.mktemp("photos")
+    for path in image_folder.rglob("*.png"):
+        part = "few" if int(path.stem) < 5 else "new"
+        (root / part / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, root / part / path.parent.name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory, photos, extractor):
+    out = tmp_path_factory.mktemp("classifier") / "classifier"
+    return predict.fit(FitConfig(extractor=extractor, images=photos / "few", out=out))
+
+
+def table(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def pixels(*files):
+    return torch.from_numpy(np.stack([np.asarray(Image.open(file)) for file in files])).permute(0, 3, 1, 2) / 255
+
+
+def test_two_commands(tmp_path, photos, extractor):
+    made = run_script(
+        "predict.py", "fit", "--extractor", extractor, "--images", photos / "few", "--out", tmp_path / "c"
+    )
+    assert made.returncode == 0 and "10 classes from 50 images" in made.stdout, made.stderr
+    shutil.move(tmp_path / "c", tmp_path / "moved")
+    named = run_script("predict.py", "classify", "--classifier", tmp_path / "moved", "--images", photos / "new",
+                       "--out", tmp_path / "p.csv", "--top_k", 10)  # fmt: skip
+    assert named.returncode == 0, named.stderr
+    rows = table(tmp_path / "p.csv")
+    assert len(rows) == 90 * 10 and list(rows[0]) == ["image", "rank", "class", "score"]
+    best = [row for row in rows if row["rank"] == "1"]
+    assert [row["image"] for row in best] == sorted(f"class{c}/{i}.png" for c in range(10) for i in range(5, 14))
+    assert np.mean([row["image"].split("/")[0] == row["class"] for row in best]) > 0.5
+    scores = np.array([float(row["score"]) for row in rows]).reshape(90, 10)
+    assert np.allclose(scores.sum(1), 1, atol=1e-4) and (np.diff(scores) <= 0).all()
+
+
+@pytest.mark.parametrize("method", ["nearest_mean", "logistic_regression", "cosine"])
+def test_a_saved_classifier_is_the_method_itself(tmp_path, photos, extractor, method):
+    saved = load_classifier(
+        predict.fit(FitConfig(extractor=extractor, images=photos / "few", out=tmp_path / "c", method=method))
+    )
+    few = sorted((photos / "few").rglob("*.png"))
+    feats = load_extractor(extractor).features(pixels(*few)).detach()
+    queries = load_extractor(extractor).features(pixels(*sorted((photos / "new" / "class3").iterdir()))).detach()
+    labels = torch.tensor([int(path.parent.name[-1]) for path in few])
+    tasks = Tasks(F.normalize(feats)[None], labels[None], F.normalize(queries)[None], 10)
+    expected = METHODS[method].score(tasks, saved.options, 0)[0].softmax(-1)
+    assert torch.equal(saved.support_labels, labels) and torch.allclose(
+        saved.support_features, tasks.support_features[0]
+    )
+    assert torch.allclose(saved.probabilities(queries), expected, atol=1e-5)
+
+
+def test_the_offered_methods_are_those_that_judge_an_image_alone():
+    offered = get_args(get_type_hints(FitConfig)["method"])
+    assert set(offered) == {field.name for field in fields(InductiveOptions)}
+    assert set(offered) == {name for name, method in METHODS.items() if not method.transductive}
+
+
+def test_the_centre_of_the_base_classes_is_kept(tmp_path, photos, extractor, features, data):
+    options = {"transform": FeatureTransform(centre=True, normalise=True), "base_features": features / "train.h5"}
+    options["split"] = data / "split.json"
+    saved = load_classifier(
+        predict.fit(FitConfig(extractor=extractor, images=photos / "few", out=tmp_path / "c", **options))
+    )
+    base, split = read_features(features / "train.h5"), read_split(data / "split.json")
+    mean = torch.from_numpy(base.feats[[label in split.base_classes for label in base.labels]].mean(0))
+    assert not torch.allclose(mean, torch.from_numpy(base.feats.mean(0)), atol=1e-3)
+    raw = load_extractor(extractor).features(pixels(photos / "few" / "class0" / "0.png")).detach()
+    assert torch.allclose(saved.base_mean, mean, atol=1e-6)
+    assert torch.allclose(saved.support_features[0], F.normalize(raw - mean)[0], atol=1e-5)
+
+
+def test_classes_may_have_different_numbers_of_photos(tmp_path, photos, extractor):
+    shutil.copytree(photos / "few", tmp_path / "few")
+    for name in ("0", "1", "2", "3"):
+        (tmp_path / "few" / "class7" / f"{name}.png").unlink()
+    saved = load_classifier(predict.fit(FitConfig(extractor=extractor, images=tmp_path / "few", out=tmp_path / "c")))
+    assert saved.support_labels.bincount().tolist() == [5, 5, 5, 5, 5, 5, 5, 1, 5, 5]
+
+
+def test_photos_become_what_a_grey_extractor_learned_from(tmp_path):
+    model = Extractor(ModelConfig("Conv4", 3, 1, 28, width=0.25, crop_pct=1.0)).eval()
+    grey = np.random.default_rng(0).integers(0, 256, (2, 28, 28), np.uint8)
+    for i, image in enumerate(grey):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    Image.fromarray(grey[0]).resize((280, 140)).convert("RGB").save(tmp_path / "wide.png")
+    files = [tmp_path / f"{name}.png" for name in ("0", "1", "wide")]
+    plain, negative = (picture_features(model, files, invert, 2, 0) for invert in (False, True))
+    stored = torch.from_numpy(grey[:, None]) / 255
+    assert torch.allclose(plain[:2], model.features(stored), atol=1e-6) and plain.shape == (3, model.dim)
+    assert torch.allclose(negative[:2], model.features(1 - stored), atol=1e-6)
+
+
+def test_a_timm_classifier_needs_nothing_but_its_folder(tmp_path, photos):
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet", num_classes=4).state_dict(), tmp_path / "w.safetensors")
+    for c in range(10):
+        (tmp_path / "one" / f"class{c}").mkdir(parents=True)
+        shutil.copy(photos / "few" / f"class{c}" / "0.png", tmp_path / "one" / f"class{c}")
+    options = {"timm": "test_resnet", "weights": tmp_path / "w.safetensors", "image_size": 48, "method": "nearest_mean"}
+    made = predict.fit(FitConfig(images=tmp_path / "one", out=tmp_path / "c", **options))
+    (tmp_path / "w.safetensors").unlink()
+    out = predict.classify(ClassifyConfig(classifier=made, images=tmp_path / "one", out=tmp_path / "p.json"))
+    best = [row["classes"][0]["class"] for row in read_json(out)["predictions"]]
+    assert best == [f"class{c}" for c in range(10)]
+    assert read_json(made / "extractor" / "config.json")["model"]["image_size"] == 48
+
+
+def test_documents_say_what_made_them(tmp_path, photos, classifier, capsys):
+    """The batch size changes nothing, a second run ends at once, other images are told."""
+    one = ClassifyConfig(classifier=classifier, images=photos / "new" / "class1", out=tmp_path / "one.json", top_k=3)
+    document = read_json(predict.classify(one))
+    assert [row["image"] for row in document["predictions"]] == sorted(f"{i}.png" for i in range(5, 14))
+    assert all(len(row["classes"]) == 3 for row in document["predictions"])
+    predict.classify(one)
+    assert "is there already, made from the same" in capsys.readouterr().out
+    one.out, one.batch_size = tmp_path / "two.json", 2
+    for a, b in zip(document["predictions"], read_json(predict.classify(one))["predictions"]):
+        assert [c["class"] for c in a["classes"]] == [c["class"] for c in b["classes"]]
+        assert [c["score"] for c in a["classes"]] == pytest.approx([c["score"] for c in b["classes"]], abs=1e-5)
+    one.images = [photos / "new" / "class1" / "5.png", photos / "new" / "class2" / "5.png"]
+    with pytest.raises(InputError, match=r"two\.json: made from others \(input images"):
+        predict.classify(one)
+    one.overwrite = True
+    assert [row["image"] for row in read_json(predict.classify(one))["predictions"]] == list(map(str, one.images))
+
+
+def test_a_table_is_not_replaced_unasked(tmp_path, photos, classifier, capsys):
+    image = photos / "new" / "class1" / "5.png"
+    config = ClassifyConfig(classifier=classifier, images=image, out=tmp_path / "p.csv", top_k=1)
+    assert table(predict.classify(config))[0]["image"] == str(image)
+    predict.classify(config)
+    assert "is there already, made from the same" in capsys.readouterr().out
+    config.top_k = 2
+    with pytest.raises(InputError, match=r"p\.csv\.json: made from others \(setting top_k was 1, now 2\)"):
+        predict.classify(config)
+    config.overwrite = True
+    assert len(table(predict.classify(config))) == 2
+    config.overwrite = False
+    (tmp_path / "p.csv.json").unlink()
+    with pytest.raises(InputError, match=r"p\.csv: is there already"):
+        predict.classify(config)
+
+
+def test_files_and_folders_in_a_list(tmp_path, photos, classifier, capsys):
+    shutil.copytree(photos / "new" / "class1", tmp_path / "more")
+    (tmp_path / "more" / "phone.heic").touch()
+    images = [photos / "new" / "class2" / "5.png", tmp_path / "more"]
+    config = ClassifyConfig(classifier=classifier, images=images, out=tmp_path / "p.csv", top_k=1)
+    expected = [str(images[0]), *(str(path) for path in find_images(tmp_path / "more"))]
+    assert [row["image"] for row in table(predict.classify(config))] == expected and len(expected) == 10
+    assert f"1 files in {tmp_path / 'more'} are left out" in capsys.readouterr().out
+
+
+def test_pictures_are_seen_as_a_viewer_shows_them(tmp_path):
+    def opened(image, name="x.png", **options):
+        image.save(tmp_path / name, **options)
+        return np.asarray(open_image(tmp_path / name))[..., 0].tolist()
+
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned clockwise by a quarter
+    assert opened(Image.fromarray(np.array([[10, 200]], np.uint8)), exif=turned) == [[10], [200]]
+    assert opened(Image.fromarray(np.array([[0, 257, 65535]], np.uint16))) == [[0, 1, 255]]
+    assert opened(Image.fromarray(np.array([[0, 257, 65535]], np.int32)), "x.tif") == [[0, 1, 255]]
+    assert opened(Image.fromarray(np.array([[-1, 0.2, 1]], np.float32)), "x.tif") == [[0, 51, 255]]
+    assert opened(Image.fromarray(np.array([[0, 100, 200]], np.float32)), "x.tif") == [[0, 128, 255]]
+    see_through = np.array([[[0, 0, 0, 0], [0, 0, 0, 255], [7, 8, 9, 255]]], np.uint8)
+    assert opened(Image.fromarray(see_through)) == [[255, 0, 7]]
+    assert opened(Image.fromarray(np.array([[False, True]]))) == [[0, 255]]
+
+
+def test_images_are_found_at_any_depth_and_hidden_ones_are_not(tmp_path):
+    for name in ("b.png", "a/deep/c.JPG", ".hidden/d.png", "a/.e.png", "a/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)] == ["a/deep/c.JPG", "b.png"]
+
+
+def test_photos_that_cannot_make_a_classifier(tmp_path, photos, extractor, features):
+    root = tmp_path / "few"
+    config = FitConfig(extractor=extractor, images=root, out=tmp_path / "c")
+
+    def refused(message):
+        with pytest.raises(InputError, match=message):
+            predict.fit(config)
+        assert not list(tmp_path.glob("c*"))
+
+    refused("few: no such folder")
+    root.mkdir()
+    refused("few: holds no class folders")
+    shutil.copytree(photos / "few" / "class0", root / "class0")
+    refused("few: holds one class, class0")
+    (root / "class1").mkdir()
+    refused("class1: holds no image")
+    (root / "class1" / "x.jpg").write_bytes(b"no image")
+    refused(r"class1/x\.jpg: corrupt image")
+    (root / "class1" / "x.jpg").unlink()
+    shutil.copy(photos / "few" / "class1" / "0.png", root / "class1")
+    config.base_features = features / "train.h5"
+    refused("transform.centre, base_features and split need each other")
+    config.transform = FeatureTransform(centre=True)
+    refused("transform.centre, base_features and split need each other")
+    config.transform, config.base_features = FeatureTransform(), None
+    config.methods.cosine.lr = 1.0
+    refused("methods.cosine: the method is logistic_regression, which does not read them")
+
+
+@pytest.mark.parametrize(("side", "message"), [(32, "16 dimensions, but the extractor makes 64"), (16, "by another")])
+def test_base_features_of_another_extractor(tmp_path, photos, features, data, side, message):
+    save_extractor(tmp_path, Extractor(ModelConfig("Conv4", 3, 3, side, width=0.25)), {})
+    options = {"transform": FeatureTransform(centre=True), "split": data / "split.json"}
+    options["base_features"] = features / "train.h5"
+    with pytest.raises(InputError, match=rf"train\.h5: .*{message}"):
+        predict.fit(FitConfig(extractor=tmp_path, images=photos / "few", out=tmp_path / "c", **options))
+
+
+def test_base_features_without_a_base_class(tmp_path, photos, extractor, features, data):
+    novel = read_features(features / "train.h5")
+    rows = np.isin(novel.labels, read_split(data / "split.json").novel_classes)
+    write_features(tmp_path / "novel.h5", novel.feats[rows], novel.labels[rows], {"inputs": {}})
+    options = {"transform": FeatureTransform(centre=True), "split": data / "split.json"}
+    options["base_features"] = tmp_path / "novel.h5"
+    with pytest.raises(InputError, match=r"novel\.h5: no image of a base class"):
+        predict.fit(FitConfig(extractor=extractor, images=photos / "few", out=tmp_path / "c", **options))
+
+
+def test_extractors_older_than_crop_pct_are_seen_whole_if_they_learned_stored_pixels(tmp_path):
+    save_extractor(tmp_path, Extractor(ModelConfig("Conv4", 3, 3, 32, width=0.25)), {"config": {"image_size": 224}})
+    content = read_json(tmp_path / "config.json")
+    del content["model"]["crop_pct"]
+    for recipe, crop_pct in (({"image_size": 224}, 1.0), ({"image_size": 32}, 0.875), ({}, 0.875)):
+        write_json(tmp_path / "config.json", {**content, "config": recipe})
+        assert load_extractor(tmp_path).config.crop_pct == crop_pct
+
+
+def test_images_that_cannot_be_classified(tmp_path, classifier):
+    config = ClassifyConfig(classifier=classifier, images=tmp_path / "new", out=tmp_path / "p.csv")
+    for make, message in (
+        (lambda: None, "new: no such file or folder"),
+        ((tmp_path / "new").mkdir, "new: holds no image"),
+        (lambda: (tmp_path / "new" / "x.png").write_bytes(b"no image"), r"x\.png: corrupt image"),
+        (lambda: setattr(config, "out", tmp_path / "p.txt"), r"p\.txt: predictions are a \.csv or a \.json file"),
+    ):
+        make()
+        with pytest.raises(InputError, match=message):
+            predict.classify(config)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new"]
+
+
+def test_broken_classifiers_are_named(tmp_path, photos, classifier):
+    config = ClassifyConfig(classifier=tmp_path / "c", images=photos / "new", out=tmp_path / "p.csv")
+
+    def refused(message):
+        with pytest.raises(InputError, match=message):
+            predict.classify(config)
+        shutil.rmtree(tmp_path / "c", ignore_errors=True)
+        shutil.copytree(classifier, tmp_path / "c")
+
+    refused(r"c/config\.json: no such file")
+    content = read_json(tmp_path / "c" / "config.json")
+    write_json(tmp_path / "c" / "config.json", {**content, "schema": "lowshot-extractor-1"})
+    refused("schema lowshot-classifier-1")
+    write_json(tmp_path / "c" / "config.json", {**content, "method": "oracle"})
+    refused(r"c/config\.json: .*method")
+    for wrong in (
+        {"class_names": 5}, {"class_names": None}, {"options": {"C": "x"}}, {"options": {"C": -1}}, {"options": 1},
+        {"options": {"c": 1}}, {"transform": {"power": -1}}, {"invert": "perhaps"},
+    ):  # fmt: skip
+        write_json(tmp_path / "c" / "config.json", {**content, **wrong})
+        refused(r"c/config\.json: ")
+    write_json(tmp_path / "c" / "config.json", [content])
+    refused(r"c/config\.json: does not describe a classifier")
+    described = read_json(tmp_path / "c" / "extractor" / "config.json")
+    for wrong in ({"crop_pct": 0}, {"image_size": -3}, {"image_size": "x"}, {"name": 1}, {"width": None}, {"new": 1}):
+        model = {**described["model"], **wrong}
+        write_json(tmp_path / "c" / "extractor" / "config.json", {**described, "model": model})
+        refused(r"c/extractor/config\.json: ")
+    tensors = torch.load(tmp_path / "c" / "model.pt", weights_only=True)
+    for wrong in (
+        {"support_labels": 3}, {"support_labels": torch.tensor(3)}, {"support_features": torch.zeros(50)},
+        {"support_labels": tensors["support_labels"].float()}, {"support_features": tensors["support_features"] / 0},
+    ):  # fmt: skip
+        torch.save({**tensors, **wrong}, tmp_path / "c" / "model.pt")
+        refused(r"c/model\.pt: ")
+    torch.save(tensors["support_labels"], tmp_path / "c" / "model.pt")
+    refused(r"c/model\.pt: not a state dict")
+    write_json(tmp_path / "c" / "config.json", {**content, "class_names": ["one", "two"]})
+    refused(r"c/model\.pt: does not fit")
+    write_json(tmp_path / "c" / "config.json", {**content, "transform": {**content["transform"], "centre": True}})
+    refused(r"c/model\.pt: does not hold base_mean")
+    (tmp_path / "c" / "model.pt").write_bytes(b"PK broken")
+    refused(r"c/model\.pt: not a readable state dict")
+    (tmp_path / "c" / "extractor" / "model.pt").unlink()
+    refused(r"c/extractor/model\.pt: no such file")
+
+
+def test_an_unknown_method_is_refused_with_the_names(photos, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "sys.argv", ["predict.py", "fit", "--timm", "x", "--images", ".", "--out", "c", "--method", "pt_map"]
+    )
+    with pytest.raises(SystemExit, match="2"):
+        run_commands({"fit": (predict.fit, FitConfig), "classify": (predict.classify, ClassifyConfig)}, predict.__doc__)
+    error = capsys.readouterr().err
+    assert all(word in error for word in ("method", "nearest_mean", "logistic_regression", "cosine", "pt_map"))

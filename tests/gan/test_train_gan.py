@@ -1,0 +1,605 @@
+"""GANs: pre-training and fine-tuning, what they refuse, and their samples on the way into the benchmark."""
+
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from copy import deepcopy
+from functools import partial
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, assert_refused, run_script
+from lightning_fabric import Fabric
+
+import low_shot
+import sample_gan
+import save_features
+import score_samples
+import train_gan
+from lowshot.core.artifacts import read_json, write_json
+from lowshot.core.errors import InputError
+from lowshot.core.seeds import torch_stream
+from lowshot.data.datasets.images import read_images, to_tensor
+from lowshot.data.features import read_features
+from lowshot.data.protocol import read_draws, read_split
+from lowshot.gan import data as gan_data
+from lowshot.gan import training
+from lowshot.gan.augmentation import DiscriminatorAugmentation
+from lowshot.gan.data import few_shot_rows
+from lowshot.gan.losses import generator_losses, weighted
+from lowshot.gan.model import Gan, from_bytes, load_gan, sample_noise, to_bytes
+from lowshot.gan.networks import GanConfig
+from lowshot.gan.scores import image_scores
+from lowshot.representation.backbones import load_extractor
+
+# Blocks of four channels at least: of a single one modulation takes the length away, and its gradient is rounding.
+SMALL = {"batch_size": 8, "ngf": 16, "blocks_per_res": [1, 0], "ndf": 2, "z_dim": 4, "score_every": 4,
+         "score_images": 40, "accelerator": "cpu"}  # fmt: skip
+FEW = {name: value for name, value in SMALL.items() if name not in ("ngf", "blocks_per_res", "ndf", "z_dim")}
+
+
+def pretrain(data, extractor, out, **changes):
+    options = {"steps": 10, "data": data, "extractor": extractor, "out": out}
+    return train_gan.pretrain(train_gan.PretrainConfig(**SMALL | options | changes))
+
+
+def finetune(data, extractor, gan, out, **changes):
+    options = {"steps": 6, "data": data, "extractor": extractor, "gan": gan, "out": out, "k": 3}
+    return train_gan.finetune(train_gan.FinetuneConfig(**FEW | options | changes))
+
+
+@pytest.fixture(scope="module")
+def gans(tmp_path_factory, data, extractor):
+    folder = tmp_path_factory.mktemp("gans")
+    pretrained = pretrain(data, extractor, folder / "pretrained")
+    return SimpleNamespace(folder=folder, pretrained=pretrained, data=data, extractor=extractor,
+                           finetuned=finetune(data, extractor, pretrained, folder / "k3"))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def by_features(gans):
+    """A GAN that knows classes by their features, fine-tuned on three shots of trial 1, and told of them only."""
+    options = {"class_embedding": "features", "mismatch": 1.0, "steps": 2}
+    before = pretrain(gans.data, gans.extractor, gans.folder / "by_features", **options)
+    return SimpleNamespace(
+        pretrained=before,
+        told=finetune(gans.data, gans.extractor, before, gans.folder / "told", steps=0),
+        finetuned=finetune(gans.data, gans.extractor, before, gans.folder / "more", mismatch=1.0),
+    )
+
+
+@pytest.fixture(scope="module")
+def sampled(gans, features):
+    """Features of samples of the GAN that knows three shots of trial 1."""
+    split = gans.data / "split.json"
+    samples = sample_gan.main(sample_gan.Config(gan=gans.finetuned, split=split, n_per_class=12,
+                                                out=gans.folder / "samples" / "samples.h5"))  # fmt: skip
+    out = gans.folder / "samples" / "trial1_k3"
+    save_features.main(save_features.Config(extractor=gans.extractor, data=samples, out=out, accelerator="cpu"))
+    return SimpleNamespace(images=samples, features=out / "train.h5")
+
+
+def weights(folder):
+    return torch.load(folder / "model.pt", weights_only=True)
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def differing(one, other) -> list[str]:
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    return [name for name in a if not torch.equal(a[name], b[name])]
+
+
+def stop_and_go_on(monkeypatch, step, train):
+    """Train, but stop at the beginning of `step`; then train again."""
+    plain = training.GanTrainer._step
+
+    def stopping(self, at):
+        if at == step:
+            raise KeyboardInterrupt
+        return plain(self, at)
+
+    monkeypatch.setattr(training.GanTrainer, "_step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    monkeypatch.setattr(training.GanTrainer, "_step", plain)
+    train()
+
+
+def test_the_folder_rebuilds_the_gan_of_the_best_fid(gans):
+    for folder, against in ((gans.pretrained, {"fid"}), (gans.finetuned, {"fid", "fid_base"})):
+        assert sorted(p.name for p in folder.iterdir()) == ["config.json", "log.jsonl", "model.pt", "tensorboard"]
+        for record in records(folder):
+            assert against <= set(record) and all(math.isfinite(value) for value in record.values())
+    assert [record["step"] for record in records(gans.pretrained)] == [4, 8, 10]
+    gan = load_gan(gans.pretrained)
+    kept = min(records(gans.pretrained), key=lambda record: record["fid"])["step"]
+    assert int(gan.averaged.n_averaged) == kept  # updates of the generator up to then
+    assert read_json(gans.pretrained / "config.json")["config"].keys() >= {"network", "ngf", "augment", "ema"}
+
+
+def test_a_second_run_is_skipped_and_other_settings_are_refused(gans, capsys):
+    pretrain(gans.data, gans.extractor, gans.pretrained)
+    finetune(gans.data, gans.extractor, gans.pretrained, gans.finetuned)
+    assert capsys.readouterr().out.count("there already") == 2
+    with pytest.raises(InputError, match="setting lr was"):
+        pretrain(gans.data, gans.extractor, gans.pretrained, lr=0.1)
+    with pytest.raises(InputError, match="setting k was 3, now 2"):
+        finetune(gans.data, gans.extractor, gans.pretrained, gans.finetuned, k=2)
+
+
+@pytest.mark.parametrize("step", [3, 5, 9])
+def test_a_stopped_training_ends_with_the_same_weights(gans, tmp_path, monkeypatch, step):
+    """Before the first checkpoint, behind it, behind the second."""
+    train = partial(pretrain, gans.data, gans.extractor, tmp_path / "gan")
+    stop_and_go_on(monkeypatch, step, train)
+    assert differing(tmp_path / "gan", gans.pretrained) == []
+    same = [{**record, "time": 0} for folder in (tmp_path / "gan", gans.pretrained) for record in records(folder)]
+    assert same[:3] == same[3:]
+
+
+def test_a_killed_finetuning_ends_with_the_same_weights(gans, tmp_path):
+    """SIGKILL to a process of its own, once it has a checkpoint."""
+    arguments = [f"--{name}={value}" for name, value in FEW.items()]
+    arguments += ["--steps=40", f"--data={gans.data}", f"--extractor={gans.extractor}", f"--gan={gans.pretrained}"]
+    arguments += ["--k=3", "--semi_supervised=true", "--alpha=1", "--d_mode=all", "--lr=0.001", "--beta1=0.1"]
+    command = [sys.executable, str(ROOT / "train_gan.py"), "finetune", *arguments]
+    checkpoint = tmp_path / "killed.partial" / "checkpoint.pt"
+    process = subprocess.Popen([*command, f"--out={tmp_path}/killed"], cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    result = subprocess.run([*command, f"--out={tmp_path}/killed"], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    options = {"steps": 40, "semi_supervised": True, "alpha": 1.0, "d_mode": "all", "lr": 0.001, "beta1": 0.1}
+    whole = finetune(gans.data, gans.extractor, gans.pretrained, tmp_path / "whole", **options)
+    assert differing(tmp_path / "killed", whole) == []
+
+
+def test_two_processes_train_as_one(gans, tmp_path):
+    """There is no batch norm, so only the order of sums differs."""
+    arguments = [f"--{name}={value}".replace(" ", "") for name, value in SMALL.items()]
+    result = run_script("train_gan.py", "pretrain", *arguments, "--steps=4", "--mismatch=1", f"--data={gans.data}",
+                        f"--extractor={gans.extractor}", f"--out={tmp_path}/two", "--devices=2")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    one = pretrain(gans.data, gans.extractor, tmp_path / "one", steps=4, mismatch=1.0)
+    a, b = weights(one), weights(tmp_path / "two")
+    for name in a:
+        assert torch.allclose(a[name], b[name], atol=5e-5), name
+    assert read_json(one / "config.json") == read_json(tmp_path / "two" / "config.json")
+
+
+def test_two_processes_fine_tune_as_one(gans, by_features, tmp_path):
+    """Also where the first record, of no step, is a checkpoint already."""
+    arguments = [f"--{name}={value}" for name, value in FEW.items()]
+    result = run_script("train_gan.py", "finetune", *arguments, "--steps=6", "--k=3", "--mismatch=1", "--devices=2",
+                        f"--data={gans.data}", f"--extractor={gans.extractor}", f"--gan={by_features.pretrained}",
+                        f"--out={tmp_path}/two")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    for one, two in zip(records(by_features.finetuned), records(tmp_path / "two"), strict=True):
+        assert one | {"time": 0} == pytest.approx(two | {"time": 0}, rel=1e-3, abs=1e-4)  # the first is what is kept
+
+
+@pytest.mark.parametrize("network", ["published", "modulated"])
+def test_fine_tuning_leaves_the_rest_as_it_was(gans, tmp_path, network):
+    """Of the weights, that is: spectral norm's vectors go on."""
+    before = pretrain(gans.data, gans.extractor, tmp_path / "base", network=network, steps=2)
+    after = finetune(gans.data, gans.extractor, before, tmp_path / "few", steps=4, g_mode="linear", d_mode="embed")
+    gan = Gan(GanConfig(**read_json(before / "config.json")["model"]))
+    names = {f"{part}.{name}" for part in ("generator", "discriminator")
+             for name, _ in getattr(gan, part).named_parameters()}  # fmt: skip
+    old, new = load_gan(before), load_gan(after)
+    old.begin_finetuning(0)
+    a, b = old.state_dict(), new.state_dict()
+    moved = {name for name in names if not torch.equal(a[name], b[name])}
+    linear = {"published": {"table", "film"}, "modulated": {"table", "mapping", "style"}}[network]
+    expected = {name for name in names if name.startswith("generator") and linear & set(name.split("."))}
+    assert moved <= expected | {"discriminator.table.weight"} and "discriminator.table.weight" in moved
+    assert {name.split(".")[-2] for name in moved if name.startswith("gen")} >= {"table"}
+    table, rows = "discriminator.table.weight", read_split(gans.data / "split.json").base_classes
+    assert torch.equal(a[table][rows], b[table][rows])  # base classes are not seen
+
+
+def test_the_average_forgets_its_first_weights_and_then_follows_slowly():
+    gan = Gan(GanConfig(n_classes=2, n_channels=1, image_size=16, ngf=16, ndf=1, z_dim=2), ema=0.9)
+    parameter, average = gan.generator.image.bias, gan.averaged.module.image.bias
+    expected = parameter.item()
+    for n in range(200):
+        with torch.no_grad():
+            parameter.fill_(float(n))
+        gan.averaged.update_parameters(gan.generator)
+        share = min(0.9, n / (n + 10))
+        expected = share * expected + (1 - share) * n if n else 0.0
+        assert average.item() == pytest.approx(expected, abs=1e-3), n
+    gan.begin_finetuning(0.0)
+    assert parameter.item() == pytest.approx(expected, abs=1e-3)
+
+
+def test_classes_known_by_their_features(gans, by_features):
+    """Base classes by all their training images, novel ones by their shots; telling them changes no weight."""
+    old, new = load_gan(by_features.pretrained), load_gan(by_features.told)
+    for name, value in old.averaged.module.named_parameters():
+        assert torch.equal(value, new.state_dict()[f"generator.{name}"])
+    images, split = read_images(gans.data / "images.h5"), read_split(gans.data / "split.json")
+    train, draws = images.rows(test=False), read_draws(gans.data / "draws.json")[1]
+    extractor = load_extractor(gans.extractor)
+    for gan, classes, rows in ((old, split.base_classes, None), (new, split.novel_classes, draws)):
+        for c in classes:
+            own = train[rows[c][:3]] if rows else train[images.labels[train] == c]
+            mean = training.features_of(extractor, [to_tensor(images.pixels[own])]).mean(0)
+            for part in (gan.generator, gan.averaged.module, gan.discriminator):
+                assert torch.allclose(part.table.means[c], (mean - old.centre) / old.spread, atol=1e-3)
+    z, labels = torch.ones(4, 4), torch.tensor(split.novel_classes[:4])
+    made = new.averaged.module(z, labels).flatten(1)
+    assert torch.cdist(made, made).fill_diagonal_(1).min() > 1e-3
+
+
+def test_a_gan_that_knows_classes_by_features_may_stay_as_it_was(gans, by_features, capsys):
+    first, *others = records(by_features.finetuned)
+    assert (first["step"], [record["step"] for record in others]) == (0, [4, 6]) and "d_adversarial" not in first
+    assert [record["step"] for record in records(by_features.told)] == [0]
+    assert records(by_features.told)[0]["fid"] == first["fid"]
+    finetune(gans.data, gans.extractor, by_features.pretrained, by_features.told, steps=0)
+    assert "there already" in capsys.readouterr().out
+
+
+def test_fine_tuning_by_features_is_resumed_behind_its_first_record(gans, by_features, tmp_path, monkeypatch):
+    train = partial(finetune, gans.data, gans.extractor, by_features.pretrained, tmp_path / "gan", mismatch=1.0)
+    stop_and_go_on(monkeypatch, 3, train)
+    assert differing(tmp_path / "gan", by_features.finetuned) == []
+    for one, two in zip(records(by_features.finetuned), records(tmp_path / "gan"), strict=True):
+        assert one | {"time": 0} == two | {"time": 0}
+
+
+def test_what_cannot_be_known_by_features_is_refused(gans, by_features, tmp_path):
+    options = {"split": gans.data / "split.json", "n_per_class": 2, "gan": by_features.pretrained}
+    with pytest.raises(InputError, match=r"by_features: knows no class \d+: fine-tune it on shots"):
+        sample_gan.main(sample_gan.Config(out=tmp_path / "x.h5", **options))
+    sample_gan.main(sample_gan.Config(out=tmp_path / "b.h5", classes="base", **options))
+    with pytest.raises(InputError, match="class_embedding features: only for network modulated"):
+        pretrain(gans.data, gans.extractor, tmp_path / "x", class_embedding="features", network="published")
+    with pytest.raises(InputError, match=r"steps 0: .*pretrained has nothing to know novel classes by"):
+        finetune(gans.data, gans.extractor, gans.pretrained, tmp_path / "x", steps=0)
+    with pytest.raises(InputError, match="steps 0: nothing learns from the unlabelled images"):
+        finetune(gans.data, gans.extractor, by_features.pretrained, tmp_path / "x", steps=0, semi_supervised=True,
+                 alpha=1.0)  # fmt: skip
+    judge = tmp_path / "judge"
+    shutil.copytree(gans.extractor, judge)
+    state = torch.load(judge / "model.pt", weights_only=True)
+    state["trunk.0.weight"] *= 1.1
+    torch.save(state, judge / "model.pt")
+    with pytest.raises(InputError, match="by_features: knows classes by the features of another extractor"):
+        finetune(gans.data, judge, by_features.pretrained, tmp_path / "x")
+
+
+def test_what_a_finetuning_learns_from_and_is_judged_by(gans, tmp_path, monkeypatch):
+    """Supports, the pool and the validation images are those of `few_shot_rows`, and none another's."""
+    seen = {}
+    plain = training.GanTrainer.__init__
+
+    def noted(self, *arguments):
+        seen["references"], seen["labelled"], seen["pool"] = arguments[5:8]
+        plain(self, *arguments)
+
+    monkeypatch.setattr(training.GanTrainer, "__init__", noted)
+    options = {"semi_supervised": True, "alpha": 0.5, "d_mode": "linear", "steps": 2}
+    finetune(gans.data, gans.extractor, gans.pretrained, tmp_path / "semi", **options)
+    images, split = read_images(gans.data / "images.h5"), read_split(gans.data / "split.json")
+    train, draws = images.rows(test=False), read_draws(gans.data / "draws.json")[1]
+    rows = few_shot_rows(images.labels[train], split, draws, 3, "draws.json")
+    for part, chosen in (("labelled", rows.supports), ("pool", rows.unlabelled)):
+        assert (seen[part].pixels.permute(0, 2, 3, 1).numpy() == images.pixels[train[chosen]]).all()
+        assert (seen[part].labels.numpy() == images.labels[train[chosen]]).all()
+    extractor = load_extractor(gans.extractor)
+    validation = training.features_of(extractor, [to_tensor(images.pixels[train[rows.validation]])])
+    own = seen["references"]["novel"].features
+    assert torch.cdist(own, validation).argmin(1).unique().numel() == len(own) == len(rows.validation)
+    assert torch.cdist(own, validation).amin(1).max() < 1e-3
+    assert list(seen["references"]) == ["novel", "base"]
+
+
+def one_step(gans, p: float = 0.5, **changes):
+    """A trainer of a GAN with unlabelled images and every term, and its GAN as it was before."""
+    images = read_images(gans.data / "images.h5")
+    known = gan_data.examples(images, images.rows(test=False), torch.device("cpu"))
+    options = {"batch_size": 8, "alpha": 0.5, "gamma": 2.0, "lr": 1e-3, "d_lr": 3e-3, "ema": 0.9, "r1": 0.7,
+               "augment": DiscriminatorAugmentation("fixed", p)}  # fmt: skip
+    settings = training.GanSettings(**options | changes)
+    gan = load_gan(gans.pretrained)
+    fabric = Fabric(accelerator="cpu")
+    return training.GanTrainer(settings, fabric, None, gan, None, {}, known, known), deepcopy(gan), known
+
+
+@pytest.mark.parametrize("mismatch", [None, 0.6])
+def test_one_step_by_hand(gans, mismatch):
+    """The generator first, against a discriminator that stays as it is; the discriminator then sees the images from
+    before that update, in one pass, changed by other numbers, and learns at its own rate."""
+    trainer, gan, known = one_step(gans, mismatch=mismatch)
+    trainer._step(16)
+    s = trainer.settings
+    g_optimizer, d_optimizer = (torch.optim.AdamW(net.parameters(), lr, (s.beta1, s.beta2), weight_decay=s.weight_decay)
+                                for net, lr in ((gan.generator, 1e-3), (gan.discriminator, 3e-3)))  # fmt: skip
+    rows, pool = (gan_data.Shuffled(len(known.labels), 8, 0, name).batch(16) for name in ("order", "unlabelled order"))
+    noise = torch_stream(0, "noise", 16)
+    z, uniforms = torch.randn(8, 4, generator=noise), torch.rand(4, 8, 9, generator=noise)
+    labels, p = known.labels[rows], torch.tensor(0.5)
+    gan.train()
+    fake = gan.generator(z, labels)
+    losses = generator_losses(gan.discriminator(s.augment(fake, uniforms[0], p), labels), z)
+    weighted(losses, 2.0, 0.5).backward(inputs=list(gan.generator.parameters()))
+    g_optimizer.step()
+    real, other = from_bytes(known.pixels[rows]), from_bytes(known.pixels[pool])
+    seen = [s.augment(one, u, p) for one, u in zip((real, fake.detach(), other), uniforms[1:])]
+    judged = [gan.discriminator(one, labels) for one in seen]
+    image = seen[0].requires_grad_(True)
+    (slope,) = torch.autograd.grad(gan.discriminator(image, labels).conditional.sum(), image, create_graph=True)
+    penalty = slope.square().sum((1, 2, 3)).mean()
+    others = labels.roll(1)  # what real images are given out for
+    wrong = gan.discriminator(seen[0], others).conditional[others != labels]
+    assert 0 < len(wrong) < 8
+    misnamed = (mismatch or 0) * torch.nn.functional.softplus(wrong).sum() / 8 / 2
+    (weighted(training.discriminator_losses(*judged, z), 2.0, 0.5) + misnamed + 16 * 0.7 / 2 * penalty).backward()
+    d_optimizer.step()
+    for part in ("generator", "discriminator"):
+        expected, found = getattr(gan, part).state_dict(), getattr(trainer.gan, part).state_dict()
+        for name in expected:
+            assert torch.allclose(found[name], expected[name], atol=2e-5), (part, name)
+
+
+def test_the_probability_of_changes_is_adapted_and_resumed(gans, tmp_path, monkeypatch):
+    augment = DiscriminatorAugmentation(target=0.0, n_images=100)
+    whole = pretrain(gans.data, gans.extractor, tmp_path / "whole", augment=augment)
+    values = [record["augment_p"] for record in records(whole)]
+    assert len(set(values)) > 1 and 0 < max(values) <= 0.8
+    train = partial(pretrain, gans.data, gans.extractor, tmp_path / "gan", augment=augment)
+    stop_and_go_on(monkeypatch, 9, train)
+    assert [record["augment_p"] for record in records(tmp_path / "gan")] == values
+
+
+def test_samples_are_those_of_the_averaged_generator(gans, sampled):
+    gan, images = load_gan(gans.finetuned), read_images(sampled.images)
+    c = int(images.labels[0])
+    z = sample_noise(0, [c, c], [0, 1], gan.config.z_dim)
+    with torch.inference_mode():
+        expected = to_bytes(gan.averaged.module(z, torch.tensor([c, c]))).permute(0, 2, 3, 1).numpy().astype(int)
+    assert np.abs(expected - images.pixels[:2]).max() <= 1
+
+
+def test_the_generator_rests_between_its_steps(gans, tmp_path):
+    rarely = pretrain(gans.data, gans.extractor, tmp_path / "rarely", steps=4, d_steps_per_g=4)
+    assert int(load_gan(rarely).averaged.n_averaged) == 1
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(gans, tmp_path, monkeypatch):
+    plain = training.GanTrainer._step
+
+    def broken(self, step):
+        losses = plain(self, step)
+        return losses | {"d_adversarial": torch.tensor(math.nan)} if step >= 6 else losses
+
+    monkeypatch.setattr(training.GanTrainer, "_step", broken)
+    with pytest.raises(InputError, match=r"loss is nan at step 7; the last good checkpoint is .*checkpoint\.pt"):
+        pretrain(gans.data, gans.extractor, tmp_path / "gan")
+    kept = torch.load(tmp_path / "gan.partial" / "checkpoint.pt", weights_only=True)
+    assert kept["step"] == 4 and not (tmp_path / "gan").exists()
+    assert all(value.isfinite().all() for value in kept["model"].values())
+
+
+def test_bad_input_is_one_line(gans, tmp_path):
+    some = [f"--data={gans.data}", f"--extractor={gans.extractor}", f"--out={tmp_path}/x", f"--gan={gans.pretrained}"]
+    assert_refused(
+        run_script("train_gan.py", "finetune", *some, "--k=6"), "draws.json", "fewer than the largest n of 6"
+    )
+    none = ["--split", gans.data / "split.json", "--out", tmp_path / "s.h5", "--n_per_class", "0"]
+    assert_refused(run_script("sample_gan.py", "--gan", gans.finetuned, *none), "n_per_class")
+    with pytest.raises(InputError, match="k3: is fine-tuned already"):
+        finetune(gans.data, gans.extractor, gans.finetuned, tmp_path / "x")
+    with pytest.raises(InputError, match=r"images\.h5: 4 doublings .* make no image of 16 px"):
+        pretrain(gans.data, gans.extractor, tmp_path / "x", blocks_per_res=[1, 1, 1, 1])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_must_be_shared_equally(gans, tmp_path):
+    with pytest.raises(InputError, match="batch_size 8: is not to be shared equally by 3 processes"):
+        pretrain(gans.data, gans.extractor, tmp_path / "x", devices=3)
+
+
+def test_fixed_changes_need_a_probability(gans, tmp_path):
+    with pytest.raises(InputError, match=r"augment\.mode fixed: give augment\.p"):
+        pretrain(gans.data, gans.extractor, tmp_path / "x", augment=DiscriminatorAugmentation("fixed"))
+
+
+def test_a_judge_that_has_learned_novel_classes_is_refused(gans, tmp_path):
+    for name, part, value in (("shots", "config", 3), ("split", "inputs", "another")):
+        judge = tmp_path / name
+        shutil.copytree(gans.extractor, judge)
+        made_from = read_json(judge / "config.json")
+        made_from[part] |= {name: value, "trial": 1} if part == "config" else {name: value}
+        write_json(judge / "config.json", made_from)
+        words = "has learned novel classes" if part == "config" else "trained on another split than"
+        with pytest.raises(InputError, match=words):
+            pretrain(gans.data, judge, tmp_path / "x")
+
+
+def test_a_gan_of_another_split_is_refused(gans, tmp_path):
+    """Its base classes may be novel here."""
+    data = tmp_path / "data"
+    shutil.copytree(gans.data, data)
+    split = read_json(data / "split.json")
+    write_json(data / "split.json", {**split, "seed": 5})
+    with pytest.raises(InputError, match="pretrained: trained on another split than"):
+        finetune(data, gans.extractor, gans.pretrained, tmp_path / "x")
+    other = sample_gan.Config(gan=gans.finetuned, split=data / "split.json", n_per_class=1, out=tmp_path / "s.h5")
+    with pytest.raises(InputError, match="k3: trained on another split than"):
+        sample_gan.main(other)
+
+
+@pytest.mark.parametrize("changes", [{"alpha": 0.0, "d_mode": "all"}, {"alpha": 1.0, "d_mode": "embed"}])
+def test_unlabelled_images_that_would_teach_nothing_are_refused(gans, tmp_path, changes):
+    with pytest.raises(InputError, match="semi_supervised: unlabelled images feed the unconditional loss"):
+        finetune(gans.data, gans.extractor, gans.pretrained, tmp_path / "x", semi_supervised=True, **changes)
+
+
+def test_a_sample_is_the_same_however_many_are_made(gans, sampled, tmp_path):
+    options = {"gan": gans.finetuned, "split": gans.data / "split.json"}
+    few = read_images(sample_gan.main(sample_gan.Config(**options, n_per_class=2, out=tmp_path / "few.h5")))
+    many, novel = read_images(sampled.images), read_split(gans.data / "split.json").novel_classes
+    assert few.labels.tolist() == np.repeat(novel, 2).tolist() and not few.is_test.any()
+    for c in novel:
+        assert np.abs(few.pixels[few.labels == c].astype(int) - many.pixels[many.labels == c][:2]).max() <= 1
+    other = read_images(sample_gan.main(sample_gan.Config(**options, n_per_class=2, seed=1, out=tmp_path / "other.h5")))
+    assert (other.pixels != few.pixels).any()
+    assert len(np.unique(many.pixels.reshape(len(many), -1), axis=0)) == len(many)
+
+
+def test_pixels_are_rounded():
+    assert to_bytes(torch.tensor([-1.0, 1.0, 0.0, -1 + 1.6 / 127.5, 1.2])).tolist() == [0, 255, 128, 2, 255]
+
+
+def benchmark(gans, features, sampled, out, **changes):
+    options = {"train": features / "train.h5", "test": features / "test.h5", "split": gans.data / "split.json",
+               "draws": gans.data / "draws.json", "classifier": "nearest_mean", "shots": [3], "trials": [1],
+               "samples": sampled, "samples_per_shot": 2}  # fmt: skip
+    return low_shot.main(low_shot.Config(**options | changes, out=out))
+
+
+def test_samples_join_the_shots(gans, features, sampled, tmp_path):
+    """As rows of the training set, the first of each class; beside a control without them."""
+    template = sampled.features.parent.parent / "trial{trial}_k{n_shot}" / "train.h5"
+    result = read_json(benchmark(gans, features, template, tmp_path / "with.json"))
+    assert result["method"] == "nearest_mean + samples" and result["protocol"]["setting"] == "semi_supervised"
+    assert set(result["inputs"]) >= {"samples_1_3"}
+    train, made = read_features(features / "train.h5"), read_features(sampled.features)
+    split, draws = read_split(gans.data / "split.json"), read_draws(gans.data / "draws.json")[1]
+    means = {c: train.feats[train.labels == c].mean(0) for c in split.base_classes_2}
+    for c in split.novel_classes_2:
+        means[c] = np.concatenate([train.feats[draws[c][:3]], made.feats[made.labels == c][:6]]).mean(0)
+    test, classes = read_features(features / "test.h5"), np.array(sorted(means))
+    distances = np.linalg.norm(test.feats[:, None] - np.stack([means[c] for c in classes]), axis=2)
+    novel = np.isin(test.labels, split.novel_classes_2)
+    right = classes[distances.argmin(1)] == test.labels
+    assert result["trials"][0]["top1_novel"] == pytest.approx(right[novel].mean())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"shots": [2]}, "fine-tuned on 3 shots of trial 1, not 2 of trial 1"),
+        ({"trials": [2]}, "fine-tuned on 3 shots of trial 1, not 3 of trial 2"),
+        ({"samples_per_shot": 5}, r"12 samples of class \d, samples_per_shot needs 15"),
+        ({"repetition": True}, "repetition is the control"),
+    ],
+)
+def test_samples_of_other_shots_are_refused(gans, features, sampled, tmp_path, changes, words):
+    with pytest.raises(InputError, match=words):
+        benchmark(gans, features, sampled.features, tmp_path / "x.json", **changes)
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_samples_that_do_not_belong_are_refused(gans, features, sampled, tmp_path):
+    with pytest.raises(InputError, match=r"not features of images that sample_gan\.py made"):
+        benchmark(gans, features, features / "train.h5", tmp_path / "x.json")
+    with pytest.raises(InputError, match="not a template"):
+        benchmark(gans, features, "a{other}", tmp_path / "x.json")
+    draws = tmp_path / "draws.json"
+    write_json(draws, {**read_json(gans.data / "draws.json"), "seed": 9})
+    with pytest.raises(InputError, match="shots of another file than"):
+        benchmark(gans, features, sampled.features, tmp_path / "x.json", draws=draws)
+    base = sample_gan.Config(gan=gans.pretrained, split=gans.data / "split.json", n_per_class=5, out=tmp_path / "b.h5")
+    out = tmp_path / "features"
+    options = {"extractor": gans.extractor, "data": sample_gan.main(base), "accelerator": "cpu"}
+    save_features.main(save_features.Config(**options, out=out))
+    with pytest.raises(InputError, match="was not fine-tuned on shots"):
+        benchmark(gans, features, out / "train.h5", tmp_path / "x.json")
+
+
+def score(gans, features, sampled, out, **changes):
+    options = {"samples": sampled, "train": features / "train.h5", "split": gans.data / "split.json",
+               "draws": gans.data / "draws.json"}  # fmt: skip
+    return read_json(score_samples.main(score_samples.Config(**options | changes, out=out)))
+
+
+def test_samples_are_scored_by_features(gans, features, sampled, tmp_path):
+    result = score(gans, features, sampled.features, tmp_path / "s.json", reference="test", test=features / "test.h5")
+    facts = {"k": 3, "trial": 1, "semi_supervised": False, "shared_pool": False}
+    assert (
+        result["gan"] == facts
+        and result["protocol"]["setting"] == "semi_supervised"
+        and result["method"] == "trial1_k3"
+    )
+    real, made = read_features(features / "test.h5"), read_features(sampled.features)
+    novel = read_split(gans.data / "split.json").novel_classes
+    overall, *each = result["scores"]
+    rows = np.flatnonzero(np.isin(real.labels, novel))
+    first = np.concatenate([np.flatnonzero(made.labels == c)[:4] for c in novel])
+    expected = image_scores(torch.from_numpy(real.feats[rows]), torch.from_numpy(made.feats[first]))
+    assert (overall["class"], overall["n_images"]) == (None, 16)
+    assert {name: overall[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert overall["class_accuracy"] == pytest.approx(np.mean([one["class_accuracy"] for one in each]))
+    assert [one["class"] for one in each] == novel and [one["n_images"] for one in each] == [4] * 4
+    pool = read_json(score_samples.main(score_samples.Config(
+        samples=sampled.features, train=features / "train.h5", split=gans.data / "split.json",
+        draws=gans.data / "draws.json", n_neighbours=1, out=tmp_path / "v.json")))  # fmt: skip
+    train = read_features(features / "train.h5")
+    draws = read_draws(gans.data / "draws.json")[1]
+    rows = few_shot_rows(train.labels, read_split(gans.data / "split.json"), draws, 3, "draws").validation
+    assert pool["scores"][0]["n_images"] == len(rows) == 8 and pool["config"]["reference"] == "validation"
+
+
+def test_scores_refuse_what_cannot_be_compared(gans, features, sampled, tmp_path):
+    with pytest.raises(InputError, match="0 samples of class"):
+        score(gans, features, sampled.features, tmp_path / "s.json", reference="base")
+    with pytest.raises(InputError, match="give --test"):
+        score(gans, features, sampled.features, tmp_path / "s.json", reference="test")
+    other = tmp_path / "test.h5"
+    shutil.copy(features / "test.h5", other)
+    with h5py.File(other, "r+") as file:
+        inputs = json.loads(file.attrs["inputs"])
+        file.attrs["inputs"] = json.dumps(inputs | {"extractor": "another"})
+    with pytest.raises(InputError, match=r"test\.h5: from another extractor than"):
+        score(gans, features, sampled.features, tmp_path / "s.json", reference="test", test=other)
+
+
+def test_a_pool_shared_with_validation_is_no_reference(gans, features, tmp_path):
+    """Training on it works, choosing by it is the release's overlap, and scores against it are refused."""
+    options = {"semi_supervised": True, "alpha": 1.0, "shared_pool": True, "steps": 2}
+    shared = finetune(gans.data, gans.extractor, gans.pretrained, tmp_path / "shared", **options)
+    split = gans.data / "split.json"
+    samples = sample_gan.main(sample_gan.Config(gan=shared, split=split, n_per_class=10, out=tmp_path / "s.h5"))
+    out = save_features.main(save_features.Config(extractor=gans.extractor, data=samples, out=tmp_path / "features",
+                                                  accelerator="cpu"))  # fmt: skip
+    for reference in ("validation", "unlabelled"):
+        with pytest.raises(InputError, match=f"shared pool; its {reference} images hold its own shots"):
+            score(gans, features, out / "train.h5", tmp_path / "s.json", reference=reference)
+    options = {"reference": "test", "test": features / "test.h5"}
+    assert score(gans, features, out / "train.h5", tmp_path / "t.json", **options)["gan"]["shared_pool"] is True
+
+
+def test_scores_against_the_pool(gans, features, sampled, tmp_path):
+    result = score(gans, features, sampled.features, tmp_path / "s.json", reference="unlabelled", n_neighbours=1)
+    train, split = read_features(features / "train.h5"), read_split(gans.data / "split.json")
+    rows = few_shot_rows(train.labels, split, read_draws(gans.data / "draws.json")[1], 3, "draws").unlabelled
+    real = torch.from_numpy(train.feats[rows])
+    made = read_features(sampled.features)
+    first = [np.flatnonzero(made.labels == c)[:n] for c, n in zip(*np.unique(train.labels[rows], return_counts=True))]
+    expected = image_scores(real, torch.from_numpy(made.feats[np.concatenate(first)]), 1)
+    assert {name: result["scores"][0][name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_features_of_samples_say_what_they_are_made_from(gans, sampled):
+    with h5py.File(sampled.features) as file:
+        config, inputs = json.loads(file.attrs["config"]), json.loads(file.attrs["inputs"])
+    facts = {"k": 3, "trial": 1, "semi_supervised": False, "shared_pool": False}
+    assert config["samples"] == facts
+    assert inputs["split"] and inputs["draws"] and inputs["extractor"]

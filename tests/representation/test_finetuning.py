@@ -1,0 +1,211 @@
+"""Extractors that are fine-tuned on a few shots and generated images, and judged by their own head."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_refused, run_script
+
+import low_shot
+import sample_gan
+import save_features
+import train_extractor
+import train_gan
+from lowshot.core.artifacts import read_json, write_json
+from lowshot.core.errors import InputError
+from lowshot.data.datasets.images import read_images
+from lowshot.data.features import read_features
+from lowshot.data.protocol import read_draws, read_split
+from lowshot.representation.backbones import load_extractor
+from lowshot.representation.extractor_training import ExtractorTrainer, Mixup
+
+OPTIONS = {
+    "model": "Conv4",
+    "width": 0.25,
+    "epochs": 2,
+    "batch_size": 8,
+    "accelerator": "cpu",
+    "optimizer": "adam",
+    "lr": 0.01,
+}
+
+
+def tune(data, extractor, out, **changes):
+    options = OPTIONS | {"weights": extractor / "model.pt", "shots": 3} | changes
+    return train_extractor.main(train_extractor.Config(data=data, out=out, **options))
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory, data, extractor):
+    """Six images of each novel class, by a GAN that knows three shots of trial 1."""
+    folder = tmp_path_factory.mktemp("gan")
+    some = {"data": data, "extractor": extractor, "batch_size": 8, "steps": 2, "accelerator": "cpu"}
+    gan = train_gan.pretrain(train_gan.PretrainConfig(**some, ngf=16, ndf=2, z_dim=4, out=folder / "pretrained"))
+    tuned = train_gan.finetune(train_gan.FinetuneConfig(**some, gan=gan, k=3, out=folder / "tuned"))
+    return sample_gan.main(
+        sample_gan.Config(gan=tuned, split=data / "split.json", n_per_class=6, out=folder / "samples.h5")
+    )
+
+
+def moved(one, other) -> set[str]:
+    a, b = (torch.load(folder / "model.pt", weights_only=True) for folder in (one, other))
+    return {name for name in a if not torch.equal(a[name], b[name])}
+
+
+def test_learns_from_shots_and_samples_and_watches_the_rest(data, extractor, samples, tmp_path, monkeypatch):
+    seen = {}
+    plain = ExtractorTrainer._step
+
+    def noted(self, positions, *views):
+        seen["labels"], seen["held"] = self.images.labels[self.train_rows], self.held_rows
+        return plain(self, positions, *views)
+
+    monkeypatch.setattr(ExtractorTrainer, "_step", noted)
+    tune(data, extractor, tmp_path / "with", samples=samples)
+    novel = read_split(data / "split.json").novel_classes
+    assert np.bincount(seen["labels"], minlength=10)[novel].tolist() == [9] * 4 and len(seen["labels"]) == 36
+    images, draws = read_images(data / "images.h5"), read_draws(data / "draws.json")[1]
+    drawn = images.rows(test=False)[np.concatenate([draws[c] for c in novel])]
+    assert not set(seen["held"]) & set(drawn) and set(images.labels[seen["held"]]) == set(novel)
+    tune(data, extractor, tmp_path / "without")
+    assert len(seen["labels"]) == 12 and moved(tmp_path / "with", tmp_path / "without")
+    tune(data, extractor, tmp_path / "repeated", repeat_shots=3)
+    assert np.bincount(seen["labels"], minlength=10)[novel].tolist() == [9] * 4
+    assert "held_top1" in json.loads((tmp_path / "with" / "log.jsonl").read_text().splitlines()[-1])
+
+
+def test_only_the_named_parts_are_trained_and_batch_norm_stands_still(data, extractor, tmp_path):
+    head = moved(extractor, tune(data, extractor, tmp_path / "head", trained=["classifier"]))
+    assert head == {"classifier.weight"}
+    some = moved(
+        extractor, tune(data, extractor, tmp_path / "some", trained=["classifier", "trunk.12"], optimizer="sgd")
+    )
+    assert some == {"classifier.weight", "trunk.12.weight"}
+    assert any("running_mean" in name for name in moved(extractor, tune(data, extractor, tmp_path / "all")))
+    with pytest.raises(InputError, match=r"begins with 'trunk\.99' \(they begin with trunk, classifier\)"):
+        tune(data, extractor, tmp_path / "x", trained=["trunk.99"])
+
+
+def test_mixup_by_hand(data, extractor, tmp_path, monkeypatch):
+    """Images and losses are blended by the same shares."""
+    seen = []
+    monkeypatch.setattr(Mixup, "shares", lambda self, n, device: torch.linspace(0, 1, n))
+    plain = ExtractorTrainer._blended_step
+
+    def noted(self, images, labels):
+        state = torch.get_rng_state()
+        others = torch.randperm(len(images))
+        torch.set_rng_state(state)
+        share = torch.linspace(0, 1, len(images))
+        blended = share.view(-1, 1, 1, 1) * images + (1 - share).view(-1, 1, 1, 1) * images[others]
+        log_p = self.model(blended)[0].log_softmax(1)
+        rows = torch.arange(len(images))
+        expected = -(share * log_p[rows, labels] + (1 - share) * log_p[rows, labels[others]]).mean()
+        record = plain(self, images, labels)
+        seen.append((record["loss"].item(), expected.item()))
+        return record
+
+    monkeypatch.setattr(ExtractorTrainer, "_blended_step", noted)
+    tune(data, extractor, tmp_path / "mixed", mixup=Mixup(1.0), trained=["classifier"])
+    assert len(seen) == 4 and all(found == pytest.approx(expected, rel=1e-4) for found, expected in seen)
+
+
+def test_shares_of_mixup():
+    torch.manual_seed(0)
+    uniform, beta = (Mixup(0.4, name).shares(4000, torch.device("cpu")) for name in ("uniform", "beta"))
+    assert uniform.min() >= 0 and 0.39 < uniform.max() <= 0.4 and uniform.mean().item() == pytest.approx(0.2, abs=0.01)
+    assert beta.mean().item() == pytest.approx(0.5, abs=0.03)
+    assert beta.var().item() == pytest.approx(1 / (4 * 1.8), abs=0.01)  # a b / (a + b)^2 (a + b + 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"shots": 2}, "fine-tuned on 3 shots of trial 1, not 2 of trial 1"),
+        ({"trial": 2}, "fine-tuned on 3 shots of trial 1, not 3 of trial 2"),
+        ({"shots": None}, "samples, trial and repeat_shots: are for fine-tuning"),
+        ({"holdout": 0.5}, "holdout and patience are for training on base classes"),
+        ({"trained": []}, "trained: names no part"),
+        ({"schedule": "cosine", "n_cycles": 2, "epochs": 3}, "n_cycles 2: the 3 epochs are not"),
+        ({"loss": "l2", "mixup": Mixup(1.0)}, "only the plain loss is blended, not l2"),
+        ({"shots": 6}, "5 draws, fewer than the largest n of 6"),
+    ],
+)
+def test_what_does_not_belong_is_refused(data, extractor, samples, tmp_path, changes, words):
+    with pytest.raises(InputError, match=words):
+        tune(data, extractor, tmp_path / "x", samples=samples, **changes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_may_know_novel_classes_is_refused(data, extractor, tuned, tmp_path):
+    with pytest.raises(InputError, match="extractor: has learned novel classes"):
+        tune(data, tuned / "extractor", tmp_path / "x")
+    shutil.copytree(extractor, tmp_path / "other")
+    made_from = read_json(tmp_path / "other" / "config.json")
+    made_from["inputs"]["split"] = "another"
+    write_json(tmp_path / "other" / "config.json", made_from)
+    with pytest.raises(InputError, match="other: trained on another split than"):
+        tune(data, tmp_path / "other", tmp_path / "x")
+    with pytest.raises(InputError, match="shots: are to fine-tune a network"):
+        tune(data, extractor, tmp_path / "x", weights=None)
+
+
+def test_images_that_are_no_samples_are_refused(data, extractor, tmp_path):
+    where = ["--data", data, "--weights", extractor / "model.pt", "--out", tmp_path / "x"]
+    few = ["--shots", 3, "--samples", data / "images.h5", "--model", "Conv4", "--width", 0.25]
+    result = run_script("train_extractor.py", *where, *few)
+    assert_refused(result, "images.h5", "not images that sample_gan.py made")
+
+
+@pytest.fixture(scope="module")
+def tuned(data, extractor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tuned")
+    made = tune(data, extractor, folder / "extractor")
+    save_features.main(save_features.Config(extractor=made, data=data, out=folder / "features", accelerator="cpu"))
+    return folder
+
+
+def judge(data, folder, out, **changes):
+    options = {"train": folder / "features" / "train.h5", "test": folder / "features" / "test.h5", "trials": [1],
+               "split": data / "split.json", "draws": data / "draws.json", "classifier": "own_head", "shots": [3],
+               "head": folder / "extractor"}  # fmt: skip
+    return read_json(low_shot.main(low_shot.Config(**options | changes, out=out)))
+
+
+def test_the_own_head_is_judged(data, tuned, tmp_path):
+    result = judge(data, tuned, tmp_path / "own.json")
+    model, test = load_extractor(tuned / "extractor"), read_features(tuned / "features" / "test.h5")
+    with torch.inference_mode():
+        right = model.classifier(torch.from_numpy(test.feats)).argmax(1).numpy() == test.labels
+    novel = np.isin(test.labels, read_split(data / "split.json").novel_classes_2)
+    assert result["trials"][0]["top1_novel"] == pytest.approx(right[novel].mean())
+    assert result["method"] == "own_head" and set(result["inputs"]) >= {"head"}
+    assert result["protocol"]["setting"] == "inductive"
+
+
+def test_a_head_that_has_learned_from_samples_says_so(data, extractor, samples, tmp_path):
+    made = tune(data, extractor, tmp_path / "extractor", samples=samples)
+    save_features.main(save_features.Config(extractor=made, data=data, out=tmp_path / "features", accelerator="cpu"))
+    assert judge(data, tmp_path, tmp_path / "own.json")["protocol"]["setting"] == "semi_supervised"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"shots": [2]}, "fine-tuned on 3 shots of trial 1; it serves no run of 2 of trial 1"),
+        ({"trials": [1, 2]}, "serves no run of 3 of trial 2"),
+        ({"repetition": True}, "own_head: learns nothing"),
+        ({"head": None}, "own_head and head: give both"),
+        ({"classifier": "nearest_mean"}, "own_head and head: give both"),
+    ],
+)
+def test_heads_and_features_serve_their_own_runs_only(data, tuned, tmp_path, changes, words):
+    with pytest.raises(InputError, match=words):
+        judge(data, tuned, tmp_path / "x.json", **changes)
+
+
+def test_the_head_of_another_extractor_is_refused(data, extractor, tuned, tmp_path):
+    with pytest.raises(InputError, match="holds features of another extractor"):
+        judge(data, tuned, tmp_path / "x.json", head=extractor)

@@ -1,0 +1,322 @@
+"""Training an extractor: resume, early stopping, several processes, non-finite losses, refused input."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, assert_refused, run_script
+
+import train_extractor
+from lowshot.core import cli
+from lowshot.core.artifacts import flat, partial_path, read_json
+from lowshot.core.errors import InputError
+from lowshot.core.training import learning_rate
+from lowshot.data.datasets.images import Images
+from lowshot.representation.augmentation import Augmentation
+from lowshot.representation.backbones import ModelConfig
+from lowshot.representation.extractor_training import ExtractorTrainer
+from lowshot.representation.loading import batches
+
+
+def config(data, out, **options):
+    defaults = {"model": "Conv4", "width": 0.25, "epochs": 3, "batch_size": 16, "accelerator": "cpu", "loss": "sgm"}
+    return train_extractor.Config(data=data, out=out, **(defaults | options))
+
+
+def weights(folder):
+    return torch.load(folder / "model.pt", weights_only=True)
+
+
+def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path, data, monkeypatch):
+    whole = weights(train_extractor.main(config(data, tmp_path / "whole")))
+    train_epoch = ExtractorTrainer._train_epoch
+
+    def killed_in_the_third(self, epoch):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return train_epoch(self, epoch)
+
+    monkeypatch.setattr(ExtractorTrainer, "_train_epoch", killed_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        train_extractor.main(config(data, tmp_path / "killed"))
+    assert not (tmp_path / "killed").exists() and (tmp_path / "killed.partial" / "checkpoint.pt").exists()
+    monkeypatch.undo()
+    resumed = weights(train_extractor.main(config(data, tmp_path / "killed")))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
+    assert not (tmp_path / "killed" / "checkpoint.pt").exists()
+
+
+def test_dropped_blocks_do_not_keep_a_resumed_run_from_the_same_weights(tmp_path, data, monkeypatch):
+    options = {"model": "ResNet12", "width": 0.1, "drop_rate": 0.3, "epochs": 2}
+    whole = weights(train_extractor.main(config(data, tmp_path / "whole", **options)))
+    train_epoch = ExtractorTrainer._train_epoch
+    monkeypatch.setattr(ExtractorTrainer, "_train_epoch", lambda self, e: 1 / 0 if e else train_epoch(self, e))
+    with pytest.raises(ZeroDivisionError):
+        train_extractor.main(config(data, tmp_path / "killed", **options))
+    monkeypatch.undo()
+    resumed = weights(train_extractor.main(config(data, tmp_path / "killed", **options)))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_an_unfinished_run_with_other_settings_is_not_continued(tmp_path, data, extractor):
+    partial = partial_path(tmp_path / "out")
+    shutil.copytree(extractor, partial)
+    with pytest.raises(InputError, match="unfinished run"):
+        train_extractor.main(config(data, tmp_path / "out"))
+
+
+def test_non_finite_loss_stops_with_the_step_and_keeps_the_checkpoint(tmp_path, data, monkeypatch):
+    step, calls = ExtractorTrainer._step, []
+
+    def breaks_late(self, positions, *views):
+        calls.append(1)
+        return {"loss": torch.tensor(float("nan"))} if len(calls) == 6 else step(self, positions, *views)
+
+    monkeypatch.setattr(ExtractorTrainer, "_step", breaks_late)
+    with pytest.raises(InputError, match=r"loss is nan at step 5.*checkpoint\.pt"):
+        train_extractor.main(config(data, tmp_path / "out"))
+    assert (tmp_path / "out.partial" / "checkpoint.pt").exists() and not (tmp_path / "out").exists()
+
+
+def test_diverging_at_once_leaves_nothing(tmp_path, data):
+    result = run_script("train_extractor.py", "--data", data, "--out", tmp_path / "out", "--model", "Conv4",
+                        "--lr", "1e30", "--batch_size", 16, "--accelerator", "cpu")  # fmt: skip
+    assert_refused(result, "loss is", "step", "no checkpoint yet")
+    assert not list(tmp_path.iterdir())
+
+
+def test_early_stopping_keeps_the_best_weights(tmp_path, data, monkeypatch):
+    losses = iter([3.0, 1.0, 2.0, 2.5, 9.0])
+    states = []
+
+    def scripted(self):
+        states.append({name: value.clone() for name, value in self.model.state_dict().items()})
+        return {"held_loss": next(losses)}
+
+    monkeypatch.setattr(ExtractorTrainer, "_evaluate", scripted)
+    out = train_extractor.main(config(data, tmp_path / "out", epochs=9, holdout=0.2, patience=2))
+    assert len(states) == 4
+    assert all(torch.equal(value, states[1][name]) for name, value in weights(out).items())
+
+
+def test_held_out_images_are_not_trained_on(tmp_path, data):
+    chosen = config(data, tmp_path / "out", holdout=0.25)
+    images, split = train_extractor.read_images(data / "images.h5"), train_extractor.read_split(data / "split.json")
+    train_rows, held_rows = train_extractor.choose_rows(chosen, images, split)
+    assert not set(train_rows) & set(held_rows)
+    assert len(held_rows) == round(0.25 * (len(train_rows) + len(held_rows)))
+    both = np.concatenate([train_rows, held_rows])
+    assert set(images.labels[both]) == set(split.base_classes) and not images.is_test[both].any()
+
+
+WORKER = """
+import sys, numpy as np, torch
+from pathlib import Path
+from lightning_fabric import Fabric
+from lowshot.representation.backbones import Extractor, ModelConfig
+from lowshot.data.datasets.images import read_images
+from lowshot.representation.extractor_training import ExtractorSettings, ExtractorTrainer
+from lowshot.core.training import TrainingRun
+
+fabric = Fabric(accelerator="cpu", devices=int(sys.argv[2]))
+fabric.launch()
+torch.manual_seed(0)
+model = Extractor(ModelConfig("Conv4", 10, 3, 16, width=0.25))
+for i, layer in enumerate(model.trunk):
+    if isinstance(layer, torch.nn.BatchNorm2d):
+        model.trunk[i] = torch.nn.Identity()
+images, out = read_images(Path(sys.argv[1]) / "images.h5"), Path(sys.argv[3])
+out.mkdir(exist_ok=True)
+settings = ExtractorSettings(loss="batchsgm", loss_weight=1.0, epochs=2, batch_size=20, lr=0.005)
+run = TrainingRun(out, writes=fabric.is_global_zero)
+ExtractorTrainer(settings, fabric, run, model, images, images.rows(False), np.empty(0, int)).fit()
+if fabric.is_global_zero:
+    torch.save(model.state_dict(), out / "model.pt")
+"""
+
+
+def test_two_processes_train_as_one(tmp_path, data):
+    """Batch-SGM is no mean over examples: its gradient must be averaged over processes before the norm is taken.
+
+    Without batch norm, whose statistics are each process's own, the weights agree to rounding.
+    """
+    (tmp_path / "worker.py").write_text(WORKER)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for n in (1, 2):
+        command = [sys.executable, tmp_path / "worker.py", data, str(n), tmp_path / f"{n}"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+    one, two = (weights(tmp_path / n) for n in ("1", "2"))
+    assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
+
+
+def test_two_processes_from_the_command_line(tmp_path, data):
+    options = ["--model", "Conv4", "--width", 0.25, "--epochs", 2, "--batch_size", 20, "--accelerator", "cpu"]
+    result = run_script("train_extractor.py", "--data", data, *options, "--out", tmp_path / "two", "--devices", 2)
+    assert result.returncode == 0, result.stderr
+    assert len((tmp_path / "two" / "log.jsonl").read_text().splitlines()) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["two"]
+    assert read_json(tmp_path / "two" / "config.json")["config"]["devices"] == 2
+
+
+def test_a_launcher_that_starts_too_few_processes(tmp_path, data, monkeypatch):
+    """As under SLURM with one task: Fabric then ignores `devices`."""
+    slurm = {"NTASKS": "1", "JOB_NAME": "x", "PROCID": "0", "LOCALID": "0", "NODEID": "0", "JOB_ID": "1"}
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    options = ["--model", "Conv4", "--accelerator", "cpu", "--devices", 2]
+    assert_refused(run_script("train_extractor.py", "--data", data, "--out", tmp_path / "out", *options), "1 process")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("cut", ["config.json", "log.jsonl"])
+def test_leftovers_that_were_cut_off_do_not_block(tmp_path, data, monkeypatch, cut):
+    monkeypatch.setattr(ExtractorTrainer, "_keep_best", lambda self, record: self.progress["epoch"] and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train_extractor.main(config(data, tmp_path / "out"))
+    monkeypatch.undo()
+    leftover = tmp_path / "out.partial" / cut
+    leftover.write_text(
+        leftover.read_text()[:-20] if cut == "config.json" else leftover.read_text() + '{"step": 2, "lo'
+    )
+    train_extractor.main(config(data, tmp_path / "out"))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
+
+
+def test_weights_that_diverge_in_the_last_step_are_not_kept(tmp_path, data, monkeypatch):
+    step = ExtractorTrainer._step
+
+    def spoils(self, positions, *views):
+        record = step(self, positions, *views)
+        if self.progress["epoch"] == 1:
+            self.model.classifier.weight.data[0] = float("inf")
+        return record | {"loss": torch.tensor(1.0)}
+
+    monkeypatch.setattr(ExtractorTrainer, "_step", spoils)
+    with pytest.raises(InputError, match="last good checkpoint"):
+        train_extractor.main(config(data, tmp_path / "out"))
+    state = torch.load(tmp_path / "out.partial" / "checkpoint.pt", weights_only=True)
+    assert state["epoch"] == 1 and state["model"]["classifier.weight"].isfinite().all()
+
+
+def test_a_model_of_the_folder_rebuilds_it(extractor):
+    content = read_json(extractor / "config.json")
+    assert content["schema"] == "lowshot-extractor-1" and content["model"]["name"] == "Conv4"
+    assert set(content) == {"stage", "config", "inputs", "schema", "model"}
+
+
+def test_schedules():
+    published = [learning_rate(e, 90, 0.1, "step", 30, 0.1, 1, 0.01) for e in (0, 1, 29, 30, 89)]
+    assert published == pytest.approx([0.01, 0.1, 0.1, 0.01, 0.001])
+    cosine = [learning_rate(e, 10, 0.2, "cosine", 30, 0.1, 0, 0.01) for e in (0, 5, 10)]
+    assert cosine == pytest.approx([0.2, 0.1, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--modle", "Conv4"], ["unrecognized", "modle"]),
+        (["--lr", "-1"], ["lr"]),
+        (["--model", "ResNet11"], ["model"]),
+        (["--patience", "3"], ["patience", "holdout"]),
+        (["--seed", "-1"], ["seed"]),
+        (["--batch_size", "1"], ["batch_size 1", "two"]),
+        (["--augment.resized_crop", "true"], ["resized_crop", "stored pixels"]),
+    ],
+)
+def test_bad_settings_are_one_line(tmp_path, data, arguments, words):
+    assert_refused(run_script("train_extractor.py", "--data", data, "--out", tmp_path / "out", *arguments), *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_key_in_a_config_file(tmp_path, data):
+    (tmp_path / "c.yaml").write_text("epochs: 1\nlearning_rate: 0.1\n")
+    result = run_script("train_extractor.py", "--config", tmp_path / "c.yaml", "--data", data, "--out", tmp_path / "x")
+    assert_refused(result, "learning_rate")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_images_on_disk_train_and_a_corrupt_one_is_named(tmp_path, image_folder, num_workers):
+    import preprocessing
+
+    root = tmp_path / "photos"
+    shutil.copytree(image_folder, root)
+    data = preprocessing.main(
+        preprocessing.Config(dataset="folder", root=root, out=tmp_path / "data", test_per_class=4, max_shots=5)
+    )
+    options = {"epochs": 1, "image_size": 16, "num_workers": num_workers, "augment": Augmentation(resized_crop=True)}
+    train_extractor.main(config(data, tmp_path / "whole", **options))
+    for image in sorted(root.rglob("*.png"))[::2]:
+        image.write_bytes(image.read_bytes()[:60])
+    with pytest.raises(InputError, match=r"^\S+class\d/\d+\.png: corrupt image"):
+        train_extractor.main(config(data, tmp_path / "broken", **options))
+    assert not list(tmp_path.glob("broken*"))
+
+
+def test_random_crops_do_not_depend_on_the_workers(image_folder):
+    paths = np.array(sorted(str(p.relative_to(image_folder)) for p in image_folder.rglob("*.png")))
+    images = Images(np.zeros(len(paths), int), np.zeros(len(paths), bool), paths=paths, root=image_folder)
+    parts = [np.arange(5), np.arange(5, 9)]
+    model = ModelConfig("Conv4", 10, 3, 12)
+    none, two = (torch.cat(list(batches(images, parts, model, (0, 3), n))) for n in (0, 2))
+    assert torch.equal(none, two)
+    assert not torch.equal(none, torch.cat(list(batches(images, parts, model, (0, 4)))))
+
+
+def test_mixed_precision_trains(tmp_path, data):
+    out = train_extractor.main(config(data, tmp_path / "out", precision="bf16-mixed", epochs=1))
+    assert all(value.dtype != torch.bfloat16 for value in weights(out).values())
+
+
+def test_settings_from_the_command_line_are_of_plain_types(tmp_path, monkeypatch):
+    """An optimiser keeps its rates in the checkpoint, which is read back as weights only."""
+    seen = []
+    arguments = [
+        "--data",
+        "d",
+        "--out",
+        "o",
+        "--lr",
+        "0.1",
+        "--weight_decay",
+        "0.2",
+        "--epochs",
+        "2",
+        "--model",
+        "Conv4",
+    ]
+    monkeypatch.setattr("sys.argv", ["train_extractor.py", *arguments, "--augment.blur_sigma", "0.5"])
+    cli.run(seen.append, train_extractor.Config, None)
+    values = list(flat(dataclasses.asdict(seen[0])).values())
+    assert {type(value) for value in values} <= {int, float, str, bool, type(None), list, type(tmp_path)}
+    assert [seen[0].lr, seen[0].epochs, seen[0].model, seen[0].augment.blur_sigma] == [0.1, 2, "Conv4", 0.5]
+
+
+def test_every_recipe_config_is_accepted():
+    """A file under configs/ sets only options that its stage has, to values that it takes."""
+    import importlib
+    from dataclasses import MISSING, fields
+
+    from jsonargparse import ArgumentParser
+
+    files = sorted((ROOT / "configs").glob("*/*.yaml"))
+    assert files
+    for file in files:
+        name, *variant = file.stem.split("-")
+        stage = importlib.import_module(name)
+        config_class = stage.COMMANDS[variant[-1]][1] if hasattr(stage, "COMMANDS") else stage.Config
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(config_class)
+        parser.add_argument("--config", action="config")
+        required = [f.name for f in fields(config_class) if "Path" in str(f.type) and f.default is MISSING]
+        given = [word for name in required for word in (f"--{name}", "x")]
+        assert parser.parse_args([*given, "--config", str(file)]), file
