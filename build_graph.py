@@ -46,7 +46,6 @@ from lowshot.diffusion.graph import (
 )
 from lowshot.diffusion.neighbours import (
     Index,
-    IndexKind,
     Lists,
     exact_search,
     listed_products,
@@ -57,6 +56,7 @@ from lowshot.diffusion.neighbours import (
     with_self,
 )
 from lowshot.diffusion.projection import fit_projection
+from lowshot.diffusion.settings import IndexKind
 
 # Above, comparing all vectors of a set among themselves takes hours on a CPU.
 EXACT_BELOW = 1_000_000

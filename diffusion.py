@@ -41,11 +41,13 @@ from lowshot.diffusion.estimates import Job, Limits, fitting_width, said, second
 from lowshot.diffusion.fusion import KeptScores, fuse
 from lowshot.diffusion.graph import Graph, read_graph
 from lowshot.diffusion.propagated import UnlabelledPool, write_propagated
-from lowshot.diffusion.propagation import Labels, Precision, StepOptions, Work, assign, propagate
-from lowshot.diffusion.run_graphs import EdgeOptions, RunGraphs, open_setup_graph
+from lowshot.diffusion.propagation import Labels, Work, assign, propagate
+from lowshot.diffusion.run_graphs import RunGraphs, open_setup_graph
+from lowshot.diffusion.settings import EdgeOptions, Precision, StepOptions
 from lowshot.evaluation.benchmark import Benchmark, Ranks, check_settings, input_files, read_benchmark, write_results
-from lowshot.evaluation.metrics import Ties, true_class_ranks
-from lowshot.evaluation.selection import SelectionConfig, choose, evidence_path, joint_recipe, read_grid, with_values
+from lowshot.evaluation.ranks import true_class_ranks
+from lowshot.evaluation.selection import choose, evidence_path, joint_recipe, read_grid, with_values
+from lowshot.evaluation.settings import SelectionConfig, Ties
 
 
 @dataclass(kw_only=True)

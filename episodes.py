@@ -25,7 +25,9 @@ import pandas as pd
 import torch
 from jsonargparse.typing import PositiveInt
 
-from lowshot.classifiers import METHODS, FeatureTransform, MethodOptions
+from lowshot.classifiers.methods import METHODS
+from lowshot.classifiers.settings import FeatureTransform, MethodOptions
+from lowshot.classifiers.transform import fit_transform
 from lowshot.core.artifacts import Provenance, is_done, recipe, write_json, writing
 from lowshot.core.cli import TwoOrMore, run
 from lowshot.core.errors import InputError
@@ -33,7 +35,8 @@ from lowshot.core.runtime import pick_device
 from lowshot.data.features import Features, check_same_space, check_setup, read_copies, read_features
 from lowshot.data.protocol import Setup, Split, read_split
 from lowshot.evaluation.benchmark import extractor_name
-from lowshot.evaluation.episodes import Sampling, judge, make_pool, tasks_digest
+from lowshot.evaluation.episodes import judge, make_pool, tasks_digest
+from lowshot.evaluation.settings import Sampling
 from lowshot.hallucination.clustering import clustering_scores
 from lowshot.report.results import summarise
 
@@ -178,7 +181,7 @@ def _judged_rows(
             f"{source}: no image of a base class, which transform.centre needs; add the file that has them"
         )
     judged = np.isin(labels, classes)
-    transform = config.transform.fit(feats[base] if config.transform.centre else feats[:0])
+    transform = fit_transform(config.transform, feats[base] if config.transform.centre else feats[:0])
     copies = transform(_copies(features)[judged]) if config.augmented_support else None
     return transform(feats[judged]), copies, labels[judged]
 

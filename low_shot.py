@@ -31,18 +31,11 @@ import torch
 from jsonargparse.typing import PositiveInt
 from tqdm import tqdm
 
-from lowshot.classifiers import (
-    CLASSIFIERS,
-    METHODS,
-    FeatureTransform,
-    LogisticOptions,
-    MethodOptions,
-    MLPOptions,
-    Problem,
-    Run,
-    SGDOptions,
-    Tasks,
-)
+from lowshot.classifiers.methods import CLASSIFIERS, METHODS
+from lowshot.classifiers.problem import Problem, Run
+from lowshot.classifiers.settings import FeatureTransform, LogisticOptions, MethodOptions, MLPOptions, SGDOptions
+from lowshot.classifiers.tasks import Tasks
+from lowshot.classifiers.transform import fit_transform
 from lowshot.core.artifacts import Provenance, digest, is_done, read_recipe, recipe, writing
 from lowshot.core.cli import run
 from lowshot.core.errors import Diverged, InputError
@@ -52,8 +45,9 @@ from lowshot.data.protocol import read_draws
 from lowshot.diffusion.fusion import ScoreFile
 from lowshot.diffusion.propagated import PropagatedRows
 from lowshot.evaluation.benchmark import Benchmark, Ranks, check_settings, input_files, read_benchmark, write_results
-from lowshot.evaluation.metrics import ranks_in_chunks, true_class_ranks
-from lowshot.evaluation.selection import SelectionConfig, choose, joint_recipe
+from lowshot.evaluation.ranks import ranks_in_chunks, true_class_ranks
+from lowshot.evaluation.selection import choose, joint_recipe
+from lowshot.evaluation.settings import SelectionConfig
 from lowshot.gan.samples import SampleRows, sample_files
 from lowshot.hallucination.generators import Hallucinator
 
@@ -220,7 +214,7 @@ def _check_head(config: Config, augmented: bool) -> None:
 def _ranks(config: Config, benchmark: Benchmark, device: str, keep: Keep | None = None) -> Ranks:
     """The true classes' ranks of every run; `keep` is given all scores: (run, rows, scores)."""
     problem = _problem(config, benchmark)
-    transform = config.transform.fit(problem.base_feats)
+    transform = fit_transform(config.transform, problem.base_feats)
     problem, queries = problem.transformed(transform), transform(benchmark.test_features)
     if config.classifier not in CLASSIFIERS:
         return _task_ranks(config, benchmark, problem, queries, device, keep)

@@ -23,16 +23,9 @@ from lowshot.core.cli import TwoOrMore, run
 from lowshot.core.errors import InputError
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split
-from lowshot.hallucination.clustering import KMeans, cluster_classes
-from lowshot.hallucination.quadruplets import (
-    RULES,
-    Quadruplets,
-    RuleName,
-    Scope,
-    mine,
-    partner_classes,
-    write_quadruplets,
-)
+from lowshot.hallucination.clustering import cluster_classes
+from lowshot.hallucination.quadruplets import RULES, Quadruplets, mine, partner_classes, write_quadruplets
+from lowshot.hallucination.settings import KMeans, RuleName, Scope
 
 
 @dataclass

@@ -28,15 +28,9 @@ from lowshot.core.runtime import open_fabric, pick_device
 from lowshot.core.training import refuse_other_leftover, training_run
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split
-from lowshot.evaluation.benchmark import (
-    Benchmark,
-    BenchmarkConfig,
-    check_settings,
-    input_files,
-    read_benchmark,
-    write_results,
-)
-from lowshot.evaluation.metrics import ranks_in_chunks
+from lowshot.evaluation.benchmark import Benchmark, check_settings, input_files, read_benchmark, write_results
+from lowshot.evaluation.ranks import ranks_in_chunks
+from lowshot.evaluation.settings import BenchmarkConfig
 from lowshot.matching.network import (
     ClassRows,
     MatchingNetwork,
@@ -46,7 +40,8 @@ from lowshot.matching.network import (
     save_matching,
     support_rows,
 )
-from lowshot.matching.training import MatchingSettings, MatchingTrainer
+from lowshot.matching.settings import MatchingSettings
+from lowshot.matching.training import MatchingTrainer
 
 
 @dataclass(kw_only=True)

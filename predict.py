@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from lowshot.classifiers import FeatureTransform, InductiveOptions
+from lowshot.classifiers.settings import FeatureTransform, InductiveOptions
+from lowshot.classifiers.transform import apply_transform, transformed_mean
 from lowshot.core.artifacts import is_done, recipe, write_json, writing
 from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
@@ -37,7 +38,8 @@ from lowshot.evaluation.prediction import (
     picture_features,
     save_classifier,
 )
-from lowshot.representation.extractors import ExtractorChoice, open_extractor
+from lowshot.representation.extractors import open_extractor
+from lowshot.representation.settings import ExtractorChoice
 
 
 @dataclass(kw_only=True)
@@ -110,7 +112,7 @@ def fit(config: FitConfig) -> Path:
     feats = picture_features(extractor, files, config.invert, config.batch_size, config.num_workers)
     labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(part) for part in classes.values()]))
     classifier = FewShotClassifier(
-        extractor, names, config.transform.apply(feats, mean), labels, config.method, options,
+        extractor, names, apply_transform(config.transform, feats, mean), labels, config.method, options,
         config.transform, mean, config.invert,
     )  # fmt: skip
     with writing(config.out, made_from) as partial:
@@ -145,7 +147,7 @@ def base_mean(config: FitConfig, dim: int, extractor: str) -> torch.Tensor | Non
     rows = np.isin(base.labels, split.base_classes)
     if not rows.any():
         raise InputError(f"{config.base_features}: no image of a base class of {config.split}")
-    return config.transform.base_mean(base.feats[rows])
+    return transformed_mean(config.transform, base.feats[rows])
 
 
 def _say_left_out(folder: Path) -> None:

@@ -38,8 +38,9 @@ from lowshot.data.datasets.images import Images, images_file, read_images
 from lowshot.data.features import create_features
 from lowshot.gan.samples import handed_on
 from lowshot.representation.augmentation import Augmentation
-from lowshot.representation.extractors import ExtractorChoice, drop_projection, novel_classes_seen, open_extractor
+from lowshot.representation.extractors import drop_projection, novel_classes_seen, open_extractor
 from lowshot.representation.loading import batches, in_batches, to_unit
+from lowshot.representation.settings import AugmentationSettings, ExtractorChoice
 
 # Of the views of an image: 0 and the next few are training's.
 _SUPPORT = 100
@@ -57,7 +58,7 @@ class Config(ExtractorChoice):
     """trunk: features as they are before the projection that train_scgm.py trains; embeddings if not given"""
     copies: PositiveInt | None = None
     """augmented copies of every image whose features are saved too (5 in Ni et al., 2022); none if not given"""
-    support: Augmentation = field(default_factory=Augmentation)
+    support: AugmentationSettings = field(default_factory=AugmentationSettings)
     """random changes of the copies, of images on disk as the extractor views them"""
     seed: NonNegativeInt = 0
     """of the copies' changes"""
@@ -108,7 +109,7 @@ def main(config: Config) -> Path:
 
 def _check_copies(config: Config, images: Images) -> None:
     """InputError for settings of copies that are not made, all alike, or made in a way that is not there."""
-    changes = config.support != Augmentation()
+    changes = config.support != AugmentationSettings()
     if changes and not config.copies:
         raise InputError("support: changes the copies of images, of which none are made; give --copies too")
     if config.copies and not changes:
@@ -137,7 +138,8 @@ def extract(
     if not path.exists():
         create_features(path, len(rows), network.dim, images.labels[rows], made_from, config.copies or 0).close()
     draws = range(1, 1 + (config.copies or 0))
-    uniforms = [config.support.uniforms(len(images), config.seed, copy, _SUPPORT) for copy in draws]
+    augment = Augmentation(**vars(config.support))
+    uniforms = [augment.uniforms(len(images), config.seed, copy, _SUPPORT) for copy in draws]
 
     def features(unit: torch.Tensor) -> np.ndarray:
         with fabric.autocast():
@@ -154,7 +156,7 @@ def extract(
         loaded = batches(images, parts, network.config, None, config.num_workers)
         for part, pixels in tqdm(zip(parts, loaded), path.stem, len(parts), unit="batch"):
             unit, block = to_unit(pixels, fabric.device), slice(done, done + len(part))
-            copies = (config.support(unit, uniform[part].to(fabric.device)) for uniform in uniforms)
+            copies = (augment(unit, uniform[part].to(fabric.device)) for uniform in uniforms)
             feats = np.stack([features(unit), *map(features, copies)], axis=1)
             if is_blank is not None:
                 is_blank[block] = blank = unlabelled[block] & (pixels.flatten(1).amax(1) == 0).numpy()

@@ -25,7 +25,8 @@ from lowshot.core.runtime import pick_device
 from lowshot.core.training import training_run
 from lowshot.hallucination.generators import AnalogyGenerator, save_generator
 from lowshot.hallucination.quadruplets import Quadruplets, read_quadruplets
-from lowshot.hallucination.training import GeneratorTrainer, RuleName, chosen_rule, fit_critic
+from lowshot.hallucination.settings import RuleName
+from lowshot.hallucination.training import GeneratorTrainer, chosen_rule, fit_critic
 from lowshot.representation.backbones import load_extractor
 
 

@@ -30,11 +30,12 @@ from lowshot.data.datasets.images import Images, read_images, rows_of, with_more
 from lowshot.data.protocol import Split, read_split
 from lowshot.gan.data import read_few_shot_rows
 from lowshot.gan.samples import read_sample_images
-from lowshot.representation.backbones import HeadName, save_extractor
-from lowshot.representation.extractor_training import ExtractorSettings, ExtractorTrainer, freeze
+from lowshot.representation.backbones import save_extractor
+from lowshot.representation.extractor_training import ExtractorTrainer, freeze
 from lowshot.representation.extractors import check_knows_base_only
 from lowshot.representation.image_training import check_training, hold_out, image_training, training_recipe
-from lowshot.representation.networks import NetworkChoice, build_network, check_network
+from lowshot.representation.networks import build_network, check_network
+from lowshot.representation.settings import ExtractorSettings, HeadName, NetworkChoice
 
 
 @dataclass(kw_only=True)

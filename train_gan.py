@@ -34,14 +34,15 @@ from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
 from lowshot.data.datasets.images import Images, read_images, rows_of
 from lowshot.data.protocol import Split, read_split
-from lowshot.gan.augmentation import DiscriminatorAugmentation
 from lowshot.gan.data import examples, read_few_shot_rows
 from lowshot.gan.model import Gan, gan_recipe, load_gan, save_gan
-from lowshot.gan.networks import FinetuneMode, GanConfig, GanNetwork, check_sizes
-from lowshot.gan.training import GanSettings, GanTrainer, features_of, reference
+from lowshot.gan.networks import GanConfig, check_sizes
+from lowshot.gan.settings import DiscriminatorAugmentationSettings, FinetuneMode, GanNetwork, GanSettings
+from lowshot.gan.training import GanTrainer, features_of, reference
 from lowshot.representation.backbones import Extractor
-from lowshot.representation.extractors import ExtractorChoice, check_knows_base_only, open_extractor
+from lowshot.representation.extractors import check_knows_base_only, open_extractor
 from lowshot.representation.image_training import image_training
+from lowshot.representation.settings import ExtractorChoice
 
 
 @dataclass(kw_only=True)
@@ -79,7 +80,9 @@ class FinetuneConfig(StageConfig):
     """let the unlabelled pool of the novel classes feed the unconditional loss (needs --alpha above 0)"""
     shared_pool: bool = False
     """take all training images of the novel classes both for the unlabelled pool and for validation, as released"""
-    augment: DiscriminatorAugmentation = field(default_factory=lambda: DiscriminatorAugmentation("fixed", 0.4))
+    augment: DiscriminatorAugmentationSettings = field(
+        default_factory=lambda: DiscriminatorAugmentationSettings("fixed", 0.4)
+    )
     """changes of all images that the discriminator sees; adaptive ones do not notice that it learns shots by heart"""
     steps: NonNegativeInt = 4000
     """updates of the discriminator; 0: the shots only say what classes are (pretrain --class_embedding features)"""

@@ -26,9 +26,11 @@ from lowshot.data.datasets.images import Images, read_images, rows_of
 from lowshot.data.protocol import Split, read_split
 from lowshot.representation.backbones import save_extractor
 from lowshot.representation.image_training import hold_out, image_training, training_recipe
-from lowshot.representation.networks import NetworkChoice, build_network, check_network
+from lowshot.representation.networks import build_network, check_network
+from lowshot.representation.settings import NetworkChoice
 from lowshot.scgm.model import ScgmModel
-from lowshot.scgm.training import ScgmSettings, ScgmTrainer, build_model, has_mixture, settings_unread
+from lowshot.scgm.settings import ScgmSettings, has_mixture, settings_unread
+from lowshot.scgm.training import ScgmTrainer, build_model
 
 
 @dataclass(kw_only=True)

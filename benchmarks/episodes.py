@@ -36,10 +36,12 @@ from sklearn.neighbors import NearestCentroid
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lowshot.classifiers import METHODS, MethodOptions
+from lowshot.classifiers.methods import METHODS
+from lowshot.classifiers.settings import MethodOptions
 from lowshot.core.cli import run
 from lowshot.data.protocol import make_split
-from lowshot.evaluation.episodes import Pool, Sampling, draw_tasks, gather_tasks, judge, make_pool
+from lowshot.evaluation.episodes import Pool, draw_tasks, gather_tasks, judge, make_pool
+from lowshot.evaluation.settings import Sampling
 
 N_CLASSES, N_ROWS, DIM, N_WAY, N_SHOT, N_QUERIES = 20, 600, 512, 5, 1, 15
 SAMPLING = Sampling(n_way=N_WAY, n_shots=[N_SHOT], n_queries=N_QUERIES)

@@ -41,7 +41,8 @@ from lowshot.gan.data import Examples
 from lowshot.gan.losses import discriminator_losses, generator_losses, weighted
 from lowshot.gan.model import Gan
 from lowshot.gan.networks import GanConfig, Judgement
-from lowshot.gan.training import GanSettings, GanTrainer
+from lowshot.gan.settings import GanSettings
+from lowshot.gan.training import GanTrainer
 from lowshot.representation.backbones import Extractor, ModelConfig, save_extractor
 
 ROOT = Path(__file__).resolve().parents[1]

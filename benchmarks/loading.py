@@ -25,9 +25,10 @@ from lowshot.core.cli import run
 from lowshot.data.datasets.images import Images
 from lowshot.representation.augmentation import Augmentation
 from lowshot.representation.backbones import Extractor, ModelConfig
-from lowshot.representation.image_training import TrainingSettings, build_optimizer
+from lowshot.representation.image_training import build_optimizer
 from lowshot.representation.loading import batches, in_batches, to_unit
 from lowshot.representation.losses import total_loss
+from lowshot.representation.settings import TrainingSettings
 
 AUGMENTATIONS = {
     "shift and flip": Augmentation(shift_pixels=4, flip=True),

@@ -41,7 +41,8 @@ from lowshot.core.cli import run
 from lowshot.core.seeds import stream
 from lowshot.data.features import write_features
 from lowshot.data.protocol import Split, draws_to_json, make_draws, read_draws, read_split
-from lowshot.evaluation.metrics import six_accuracies, true_class_ranks
+from lowshot.evaluation.metrics import six_accuracies
+from lowshot.evaluation.ranks import true_class_ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 N_CLASSES, N_BASE, DIM, TRAIN_ROWS, TEST_ROWS = 100, 39, 512, 500, 100

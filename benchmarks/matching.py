@@ -31,7 +31,8 @@ from lowshot.core.training import TrainingRun
 from lowshot.data.features import Features
 from lowshot.data.protocol import make_split
 from lowshot.matching.network import ClassRows, MatchingNetwork, matching_scorer, runs_at_once
-from lowshot.matching.training import MatchingSettings, MatchingTrainer
+from lowshot.matching.settings import MatchingSettings
+from lowshot.matching.training import MatchingTrainer
 
 
 @dataclass

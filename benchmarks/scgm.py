@@ -32,10 +32,12 @@ from lowshot.core.runtime import open_fabric
 from lowshot.core.training import TrainingRun
 from lowshot.data.datasets.images import Images
 from lowshot.representation.augmentation import Augmentation
-from lowshot.representation.networks import NetworkChoice, build_network
+from lowshot.representation.networks import build_network
+from lowshot.representation.settings import NetworkChoice
 from lowshot.scgm.assignment import assign_subclasses
 from lowshot.scgm.mixture import Mixture
-from lowshot.scgm.training import ScgmSettings, ScgmTrainer, build_model
+from lowshot.scgm.settings import ScgmSettings
+from lowshot.scgm.training import ScgmTrainer, build_model
 
 RECIPE = Path(__file__).parents[1] / "configs/scgm/train_scgm-cifar100-resnet10_quarter.yaml"
 N_IMAGES, N_SUBCLASSES, N_SUPERCLASSES, N_CLASSES, DIM = 50_000, 100, 20, 100, 128

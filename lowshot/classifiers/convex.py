@@ -1,24 +1,12 @@
 """The low-shot classifier as the convex problem it is, solved to its optimum instead of by a fixed number of steps."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from jsonargparse.typing import PositiveFloat, PositiveInt
 from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
 from lowshot.classifiers.problem import Problem, Run, Scorer, linear_scorer, with_constant
-
-
-@dataclass
-class LogisticOptions:
-    weight_decay: PositiveFloat = 0.001
-    """L2 strength on weights and bias, as in linear_sgd."""
-    tolerance: PositiveFloat = 1e-6
-    """The solver ends when no entry of the gradient is larger."""
-    max_iter: PositiveInt = 2000
-    """Most iterations of L-BFGS; scikit-learn warns if they do not suffice."""
+from lowshot.classifiers.settings import LogisticOptions
 
 
 def fit_logistic_regression(problem: Problem, options: LogisticOptions, seed: int, device: str) -> Scorer:

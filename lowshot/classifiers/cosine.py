@@ -1,13 +1,12 @@
 """Cosine classifier: softmax over scaled cosines between a feature and class weights, trained on the support."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
+from lowshot.classifiers.settings import CosineOptions
 from lowshot.classifiers.tasks import Tasks, class_counts, class_means
 from lowshot.core.errors import Diverged
 from lowshot.core.seeds import torch_stream
@@ -16,18 +15,6 @@ _MOMENTUM = 0.9
 
 # Unit-length rows (E, B, D), labels (E, B), and every row's share (E, B, 1) of the loss.
 Batch = tuple[Tensor, Tensor, Tensor]
-
-
-@dataclass
-class CosineOptions:
-    scale: PositiveFloat = 10.0
-    """Multiplies cosines before the softmax; fixed."""
-    lr: PositiveFloat = 0.01
-    """Learning rate of SGD, constant. A class's gradient falls with the number of classes: many ways want more."""
-    n_steps: NonNegativeInt = 100
-    """Steps of SGD; 0 leaves the class means."""
-    batch_size: PositiveInt = 1000
-    """A larger support is drawn from in batches of this size, classes evenly; a smaller one is taken whole."""
 
 
 def score_cosine(tasks: Tasks, options: CosineOptions, seed: int) -> Tensor:

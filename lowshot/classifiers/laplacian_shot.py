@@ -1,30 +1,16 @@
 """LaplacianShot: nearest class mean, smoothed over a graph of neighbouring queries."""
 
-from dataclasses import dataclass
-
 import torch
-from jsonargparse.typing import NonNegativeFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
+from lowshot.classifiers.settings import LaplacianShotOptions
 from lowshot.classifiers.tasks import Tasks, below_best, class_means, class_sums, squared_distances
 
 # Distances between queries that are held at once.
 _BLOCK_DISTANCES = 1 << 24
 # Sharpness of the weights of prototype rectification (Liu et al., ECCV 2020).
 _SHARPNESS = 10.0
-
-
-@dataclass
-class LaplacianShotOptions:
-    smoothing: NonNegativeFloat = 0.7
-    """The paper's lambda: weight of the neighbours' assignments; the paper chooses it on validation classes."""
-    n_neighbours: PositiveInt = 2
-    """Other queries that a query is joined to (the paper's k = 3 counts the query itself)."""
-    rectify: bool = True
-    """Shift the queries onto the support and re-estimate the prototypes with them first."""
-    n_steps: PositiveInt = 20
-    """Updates of the assignments."""
 
 
 def score_laplacian_shot(tasks: Tasks, options: LaplacianShotOptions, seed: int) -> Tensor:

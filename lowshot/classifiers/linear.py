@@ -21,30 +21,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 from tqdm import tqdm
 
 from lowshot.classifiers.problem import Problem, Run, Scorer, linear_scorer, with_constant
-from lowshot.core.cli import Momentum
+from lowshot.classifiers.settings import SGDOptions
 from lowshot.core.errors import InputError
 from lowshot.core.seeds import stream, torch_stream
 
 # Steps whose draws come from one stream; part of what a seed means, so not a setting.
 _BLOCK_STEPS = 100
-
-
-@dataclass
-class SGDOptions:
-    lr: PositiveFloat = 0.1
-    """Learning rate, constant."""
-    weight_decay: NonNegativeFloat = 0.001
-    """L2 strength on weights and bias."""
-    momentum: Momentum = 0.9
-    """Momentum and dampening: the update direction is a moving average of the gradients."""
-    n_steps: PositiveInt = 10_000
-    """Steps of SGD."""
-    batch_size: PositiveInt = 1000
-    """Rows of a batch, base and novel together."""
 
 
 @dataclass(frozen=True)

@@ -11,33 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from lowshot.classifiers.problem import Problem, Run, Scorer
+from lowshot.classifiers.settings import MLPOptions
 from lowshot.core.errors import InputError
 from lowshot.core.seeds import stream, torch_stream
 
 _VALIDATION_SHARE = 0.2
 _CHUNK_ROWS = 1000
-
-
-@dataclass
-class MLPOptions:
-    lr: PositiveFloat = 1e-6
-    """Learning rate of Adam (the published value; 1e-4 needs far fewer epochs)."""
-    weight_decay: NonNegativeFloat = 0.001
-    """L2 strength on the matrices and the last bias, coupled as in Adam's gradient."""
-    batch_size: PositiveInt = 64
-    """Rows of a batch."""
-    hidden: PositiveInt = 512
-    """Width of both hidden layers."""
-    max_epochs: PositiveInt = 500
-    """Most epochs."""
-    patience: PositiveInt = 10
-    """Epochs without a lower validation loss after which a run stops."""
 
 
 @dataclass(frozen=True)

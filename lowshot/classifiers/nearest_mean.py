@@ -1,19 +1,11 @@
 """Nearest class mean: the class whose mean support feature (prototype) is closest to the query."""
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lowshot.classifiers.settings import NearestMeanOptions
 from lowshot.classifiers.tasks import Tasks, below_best, class_means
-
-
-@dataclass
-class NearestMeanOptions:
-    metric: Literal["euclidean", "cosine"] = "euclidean"
-    """Compare the query with class means by squared Euclidean distance, or by the cosine of the angle."""
 
 
 def score_nearest_mean(tasks: Tasks, options: NearestMeanOptions, seed: int) -> Tensor:

@@ -1,28 +1,14 @@
 """PT-MAP: class centres and a balanced soft assignment of the queries, in turn."""
 
-from dataclasses import dataclass
-
 import torch
-from jsonargparse.typing import PositiveFloat, PositiveInt, restricted_number_type
 from torch import Tensor
 from torch.nn import functional as F
 
+from lowshot.classifiers.settings import PTMapOptions
 from lowshot.classifiers.tasks import Tasks, below_best, class_counts, class_means, class_sums, squared_distances
 
 # Of Sinkhorn in a step. The scaling carries over to the next step, so all steps together balance the assignment.
 _N_ITERATIONS = 20
-
-Rate = restricted_number_type("Rate", float, [(">", 0), ("<=", 1)])
-
-
-@dataclass
-class PTMapOptions:
-    scale: PositiveFloat = 10.0
-    """The paper's lambda: multiplies squared distances; high means hard assignments."""
-    rate: Rate = 0.2
-    """The paper's alpha: how far a centre moves towards its new estimate in a step."""
-    n_steps: PositiveInt = 20
-    """Updates of the centres."""
 
 
 def score_pt_map(tasks: Tasks, options: PTMapOptions, seed: int) -> Tensor:

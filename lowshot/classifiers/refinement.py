@@ -1,20 +1,10 @@
 """Prototypes refined by the queries: one or more steps of soft k-means that start from the class means."""
 
-from dataclasses import dataclass
-
 import torch
-from jsonargparse.typing import PositiveFloat, PositiveInt
 from torch import Tensor
 
+from lowshot.classifiers.settings import RefinementOptions
 from lowshot.classifiers.tasks import Tasks, below_best, class_counts, class_sums, squared_distances
-
-
-@dataclass
-class RefinementOptions:
-    n_steps: PositiveInt = 1
-    """Steps of soft k-means; the paper takes one."""
-    scale: PositiveFloat = 1.0
-    """Multiplies squared distances before the softmax; the paper trains features for 1, unit-length ones want more."""
 
 
 def score_refinement(tasks: Tasks, options: RefinementOptions, seed: int) -> Tensor:

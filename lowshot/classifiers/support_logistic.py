@@ -1,22 +1,12 @@
 """Logistic regression on the support features of every task, by scikit-learn."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from jsonargparse.typing import PositiveFloat, PositiveInt
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from lowshot.classifiers.settings import SupportLogisticOptions
 from lowshot.classifiers.tasks import Tasks, below_best
-
-
-@dataclass
-class SupportLogisticOptions:
-    C: PositiveFloat = 1.0
-    """Inverse of the L2 strength, as scikit-learn counts it: on the sum of the losses, the bias free."""
-    max_iter: PositiveInt = 1000
-    """Most iterations of L-BFGS."""
 
 
 def score_support_logistic(tasks: Tasks, options: SupportLogisticOptions, seed: int) -> Tensor:

@@ -1,9 +1,14 @@
 """Random streams that depend on what they are for, never on batch size, worker count or number of processes."""
 
+from __future__ import annotations
+
 import zlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def _entropy(seed: int, key: tuple[int | str, ...]) -> np.random.SeedSequence:
@@ -18,5 +23,7 @@ def stream(seed: int, *key: int | str) -> np.random.Generator:
 
 def torch_stream(seed: int, *key: int | str) -> torch.Generator:
     """The same as a CPU torch generator."""
+    import torch  # takes a second, and most streams need none
+
     state = _entropy(seed, key).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state & np.uint64(2**63 - 1)))

@@ -7,15 +7,13 @@ part of the transpose is held.
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import scipy.sparse
 import torch
 
 from lowshot.core.compiled import compiled
-
-Symmetry = Literal["sum", "max", "mutual"]
+from lowshot.diffusion.settings import Symmetry
 
 # Rows of the transpose are gathered for one range of nodes at a time: enough to be worth a pass over all lists, few
 # enough to stay in the processor's cache.

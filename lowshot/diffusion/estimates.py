@@ -23,8 +23,9 @@ from lowshot.data.rows import BLOCK
 from lowshot.diffusion.adjacency import Adjacency, Block, in_degrees, n_ranges, symmetrise
 from lowshot.diffusion.graph import add_nodes
 from lowshot.diffusion.neighbours import exact_search
-from lowshot.diffusion.propagation import FEW_COLUMNS, Labels, Precision, Spread, StepOptions, TestLists, Work
+from lowshot.diffusion.propagation import FEW_COLUMNS, Labels, Spread, TestLists, Work
 from lowshot.diffusion.run_graphs import RunGraphs, edge_weights
+from lowshot.diffusion.settings import Precision, StepOptions
 
 GIB = 2**30
 # Libraries load code and set up pools when they are first used, and freed memory is not all given back.

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lowshot.core.artifacts import open_h5, require_datasets, write_recipe
 from lowshot.core.errors import InputError
-from lowshot.evaluation.benchmark import Benchmark, BenchmarkConfig, check_made_for, input_files
+from lowshot.evaluation.benchmark import Benchmark, check_made_for, input_files
+from lowshot.evaluation.settings import BenchmarkConfig
 
 SCHEMA = "lowshot-scores-1"
 _DATASETS = ("log_probabilities", "classes", "trials", "n_shots")

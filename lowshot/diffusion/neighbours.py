@@ -5,7 +5,6 @@ id is -1 and the similarity -inf.
 """
 
 from math import isqrt
-from typing import Literal
 
 import faiss
 import numpy as np
@@ -13,9 +12,9 @@ import torch
 
 from lowshot.core.seeds import stream
 from lowshot.data.rows import blocks, sample_rows
+from lowshot.diffusion.settings import IndexKind
 
 Lists = tuple[np.ndarray, np.ndarray]
-IndexKind = Literal["exact", "ivf"]
 
 # Vectors that are converted, or compared in torch, at once: bounds the memory of a search.
 VECTORS_AT_ONCE = 2**15

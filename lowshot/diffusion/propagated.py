@@ -15,7 +15,8 @@ from lowshot.data.features import Features
 from lowshot.data.rows import open_rows, sample_rows
 from lowshot.diffusion.graph import Graph
 from lowshot.diffusion.propagation import Labels
-from lowshot.evaluation.benchmark import Benchmark, BenchmarkConfig, check_made_for, input_files
+from lowshot.evaluation.benchmark import Benchmark, check_made_for, input_files
+from lowshot.evaluation.settings import BenchmarkConfig
 
 SCHEMA = "lowshot-propagated-1"
 _DATASETS = ("feats", "labels", "trials", "n_shots", "places")

@@ -15,17 +15,14 @@ Columns never interact: they are worked off in slices, which any number of proce
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import ClosedUnitInterval
 from torch import Tensor
 
 from lowshot.diffusion.adjacency import Adjacency, Block
-
-Precision = Literal["float32", "bfloat16"]
+from lowshot.diffusion.settings import Precision, StepOptions
 
 # Rows of a product computed at once: what a block writes is still in the cache when it is scaled.
 _BLOCK_ROWS = 2**15
@@ -33,17 +30,6 @@ _BLOCK_ROWS = 2**15
 # count beyond 256, and what is rounded last is averaged least. Half a slice in float32 is as large as one in bfloat16,
 # so that these steps hold no more than the ones between them.
 FEW_COLUMNS = 32
-
-
-@dataclass
-class StepOptions:
-    """Departures from the published step, off by default. Columns are scaled at the end only, which makes no difference
-    to the published step; with these it is what they mean."""
-
-    restart: ClosedUnitInterval = 0.0
-    """Share of the initial labels in every step: L <- (1 - restart) W L + restart L_0."""
-    clamp: bool = False
-    """Put labelled nodes back to their labels after every step."""
 
 
 @dataclass(frozen=True)

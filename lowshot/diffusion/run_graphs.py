@@ -3,30 +3,16 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from lowshot.core.errors import InputError
-from lowshot.diffusion.adjacency import Adjacency, Symmetry, symmetrise
+from lowshot.diffusion.adjacency import Adjacency, symmetrise
 from lowshot.diffusion.graph import Graph, add_nodes, read_graph
 from lowshot.diffusion.propagation import Labels
-from lowshot.evaluation.benchmark import Benchmark, BenchmarkConfig, check_made_for
-
-
-@dataclass(frozen=True)
-class EdgeOptions:
-    """How neighbour lists become a matrix; by default as published."""
-
-    k: PositiveInt = 30
-    """Neighbours of a node, itself included, and of a test image; at most those that the graph holds."""
-    weight: Literal["constant", "similarity", "gaussian"] = "constant"
-    """Of an edge: 1; the inner product of its ends, 0 if negative; or exp(-d^2 / (2 sigma^2)) of their distance d."""
-    sigma: PositiveFloat = 0.5
-    """gaussian: its width, on unit vectors."""
-    symmetry: Symmetry = "sum"
-    """Both directions of an edge are added, as published; or the larger counts, or the smaller (mutual edges only)."""
+from lowshot.diffusion.settings import EdgeOptions
+from lowshot.evaluation.benchmark import Benchmark, check_made_for
+from lowshot.evaluation.settings import BenchmarkConfig
 
 
 @dataclass(frozen=True)

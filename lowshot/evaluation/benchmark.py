@@ -4,53 +4,23 @@ Base and novel classes of a setup are judged jointly: a method learns from the b
 shots of every novel class, and is judged on the test images of both by six accuracies (`lowshot.evaluation.metrics`).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from lowshot.core.artifacts import Provenance, digest, read_recipe, write_json, writing
 from lowshot.core.errors import InputError
 from lowshot.data.features import Features, check_classes, check_runs, check_same_space, check_setup, read_features
-from lowshot.data.protocol import Setup, Split, check_draws, draws_inputs, read_draws, read_split
+from lowshot.data.protocol import Split, check_draws, draws_inputs, read_draws, read_split
 from lowshot.evaluation.metrics import six_accuracies
+from lowshot.evaluation.settings import BenchmarkConfig
 
 # (trial, n) -> `true_class_ranks` (N,) of the judged test images
 Ranks = dict[tuple[int, int], np.ndarray]
-
-
-@dataclass(kw_only=True)
-class BenchmarkConfig:
-    """The settings that all of these stages have; each adds those of its method."""
-
-    train: Path
-    """Features of the training images; the rows that draws name."""
-    test: Path
-    """Features of the test images."""
-    split: Path
-    """split.json, or the published label_idx.json."""
-    draws: Path
-    """draws.json, or a template of the published files such as splitfile_{trial}.json."""
-    out: Path
-    """Results file to write (.json)."""
-    setup: Setup = "test"
-    """Halves of the classes to judge on; choose hyper-parameters on validation only, report on test."""
-    shots: list[PositiveInt] = field(default_factory=lambda: [1, 2, 5, 10, 20])
-    """Numbers of shots n."""
-    trials: list[PositiveInt] | None = None
-    """Trials to run; all of the draws file if not given. Run in parts, they give the numbers of one whole run."""
-    name: str | None = None
-    """Name of the method in the tables; made up by the stage if not given."""
-    extractor: str | None = None
-    """Name of the features in the tables; that of the folder which holds them if not given."""
-    seed: NonNegativeInt = 0
-    """Of everything that is drawn at random."""
-    overwrite: bool = False
-    """Make the results again though they stand."""
 
 
 def input_files(config: BenchmarkConfig) -> dict[str, Path]:

@@ -11,45 +11,27 @@ any place. A class's shuffled images are first its queries, then its shots.
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from scipy.special import gammaincinv, softmax
 from torch import Tensor
 from tqdm import tqdm
 
-from lowshot.classifiers import Method, Tasks
+from lowshot.classifiers.methods import Method
+from lowshot.classifiers.tasks import Tasks
 from lowshot.core.errors import InputError
 from lowshot.core.seeds import stream
 from lowshot.data.protocol import Split
-from lowshot.evaluation.metrics import true_class_ranks
+from lowshot.evaluation.ranks import true_class_ranks
+from lowshot.evaluation.settings import Sampling
 
 # Bytes of the shuffles that are drawn at once, and of the features that are gathered and judged at once: on a processor
 # so few that they stay in its cache and in memory that it has already.
 _DRAWN_BYTES = 64 << 20
 _GATHERED_BYTES = {"cpu": 4 << 20, "cuda": 512 << 20}
-
-
-@dataclass(kw_only=True)
-class Sampling:
-    """How tasks are drawn."""
-
-    n_way: PositiveInt | Literal["all"] = 5
-    """Classes of a task; all: every novel class of the setup (or of the task's superclass). See also classes."""
-    n_shots: list[PositiveInt] = field(default_factory=lambda: [1, 5])
-    """Numbers of labelled images (shots) of each class; every one is judged on the same episodes."""
-    n_queries: PositiveInt = 15
-    """Images to recognise: so many of every class, or on average so many with dirichlet."""
-    dirichlet: PositiveFloat | None = None
-    """Draw the classes' shares of a task's n_way x n_queries queries from a symmetric Dirichlet distribution of this
-    parameter (2 in Veilleux et al., 2021); balanced queries if not given."""
-    within_superclass: bool = False
-    """All classes of a task come from one superclass, drawn evenly among those that have enough (two at least)."""
-    seed: NonNegativeInt = 0
-    """Seed of the episodes and of methods that draw at random."""
 
 
 def tasks_digest(sampling: Sampling, labels: np.ndarray, images: list[str]) -> str:

@@ -3,69 +3,11 @@
 Scores run over every class of the data set, without masking to the setup's classes and without class priors.
 """
 
-from collections.abc import Callable
-from typing import Literal
-
 import numpy as np
-import torch
 
-from lowshot.core.errors import Diverged, InputError
+from lowshot.core.errors import InputError
 
 TOP_K = (1, 5)
-Ties = Literal["against", "lowest_class"]
-
-
-def true_class_ranks(scores: torch.Tensor, labels: torch.Tensor, ties: Ties = "against") -> torch.Tensor:
-    """How many other classes score at least as high as the true one: 0 is a top-1 hit, below 5 a top-5 hit.
-
-    A tie counts against the true class, so a classifier that scores all classes alike gets nothing right.
-
-    Args:
-        scores: (..., n, n_classes) float.
-        labels: (n,) int64, on the device of `scores`.
-        ties: "lowest_class" lets the class of the lower number win instead, as faiss does in Douze et al. (2018).
-
-    Returns:
-        (..., n) int64. Raises Diverged for NaN scores, which would otherwise rank first.
-    """
-    if torch.isnan(scores).any():
-        raise Diverged("the scores hold NaN: the classifier diverged (a lower learning rate may help)")
-    index = labels.expand(scores.shape[:-1]).unsqueeze(-1)
-    true_scores = scores.gather(-1, index)
-    if ties == "against":
-        return (scores >= true_scores).sum(-1) - 1
-    lower = torch.arange(scores.shape[-1], device=scores.device) < index
-    return ((scores > true_scores) | ((scores == true_scores) & lower)).sum(-1)
-
-
-def ranks_in_chunks(
-    score: Callable[[torch.Tensor], torch.Tensor],
-    feats: np.ndarray,
-    labels: np.ndarray,
-    device: str = "cpu",
-    chunk_rows: int = 1000,
-    keep: Callable[[slice, torch.Tensor], None] | None = None,
-) -> np.ndarray:
-    """`true_class_ranks` of all rows without ever holding all scores.
-
-    Args:
-        score: maps (rows, D) float32 on `device` to scores (..., rows, n_classes).
-        feats: (N, D) float32.
-        labels: (N,) int64.
-        keep: is given the rows and the scores of every chunk.
-
-    Returns:
-        (..., N) int64.
-    """
-    ranks = []
-    for start in range(0, len(feats), chunk_rows):
-        chunk = slice(start, start + chunk_rows)
-        truth = torch.from_numpy(labels[chunk]).to(device)
-        scores = score(torch.from_numpy(feats[chunk]).to(device))
-        ranks.append(true_class_ranks(scores, truth).cpu())
-        if keep is not None:
-            keep(chunk, scores)
-    return torch.cat(ranks, dim=-1).numpy()
 
 
 def six_accuracies(

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lowshot.classifiers import METHODS, FeatureTransform, InductiveOptions, Tasks
+from lowshot.classifiers.methods import METHODS
+from lowshot.classifiers.settings import FeatureTransform, InductiveOptions
+from lowshot.classifiers.tasks import Tasks
+from lowshot.classifiers.transform import apply_transform
 from lowshot.core.artifacts import read_json, write_json
 from lowshot.core.cli import checked
 from lowshot.core.errors import InputError
@@ -42,7 +45,7 @@ class FewShotClassifier:
 
     def probabilities(self, features: Tensor) -> Tensor:
         """Features (Q, D) as the extractor makes them -> softmax of the method's scores, float32 (Q, classes)."""
-        queries = self.transform.apply(features, self.base_mean)
+        queries = apply_transform(self.transform, features, self.base_mean)
         n_way = len(self.class_names)
         tasks = Tasks(self.support_features[None], self.support_labels[None], queries[None], n_way)
         return METHODS[self.method].score(tasks, self.options, 0)[0].softmax(dim=-1)

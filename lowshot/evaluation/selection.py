@@ -14,38 +14,18 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 import numpy as np
 from jsonargparse import ArgumentError, ArgumentParser
-from scipy import stats
 
 from lowshot.core.artifacts import Provenance, flat, is_done, partial_recipe, read_yaml, write_yaml, writing
 from lowshot.core.errors import Diverged, InputError
-from lowshot.evaluation.benchmark import Benchmark, BenchmarkConfig, Ranks, read_benchmark
-
-# A metric, or the mean of two.
-Criterion = Literal[
-    "top1_novel", "top5_novel", "top1_base", "top5_base", "top1_all", "top5_all", "top1_novel_base", "top5_novel_base"
-]
-
-
-@dataclass(kw_only=True)
-class SelectionConfig(BenchmarkConfig):
-    """The settings of a stage of the benchmark that can choose its own."""
-
-    select: Path | None = None
-    """Grid file (setting: [values]): its best cell on the validation setup is reported on the test setup; with `--setup
-    validation` it is chosen and nothing reported. Parts of a run (`trials`) on the test setup take no grid, as each
-    would choose for itself: choose on the validation setup first, and give them the choice."""
-    criterion: Criterion = "top5_novel_base"
-    """What the best cell is best in: a mean over trials, n and, where two are named, groups of classes."""
-    select_per_shot: bool = False
-    """Take the best cell for every n by itself."""
-
+from lowshot.evaluation.benchmark import Benchmark, Ranks, read_benchmark
+from lowshot.evaluation.settings import Criterion, SelectionConfig
 
 Config = TypeVar("Config", bound=SelectionConfig)
 
@@ -245,6 +225,8 @@ def _entry(values: dict, ranks: Ranks | Diverged, benchmark: Benchmark, criterio
 
 def _mean_and_interval(trials: list[dict], criterion: str) -> tuple[float, float | None]:
     """Of the criterion, over trials; there is no interval of a single one."""
+    from scipy import stats  # takes half a second, and only a choice needs it
+
     top, *groups = criterion.split("_")
     by_trial = np.array(
         [

@@ -8,37 +8,20 @@ A generator does not learn the changes as long as they leave most images as they
 """
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
-from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 from kornia.geometry.transform import warp_affine
 from torch import Tensor
+
+from lowshot.gan.settings import DiscriminatorAugmentationSettings
 
 N_UNIFORMS = 9
 _LARGEST_SHIFT = 0.125
 _LARGEST_PROBABILITY = 0.8  # Karras et al. (2020): above it generators learn the changes
 
 
-@dataclass
-class DiscriminatorAugmentation:
-    """Which changes there are, and how often each happens to an image."""
-
-    mode: Literal["none", "fixed", "adaptive"] = "adaptive"
-    """none; with a fixed probability, as published; or with one that grows while the discriminator is surer of real
-    images than `target` says, and shrinks while it is less"""
-    p: ClosedUnitInterval = 0.0
-    """fixed: the probability"""
-    target: ClosedUnitInterval = 0.6
-    """adaptive: mean sign of the discriminator's logits of real images to be kept"""
-    n_images: PositiveInt = 100_000
-    """adaptive: real images seen while the probability moves by 1 at most"""
-    changes: list[Literal["flip", "rotate90", "translate", "rotate"]] = field(
-        default_factory=lambda: ["flip", "rotate90", "translate", "rotate"]
-    )
-    """mirror left to right; turn by a multiple of 90 degrees; shift by up to an eighth of the side, in whole pixels;
-    rotate by any angle, once before and once after the others"""
+class DiscriminatorAugmentation(DiscriminatorAugmentationSettings):
+    """The changes of `DiscriminatorAugmentationSettings`, done to a batch on its device."""
 
     def adapted(self, p: Tensor, real_logits: Tensor, n_images: int) -> Tensor:
         """The probability `p` (a scalar) after `n_images` more real images with such logits."""

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lowshot.core.errors import InputError
 from lowshot.core.seeds import stream
-from lowshot.data.datasets.images import Images, to_tensor
+from lowshot.data.datasets.images import Images
 from lowshot.data.protocol import Split, check_draws, read_draws
+from lowshot.representation.loading import to_tensor
 
 
 class Examples(NamedTuple):

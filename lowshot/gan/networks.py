@@ -11,7 +11,7 @@ Images are in [-1, 1], of any number of channels (published: three, for grey cha
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,32 +20,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from lowshot.core.errors import InputError
+from lowshot.gan.settings import FinetuneMode, GanNetwork
 
-FinetuneMode = Literal["embed", "linear", "all"]
 _SMALLEST_SIDE = 2  # of the constant: instance norm has nothing to normalise by in a single pixel
 _SMALLEST_IMAGE = 16  # the discriminator halves it four times
-
-
-@dataclass(kw_only=True)
-class GanNetwork:
-    """Which networks are trained, and how large they are."""
-
-    network: Literal["published", "modulated"] = "modulated"
-    """generator: as published, or one whose convolutions are modulated by a style"""
-    ngf: PositiveInt = 64
-    """channels of the generator's constant, halved by every doubling of the side"""
-    blocks_per_res: list[NonNegativeInt] | None = None
-    """blocks behind each doubling of the side (published: [1, 1, 1, 1] at 32 px); the constant's side is the image's,
-    halved as often. If not given, one behind each of as many as there can be, four at most"""
-    z_dim: PositiveInt = 16
-    """dimensions of the noise, and of the generator's embedding of a class"""
-    film: Literal["relu", "affine"] = "relu"
-    """published: relu, scales and shifts are never negative, half of them zero at first, as released; affine, they
-    start around 1 and 0 and take any sign"""
-    ndf: PositiveInt = 16
-    """channels of the discriminator's first block, an eighth of its last"""
-    spectral_norm: bool = False
-    """of the discriminator's layers, as published; without it, r1 keeps the discriminator smooth"""
 
 
 @dataclass

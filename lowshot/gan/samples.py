@@ -13,7 +13,7 @@ from lowshot.core.artifacts import digest, read_recipe
 from lowshot.core.errors import InputError
 from lowshot.data.datasets.images import Images, read_images
 from lowshot.data.features import Features, check_same_space, read_features
-from lowshot.evaluation.benchmark import BenchmarkConfig
+from lowshot.evaluation.settings import BenchmarkConfig
 from lowshot.gan.model import gan_recipe
 
 _FACTS = ("k", "trial", "semi_supervised", "shared_pool")

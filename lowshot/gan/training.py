@@ -3,16 +3,13 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFloat, PositiveInt
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lowshot.core.cli import Momentum, TwoOrMore
 from lowshot.core.errors import InputError
 from lowshot.core.seeds import stream, torch_stream
 from lowshot.core.training import TrainingRun
@@ -20,57 +17,14 @@ from lowshot.gan.augmentation import N_UNIFORMS, DiscriminatorAugmentation
 from lowshot.gan.data import Examples, Shuffled
 from lowshot.gan.losses import discriminator_losses, generator_losses, mismatch_loss, weighted
 from lowshot.gan.model import Gan, from_bytes, make_images
-from lowshot.gan.networks import FinetuneMode, Judgement, choose_trained
+from lowshot.gan.networks import Judgement, choose_trained
+from lowshot.gan.settings import FinetuneMode, GanSettings
 from lowshot.representation.backbones import Extractor
-from lowshot.representation.image_training import LaunchSettings
 from lowshot.representation.loading import to_unit
 
 # Losses are read, and non-finite ones found, after so many steps: a GPU is not waited for at each.
 _READ_EVERY = 20
 _PENALTY_EVERY = 16
-
-
-@dataclass(kw_only=True)
-class GanSettings(LaunchSettings):
-    """How a GAN is trained. The published values are those of configs/few_shot_gan/train_gan-*-published-*.yaml."""
-
-    steps: PositiveInt = 100_000
-    """updates of the discriminator"""
-    batch_size: PositiveInt = 32
-    """labelled images a step, and as many generated and unlabelled ones, over all processes together"""
-    lr: PositiveFloat = 4e-4
-    """learning rate of AdamW for the generator"""
-    d_lr: PositiveFloat = 1e-3
-    """and for the discriminator; slower ones let the generator make one image a class"""
-    beta1: Momentum = 0.5
-    """of AdamW"""
-    beta2: Momentum = 0.99
-    """of AdamW"""
-    weight_decay: NonNegativeFloat = 1e-6
-    """of AdamW"""
-    d_steps_per_g: PositiveInt = 1
-    """updates of the discriminator for each of the generator"""
-    gamma: NonNegativeFloat = 1.0
-    """weight of the noise regression, for both networks"""
-    alpha: NonNegativeFloat = 0.0
-    """weight of the unconditional loss, for both networks"""
-    mismatch: PositiveFloat | None = None
-    """weight of the discriminator's loss of real images that are given out for the class of another image of the batch
-    (Reed et al., ICML 2016); none if not given, as published"""
-    r1: NonNegativeFloat = 1.0
-    """weight of half the squared gradient of the discriminator's logits by real images (Mescheder et al., ICML 2018),
-    taken every 16th step for all of them (Karras et al., 2020)"""
-    ema: ClosedUnitInterval = 0.999
-    """share of the past in the running average of the generator's weights, reached after ten thousand updates (n / (n +
-    10) in the n-th, if that is less); 0 takes the last weights"""
-    augment: DiscriminatorAugmentation = field(default_factory=DiscriminatorAugmentation)
-    """changes of all images that the discriminator sees"""
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    """of the networks; losses are always float32"""
-    score_every: PositiveInt = 2000
-    """steps from one FID, log record and checkpoint to the next"""
-    score_images: TwoOrMore = 5000
-    """most real images that FID compares as many generated ones with"""
 
 
 class Reference(NamedTuple):
@@ -133,6 +87,7 @@ class GanTrainer:
             for chosen, lr in zip(self.trained, (s.lr, s.d_lr))
         ]
         self.progress = {"step": 0, "best_fid": float("inf"), "best_step": 0, "best_state": None}
+        self.augment = DiscriminatorAugmentation(**vars(s.augment))
         self.p = torch.tensor(float(s.augment.p if s.augment.mode == "fixed" else 0), device=fabric.device)
 
     def fit(self) -> Gan:
@@ -222,7 +177,7 @@ class GanTrainer:
         if step % s.d_steps_per_g:
             return {}
         with _frozen(self.trained[1]):
-            seen = s.augment(fake.float(), uniforms, self.p)
+            seen = self.augment(fake.float(), uniforms, self.p)
             with self.fabric.autocast():
                 judged = self.gan.discriminator(seen, labels)
             losses = generator_losses(_in_float32(judged), z)
@@ -237,7 +192,7 @@ class GanTrainer:
         for `others`, too."""
         s, n = self.settings, len(labels)
         # The class of an unlabelled image is never used: its conditional logit enters no loss.
-        classes, seen = labels.repeat(len(images) // n), s.augment(images, uniforms, self.p)
+        classes, seen = labels.repeat(len(images) // n), self.augment(images, uniforms, self.p)
         with self.fabric.autocast():
             judged = _in_float32(self.gan.discriminator(seen, classes))
         real, fake, *extra = (Judgement(*parts) for parts in zip(*(part.split(n) for part in judged)))
@@ -251,7 +206,7 @@ class GanTrainer:
             loss = loss + _PENALTY_EVERY * s.r1 / 2 * losses["penalty"]
         self._update(1, loss)
         if s.augment.mode == "adaptive":
-            self.p = s.augment.adapted(self.p, self.fabric.all_gather(real.conditional.detach()), s.batch_size)
+            self.p = self.augment.adapted(self.p, self.fabric.all_gather(real.conditional.detach()), s.batch_size)
         return {f"d_{name}": loss.detach() for name, loss in losses.items()}
 
     def _gradient_penalty(self, real: Tensor, labels: Tensor) -> Tensor:

@@ -3,7 +3,6 @@ how k-means of all features agrees with their classes."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
 
 import faiss
 import numpy as np
@@ -15,8 +14,8 @@ from tqdm import tqdm
 from lowshot.core.errors import InputError
 from lowshot.core.seeds import stream
 from lowshot.data.features import Features
+from lowshot.hallucination.settings import KMeans
 
-KMeans = Literal["faiss", "published"]
 _SCORES = {
     "nmi": normalized_mutual_info_score,
     "homogeneity": homogeneity_score,

@@ -17,7 +17,7 @@ The direct way forms all K^2 differences of each class and multiplies them class
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import h5py
 import numba
@@ -29,10 +29,9 @@ from lowshot.core.artifacts import open_h5, read_recipe, require_datasets, write
 from lowshot.core.compiled import compiled
 from lowshot.core.errors import InputError
 from lowshot.data.protocol import Split
+from lowshot.hallucination.settings import Scope
 
 SCHEMA = "lowshot-quadruplets-1"
-Scope = Literal["global", "superclass"]
-RuleName = Literal["hariharan2017", "ghosted2018"]
 
 LANES = 16  # source pairs searched side by side: two AVX registers
 UNROLL = 4  # rows of E per step of the innermost loop

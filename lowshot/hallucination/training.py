@@ -11,8 +11,7 @@ from tqdm import tqdm
 from lowshot.core.seeds import stream
 from lowshot.core.training import TrainingRun
 from lowshot.hallucination.generators import AnalogyGenerator
-
-RuleName = Literal["hariharan2017", "ghosted2018"]
+from lowshot.hallucination.settings import RuleName
 
 
 @dataclass(frozen=True)

@@ -1,43 +1,13 @@
 """Training a matching network: one episode a step, SGD (released code of Hariharan & Girshick, ICCV 2017)."""
 
-from dataclasses import dataclass
-
 import torch
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
 from lowshot.core.training import TrainingRun
 from lowshot.matching.network import ClassRows, MatchingNetwork, draw_episode
-
-
-@dataclass(kw_only=True)
-class MatchingSettings:
-    """How a matching network is trained; the defaults are the published values."""
-
-    n_episodes: PositiveInt = 60_000
-    """steps of gradient descent, one episode each"""
-    n_way: PositiveInt | None = None
-    """base classes of an episode; all if not given"""
-    max_shots: PositiveInt = 10
-    """most support rows of a class; each class draws from 1 to that many"""
-    n_reads: PositiveInt = 5
-    """attention steps over the support"""
-    lr: PositiveFloat = 0.1
-    """learning rate"""
-    lr_decay: PositiveFloat = 0.1
-    """factor on the rate after every step_episodes"""
-    step_episodes: PositiveInt = 20_000
-    """episodes at a constant rate"""
-    momentum: ClosedUnitInterval = 0.9
-    """of SGD"""
-    dampening: ClosedUnitInterval = 0.9
-    """of SGD; equal to the momentum it averages gradients"""
-    weight_decay: NonNegativeFloat = 0.001
-    """L2 on every parameter"""
-    seed: NonNegativeInt = 0
-    """of initialisation and episodes"""
+from lowshot.matching.settings import MatchingSettings
 
 
 class MatchingTrainer:

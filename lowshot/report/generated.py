@@ -15,11 +15,12 @@ from torchvision.utils import make_grid
 from lowshot.core.artifacts import digest
 from lowshot.core.errors import InputError
 from lowshot.core.seeds import stream
-from lowshot.data.datasets.images import Images, rows_of, to_tensor
+from lowshot.data.datasets.images import Images, rows_of
 from lowshot.data.protocol import Split
 from lowshot.gan.data import read_few_shot_rows
 from lowshot.gan.model import Gan, gan_recipe, load_gan, sample_noise, to_bytes
 from lowshot.report.figures import OKABE_ITO, figure_at
+from lowshot.representation.loading import to_tensor
 
 _COLUMNS, _GUTTER = 16, 2
 _MOST_ROWS = 60

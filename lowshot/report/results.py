@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lowshot.classifiers import FeatureTransform
+from lowshot.classifiers.settings import FeatureTransform
 from lowshot.core.artifacts import flat, read_json
 from lowshot.core.errors import InputError
 

@@ -6,59 +6,21 @@ on the batch it stands in nor on the number of processes.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
 from lowshot.core.seeds import torch_stream
+from lowshot.representation.settings import AugmentationSettings
 
 _N_UNIFORMS = 18
 _CROP_TRIES = 10
 _N_MORE_UNIFORMS = 6 + 2 * _CROP_TRIES
 
 
-@dataclass
-class Augmentation:
-    """Which random changes a training image goes through; everything is off by default."""
-
-    flip: bool = False
-    """mirror left to right with probability 1/2"""
-    shift_pixels: NonNegativeInt = 0
-    """shift by up to this many pixels each way, the border filled (random crop of a padded image)"""
-    crop_pixels: NonNegativeInt = 0
-    """cut 0 to this many pixels from each side and stretch back"""
-    rotate_degrees: NonNegativeFloat = 0.0
-    """rotate by up to this angle each way"""
-    scale: ClosedUnitInterval = 0.0
-    """stretch width and height independently by a factor in 1 +- this"""
-    translate: ClosedUnitInterval = 0.0
-    """shift by up to this share of the image each way"""
-    shear_degrees: NonNegativeFloat = 0.0
-    """shear by up to this angle each way"""
-    affine_probability: ClosedUnitInterval = 1.0
-    """how often rotate, scale, translate and shear happen (all together)"""
-    border: Literal["zeros", "border", "reflection"] = "zeros"
-    """what fills the outside of a moved image"""
-    blur_sigma: NonNegativeFloat = 0.0
-    """Gaussian blur with a standard deviation between 0 and this many pixels"""
-    jitter: ClosedUnitInterval = 0.0
-    """brightness, contrast and colour, in this order, by factors in 1 +- this (the published ImageJitter)"""
-    resized_crop: bool = False
-    """images on disk: a random part of 8 to 100 % of the area, stretched to the image size"""
-    crop_area: ClosedUnitInterval | None = None
-    """a random part of this share to all of the area, its sides as 3 to 4 up to 4 to 3, stretched to the image size"""
-    blur_probability: ClosedUnitInterval | None = None
-    """how often blur_sigma happens; always if not given"""
-    jitter_probability: ClosedUnitInterval | None = None
-    """how often jitter and hue happen (together); always if not given"""
-    hue: ClosedUnitInterval | None = None
-    """after the jitter, turn the hue by up to this share of the colour circle each way"""
-    grey_probability: ClosedUnitInterval | None = None
-    """how often an image loses its colours"""
+class Augmentation(AugmentationSettings):
+    """The changes of `AugmentationSettings`, done to a batch on its device."""
 
     def uniforms(self, n_images: int, seed: int, epoch: int, view: int = 0) -> Tensor:
         """Random numbers of a view of an epoch, float32 in [0, 1): one row for each of `n_images` training images."""

@@ -9,11 +9,10 @@ itself: what was trained on one scale cannot be run on another.
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, restricted_string_type
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torchvision.ops import DropBlock2d
 from torchvision.transforms import v2
@@ -22,12 +21,9 @@ from lowshot.core.artifacts import read_json, write_json
 from lowshot.core.cli import checked
 from lowshot.core.errors import InputError
 from lowshot.core.state_dicts import fill, load_state, load_tensors
+from lowshot.representation.settings import HeadName, ModelName
 from lowshot.representation.timm_models import is_timm, timm_preprocessing, timm_trunk, timm_weights
 
-ModelName = restricted_string_type(
-    "ModelName", "^(Conv4|ResNet10|ResNet12|ResNet18|ResNet34|ResNet50|ResNet101|VGG16BN|timm:.+)$"
-)
-HeadName = Literal["linear", "cosine", "mlp"]
 _BLOCKS = {"ResNet10": [1, 1, 1, 1], "ResNet18": [2, 2, 2, 2], "ResNet34": [3, 4, 6, 3],
            "ResNet50": [3, 4, 6, 3], "ResNet101": [3, 4, 23, 3]}  # fmt: skip
 _VGG16 = [64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool"]

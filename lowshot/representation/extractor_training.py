@@ -1,51 +1,24 @@
 """Training an extractor on class labels."""
 
-from dataclasses import dataclass, field
-from typing import Literal
-
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import NonNegativeFloat
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowshot.core.errors import InputError
-from lowshot.representation.image_training import Trainer, TrainingSettings
+from lowshot.representation.image_training import Trainer
 from lowshot.representation.loading import in_batches
-from lowshot.representation.losses import LossName, topk_correct, total_loss
+from lowshot.representation.losses import topk_correct, total_loss
+from lowshot.representation.settings import Mixup
 
 
-@dataclass
-class Mixup:
-    """Images blended with others of their batch, and their losses alike (Zhang et al., ICLR 2018; gan spec 1.4)."""
-
-    alpha: NonNegativeFloat = 0.0
-    """an image's own share is drawn from Beta(alpha, alpha), or uniformly from 0 to alpha; 0 blends none"""
-    distribution: Literal["beta", "uniform"] = "beta"
-    """of the share, which every image draws for itself"""
-
-    def shares(self, n: int, device: torch.device) -> Tensor:
-        """(n,), from torch's own generator."""
-        if self.distribution == "uniform":
-            return self.alpha * torch.rand(n, device=device)
-        alpha = torch.full((n,), self.alpha, device=device)
-        return torch.distributions.Beta(alpha, alpha).sample()
-
-
-@dataclass(kw_only=True)
-class ExtractorSettings(TrainingSettings):
-    """How an extractor is trained; the stage adds its files to these."""
-
-    loss: LossName = "plain"
-    """plain cross-entropy, or with a shrinking term: sgm, batchsgm, l2"""
-    loss_weight: NonNegativeFloat = 0.02
-    """factor on the shrinking term (published: sgm 0.02 or 0.005, batchsgm 5, l2 0.03); unused by plain"""
-    trained: list[str] | None = None
-    """parts of the network that are trained, by how the names of their parameters begin: [classifier], or
-    [classifier, trunk.6]; all if not given. With others frozen, batch norm keeps its running averages everywhere"""
-    mixup: Mixup = field(default_factory=Mixup)
-    """blended images, for the plain loss"""
+def mixup_shares(mixup: Mixup, n: int, device: torch.device) -> Tensor:
+    """Each image's own share in a blend (n,), from torch's own generator."""
+    if mixup.distribution == "uniform":
+        return mixup.alpha * torch.rand(n, device=device)
+    alpha = torch.full((n,), mixup.alpha, device=device)
+    return torch.distributions.Beta(alpha, alpha).sample()
 
 
 def freeze(model: nn.Module, trained: list[str]) -> None:
@@ -75,7 +48,7 @@ class ExtractorTrainer(Trainer):
 
     def _blended_step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Each image has a share of its own, and the rest is another of the batch (or itself)."""
-        share = self.settings.mixup.shares(len(images), images.device)
+        share = mixup_shares(self.settings.mixup, len(images), images.device)
         others = torch.randperm(len(images), device=images.device)
         scores, _ = self.network(images[others].lerp(images, share[:, None, None, None]))
         losses = (F.cross_entropy(scores, target, reduction="none") for target in (labels[others], labels))

@@ -2,31 +2,17 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from jsonargparse.typing import PositiveInt
 
 from lowshot.core.artifacts import digest, read_recipe
 from lowshot.core.errors import InputError
 from lowshot.data.datasets.images import Images
 from lowshot.representation.backbones import Extractor, load_extractor, load_timm_weights, timm_config
+from lowshot.representation.settings import ExtractorChoice
 from lowshot.representation.timm_models import PREFIX
-
-
-@dataclass(kw_only=True)
-class ExtractorChoice:
-    """The settings by which a stage is told its extractor."""
-
-    extractor: Path | None = None
-    """folder of a trained extractor"""
-    timm: str | None = None
-    """in its place a model of timm by name, e.g. resnet50.a1_in1k; its weights are downloaded"""
-    weights: Path | None = None
-    """timm: take the weights from this file (.safetensors or a state dict), download nothing"""
-    image_size: PositiveInt | None = None
-    """timm: side in pixels of the images that the network sees; its own size if not given"""
 
 
 def open_extractor(

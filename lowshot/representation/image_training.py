@@ -3,13 +3,11 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -24,60 +22,7 @@ from lowshot.data.datasets.images import Images
 from lowshot.representation.augmentation import Augmentation
 from lowshot.representation.loading import batches, in_batches, to_unit
 from lowshot.representation.networks import settings_read
-
-
-@dataclass(kw_only=True)
-class LaunchSettings:
-    """Where a network of images is trained, and from which seed."""
-
-    seed: NonNegativeInt = 0
-    """of initialisation, data order and augmentation"""
-    accelerator: str = "auto"
-    """where to train: auto, cpu, cuda, ..."""
-    devices: PositiveInt = 1
-    """processes on this machine, one a device"""
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
-    """of the network; losses are always float32"""
-
-
-@dataclass(kw_only=True)
-class TrainingSettings(LaunchSettings):
-    """How an image network is trained; the stages that train one add their losses and files to these."""
-
-    epochs: NonNegativeInt = 90
-    """passes over the training images"""
-    batch_size: PositiveInt = 256
-    """images a step, over all processes together"""
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    """sgd with momentum, or adam with beta1 0.5 (the CIFAR system)"""
-    lr: PositiveFloat = 0.1
-    """learning rate"""
-    momentum: NonNegativeFloat = 0.9
-    """of sgd"""
-    weight_decay: NonNegativeFloat = 1e-4
-    """L2 on every parameter for sgd; on all but batch norm for adam, as each paper has it"""
-    schedule: Literal["step", "cosine"] = "step"
-    """step: times lr_decay every step_epochs; cosine: down to zero"""
-    n_cycles: PositiveInt | None = None
-    """cosine: start anew this many times; the rate is then set by whole epochs"""
-    step_epochs: PositiveInt = 30
-    """length of a step of the step schedule"""
-    lr_decay: PositiveFloat = 0.1
-    """factor at each step of the step schedule"""
-    warmup_epochs: NonNegativeInt = 0
-    """first epochs, at the constant rate warmup_lr"""
-    warmup_lr: PositiveFloat = 0.01
-    """rate of the warm-up"""
-    holdout: ClosedUnitInterval = 0.0
-    """share of the training images kept back to watch, and to stop early on with --patience"""
-    patience: NonNegativeInt = 0
-    """stop after this many epochs without a better held-out loss and keep the best weights; 0 trains to the end"""
-    augment: Augmentation = field(default_factory=Augmentation)
-    """random changes of the training images"""
-    num_workers: NonNegativeInt = 4
-    """processes that decode images on disk; stored pixels need none"""
-    checkpoint_minutes: NonNegativeFloat = 0.0
-    """least time from one checkpoint to the next, for epochs of seconds; 0 keeps one after every epoch"""
+from lowshot.representation.settings import LaunchSettings, TrainingSettings
 
 
 def training_recipe(stage: str, config: TrainingSettings, inputs: dict[str, Path | None]) -> dict:
@@ -239,7 +184,7 @@ class Trainer:
 
     def _batches(self, epoch: int, steps: list[np.ndarray], view: int = 0) -> Iterator[Tensor]:
         """The images of every step (positions in `train_rows`), augmented; each `view` of an epoch is another one."""
-        augment, seed = self.settings.augment, self.settings.seed
+        augment, seed = Augmentation(**vars(self.settings.augment)), self.settings.seed
         uniforms = augment.uniforms(len(self.train_rows), seed, epoch, view)
         crop = None if augment.smallest_area is None else (seed, epoch, view)
         rows = [self.train_rows[step] for step in steps]

@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from lowshot.core.errors import CorruptImage, InputError
 from lowshot.core.seeds import torch_stream
-from lowshot.data.datasets.images import Images, open_image, to_square, to_tensor
+from lowshot.data.datasets.images import Images, open_image, to_square
 from lowshot.representation.backbones import ModelConfig
 from lowshot.representation.timm_models import is_timm
 
@@ -97,6 +97,11 @@ def batches(
     except InputError as error:  # a worker's comes wrapped in the traceback of that process
         message = str(error).strip().splitlines()[-1]
         raise InputError(re.sub(rf"^{re.escape(InputError.__module__)}\.\w+: ", "", message)) from None
+
+
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """uint8 (B, H, W, C) -> uint8 (B, C, H, W), without a copy."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
 def to_unit(images: Tensor, device: torch.device) -> Tensor:

@@ -6,12 +6,11 @@ i's cross-entropy with respect to a bias-free classifier. All sums run over all 
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
-LossName = Literal["plain", "sgm", "batchsgm", "l2"]
+from lowshot.representation.settings import LossName
 
 
 def l2(features: Tensor) -> Tensor:

@@ -1,45 +1,14 @@
 """Which network a training stage trains, by its settings."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 
 from lowshot.core.errors import InputError
 from lowshot.data.datasets.images import Images
-from lowshot.representation.backbones import (
-    Extractor,
-    HeadName,
-    ModelConfig,
-    ModelName,
-    load_timm_weights,
-    load_weights,
-    timm_config,
-)
+from lowshot.representation.backbones import Extractor, ModelConfig, load_timm_weights, load_weights, timm_config
+from lowshot.representation.settings import HeadName, NetworkChoice
 from lowshot.representation.timm_models import is_timm
-
-
-@dataclass(kw_only=True)
-class NetworkChoice:
-    """The settings by which a training stage is told its network."""
-
-    model: ModelName = "ResNet10"
-    """backbone; any of timm as timm:NAME, e.g. timm:resnet50.a1_in1k, with its own normalisation and preprocessing"""
-    width: PositiveFloat = 1.0
-    """factor on the number of channels, for small images"""
-    drop_rate: ClosedUnitInterval = 0.0
-    """DropBlock in the last two blocks of ResNet12 (0.1 in RFS and MetaOptNet); others have none"""
-    image_size: PositiveInt | None = None
-    """side in pixels that images on disk are cut to (224, or a timm model's own); stored pixels keep theirs, and a timm
-    model that is to run at another size than its own must be told"""
-    resize: bool = False
-    """timm: stretch stored pixels to the side that the model runs at"""
-    weights: Path | None = None
-    """start from a model.pt, a released .tar checkpoint, torchvision's VGG-16, or a timm model's .safetensors or state
-    dict; --epochs 0 only converts it"""
-    pretrained: bool = False
-    """timm: start from the weights of that name, downloaded"""
 
 
 def check_network(choice: NetworkChoice) -> None:

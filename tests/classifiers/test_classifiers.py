@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from lowshot.classifiers import CLASSIFIERS, LogisticOptions, MLPOptions, Problem, Run, SGDOptions
 from lowshot.classifiers import mlp as mlp_module
 from lowshot.classifiers.convex import fit_logistic_regression, objective
 from lowshot.classifiers.linear import TrialTrainer, _draw_novel, _Pool, fit_linear_sgd
+from lowshot.classifiers.methods import CLASSIFIERS
 from lowshot.classifiers.mlp import MLPs, _split_and_repeat, fit_mlp
+from lowshot.classifiers.problem import Problem, Run
+from lowshot.classifiers.settings import LogisticOptions, MLPOptions, SGDOptions
 from lowshot.core.errors import InputError
 
 DIM, N_BASE, N_NOVEL, N_CLASSES = 6, 3, 2, 7  # two classes belong to no side

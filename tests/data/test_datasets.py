@@ -14,7 +14,7 @@ from torchvision.transforms.functional import gaussian_blur, rotate
 
 from lowshot.core.artifacts import read_recipe, write_json
 from lowshot.core.errors import InputError
-from lowshot.data.datasets import cifar100, emnist, folder, glyphs, imagenet, omniglot
+from lowshot.data.datasets import cifar100, drawing, emnist, folder, imagenet, omniglot
 from lowshot.data.datasets.cifar100 import read_pickle
 from lowshot.data.datasets.content import Source, cap, downloading, hold_out
 from lowshot.data.datasets.emnist import read_idx
@@ -119,15 +119,15 @@ def test_open_image_names_the_file(tmp_path):
 
 
 def test_glyphs_are_144_classes_of_12_scripts():
-    assert [len(set(chars)) for chars, _ in glyphs.SCRIPTS.values()] == [12] * 12
-    assert len({char for chars, _ in glyphs.SCRIPTS.values() for char in chars}) == 144
+    assert [len(set(chars)) for chars, _ in drawing.SCRIPTS.values()] == [12] * 12
+    assert len({char for chars, _ in drawing.SCRIPTS.values() for char in chars}) == 144
 
 
 def test_every_font_has_every_character_it_is_used_for():
-    for chars, fonts in glyphs.SCRIPTS.values():
+    for chars, fonts in drawing.SCRIPTS.values():
         for font in fonts:
-            absent = glyphs.master("\uffff", font)
-            assert not any(np.array_equal(glyphs.master(char, font), absent) for char in chars), font
+            absent = drawing.master("\uffff", font)
+            assert not any(np.array_equal(drawing.master(char, font), absent) for char in chars), font
 
 
 def _alike(masters: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
@@ -138,8 +138,8 @@ def _alike(masters: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
 
 
 def test_no_two_glyphs_look_almost_the_same():
-    chars = [char for chars, _ in glyphs.SCRIPTS.values() for char in chars]
-    masters = torch.from_numpy(np.stack([glyphs.master(char, "DejaVuSans") for char in chars]))[:, None]
+    chars = [char for chars, _ in drawing.SCRIPTS.values() for char in chars]
+    masters = torch.from_numpy(np.stack([drawing.master(char, "DejaVuSans") for char in chars]))[:, None]
     closest = torch.zeros(len(chars), len(chars))
     for angle in (-15, 0, 15):
         for shift in ((0, 0), (4, 0), (0, 4), (-4, 0), (0, -4)):
@@ -149,7 +149,7 @@ def test_no_two_glyphs_look_almost_the_same():
 
 
 def test_a_glyph_does_not_depend_on_how_many_are_drawn():
-    few, many = (glyphs.draw_class(3, "greek", "Ω", n) for n in (2, 5))
+    few, many = (drawing.draw_class(3, "greek", "Ω", n) for n in (2, 5))
     assert few.shape == (2, 28, 28, 1)
     assert few.dtype == np.uint8
     assert np.array_equal(few, many[:2])
@@ -157,7 +157,7 @@ def test_a_glyph_does_not_depend_on_how_many_are_drawn():
 
 
 def test_glyphs_have_bright_ink_on_a_dark_ground():
-    drawn = glyphs.draw_class(0, "latin", "A", 20)[..., 0]
+    drawn = drawing.draw_class(0, "latin", "A", 20)[..., 0]
     assert drawn[:, 8:20, 8:20].mean() > 1.5 * drawn[:, [0, -1]].mean()
     assert (drawn.max(axis=(1, 2)) > 90).all()
 
@@ -170,10 +170,10 @@ def omniglot_root(tmp_path):
     for part, alphabets in (("background", ["Greek", "Latin"]), ("evaluation", ["Tengwar"])):
         for alphabet in alphabets:
             for character in ("character01", "character02"):
-                for drawing in range(4):
+                for number in range(4):
                     paper = np.full((105, 105), 255, np.uint8)
                     paper[20:60, 40:50] = 0
-                    path = tmp_path / "omniglot-py" / f"images_{part}" / alphabet / character / f"{drawing}.png"
+                    path = tmp_path / "omniglot-py" / f"images_{part}" / alphabet / character / f"{number}.png"
                     path.parent.mkdir(parents=True, exist_ok=True)
                     Image.fromarray(paper).convert("1").save(path)
     return tmp_path

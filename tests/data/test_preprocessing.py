@@ -12,7 +12,7 @@ from PIL import Image
 
 import preprocessing
 from lowshot.core.errors import InputError
-from lowshot.data.datasets import glyphs
+from lowshot.data.datasets import drawing
 from lowshot.data.datasets.images import read_images
 from lowshot.data.protocol import check_draws, read_draws, read_split
 from preprocessing import Config, main
@@ -134,7 +134,7 @@ def test_refusals_leave_nothing_behind(root, options, cause):
 
 
 def test_glyphs(tmp_path, monkeypatch):
-    monkeypatch.setattr(glyphs, "SCRIPTS", {name: glyphs.SCRIPTS[name] for name in ("hebrew", "nko")})
+    monkeypatch.setattr(drawing, "SCRIPTS", {name: drawing.SCRIPTS[name] for name in ("hebrew", "nko")})
     out = main(Config("glyphs", tmp_path / "out", halves="superclasses", novel_per_superclass=5))
     images, split = read_images(out / "images.h5"), read_split(out / "split.json")
     assert images.pixels.shape == (24 * 70, 28, 28, 1)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from lowshot.diffusion import adjacency as room
 from lowshot.diffusion.adjacency import symmetrise
-from lowshot.diffusion.run_graphs import EdgeOptions, edge_weights
+from lowshot.diffusion.run_graphs import edge_weights
+from lowshot.diffusion.settings import EdgeOptions
 
 HOWS = ("sum", "max", "mutual")
 

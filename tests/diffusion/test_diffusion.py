@@ -28,8 +28,7 @@ from lowshot.core.errors import InputError
 from lowshot.core.runtime import Processes
 from lowshot.data.features import write_features
 from lowshot.diffusion.fusion import fuse
-from lowshot.diffusion.propagation import StepOptions
-from lowshot.diffusion.run_graphs import EdgeOptions
+from lowshot.diffusion.settings import EdgeOptions, StepOptions
 
 EDGES = EdgeOptions(k=6)
 CLASSES = np.array([1, 3, 5, 7, 9, 11])  # of the test setup, 7, 9, 11 novel

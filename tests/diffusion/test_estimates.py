@@ -22,9 +22,10 @@ from lowshot.diffusion.adjacency import symmetrise
 from lowshot.diffusion.estimates import GIB, Job, Limits, fitting_width, memory_terms, peak, said, seconds
 from lowshot.diffusion.graph import Graph
 from lowshot.diffusion.projection import Projection
-from lowshot.diffusion.propagation import Labels, Spread, StepOptions, Work, assign, propagate
+from lowshot.diffusion.propagation import Labels, Spread, Work, assign, propagate
 from lowshot.diffusion.propagation import TestLists as NodesOfTests
-from lowshot.diffusion.run_graphs import EdgeOptions, RunGraphs, edge_weights
+from lowshot.diffusion.run_graphs import RunGraphs, edge_weights
+from lowshot.diffusion.settings import EdgeOptions, StepOptions
 
 K, DIM = 8, 16
 

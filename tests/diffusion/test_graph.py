@@ -20,7 +20,8 @@ from lowshot.data.protocol import make_split as draw_split
 from lowshot.data.rows import open_rows
 from lowshot.diffusion.graph import Graph, add_nodes, read_graph
 from lowshot.diffusion.neighbours import exact_search, with_self
-from lowshot.evaluation.benchmark import BenchmarkConfig, read_benchmark
+from lowshot.evaluation.benchmark import read_benchmark
+from lowshot.evaluation.settings import BenchmarkConfig
 
 N_CLASSES, N_TRAIN, N_TEST, DIM, N_BACKGROUND, K = 10, 12, 3, 20, 150, 6
 UNMADE = {"stage": "test", "config": {}, "inputs": {}}

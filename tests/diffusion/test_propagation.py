@@ -12,7 +12,8 @@ from test_adjacency import by_scipy, random_lists
 from lowshot.diffusion import adjacency as adjacency_room
 from lowshot.diffusion import propagation as room
 from lowshot.diffusion.adjacency import symmetrise
-from lowshot.diffusion.propagation import Labels, Spread, StepOptions, Work, assign, propagate
+from lowshot.diffusion.propagation import Labels, Spread, Work, assign, propagate
+from lowshot.diffusion.settings import StepOptions
 
 OPTIONS = [StepOptions(), StepOptions(restart=0.3), StepOptions(clamp=True), StepOptions(restart=0.3, clamp=True)]
 NAMES = ["published", "restart", "clamp", "both"]

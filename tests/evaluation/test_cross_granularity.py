@@ -16,13 +16,15 @@ from torch.nn import functional as F
 import episodes as stage
 import parse_results
 import save_features
-from lowshot.classifiers import METHODS, FeatureTransform, MethodOptions
+from lowshot.classifiers.methods import METHODS
+from lowshot.classifiers.settings import FeatureTransform, MethodOptions
 from lowshot.core.artifacts import partial_path, read_json, write_json
 from lowshot.core.errors import InputError
 from lowshot.data.datasets.images import read_images
 from lowshot.data.features import read_copies, read_features, write_features
 from lowshot.data.protocol import Split, read_split
-from lowshot.evaluation.episodes import Sampling, draw_tasks, gather_tasks, judge, make_pool, tasks_digest
+from lowshot.evaluation.episodes import draw_tasks, gather_tasks, judge, make_pool, tasks_digest
+from lowshot.evaluation.settings import Sampling
 from lowshot.hallucination.clustering import clustering_scores
 from lowshot.report import mixture, results
 from lowshot.representation.augmentation import Augmentation

@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import episodes as stage
-from lowshot.classifiers import METHODS, FeatureTransform, MethodOptions
+from lowshot.classifiers.methods import METHODS
+from lowshot.classifiers.settings import FeatureTransform, MethodOptions
 from lowshot.core.artifacts import write_json
 from lowshot.core.errors import InputError
 from lowshot.data.features import read_features, write_features
 from lowshot.data.protocol import Split
 from lowshot.evaluation import episodes
-from lowshot.evaluation.episodes import Sampling, draw_tasks, gather_tasks, judge, make_pool, tasks_digest
+from lowshot.evaluation.episodes import draw_tasks, gather_tasks, judge, make_pool, tasks_digest
+from lowshot.evaluation.settings import Sampling
 
 # Classes 0..5 are base; of the novel ones 6..15 are of superclass 0, 16..19 of 1, 20 of 2 (in both halves: see below).
 SUPERCLASS_OF = [None] * 6 + [0] * 10 + [1] * 4 + [2]

@@ -14,14 +14,19 @@ from conftest import assert_refused
 
 import diffusion
 import low_shot
-from lowshot.classifiers import CLASSIFIERS, METHODS, FeatureTransform, MethodOptions, SGDOptions
-from lowshot.classifiers.cosine import CosineOptions
-from lowshot.classifiers.support_logistic import SupportLogisticOptions
+from lowshot.classifiers.methods import CLASSIFIERS, METHODS
+from lowshot.classifiers.settings import (
+    CosineOptions,
+    FeatureTransform,
+    MethodOptions,
+    SGDOptions,
+    SupportLogisticOptions,
+)
 from lowshot.core.artifacts import write_json
 from lowshot.core.errors import InputError
 from lowshot.data.features import write_features
 from lowshot.data.protocol import Split, draws_to_json, make_draws
-from lowshot.diffusion.run_graphs import EdgeOptions
+from lowshot.diffusion.settings import EdgeOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 N_CLASSES, DIM, ROWS = 8, 5, 12

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowshot.core.errors import InputError
-from lowshot.evaluation.metrics import ranks_in_chunks, six_accuracies, true_class_ranks
+from lowshot.evaluation.metrics import six_accuracies
+from lowshot.evaluation.ranks import ranks_in_chunks, true_class_ranks
 
 
 def test_ranks_by_hand():

@@ -15,7 +15,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import predict
-from lowshot.classifiers import METHODS, FeatureTransform, InductiveOptions, Tasks
+from lowshot.classifiers.methods import METHODS
+from lowshot.classifiers.settings import FeatureTransform, InductiveOptions
+from lowshot.classifiers.tasks import Tasks
 from lowshot.core.artifacts import read_json, write_json
 from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError

@@ -13,7 +13,7 @@ from test_low_shot import SIX, command, results, tiny_config
 
 import diffusion
 import low_shot
-from lowshot.classifiers import METHODS
+from lowshot.classifiers.methods import METHODS
 from lowshot.core.artifacts import partial_path
 from lowshot.core.errors import InputError
 from lowshot.evaluation.selection import joint_recipe

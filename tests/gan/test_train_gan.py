@@ -26,7 +26,7 @@ import train_gan
 from lowshot.core.artifacts import read_json, write_json
 from lowshot.core.errors import InputError
 from lowshot.core.seeds import torch_stream
-from lowshot.data.datasets.images import read_images, to_tensor
+from lowshot.data.datasets.images import read_images
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_draws, read_split
 from lowshot.gan import data as gan_data
@@ -38,6 +38,7 @@ from lowshot.gan.model import Gan, from_bytes, load_gan, sample_noise, to_bytes
 from lowshot.gan.networks import GanConfig
 from lowshot.gan.scores import image_scores
 from lowshot.representation.backbones import load_extractor
+from lowshot.representation.loading import to_tensor
 
 # Blocks of four channels at least: of a single one modulation takes the length away, and its gradient is rounding.
 SMALL = {"batch_size": 8, "ngf": 16, "blocks_per_res": [1, 0], "ndf": 2, "z_dim": 4, "score_every": 4,

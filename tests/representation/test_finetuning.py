@@ -18,8 +18,10 @@ from lowshot.core.errors import InputError
 from lowshot.data.datasets.images import read_images
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_draws, read_split
+from lowshot.representation import extractor_training
 from lowshot.representation.backbones import load_extractor
-from lowshot.representation.extractor_training import ExtractorTrainer, Mixup
+from lowshot.representation.extractor_training import ExtractorTrainer, mixup_shares
+from lowshot.representation.settings import Mixup
 
 OPTIONS = {
     "model": "Conv4",
@@ -91,7 +93,7 @@ def test_only_the_named_parts_are_trained_and_batch_norm_stands_still(data, extr
 def test_mixup_by_hand(data, extractor, tmp_path, monkeypatch):
     """Images and losses are blended by the same shares."""
     seen = []
-    monkeypatch.setattr(Mixup, "shares", lambda self, n, device: torch.linspace(0, 1, n))
+    monkeypatch.setattr(extractor_training, "mixup_shares", lambda mixup, n, device: torch.linspace(0, 1, n))
     plain = ExtractorTrainer._blended_step
 
     def noted(self, images, labels):
@@ -114,7 +116,7 @@ def test_mixup_by_hand(data, extractor, tmp_path, monkeypatch):
 
 def test_shares_of_mixup():
     torch.manual_seed(0)
-    uniform, beta = (Mixup(0.4, name).shares(4000, torch.device("cpu")) for name in ("uniform", "beta"))
+    uniform, beta = (mixup_shares(Mixup(0.4, name), 4000, torch.device("cpu")) for name in ("uniform", "beta"))
     assert uniform.min() >= 0 and 0.39 < uniform.max() <= 0.4 and uniform.mean().item() == pytest.approx(0.2, abs=0.01)
     assert beta.mean().item() == pytest.approx(0.5, abs=0.03)
     assert beta.var().item() == pytest.approx(1 / (4 * 1.8), abs=0.01)  # a b / (a + b)^2 (a + b + 1)

@@ -21,7 +21,8 @@ from lowshot.scgm.assignment import Assignment, assign_subclasses
 from lowshot.scgm.contrast import ClassQueues, angular_logits
 from lowshot.scgm.mixture import Mixture, Superclasses
 from lowshot.scgm.model import ScgmModel
-from lowshot.scgm.training import ScgmSettings, build_model
+from lowshot.scgm.settings import ScgmSettings
+from lowshot.scgm.training import build_model
 
 SCORES = torch.tensor(
     [[0.60, 0.30, 0.10], [0.55, 0.35, 0.10], [0.50, 0.40, 0.10], [0.45, 0.30, 0.25], [0.40, 0.35, 0.25],

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
 from lowshot.core.artifacts import open_h5, require_datasets, write_recipe
@@ -160,11 +159,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def to_square(image: Image.Image, size: int) -> Image.Image:
     """A picture of `size` x `size` px: the short side resized, the centre cut out."""
     return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-
-
-def to_tensor(pixels: np.ndarray) -> torch.Tensor:
-    """uint8 (B, H, W, C) -> uint8 (B, C, H, W), without a copy."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
 def rows_of(images: Images, split: Split, classes: np.ndarray | list[int], where: Path) -> np.ndarray:

@@ -1,0 +1,151 @@
+"""The settings of every classifier and few-shot method."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, restricted_number_type
+
+from lowshot.core.cli import Momentum
+
+
+@dataclass
+class SGDOptions:
+    lr: PositiveFloat = 0.1
+    """Learning rate, constant."""
+    weight_decay: NonNegativeFloat = 0.001
+    """L2 strength on weights and bias."""
+    momentum: Momentum = 0.9
+    """Momentum and dampening: the update direction is a moving average of the gradients."""
+    n_steps: PositiveInt = 10_000
+    """Steps of SGD."""
+    batch_size: PositiveInt = 1000
+    """Rows of a batch, base and novel together."""
+
+
+@dataclass
+class LogisticOptions:
+    weight_decay: PositiveFloat = 0.001
+    """L2 strength on weights and bias, as in linear_sgd."""
+    tolerance: PositiveFloat = 1e-6
+    """The solver ends when no entry of the gradient is larger."""
+    max_iter: PositiveInt = 2000
+    """Most iterations of L-BFGS; scikit-learn warns if they do not suffice."""
+
+
+@dataclass
+class MLPOptions:
+    lr: PositiveFloat = 1e-6
+    """Learning rate of Adam (the published value; 1e-4 needs far fewer epochs)."""
+    weight_decay: NonNegativeFloat = 0.001
+    """L2 strength on the matrices and the last bias, coupled as in Adam's gradient."""
+    batch_size: PositiveInt = 64
+    """Rows of a batch."""
+    hidden: PositiveInt = 512
+    """Width of both hidden layers."""
+    max_epochs: PositiveInt = 500
+    """Most epochs."""
+    patience: PositiveInt = 10
+    """Epochs without a lower validation loss after which a run stops."""
+
+
+@dataclass
+class NearestMeanOptions:
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+    """Compare the query with class means by squared Euclidean distance, or by the cosine of the angle."""
+
+
+@dataclass
+class SupportLogisticOptions:
+    C: PositiveFloat = 1.0
+    """Inverse of the L2 strength, as scikit-learn counts it: on the sum of the losses, the bias free."""
+    max_iter: PositiveInt = 1000
+    """Most iterations of L-BFGS."""
+
+
+@dataclass
+class CosineOptions:
+    scale: PositiveFloat = 10.0
+    """Multiplies cosines before the softmax; fixed."""
+    lr: PositiveFloat = 0.01
+    """Learning rate of SGD, constant. A class's gradient falls with the number of classes: many ways want more."""
+    n_steps: NonNegativeInt = 100
+    """Steps of SGD; 0 leaves the class means."""
+    batch_size: PositiveInt = 1000
+    """A larger support is drawn from in batches of this size, classes evenly; a smaller one is taken whole."""
+
+
+@dataclass
+class LaplacianShotOptions:
+    smoothing: NonNegativeFloat = 0.7
+    """The paper's lambda: weight of the neighbours' assignments; the paper chooses it on validation classes."""
+    n_neighbours: PositiveInt = 2
+    """Other queries that a query is joined to (the paper's k = 3 counts the query itself)."""
+    rectify: bool = True
+    """Shift the queries onto the support and re-estimate the prototypes with them first."""
+    n_steps: PositiveInt = 20
+    """Updates of the assignments."""
+
+
+@dataclass
+class RefinementOptions:
+    n_steps: PositiveInt = 1
+    """Steps of soft k-means; the paper takes one."""
+    scale: PositiveFloat = 1.0
+    """Multiplies squared distances before the softmax; the paper trains features for 1, unit-length ones want more."""
+
+
+Rate = restricted_number_type("Rate", float, [(">", 0), ("<=", 1)])
+
+
+@dataclass
+class PTMapOptions:
+    scale: PositiveFloat = 10.0
+    """The paper's lambda: multiplies squared distances; high means hard assignments."""
+    rate: Rate = 0.2
+    """The paper's alpha: how far a centre moves towards its new estimate in a step."""
+    n_steps: PositiveInt = 20
+    """Updates of the centres."""
+
+
+@dataclass
+class InductiveOptions:
+    """The settings of the methods that judge a query alone, each under its name: `getattr(options, name)`."""
+
+    nearest_mean: NearestMeanOptions = field(default_factory=NearestMeanOptions)
+    """Settings of nearest_mean."""
+    logistic_regression: SupportLogisticOptions = field(default_factory=SupportLogisticOptions)
+    """Settings of logistic_regression."""
+    cosine: CosineOptions = field(default_factory=CosineOptions)
+    """Settings of cosine."""
+
+
+@dataclass
+class MethodOptions(InductiveOptions):
+    """The settings of every method."""
+
+    laplacian_shot: LaplacianShotOptions = field(default_factory=LaplacianShotOptions)
+    """Settings of laplacian_shot."""
+    prototype_refinement: RefinementOptions = field(default_factory=RefinementOptions)
+    """Settings of prototype_refinement."""
+    pt_map: PTMapOptions = field(default_factory=PTMapOptions)
+    """Settings of pt_map."""
+
+
+@dataclass
+class FeatureTransform:
+    """SimpleShot (Wang et al., 2019, section 3) centres on the base classes, then normalises; PT-MAP (Hu et al., ICANN
+    2021, section 3.2) takes the power 0.5 first."""
+
+    power: NonNegativeFloat = 0.0
+    """Raise every entry (size plus 1e-6; the sign is kept) to this power, then divide by the length; 0 leaves features
+    as they are."""
+    centre: bool = False
+    """Subtract the mean of the base classes' training features."""
+    normalise: bool = False
+    """Divide every feature by its Euclidean length."""
+
+    @property
+    def steps(self) -> list[str]:
+        """What is done, in words for the tables; CL2N and L2N are SimpleShot's names."""
+        names = {(True, True): ["CL2N"], (False, True): ["L2N"], (True, False): ["centred"], (False, False): []}
+        return ([f"power {self.power:g}"] if self.power else []) + names[self.centre, self.normalise]

@@ -1,0 +1,96 @@
+"""Which networks a GAN has, and how they are trained."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from lowshot.core.cli import Momentum, TwoOrMore
+from lowshot.representation.settings import LaunchSettings
+
+FinetuneMode = Literal["embed", "linear", "all"]
+
+
+@dataclass(kw_only=True)
+class GanNetwork:
+    """Which networks are trained, and how large they are."""
+
+    network: Literal["published", "modulated"] = "modulated"
+    """generator: as published, or one whose convolutions are modulated by a style"""
+    ngf: PositiveInt = 64
+    """channels of the generator's constant, halved by every doubling of the side"""
+    blocks_per_res: list[NonNegativeInt] | None = None
+    """blocks behind each doubling of the side (published: [1, 1, 1, 1] at 32 px); the constant's side is the image's,
+    halved as often. If not given, one behind each of as many as there can be, four at most"""
+    z_dim: PositiveInt = 16
+    """dimensions of the noise, and of the generator's embedding of a class"""
+    film: Literal["relu", "affine"] = "relu"
+    """published: relu, scales and shifts are never negative, half of them zero at first, as released; affine, they
+    start around 1 and 0 and take any sign"""
+    ndf: PositiveInt = 16
+    """channels of the discriminator's first block, an eighth of its last"""
+    spectral_norm: bool = False
+    """of the discriminator's layers, as published; without it, r1 keeps the discriminator smooth"""
+
+
+@dataclass
+class DiscriminatorAugmentationSettings:
+    """Which changes there are, and how often each happens to an image."""
+
+    mode: Literal["none", "fixed", "adaptive"] = "adaptive"
+    """none; with a fixed probability, as published; or with one that grows while the discriminator is surer of real
+    images than `target` says, and shrinks while it is less"""
+    p: ClosedUnitInterval = 0.0
+    """fixed: the probability"""
+    target: ClosedUnitInterval = 0.6
+    """adaptive: mean sign of the discriminator's logits of real images to be kept"""
+    n_images: PositiveInt = 100_000
+    """adaptive: real images seen while the probability moves by 1 at most"""
+    changes: list[Literal["flip", "rotate90", "translate", "rotate"]] = field(
+        default_factory=lambda: ["flip", "rotate90", "translate", "rotate"]
+    )
+    """mirror left to right; turn by a multiple of 90 degrees; shift by up to an eighth of the side, in whole pixels;
+    rotate by any angle, once before and once after the others"""
+
+
+@dataclass(kw_only=True)
+class GanSettings(LaunchSettings):
+    """How a GAN is trained. The published values are those of configs/few_shot_gan/train_gan-*-published-*.yaml."""
+
+    steps: PositiveInt = 100_000
+    """updates of the discriminator"""
+    batch_size: PositiveInt = 32
+    """labelled images a step, and as many generated and unlabelled ones, over all processes together"""
+    lr: PositiveFloat = 4e-4
+    """learning rate of AdamW for the generator"""
+    d_lr: PositiveFloat = 1e-3
+    """and for the discriminator; slower ones let the generator make one image a class"""
+    beta1: Momentum = 0.5
+    """of AdamW"""
+    beta2: Momentum = 0.99
+    """of AdamW"""
+    weight_decay: NonNegativeFloat = 1e-6
+    """of AdamW"""
+    d_steps_per_g: PositiveInt = 1
+    """updates of the discriminator for each of the generator"""
+    gamma: NonNegativeFloat = 1.0
+    """weight of the noise regression, for both networks"""
+    alpha: NonNegativeFloat = 0.0
+    """weight of the unconditional loss, for both networks"""
+    mismatch: PositiveFloat | None = None
+    """weight of the discriminator's loss of real images that are given out for the class of another image of the batch
+    (Reed et al., ICML 2016); none if not given, as published"""
+    r1: NonNegativeFloat = 1.0
+    """weight of half the squared gradient of the discriminator's logits by real images (Mescheder et al., ICML 2018),
+    taken every 16th step for all of them (Karras et al., 2020)"""
+    ema: ClosedUnitInterval = 0.999
+    """share of the past in the running average of the generator's weights, reached after ten thousand updates (n / (n +
+    10) in the n-th, if that is less); 0 takes the last weights"""
+    augment: DiscriminatorAugmentationSettings = field(default_factory=DiscriminatorAugmentationSettings)
+    """changes of all images that the discriminator sees"""
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """of the networks; losses are always float32"""
+    score_every: PositiveInt = 2000
+    """steps from one FID, log record and checkpoint to the next"""
+    score_images: TwoOrMore = 5000
+    """most real images that FID compares as many generated ones with"""

@@ -1,0 +1,11 @@
+"""What can be chosen of mining and of generators."""
+
+from typing import Literal
+
+Scope = Literal["global", "superclass"]
+
+
+RuleName = Literal["hariharan2017", "ghosted2018"]
+
+
+KMeans = Literal["faiss", "published"]
