@@ -9,6 +9,14 @@ import math
 
 import torch
 import torch.nn.functional as F
+from kornia.color import rgb_to_grayscale
+from kornia.enhance import (
+    adjust_brightness_accumulative,
+    adjust_contrast_with_mean_subtraction,
+    adjust_hue,
+    adjust_saturation_with_gray_subtraction,
+)
+from kornia.filters import filter2d_separable, get_gaussian_kernel1d
 from torch import Tensor
 
 from lowshot.core.seeds import torch_stream
@@ -98,13 +106,14 @@ class Augmentation(AugmentationSettings):
 
     def _recolour(self, images: Tensor, u: Tensor) -> Tensor:
         """Jitter, hue and grey; the published recipes have the first two in random order."""
-        on = _chance(u[:, 19:20], self.jitter_probability)
+        on, is_rgb = _chance(u[:, 19:20], self.jitter_probability), images.shape[1] == 3
         if self.jitter:
             images = _jitter(images, 1 + on * (self.jitter * (2 * u[:, 13:16] - 1)))
-        if self.hue and images.shape[1] == 3:
-            images = _turn_hue(images, on * (self.hue * (2 * u[:, 20:21] - 1)))
-        if self.grey_probability:
-            images = torch.where(u[:, 21].view(-1, 1, 1, 1) < self.grey_probability, _grey(images), images)
+        if self.hue and is_rgb:
+            images = adjust_hue(images, 2 * math.pi * (on * (self.hue * (2 * u[:, 20:21] - 1))))
+        if self.grey_probability and is_rgb:
+            is_grey = u[:, 21].view(-1, 1, 1, 1) < self.grey_probability
+            images = torch.where(is_grey, rgb_to_grayscale(images), images)
         return images
 
 
@@ -125,47 +134,16 @@ def _chance(u: Tensor, probability: float | None) -> Tensor | float:
 def _blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
     """Gaussian blur with standard deviations (B, 1) in pixels, by taps up to `radius` pixels away: 1 is enough below
     one pixel."""
-    steps = torch.arange(1, radius + 1, device=images.device)
-    sides = torch.exp(-0.5 * steps.square() / sigma.clamp(min=0.05).square()).view(len(images), radius, 1, 1, 1)
-    images = _blur_rows(images, sides)
-    return _blur_rows(images.transpose(2, 3), sides).transpose(2, 3)
-
-
-def _blur_rows(images: Tensor, sides: Tensor) -> Tensor:
-    """Along the last axis, by the weights (B, R, 1, 1, 1) of pixels 1..R to the left and right of one of weight 1."""
-    radius, width = sides.shape[1], images.shape[3]
-    padded = F.pad(images, (radius, radius, 0, 0), mode="replicate")
-    for i in range(1, radius + 1):
-        left, right = (padded[..., radius + j : radius + j + width] for j in (-i, i))
-        images = images + sides[:, i - 1] * (left + right)
-    return images / (1 + 2 * sides.sum(dim=1))
+    # Not gaussian_blur2d, which makes the CPU wait for the GPU: it reads the standard deviations to check them.
+    kernel = get_gaussian_kernel1d(2 * radius + 1, sigma.clamp(min=0.05))
+    return filter2d_separable(images, kernel, kernel, "replicate")
 
 
 def _jitter(images: Tensor, factors: Tensor) -> Tensor:
     """Brightness, contrast and colour by factors (B, 3): blends with black, the mean grey level and the grey image
     (PIL's rule)."""
-    brightness, contrast, colour = factors.view(-1, 3, 1, 1, 1).unbind(1)
-    images = (images * brightness).clamp(0, 1)
-    mean = _grey(images).mean(dim=(2, 3), keepdim=True)
-    images = torch.lerp(mean.expand_as(images), images, contrast).clamp(0, 1)
-    return torch.lerp(_grey(images).expand_as(images), images, colour).clamp(0, 1) if images.shape[1] == 3 else images
-
-
-def _turn_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """RGB images with their hue moved along the colour circle by `turns` (B, 1) of it; value and saturation (of HSV)
-    stay. Torchvision's takes one turn for all images."""
-    red, green, blue = images.unbind(dim=1)
-    value = images.amax(dim=1)
-    chroma = value - images.amin(dim=1)
-    divisor = torch.where(chroma == 0, 1, chroma)
-    from_green, from_blue = (blue - red) / divisor + 2, (red - green) / divisor + 4
-    sixths = torch.where(value == red, (green - blue) / divisor, torch.where(value == green, from_green, from_blue))
-    sixths = sixths + 6 * turns.view(-1, 1, 1)
-    distances = (torch.remainder(sixths + start, 6) for start in (5, 3, 1))
-    return torch.stack([value - chroma * torch.minimum(d, 4 - d).clamp(0, 1) for d in distances], dim=1)
-
-
-def _grey(images: Tensor) -> Tensor:
-    if images.shape[1] != 3:
-        return images
-    return (images * images.new_tensor([0.299, 0.587, 0.114]).view(-1, 1, 1)).sum(dim=1, keepdim=True)
+    brightness, contrast, colour = factors.unbind(1)
+    images = adjust_brightness_accumulative(images, brightness)
+    as_rgb = images.expand(-1, 3, -1, -1)  # kornia before 0.9 takes one mean of all grey images together
+    images = adjust_contrast_with_mean_subtraction(as_rgb, contrast)[:, : images.shape[1]]
+    return adjust_saturation_with_gray_subtraction(images, colour)

@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as V
 
 from lowshot.core.seeds import torch_stream
-from lowshot.representation.augmentation import Augmentation, _blur, _turn_hue
+from lowshot.representation.augmentation import Augmentation, _blur
 
 EVERYTHING = Augmentation(
     flip=True,
@@ -128,13 +128,63 @@ def test_probabilities(name, share):
         assert torch.equal(*(replace(off, **{name: p})(x, augment.uniforms(1500, 0, 0)) for p in (None, 1.0)))
 
 
+def drawn(n, **columns):
+    """Rows of numbers where the columns named u13, u20, ... are given."""
+    rows = torch.rand(n, 44, generator=torch.Generator().manual_seed(2))
+    for name, values in columns.items():
+        rows[:, int(name[1:])] = values
+    return rows
+
+
+def turned(x, turns):
+    """Their hue turned by shares of the colour circle in -1/2 .. 1/2."""
+    return Augmentation(hue=0.5)(x, drawn(len(x), u20=turns + 0.5))
+
+
 def test_hue_is_that_of_torchvision():
     x, turns = images(40), torch.linspace(-0.5, 0.5, 40)
     x[0], x[1, 1], x[2] = 0.3, x[1, 0], torch.tensor([1.0, 0, 0]).view(3, 1, 1)  # grey, two equal channels, pure red
     expected = torch.stack([V.adjust_hue(image, turn.item()) for image, turn in zip(x, turns)])
-    assert torch.allclose(_turn_hue(x, turns[:, None]), expected, atol=5e-6)
-    third = _turn_hue(x, torch.full((40, 1), 1 / 3))  # red becomes green, green blue, blue red
+    assert torch.allclose(turned(x, turns), expected, atol=5e-6)
+    third = turned(x, torch.full((40,), 1 / 3))  # red becomes green, green blue, blue red
     assert torch.allclose(third, x[:, [2, 0, 1]], atol=5e-6)
+
+
+def test_hue_of_greys_and_no_turn_change_nothing():
+    x, turns = images(40), torch.linspace(-0.5, 0.5, 40)
+    grey = torch.cat([torch.zeros(1, 3, 16, 16), torch.ones(1, 3, 16, 16), images(38, 1).expand(-1, 3, -1, -1)])
+    assert torch.allclose(turned(grey, turns), grey, rtol=0, atol=2e-6)
+    assert torch.allclose(turned(x, torch.zeros(40)), x, rtol=0, atol=2e-6)
+
+
+def luma(x):
+    """The grey image of RGB ones."""
+    return 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:] if x.shape[1] == 3 else x
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jitter_is_its_formula(channels):
+    """Factors from 0 to 2, for smooth, black, white and two-valued images."""
+    x, u = images(60, channels), drawn(60)
+    u[0, 13:16], u[1, 13:16], u[2, 13:16], u[3, 14], u[4, 15] = 0, 0.5, 1, 0, 0
+    x[5], x[6], x[10:20] = 0, 1, x[10:20].round()
+    brightness, contrast, colour = (2 * u[:, 13:16].double()).view(60, 3, 1, 1, 1).unbind(1)
+    expected = (brightness * x).clamp(0, 1)
+    mean = luma(expected).mean((2, 3), keepdim=True)
+    expected = (mean + contrast * (expected - mean)).clamp(0, 1)
+    expected = (luma(expected) + colour * (expected - luma(expected))).clamp(0, 1)
+    out = Augmentation(jitter=1.0)(x, u)
+    assert out.dtype == torch.float32 and torch.allclose(out.double(), expected, rtol=0, atol=1e-6)
+    assert torch.allclose(out[1], x[1], rtol=0, atol=1e-6)
+
+
+def test_grey_is_its_formula():
+    x = images(30)
+    out = Augmentation(grey_probability=0.5)(x, drawn(30, u21=torch.linspace(0, 0.99, 30)))
+    assert torch.allclose(out[:15], luma(x[:15]).expand(-1, 3, -1, -1), rtol=0, atol=1e-6)
+    assert torch.equal(out[15:], x[15:])
+    one = images(30, 1)
+    assert torch.equal(Augmentation(grey_probability=1.0)(one, drawn(30)), one)
 
 
 def test_hue_turns_at_most_so_far_and_leaves_single_channels_alone():
@@ -154,6 +204,19 @@ def test_blur_is_that_of_torchvision():
         assert torch.allclose(blurred[..., 6:-6, 6:-6], expected[..., 6:-6, 6:-6], atol=1e-5)
     assert torch.equal(_blur(x, torch.zeros(4, 1), 6), x)
     assert torch.allclose(_blur(torch.full((2, 1, 8, 8), 0.4), torch.full((2, 1), 2.0), 6), torch.tensor(0.4))
+
+
+@pytest.mark.parametrize(("radius", "channels"), [(1, 1), (1, 3), (6, 3), (20, 1)])
+def test_blur_is_its_formula(radius, channels):
+    """Up to and over the border, which repeats; of images that are not square, each with a width of its own."""
+    x, sigma = images(5, channels)[:, :, :11], torch.tensor([0.0, 0.1, 0.7, 2.0, 50.0])[:, None]
+    steps = torch.arange(-radius, radius + 1).double()
+    weights = torch.exp(-0.5 * (steps / sigma.double().clamp(min=1e-9)) ** 2)
+    weights = weights / weights.sum(1, keepdim=True)
+    rows, columns = ((torch.arange(n)[:, None] + steps.long()).clamp(0, n - 1) for n in x.shape[2:])
+    expected = torch.einsum("bchwk,bk->bchw", x.double()[..., columns], weights)
+    expected = torch.einsum("bchkw,bk->bchw", expected[:, :, rows], weights)
+    assert torch.allclose(_blur(x, sigma, radius).double(), expected, rtol=0, atol=1e-6)
 
 
 def test_a_sharp_blur_is_cut_at_the_side_of_the_image():
