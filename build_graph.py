@@ -13,6 +13,8 @@ python build_graph.py complete --train features/train.h5 --test features/test.h5
     --unlabelled novel --out graph-test.h5
 """
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -23,38 +25,13 @@ import h5py
 import numpy as np
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
+from lowshot import core, diffusion
 from lowshot.core.artifacts import building, is_done, open_h5, read_recipe, recipe
 from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
-from lowshot.core.runtime import pick_device
 from lowshot.data.features import Features, check_classes, check_same_space, check_setup, read_features
 from lowshot.data.protocol import Setup, read_split
 from lowshot.data.rows import Rows, blocks, open_raw, open_rows
-from lowshot.diffusion.graph import (
-    LISTS,
-    TEST_LISTS,
-    TRAIN_LISTS,
-    VECTORS,
-    Graph,
-    check_distinct,
-    check_lists,
-    create_graph,
-    fill,
-    map_graph,
-    read_graph,
-    read_projection,
-)
-from lowshot.diffusion.neighbours import (
-    Index,
-    Lists,
-    exact_search,
-    listed_products,
-    merge,
-    recall,
-    sampled_rows,
-    shifted,
-    with_self,
-)
 from lowshot.diffusion.projection import fit_projection
 from lowshot.diffusion.settings import IndexKind
 
@@ -127,7 +104,7 @@ def background(config: BackgroundConfig) -> Path:
         if not partial.exists():
             pca = fit_projection(rows, config.pca_dim, config.seed)
             dim = pca.output_dim(rows.shape[1])
-            create_graph(partial, made_from, len(rows), config.k, dim, config.precision, pca)
+            diffusion.create_graph(partial, made_from, len(rows), config.k, dim, config.precision, pca)
         share = write_background(partial, rows, published, config)
         with h5py.File(partial, "r+") as file:
             file.attrs["recall"] = share
@@ -166,7 +143,7 @@ def _check_size(n_nodes: int, k: int) -> None:
         raise InputError(f"{n_nodes} nodes: ids are of 32 bits, which number 2^31 - 1 at most")
 
 
-def read_published(config: BackgroundConfig, n_rows: int) -> Lists:
+def read_published(config: BackgroundConfig, n_rows: int) -> diffusion.Lists:
     """The raw lists, ids int32 and similarities float32 (n_rows, K), as read-only maps.
 
     Raises InputError unless both have one K, no less than k, and hold rows 0..n_rows-1, none twice in a list, and no
@@ -188,44 +165,44 @@ def read_published(config: BackgroundConfig, n_rows: int) -> Lists:
             f"{config.similarities}: lists of {lists[1].shape[1]}, but {config.ids} has {lists[0].shape[1]}"
         )
     ids, similarities = (one[:, : config.k] for one in lists)
-    check_lists(ids, similarities, n_rows, f"{config.ids}, {config.similarities.name}")
-    check_distinct(ids, f"{config.ids}")
+    diffusion.check_lists(ids, similarities, n_rows, f"{config.ids}, {config.similarities.name}")
+    diffusion.check_distinct(ids, f"{config.ids}")
     return ids, similarities
 
 
-def write_background(partial: Path, rows: Rows, published: Lists | None, config: BackgroundConfig) -> float:
+def write_background(partial: Path, rows: Rows, published: diffusion.Lists | None, config: BackgroundConfig) -> float:
     """Fill a file that is laid out; returns the recall of its lists."""
-    arrays, device = map_graph(partial), pick_device()
+    arrays, device = diffusion.map_graph(partial), core.pick_device()
     with open_h5(partial) as file:
-        pca = read_projection(file)
+        pca = diffusion.read_projection(file)
     nodes, vectors = slice(0, len(rows)), arrays["vectors"]
-    fill(arrays, VECTORS, ("vectors",), nodes, lambda part: [pca(rows[part])])
+    diffusion.fill(arrays, diffusion.VECTORS, ("vectors",), nodes, lambda part: [pca(rows[part])])
     _report_zeros(vectors, config.features)
     if published:
         _check_published(published, vectors, config)
     else:
-        index = Index(vectors, _index_kind(config, len(rows)), device, config.n_probe, config.seed)
+        index = diffusion.Index(vectors, _index_kind(config, len(rows)), device, config.n_probe, config.seed)
 
-    def lists_of(part: slice) -> Lists:
+    def lists_of(part: slice) -> diffusion.Lists:
         found = _in_order(published, part) if published else index.search(vectors[part], config.k)
-        return with_self(found, np.arange(part.start, part.stop), vectors[part])
+        return diffusion.with_self(found, np.arange(part.start, part.stop), vectors[part])
 
-    fill(arrays, LISTS, ("ids", "similarities"), nodes, lists_of)
-    return recall(arrays["ids"], vectors, device, config.seed)
+    diffusion.fill(arrays, diffusion.LISTS, ("ids", "similarities"), nodes, lists_of)
+    return diffusion.recall(arrays["ids"], vectors, device, config.seed)
 
 
-def _in_order(published: Lists, part: slice) -> Lists:
+def _in_order(published: diffusion.Lists, part: slice) -> diffusion.Lists:
     """Published lists with the best first and what is missing last."""
     ids, similarities = (one[part] for one in published)
-    return merge((ids[:, :0], similarities[:, :0]), (ids, similarities), ids.shape[1])
+    return diffusion.merge((ids[:, :0], similarities[:, :0]), (ids, similarities), ids.shape[1])
 
 
-def _check_published(published: Lists, vectors: np.ndarray, config: BackgroundConfig) -> None:
+def _check_published(published: diffusion.Lists, vectors: np.ndarray, config: BackgroundConfig) -> None:
     """InputError where the similarities are not those of the features."""
     ids, similarities = published
-    rows = sampled_rows(len(ids), 1000, config.seed)
+    rows = diffusion.sampled_rows(len(ids), 1000, config.seed)
     listed = ids[rows] >= 0
-    error = np.abs(listed_products(ids, vectors, rows) - similarities[rows])[listed]
+    error = np.abs(diffusion.listed_products(ids, vectors, rows) - similarities[rows])[listed]
     if len(error) == 0 or np.median(error) > 0.01:
         raise InputError(f"{config.ids}: not the lists of {config.features}: similarities differ from inner products")
 
@@ -260,8 +237,8 @@ def complete(config: CompleteConfig) -> Path:
     _report_zeros(test_vectors, config.test)
     with building(config.out, made_from) as partial:
         if not partial.exists():
-            create_graph(partial, made_from, n_nodes, config.k, vectors.shape[1], dtype, pca, chosen.node_rows,
-                         len(test_vectors))  # fmt: skip
+            shape = n_nodes, config.k, vectors.shape[1]
+            diffusion.create_graph(partial, made_from, *shape, dtype, pca, chosen.node_rows, len(test_vectors))
         write_completed(partial, vectors, test_vectors, far, config)
     print(f"build_graph: {len(vectors)} training images of {n_nodes} nodes -> {config.out}")
     return config.out
@@ -292,9 +269,9 @@ def choose_rows(config: CompleteConfig) -> Chosen:
     return Chosen(train, base_rows, node_rows, test.feats[np.isin(test.labels, judged)])
 
 
-def read_background(config: CompleteConfig, train: Features) -> Graph:
+def read_background(config: CompleteConfig, train: Features) -> diffusion.Graph:
     """The graph of the background; InputError if it cannot be completed with the features `train`."""
-    graph = read_graph(config.background)
+    graph = diffusion.read_graph(config.background)
     if graph.train_rows is not None:
         raise InputError(f"{graph.path}: is completed already; --background takes what `background` wrote")
     if graph.input_dim != train.dim:
@@ -308,36 +285,42 @@ def read_background(config: CompleteConfig, train: Features) -> Graph:
 
 
 def write_completed(
-    partial: Path, vectors: np.ndarray, test_vectors: np.ndarray, far: Graph | None, config: CompleteConfig
+    partial: Path, vectors: np.ndarray, test_vectors: np.ndarray, far: diffusion.Graph | None, config: CompleteConfig
 ) -> None:
     """Fill a file that is laid out: nodes are `vectors` (M, d), compared exactly, then the background `far`."""
-    arrays, device, k, n_train = map_graph(partial), pick_device(), config.k, len(vectors)
+    arrays, device, k, n_train = diffusion.map_graph(partial), core.pick_device(), config.k, len(vectors)
     arrays["vectors"][:n_train], arrays["test_vectors"][:] = vectors, test_vectors
 
     @cache  # not made where a killed run is past it
-    def index() -> Index:
-        return Index(far.vectors, _index_kind(config, far.n_nodes), device, config.n_probe, config.seed)
+    def index() -> diffusion.Index:
+        return diffusion.Index(far.vectors, _index_kind(config, far.n_nodes), device, config.n_probe, config.seed)
 
-    def lists_of(queries: np.ndarray) -> Lists:
-        found = exact_search(queries, vectors, k, device)
-        return merge(found, shifted(index().search(queries, k), n_train), k) if far else found
+    def lists_of(queries: np.ndarray) -> diffusion.Lists:
+        found = diffusion.exact_search(queries, vectors, k, device)
+        return diffusion.merge(found, diffusion.shifted(index().search(queries, k), n_train), k) if far else found
 
-    def train_lists(part: slice) -> Lists:
-        return with_self(lists_of(vectors[part]), np.arange(part.start, part.stop), vectors[part])
+    def train_lists(part: slice) -> diffusion.Lists:
+        return diffusion.with_self(lists_of(vectors[part]), np.arange(part.start, part.stop), vectors[part])
 
-    def background_lists(part: slice) -> Lists:
+    def background_lists(part: slice) -> diffusion.Lists:
         own, queries = (far.ids[part, :k], far.similarities[part, :k]), far.vectors[part]
-        found = merge(exact_search(queries, vectors, k, device), shifted(own, n_train), k)
-        return with_self(found, np.arange(n_train + part.start, n_train + part.stop), queries)
+        found = diffusion.merge(diffusion.exact_search(queries, vectors, k, device), diffusion.shifted(own, n_train), k)
+        return diffusion.with_self(found, np.arange(n_train + part.start, n_train + part.stop), queries)
 
-    fill(arrays, TRAIN_LISTS, ("ids", "similarities"), slice(0, n_train), train_lists)
+    diffusion.fill(arrays, diffusion.TRAIN_LISTS, ("ids", "similarities"), slice(0, n_train), train_lists)
     tests = slice(0, len(test_vectors))
-    fill(arrays, TEST_LISTS, ("test_ids", "test_similarities"), tests, lambda part: lists_of(test_vectors[part]))
+    diffusion.fill(
+        arrays,
+        diffusion.TEST_LISTS,
+        ("test_ids", "test_similarities"),
+        tests,
+        lambda part: lists_of(test_vectors[part]),
+    )
     if far:
         index.cache_clear()  # an inverted file is a copy of the background
         rest = slice(n_train, n_train + far.n_nodes)
-        fill(arrays, VECTORS, ("vectors",), rest, lambda part: [far.vectors[part]])
-        fill(arrays, LISTS, ("ids", "similarities"), rest, background_lists)
+        diffusion.fill(arrays, diffusion.VECTORS, ("vectors",), rest, lambda part: [far.vectors[part]])
+        diffusion.fill(arrays, diffusion.LISTS, ("ids", "similarities"), rest, background_lists)
 
 
 COMMANDS = {"background": (background, BackgroundConfig), "complete": (complete, CompleteConfig)}

@@ -17,6 +17,8 @@ The number of steps chosen on the validation setup for every n, results on the t
 Several processes share the classes: torchrun --nproc-per-node 2 diffusion.py ...
 """
 
+from __future__ import annotations
+
 import math
 import shutil
 from collections.abc import Iterator
@@ -29,23 +31,15 @@ from time import perf_counter
 from typing import Literal
 
 import numpy as np
-import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from tqdm import tqdm
 
+from lowshot import core, diffusion, evaluation
 from lowshot.core.artifacts import Provenance, is_done, partial_path, recipe, writing
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
-from lowshot.core.runtime import Processes, open_processes
-from lowshot.diffusion.estimates import Job, Limits, fitting_width, said, seconds_around
-from lowshot.diffusion.fusion import KeptScores, fuse
-from lowshot.diffusion.graph import Graph, read_graph
-from lowshot.diffusion.propagated import UnlabelledPool, write_propagated
-from lowshot.diffusion.propagation import Labels, Work, assign, propagate
-from lowshot.diffusion.run_graphs import RunGraphs, open_setup_graph
 from lowshot.diffusion.settings import EdgeOptions, Precision, StepOptions
 from lowshot.evaluation.benchmark import Benchmark, Ranks, check_settings, input_files, read_benchmark, write_results
-from lowshot.evaluation.ranks import true_class_ranks
 from lowshot.evaluation.selection import choose, evidence_path, joint_recipe, read_grid, with_values
 from lowshot.evaluation.settings import SelectionConfig, Ties
 
@@ -96,7 +90,7 @@ def main(config: Config) -> Path:
     check_settings(config)
     if config.propagated is not None and config.propagated.suffix != ".h5":
         raise InputError(f"{config.propagated}: labelled images are a .h5 file")
-    with open_processes() as processes, _own_outputs(config, processes) as own:
+    with core.open_processes() as processes, _own_outputs(config, processes) as own:
         if config.dry_run:
             _print_estimate(config, processes)
         else:
@@ -106,7 +100,7 @@ def main(config: Config) -> Path:
 
 
 @contextmanager
-def _own_outputs(config: Config, processes: Processes) -> Iterator[Config]:
+def _own_outputs(config: Config, processes: core.Processes) -> Iterator[Config]:
     """The first process writes where it was told to, the others to copies that nobody keeps: all find the same. Only
     the first one says what it does."""
     if processes.rank == 0:
@@ -124,7 +118,7 @@ def _own_outputs(config: Config, processes: Processes) -> Iterator[Config]:
         yield replace(config, out=Path(folder) / config.out.name, propagated=propagated)
 
 
-def _run(config: Config, processes: Processes) -> None:
+def _run(config: Config, processes: core.Processes) -> None:
     configs, chosen = [config], {}
     if config.select is not None:
         inputs = _inputs(replace(config, setup="validation"))
@@ -160,7 +154,7 @@ def _run(config: Config, processes: Processes) -> None:
     write_results(config, made_from, benchmark, name, setting, runs, provenance, processes.device.type, **more)
 
 
-def _print_estimate(config: Config, processes: Processes) -> None:
+def _print_estimate(config: Config, processes: core.Processes) -> None:
     """Memory and time of all that `_run` does; of a choice to be made, as if the most steps were chosen."""
     cells = [with_values(config, values) for values in read_grid(config.select, config)] if config.select else [config]
     longest = max(cells, key=lambda cell: cell.n_steps)
@@ -168,17 +162,17 @@ def _print_estimate(config: Config, processes: Processes) -> None:
     if not (config.select and config.setup == "validation"):
         parts |= {"results": [longest, *_earlier(longest)]}
         parts |= {"labelled images": [longest]} if config.propagated else {}
-    jobs, reading = {}, seconds_around()
+    jobs, reading = {}, diffusion.seconds_around()
     for what, configs in parts.items():
         start = perf_counter()
         benchmark = read_benchmark(configs[0])
         recipe("diffusion", config, _inputs(configs[0]))
         for alike in _alike(configs).values():
-            graph = open_setup_graph(_of_setup(configs[0], "graph"), configs[0])
+            graph = diffusion.open_setup_graph(_of_setup(configs[0], "graph"), configs[0])
             job = _job([configs[i] for i in alike], graph, benchmark, processes, what == "labelled images")
             jobs[f"{what}, part {len(jobs) + 1}"] = job, _width(job, config, processes)
         reading += perf_counter() - start
-    text = said(jobs, Limits.now(config.memory_gib, processes.device.type), reading, processes.size)
+    text = diffusion.said(jobs, diffusion.Limits.now(config.memory_gib, processes.device.type), reading, processes.size)
     if processes.rank == 0:
         print(text)
 
@@ -207,7 +201,7 @@ def _recipe(config: Config, inputs: dict[str, Path | None]) -> dict:
     return {**made_from, "config": {name: v for name, v in made_from["config"].items() if name not in unread}}
 
 
-def _judge(configs: list[Config], benchmark: Benchmark, _: str, processes: Processes) -> Iterator[Ranks]:
+def _judge(configs: list[Config], benchmark: Benchmark, _: str, processes: core.Processes) -> Iterator[Ranks]:
     """The true classes' ranks of every run of each of `configs`, which have one setup. Those that differ only in the
     number of steps and in what is done after them share the work."""
     ranks: dict[int, Ranks] = {}
@@ -230,91 +224,101 @@ def _alike(configs: list[Config]) -> dict[str, list[int]]:
 
 
 def _scores(
-    configs: list[Config], benchmark: Benchmark, processes: Processes
+    configs: list[Config], benchmark: Benchmark, processes: core.Processes
 ) -> Iterator[tuple[tuple[int, int], Iterator[np.ndarray]]]:
     """Every run of configs that share the steps, with the final scores (N, classes) of each, made when asked for."""
     first = configs[0]
-    job = _job(configs, open_setup_graph(_of_setup(first, "graph"), first), benchmark, processes)
+    job = _job(configs, diffusion.open_setup_graph(_of_setup(first, "graph"), first), benchmark, processes)
     graphs, work = job.graphs, _work(job, first, processes)
     runs = benchmark.runs(first.shots)
-    kept = KeptScores(_of_setup(first, "scores"), first, runs) if first.scores is not None else None
+    kept = diffusion.KeptScores(_of_setup(first, "scores"), first, runs) if first.scores is not None else None
     for trial, n in tqdm(runs, "diffusion", unit="run", disable=None if processes.rank == 0 else True):
         graph = graphs.of(trial, n)
-        by_step = propagate(graph.adjacency, graph.labels, graph.test_ids, job.steps, first.step, first.precision, work)
+        by_step = diffusion.propagate(
+            graph.adjacency, graph.labels, graph.test_ids, job.steps, first.step, first.precision, work
+        )
         by_step = {step: processes.total(scores) for step, scores in by_step.items()}
         classified = kept.of(trial, n) if kept is not None else None
         yield (trial, n), (_final(one, by_step[one.n_steps], graph.labels, classified) for one in configs)
         del graph  # before the next one is made
 
 
-def _final(config: Config, scores: np.ndarray, labels: Labels, classified: np.ndarray | None) -> np.ndarray:
+def _final(config: Config, scores: np.ndarray, labels: diffusion.Labels, classified: np.ndarray | None) -> np.ndarray:
     """Class prior and fusion with a classifier's log-probabilities."""
     if config.class_prior:
         counts = np.bincount(labels.columns, minlength=labels.n_columns)
         scores = scores * (counts**config.class_prior).astype(np.float32)
-    return scores if classified is None else fuse(scores, classified, config.fusion_weight)
+    return scores if classified is None else diffusion.fuse(scores, classified, config.fusion_weight)
 
 
 def _ranks(scores: np.ndarray, benchmark: Benchmark, ties: Ties) -> np.ndarray:
+    import torch
+
     truth = np.searchsorted(benchmark.classes, benchmark.test_labels)
-    return true_class_ranks(torch.from_numpy(scores), torch.from_numpy(truth), ties).numpy()
+    return evaluation.true_class_ranks(torch.from_numpy(scores), torch.from_numpy(truth), ties).numpy()
 
 
 def _job(
-    configs: list[Config], graph: Graph, benchmark: Benchmark, processes: Processes, assigning: bool = False
-) -> Job:
+    configs: list[Config],
+    graph: diffusion.Graph,
+    benchmark: Benchmark,
+    processes: core.Processes,
+    assigning: bool = False,
+) -> diffusion.Job:
     """The runs of `configs`, which share the steps."""
     first = configs[0]
-    graphs = RunGraphs(graph, benchmark, first.edges, processes.device)
+    graphs = diffusion.RunGraphs(graph, benchmark, first.edges, processes.device)
     steps = sorted({config.n_steps for config in configs})
 
     def finish(scores: np.ndarray) -> None:
-        labels = Labels(np.arange(1), np.arange(1), scores.shape[1])
+        labels = diffusion.Labels(np.arange(1), np.arange(1), scores.shape[1])
         _ranks(_final(first, scores, labels, scores if first.scores else None), benchmark, first.ties)
 
     n_own = int(any(config.class_prior or config.scores for config in configs))  # one at a time
     n_judged = 0 if assigning else len(configs)
-    return Job(graphs, first.shots, steps, first.step, first.precision, n_judged, n_own, finish, assigning)
+    return diffusion.Job(graphs, first.shots, steps, first.step, first.precision, n_judged, n_own, finish, assigning)
 
 
-def _width(job: Job, config: Config, processes: Processes) -> int:
+def _width(job: diffusion.Job, config: Config, processes: core.Processes) -> int:
     """Of slices: the same for all processes, and unless it is given none that leaves one of them without work."""
-    fitting = fitting_width(job, config.slice_width, Limits.now(config.memory_gib, processes.device.type))
+    fitting = diffusion.fitting_width(
+        job, config.slice_width, diffusion.Limits.now(config.memory_gib, processes.device.type)
+    )
     if config.slice_width is None:
         fitting = min(fitting, math.ceil(len(job.graphs.benchmark.classes) / processes.size))
     return int(-processes.largest(np.array([-fitting]))[0])
 
 
-def _work(job: Job, config: Config, processes: Processes) -> Work:
+def _work(job: diffusion.Job, config: Config, processes: core.Processes) -> diffusion.Work:
     """Raises InputError if memory does not suffice."""
-    return Work(str(processes.device), _width(job, config, processes), processes.rank, processes.size)
+    return diffusion.Work(str(processes.device), _width(job, config, processes), processes.rank, processes.size)
 
 
 def _label_images(
-    config: Config, configs: list[Config], benchmark: Benchmark, made_from: dict, processes: Processes
+    config: Config, configs: list[Config], benchmark: Benchmark, made_from: dict, processes: core.Processes
 ) -> None:
     """Write the unlabelled images of every run that are surest of a novel class."""
-    graph = open_setup_graph(_of_setup(config, "graph"), config)
-    pool = UnlabelledPool(graph, benchmark, config.background)
+    graph = diffusion.open_setup_graph(_of_setup(config, "graph"), config)
+    pool = diffusion.UnlabelledPool(graph, benchmark, config.background)
     parts = []
     for one in configs:
         job = _job([one], graph, benchmark, processes, assigning=True)
         graphs, work = job.graphs, _work(job, one, processes)
         for key in benchmark.runs(one.shots):
             at = graphs.of(*key)
-            columns, values = assign(at.adjacency, at.labels, one.n_steps, one.step, one.precision, work)
+            columns, values = diffusion.assign(at.adjacency, at.labels, one.n_steps, one.step, one.precision, work)
             highest = processes.largest(values)
             columns = -processes.largest(np.where(values == highest, -columns, -at.labels.n_columns))
             parts.append(pool.surest(key, at.labels, columns, highest, config.n_propagated))
             del at  # before the next one is made
     with writing(config.propagated) as unfinished:
-        write_propagated(unfinished, made_from, parts)
+        diffusion.write_propagated(unfinished, made_from, parts)
     print(f"diffusion: {sum(len(part['labels']) for part in parts)} labelled images -> {config.propagated}")
 
 
 def _method(config: Config) -> tuple[str, Literal["inductive", "semi_supervised"]]:
     """Name and setting by the unlabelled images that are nodes."""
-    graph = read_graph(_of_setup(config, "graph"))
+    graph = diffusion.read_graph(_of_setup(config, "graph"))
     images = {"none": [], "novel": ["novel images"], "all": ["all training images"]}[graph.unlabelled]
     images += [f"{graph.n_background} background images"] if graph.n_background else []
     fused = " + classifier" if config.scores is not None else ""

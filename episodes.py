@@ -16,29 +16,24 @@ Writes    one results JSON with the accuracy of every episode and number of shot
 On a laptop, in seconds: --n_episodes 50 --n_queries 5
 """
 
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pandas as pd
-import torch
 from jsonargparse.typing import PositiveInt
 
-from lowshot.classifiers.methods import METHODS
-from lowshot.classifiers.settings import FeatureTransform, MethodOptions
-from lowshot.classifiers.transform import fit_transform
+from lowshot import classifiers, core, evaluation, hallucination, report
+from lowshot.classifiers.settings import FeatureTransform, FewShotMethod, MethodOptions
 from lowshot.core.artifacts import Provenance, is_done, recipe, write_json, writing
 from lowshot.core.cli import TwoOrMore, run
 from lowshot.core.errors import InputError
-from lowshot.core.runtime import pick_device
 from lowshot.data.features import Features, check_same_space, check_setup, read_copies, read_features
 from lowshot.data.protocol import Setup, Split, read_split
 from lowshot.evaluation.benchmark import extractor_name
-from lowshot.evaluation.episodes import judge, make_pool, tasks_digest
 from lowshot.evaluation.settings import Sampling
-from lowshot.hallucination.clustering import clustering_scores
-from lowshot.report.results import summarise
 
 _CLUSTERINGS = 5  # seeds of --clustering, counted from --seed
 
@@ -58,9 +53,7 @@ class Config(Sampling):
     alike. For all, give the features of test images only: an extractor has seen the training images of base classes."""
     augmented_support: bool = False
     """Learn from the augmented copies of every shot in place of it; the feature files must hold copies."""
-    method: Literal[
-        "nearest_mean", "logistic_regression", "cosine", "laplacian_shot", "prototype_refinement", "pt_map"
-    ] = "nearest_mean"
+    method: FewShotMethod = "nearest_mean"
     """What learns from the shots; the last three are transductive: they see all queries of a task together."""
     n_episodes: PositiveInt = 600
     """Episodes to judge, counted from 0."""
@@ -81,12 +74,14 @@ class Config(Sampling):
 
 def main(config: Config) -> Path:
     """Judge the method on every episode and write the results file; returns its path."""
+    import torch
+
     _check(config)
     made_from = _recipe(config)
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     provenance = Provenance()
-    device = pick_device()
+    device = core.pick_device()
 
     split = read_split(config.split)
     features = [read_features(path, split.n_classes) for path in _files(config)]
@@ -95,11 +90,11 @@ def main(config: Config) -> Path:
     feats, copies, labels = _judged_rows(config, features, split, classes)
     if config.clustering and config.clustering > len(feats):
         raise InputError(f"clustering {config.clustering}: more clusters than the {len(feats)} images to judge")
-    pool = make_pool(labels, split, classes, config, _source(config))
+    pool = evaluation.make_pool(labels, split, classes, config, _source(config))
     _print_left_out(config, split, classes, len(pool.group_sizes))
-    method, options = METHODS[config.method], getattr(config.methods, config.method)
+    method, options = classifiers.METHODS[config.method], getattr(config.methods, config.method)
     tensors = [None if one is None else torch.from_numpy(one).to(device) for one in (feats, copies)]
-    episodes = judge(tensors[0], pool, config, config.n_episodes, method, options, copies=tensors[1])
+    episodes = evaluation.judge(tensors[0], pool, config, config.n_episodes, method, options, copies=tensors[1])
 
     content = {
         **made_from,
@@ -110,14 +105,16 @@ def main(config: Config) -> Path:
             "setup": config.setup,
             "setting": "transductive" if method.transductive else "inductive",
             "split_digest": split.digest,
-            "tasks_digest": tasks_digest(config, labels, [_images(one) for one in features]),
+            "tasks_digest": evaluation.tasks_digest(config, labels, [_images(one) for one in features]),
         },
         "provenance": provenance.record(device.type),
         "episodes": episodes,
     }
     if config.clustering:
         seeds = range(config.seed, config.seed + _CLUSTERINGS)
-        content["clustering"] = [clustering_scores(feats, labels, config.clustering, seed) for seed in seeds]
+        content["clustering"] = [
+            hallucination.clustering_scores(feats, labels, config.clustering, seed) for seed in seeds
+        ]
     with writing(config.out) as partial:
         write_json(partial, content)
     _print_means(content)
@@ -181,7 +178,7 @@ def _judged_rows(
             f"{source}: no image of a base class, which transform.centre needs; add the file that has them"
         )
     judged = np.isin(labels, classes)
-    transform = fit_transform(config.transform, feats[base] if config.transform.centre else feats[:0])
+    transform = classifiers.fit_transform(config.transform, feats[base] if config.transform.centre else feats[:0])
     copies = transform(_copies(features)[judged]) if config.augmented_support else None
     return transform(feats[judged]), copies, labels[judged]
 
@@ -218,8 +215,10 @@ def _method_name(config: Config, n_copies: int) -> str:
 
 
 def _print_means(content: dict) -> None:
+    import pandas as pd
+
     frame = pd.DataFrame(content["episodes"]).rename(columns={"accuracy": "value"})
-    for cell in summarise(frame, ["n_shot"]).itertuples():
+    for cell in report.summarise(frame, ["n_shot"]).itertuples():
         interval = "?" if np.isnan(cell.interval) else f"{100 * cell.interval:.2f}"
         print(f"{content['method']}, {cell.n_shot}-shot: {100 * cell.mean:.2f} ± {interval} %")
 

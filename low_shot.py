@@ -19,7 +19,9 @@ Settings chosen on the validation setup, results on the test setup (grid.yaml: `
         --out results/linear_sgd.json --select grid.yaml
 """
 
-from collections.abc import Callable, Iterator
+from __future__ import annotations
+
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
@@ -27,32 +29,24 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from jsonargparse.typing import PositiveInt
-from tqdm import tqdm
 
-from lowshot.classifiers.methods import CLASSIFIERS, METHODS
-from lowshot.classifiers.problem import Problem, Run
-from lowshot.classifiers.settings import FeatureTransform, LogisticOptions, MethodOptions, MLPOptions, SGDOptions
-from lowshot.classifiers.tasks import Tasks
-from lowshot.classifiers.transform import fit_transform
+from lowshot import classifiers, core, diffusion, evaluation, gan, hallucination
+from lowshot.classifiers.settings import (
+    ClassifierName,
+    FeatureTransform,
+    LogisticOptions,
+    MethodOptions,
+    MLPOptions,
+    SGDOptions,
+)
 from lowshot.core.artifacts import Provenance, digest, is_done, read_recipe, recipe, writing
 from lowshot.core.cli import run
 from lowshot.core.errors import Diverged, InputError
-from lowshot.core.runtime import pick_device
-from lowshot.core.seeds import stream
 from lowshot.data.protocol import read_draws
-from lowshot.diffusion.fusion import ScoreFile
-from lowshot.diffusion.propagated import PropagatedRows
 from lowshot.evaluation.benchmark import Benchmark, Ranks, check_settings, input_files, read_benchmark, write_results
-from lowshot.evaluation.ranks import ranks_in_chunks, true_class_ranks
 from lowshot.evaluation.selection import choose, joint_recipe
 from lowshot.evaluation.settings import SelectionConfig
-from lowshot.gan.samples import SampleRows, sample_files
-from lowshot.hallucination.generators import Hallucinator
-
-# Is given the scores (rows, classes) of a run (trial, n) for some of the judged images.
-Keep = Callable[[tuple[int, int], slice, torch.Tensor], None]
 
 # Where the settings of a classifier of the benchmark stand; those of the others stand in `methods`, under their names.
 _OPTIONS = {"linear_sgd": "sgd", "logistic_regression": "logistic", "mlp": "mlp", "own_head": "head"}
@@ -60,17 +54,7 @@ _OPTIONS = {"linear_sgd": "sgd", "logistic_regression": "logistic", "mlp": "mlp"
 
 @dataclass(kw_only=True)
 class Config(SelectionConfig):
-    classifier: Literal[
-        "linear_sgd",
-        "logistic_regression",
-        "mlp",
-        "own_head",
-        "nearest_mean",
-        "cosine",
-        "laplacian_shot",
-        "prototype_refinement",
-        "pt_map",
-    ] = "linear_sgd"
+    classifier: ClassifierName = "linear_sgd"
     """linear_sgd: as published; logistic_regression: the optimum of its loss; mlp: the CIFAR-100 analogy recipe's. All
     three have an output for every class of the data set, as published, and so has own_head, the classifier that the
     extractor was trained with. The others score the setup's classes only: a class without rows has no score there.
@@ -120,10 +104,9 @@ def main(config: Config) -> Path:
         raise InputError("methods.logistic_regression: not read here; this stage's logistic_regression reads logistic")
     if config.scores is not None and config.scores.suffix != ".h5":
         raise InputError(f"{config.scores}: scores are a .h5 file")
-    device = pick_device().type
     configs, chosen = [config], {}
     if config.select is not None:
-        configs, evidence, record = choose(config, _inputs(config), _recipe, _judge, device)
+        configs, evidence, record = choose(config, _inputs(config), _recipe, _judge, core.pick_device().type)
         if config.setup == "validation":
             return evidence
         chosen = {"selection": record}
@@ -133,14 +116,14 @@ def main(config: Config) -> Path:
     done = [is_done(out, made_from, config.overwrite) for out in wanted]
     if all(done):
         return config.out
-    provenance = Provenance()
+    provenance, device = Provenance(), core.pick_device().type
     benchmark = read_benchmark(config)
     with _keeping(config, made_from, benchmark) as keep:
         parts = [_ranks(one, benchmark, device, keep) for one in configs]
     ranks = {key: row for part in parts for key, row in part.items()}
     names = list(dict.fromkeys(_method_name(one) for one in configs))
-    classifiers = ", ".join(dict.fromkeys(one.classifier for one in configs))
-    method = names[0] if len(names) == 1 else f"{classifiers} (settings by n)"
+    chosen_classifiers = ", ".join(dict.fromkeys(one.classifier for one in configs))
+    method = names[0] if len(names) == 1 else f"{chosen_classifiers} (settings by n)"
     write_results(
         config, made_from, benchmark, method, _setting(configs, benchmark), ranks, provenance, device, **chosen
     )
@@ -148,12 +131,12 @@ def main(config: Config) -> Path:
 
 
 @contextmanager
-def _keeping(config: Config, made_from: dict, benchmark: Benchmark) -> Iterator[Keep | None]:
+def _keeping(config: Config, made_from: dict, benchmark: Benchmark) -> Iterator[evaluation.Keep | None]:
     """What keeps the scores of a run, if they are wanted."""
     if config.scores is None:
         yield None
         return
-    with writing(config.scores) as partial, ScoreFile(partial, made_from, config, benchmark) as file:
+    with writing(config.scores) as partial, diffusion.ScoreFile(partial, made_from, config, benchmark) as file:
         yield file.put
 
 
@@ -176,7 +159,7 @@ def _sample_files(config: Config) -> dict[tuple[int, int], Path]:
     """The feature file of the samples of each run (trial, n); none without samples."""
     if config.samples is None:
         return {}
-    return sample_files(config.samples, product(read_draws(config.draws, config.trials), config.shots))
+    return gan.sample_files(config.samples, product(read_draws(config.draws, config.trials), config.shots))
 
 
 def _recipe(config: Config, inputs: dict[str, Path | None]) -> dict:
@@ -211,69 +194,44 @@ def _check_head(config: Config, augmented: bool) -> None:
         raise InputError(f"{config.head}: {config.train} holds features of another extractor")
 
 
-def _ranks(config: Config, benchmark: Benchmark, device: str, keep: Keep | None = None) -> Ranks:
+def _ranks(config: Config, benchmark: Benchmark, device: str, keep: evaluation.Keep | None = None) -> Ranks:
     """The true classes' ranks of every run; `keep` is given all scores: (run, rows, scores)."""
     problem = _problem(config, benchmark)
-    transform = fit_transform(config.transform, problem.base_feats)
+    transform = classifiers.fit_transform(config.transform, problem.base_feats)
     problem, queries = problem.transformed(transform), transform(benchmark.test_features)
-    if config.classifier not in CLASSIFIERS:
-        return _task_ranks(config, benchmark, problem, queries, device, keep)
-    options = getattr(config, _OPTIONS[config.classifier])
-    score = CLASSIFIERS[config.classifier](problem, options, config.seed, device)
-
-    def keep_all(rows: slice, scores: torch.Tensor) -> None:
-        for trained, some in zip(problem.runs, scores):
-            keep(trained.key, rows, some)
-
-    ranks = ranks_in_chunks(score, queries, benchmark.test_labels, device, keep=keep and keep_all)
-    return {trained.key: row for trained, row in zip(problem.runs, ranks)}
+    judged = queries, benchmark.test_labels, config.seed, device, keep
+    if config.classifier in _OPTIONS:
+        options = getattr(config, _OPTIONS[config.classifier])
+        return evaluation.classifier_ranks(config.classifier, problem, options, *judged)
+    options = getattr(config.methods, config.classifier)
+    return evaluation.few_shot_ranks(config.classifier, problem, options, benchmark.classes, *judged)
 
 
-def _task_ranks(
-    config: Config, benchmark: Benchmark, problem: Problem, queries: np.ndarray, device: str, keep: Keep | None
-) -> Ranks:
-    """Every run as one few-shot task: base rows and the run's novel rows are its support, all judged images its
-    queries, the setup's classes in ascending order its ways."""
-    method, options = METHODS[config.classifier], getattr(config.methods, config.classifier)
-
-    def ways(labels: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.searchsorted(benchmark.classes, labels)).to(device)
-
-    truth, test = ways(benchmark.test_labels), torch.from_numpy(queries).to(device)
-    ranks = {}
-    for one in tqdm(problem.runs, desc=config.classifier, unit="run", disable=None):
-        support = torch.from_numpy(np.concatenate([problem.base_feats, one.feats])).to(device)
-        labels = ways(np.concatenate([problem.base_labels, one.labels]))
-        task = Tasks(support[None], labels[None], test[None], len(benchmark.classes))
-        seed = int(stream(config.seed, config.classifier, *one.key).integers(2**32))
-        scores = method.score(task, options, seed)[0]
-        ranks[one.key] = true_class_ranks(scores, truth).cpu().numpy()
-        if keep is not None:
-            keep(one.key, slice(0, len(scores)), scores)
-    return ranks
-
-
-def _problem(config: Config, benchmark: Benchmark) -> Problem:
+def _problem(config: Config, benchmark: Benchmark) -> classifiers.Problem:
     """The base rows, and the novel rows of every run in the order of trials and shots."""
     train, base = benchmark.train, benchmark.base_rows
     scope = config.pairs, config.pair_scope
-    generator = Hallucinator(config.generator, benchmark.split, train, *scope) if config.generator is not None else None
-    propagated = PropagatedRows(config.propagated, config, train) if config.propagated is not None else None
-    samples = SampleRows(_sample_files(config), config, train) if config.samples is not None else None
+    generator = (
+        hallucination.Hallucinator(config.generator, benchmark.split, train, *scope)
+        if config.generator is not None
+        else None
+    )
+    propagated = diffusion.PropagatedRows(config.propagated, config, train) if config.propagated is not None else None
+    samples = gan.SampleRows(_sample_files(config), config, train) if config.samples is not None else None
     runs = [_run(config, benchmark, propagated, samples, generator, *run) for run in benchmark.runs(config.shots)]
     sizes = len(benchmark.base_classes), len(benchmark.novel_classes), benchmark.split.n_classes
-    return Problem(train.feats[base], train.labels[base], runs, *sizes)
+    return classifiers.Problem(train.feats[base], train.labels[base], runs, *sizes)
 
 
 def _run(
     config: Config,
     benchmark: Benchmark,
-    propagated: PropagatedRows | None,
-    samples: SampleRows | None,
-    generator: Hallucinator | None,
+    propagated: diffusion.PropagatedRows | None,
+    samples: gan.SampleRows | None,
+    generator: hallucination.Hallucinator | None,
     trial: int,
     n_shot: int,
-) -> Run:
+) -> classifiers.Run:
     """The shots of one run and what the augmentation adds to them."""
     rows = benchmark.shot_rows(trial, n_shot)
     if config.repetition:
@@ -287,7 +245,7 @@ def _run(
     if samples is not None:
         n = config.samples_per_shot * n_shot
         feats, labels = _joined(feats, labels, *samples.first((trial, n_shot), benchmark.novel_classes, n))
-    return Run(trial, n_shot, feats, labels)
+    return classifiers.Run(trial, n_shot, feats, labels)
 
 
 def _joined(
@@ -299,7 +257,10 @@ def _joined(
 def _setting(configs: list[Config], benchmark: Benchmark) -> Literal["inductive", "transductive", "semi_supervised"]:
     """What the method saw beside labelled training rows: judged images, unlabelled training rows (a GAN's checkpoint is
     chosen by such), or nothing."""
-    if any(one.classifier not in CLASSIFIERS and METHODS[one.classifier].transductive for one in configs):
+    if any(
+        one.classifier not in classifiers.CLASSIFIERS and classifiers.METHODS[one.classifier].transductive
+        for one in configs
+    ):
         return "transductive"
     given = configs[0].propagated, configs[0].samples
     unlabelled = benchmark.train.saw_samples or any(one is not None for one in given)

@@ -12,19 +12,20 @@ Tiny, on a CPU in seconds (without counting the one compilation of the search on
         --out outputs/glyphs/quadruplets.h5 --rule ghosted2018 --n_clusters 4
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jsonargparse.typing import NonNegativeInt
 
+from lowshot import hallucination
 from lowshot.core.artifacts import is_done, read_recipe, recipe, writing
 from lowshot.core.cli import TwoOrMore, run
 from lowshot.core.errors import InputError
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split
-from lowshot.hallucination.clustering import cluster_classes
-from lowshot.hallucination.quadruplets import RULES, Quadruplets, mine, partner_classes, write_quadruplets
 from lowshot.hallucination.settings import KMeans, RuleName, Scope
 
 
@@ -59,19 +60,21 @@ def main(config: Config) -> Path:
         return config.out
     split = read_split(config.split)
     classes = np.array(sorted(split.base_classes))
-    partners = partner_classes(classes, split, config.scope, config.split)
+    partners = hallucination.partner_classes(classes, split, config.scope, config.split)
     features = read_features(config.features, n_classes=split.n_classes)
 
-    rule = RULES[config.rule]
+    rule = hallucination.RULES[config.rule]
     n_clusters = config.n_clusters or rule.n_clusters
-    centroids = cluster_classes(
+    centroids = hallucination.cluster_classes(
         features, classes, n_clusters, config.kmeans, rule.n_iterations, rule.n_redo, config.seed
     )
-    numbers, scores = mine(centroids, partners, rule.epsilon)
+    numbers, scores = hallucination.mine(centroids, partners, rule.epsilon)
     if len(numbers) == 0:
         raise InputError(f"{config.features}: no quadruplet: no two classes have centroid differences that agree")
     with writing(config.out, made_from) as partial:
-        write_quadruplets(partial, Quadruplets(centroids, classes, numbers, scores), made_from)
+        hallucination.write_quadruplets(
+            partial, hallucination.Quadruplets(centroids, classes, numbers, scores), made_from
+        )
     n_paired = len(np.unique(numbers[:, 0] // n_clusters))
     print(f"make_quadruplet: {len(numbers)} quadruplets of {n_paired} of {len(classes)} base classes -> {config.out}")
     return config.out

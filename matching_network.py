@@ -12,36 +12,25 @@ CPU, seconds:
 python matching_network.py train --features features/train.h5 --split split.json --out try/ --n_episodes 100 --n_way 10
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from jsonargparse.typing import PositiveInt
 
+from lowshot import core, evaluation, matching
 from lowshot.core.artifacts import Provenance, is_done, recipe
 from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
-from lowshot.core.runtime import open_fabric, pick_device
-from lowshot.core.training import refuse_other_leftover, training_run
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split
 from lowshot.evaluation.benchmark import Benchmark, check_settings, input_files, read_benchmark, write_results
-from lowshot.evaluation.ranks import ranks_in_chunks
 from lowshot.evaluation.settings import BenchmarkConfig
-from lowshot.matching.network import (
-    ClassRows,
-    MatchingNetwork,
-    load_matching,
-    matching_scorer,
-    runs_at_once,
-    save_matching,
-    support_rows,
-)
 from lowshot.matching.settings import MatchingSettings
-from lowshot.matching.training import MatchingTrainer
 
 
 @dataclass(kw_only=True)
@@ -70,9 +59,11 @@ class TestConfig(BenchmarkConfig):
 
 def train(config: TrainConfig) -> Path:
     """Train and return the folder written."""
+    import torch
+
     split = read_split(config.split)
     features = read_features(config.features, split.n_classes)
-    base = ClassRows(features, split.base_classes, split)
+    base = matching.ClassRows(features, split.base_classes, split)
     if not 2 <= (config.n_way or len(base.classes)) <= len(base.classes):
         raise InputError(
             f"n_way {config.n_way}: must be 2 or more, and {config.split} has {len(base.classes)} base classes"
@@ -83,13 +74,13 @@ def train(config: TrainConfig) -> Path:
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     if not config.overwrite:
-        refuse_other_leftover(config.out, made_from)
-    fabric = open_fabric(config.accelerator, config.precision)
+        core.refuse_other_leftover(config.out, made_from)
+    fabric = core.open_fabric(config.accelerator, config.precision)
     fabric.seed_everything(config.seed, verbose=False)
-    model = MatchingNetwork(features.dim, config.n_reads)
-    with training_run(config.out, made_from, config.overwrite) as run:
-        trained = MatchingTrainer(config, fabric, run, model, torch.from_numpy(features.feats), base).fit()
-        save_matching(run.folder, trained.cpu(), split.base_classes, made_from)
+    model = matching.MatchingNetwork(features.dim, config.n_reads)
+    with core.training_run(config.out, made_from, config.overwrite) as run:
+        trained = matching.MatchingTrainer(config, fabric, run, model, torch.from_numpy(features.feats), base).fit()
+        matching.save_matching(run.folder, trained.cpu(), split.base_classes, made_from)
     print(f"matching_network: wrote {config.out}")
     return config.out
 
@@ -100,9 +91,9 @@ def test(config: TestConfig) -> Path:
     made_from = recipe("matching_network test", config, {"model": config.model, **input_files(config)})
     if is_done(config.out, made_from, config.overwrite):
         return config.out
-    provenance, device = Provenance(), pick_device().type
+    provenance, device = Provenance(), core.pick_device().type
     benchmark = read_benchmark(config)
-    model = load_matching(config.model, benchmark.split, benchmark.train).to(device)
+    model = matching.load_matching(config.model, benchmark.split, benchmark.train).to(device)
     supports = build_supports(benchmark, config)
     ranks = {}
     for runs in batches_of_runs(supports, model.dim):
@@ -114,12 +105,14 @@ def test(config: TestConfig) -> Path:
 
 def build_supports(benchmark: Benchmark, config: TestConfig) -> dict[tuple[int, int], np.ndarray]:
     """The support of every run: (trial, n) -> rows of the train features (S,)."""
-    base = ClassRows(benchmark.train, benchmark.base_classes, benchmark.split)
+    base = matching.ClassRows(benchmark.train, benchmark.base_classes, benchmark.split)
     for c in base.classes[base.counts < config.rows_per_class]:
         few = f"class {c} ({benchmark.split.class_names[c]}) has {(benchmark.train.labels == c).sum()} training rows"
         raise InputError(f"rows_per_class {config.rows_per_class}: {few}")
     return {
-        (trial, n): support_rows(base, benchmark.shot_rows(trial, n), config.rows_per_class, config.seed, trial)
+        (trial, n): matching.support_rows(
+            base, benchmark.shot_rows(trial, n), config.rows_per_class, config.seed, trial
+        )
         for trial, n in product(benchmark.draws, config.shots)
     }
 
@@ -129,17 +122,22 @@ def batches_of_runs(supports: dict[tuple[int, int], np.ndarray], dim: int) -> li
     batches = []
     for length in sorted({len(rows) for rows in supports.values()}):
         runs = [run for run, rows in supports.items() if len(rows) == length]
-        batches += [runs[i : i + runs_at_once(length, dim)] for i in range(0, len(runs), runs_at_once(length, dim))]
+        batches += [
+            runs[i : i + matching.runs_at_once(length, dim)]
+            for i in range(0, len(runs), matching.runs_at_once(length, dim))
+        ]
     return batches
 
 
-def _ranks(model: MatchingNetwork, benchmark: Benchmark, rows: np.ndarray, device: str) -> np.ndarray:
+def _ranks(model: matching.MatchingNetwork, benchmark: Benchmark, rows: np.ndarray, device: str) -> np.ndarray:
     """`true_class_ranks` (R, N) of all judged images against the supports `rows` (R, S)."""
+    import torch
+
     features, labels = (
         torch.from_numpy(table[rows]).to(device) for table in (benchmark.train.feats, benchmark.train.labels)
     )
-    score, n_query = matching_scorer(model, features, labels, benchmark.split.n_classes)
-    return ranks_in_chunks(score, benchmark.test_features, benchmark.test_labels, device, n_query)
+    score, n_query = matching.matching_scorer(model, features, labels, benchmark.split.n_classes)
+    return evaluation.ranks_in_chunks(score, benchmark.test_features, benchmark.test_labels, device, n_query)
 
 
 COMMANDS = {"train": (train, TrainConfig), "test": (test, TestConfig)}

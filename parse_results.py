@@ -14,22 +14,19 @@ SCGM    python parse_results.py --results outputs/cifar100/results --out outputs
 Tiny    python parse_results.py --results outputs/tiny/results --out outputs/tiny/report
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import pandas as pd
-
+from lowshot import report
 from lowshot.core.artifacts import is_done, read_recipe, recipe, write_json, writing
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
 from lowshot.data.datasets.images import read_images
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split
-from lowshot.report import results
-from lowshot.report.build import Pictures, write_report
-from lowshot.report.generated import read_gan
-from lowshot.report.mixture import check_fits, read_means
 
 
 @dataclass
@@ -62,45 +59,39 @@ def main(config: Config) -> Path:
     page_path = config.out / "report.html"
     if config.out.resolve() in [config.results.resolve(), *config.results.resolve().parents]:
         raise InputError(f"{config.out}: the report would replace the folder of its results; choose another --out")
-    files = results.read_files(config.results, config.out)
-    known = [read(files) for read in (results.trials, results.episodes, results.scores)]
-    _check_reference(config.reference, pd.concat(known))
+    files = report.results.read_files(config.results, config.out)
+    known = [read(files) for read in (report.results.trials, report.results.episodes, report.results.scores)]
+    report.results.check_reference(config.reference, known)
     pictures = _read_pictures(config, {content["protocol"]["split_digest"] for content in files.values()})
 
     made_from = recipe("parse_results", config, _inputs(config, files))
     if not is_done(config.out, made_from, config.overwrite or _is_stale(config.out, made_from)):
         with writing(config.out, made_from) as partial:
             partial.mkdir()
-            write_report(partial, files, config.metric, config.reference, pictures)
+            report.write_report(partial, files, config.metric, config.reference, pictures)
             write_json(partial / "config.json", made_from)
     print((config.out / "tables" / "main.md").read_text(encoding="utf-8"))
     print(f"report: {page_path}")
     return page_path
 
 
-def _check_reference(reference: str | None, frame: pd.DataFrame) -> None:
-    if reference is not None and not results.is_reference(frame, reference).any():
-        known = ", ".join(f"'{system}'" for system in frame["system"].unique())
-        raise InputError(f"--reference '{reference}': no such system (there are: {known})")
-
-
-def _read_pictures(config: Config, split_digests: set[str]) -> Pictures:
-    means = read_means(config.mixture) if config.mixture else None
+def _read_pictures(config: Config, split_digests: set[str]) -> report.Pictures:
+    means = report.read_means(config.mixture) if config.mixture else None
     if config.data is None:
         for name in ("features", "gan"):
             if getattr(config, name) is not None:
                 raise InputError(f"--{name} {getattr(config, name)}: needs --data, which says what the classes are")
-        return Pictures(mixture=means)
+        return report.Pictures(mixture=means)
     path = config.data / "split.json"
     split = read_split(path)
     if split.digest not in split_digests:
         raise InputError(f"{path}: split {split.digest[:12]} is not that of any file in {config.results}")
     features = read_features(config.features, split.n_classes) if config.features else None
     if means and features:
-        check_fits(means, features, split)
+        report.check_fits(means, features, split)
     images = read_images(config.data / "images.h5")
-    gan = read_gan(config.gan, config.data, images, split) if config.gan else None
-    return Pictures(split, images, features, means, gan)
+    gan = report.read_gan(config.gan, config.data, images, split) if config.gan else None
+    return report.Pictures(split, images, features, means, gan)
 
 
 def _inputs(config: Config, files: dict[str, dict]) -> dict[str, Path | None]:

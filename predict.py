@@ -14,16 +14,18 @@ A score is the softmax of the method's scores over the classes of the classifier
 calibrated, and an image of none of the classes gets one of them all the same.
 """
 
+from __future__ import annotations
+
 import csv
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from lowshot.classifiers.settings import FeatureTransform, InductiveOptions
-from lowshot.classifiers.transform import apply_transform, transformed_mean
+from lowshot import classifiers, evaluation, representation
+from lowshot.classifiers.settings import FeatureTransform, InductiveMethod, InductiveOptions
 from lowshot.core.artifacts import is_done, recipe, write_json, writing
 from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
@@ -31,15 +33,10 @@ from lowshot.data.datasets.content import listing_digest
 from lowshot.data.datasets.folder import find_classes, find_images, other_files
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split
-from lowshot.evaluation.prediction import (
-    FewShotClassifier,
-    InductiveMethod,
-    load_classifier,
-    picture_features,
-    save_classifier,
-)
-from lowshot.representation.extractors import open_extractor
 from lowshot.representation.settings import ExtractorChoice
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(kw_only=True)
@@ -90,13 +87,15 @@ class ClassifyConfig:
 
 def fit(config: FitConfig) -> Path:
     """Save a classifier and return its folder."""
+    import torch
+
     root = config.images.resolve()
     classes = find_classes(root)
     names = [folder.relative_to(root).as_posix() for folder in classes]
     if len(names) < 2:
         raise InputError(f"{config.images}: holds one class, {names[0]}; a classifier needs two")
     _check(config)
-    extractor, chosen = open_extractor(config)
+    extractor, chosen = representation.open_extractor(config)
     files = [file for part in classes.values() for file in part]
     options = getattr(config.methods, config.method)
     read = {"weights": config.weights, "base_features": config.base_features, "split": config.split}
@@ -109,15 +108,15 @@ def fit(config: FitConfig) -> Path:
 
     _say_left_out(root)
     mean = base_mean(config, extractor.dim, chosen["extractor"])
-    feats = picture_features(extractor, files, config.invert, config.batch_size, config.num_workers)
+    feats = evaluation.picture_features(extractor, files, config.invert, config.batch_size, config.num_workers)
     labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(part) for part in classes.values()]))
-    classifier = FewShotClassifier(
-        extractor, names, apply_transform(config.transform, feats, mean), labels, config.method, options,
+    classifier = evaluation.FewShotClassifier(
+        extractor, names, classifiers.apply_transform(config.transform, feats, mean), labels, config.method, options,
         config.transform, mean, config.invert,
     )  # fmt: skip
     with writing(config.out, made_from) as partial:
         partial.mkdir()
-        save_classifier(partial, classifier, made_from)
+        evaluation.save_classifier(partial, classifier, made_from)
     print(f"predict: a classifier of {len(names)} classes from {len(files)} images -> {config.out}")
     return config.out
 
@@ -147,7 +146,7 @@ def base_mean(config: FitConfig, dim: int, extractor: str) -> torch.Tensor | Non
     rows = np.isin(base.labels, split.base_classes)
     if not rows.any():
         raise InputError(f"{config.base_features}: no image of a base class of {config.split}")
-    return transformed_mean(config.transform, base.feats[rows])
+    return classifiers.transformed_mean(config.transform, base.feats[rows])
 
 
 def _say_left_out(folder: Path) -> None:
@@ -161,7 +160,7 @@ def classify(config: ClassifyConfig) -> Path:
     """Write the best classes of every image and return the file."""
     if config.out.suffix not in (".csv", ".json"):
         raise InputError(f"{config.out}: predictions are a .csv or a .json file")
-    classifier = load_classifier(config.classifier)
+    classifier = evaluation.load_classifier(config.classifier)
     files = choose_files(config.images)
     made_from = recipe("predict", config, {"classifier": config.classifier})
     made_from["inputs"]["images"] = listing_digest(Path("/"), [file.absolute() for file in files.values()])
@@ -174,7 +173,7 @@ def classify(config: ClassifyConfig) -> Path:
         return config.out
 
     options = classifier.invert, config.batch_size, config.num_workers
-    feats = picture_features(classifier.extractor, list(files.values()), *options)
+    feats = evaluation.picture_features(classifier.extractor, list(files.values()), *options)
     scores, best = classifier.probabilities(feats).topk(min(config.top_k, len(classifier.class_names)))
     named = [
         [(classifier.class_names[c], round(score, 6)) for c, score in zip(*row)]

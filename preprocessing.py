@@ -63,11 +63,7 @@ SCHEMA = "lowshot-data-1"
 class Config:
     """Settings of preprocessing."""
 
-    dataset: Literal[
-        "glyphs", "omniglot", "cifar100", "emnist", "folder", "imagenet",
-        "cifar_fs", "fc100", "omniglot_vinyals", "mini_imagenet", "tiered_imagenet",
-        "emnist_fs", "omniglot_fs", "cifar100_fs", "living17", "nonliving26", "entity13", "entity30", "yfcc100m",
-    ]  # fmt: skip
+    dataset: Literal[tuple(READERS)]
     """Data set to read."""
     out: Path
     """Folder to write."""

@@ -13,21 +13,20 @@ python sample_gan.py --gan outputs/glyphs/try/gan --split outputs/glyphs/data/sp
     --n_per_class 2 --out outputs/glyphs/try/samples.h5
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
+from lowshot import core, gan
 from lowshot.core.artifacts import is_done, merged, recipe, writing
 from lowshot.core.cli import run
-from lowshot.core.runtime import pick_device
 from lowshot.data.datasets.images import Images, write_images
 from lowshot.data.protocol import read_split
-from lowshot.gan.model import load_gan, make_images, sample_noise
-from lowshot.gan.samples import samples_recipe
 
 
 @dataclass(kw_only=True)
@@ -50,18 +49,20 @@ class Config:
 
 def main(config: Config) -> Path:
     """Sample and return the path of the images file."""
+    import torch
+
     split = read_split(config.split)
-    made_from = merged(recipe("sample_gan", config, {}), samples_recipe(config.gan, config.split))
+    made_from = merged(recipe("sample_gan", config, {}), gan.samples_recipe(config.gan, config.split))
     if is_done(config.out, made_from, config.overwrite):
         return config.out
-    gan, device = load_gan(config.gan), pick_device()
-    generator = gan.averaged.module.to(device)
+    trained, device = gan.load_gan(config.gan), core.pick_device()
+    generator = trained.averaged.module.to(device)
     classes = split.novel_classes if config.classes == "novel" else split.base_classes
-    gan.check_knows(classes, config.gan)
+    trained.check_knows(classes, config.gan)
     labels = np.repeat(classes, config.n_per_class)
     numbers = np.tile(np.arange(config.n_per_class), len(classes))
-    z = sample_noise(config.seed, labels, numbers, gan.config.z_dim)
-    batches = make_images(generator, z.to(device), torch.from_numpy(labels).to(device))
+    z = gan.sample_noise(config.seed, labels, numbers, trained.config.z_dim)
+    batches = gan.make_images(generator, z.to(device), torch.from_numpy(labels).to(device))
     pixels = torch.cat([batch.permute(0, 2, 3, 1).cpu() for batch in batches]).numpy()
     with writing(config.out, made_from) as partial:
         write_images(partial, Images(labels, np.zeros(len(labels), bool), pixels), made_from)

@@ -19,27 +19,23 @@ python save_features.py --extractor outputs/glyphs/conv4_sgm/extractor --data ou
     --out outputs/glyphs/try/features
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import h5py
 import numpy as np
-import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
-from lightning_fabric import Fabric
 from tqdm import tqdm
 
+from lowshot import core, gan, representation
 from lowshot.core.artifacts import building, is_done, merged, recipe
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
-from lowshot.core.runtime import open_fabric
 from lowshot.data.datasets.images import Images, images_file, read_images
 from lowshot.data.features import create_features
-from lowshot.gan.samples import handed_on
-from lowshot.representation.augmentation import Augmentation
-from lowshot.representation.extractors import drop_projection, novel_classes_seen, open_extractor
-from lowshot.representation.loading import batches, in_batches, to_unit
 from lowshot.representation.settings import AugmentationSettings, ExtractorChoice
 
 # Of the views of an image: 0 and the next few are training's.
@@ -80,17 +76,19 @@ def main(config: Config) -> Path:
     """Save both files and return their folder."""
     where = images_file(config.data)
     images = read_images(where)
-    model, chosen = open_extractor(config, images, config.resize)
+    model, chosen = representation.open_extractor(config, images, config.resize)
     if config.layer == "trunk":
-        drop_projection(model, config)
+        representation.drop_projection(model, config)
     _check_copies(config, images)
-    made_from = merged(recipe("save_features", config, {"images": where, "weights": config.weights}), handed_on(where))
+    made_from = merged(
+        recipe("save_features", config, {"images": where, "weights": config.weights}), gan.handed_on(where)
+    )
     made_from["inputs"] |= chosen
     for unread in ["batch_size", "part"] if config.copies else ["batch_size", "part", "support", "seed"]:
         made_from["config"].pop(unread)
     if config.extractor:
-        made_from["config"] |= novel_classes_seen(config.extractor)
-    fabric = open_fabric(config.accelerator, config.precision)
+        made_from["config"] |= representation.novel_classes_seen(config.extractor)
+    fabric = core.open_fabric(config.accelerator, config.precision)
     network = fabric.to_device(model)
     for name, test in (("train", False), ("test", True)):
         out, rows = config.out / f"{name}.h5", images.rows(test)
@@ -118,11 +116,10 @@ def _check_copies(config: Config, images: Images) -> None:
         raise InputError("support.resized_crop: not for copies, whose images are loaded once; give support.crop_area")
 
 
-@torch.inference_mode()
 def extract(
     config: Config,
-    fabric: Fabric,
-    network: torch.nn.Module,
+    fabric: Any,
+    network: representation.Extractor,
     images: Images,
     rows: np.ndarray,
     path: Path,
@@ -138,12 +135,11 @@ def extract(
     if not path.exists():
         create_features(path, len(rows), network.dim, images.labels[rows], made_from, config.copies or 0).close()
     draws = range(1, 1 + (config.copies or 0))
-    augment = Augmentation(**vars(config.support))
+    augment = representation.Augmentation(**vars(config.support))
     uniforms = [augment.uniforms(len(images), config.seed, copy, _SUPPORT) for copy in draws]
 
-    def features(unit: torch.Tensor) -> np.ndarray:
-        with fabric.autocast():
-            feats = network.features(unit).float().cpu().numpy()
+    def features(unit: Any) -> np.ndarray:
+        feats = representation.numpy_features(network, unit, fabric)
         if not np.isfinite(feats).all():
             raise InputError(f"{config.extractor or config.timm}: makes features that are NaN or infinite")
         return feats
@@ -152,10 +148,10 @@ def extract(
         done = int(file["count"][0])
         unlabelled = images.labels[rows] < 0
         is_blank = file.require_dataset("is_blank", (len(rows),), bool) if unlabelled.any() else None
-        parts = in_batches(rows[done:], config.batch_size)
-        loaded = batches(images, parts, network.config, None, config.num_workers)
+        parts = representation.in_batches(rows[done:], config.batch_size)
+        loaded = representation.batches(images, parts, network.config, None, config.num_workers)
         for part, pixels in tqdm(zip(parts, loaded), path.stem, len(parts), unit="batch"):
-            unit, block = to_unit(pixels, fabric.device), slice(done, done + len(part))
+            unit, block = representation.to_unit(pixels, fabric.device), slice(done, done + len(part))
             copies = (augment(unit, uniform[part].to(fabric.device)) for uniform in uniforms)
             feats = np.stack([features(unit), *map(features, copies)], axis=1)
             if is_blank is not None:

@@ -15,25 +15,23 @@ python score_samples.py --samples outputs/emnist_fs/seed0/gan/k5_trial1/features
 CPU, seconds: the same.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
+from lowshot import core, gan
 from lowshot.core.artifacts import Provenance, is_done, recipe, write_json, writing
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
-from lowshot.core.runtime import pick_device
 from lowshot.core.seeds import stream
 from lowshot.data.features import Features, check_same_space, read_features
 from lowshot.data.protocol import Split, read_draws, read_split
 from lowshot.evaluation.benchmark import extractor_name
-from lowshot.gan.data import few_shot_rows
-from lowshot.gan.samples import read_samples
-from lowshot.gan.scores import SCORES, image_scores, nearest_own_class
 
 
 @dataclass(kw_only=True)
@@ -74,9 +72,9 @@ def main(config: Config) -> Path:
     made_from = recipe("score_samples", config, inputs)
     if is_done(config.out, made_from, config.overwrite):
         return config.out
-    provenance, device, split = Provenance(), pick_device(), read_split(config.split)
+    provenance, device, split = Provenance(), core.pick_device(), read_split(config.split)
     train = read_features(config.train, split.n_classes)
-    samples, of_gan = read_samples(config.samples, train, config.split, config.draws)
+    samples, of_gan = gan.read_samples(config.samples, train, config.split, config.draws)
     facts = of_gan["config"]["samples"]
     if facts["shared_pool"] and config.reference in ("validation", "unlabelled"):
         raise InputError(
@@ -84,7 +82,7 @@ def main(config: Config) -> Path:
         )
     real, classes = _real(config, split, train, facts["trial"] or 1)
     made = samples.feats[_samples_like(samples, classes, config.samples)]
-    scores = _scores(config, *(torch.from_numpy(one).to(device) for one in (real, made, classes)))
+    scores = gan.scores_by_class(real, made, classes, config.n_neighbours, device)
     content = {
         **made_from,
         "method": config.name or extractor_name(config.samples),
@@ -101,7 +99,7 @@ def main(config: Config) -> Path:
     }
     with writing(config.out) as partial:
         write_json(partial, content)
-    shown = ", ".join(f"{name} {scores[0][name]:.4g}" for name in SCORES)
+    shown = ", ".join(f"{name} {scores[0][name]:.4g}" for name in gan.SCORES)
     print(f"score_samples: {content['method']} against {config.reference} images: {shown} -> {config.out}")
     return config.out
 
@@ -115,7 +113,7 @@ def _real(config: Config, split: Split, train: Features, trial: int) -> tuple[np
         rows = np.flatnonzero(np.isin(source.labels, classes))
     else:
         draws = read_draws(config.draws, [trial])[trial]
-        rows = getattr(few_shot_rows(train.labels, split, draws, 1, config.draws), config.reference)
+        rows = getattr(gan.few_shot_rows(train.labels, split, draws, 1, config.draws), config.reference)
     rows = stream(config.seed, "reference").permutation(rows)[: config.n_images]
     rows = rows[np.argsort(source.labels[rows], kind="stable")]
     return source.feats[rows], source.labels[rows]
@@ -131,23 +129,6 @@ def _samples_like(samples: Features, classes: np.ndarray, where: Path) -> np.nda
                 f"{where}: {len(rows[-1])} samples of class {c}, but it has {n} real images to compare with"
             )
     return np.concatenate(rows)
-
-
-def _scores(config: Config, real: torch.Tensor, made: torch.Tensor, classes: torch.Tensor) -> list[dict]:
-    """Scores of all classes together (class null), then of each that has images enough."""
-    one_by_one = [(int(c), classes == c) for c in classes.unique()]
-    parts = [(None, torch.ones_like(classes, dtype=torch.bool)), *one_by_one]
-    right = nearest_own_class(real, made, classes).double()
-    return [
-        {
-            "class": c,
-            "n_images": int(rows.sum()),
-            **image_scores(real[rows], made[rows], config.n_neighbours),
-            "class_accuracy": right[rows].mean().item(),
-        }
-        for c, rows in parts
-        if c is None or rows.sum() > config.n_neighbours
-    ]
 
 
 if __name__ == "__main__":

@@ -10,24 +10,19 @@ python train_analogy_generator.py --quadruplets outputs/glyphs/conv4_sgm/quadrup
     --out outputs/glyphs/try/generator --n_steps 200
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from torch import nn
 
+from lowshot import core, hallucination
 from lowshot.core.artifacts import is_done, recipe
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
-from lowshot.core.runtime import pick_device
-from lowshot.core.training import training_run
-from lowshot.hallucination.generators import AnalogyGenerator, save_generator
-from lowshot.hallucination.quadruplets import Quadruplets, read_quadruplets
 from lowshot.hallucination.settings import RuleName
-from lowshot.hallucination.training import GeneratorTrainer, chosen_rule, fit_critic
-from lowshot.representation.backbones import load_extractor
 
 
 @dataclass
@@ -60,8 +55,12 @@ class Config:
 
 def main(config: Config) -> Path:
     """Train and return the folder written."""
-    mined = read_quadruplets(config.quadruplets)
-    chosen = torch.from_numpy(choose_quadruplets(config, mined))
+    import torch
+
+    mined = hallucination.read_quadruplets(config.quadruplets)
+    chosen = mined.numbers[mined.scores > config.min_score].astype(np.int64)
+    if len(chosen) == 0:
+        raise InputError(f"{config.quadruplets}: no quadruplet scores above {config.min_score}")
     inputs = {"quadruplets": config.quadruplets, "critic": config.extractor}
     made_from = recipe("train_analogy_generator", config, inputs)
     if mined.extractor:
@@ -69,59 +68,23 @@ def main(config: Config) -> Path:
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     torch.manual_seed(config.seed)
-    critic = build_critic(config, made_from["inputs"], mined)
-    device = pick_device()
-    rule = chosen_rule(config.rule, config.lr, config.n_steps, config.batch_size)
-    model = build_generator(config, mined).to(device)
-    with training_run(config.out, made_from, config.overwrite) as training:
-        trainer = GeneratorTrainer(
-            rule, config.mse_weight, config.seed, training, model, critic.to(device), chosen.to(device)
+    critic = hallucination.build_critic(mined, config.quadruplets, config.extractor, made_from["inputs"])
+    device = core.pick_device()
+    rule = hallucination.chosen_rule(config.rule, config.lr, config.n_steps, config.batch_size)
+    model = hallucination.build_generator(mined, config.hidden, config.rule).to(device)
+    with core.training_run(config.out, made_from, config.overwrite) as training:
+        trainer = hallucination.GeneratorTrainer(
+            rule,
+            config.mse_weight,
+            config.seed,
+            training,
+            model,
+            critic.to(device),
+            torch.from_numpy(chosen).to(device),
         )
-        save_generator(training.folder, trainer.fit().cpu(), made_from)
+        hallucination.save_generator(training.folder, trainer.fit().cpu(), made_from)
     print(f"train_analogy_generator: wrote {config.out}")
     return config.out
-
-
-def choose_quadruplets(config: Config, mined: Quadruplets) -> np.ndarray:
-    """The quadruplets int64 (M, 4) that score above `min_score`."""
-    chosen = mined.numbers[mined.scores > config.min_score].astype(np.int64)
-    if len(chosen) == 0:
-        raise InputError(f"{config.quadruplets}: no quadruplet scores above {config.min_score}")
-    return chosen
-
-
-def build_critic(config: Config, inputs: dict[str, str], mined: Quadruplets) -> nn.Module:
-    """The frozen classifier (N, D) -> (N, classes): the extractor's own, or one fitted to the centroids.
-
-    Raises InputError if the extractor (digests in `inputs`) is not the one that the features come from.
-    """
-    n_clusters, dim = mined.centroids.shape[1:]
-    if config.extractor is None:
-        labels = torch.from_numpy(mined.labels).repeat_interleave(n_clusters)
-        return fit_critic(torch.from_numpy(mined.centroids.reshape(-1, dim)), labels).requires_grad_(False)
-    extractor = load_extractor(config.extractor)
-    if extractor.dim != dim:
-        raise InputError(
-            f"{config.extractor}: makes features of {extractor.dim} dimensions, but {config.quadruplets} has {dim}"
-        )
-    if inputs["critic"] != inputs.get("extractor", inputs["critic"]):
-        raise InputError(f"{config.extractor}: not the extractor that the features of {config.quadruplets} come from")
-    if extractor.config.n_classes <= mined.labels.max():
-        raise InputError(f"{config.extractor}: has no output for class {mined.labels.max()} of {config.quadruplets}")
-    return extractor.classifier.requires_grad_(False)
-
-
-def build_generator(config: Config, mined: Quadruplets) -> AnalogyGenerator:
-    """A generator with fresh weights (the CIFAR system: N(0, 0.02), bias 0) that carries its centroids."""
-    n_classes, n_clusters, dim = mined.centroids.shape
-    model = AnalogyGenerator(dim, config.hidden, n_classes, n_clusters)
-    model.centroids.copy_(torch.from_numpy(mined.centroids))
-    model.centroid_labels.copy_(torch.from_numpy(mined.labels))
-    if config.rule == "ghosted2018":
-        for layer in model.layers[::2]:
-            nn.init.normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
-    return model
 
 
 if __name__ == "__main__":

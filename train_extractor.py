@@ -17,24 +17,20 @@ Several processes: --devices 8, or
 torchrun --nproc-per-node 8 train_extractor.py ... --devices 8
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jsonargparse.typing import PositiveInt
 
+from lowshot import gan, representation
 from lowshot.core.artifacts import is_done
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
 from lowshot.data.datasets.images import Images, read_images, rows_of, with_more
 from lowshot.data.protocol import Split, read_split
-from lowshot.gan.data import read_few_shot_rows
-from lowshot.gan.samples import read_sample_images
-from lowshot.representation.backbones import save_extractor
-from lowshot.representation.extractor_training import ExtractorTrainer, freeze
-from lowshot.representation.extractors import check_knows_base_only
-from lowshot.representation.image_training import check_training, hold_out, image_training, training_recipe
-from lowshot.representation.networks import build_network, check_network
 from lowshot.representation.settings import ExtractorSettings, HeadName, NetworkChoice
 
 
@@ -64,7 +60,7 @@ class Config(ExtractorSettings, NetworkChoice):
 
 def main(config: Config) -> Path:
     """Train and return the folder written."""
-    check_network(config)
+    representation.check_network(config)
     _check_settings(config)
     where = config.data / "images.h5"
     images, split = read_images(where), read_split(config.data / "split.json")
@@ -74,20 +70,20 @@ def main(config: Config) -> Path:
         images, train_rows, held_rows = few_shot_images(config, images, split)
     else:
         train_rows, held_rows = choose_rows(config, images, split)
-    made_from = training_recipe("train_extractor", config, inputs)
+    made_from = representation.training_recipe("train_extractor", config, inputs)
     if not config.shots:
         del made_from["config"]["trial"], made_from["config"]["repeat_shots"]
     if not config.mixup.alpha:
         del made_from["config"]["mixup"]
     if is_done(config.out, made_from, config.overwrite):
         return config.out
-    with image_training(config, config.out, made_from, config.overwrite) as (fabric, training):
-        model = build_network(config, images, where, split.n_classes, config.head)
+    with representation.image_training(config, config.out, made_from, config.overwrite) as (fabric, training):
+        model = representation.build_network(config, images, where, split.n_classes, config.head)
         if config.trained is not None:
-            freeze(model, config.trained)
-        trained = ExtractorTrainer(config, fabric, training, model, images, train_rows, held_rows).fit()
+            representation.freeze(model, config.trained)
+        trained = representation.ExtractorTrainer(config, fabric, training, model, images, train_rows, held_rows).fit()
         if fabric.is_global_zero:
-            save_extractor(training.folder, trained, made_from)
+            representation.save_extractor(training.folder, trained, made_from)
     if fabric.is_global_zero:
         print(f"train_extractor: wrote {config.out} (D = {model.dim})")
     return config.out
@@ -111,15 +107,15 @@ def _check_settings(config: Config) -> None:
 def few_shot_images(config: Config, images: Images, split: Split) -> tuple[Images, np.ndarray, np.ndarray]:
     """The images with the samples behind them; the rows to train on, shots and samples alike; the rows to watch."""
     if config.weights:
-        check_knows_base_only(config.weights.parent, config.data / "split.json")
-    rows = read_few_shot_rows(images, split, config.data, config.shots, config.trial)
+        representation.check_knows_base_only(config.weights.parent, config.data / "split.json")
+    rows = gan.read_few_shot_rows(images, split, config.data, config.shots, config.trial)
     learned = np.tile(rows.supports, config.repeat_shots)
     if config.samples is not None:
         made_for = config.data / "split.json", config.data / "draws.json"
-        samples = read_sample_images(config.samples, *made_for, config.trial, config.shots)
+        samples = gan.read_sample_images(config.samples, *made_for, config.trial, config.shots)
         learned = np.concatenate([learned, len(images) + np.arange(len(samples))])
         images = with_more(images, samples, config.samples)
-    check_training(config, images, len(learned))
+    representation.check_training(config, images, len(learned))
     return images, learned, rows.validation
 
 
@@ -130,7 +126,7 @@ def choose_rows(config: Config, images: Images, split: Split) -> tuple[np.ndarra
     rows = rows_of(images, split, classes, where)
     if len(rows) == 0:
         raise InputError(f"{where}: no training image of a base class")
-    return hold_out(config, images, rows)
+    return representation.hold_out(config, images, rows)
 
 
 if __name__ == "__main__":

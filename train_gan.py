@@ -20,6 +20,8 @@ Several processes: --devices 8, or
 torchrun --nproc-per-node 8 train_gan.py pretrain ... --devices 8
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -29,19 +31,13 @@ from typing import Literal
 import numpy as np
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
+from lowshot import gan, representation
 from lowshot.core.artifacts import is_done, read_recipe, recipe
 from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
 from lowshot.data.datasets.images import Images, read_images, rows_of
 from lowshot.data.protocol import Split, read_split
-from lowshot.gan.data import examples, read_few_shot_rows
-from lowshot.gan.model import Gan, gan_recipe, load_gan, save_gan
-from lowshot.gan.networks import GanConfig, check_sizes
 from lowshot.gan.settings import DiscriminatorAugmentationSettings, FinetuneMode, GanNetwork, GanSettings
-from lowshot.gan.training import GanTrainer, features_of, reference
-from lowshot.representation.backbones import Extractor
-from lowshot.representation.extractors import check_knows_base_only, open_extractor
-from lowshot.representation.image_training import image_training
 from lowshot.representation.settings import ExtractorChoice
 
 
@@ -98,14 +94,14 @@ def pretrain(config: PretrainConfig) -> Path:
         raise InputError("class_embedding features: only for network modulated; the published one has a table a block")
     extractor, made_from = _recipe("train_gan pretrain", config, images, {})
     n_features = extractor.dim if config.class_embedding == "features" else 0
-    described = GanConfig(split.n_classes, images.n_channels, images.size, n_features, **own)
-    check_sizes(described, str(where))
+    described = gan.GanConfig(split.n_classes, images.n_channels, images.size, n_features, **own)
+    gan.check_sizes(described, str(where))
     base = rows_of(images, split, split.base_classes, where)
     if config.network == "modulated":
         del made_from["config"]["film"]
     if config.class_embedding == "table":  # as in all GANs of before there was another
         del made_from["config"]["class_embedding"]
-    return _train(config, made_from, images, extractor, lambda: Gan(described, config.ema), base, {"base": base})
+    return _train(config, made_from, images, extractor, lambda: gan.Gan(described, config.ema), base, {"base": base})
 
 
 def finetune(config: FinetuneConfig) -> Path:
@@ -119,19 +115,20 @@ def finetune(config: FinetuneConfig) -> Path:
         raise InputError("steps 0: nothing learns from the unlabelled images of semi_supervised")
     where, drawn_at = config.data / "images.h5", config.data / "draws.json"
     images, split = _read(config)
-    rows = read_few_shot_rows(images, split, config.data, config.k, config.trial, config.shared_pool)
-    gan = _open_pretrained(config, images)
+    rows = gan.read_few_shot_rows(images, split, config.data, config.k, config.trial, config.shared_pool)
+    pretrained = _open_pretrained(config, images)
     extractor, made_from = _recipe("train_gan finetune", config, images, {"draws": drawn_at, "gan": config.gan})
-    if not config.steps and not gan.config.n_features:
+    if not config.steps and not pretrained.config.n_features:
         raise InputError(f"steps 0: {config.gan} has nothing to know novel classes by but what it learns of them")
-    if gan.config.n_features and read_recipe(config.gan)["inputs"]["extractor"] != made_from["inputs"]["extractor"]:
+    known_by = read_recipe(config.gan)["inputs"]["extractor"] if pretrained.config.n_features else None
+    if known_by not in (None, made_from["inputs"]["extractor"]):
         raise InputError(f"{config.gan}: knows classes by the features of another extractor")
     references = {"novel": rows.validation, "base": rows_of(images, split, split.base_classes, where)}
     pool, modes = rows.unlabelled if config.semi_supervised else None, (config.g_mode, config.d_mode)
 
-    def start() -> Gan:
-        gan.begin_finetuning(config.ema)
-        return gan
+    def start() -> gan.Gan:
+        pretrained.begin_finetuning(config.ema)
+        return pretrained
 
     return _train(config, made_from, images, extractor, start, rows.supports, references, pool, modes)
 
@@ -140,8 +137,8 @@ def _train(
     config: PretrainConfig | FinetuneConfig,
     made_from: dict,
     images: Images,
-    extractor: Extractor,
-    start: Callable[[], Gan],
+    extractor: representation.Extractor,
+    start: Callable[[], gan.Gan],
     labelled: np.ndarray,
     references: dict[str, np.ndarray],
     unlabelled: np.ndarray | None = None,
@@ -154,21 +151,21 @@ def _train(
         raise InputError(f"batch_size {config.batch_size}: is not to be shared equally by {config.devices} processes")
     if is_done(config.out, made_from, config.overwrite):
         return config.out
-    with image_training(config, config.out, made_from, config.overwrite) as (fabric, run):
-        on_device = partial(examples, images, device=fabric.device)
-        network = fabric.to_device(extractor)
+    with representation.image_training(config, config.out, made_from, config.overwrite) as (fabric, run):
+        on_device = partial(gan.examples, images, device=fabric.device)
+        judge = fabric.to_device(extractor)
         real = {
-            name: reference(network, on_device(rows), config.score_images, config.seed)
+            name: gan.reference(judge, on_device(rows), config.score_images, config.seed)
             for name, rows in references.items()
         }
         known, pool = on_device(labelled), None if unlabelled is None else on_device(unlabelled)
-        gan = fabric.to_device(start())
-        if gan.config.n_features:
-            gan.describe(features_of(network, known.pixels.split(256)), known.labels)
-        score_first = bool(gan.config.n_features) and isinstance(config, FinetuneConfig)
-        trained = GanTrainer(config, fabric, run, gan, network, real, known, pool, modes, score_first).fit()
+        networks = fabric.to_device(start())
+        if networks.config.n_features:
+            networks.describe(gan.features_of(judge, known.pixels.split(256)), known.labels)
+        score_first = bool(networks.config.n_features) and isinstance(config, FinetuneConfig)
+        trained = gan.GanTrainer(config, fabric, run, networks, judge, real, known, pool, modes, score_first).fit()
         if fabric.is_global_zero:
-            save_gan(run.folder, trained, made_from)
+            gan.save_gan(run.folder, trained, made_from)
     if fabric.is_global_zero:
         print(f"{made_from['stage']}: wrote {config.out}")
     return config.out
@@ -184,28 +181,28 @@ def _read(config: PretrainConfig | FinetuneConfig) -> tuple[Images, Split]:
 
 def _recipe(
     stage: str, config: PretrainConfig | FinetuneConfig, images: Images, inputs: dict[str, Path]
-) -> tuple[Extractor, dict]:
+) -> tuple[representation.Extractor, dict]:
     """The extractor, and what the GAN is made from; InputError if the extractor has learned novel classes, whose images
     it is to judge."""
-    extractor, chosen = open_extractor(config, images)
+    extractor, chosen = representation.open_extractor(config, images)
     if config.extractor is not None:
-        check_knows_base_only(config.extractor, config.data / "split.json")
+        representation.check_knows_base_only(config.extractor, config.data / "split.json")
     files = {"images": config.data / "images.h5", "split": config.data / "split.json", "weights": config.weights}
     made_from = recipe(stage, config, {**files, **inputs})
     made_from["inputs"] |= chosen
     return extractor, made_from
 
 
-def _open_pretrained(config: FinetuneConfig, images: Images) -> Gan:
+def _open_pretrained(config: FinetuneConfig, images: Images) -> gan.Gan:
     """The GAN to go on from; InputError for one of another split or form, or one that is fine-tuned already."""
-    made_from = gan_recipe(config.gan, config.data / "split.json")
+    made_from = gan.gan_recipe(config.gan, config.data / "split.json")
     if made_from["stage"] != "train_gan pretrain":
         raise InputError(f"{config.gan}: is fine-tuned already; give what train_gan.py pretrain wrote")
-    gan = load_gan(config.gan)
-    form, own = (gan.config.n_channels, gan.config.image_size), (images.n_channels, images.size)
+    pretrained = gan.load_gan(config.gan)
+    form, own = (pretrained.config.n_channels, pretrained.config.image_size), (images.n_channels, images.size)
     if form != own:
         raise InputError(f"{config.gan}: makes images of {form[0]} channels and {form[1]} px, {config.data} has {own}")
-    return gan
+    return pretrained
 
 
 COMMANDS = {"pretrain": (pretrain, PretrainConfig), "finetune": (finetune, FinetuneConfig)}

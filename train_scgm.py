@@ -12,6 +12,8 @@ Several processes: --devices 8, or
 torchrun --nproc-per-node 8 train_scgm.py ... --devices 8
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,18 +21,14 @@ from typing import Literal
 import h5py
 import numpy as np
 
+from lowshot import representation, scgm
 from lowshot.core.artifacts import is_done
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
 from lowshot.data.datasets.images import Images, read_images, rows_of
 from lowshot.data.protocol import Split, read_split
-from lowshot.representation.backbones import save_extractor
-from lowshot.representation.image_training import hold_out, image_training, training_recipe
-from lowshot.representation.networks import build_network, check_network
 from lowshot.representation.settings import NetworkChoice
-from lowshot.scgm.model import ScgmModel
 from lowshot.scgm.settings import ScgmSettings, has_mixture, settings_unread
-from lowshot.scgm.training import ScgmTrainer, build_model
 
 
 @dataclass(kw_only=True)
@@ -47,23 +45,23 @@ class Config(ScgmSettings, NetworkChoice):
 
 def main(config: Config) -> Path:
     """Train and return the folder written."""
-    check_network(config)
+    representation.check_network(config)
     where = config.data / "images.h5"
     images, split = read_images(where), read_split(config.data / "split.json")
     chosen = choose_rows(config, images, split)
     inputs = {"images": where, "split": config.data / "split.json", "weights": config.weights}
-    made_from = training_recipe("train_scgm", config, inputs)
+    made_from = representation.training_recipe("train_scgm", config, inputs)
     for name in settings_unread(config):
         del made_from["config"][name]
     if is_done(config.out, made_from, config.overwrite):
         return config.out
-    with image_training(config, config.out, made_from, config.overwrite) as (fabric, training):
-        extractor = build_network(config, images, where, 0, embedding=config.embedding)
-        model = build_model(config, extractor, chosen.superclass_of[images.labels[chosen.train]])
+    with representation.image_training(config, config.out, made_from, config.overwrite) as (fabric, training):
+        extractor = representation.build_network(config, images, where, 0, embedding=config.embedding)
+        model = scgm.build_model(config, extractor, chosen.superclass_of[images.labels[chosen.train]])
         rows = chosen.train, chosen.held
-        trained = ScgmTrainer(config, fabric, training, model, images, *rows, chosen.superclass_of).fit()
+        trained = scgm.ScgmTrainer(config, fabric, training, model, images, *rows, chosen.superclass_of).fit()
         if fabric.is_global_zero:
-            save_extractor(training.folder, trained.extractor, made_from)
+            representation.save_extractor(training.folder, trained.extractor, made_from)
             save_means(training.folder / "mixture.h5", trained, chosen)
     if fabric.is_global_zero:
         print(f"train_scgm: wrote {config.out} (D = {extractor.dim})")
@@ -93,7 +91,7 @@ def choose_rows(config: Config, images: Images, split: Split) -> Chosen:
             f"{config.data}/split.json: class {c} ({split.class_names[c]}) has no superclass to learn from"
         )
     superclasses = np.unique(superclass_of[classes])
-    train, held = hold_out(config, images, rows_of(images, split, classes, where))
+    train, held = representation.hold_out(config, images, rows_of(images, split, classes, where))
     for s in superclasses[~np.isin(superclasses, superclass_of[images.labels[train]])][:1]:
         raise InputError(f"{where}: no training image of superclass {s} ({split.superclass_names[s]})")
     if len(superclasses) < 2:
@@ -107,7 +105,7 @@ def choose_rows(config: Config, images: Images, split: Split) -> Chosen:
     return Chosen(train, held, superclasses, places)
 
 
-def save_means(path: Path, model: ScgmModel, chosen: Chosen) -> None:
+def save_means(path: Path, model: scgm.ScgmModel, chosen: Chosen) -> None:
     """Write the means; with a mixture also the last assignment and the sizes of all, for pictures."""
     with h5py.File(path, "w") as file:
         file["superclasses"] = chosen.superclasses.astype(np.int32)

@@ -1,7 +1,7 @@
 """The settings of every classifier and few-shot method."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Literal, get_args
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, restricted_number_type
 
@@ -129,6 +129,12 @@ class MethodOptions(InductiveOptions):
     """Settings of prototype_refinement."""
     pt_map: PTMapOptions = field(default_factory=PTMapOptions)
     """Settings of pt_map."""
+
+
+InductiveMethod = Literal[tuple(one.name for one in fields(InductiveOptions))]
+FewShotMethod = Literal[tuple(one.name for one in fields(MethodOptions))]
+# The classifiers of the benchmark, then the few-shot methods, each run as one task.
+ClassifierName = Literal[("linear_sgd", "logistic_regression", "mlp", "own_head", *get_args(FewShotMethod))]
 
 
 @dataclass

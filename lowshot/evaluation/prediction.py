@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lowshot.classifiers.methods import METHODS
-from lowshot.classifiers.settings import FeatureTransform, InductiveOptions
+from lowshot.classifiers.settings import FeatureTransform, InductiveMethod, InductiveOptions
 from lowshot.classifiers.tasks import Tasks
 from lowshot.classifiers.transform import apply_transform
 from lowshot.core.artifacts import read_json, write_json
@@ -24,8 +24,6 @@ from lowshot.representation.backbones import Extractor, load_extractor, save_ext
 from lowshot.representation.loading import batches, in_batches, to_unit
 
 SCHEMA = "lowshot-classifier-1"
-
-InductiveMethod = Literal["nearest_mean", "logistic_regression", "cosine"]
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,8 @@
-"""Class-conditional GANs that are fine-tuned on a few shots (Beckham et al., arXiv 2203.16662)."""
+"""Class-conditional GANs of few shots, their samples and scores.
+
+The names of `__init__.pyi` are imported from their modules when they are first used.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from lowshot.classifiers.tasks import class_means
 from lowshot.core.artifacts import digest, read_json, read_recipe, write_json
 from lowshot.core.cli import checked
 from lowshot.core.errors import InputError
@@ -46,8 +47,6 @@ class Gan(nn.Module):
     def describe(self, features: Tensor, labels: Tensor) -> None:
         """Say what classes are: the mean of the features (N, D) of images of each of `labels` (N,). What is described
         first, the base classes, has means of zero mean and unit variance; other classes are measured by them."""
-        from lowshot.classifiers.tasks import class_means  # its package takes seconds to import
-
         classes, which = labels.unique(return_inverse=True)
         means = class_means(features[None], which[None], len(classes))[0]
         if not self.spread.any():

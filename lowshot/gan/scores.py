@@ -10,11 +10,13 @@ numbers, and FID's matrix product of ill-conditioned ones.
 import warnings
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from lowshot.classifiers.tasks import class_means
 from lowshot.core.errors import InputError
 
 SCORES = ("fid", "kid", "precision", "recall", "density", "coverage", "class_accuracy")
@@ -46,11 +48,36 @@ def image_scores(real: Tensor, fake: Tensor, n_neighbours: int = 3, kid_subsets:
 def nearest_own_class(real: Tensor, fake: Tensor, labels: Tensor) -> Tensor:
     """bool (N,): whether an image that was generated for a class of `labels` (N,) is nearer to the mean of that class's
     real images than to any other's, by features (N, D) of real and generated images, both of `labels`."""
-    from lowshot.classifiers.tasks import class_means  # its package takes seconds to import
-
     classes, which = labels.unique(return_inverse=True)
     means = class_means(real[None].double(), which[None], len(classes))[0]
     return torch.cdist(fake.double(), means).argmin(1) == which
+
+
+def scores_by_class(
+    real: np.ndarray, fake: np.ndarray, labels: np.ndarray, n_neighbours: int, device: str | torch.device
+) -> list[dict]:
+    """Scores of all classes together (class null), then of each that has images enough.
+
+    Args:
+        real, fake: (N, D) float32, features of real and of generated images, both of the classes `labels` (N,) int64.
+
+    Returns:
+        Entries of a results file: class, n_images, and `SCORES`.
+    """
+    real, fake, labels = (torch.from_numpy(one).to(device) for one in (real, fake, labels))
+    one_by_one = [(int(c), labels == c) for c in labels.unique()]
+    parts = [(None, torch.ones_like(labels, dtype=torch.bool)), *one_by_one]
+    right = nearest_own_class(real, fake, labels).double()
+    return [
+        {
+            "class": c,
+            "n_images": int(rows.sum()),
+            **image_scores(real[rows], fake[rows], n_neighbours),
+            "class_accuracy": right[rows].mean().item(),
+        }
+        for c, rows in parts
+        if c is None or rows.sum() > n_neighbours
+    ]
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:

@@ -1,6 +1,7 @@
 """Training an analogy generator on quadruplets: both papers' rules, one loop."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -8,10 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lowshot.core.errors import InputError
 from lowshot.core.seeds import stream
 from lowshot.core.training import TrainingRun
 from lowshot.hallucination.generators import AnalogyGenerator
+from lowshot.hallucination.quadruplets import Quadruplets
 from lowshot.hallucination.settings import RuleName
+from lowshot.representation.backbones import load_extractor
 
 
 @dataclass(frozen=True)
@@ -165,3 +169,36 @@ def fit_critic(centroids: Tensor, labels: Tensor) -> nn.Linear:
 
     optimizer.step(closure)
     return critic
+
+
+def build_critic(mined: Quadruplets, where: Path, extractor: Path | None, inputs: dict[str, str]) -> nn.Module:
+    """The frozen classifier (N, D) -> (N, classes): the extractor's own, or one fitted to the centroids.
+
+    Raises InputError if the extractor (digests in `inputs`) is not the one that the features behind the quadruplets of
+    the file `where` come from.
+    """
+    n_clusters, dim = mined.centroids.shape[1:]
+    if extractor is None:
+        labels = torch.from_numpy(mined.labels).repeat_interleave(n_clusters)
+        return fit_critic(torch.from_numpy(mined.centroids.reshape(-1, dim)), labels).requires_grad_(False)
+    model = load_extractor(extractor)
+    if model.dim != dim:
+        raise InputError(f"{extractor}: makes features of {model.dim} dimensions, but {where} has {dim}")
+    if inputs["critic"] != inputs.get("extractor", inputs["critic"]):
+        raise InputError(f"{extractor}: not the extractor that the features of {where} come from")
+    if model.config.n_classes <= mined.labels.max():
+        raise InputError(f"{extractor}: has no output for class {mined.labels.max()} of {where}")
+    return model.classifier.requires_grad_(False)
+
+
+def build_generator(mined: Quadruplets, hidden: int, rule: RuleName) -> AnalogyGenerator:
+    """A generator with fresh weights (the CIFAR system: N(0, 0.02), bias 0) that carries its centroids."""
+    n_classes, n_clusters, dim = mined.centroids.shape
+    model = AnalogyGenerator(dim, hidden, n_classes, n_clusters)
+    model.centroids.copy_(torch.from_numpy(mined.centroids))
+    model.centroid_labels.copy_(torch.from_numpy(mined.labels))
+    if rule == "ghosted2018":
+        for layer in model.layers[::2]:
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+    return model

@@ -349,6 +349,14 @@ def is_reference(frame: pd.DataFrame, reference: str | None) -> pd.Series:
     return names.eq(reference).any(axis=1) | training.eq(reference)
 
 
+def check_reference(reference: str | None, frames: list[pd.DataFrame]) -> None:
+    """InputError, naming all systems, for a `reference` that is in none of `frames` (long form)."""
+    if reference is None or any(is_reference(frame, reference).any() for frame in frames):
+        return
+    known = ", ".join(f"'{system}'" for system in dict.fromkeys(name for frame in frames for name in frame["system"]))
+    raise InputError(f"--reference '{reference}': no such system (there are: {known})")
+
+
 def plainest(frame: pd.DataFrame, reference: str | None = None) -> str:
     """The system that others of `frame` (long form) are compared with: the first of `reference`, or where it is None or
     not there the first of all."""

@@ -5,7 +5,10 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
+from lightning_fabric import Fabric
+from torch import Tensor
 
 from lowshot.core.artifacts import digest, read_recipe
 from lowshot.core.errors import InputError
@@ -36,6 +39,13 @@ def open_extractor(
     model = Extractor(timm_config(PREFIX + choice.timm, 0, image_size=choice.image_size, resize=resize, **form))
     load_timm_weights(model, choice.weights)
     return model.eval(), {"extractor": fingerprint(model)}
+
+
+@torch.inference_mode()
+def numpy_features(model: Extractor, images: Tensor, fabric: Fabric) -> np.ndarray:
+    """Features float32 (N, D) of images in [0, 1] (N, C, H, W), computed in the precision of `fabric`."""
+    with fabric.autocast():
+        return model.features(images).float().cpu().numpy()
 
 
 def drop_projection(model: Extractor, choice: ExtractorChoice) -> None:

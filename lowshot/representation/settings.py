@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import torch
 from jsonargparse.typing import (
     ClosedUnitInterval,
     NonNegativeFloat,
@@ -13,7 +12,6 @@ from jsonargparse.typing import (
     PositiveInt,
     restricted_string_type,
 )
-from torch import Tensor
 
 ModelName = restricted_string_type(
     "ModelName", "^(Conv4|ResNet10|ResNet12|ResNet18|ResNet34|ResNet50|ResNet101|VGG16BN|timm:.+)$"
@@ -164,13 +162,6 @@ class Mixup:
     """an image's own share is drawn from Beta(alpha, alpha), or uniformly from 0 to alpha; 0 blends none"""
     distribution: Literal["beta", "uniform"] = "beta"
     """of the share, which every image draws for itself"""
-
-    def shares(self, n: int, device: torch.device) -> Tensor:
-        """(n,), from torch's own generator."""
-        if self.distribution == "uniform":
-            return self.alpha * torch.rand(n, device=device)
-        alpha = torch.full((n,), self.alpha, device=device)
-        return torch.distributions.Beta(alpha, alpha).sample()
 
 
 @dataclass(kw_only=True)

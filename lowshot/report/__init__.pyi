@@ -1,0 +1,9 @@
+"""Tables, figures and the page made of results files."""
+
+from . import results as results
+from .build import Pictures as Pictures
+from .build import write_report as write_report
+from .generated import read_gan as read_gan
+from .mixture import check_fits as check_fits
+from .mixture import read_means as read_means
+from .results import summarise as summarise

@@ -1,0 +1,22 @@
+"""Feature extractors: networks, losses, augmentation, loading, training."""
+
+from .augmentation import Augmentation as Augmentation
+from .backbones import Extractor as Extractor
+from .backbones import load_extractor as load_extractor
+from .backbones import save_extractor as save_extractor
+from .extractor_training import ExtractorTrainer as ExtractorTrainer
+from .extractor_training import freeze as freeze
+from .extractors import check_knows_base_only as check_knows_base_only
+from .extractors import drop_projection as drop_projection
+from .extractors import novel_classes_seen as novel_classes_seen
+from .extractors import numpy_features as numpy_features
+from .extractors import open_extractor as open_extractor
+from .image_training import check_training as check_training
+from .image_training import hold_out as hold_out
+from .image_training import image_training as image_training
+from .image_training import training_recipe as training_recipe
+from .loading import batches as batches
+from .loading import in_batches as in_batches
+from .loading import to_unit as to_unit
+from .networks import build_network as build_network
+from .networks import check_network as check_network
