@@ -29,13 +29,15 @@ KNOWS_ITS_PLACE = "predict.py classify"
 # Entries of results that say how they were made (what they say of files is proven by the test of "is there already"),
 # or that follow from others.
 NO_NUMBERS = {"provenance", "stage", "config", "inputs", "schema", "digest", "mean", "interval"}
-# Results of iterations: another processor's rounding may change the class of one image.
+# Methods that iterate: another processor's rounding may change the class of one image, of a run's or a task's images.
+# The scores that linear_sgd keeps are held to four digits all the same.
 ITERATED = r"linear_sgd|mlp|logistic_regression|cosine"
-N_JUDGED = {"novel": 6, "base": 9, "all": 15}  # images of a group, the fewest of both setups
+N_JUDGED = {"novel": 6, "base": 9, "all": 15}  # the fewer of both setups
 N_QUERIES = 6
 
 
 def commands() -> list[str]:
+    """The commands of make.sh as a shell would be given them."""
     lines = (FROZEN / "make.sh").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
     return [" ".join(line.split()[1:]) for line in lines if line.startswith("run ")]
 
