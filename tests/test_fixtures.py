@@ -1,0 +1,189 @@
+"""Artifacts of revision d41a11c: this revision reads them, finds them complete, and gets the same numbers from them.
+
+The commands are those of make.sh beside the artifacts. Trainings are not repeated; what they made is read by the stages
+that use it.
+"""
+
+import csv
+import json
+import re
+import runpy
+import shlex
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+
+FROZEN = ROOT / "tests" / "fixtures" / "d41a11c"
+# Commands that train a network, by how they begin.
+TRAINING = ("train_", "matching_network.py train")
+# The recipe of predictions holds where the images were, so it is another one in every folder.
+KNOWS_ITS_PLACE = "predict.py classify"
+# Entries of results that say how they were made (what they say of files is proven by the test of "is there already"),
+# or that follow from others.
+NO_NUMBERS = {"provenance", "stage", "config", "inputs", "schema", "digest", "mean", "interval"}
+# Methods that iterate: another processor's rounding may change the class of one image, of a run's or a task's images.
+# The scores that linear_sgd keeps are held to four digits all the same.
+ITERATED = r"linear_sgd|mlp|logistic_regression|cosine"
+N_JUDGED = {"novel": 6, "base": 9, "all": 15}  # the fewer of both setups
+N_QUERIES = 6
+
+
+def commands() -> list[str]:
+    """The commands of make.sh as a shell would be given them."""
+    lines = (FROZEN / "make.sh").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    return [" ".join(line.split()[1:]) for line in lines if line.startswith("run ")]
+
+
+def output(command: str) -> str:
+    """Name of what the command writes, to tell tests apart."""
+    return command.split(" --out ")[1].split()[0]
+
+
+COMMANDS = commands()
+CHECKED = [command for command in COMMANDS if not command.startswith(KNOWS_ITS_PLACE)]
+REPEATED = [command for command in COMMANDS if not command.startswith(TRAINING)]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A copy of the frozen folder, with its photos unpacked."""
+    copy = shutil.copytree(FROZEN, tmp_path / "copy")
+    with zipfile.ZipFile(copy / "photos.zip") as photos:
+        photos.extractall(copy)
+    return copy
+
+
+@pytest.fixture
+def run_stage(folder, monkeypatch, capsys):
+    """Runs a command in the copy, as a script but without a new Python; returns what it printed."""
+
+    def run(command: str) -> str:
+        script, *arguments = shlex.split(command)
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as end:
+            assert not end.code, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize("command", CHECKED, ids=output)
+def test_there_already(command, folder, run_stage):
+    before = times(folder)
+    assert "is there already" in run_stage(command)
+    assert times(folder) == before
+
+
+@pytest.mark.parametrize("command", REPEATED, ids=output)
+def test_same_numbers(command, folder, run_stage):
+    assert "is there already" not in run_stage(f"{command} --overwrite true")
+    n_written = 0
+    for frozen in filter(Path.is_file, FROZEN.rglob("*")):
+        made = folder / frozen.relative_to(FROZEN)
+        if made.stat().st_mtime_ns != frozen.stat().st_mtime_ns:
+            SAME.get(frozen.suffix, same_text)(frozen, made)
+            n_written += 1
+    assert n_written
+
+
+def times(folder: Path) -> dict[Path, int]:
+    """When each file of the folder was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_small():
+    assert sum(path.stat().st_size for path in FROZEN.rglob("*") if path.is_file()) < 600_000
+
+
+def same_text(frozen: Path, made: Path) -> None:
+    """Texts are for people: they may say it in other words."""
+    assert made.read_text(encoding="utf-8").strip(), made
+
+
+def same_json(frozen: Path, made: Path) -> None:
+    check_values(*(json.loads(path.read_text(encoding="utf-8")) for path in (frozen, made)), where=made.name)
+
+
+def same_yaml(frozen: Path, made: Path) -> None:
+    check_values(*(yaml.safe_load(path.read_text(encoding="utf-8")) for path in (frozen, made)), where=made.name)
+
+
+def check_values(frozen: object, made: object, where: str, method: str | None = None) -> None:
+    """All that the frozen value holds; more may have been added. `method` is what the numbers are of."""
+    if isinstance(frozen, dict):
+        method = frozen.get("method", method)
+        for name in frozen.keys() - NO_NUMBERS:
+            check_values(frozen[name], made[name], f"{where}.{name}", method)
+    elif isinstance(frozen, list):
+        assert len(made) == len(frozen), where
+        for i, (old, new) in enumerate(zip(frozen, made)):
+            check_values(old, new, f"{where}.{i}", method)
+    elif isinstance(frozen, float):
+        assert made == pytest.approx(frozen, rel=1e-4, abs=1e-6 + one_image(where, method)), where
+    else:
+        assert made == frozen, where
+
+
+def one_image(where: str, method: str | None) -> float:
+    """What one image is worth in an accuracy of a method that iterates; 0 for other numbers."""
+    selection = ".selection.yaml.cells" in where and "diffusion" not in where
+    if not (selection or re.match(ITERATED, method or "")):
+        return 0
+    name = where.rsplit(".", 1)[1]
+    return 1 / N_QUERIES if name == "accuracy" else 1 / N_JUDGED.get(name.split("_")[-1], np.inf)
+
+
+def same_h5(frozen: Path, made: Path) -> None:
+    with h5py.File(frozen) as old, h5py.File(made) as new:
+        names = []
+        old.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+        for name in names:
+            check_arrays(old[name][()], new[name][()], f"{made.name}: {name}")
+
+
+def same_weights(frozen: Path, made: Path) -> None:
+    old, new = (torch.load(path, weights_only=True, map_location="cpu") for path in (frozen, made))
+    for name in old:
+        check_arrays(old[name].numpy(), new[name].numpy(), f"{made.name}: {name}")
+
+
+def check_arrays(frozen: np.ndarray, made: np.ndarray, where: str) -> None:
+    """Pixels up to one step of grey, directions of a PCA up to their sign, other whole numbers and texts exactly."""
+    assert made.dtype == frozen.dtype and made.shape == frozen.shape, where
+    if where.endswith(("vectors", "components")):
+        frozen, made = np.abs(frozen), np.abs(made)
+    if frozen.dtype == np.uint8:
+        np.testing.assert_allclose(made.astype(int), frozen.astype(int), rtol=0, atol=1, err_msg=where)
+    elif np.issubdtype(frozen.dtype, np.floating):
+        np.testing.assert_allclose(made, frozen, rtol=1e-4, atol=1e-4, err_msg=where)
+    else:
+        np.testing.assert_array_equal(made, frozen, err_msg=where)
+
+
+def same_table(frozen: Path, made: Path) -> None:
+    old, new = (list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) for path in (frozen, made))
+    assert len(new) == len(old), made
+    for i, (old_row, new_row) in enumerate(zip(old, new)):
+        for name, value in old_row.items():
+            check_values(number_or_text(value), number_or_text(new_row[name]), f"{made.name}.{i}.{name}")
+
+
+def number_or_text(cell: str) -> float | str:
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
+SAME = {".json": same_json, ".yaml": same_yaml, ".h5": same_h5, ".pt": same_weights, ".csv": same_table}
