@@ -19,7 +19,7 @@ from __future__ import annotations
 import csv
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from jsonargparse.typing import NonNegativeInt, PositiveInt
@@ -34,9 +34,6 @@ from lowshot.data.datasets.folder import find_classes, find_images, other_files
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split
 from lowshot.representation.settings import ExtractorChoice
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(kw_only=True)
@@ -130,7 +127,7 @@ def _check(config: FitConfig) -> None:
             raise InputError(f"methods.{name}: the method is {config.method}, which does not read them")
 
 
-def base_mean(config: FitConfig, dim: int, extractor: str) -> torch.Tensor | None:
+def base_mean(config: FitConfig, dim: int, extractor: str) -> Any:
     """What the transform subtracts (D,), or None: the mean over the images of base classes.
 
     Raises InputError if the features are known to be of another extractor than the one with this digest, or hold none.
