@@ -1,8 +1,16 @@
 """Fixtures that several test files need: tiny real files, made once."""
 
+import io
+import logging
 import os
+import random
+import runpy
 import subprocess
 import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,10 +26,79 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
-def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess:
-    """Run a top-level script as its users do; output is captured."""
-    command = [sys.executable, str(ROOT / name), *map(str, arguments)]
+def run_process(script: str | Path, *arguments: object) -> subprocess.CompletedProcess:
+    """Run a top-level script, or a file, in a process of its own; output is captured.
+
+    Starting Python and torch takes seconds: for what is about processes, `run_script` for the rest.
+    """
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def run_script(script: str | Path, *arguments: object) -> subprocess.CompletedProcess:
+    """The same within this process, which is left as it was; a script that raises ends with 1 and a traceback."""
+    words, out, err = [str(ROOT / script), *map(str, arguments)], io.StringIO(), io.StringIO()
+    with _restored(), redirect_stdout(out), redirect_stderr(err):
+        os.chdir(ROOT)
+        sys.argv = words
+        code = _exit_code(words[0])
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+def _exit_code(script: str) -> int:
+    """That of a process which runs `script`."""
+    _show_warnings()
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as ended:
+        if ended.code is None or isinstance(ended.code, int):
+            return ended.code or 0
+        print(ended.code, file=sys.stderr)
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _show_warnings() -> None:
+    """On stderr, those that Python shows; pytest keeps all of them to itself."""
+
+    def show(message, category, filename, lineno, file=None, line=None):
+        print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=sys.stderr)
+
+    warnings.showwarning = show
+    warnings.resetwarnings()
+    for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+        warnings.simplefilter("ignore", category)
+    warnings.filterwarnings("default", category=DeprecationWarning, module="__main__")
+
+
+@contextmanager
+def _restored() -> Iterator[None]:
+    """Put back what a script may change for the whole process."""
+    argv, folder, paths, environment = sys.argv, Path.cwd(), list(sys.path), dict(os.environ)
+    random_states = random.getstate(), np.random.get_state()
+    dtype, n_threads, with_grad = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
+    deterministic, precision = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
+    logger = logging.getLogger()
+    handlers, level = list(logger.handlers), logger.level
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        logger.handlers[:], logger.level = handlers, level
+        torch.use_deterministic_algorithms(deterministic)
+        torch.set_float32_matmul_precision(precision)
+        torch.set_default_dtype(dtype)
+        torch.set_num_threads(n_threads)
+        torch.set_grad_enabled(with_grad)
+        random.setstate(random_states[0])
+        np.random.set_state(random_states[1])
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.argv, sys.path[:] = argv, paths
+        os.chdir(folder)
 
 
 def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:

@@ -2,7 +2,8 @@
 
 import json
 
-from conftest import run_script
+import pytest
+from conftest import run_process, run_script
 
 
 def chain(root, image_folder) -> list[list]:
@@ -53,10 +54,11 @@ def contents(root) -> dict[str, tuple]:
     return {str(p.relative_to(root)): (p.stat().st_mtime_ns, p.stat().st_size) for p in files}
 
 
-def test_whole_chain_twice(tmp_path, image_folder):
+@pytest.mark.parametrize("run", [run_script, pytest.param(run_process, marks=pytest.mark.slow)])
+def test_whole_chain_twice(tmp_path, image_folder, run):
     commands = chain(tmp_path / "out", image_folder)
     for command in commands:
-        result = run_script(*command)
+        result = run(*command)
         assert result.returncode == 0, (command, result.stderr[-2000:])
         assert command[-1].exists()
     assert "report.html" in result.stdout and "±" in result.stdout

@@ -1,13 +1,12 @@
 """The preprocessing stage: what it writes, when it does nothing, what it refuses."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import run_script
 from PIL import Image
 
 import preprocessing
@@ -16,8 +15,6 @@ from lowshot.data.datasets import drawing
 from lowshot.data.datasets.images import read_images
 from lowshot.data.protocol import check_draws, read_draws, read_split
 from preprocessing import Config, main
-
-SCRIPT = Path(preprocessing.__file__)
 
 
 @pytest.fixture
@@ -37,9 +34,7 @@ def config_of(root: Path, **options) -> Config:
 
 
 def command_line(*arguments: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    return run_script("preprocessing.py", *arguments)
 
 
 def test_what_is_written(root):

@@ -1,8 +1,6 @@
 """low_shot.py on tiny features: the results schema, parts of a run, augmentations, published files, bad input."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -10,7 +8,7 @@ from typing import get_args, get_type_hints
 import h5py
 import numpy as np
 import pytest
-from conftest import assert_refused
+from conftest import assert_refused, run_script
 
 import diffusion
 import low_shot
@@ -28,7 +26,6 @@ from lowshot.data.features import write_features
 from lowshot.data.protocol import Split, draws_to_json, make_draws
 from lowshot.diffusion.settings import EdgeOptions
 
-ROOT = Path(__file__).resolve().parents[2]
 N_CLASSES, DIM, ROWS = 8, 5, 12
 SIX = {f"top{k}_{name}" for k in (1, 5) for name in ("novel", "base", "all")}
 
@@ -493,7 +490,7 @@ def test_divergence_is_reported(config):
 def command(config, *more):
     names = ("train", "test", "split", "draws", "out")
     files = [word for name in names for word in (f"--{name}", str(getattr(config, name)))]
-    return subprocess.run([sys.executable, ROOT / "low_shot.py", *files, *more], capture_output=True, text=True)
+    return run_script("low_shot.py", *files, *more)
 
 
 def test_script(config):

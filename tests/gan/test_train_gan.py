@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_refused, run_script
+from conftest import ROOT, assert_refused, run_process, run_script
 from lightning_fabric import Fabric
 
 import low_shot
@@ -171,7 +171,7 @@ def test_a_killed_finetuning_ends_with_the_same_weights(gans, tmp_path):
 def test_two_processes_train_as_one(gans, tmp_path):
     """There is no batch norm, so only the order of sums differs."""
     arguments = [f"--{name}={value}".replace(" ", "") for name, value in SMALL.items()]
-    result = run_script("train_gan.py", "pretrain", *arguments, "--steps=4", "--mismatch=1", f"--data={gans.data}",
+    result = run_process("train_gan.py", "pretrain", *arguments, "--steps=4", "--mismatch=1", f"--data={gans.data}",
                         f"--extractor={gans.extractor}", f"--out={tmp_path}/two", "--devices=2")  # fmt: skip
     assert result.returncode == 0, result.stderr
     one = pretrain(gans.data, gans.extractor, tmp_path / "one", steps=4, mismatch=1.0)
@@ -184,7 +184,7 @@ def test_two_processes_train_as_one(gans, tmp_path):
 def test_two_processes_fine_tune_as_one(gans, by_features, tmp_path):
     """Also where the first record, of no step, is a checkpoint already."""
     arguments = [f"--{name}={value}" for name, value in FEW.items()]
-    result = run_script("train_gan.py", "finetune", *arguments, "--steps=6", "--k=3", "--mismatch=1", "--devices=2",
+    result = run_process("train_gan.py", "finetune", *arguments, "--steps=6", "--k=3", "--mismatch=1", "--devices=2",
                         f"--data={gans.data}", f"--extractor={gans.extractor}", f"--gan={by_features.pretrained}",
                         f"--out={tmp_path}/two")  # fmt: skip
     assert result.returncode == 0, result.stderr

@@ -1,14 +1,13 @@
 """Mining of analogies: published fixtures, equality with brute force, and the script make_quadruplet.py."""
 
 import json
-import subprocess
-import sys
 from itertools import permutations
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from conftest import run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,8 +17,6 @@ from lowshot.data.features import write_features
 from lowshot.data.protocol import make_split
 from lowshot.hallucination.quadruplets import TIE, mine, partner_classes, read_quadruplets
 from make_quadruplet import Config, main
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def all_others(n_classes: int) -> list[np.ndarray]:
@@ -252,10 +249,9 @@ def test_second_run_skips_and_other_settings_stop(files: dict[str, Path], capsys
 
 def test_command_line(files: dict[str, Path]):
     flags = [f"--{name}={path}" for name, path in files.items()]
-    command = [sys.executable, ROOT / "make_quadruplet.py", *flags]
-    wrong = subprocess.run([*command, "--n_clusters=1"], capture_output=True, text=True)
+    wrong = run_script("make_quadruplet.py", *flags, "--n_clusters=1")
     assert wrong.returncode == 2 and len(wrong.stderr.strip().splitlines()) == 1 and not files["out"].exists()
-    done = subprocess.run([*command, "--n_clusters=3"], capture_output=True, text=True)
+    done = run_script("make_quadruplet.py", *flags, "--n_clusters=3")
     assert done.returncode == 0, done.stderr
     assert "30 quadruplets of 5 of 5 base classes" in done.stdout
 

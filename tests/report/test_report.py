@@ -1,13 +1,11 @@
 """Reports: reading and merging results files, means and paired differences by hand, escaping, the script as a whole."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import run_script
 
 import parse_results
 from lowshot.core.errors import InputError
@@ -16,7 +14,6 @@ from lowshot.data.features import write_features
 from lowshot.data.protocol import make_split
 from lowshot.report import results, tables
 
-ROOT = Path(__file__).resolve().parents[2]
 SYSTEM = [*results.PROTOCOL, "system", "setting", "metric", "n_shot"]
 PROTOCOL = ("glyphs", "test", "f" * 64)
 
@@ -386,9 +383,7 @@ def test_features_need_data_and_data_need_the_split_of_the_results(folder, data)
 
 
 def script(*arguments):
-    return subprocess.run(
-        [sys.executable, "parse_results.py", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
-    )
+    return run_script("parse_results.py", *arguments)
 
 
 def test_script(folder):

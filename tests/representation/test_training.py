@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_refused, run_script
+from conftest import ROOT, assert_refused, run_process, run_script
 
 import train_extractor
 from lowshot.core import cli
@@ -160,7 +160,7 @@ def test_two_processes_train_as_one(tmp_path, data):
 
 def test_two_processes_from_the_command_line(tmp_path, data):
     options = ["--model", "Conv4", "--width", 0.25, "--epochs", 2, "--batch_size", 20, "--accelerator", "cpu"]
-    result = run_script("train_extractor.py", "--data", data, *options, "--out", tmp_path / "two", "--devices", 2)
+    result = run_process("train_extractor.py", "--data", data, *options, "--out", tmp_path / "two", "--devices", 2)
     assert result.returncode == 0, result.stderr
     assert len((tmp_path / "two" / "log.jsonl").read_text().splitlines()) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["two"]

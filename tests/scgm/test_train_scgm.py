@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_refused, run_script
+from conftest import ROOT, assert_refused, run_process, run_script
 
 import save_features
 import train_scgm
@@ -155,7 +155,7 @@ def killed(tmp_path, data, monkeypatch, owner, name, at, *options):
         "run(train_scgm.main, train_scgm.Config, '')\n"
     )
     settings = [item for key, value in OPTIONS.items() for item in (f"--{key}", value)]
-    return run_script(worker, "--data", data, "--out", tmp_path / "out", "--method", "scgm_a", *settings, *options)
+    return run_process(worker, "--data", data, "--out", tmp_path / "out", "--method", "scgm_a", *settings, *options)
 
 
 def test_a_process_killed_in_the_e_step_ends_the_same(tmp_path, data, trained, monkeypatch):
@@ -325,7 +325,7 @@ def test_two_processes_agree_on_everything(tmp_path, data, monkeypatch):
                "--batch_size", 32, "--n_subclasses", 10, "--e_step_every", 1,
                "--method", "scgm_a", "--queue_length", 9, "--devices", 2, "--holdout", 0.2,
                "--patience", 2]  # fmt: skip
-    result = run_script(worker, "--data", data, "--out", tmp_path / "out", *options)
+    result = run_process(worker, "--data", data, "--out", tmp_path / "out", *options)
     assert result.returncode == 0 and "D = 128" in result.stdout, result.stderr
     one, two = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
