@@ -23,6 +23,7 @@ import lowshot.data.rows as rows_room
 import lowshot.diffusion.adjacency as adjacency_room
 from build_graph import CompleteConfig, complete
 from diffusion import Config
+from lowshot import diffusion as diffusion_room
 from lowshot.core.artifacts import digest, partial_path, read_recipe, write_json
 from lowshot.core.errors import InputError
 from lowshot.core.runtime import Processes
@@ -357,7 +358,7 @@ def test_a_killed_run_leaves_nothing_half_written(clusters, config, tmp_path, mo
         raise KeyboardInterrupt
 
     wanted = replace(config, propagated=tmp_path / "out" / "p.h5", background=clusters.unlabelled)
-    for room, name in ((diffusion, "_scores"), (diffusion, "write_propagated"), (diffusion, "write_results")):
+    for room, name in ((diffusion, "_scores"), (diffusion_room, "write_propagated"), (diffusion, "write_results")):
         with monkeypatch.context() as patch:
             patch.setattr(room, name, stop)
             with pytest.raises(KeyboardInterrupt):
@@ -465,7 +466,7 @@ def test_of_equally_sure_classes_of_two_processes_the_lowest_is_assigned(cluster
         sure = np.where(nodes % 10 == 5 + work.process, 0.75, 0.5).astype(np.float32)
         return np.where(nodes % 10 == 0, 0, 4 - work.process), np.where(nodes % 10 == 0, 0, sure).astype(np.float32)
 
-    monkeypatch.setattr(diffusion, "assign", assigned)
+    monkeypatch.setattr(diffusion_room, "assign", assigned)
     own = replace(
         config, propagated=Path("p.h5"), background=clusters.unlabelled, n_propagated=999, trials=[1], shots=[1]
     )

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import diffusion
 import lowshot.diffusion.estimates as room
+from lowshot import diffusion as diffusion_room
 from lowshot.core.errors import InputError
 from lowshot.diffusion.adjacency import symmetrise
 from lowshot.diffusion.estimates import GIB, Job, Limits, fitting_width, memory_terms, peak, said, seconds
@@ -303,6 +304,6 @@ def test_where_memory_is_short_slices_are_narrow(config, monkeypatch):
 
     monkeypatch.setattr(room, "memory_terms", far_more)
     monkeypatch.setattr(room, "_available", lambda: room._LIBRARIES + 28 * 2**20)
-    monkeypatch.setattr(diffusion, "Work", lambda device, width, *_: widths.append(width) or Work(device, width))
+    monkeypatch.setattr(diffusion_room, "Work", lambda device, width, *_: widths.append(width) or Work(device, width))
     diffusion.main(config)
     assert widths == [2]

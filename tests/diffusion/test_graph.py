@@ -12,6 +12,7 @@ from conftest import assert_refused, run_script
 import build_graph
 import lowshot.data.rows as rows_room
 from build_graph import BackgroundConfig, CompleteConfig
+from lowshot import diffusion
 from lowshot.core.artifacts import digest, partial_path, read_recipe, write_json
 from lowshot.core.errors import InputError
 from lowshot.data.features import write_features
@@ -333,7 +334,7 @@ def count_lists(monkeypatch, kill_at: int | None = None) -> list[int]:
             raise KeyboardInterrupt
         return with_self(*arguments)
 
-    monkeypatch.setattr(build_graph, "with_self", counted)
+    monkeypatch.setattr(diffusion, "with_self", counted)
     return calls
 
 

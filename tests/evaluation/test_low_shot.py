@@ -12,6 +12,7 @@ from conftest import assert_refused, run_script
 
 import diffusion
 import low_shot
+from lowshot import hallucination
 from lowshot.classifiers.methods import CLASSIFIERS, METHODS
 from lowshot.classifiers.settings import (
     CosineOptions,
@@ -154,7 +155,7 @@ def test_simple_shot_by_hand(config, transform, name, by_hand):
 def test_every_classifier_sees_transformed_features(config, monkeypatch, tmp_path):
     """The centre is that of the setup's base rows, and generated rows are transformed as well."""
     (tmp_path / "generator").mkdir()
-    monkeypatch.setattr(low_shot, "Hallucinator", StubHallucinator)
+    monkeypatch.setattr(hallucination, "Hallucinator", StubHallucinator)
     added = {"generator": tmp_path / "generator", "max_per_label": 4}
     problem, content = captured_problem(config, monkeypatch, transform=FeatureTransform(centre=True), **added)
     assert content["method"].startswith("linear_sgd (centred) + generator")
@@ -203,8 +204,8 @@ def test_second_run_does_nothing_and_other_settings_stop(config, capsys):
 def captured_problem(config, monkeypatch, **changes):
     """The problem that main hands to the classifier."""
     seen = []
-    real = low_shot.CLASSIFIERS["linear_sgd"]
-    monkeypatch.setitem(low_shot.CLASSIFIERS, "linear_sgd", lambda p, *rest: seen.append(p) or real(p, *rest))
+    real = CLASSIFIERS["linear_sgd"]
+    monkeypatch.setitem(CLASSIFIERS, "linear_sgd", lambda p, *rest: seen.append(p) or real(p, *rest))
     content = results(config, **changes)
     return seen[0], content
 
@@ -237,7 +238,7 @@ class StubHallucinator:
 
 def test_generated_rows_join_the_shots(config, monkeypatch, tmp_path):
     (tmp_path / "generator").mkdir()
-    monkeypatch.setattr(low_shot, "Hallucinator", StubHallucinator)
+    monkeypatch.setattr(hallucination, "Hallucinator", StubHallucinator)
     problem, content = captured_problem(config, monkeypatch, generator=tmp_path / "generator", max_per_label=4)
     assert content["method"].startswith("linear_sgd + generator") and "generator" in content["inputs"]
     assert [len(run.labels) for run in problem.runs] == [8, 10] * 3
@@ -363,7 +364,7 @@ def test_a_generator_fills_what_propagated_rows_leave(propagated, monkeypatch, t
 
     config, rows, _ = propagated
     (tmp_path / "generator").mkdir()
-    monkeypatch.setattr(low_shot, "Hallucinator", Filling)
+    monkeypatch.setattr(hallucination, "Hallucinator", Filling)
     problem, content = captured_problem(config, monkeypatch, generator=tmp_path / "generator", max_per_label=12)
     assert content["method"].startswith("linear_sgd + propagated labels + generator")
     for one in problem.runs:

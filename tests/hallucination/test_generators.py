@@ -15,6 +15,7 @@ from lowshot.core.training import TrainingRun
 from lowshot.data.features import Features
 from lowshot.data.protocol import Split
 from lowshot.hallucination.generators import AnalogyGenerator, Hallucinator, load_generator, save_generator
+from lowshot.hallucination.quadruplets import read_quadruplets
 from lowshot.hallucination.training import RULES, GeneratorTrainer
 
 MADE_FROM = {"stage": "train_analogy_generator", "config": {}, "inputs": {"extractor": "E"}}
@@ -194,7 +195,7 @@ def test_each_paper_predicts_its_own_member(rule, inputs, target):
 
 def test_critic_of_the_centroids_knows_them(tmp_path):
     config = stage.Config(write_quadruplets(tmp_path / "q.h5"), tmp_path / "g")
-    mined = stage.read_quadruplets(config.quadruplets)
+    mined = read_quadruplets(config.quadruplets)
     mined.centroids *= 20
     predicted = stage.build_critic(config, {}, mined)(torch.from_numpy(mined.centroids).view(-1, 4)).argmax(1)
     assert (predicted == torch.arange(4).repeat_interleave(3)).float().mean() > 0.9

@@ -21,6 +21,7 @@ from lowshot.matching.network import (
     draw_episode,
     draw_subsets,
     load_matching,
+    save_matching,
     support_rows,
 )
 from lowshot.matching.training import MatchingTrainer
@@ -277,7 +278,7 @@ def test_test_labels_are_judged_over_all_classes(tmp_path, files, data):
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
     (tmp_path / "model").mkdir()
-    stage.save_matching(tmp_path / "model", model, split.base_classes, {**made_from, "stage": "x"})
+    save_matching(tmp_path / "model", model, split.base_classes, {**made_from, "stage": "x"})
     paths = files | {"train": tmp_path / "train.h5", "test": tmp_path / "test.h5"}
     config = stage.TestConfig(model=tmp_path / "model", out=tmp_path / "r.json", rows_per_class=3, shots=[1], **paths)
     assert all(run["top1_all"] == 1 for run in read_json(stage.test(config))["trials"])

@@ -123,7 +123,8 @@ from pathlib import Path
 from lightning_fabric import Fabric
 from lowshot.representation.backbones import Extractor, ModelConfig
 from lowshot.data.datasets.images import read_images
-from lowshot.representation.extractor_training import ExtractorSettings, ExtractorTrainer
+from lowshot.representation.extractor_training import ExtractorTrainer
+from lowshot.representation.settings import ExtractorSettings
 from lowshot.core.training import TrainingRun
 
 fabric = Fabric(accelerator="cpu", devices=int(sys.argv[2]))

@@ -311,6 +311,7 @@ def test_two_processes_agree_on_everything(tmp_path, data, monkeypatch):
     worker = tmp_path / "train_two.py"
     worker.write_text(
         "import torch, train_scgm\n"
+        "from lowshot import scgm\n"
         "from lowshot.core.cli import run\n"
         "from lowshot.scgm.training import ScgmTrainer\n"
         "class Told(ScgmTrainer):\n"
@@ -318,7 +319,7 @@ def test_two_processes_agree_on_everything(tmp_path, data, monkeypatch):
         "        trained = super().fit()\n"
         f"        torch.save(trained.state_dict(), f'{tmp_path}/rank{{self.fabric.global_rank}}.pt')\n"
         "        return trained\n"
-        "train_scgm.ScgmTrainer = Told\n"
+        "scgm.ScgmTrainer = Told\n"
         "run(train_scgm.main, train_scgm.Config, '')\n"
     )
     options = ["--model", "Conv4", "--width", 0.1, "--accelerator", "cpu", "--epochs", 2, "--n_cycles", 1,
