@@ -37,7 +37,7 @@ from lowshot.core.artifacts import Provenance, is_done, partial_path, recipe, wr
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
 from lowshot.core.runtime import Processes, open_processes
-from lowshot.diffusion.estimates import Job, Limits, fitting_width, said, seconds_around
+from lowshot.diffusion.estimates import Job, Limits, estimate_text, fitting_width, seconds_around
 from lowshot.diffusion.fusion import KeptScores, fuse
 from lowshot.diffusion.graph import Graph, read_graph
 from lowshot.diffusion.propagated import UnlabelledPool, write_propagated
@@ -176,7 +176,7 @@ def _print_estimate(config: Config, processes: Processes) -> None:
             job = _job([configs[i] for i in alike], graph, benchmark, processes, what == "labelled images")
             jobs[f"{what}, part {len(jobs) + 1}"] = job, _width(job, config, processes)
         reading += perf_counter() - start
-    text = said(jobs, Limits.now(config.memory_gib, processes.device.type), reading, processes.size)
+    text = estimate_text(jobs, Limits.now(config.memory_gib, processes.device.type), reading, processes.size)
     if processes.rank == 0:
         print(text)
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from jsonargparse.typing import ClosedUnitInterval
 from torch import Tensor
 
-from lowshot.diffusion.adjacency import Adjacency, Block
+from lowshot.diffusion.adjacency import Adjacency, Block, entries_bytes
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -32,7 +32,9 @@ _BLOCK_ROWS = 2**15
 # Columns of the first and of the last step worked on at once. These are float32 whatever is stored: bfloat16 cannot
 # count beyond 256, and what is rounded last is averaged least. Half a slice in float32 is as large as one in bfloat16,
 # so that these steps hold no more than the ones between them.
-FEW_COLUMNS = 32
+_FEW_COLUMNS = 32
+# Bytes a node of the vectors that `Spread.column_sums` holds, and `assign` beside its slices.
+SUMS_BYTES, ASSIGN_BYTES = 40, 40
 
 
 @dataclass
@@ -115,8 +117,7 @@ class Spread:
             yield 0, among_needed.add_to(torch.zeros(len(needed), labels.n_columns, device=self.device), 1)
         state = None
         for step in range(1, n_steps + 1):
-            # Wanted rows are float32 whatever is stored: a step gives the same on the way as when it is the last.
-            separately = step > 1 and (step == n_steps or precision != "float32")
+            separately = is_separate(step, n_steps, precision)
             if separately and step in steps:
                 yield step, among_needed.add_to(_float32_product(self.needed_rows, state), self.fresh)
             if step == n_steps > 1:
@@ -130,9 +131,9 @@ class Spread:
         """W L_0: S is symmetric, so a column adds up the rows of S of its labelled nodes."""
         state = torch.empty(len(self.adjacency), labels.n_columns, dtype=dtype, device=self.device)
         factors = _on(self.factors, self.device)[:, None]
-        sums = torch.empty(len(state) * min(labels.n_columns, FEW_COLUMNS), device=self.device)
-        for at in range(0, labels.n_columns, FEW_COLUMNS):
-            part = labels.between(at, min(at + FEW_COLUMNS, labels.n_columns))
+        sums = torch.empty(len(state) * min(labels.n_columns, _FEW_COLUMNS), device=self.device)
+        for at in range(0, labels.n_columns, _FEW_COLUMNS):
+            part = labels.between(at, min(at + _FEW_COLUMNS, labels.n_columns))
             rows = self.adjacency.rows(part.nodes)
             places = rows.columns * np.int64(part.n_columns) + np.repeat(part.columns, np.diff(rows.offsets))
             values = np.ones(len(places), np.float32) if rows.weights is None else rows.weights
@@ -140,6 +141,43 @@ class Spread:
             counts.index_add_(0, _on(places, self.device), _on(values, self.device))
             state[:, at : at + part.n_columns] = counts.view(len(state), -1).mul_(factors)
         return state
+
+
+def is_separate(step: int, n_steps: int, precision: Precision) -> bool:
+    """Whether rows wanted after `step` of `n_steps` are a product of their own, not taken from the stored state: they
+    are float32 whatever is stored, so that a step gives the same on the way as when it is the last."""
+    return step > 1 and (step == n_steps or precision != "float32")
+
+
+def slice_bytes(n_rows: int, width: int, precision: Precision = "float32") -> int:
+    """Bytes of a slice (n_rows, width) of labels, of which a step holds two, or of scores."""
+    return n_rows * width * getattr(torch, precision).itemsize
+
+
+def first_step_bytes(n_nodes: int, n_entries: int, n_labelled: int, n_columns: int, width: int) -> float:
+    """Bytes that `Spread._first` holds beside a slice: sums of a few columns, and rows of S of the nodes labelled there
+    (`n_labelled` in all `n_columns`)."""
+    few = min(width, _FEW_COLUMNS)
+    return slice_bytes(n_nodes, few) + 24 * n_entries / n_nodes * n_labelled * few / n_columns
+
+
+def last_step_bytes(n_nodes: int, n_needed: int, width: int, precision: Precision, assigning: bool) -> int:
+    """Bytes of the last step: a slice, the rows wanted of it, and what is more of the columns being converted and the
+    rows once more, from which those wanted are joined or, in `assign`, which are scaled."""
+    rows = slice_bytes(n_needed, width)
+    converted = 0 if precision == "float32" else slice_bytes(n_nodes, min(width, _FEW_COLUMNS))
+    return slice_bytes(n_nodes, width, precision) + rows + max(converted, rows if converted or assigning else 0)
+
+
+def wanted_rows_bytes(n_needed: int, width: int, n_wanted: int, precision: Precision) -> int:
+    """Bytes of the rows that `Spread.columns` gave last, held until it gives the next; twice where it makes some of
+    `n_wanted` steps on the way."""
+    return (1 + (n_wanted > 1 and precision != "float32")) * slice_bytes(n_needed, width)
+
+
+def device_bytes(n_nodes: int, n_entries: int, weighted: bool) -> int:
+    """Bytes on a GPU of all `_Rows`, which have `n_entries` together, and their factors."""
+    return entries_bytes(n_entries, weighted) + 4 * n_nodes
 
 
 class _Rows:
@@ -172,7 +210,7 @@ def _float32_product(blocks: list[_Rows], state: Tensor) -> Tensor:
     """The product in float32, of a few columns at a time where `state` must be converted."""
     if state.dtype == torch.float32:
         return _product(blocks, state)
-    return torch.cat([_product(blocks, part.float().contiguous()) for part in state.split(FEW_COLUMNS, 1)], 1)
+    return torch.cat([_product(blocks, part.float().contiguous()) for part in state.split(_FEW_COLUMNS, 1)], 1)
 
 
 def _bag_sums(matrix: Tensor, rows: Tensor, offsets: np.ndarray, weights: Tensor | None = None) -> Tensor:

@@ -58,12 +58,19 @@ class RunGraphs:
             raise InputError(f"{graph.path}: has lists of {graph.k} neighbours, fewer than edges.k {options.k}")
         self.graph, self.benchmark, self.options, self.device = graph, benchmark, options, device
 
+    @property
+    def weighted(self) -> bool:
+        return self.options.weight != "constant"
+
+    def n_added(self, shot_rows: np.ndarray) -> int:
+        """How many nodes a run adds: its shots, unless all training images of their classes are nodes."""
+        return 0 if np.isin(shot_rows, self.graph.train_rows).all() else len(shot_rows)
+
     def of(self, trial: int, n_shot: int) -> RunGraph:
-        """The graph of one run: its shots join the nodes, unless all training images of their classes are there."""
+        """The graph of one run, with its shots among the nodes."""
         rows = self.benchmark.shot_rows(trial, n_shot).ravel()
-        places = np.searchsorted(self.graph.train_rows, rows)
-        known = np.append(self.graph.train_rows, -1)[places] == rows
-        if known.all():
+        if not self.n_added(rows):
+            places = np.searchsorted(self.graph.train_rows, rows)
             return RunGraph(self._fixed, self._labels(places, rows), self.graph.test_ids[:, : self.options.k])
         vectors = self.graph.project(self.benchmark.train.feats[rows])
         ids, similarities, test_ids, *_ = add_nodes(self.graph, vectors, self.options.k, self.device)
@@ -95,3 +102,8 @@ def edge_weights(similarities: np.ndarray, options: EdgeOptions) -> np.ndarray |
     if options.weight == "similarity":
         return np.maximum(similarities, 0)
     return np.exp((similarities - 1) / np.float32(options.sigma**2))
+
+
+def edge_weights_bytes(n_nodes: int, k: int, weighted: bool) -> int:
+    """Bytes of `edge_weights`, which are held while the matrix is made."""
+    return 4 * weighted * n_nodes * k
