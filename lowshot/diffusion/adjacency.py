@@ -112,7 +112,7 @@ def symmetrise(
 
     sum: A + A^T, as published: a mutual edge counts twice, and so does a node's edge to itself; max: the larger of the
     two; mutual: the smaller, only edges that both lists name. Without weights every listed edge counts 1. `share`: only
-    the first rows, about this share, as many ranges of them for every thread (to see what it takes).
+    the first rows, with about this share of the entries, as many ranges for every thread (to see what it takes).
     """
     counts = in_degrees(ids)
     ranges, n_threads = _ranges(counts, ids.shape[1]), torch.get_num_threads()

@@ -33,8 +33,6 @@ _BLOCK_ROWS = 2**15
 # count beyond 256, and what is rounded last is averaged least. Half a slice in float32 is as large as one in bfloat16,
 # so that these steps hold no more than the ones between them.
 _FEW_COLUMNS = 32
-# Bytes a node of the vectors that `Spread.column_sums` holds, and `assign` beside its slices.
-SUMS_BYTES, ASSIGN_BYTES = 40, 40
 
 
 @dataclass
@@ -72,6 +70,10 @@ class Labels:
         if value:
             state[_on(self.nodes, state.device), _on(self.columns, state.device)] += value
         return state
+
+
+# Bytes a node of the vectors that `Spread.column_sums` holds.
+SUMS_BYTES = 40
 
 
 class Spread:
@@ -155,29 +157,16 @@ def slice_bytes(n_rows: int, width: int, precision: Precision = "float32") -> in
 
 
 def first_step_bytes(n_nodes: int, n_entries: int, n_labelled: int, n_columns: int, width: int) -> float:
-    """Bytes that `Spread._first` holds beside a slice: sums of a few columns, and rows of S of the nodes labelled there
-    (`n_labelled` in all `n_columns`)."""
+    """Bytes that `Spread._first` holds beside a slice: sums of a few columns, and the entries and places of the nodes
+    labelled in them (`n_labelled` in all `n_columns`)."""
     few = min(width, _FEW_COLUMNS)
     return slice_bytes(n_nodes, few) + 24 * n_entries / n_nodes * n_labelled * few / n_columns
 
 
-def last_step_bytes(n_nodes: int, n_needed: int, width: int, precision: Precision, assigning: bool) -> int:
-    """Bytes of the last step: a slice, the rows wanted of it, and what is more of the columns being converted and the
-    rows once more, from which those wanted are joined or, in `assign`, which are scaled."""
-    rows = slice_bytes(n_needed, width)
-    converted = 0 if precision == "float32" else slice_bytes(n_nodes, min(width, _FEW_COLUMNS))
-    return slice_bytes(n_nodes, width, precision) + rows + max(converted, rows if converted or assigning else 0)
-
-
 def wanted_rows_bytes(n_needed: int, width: int, n_wanted: int, precision: Precision) -> int:
-    """Bytes of the rows that `Spread.columns` gave last, held until it gives the next; twice where it makes some of
-    `n_wanted` steps on the way."""
+    """Bytes of the rows that `Spread.columns` gave last, held while it makes the next; twice where it gives separate
+    ones on the way (`n_wanted`: steps)."""
     return (1 + (n_wanted > 1 and precision != "float32")) * slice_bytes(n_needed, width)
-
-
-def device_bytes(n_nodes: int, n_entries: int, weighted: bool) -> int:
-    """Bytes on a GPU of all `_Rows`, which have `n_entries` together, and their factors."""
-    return entries_bytes(n_entries, weighted) + 4 * n_nodes
 
 
 class _Rows:
@@ -199,6 +188,11 @@ class _Rows:
             torch.mul(sums, self.factors[rows, None], out=out[rows])
 
 
+def device_bytes(n_nodes: int, n_entries: int, weighted: bool) -> int:
+    """Bytes on a GPU of all `_Rows`, which have `n_entries` together, and their factors."""
+    return entries_bytes(n_entries, weighted) + 4 * n_nodes
+
+
 def _product(blocks: list[_Rows], state: Tensor) -> Tensor:
     out = state.new_empty(sum(block.n_rows for block in blocks), state.shape[1])
     for block, rows in zip(blocks, out.split([block.n_rows for block in blocks])):
@@ -211,6 +205,14 @@ def _float32_product(blocks: list[_Rows], state: Tensor) -> Tensor:
     if state.dtype == torch.float32:
         return _product(blocks, state)
     return torch.cat([_product(blocks, part.float().contiguous()) for part in state.split(_FEW_COLUMNS, 1)], 1)
+
+
+def last_step_bytes(n_nodes: int, n_needed: int, width: int, precision: Precision, assigning: bool) -> int:
+    """Bytes of the last step: a slice, the rows wanted, and the larger of two: columns of the slice in float32, or the
+    rows once more, in the parts that they are joined from or, in `assign`, scaled."""
+    rows = slice_bytes(n_needed, width)
+    converted = 0 if precision == "float32" else slice_bytes(n_nodes, min(width, _FEW_COLUMNS))
+    return slice_bytes(n_nodes, width, precision) + rows + max(converted, rows if converted or assigning else 0)
 
 
 def _bag_sums(matrix: Tensor, rows: Tensor, offsets: np.ndarray, weights: Tensor | None = None) -> Tensor:
@@ -281,6 +283,10 @@ def propagate(
         for step, rows in spread.columns(part.start, part.stop, steps, precision):
             scores[step][:, part] = lists.scores(rows).cpu().numpy() * scales[step, part]
     return scores
+
+
+# Bytes a node that `assign` holds beside its slices: numbers, and the best of all slices so far and of the last one.
+ASSIGN_BYTES = 40
 
 
 def assign(
