@@ -151,7 +151,9 @@ def expected_entries(
     is_mutual = (ids[few] == sampled[:4096, None, None]).any(2) & (few >= 0)
     mutual = float(is_mutual.sum() / max(1, (few >= 0).sum()))
     per_edge = {"sum": 2 - mutual if weighted else 2, "max": 2 - mutual, "mutual": mutual}[how]
-    n_naming = float(np.isin(lists, nodes).sum()) / len(lists) * n_nodes
+    is_asked_for = np.zeros(len(ids) + 1, bool)  # the last one is that of id -1
+    is_asked_for[nodes] = True
+    n_naming = float(is_asked_for[lists].sum()) / len(lists) * n_nodes
     return max(1, int(n_nodes * listed * per_edge)), int((len(nodes) * listed + n_naming) * per_edge / 2)
 
 
