@@ -25,7 +25,7 @@ from lowshot.diffusion.adjacency import Adjacency, Block, in_degrees, symmetrise
 from lowshot.diffusion.graph import add_nodes, adding_bytes
 from lowshot.diffusion.neighbours import exact_search, search_bytes
 from lowshot.diffusion.propagation import Labels, Precision, Spread, StepOptions, TestLists, Work, slice_bytes
-from lowshot.diffusion.run_graphs import RunGraphs, edge_weights, edge_weights_bytes
+from lowshot.diffusion.run_graphs import RunGraphs, Sizes, edge_weights, edge_weights_bytes
 
 GIB = 2**30
 # Libraries load code and set up pools when they are first used, and freed memory is not all given back.
@@ -69,36 +69,9 @@ class Job:
         return torch.device(self.graphs.device).type
 
     @cached_property
-    def sizes(self) -> "Sizes":
-        graphs, graph, benchmark = self.graphs, self.graphs.graph, self.graphs.benchmark
-        shot_rows = benchmark.shot_rows(next(iter(benchmark.draws)), max(self.shots)).ravel()
-        n_added, k = graphs.n_added(shot_rows), graphs.options.k
-        n_nodes = graph.n_nodes + n_added
-        needed = np.arange(0) if self.assigning else TestLists(graph.test_ids[:, :k]).nodes
-        n_entries, needed_entries = adjacency.expected_entries(
-            graph.ids[:, :k], n_nodes, needed, graphs.options.symmetry, graphs.weighted
-        )
-        n_needed = n_nodes if self.assigning else len(needed)
-        return Sizes(
-            n_nodes, n_added, len(benchmark.classes), n_entries, n_needed, needed_entries * (n_needed < n_nodes),
-            len(benchmark.base_rows) + len(shot_rows), graphs.weighted,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What memory and time depend on, in the largest run of a job; entries are those of S."""
-
-    n_nodes: int
-    n_added: int
-    n_classes: int
-    n_entries: int
-    n_needed: int
-    """Nodes that test images need."""
-    needed_entries: int
-    """Entries of those, which are copied; 0 where all nodes are needed."""
-    n_labelled: int
-    weighted: bool
+    def sizes(self) -> Sizes:
+        """Those of the largest run."""
+        return self.graphs.sizes(max(self.shots), self.assigning)
 
 
 @dataclass(frozen=True)
