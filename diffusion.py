@@ -172,7 +172,8 @@ def _print_estimate(config: Config, processes: core.Processes) -> None:
             job = _job([configs[i] for i in alike], graph, benchmark, processes, what == "labelled images")
             jobs[f"{what}, part {len(jobs) + 1}"] = job, _width(job, config, processes)
         reading += perf_counter() - start
-    text = diffusion.said(jobs, diffusion.Limits.now(config.memory_gib, processes.device.type), reading, processes.size)
+    limits = diffusion.Limits.now(config.memory_gib, processes.device.type)
+    text = diffusion.estimate_text(jobs, limits, reading, processes.size)
     if processes.rank == 0:
         print(text)
 

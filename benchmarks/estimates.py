@@ -119,8 +119,8 @@ def unit(random: np.random.Generator, n_rows: int) -> np.ndarray:
 def compare(what: str, flags: list[str], out: Path) -> None:
     """Print the estimate of a command, then what it took."""
     command = ["--out", str(out), "--shots", "[1,5]", "--trials", "[1]", "--overwrite", "true", *flags]
-    said, _ = measured([*command, "--dry_run", "true"])
-    estimated = {name: float(re.search(rf"^{name}: ([\d.]+)", said, re.M)[1]) for name in ("memory", "time")}
+    printed, _ = measured([*command, "--dry_run", "true"])
+    estimated = {name: float(re.search(rf"^{name}: ([\d.]+)", printed, re.M)[1]) for name in ("memory", "time")}
     _, taken = measured(command)
     ratios = {
         "memory": round(estimated["memory"] / taken["peak_gib"], 2),
@@ -140,14 +140,14 @@ def measured(flags: list[str]) -> tuple[str, dict[str, float]]:
     start = time.perf_counter()
     script = Path(__file__).resolve().parents[1] / "diffusion.py"
     process = subprocess.Popen([sys.executable, script, *flags], stdout=subprocess.PIPE, text=True)
-    said = process.stdout.read()
+    printed = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"diffusion.py ended with status {status}")
     peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
     cpu = usage.ru_utime + usage.ru_stime
     seconds = time.perf_counter() - start
-    return said, {"seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), "peak_gib": round(peak, 2)}
+    return printed, {"seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), "peak_gib": round(peak, 2)}
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 from .estimates import Job as Job
 from .estimates import Limits as Limits
+from .estimates import estimate_text as estimate_text
 from .estimates import fitting_width as fitting_width
-from .estimates import said as said
 from .estimates import seconds_around as seconds_around
 from .fusion import KeptScores as KeptScores
 from .fusion import ScoreFile as ScoreFile

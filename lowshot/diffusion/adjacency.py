@@ -5,6 +5,7 @@ keeps whole copies of both; here rows are made range by range, so that beside th
 part of the transpose is held.
 """
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from lowshot.diffusion.settings import Symmetry
 # enough to stay in the processor's cache.
 _ENTRIES_PER_RANGE = 2**22
 _MOST_RANGES = 16
+# Lists that are looked at, at most, to tell how many entries S will have.
+_SAMPLED_LISTS = 2**16
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,12 @@ class Block:
     @property
     def n_rows(self) -> int:
         return len(self.offsets) - 1
+
+    @classmethod
+    def empty(cls, first: int, n_rows: int, weighted: bool) -> "Block":
+        """`n_rows` rows without entries."""
+        weights = np.empty(0, np.float32) if weighted else None
+        return cls(first, np.zeros(n_rows + 1, np.int64), np.empty(0, np.int32), weights)
 
 
 @dataclass(frozen=True)
@@ -95,23 +104,58 @@ class Adjacency:
 
 
 def symmetrise(
-    ids: np.ndarray, weights: np.ndarray | None = None, how: Symmetry = "sum", first: int | None = None
+    ids: np.ndarray, weights: np.ndarray | None = None, how: Symmetry = "sum", share: float = 1
 ) -> Adjacency:
     """S of the lists `ids` int32 (N, k), in which -1 stands for no neighbour; `weights` float32 (N, k) of the edges.
 
     sum: A + A^T, as published: a mutual edge counts twice, and so does a node's edge to itself; max: the larger of the
-    two; mutual: the smaller, only edges that both lists name. Without weights every listed edge counts 1. `first`: only
-    the rows of so many of the `n_ranges` that they are made in (to see what it takes).
+    two; mutual: the smaller, only edges that both lists name. Without weights every listed edge counts 1. `share`: only
+    the first rows, with about this share of the entries, as many ranges for every thread (to see what it takes).
     """
     counts = in_degrees(ids)
-    ranges = _ranges(counts, ids.shape[1])[:first]
+    ranges, n_threads = _ranges(counts, ids.shape[1]), torch.get_num_threads()
+    ranges = ranges[: n_threads * math.ceil(len(ranges) * share / n_threads)]
     code = {"sum": 0, "max": 1, "mutual": 2}[how]
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    with ThreadPoolExecutor(n_threads) as pool:
         made = list(pool.map(lambda span: _block(ids, weights, counts, *span, code), ranges))
     return Adjacency([block for block, _ in made], np.concatenate([degrees for _, degrees in made]))
 
 
-def n_ranges(n_entries: int) -> int:
+def entries_bytes(n_entries: int, weighted: bool) -> int:
+    """Bytes of entries of S: columns, and weights if they have some."""
+    return (4 + 4 * weighted) * n_entries
+
+
+def matrix_bytes(n_nodes: int, n_entries: int, weighted: bool) -> int:
+    """Bytes of S: its entries, and the offsets and sums of its rows."""
+    return entries_bytes(n_entries, weighted) + 12 * n_nodes
+
+
+def transpose_bytes(n_nodes: int, n_entries: int, weighted: bool) -> float:
+    """Bytes that `symmetrise` holds beside lists and S: in-degrees, and rows of A^T for the ranges made at once. These
+    have half the entries of S, or more with weights, where both directions of an edge are one entry."""
+    at_once = min(1, torch.get_num_threads() / _n_ranges(n_entries))
+    return at_once * ((2 + 4 * weighted) * n_entries + 16 * n_nodes) + 4 * n_nodes
+
+
+def expected_entries(
+    ids: np.ndarray, n_nodes: int, nodes: np.ndarray, how: Symmetry, weighted: bool
+) -> tuple[int, int]:
+    """How many entries S of `n_nodes` lists like `ids` (N, k) will have, and its rows `nodes` (n,); from a sample."""
+    sampled = np.arange(0, len(ids), max(1, len(ids) // _SAMPLED_LISTS))
+    lists, few = ids[sampled], ids[sampled[:4096]]
+    listed = float((lists >= 0).sum(1).mean())
+    # A mutual edge is one entry, except in an unweighted sum.
+    is_mutual = (ids[few] == sampled[:4096, None, None]).any(2) & (few >= 0)
+    mutual = float(is_mutual.sum() / max(1, (few >= 0).sum()))
+    per_edge = {"sum": 2 - mutual if weighted else 2, "max": 2 - mutual, "mutual": mutual}[how]
+    is_asked_for = np.zeros(len(ids) + 1, bool)  # the last one is that of id -1
+    is_asked_for[nodes] = True
+    n_naming = float(is_asked_for[lists].sum()) / len(lists) * n_nodes
+    return max(1, int(n_nodes * listed * per_edge)), int((len(nodes) * listed + n_naming) * per_edge / 2)
+
+
+def _n_ranges(n_entries: int) -> int:
     """In how many ranges of nodes S of `n_entries` listed edges, forward and transposed, is made."""
     return int(np.clip(n_entries // _ENTRIES_PER_RANGE, 1, max(_MOST_RANGES, n_entries // 2**30)))
 
@@ -119,7 +163,7 @@ def n_ranges(n_entries: int) -> int:
 def _ranges(counts: np.ndarray, k: int) -> list[tuple[int, int]]:
     """Consecutive ranges of nodes with about equally many entries, forward and transposed."""
     ends = np.cumsum(counts + np.int64(k))
-    n = n_ranges(int(ends[-1]))
+    n = _n_ranges(int(ends[-1]))
     cuts = np.searchsorted(ends, ends[-1] * np.arange(1, n) // n)
     edges = np.unique([0, *cuts, len(counts)])
     return list(zip(edges[:-1].tolist(), edges[1:].tolist()))

@@ -1,7 +1,7 @@
 """What diffusion will take, known before it starts: memory by formula, time by running samples of the true operations.
 
-Bytes follow the code of `adjacency`, `propagation` and `graph.add_nodes`: change these, and the table in `memory_terms`
-changes with them. Seconds hold for this machine as busy as it is now.
+Each module states the bytes that it holds; here they are put together. Seconds hold for this machine as busy as it is
+now.
 """
 
 import math
@@ -20,11 +20,12 @@ import torch
 
 from lowshot.core.errors import InputError
 from lowshot.data.rows import BLOCK
-from lowshot.diffusion.adjacency import Adjacency, Block, in_degrees, n_ranges, symmetrise
-from lowshot.diffusion.graph import add_nodes
-from lowshot.diffusion.neighbours import exact_search
-from lowshot.diffusion.propagation import FEW_COLUMNS, Labels, Spread, TestLists, Work
-from lowshot.diffusion.run_graphs import RunGraphs, edge_weights
+from lowshot.diffusion import adjacency, propagation
+from lowshot.diffusion.adjacency import Adjacency, Block, in_degrees, symmetrise
+from lowshot.diffusion.graph import add_nodes, adding_bytes
+from lowshot.diffusion.neighbours import exact_search, search_bytes
+from lowshot.diffusion.propagation import Labels, Spread, TestLists, Work, slice_bytes
+from lowshot.diffusion.run_graphs import RunGraphs, Sizes, edge_weights, edge_weights_bytes
 from lowshot.diffusion.settings import Precision, StepOptions
 
 GIB = 2**30
@@ -33,8 +34,8 @@ _LIBRARIES = 160 * 2**20
 # Slice widths that are tried, the fastest first.
 _WIDTHS = (64, 48, 32, 16, 8, 4, 2, 1)
 _PHASES = ("search", "matrix", "class sums", "first step", "step", "last step", "scores")
-# Rows of lists that are looked at to count edges, and entries of S on which time is measured: a quarter, at most these.
-_SAMPLED_ROWS, _SAMPLED_ENTRIES = 2**16, 2**26
+# Entries of S on which time is measured: a quarter, at most these.
+_SAMPLED_ENTRIES = 2**26
 # Numbers compared in a measured search.
 _SEARCHED = 2**33
 # Seconds for compiled loops to load, at most: where they take longer now, they were compiled, and are kept.
@@ -69,50 +70,9 @@ class Job:
         return torch.device(self.graphs.device).type
 
     @cached_property
-    def sizes(self) -> "Sizes":
-        return _sizes(self)
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What memory and time depend on, in the largest run of a job; entries are those of S."""
-
-    n_nodes: int
-    n_added: int
-    n_classes: int
-    n_entries: int
-    n_needed: int
-    """Nodes that test images need."""
-    needed_entries: int
-    n_labelled: int
-    weighted: bool
-
-
-def _sizes(job: Job) -> Sizes:
-    graphs, graph, k = job.graphs, job.graphs.graph, job.graphs.options.k
-    benchmark = graphs.benchmark
-    rows = benchmark.shot_rows(next(iter(benchmark.draws)), max(job.shots)).ravel()
-    n_added = 0 if np.isin(rows, graph.train_rows).all() else len(rows)
-    n_nodes = graph.n_nodes + n_added
-    ids = graph.ids[:: max(1, graph.n_nodes // _SAMPLED_ROWS), :k]
-    sampled = np.arange(graph.n_nodes)[:: max(1, graph.n_nodes // _SAMPLED_ROWS)]
-    listed = float((ids >= 0).sum(1).mean())
-    # A mutual edge is one entry, except in an unweighted sum.
-    few, own = ids[:4096], sampled[:4096, None]
-    mutual = float(((graph.ids[few, :k] == own[..., None]).any(2) & (few >= 0)).sum() / max(1, (few >= 0).sum()))
-    weighted = graphs.options.weight != "constant"
-    per_edge = {"sum": 2 - mutual if weighted else 2, "max": 2 - mutual, "mutual": mutual}[graphs.options.symmetry]
-    needed = np.arange(0) if job.assigning else np.unique(graph.test_ids[:, :k])
-    needed = needed[needed >= 0]
-    is_needed = np.zeros(graph.n_nodes + 1, bool)  # the last one is that of id -1
-    is_needed[needed] = True
-    hits = float(is_needed[ids].sum()) / len(ids) * n_nodes
-    return Sizes(
-        n_nodes, n_added, len(benchmark.classes), max(1, int(n_nodes * listed * per_edge)),
-        n_nodes if job.assigning else len(needed),
-        int(n_nodes * listed * per_edge if job.assigning else (len(needed) * listed + hits) * per_edge / 2),
-        len(benchmark.base_rows) + len(rows), weighted,
-    )  # fmt: skip
+    def sizes(self) -> Sizes:
+        """Those of the largest run."""
+        return self.graphs.sizes(max(self.shots), self.assigning)
 
 
 @dataclass(frozen=True)
@@ -129,41 +89,40 @@ class Term:
 def memory_terms(job: Job, width: int, precision: Precision) -> list[Term]:
     """What a run holds beside what is there already, with slices of `width` columns."""
     s, graph, k = job.sizes, job.graphs.graph, job.graphs.options.k
-    n, per_weight, w = s.n_nodes, 4 * s.weighted, min(width, s.n_classes)
-    size = {"float32": 4, "bfloat16": 2}[precision]
-    state, few = n * w * size, n * min(w, FEW_COLUMNS) * 4
-    copied = few if size < 4 else 0
-    rows, scores = s.n_needed * w * 4, 4 * len(graph.test_ids) * s.n_classes
-    at_once = min(1, torch.get_num_threads() / n_ranges(s.n_entries))
-    on_the_way = len(job.steps) > 1 and precision != "float32"
+    n, w, dim = s.n_nodes, min(width, s.n_classes), graph.vectors.shape[1]
+    labels, scores = slice_bytes(n, w, precision), slice_bytes(len(graph.test_ids), s.n_classes)
+    lists, searching = adding_bytes(n, dim, k)
     spreading, after_search = _PHASES[2:6], _PHASES[1:]
     on_gpu = "GPU" if job.device == "cuda" else "host"
-    everything = s.n_needed == n
+    adding = [
+        Term("mapped vectors", graph.vectors.nbytes, _PHASES, "mapped"),
+        Term("copies of lists", lists, ("search", "matrix")),
+        Term("search of the shots", searching, ("search",)),
+    ]
     terms = [
         Term("libraries at work", _LIBRARIES, _PHASES),
-        Term("mapped vectors", graph.vectors.nbytes if s.n_added else 0, _PHASES, "mapped"),
-        Term("copies of lists", 8 * n * k if s.n_added else 0, ("search", "matrix")),
-        Term("search of the shots", BLOCK * (4 * graph.vectors.shape[1] + 64 * k) if s.n_added else 0, ("search",)),
-        Term("edge weights", per_weight * n * k, ("matrix",)),
-        Term("symmetric matrix", (4 + per_weight) * s.n_entries + 12 * n, after_search),
-        Term("parts of its transpose", at_once * ((2 + per_weight) * s.n_entries + 16 * n) + 4 * n, ("matrix",)),
-        Term("rows of test neighbours", 0 if everything else (4 + per_weight) * s.needed_entries, spreading),
-        Term("class sums", 40 * n, ("class sums",)),
-        Term("label slice", state, ("first step",), on_gpu),
-        Term("two label slices", 2 * state, ("step",), on_gpu),
-        Term("columns of the first step", few + 24 * s.n_entries / n * s.n_labelled * min(w, FEW_COLUMNS) / s.n_classes,
-             ("first step",), on_gpu),
-        Term("rows of the last slice", (1 + on_the_way) * rows, ("first step", "step"), on_gpu),
-        Term("last step", state + rows + max(copied, rows if copied or job.assigning else 0), ("last step",), on_gpu),
+        *(adding if s.n_added else []),
+        Term("edge weights", edge_weights_bytes(n, k, s.weighted), ("matrix",)),
+        Term("symmetric matrix", adjacency.matrix_bytes(n, s.n_entries, s.weighted), after_search),
+        Term("parts of its transpose", adjacency.transpose_bytes(n, s.n_entries, s.weighted), ("matrix",)),
+        Term("rows of test neighbours", adjacency.entries_bytes(s.needed_entries, s.weighted), spreading),
+        Term("class sums", propagation.SUMS_BYTES * n, ("class sums",)),
+        Term("label slice", labels, ("first step",), on_gpu),
+        Term("two label slices", 2 * labels, ("step",), on_gpu),
+        Term("columns of the first step",
+             propagation.first_step_bytes(n, s.n_entries, s.n_labelled, s.n_classes, w), ("first step",), on_gpu),
+        Term("rows of the last slice",
+             propagation.wanted_rows_bytes(s.n_needed, w, len(job.steps), precision), ("first step", "step"), on_gpu),
+        Term("last step",
+             propagation.last_step_bytes(n, s.n_needed, w, precision, job.assigning), ("last step",), on_gpu),
         Term("scores of the steps", scores * len(job.steps), (*spreading, "scores")),
         Term("scores judged", scores * (3 + job.n_own_scores), ("scores",)),
+        Term("classes of the nodes", job.assigning * propagation.ASSIGN_BYTES * n, spreading),
     ]  # fmt: skip
-    if job.assigning:
-        terms.append(Term("classes of the nodes", 40 * n, spreading))
     if on_gpu == "GPU":
-        whole = (4 + per_weight) * (s.n_entries + (0 if everything else s.needed_entries)) + 4 * n
-        terms.append(Term("matrix on the GPU", whole, spreading, "GPU"))
-        terms.append(Term("search on the GPU", 8 * BLOCK * min(s.n_added, 2 * BLOCK), ("search",), "GPU"))
+        matrix = propagation.device_bytes(n, s.n_entries + s.needed_entries, s.weighted)
+        terms.append(Term("matrix on the GPU", matrix, spreading, "GPU"))
+        terms.append(Term("search on the GPU", search_bytes(s.n_added), ("search",), "GPU"))
     return [term for term in terms if term.n_bytes]
 
 
@@ -219,8 +178,8 @@ def _available() -> float:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def fitting_width(job: Job, wanted: int | None, limits: Limits) -> int:
-    """`wanted`, or the fastest slice width that fits.
+def fitting_width(job: Job, requested_width: int | None, limits: Limits) -> int:
+    """`requested_width`, or the fastest slice width that fits.
 
     Raises InputError where nothing does, naming the slice width or the precision that would.
     """
@@ -228,7 +187,7 @@ def fitting_width(job: Job, wanted: int | None, limits: Limits) -> int:
     def fits(width: int, precision: Precision) -> bool:
         return limits.lack(memory_terms(job, width, precision)) <= 0
 
-    widths = [wanted] if wanted else _WIDTHS
+    widths = [requested_width] if requested_width else _WIDTHS
     if (width := next((w for w in widths if fits(w, job.precision)), None)) is not None:
         return width
     way_out = [(w, precision) for precision in (job.precision, "bfloat16") for w in _WIDTHS if fits(w, precision)]
@@ -241,9 +200,9 @@ def fitting_width(job: Job, wanted: int | None, limits: Limits) -> int:
     else:
         alone = peak(memory_terms(job, 1, "bfloat16"), place)[0] + held
         advice = f"one class at a time would still take {alone / GIB:.2f}"
-    need, there = peak(terms, place)[0] + held, limit + held
+    need, available = peak(terms, place)[0] + held, limit + held
     raise InputError(
-        f"memory: slices of {widths[-1]} classes take {need / GIB:.2f} GiB, there are {there / GIB:.2f}; {advice}"
+        f"memory: slices of {widths[-1]} classes take {need / GIB:.2f} GiB, there are {available / GIB:.2f}; {advice}"
     )
 
 
@@ -253,14 +212,13 @@ def seconds(job: Job, width: int, n_processes: int) -> dict[str, float]:
     Samples are ranges of rows of S. What does not grow with entries is measured on a matrix without any.
     """
     sizes, graph, k = job.sizes, job.graphs.graph, job.graphs.options.k
-    sample, matrix, loading = _sampled_matrix(job)
-    nothing = Adjacency([_no_rows(sample.blocks[0], 0, len(sample))], sample.degrees)
-    some, none = (_step_seconds(job, adjacency, width) for adjacency in (sample, nothing))
+    sample, making, loading = _sampled_matrix(job)
+    nothing = Adjacency([Block.empty(0, len(sample), sizes.weighted)], sample.degrees)
+    some, none = (_step_seconds(job, matrix, width) for matrix in (sample, nothing))
     share = sample.n_entries / sizes.n_entries
     whole = {name: none[name] + max(0, some[name] - none[name]) / share for name in some}
     n_slices, last = len(Work(slice_width=width, n_processes=n_processes).slices(sizes.n_classes)), max(job.steps)
-    # Wanted on the way: rows of the state, or from the second step on, if it is not float32, a last step of their own.
-    n_last = len([step for step in job.steps if step > 1 and (step == last or job.precision != "float32")])
+    n_last = sum(propagation.is_separate(step, last, job.precision) for step in job.steps)
     n_taken = len([step for step in job.steps if step > 0]) - n_last
     scores = np.zeros((len(graph.test_ids), sizes.n_classes), np.float32)
     per_run = {
@@ -275,7 +233,7 @@ def seconds(job: Job, width: int, n_processes: int) -> dict[str, float]:
     return {
         "search of the shots": _search_seconds(job) if sizes.n_added else 0,
         "compiled loops": loading,
-        "symmetric matrix": matrix * (job.n_runs if sizes.n_added else 1),
+        "symmetric matrix": making * (job.n_runs if sizes.n_added else 1),
         **{name: job.n_runs * value for name, value in per_run.items()},
     }
 
@@ -310,20 +268,21 @@ def _sampled_matrix(job: Job) -> tuple[Adjacency, float, float]:
     # As in a run, copies or views of the file: loops are compiled for each.
     ids, similarities = (np.array(a[:, : options.k]) if sizes.n_added else a[:, : options.k]
                          for a in (graph.ids, graph.similarities))  # fmt: skip
-    n_threads = torch.get_num_threads()
     share = min(0.25, _SAMPLED_ENTRIES / sizes.n_entries)
-    first = n_threads * math.ceil(n_ranges(sizes.n_entries) * share / n_threads)
 
     def make(ids: np.ndarray) -> tuple[Adjacency, float]:
         weights, weighing = _spent(job, lambda: edge_weights(similarities[: len(ids)], options))
         _, counting = _spent(job, lambda: in_degrees(ids))
-        sample, making = _spent(job, lambda: symmetrise(ids, weights, options.symmetry, first))
+        sample, making = _spent(job, lambda: symmetrise(ids, weights, options.symmetry, share))
         return sample, weighing + counting + max(0, making - counting) * sizes.n_entries / sample.n_entries
 
-    (few, _), loading = _spent(job, lambda: make(_few_lists(ids)))
+    # Lists of a few nodes that lie in memory as `ids` do.
+    few_ids = np.zeros((32, ids.strides[0] // ids.itemsize), ids.dtype)[:, : options.k]
+    few_ids.flags.writeable = ids.flags.writeable
+    (few, _), loading = _spent(job, lambda: make(few_ids))
     few.times(few.degrees)
     sample, spent = make(ids)
-    rest = _no_rows(sample.blocks[0], len(sample), len(ids))
+    rest = Block.empty(len(sample), len(ids) - len(sample), sizes.weighted)
     return Adjacency([*sample.blocks, rest], np.ones(len(ids), np.float32)), spent, min(loading, _LOADING)
 
 
@@ -335,29 +294,15 @@ def _spent(job: Job, work: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.perf_counter() - start
 
 
-def _few_lists(ids: np.ndarray) -> np.ndarray:
-    """Lists of a few nodes that lie in memory as `ids` do."""
-    n = 32
-    few = np.ndarray((n, ids.shape[1]), np.int32, np.zeros(n * ids.strides[0] // 4, np.int32), strides=ids.strides)
-    few.flags.writeable = ids.flags.writeable
-    return few
-
-
-def _no_rows(like: Block, first: int, last: int) -> Block:
-    """Rows without entries."""
-    weights = None if like.weights is None else like.weights[:0]
-    return Block(first, np.zeros(last - first + 1, np.int64), like.columns[:0], weights)
-
-
-def _step_seconds(job: Job, adjacency: Adjacency, width: int) -> dict[str, float]:
+def _step_seconds(job: Job, matrix: Adjacency, width: int) -> dict[str, float]:
     """Seconds of a slice's parts, with as many labelled and needed nodes as there are, spread evenly over all."""
-    sizes, n = job.sizes, len(adjacency)
+    sizes, n = job.sizes, len(matrix)
     width = min(width, sizes.n_classes)
     nodes = _evenly(n, sizes.n_labelled * width // sizes.n_classes)
     labels = Labels(nodes, np.arange(len(nodes)) % width, width)
     # These have more neighbours than others: as many nodes as have as many entries.
-    needed = np.arange(n) if job.assigning else _evenly(n, sizes.needed_entries * n // sizes.n_entries)
-    spread = Spread(adjacency, labels, needed, job.options, job.graphs.device)
+    needed = np.arange(n) if sizes.n_needed == n else _evenly(n, sizes.needed_entries * n // sizes.n_entries)
+    spread = Spread(matrix, labels, needed, job.options, job.graphs.device)
 
     def parts() -> list[float]:
         two, three = (spread.columns(0, width, [1, n_steps], job.precision) for n_steps in (2, 3))
@@ -401,7 +346,7 @@ def _one_search_seconds(job: Job, n_shot: int) -> float:
     return among + max(0, timed(job, lambda: add_nodes(part, vectors, k, device)) - among) / share
 
 
-def said(jobs: dict[str, tuple[Job, int]], limits: Limits, reading: float, n_processes: int) -> str:
+def estimate_text(jobs: dict[str, tuple[Job, int]], limits: Limits, reading: float, n_processes: int) -> str:
     """An estimate in lines: of each job, with the slice width that it gets, and of the whole command.
 
     `reading` are the seconds that opening all files takes.
@@ -418,12 +363,12 @@ def said(jobs: dict[str, tuple[Job, int]], limits: Limits, reading: float, n_pro
             *(f"  {t.name:26}{t.n_bytes / GIB:9.3f} GiB{'' if t.place == 'host' else f' ({t.place})'}" for t in terms),
             *(f"  {what:26}{value:9.2f} s" for what, value in spent.items()),
         ]
-    there = limits.held + limits.host
+    available = (limits.held + limits.host) / GIB
     return "\n".join([
         *lines,
         f"here already: {limits.held / GIB:.2f} GiB, and {limits.mapped / GIB:.2f} of mapped files and libraries",
         f"reading: {reading:.1f} s",
         f"processes: {n_processes}, each with",
-        f"memory: {most / GIB:.2f} GiB at most (there are {there / GIB:.2f}; mapped files do not count)",
+        f"memory: {most / GIB:.2f} GiB at most (there are {available:.2f}; mapped files do not count)",
         f"time: {total:.1f} s",
     ])  # fmt: skip

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from lowshot.core.artifacts import open_h5, read_recipe, require_datasets, write_recipe
 from lowshot.core.errors import InputError
-from lowshot.data.rows import blocks, mapped
+from lowshot.data.rows import BLOCK, blocks, mapped
 from lowshot.diffusion.neighbours import exact_search, merge, shifted, with_self
 from lowshot.diffusion.projection import Projection
 
@@ -248,3 +248,8 @@ def add_nodes(
     test = merge(shifted(exact_search(graph.test_vectors, new_vectors, k, device), n_old), test, k)
     n_compared += n_new * (n_new + n_old + len(graph.test_vectors))
     return ids, similarities, *test, n_compared * new_vectors.shape[1]
+
+
+def adding_bytes(n_nodes: int, dim: int, k: int) -> tuple[int, int]:
+    """Bytes of `add_nodes`: the lists that it returns, for the matrix to be made of, and the block that it works on."""
+    return 8 * n_nodes * k, BLOCK * (4 * dim + 64 * k)

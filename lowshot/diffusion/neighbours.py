@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from lowshot.core.seeds import stream
-from lowshot.data.rows import blocks, sample_rows
+from lowshot.data.rows import BLOCK, blocks, sample_rows
 from lowshot.diffusion.settings import IndexKind
 
 Lists = tuple[np.ndarray, np.ndarray]
@@ -88,6 +88,11 @@ def _search_in_torch(queries: np.ndarray, vectors: np.ndarray, k: int, device: s
             best_ids = torch.cat([best_ids, found_ids + part.start], 1).gather(1, order)
         ids[rows], similarities[rows] = best_ids.int().cpu().numpy(), best.cpu().numpy()
     return ids, similarities
+
+
+def search_bytes(n_vectors: int) -> int:
+    """Bytes of `_search_in_torch` on its device: a block of queries times vectors, and what `topk` makes of it."""
+    return 8 * BLOCK * min(n_vectors, VECTORS_AT_ONCE)
 
 
 def _tensor(rows: np.ndarray, device: str | torch.device) -> torch.Tensor:

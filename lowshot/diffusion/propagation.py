@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lowshot.diffusion.adjacency import Adjacency, Block
+from lowshot.diffusion.adjacency import Adjacency, Block, entries_bytes
 from lowshot.diffusion.settings import Precision, StepOptions
 
 # Rows of a product computed at once: what a block writes is still in the cache when it is scaled.
@@ -29,7 +29,7 @@ _BLOCK_ROWS = 2**15
 # Columns of the first and of the last step worked on at once. These are float32 whatever is stored: bfloat16 cannot
 # count beyond 256, and what is rounded last is averaged least. Half a slice in float32 is as large as one in bfloat16,
 # so that these steps hold no more than the ones between them.
-FEW_COLUMNS = 32
+_FEW_COLUMNS = 32
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,10 @@ class Labels:
         if value:
             state[_on(self.nodes, state.device), _on(self.columns, state.device)] += value
         return state
+
+
+# Bytes a node of the vectors that `Spread.column_sums` holds.
+SUMS_BYTES = 40
 
 
 class Spread:
@@ -101,8 +105,7 @@ class Spread:
             yield 0, among_needed.add_to(torch.zeros(len(needed), labels.n_columns, device=self.device), 1)
         state = None
         for step in range(1, n_steps + 1):
-            # Wanted rows are float32 whatever is stored: a step gives the same on the way as when it is the last.
-            separately = step > 1 and (step == n_steps or precision != "float32")
+            separately = is_separate(step, n_steps, precision)
             if separately and step in steps:
                 yield step, among_needed.add_to(_float32_product(self.needed_rows, state), self.fresh)
             if step == n_steps > 1:
@@ -116,9 +119,9 @@ class Spread:
         """W L_0: S is symmetric, so a column adds up the rows of S of its labelled nodes."""
         state = torch.empty(len(self.adjacency), labels.n_columns, dtype=dtype, device=self.device)
         factors = _on(self.factors, self.device)[:, None]
-        sums = torch.empty(len(state) * min(labels.n_columns, FEW_COLUMNS), device=self.device)
-        for at in range(0, labels.n_columns, FEW_COLUMNS):
-            part = labels.between(at, min(at + FEW_COLUMNS, labels.n_columns))
+        sums = torch.empty(len(state) * min(labels.n_columns, _FEW_COLUMNS), device=self.device)
+        for at in range(0, labels.n_columns, _FEW_COLUMNS):
+            part = labels.between(at, min(at + _FEW_COLUMNS, labels.n_columns))
             rows = self.adjacency.rows(part.nodes)
             places = rows.columns * np.int64(part.n_columns) + np.repeat(part.columns, np.diff(rows.offsets))
             values = np.ones(len(places), np.float32) if rows.weights is None else rows.weights
@@ -126,6 +129,30 @@ class Spread:
             counts.index_add_(0, _on(places, self.device), _on(values, self.device))
             state[:, at : at + part.n_columns] = counts.view(len(state), -1).mul_(factors)
         return state
+
+
+def is_separate(step: int, n_steps: int, precision: Precision) -> bool:
+    """Whether rows wanted after `step` of `n_steps` are a product of their own, not taken from the stored state: they
+    are float32 whatever is stored, so that a step gives the same on the way as when it is the last."""
+    return step > 1 and (step == n_steps or precision != "float32")
+
+
+def slice_bytes(n_rows: int, width: int, precision: Precision = "float32") -> int:
+    """Bytes of a slice (n_rows, width) of labels, of which a step holds two, or of scores."""
+    return n_rows * width * getattr(torch, precision).itemsize
+
+
+def first_step_bytes(n_nodes: int, n_entries: int, n_labelled: int, n_columns: int, width: int) -> float:
+    """Bytes that `Spread._first` holds beside a slice: sums of a few columns, and the entries and places of the nodes
+    labelled in them (`n_labelled` in all `n_columns`)."""
+    few = min(width, _FEW_COLUMNS)
+    return slice_bytes(n_nodes, few) + 24 * n_entries / n_nodes * n_labelled * few / n_columns
+
+
+def wanted_rows_bytes(n_needed: int, width: int, n_wanted: int, precision: Precision) -> int:
+    """Bytes of the rows that `Spread.columns` gave last, held while it makes the next; twice where it gives separate
+    ones on the way (`n_wanted`: steps)."""
+    return (1 + (n_wanted > 1 and precision != "float32")) * slice_bytes(n_needed, width)
 
 
 class _Rows:
@@ -147,6 +174,11 @@ class _Rows:
             torch.mul(sums, self.factors[rows, None], out=out[rows])
 
 
+def device_bytes(n_nodes: int, n_entries: int, weighted: bool) -> int:
+    """Bytes on a GPU of all `_Rows`, which have `n_entries` together, and their factors."""
+    return entries_bytes(n_entries, weighted) + 4 * n_nodes
+
+
 def _product(blocks: list[_Rows], state: Tensor) -> Tensor:
     out = state.new_empty(sum(block.n_rows for block in blocks), state.shape[1])
     for block, rows in zip(blocks, out.split([block.n_rows for block in blocks])):
@@ -158,7 +190,15 @@ def _float32_product(blocks: list[_Rows], state: Tensor) -> Tensor:
     """The product in float32, of a few columns at a time where `state` must be converted."""
     if state.dtype == torch.float32:
         return _product(blocks, state)
-    return torch.cat([_product(blocks, part.float().contiguous()) for part in state.split(FEW_COLUMNS, 1)], 1)
+    return torch.cat([_product(blocks, part.float().contiguous()) for part in state.split(_FEW_COLUMNS, 1)], 1)
+
+
+def last_step_bytes(n_nodes: int, n_needed: int, width: int, precision: Precision, assigning: bool) -> int:
+    """Bytes of the last step: a slice, the rows wanted, and the larger of two: columns of the slice in float32, or the
+    rows once more, in the parts that they are joined from or, in `assign`, scaled."""
+    rows = slice_bytes(n_needed, width)
+    converted = 0 if precision == "float32" else slice_bytes(n_nodes, min(width, _FEW_COLUMNS))
+    return slice_bytes(n_nodes, width, precision) + rows + max(converted, rows if converted or assigning else 0)
 
 
 def _bag_sums(matrix: Tensor, rows: Tensor, offsets: np.ndarray, weights: Tensor | None = None) -> Tensor:
@@ -229,6 +269,10 @@ def propagate(
         for step, rows in spread.columns(part.start, part.stop, steps, precision):
             scores[step][:, part] = lists.scores(rows).cpu().numpy() * scales[step, part]
     return scores
+
+
+# Bytes a node that `assign` holds beside its slices: numbers, and the best of all slices so far and of the last one.
+ASSIGN_BYTES = 40
 
 
 def assign(

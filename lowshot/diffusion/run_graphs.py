@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from lowshot.core.errors import InputError
-from lowshot.diffusion.adjacency import Adjacency, symmetrise
+from lowshot.diffusion.adjacency import Adjacency, expected_entries, symmetrise
 from lowshot.diffusion.graph import Graph, add_nodes, read_graph
-from lowshot.diffusion.propagation import Labels
+from lowshot.diffusion.propagation import Labels, TestLists
 from lowshot.diffusion.settings import EdgeOptions
 from lowshot.evaluation.benchmark import Benchmark, check_made_for
 from lowshot.evaluation.settings import BenchmarkConfig
@@ -22,6 +22,22 @@ class RunGraph:
     adjacency: Adjacency
     labels: Labels
     test_ids: np.ndarray
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What memory and time depend on in a run; entries are those of S."""
+
+    n_nodes: int
+    n_added: int
+    n_classes: int
+    n_entries: int
+    n_needed: int
+    """Nodes whose rows are wanted after the last step."""
+    needed_entries: int
+    """Entries of those, which are copied; 0 where all nodes are needed."""
+    n_labelled: int
+    weighted: bool
 
 
 def open_setup_graph(path: Path, config: BenchmarkConfig) -> Graph:
@@ -47,14 +63,32 @@ class RunGraphs:
     def of(self, trial: int, n_shot: int) -> RunGraph:
         """The graph of one run: its shots join the nodes, unless all training images of their classes are there."""
         rows = self.benchmark.shot_rows(trial, n_shot).ravel()
-        places = np.searchsorted(self.graph.train_rows, rows)
-        known = np.append(self.graph.train_rows, -1)[places] == rows
-        if known.all():
+        if self._are_nodes(rows):
+            places = np.searchsorted(self.graph.train_rows, rows)
             return RunGraph(self._fixed, self._labels(places, rows), self.graph.test_ids[:, : self.options.k])
         vectors = self.graph.project(self.benchmark.train.feats[rows])
         ids, similarities, test_ids, *_ = add_nodes(self.graph, vectors, self.options.k, self.device)
         new = np.arange(self.graph.n_nodes, self.graph.n_nodes + len(rows))
         return RunGraph(self._matrix(ids, similarities), self._labels(new, rows), test_ids)
+
+    def sizes(self, n_shot: int, all_needed: bool) -> Sizes:
+        """Those of a run, told from a sample of the lists; `all_needed`: not only the neighbours of test images are."""
+        graph, benchmark, options = self.graph, self.benchmark, self.options
+        rows = benchmark.shot_rows(next(iter(benchmark.draws)), n_shot).ravel()
+        n_added = 0 if self._are_nodes(rows) else len(rows)
+        n_nodes, weighted = graph.n_nodes + n_added, options.weight != "constant"
+        needed = np.arange(0) if all_needed else TestLists(graph.test_ids[:, : options.k]).nodes
+        n_needed = n_nodes if all_needed else len(needed)
+        n_entries, needed_entries = expected_entries(
+            graph.ids[:, : options.k], n_nodes, needed, options.symmetry, weighted
+        )
+        return Sizes(
+            n_nodes, n_added, len(benchmark.classes), n_entries, n_needed, needed_entries * (n_needed < n_nodes),
+            len(benchmark.base_rows) + len(rows), weighted,
+        )  # fmt: skip
+
+    def _are_nodes(self, rows: np.ndarray) -> bool:
+        return np.isin(rows, self.graph.train_rows).all()
 
     @cached_property
     def _fixed(self) -> Adjacency:
@@ -81,3 +115,8 @@ def edge_weights(similarities: np.ndarray, options: EdgeOptions) -> np.ndarray |
     if options.weight == "similarity":
         return np.maximum(similarities, 0)
     return np.exp((similarities - 1) / np.float32(options.sigma**2))
+
+
+def edge_weights_bytes(n_nodes: int, k: int, weighted: bool) -> int:
+    """Bytes of `edge_weights`, which are held while the matrix is made."""
+    return 4 * weighted * n_nodes * k

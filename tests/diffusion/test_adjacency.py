@@ -154,6 +154,17 @@ def test_nothing_but_missing_neighbours():
     assert made.degrees.tolist() == [0] * 5 and made.n_entries == 0 and made.to_scipy().nnz == 0
 
 
+def test_a_share_is_the_first_rows(monkeypatch):
+    monkeypatch.setattr(room, "_ENTRIES_PER_RANGE", 500)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    ids, weights = random_lists(1000, 40)
+    whole, part = (symmetrise(ids, weights, share=share) for share in (1, 0.3))
+    assert (len(whole.blocks), len(part.blocks)) == (16, 6)  # 4.8, and as many for both threads
+    for block, expected in zip(part.blocks, whole.blocks):
+        np.testing.assert_array_equal(block.columns, expected.columns)
+    np.testing.assert_array_equal(part.degrees, whole.degrees[: len(part)])
+
+
 def test_the_lists_are_left_as_they_are():
     """The published code sorts its caller's lists in place."""
     ids, weights = random_lists(100, 10)

@@ -19,8 +19,9 @@ import diffusion
 import lowshot.diffusion.estimates as room
 from lowshot import diffusion as diffusion_room
 from lowshot.core.errors import InputError
+from lowshot.diffusion import adjacency
 from lowshot.diffusion.adjacency import symmetrise
-from lowshot.diffusion.estimates import GIB, Job, Limits, fitting_width, memory_terms, peak, said, seconds
+from lowshot.diffusion.estimates import GIB, Job, Limits, estimate_text, fitting_width, memory_terms, peak, seconds
 from lowshot.diffusion.graph import Graph
 from lowshot.diffusion.projection import Projection
 from lowshot.diffusion.propagation import Labels, Spread, Work, assign, propagate
@@ -80,7 +81,7 @@ def test_entries_are_counted_without_making_the_matrix(symmetry, weight):
 def test_the_published_matrix_is_counted_exactly_even_from_a_sample(monkeypatch):
     job = a_job()
     assert job.sizes.n_entries == matrix_of(job).n_entries == 2 * (600 * K - (K - 2))
-    monkeypatch.setattr(room, "_SAMPLED_ROWS", 100)
+    monkeypatch.setattr(adjacency, "_SAMPLED_LISTS", 100)
     assert a_job().sizes.n_entries == pytest.approx(job.sizes.n_entries, rel=0.02)
 
 
@@ -228,7 +229,7 @@ def test_every_kind_of_job_can_be_measured(more, assigning):
     job = a_job(known=False, edges=EdgeOptions(k=6, **more), precision="bfloat16", assigning=assigning)
     spent = seconds(job, 16, 1)
     assert all(value >= 0 for value in spent.values()) and spent["search of the shots"] > 0
-    text = said({"results": (job, 16)}, limits(GIB), 1.5, 2)
+    text = estimate_text({"results": (job, 16)}, limits(GIB), 1.5, 2)
     total = float(re.search(r"^time: ([\d.]+) s", text, re.M)[1])
     assert total == pytest.approx(1.5 + sum(spent.values()), abs=1) and "processes: 2" in text
 

@@ -180,7 +180,7 @@ def test_slices_and_processes_change_no_bit(graph, precision, weighted):
         np.testing.assert_array_equal(values, assigned[1])
 
 
-@pytest.mark.parametrize("constant", ["_BLOCK_ROWS", "FEW_COLUMNS"])
+@pytest.mark.parametrize("constant", ["_BLOCK_ROWS", "_FEW_COLUMNS"])
 @pytest.mark.parametrize("size", [1, 5, 700])
 def test_block_sizes_change_no_bit(graph, monkeypatch, constant, size):
     ids, weights, labels, test_ids = graph

@@ -16,7 +16,7 @@ from lowshot.data.features import Features
 from lowshot.data.protocol import Split
 from lowshot.hallucination.generators import AnalogyGenerator, Hallucinator, load_generator, save_generator
 from lowshot.hallucination.quadruplets import read_quadruplets
-from lowshot.hallucination.training import RULES, GeneratorTrainer
+from lowshot.hallucination.training import RULES, GeneratorTrainer, build_critic
 
 MADE_FROM = {"stage": "train_analogy_generator", "config": {}, "inputs": {"extractor": "E"}}
 SPLIT = Split("toy", list("abcdef"), ["x", "y"], [0, 0, 1, 1, 0, 1], [0, 1, 2, 3], [4, 5], [0, 1], [4], [2, 3], [5])
@@ -197,7 +197,8 @@ def test_critic_of_the_centroids_knows_them(tmp_path):
     config = stage.Config(write_quadruplets(tmp_path / "q.h5"), tmp_path / "g")
     mined = read_quadruplets(config.quadruplets)
     mined.centroids *= 20
-    predicted = stage.build_critic(config, {}, mined)(torch.from_numpy(mined.centroids).view(-1, 4)).argmax(1)
+    critic = build_critic(mined, config.quadruplets, None, {})
+    predicted = critic(torch.from_numpy(mined.centroids).view(-1, 4)).argmax(1)
     assert (predicted == torch.arange(4).repeat_interleave(3)).float().mean() > 0.9
 
 
