@@ -92,7 +92,7 @@ def fit(config: FitConfig) -> Path:
     if len(names) < 2:
         raise InputError(f"{config.images}: holds one class, {names[0]}; a classifier needs two")
     _check(config)
-    extractor, chosen = representation.open_extractor(config)
+    extractor, chosen = representation.chosen_extractor(config)
     files = [file for part in classes.values() for file in part]
     options = getattr(config.methods, config.method)
     read = {"weights": config.weights, "base_features": config.base_features, "split": config.split}
@@ -105,9 +105,9 @@ def fit(config: FitConfig) -> Path:
 
     _say_left_out(root)
     mean = base_mean(config, extractor.dim, chosen["extractor"])
-    feats = evaluation.picture_features(extractor, files, config.invert, config.batch_size, config.num_workers)
+    feats = torch.from_numpy(representation.embed(extractor, files, **_speed(config), invert=config.invert))
     labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(part) for part in classes.values()]))
-    classifier = evaluation.FewShotClassifier(
+    classifier = evaluation.PhotoClassifier(
         extractor, names, classifiers.apply_transform(config.transform, feats, mean), labels, config.method, options,
         config.transform, mean, config.invert,
     )  # fmt: skip
@@ -116,6 +116,10 @@ def fit(config: FitConfig) -> Path:
         evaluation.save_classifier(partial, classifier, made_from)
     print(f"predict: a classifier of {len(names)} classes from {len(files)} images -> {config.out}")
     return config.out
+
+
+def _speed(config: FitConfig | ClassifyConfig) -> dict[str, int]:
+    return {"batch_size": config.batch_size, "num_workers": config.num_workers}
 
 
 def _check(config: FitConfig) -> None:
@@ -155,6 +159,8 @@ def _say_left_out(folder: Path) -> None:
 
 def classify(config: ClassifyConfig) -> Path:
     """Write the best classes of every image and return the file."""
+    import torch
+
     if config.out.suffix not in (".csv", ".json"):
         raise InputError(f"{config.out}: predictions are a .csv or a .json file")
     classifier = evaluation.load_classifier(config.classifier)
@@ -169,9 +175,10 @@ def classify(config: ClassifyConfig) -> Path:
     if config.out.exists() and is_done(record, made_from, config.overwrite):
         return config.out
 
-    options = classifier.invert, config.batch_size, config.num_workers
-    feats = evaluation.picture_features(classifier.extractor, list(files.values()), *options)
-    scores, best = classifier.probabilities(feats).topk(min(config.top_k, len(classifier.class_names)))
+    feats = representation.embed(classifier.extractor, list(files.values()), **_speed(config), invert=classifier.invert)
+    scores, best = classifier.probabilities(torch.from_numpy(feats)).topk(
+        min(config.top_k, len(classifier.class_names))
+    )
     named = [
         [(classifier.class_names[c], round(score, 6)) for c, score in zip(*row)]
         for row in zip(best.tolist(), scores.tolist())

@@ -76,7 +76,7 @@ def main(config: Config) -> Path:
     """Save both files and return their folder."""
     where = images_file(config.data)
     images = read_images(where)
-    model, chosen = representation.open_extractor(config, images, config.resize)
+    model, chosen = representation.chosen_extractor(config, images, config.resize)
     if config.layer == "trunk":
         representation.drop_projection(model, config)
     _check_copies(config, images)

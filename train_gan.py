@@ -184,7 +184,7 @@ def _recipe(
 ) -> tuple[representation.Extractor, dict]:
     """The extractor, and what the GAN is made from; InputError if the extractor has learned novel classes, whose images
     it is to judge."""
-    extractor, chosen = representation.open_extractor(config, images)
+    extractor, chosen = representation.chosen_extractor(config, images)
     if config.extractor is not None:
         representation.check_knows_base_only(config.extractor, config.data / "split.json")
     files = {"images": config.data / "images.h5", "split": config.data / "split.json", "weights": config.weights}

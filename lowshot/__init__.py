@@ -1,7 +1,19 @@
-"""Low-shot visual recognition: everything the top-level stage scripts share.
+"""Low-shot visual recognition: one pipeline, one split and one evaluator.
 
-The rooms, lowest first (nothing imports upwards): errors, seeds, artifacts, cli; datasets, protocol, features;
-backbones, losses, augmentation, training; clustering, quadruplets, generators; metrics, classifiers; report.
+A room for each subject, lowest first; a room imports from rooms below it only: core, data, representation, scgm,
+hallucination, classifiers, matching, evaluation, gan, diffusion, report. What a notebook needs stands here too:
+
+    extractor = lowshot.open_extractor("timm:resnet50.a1_in1k")
+    features = lowshot.embed(extractor, files)
+    classifier = lowshot.FewShotClassifier("nearest_mean").fit(features, labels)
+    classifier.predict(lowshot.embed(extractor, new_files))
+
+The names of `__init__.pyi` are imported from their modules when they are first used, so that importing lowshot costs
+nothing; the same holds for each room.
 """
 
+import lazy_loader
+
 __version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

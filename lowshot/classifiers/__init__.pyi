@@ -1,5 +1,8 @@
 """Low-shot classifiers and few-shot methods."""
 
+from .estimators import FewShotClassifier as FewShotClassifier
+from .estimators import LowShotClassifier as LowShotClassifier
+from .estimators import few_shot_scores as few_shot_scores
 from .methods import CLASSIFIERS as CLASSIFIERS
 from .methods import METHODS as METHODS
 from .problem import Problem as Problem

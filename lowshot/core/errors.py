@@ -1,7 +1,7 @@
 """The exceptions a user may see."""
 
 
-class InputError(Exception):
+class InputError(ValueError):
     """Input that cannot be used. The message is one line and names the file (or the setting) and the cause.
 
     `lowshot.core.cli.run` prints it on stderr and ends with exit code 2; library callers catch it like any exception.

@@ -169,6 +169,8 @@ def read_split(path: Path) -> Split:
         else:
             split = Split(**{name: content[name] for name in Split.__dataclass_fields__})
         _check_split(split, str(path))
+    except InputError:
+        raise
     except KeyError as error:
         raise InputError(f"{path}: not a split file: lacks {error}") from None
     except (TypeError, ValueError) as error:

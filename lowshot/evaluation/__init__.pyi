@@ -3,9 +3,8 @@
 from .episodes import judge as judge
 from .episodes import make_pool as make_pool
 from .episodes import tasks_digest as tasks_digest
-from .prediction import FewShotClassifier as FewShotClassifier
+from .prediction import PhotoClassifier as PhotoClassifier
 from .prediction import load_classifier as load_classifier
-from .prediction import picture_features as picture_features
 from .prediction import save_classifier as save_classifier
 from .ranks import Keep as Keep
 from .ranks import classifier_ranks as classifier_ranks

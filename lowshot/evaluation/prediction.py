@@ -1,14 +1,11 @@
-"""A few-shot classifier that stands alone: an extractor, labelled support features and the method that compares."""
+"""A classifier of photos that stands alone: an extractor, labelled support features, the method that compares them."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lowshot.classifiers.methods import METHODS
 from lowshot.classifiers.settings import FeatureTransform, InductiveMethod, InductiveOptions
@@ -17,17 +14,14 @@ from lowshot.classifiers.transform import apply_transform
 from lowshot.core.artifacts import read_json, write_json
 from lowshot.core.cli import checked
 from lowshot.core.errors import InputError
-from lowshot.core.runtime import pick_device
 from lowshot.core.state_dicts import load_tensors
-from lowshot.data.datasets.images import Images
 from lowshot.representation.backbones import Extractor, load_extractor, save_extractor
-from lowshot.representation.loading import batches, in_batches, to_unit
 
 SCHEMA = "lowshot-classifier-1"
 
 
 @dataclass(frozen=True)
-class FewShotClassifier:
+class PhotoClassifier:
     """`support_features` float32 (S, D) are transformed already, `support_labels` int64 (S,) are positions in
     `class_names`; `base_mean` float32 (D,) is what the transform subtracts, if it does."""
 
@@ -49,31 +43,7 @@ class FewShotClassifier:
         return METHODS[self.method].score(tasks, self.options, 0)[0].softmax(dim=-1)
 
 
-@torch.inference_mode()
-def picture_features(
-    extractor: Extractor,
-    files: Sequence[Path],
-    invert: bool,
-    batch_size: int,
-    num_workers: int,
-) -> Tensor:
-    """Features float32 (N, D) of image files; InputError that names a corrupt one."""
-    device = pick_device()
-    names = np.array([str(file.absolute()) for file in files], object)
-    images = Images(np.zeros(len(files), np.int64), np.zeros(len(files), bool), paths=names, root=Path("/"))
-    parts = in_batches(np.arange(len(files)), batch_size)
-    loaded = batches(images, parts, extractor.config, None, num_workers)
-    network, feats = extractor.to(device), []
-    for pixels in tqdm(loaded, "images", len(parts), unit="batch", disable=None):
-        feats.append(network.features(to_unit(255 - pixels if invert else pixels, device)).float().cpu())
-    features = torch.cat(feats)
-    extractor.cpu()
-    if not features.isfinite().all():
-        raise InputError("the extractor makes features that are NaN or infinite")
-    return features
-
-
-def save_classifier(folder: Path, classifier: FewShotClassifier, made_from: dict) -> None:
+def save_classifier(folder: Path, classifier: PhotoClassifier, made_from: dict) -> None:
     """Write `model.pt` (support features and labels), `config.json` and a copy of the extractor into `folder`."""
     tensors = {"support_features": classifier.support_features, "support_labels": classifier.support_labels}
     if classifier.base_mean is not None:
@@ -104,7 +74,7 @@ class _Description:
     invert: bool
 
 
-def load_classifier(folder: Path) -> FewShotClassifier:
+def load_classifier(folder: Path) -> PhotoClassifier:
     """Read what `save_classifier` wrote; InputError that names what is missing or does not fit."""
     where = Path(folder) / "config.json"
     content = read_json(where)
@@ -117,7 +87,7 @@ def load_classifier(folder: Path) -> FewShotClassifier:
     extractor, tensors = load_extractor(Path(folder) / "extractor"), load_tensors(Path(folder) / "model.pt")
     _check(Path(folder) / "model.pt", tensors, len(said.class_names), extractor.dim, transform.centre)
     rest = {"options": options, "transform": transform, "invert": said.invert}
-    return FewShotClassifier(extractor, class_names=said.class_names, method=said.method, **rest, **tensors)
+    return PhotoClassifier(extractor, class_names=said.class_names, method=said.method, **rest, **tensors)
 
 
 def _check(path: Path, tensors: dict[str, Tensor], n_classes: int, dim: int, centred: bool) -> None:

@@ -6,4 +6,5 @@ from .build import write_report as write_report
 from .generated import read_gan as read_gan
 from .mixture import check_fits as check_fits
 from .mixture import read_means as read_means
+from .results import read_results as read_results
 from .results import summarise as summarise

@@ -7,6 +7,7 @@ one system; where two runs of the same extractor and method differ in a setting,
 import json
 from dataclasses import fields
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -113,9 +114,23 @@ def _check_rows(where: str, rows: object, least: dict[str, int], fractions: list
     return frame[[*least, *fractions, *(["class"] if "class" in frame else [])]]
 
 
-def read_results(folder: Path) -> pd.DataFrame:
-    """The trials of all results files below `folder` in long form: see `trials`."""
-    return trials(read_files(folder))
+def read_results(
+    source: str | Path, kind: Literal["trials", "episodes", "history", "clustering", "scores"] = "trials"
+) -> pd.DataFrame:
+    """Results files as one long table: a row for each number.
+
+    Args:
+        source: a results file, or a folder with some at any depth.
+        kind: what of them: accuracies of every trial and n, of every episode, after every step of diffusion, scores of
+            clusterings, scores of generated images. The columns are those of the function of that name.
+
+    Raises InputError for a file that is no results file, and for a folder without any.
+    """
+    tables = {"trials": trials, "episodes": episodes, "history": history, "clustering": clustering, "scores": scores}
+    if kind not in tables:
+        raise InputError(f"kind '{kind}': there are {', '.join(tables)}")
+    source = Path(source)
+    return tables[kind]({source.name: _read_file(source)} if source.is_file() else read_files(source))
 
 
 def trials(files: dict[str, dict]) -> pd.DataFrame:

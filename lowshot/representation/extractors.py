@@ -1,24 +1,56 @@
-"""Which extractor a stage uses: the folder of a trained one, or a model of timm with its own weights."""
+"""Opening an extractor, the folder of a trained one or a model of timm with its own weights, and running it."""
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from lowshot.core.artifacts import digest, read_recipe
 from lowshot.core.errors import InputError
+from lowshot.core.runtime import pick_device
 from lowshot.data.datasets.images import Images
-from lowshot.representation.backbones import Extractor, load_extractor, load_timm_weights, timm_config
+from lowshot.representation.backbones import Extractor, ModelConfig, load_extractor, load_timm_weights, timm_config
+from lowshot.representation.loading import batches, in_batches, to_unit, view
 from lowshot.representation.settings import ExtractorChoice
-from lowshot.representation.timm_models import PREFIX
+from lowshot.representation.timm_models import PREFIX, is_timm
 
 
 def open_extractor(
+    source: str | Path, *, weights: str | Path | None = None, image_size: int | None = None
+) -> Extractor:
+    """An extractor in evaluation mode, for pictures: the folder of a trained one, or ``"timm:NAME"``.
+
+    Args:
+        source: folder of train_extractor.py or train_scgm.py, or a model of timm such as "timm:resnet50.a1_in1k".
+        weights: timm: a .safetensors file or a state dict to read; by default its weights are downloaded by name.
+        image_size: timm: side in pixels of the images that the network sees; its own if not given.
+
+    Raises InputError for a folder that holds no extractor, a name that timm does not know, or weights that do not fit.
+    """
+    if not is_timm(str(source)):
+        if weights or image_size:
+            raise InputError(f"{source}: weights and image_size belong to timm:NAME; an extractor's folder has its own")
+        return load_extractor(Path(source))
+    return _timm_extractor(str(source), weights and Path(weights), image_size=image_size)
+
+
+def _timm_extractor(name: str, weights: Path | None, **form: Any) -> Extractor:
+    """`form` is what `timm_config` takes."""
+    model = Extractor(timm_config(name, 0, **form))
+    load_timm_weights(model, weights)
+    return model.eval()
+
+
+def chosen_extractor(
     choice: ExtractorChoice, images: Images | None = None, resize: bool = False
 ) -> tuple[Extractor, dict[str, str]]:
     """The extractor in evaluation mode, for `images` (None: for pictures on disk); its inputs for a recipe.
@@ -36,9 +68,8 @@ def open_extractor(
             _check_form(model, images, choice.extractor)
         return model, {"extractor": digest(choice.extractor)}
     form = {} if images is None else {"n_channels": images.n_channels, "stored_size": images.size}
-    model = Extractor(timm_config(PREFIX + choice.timm, 0, image_size=choice.image_size, resize=resize, **form))
-    load_timm_weights(model, choice.weights)
-    return model.eval(), {"extractor": fingerprint(model)}
+    model = _timm_extractor(PREFIX + choice.timm, choice.weights, image_size=choice.image_size, resize=resize, **form)
+    return model, {"extractor": fingerprint(model)}
 
 
 @torch.inference_mode()
@@ -46,6 +77,70 @@ def numpy_features(model: Extractor, images: Tensor, fabric: Fabric) -> np.ndarr
     """Features float32 (N, D) of images in [0, 1] (N, C, H, W), computed in the precision of `fabric`."""
     with fabric.autocast():
         return model.features(images).float().cpu().numpy()
+
+
+@torch.inference_mode()
+def embed(
+    extractor: Extractor,
+    images: Sequence[str | Path] | np.ndarray,
+    *,
+    invert: bool = False,
+    batch_size: int = 32,
+    num_workers: int = 0,
+    device: str | torch.device | None = None,
+) -> np.ndarray:
+    """Features of pictures.
+
+    Args:
+        extractor: see `open_extractor`.
+        images: image files, or uint8 (N, H, W, C) or (N, H, W). Arrays of the extractor's own size are taken as they
+            are; files, and arrays of another size, as it views pictures: resized, the centre cut out, grey if it
+            learned from grey images.
+        invert: take the negative, for dark ink on paper and an extractor that learned bright ink on black.
+        batch_size: images at once; changes the speed only.
+        num_workers: processes that decode files; worth their start with some hundred of them.
+        device: where to compute; a GPU if there is one.
+
+    Returns:
+        float32 (N, D).
+
+    Raises:
+        InputError: for an array of another form, no images, a file that is missing or corrupt, or features that are
+            NaN or infinite.
+    """
+    device = torch.device(device or pick_device())
+    pictures = _pictures(images, extractor.config)
+    parts = in_batches(np.arange(len(pictures)), batch_size)
+    loaded = batches(pictures, parts, extractor.config, None, num_workers)
+    network, feats = extractor.to(device), []
+    for pixels in tqdm(loaded, "images", len(parts), unit="batch", disable=None):
+        feats.append(network.features(to_unit(255 - pixels if invert else pixels, device)).float().cpu().numpy())
+    extractor.cpu()
+    features = np.concatenate(feats)
+    if not np.isfinite(features).all():
+        raise InputError("the extractor makes features that are NaN or infinite")
+    return features
+
+
+def _pictures(images: Sequence[str | Path] | np.ndarray, config: ModelConfig) -> Images:
+    """Unlabelled images: files, or pixels of the extractor's form."""
+    n = len(images)
+    if n == 0:
+        raise InputError("images: none are given")
+    labels, is_test = np.zeros(n, np.int64), np.zeros(n, bool)
+    if not isinstance(images, np.ndarray):
+        names = np.array([str(Path(file).absolute()) for file in images], object)
+        return Images(labels, is_test, paths=names, root=Path("/"))
+    pixels = images[..., None] if images.ndim == 3 else images
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] not in (1, 3):
+        raise InputError(
+            f"images: {images.dtype} of shape {images.shape}; arrays are uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3)"
+        )
+    if pixels.shape[1:] == (config.image_size, config.image_size, config.n_channels):
+        return Images(labels, is_test, np.ascontiguousarray(pixels))
+    seen, rgb = view(config), np.broadcast_to(pixels, (*pixels.shape[:3], 3))
+    viewed = torch.stack([seen(Image.fromarray(np.ascontiguousarray(one))) for one in rgb])
+    return Images(labels, is_test, viewed.permute(0, 2, 3, 1).numpy())
 
 
 def drop_projection(model: Extractor, choice: ExtractorChoice) -> None:

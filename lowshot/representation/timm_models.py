@@ -74,6 +74,8 @@ def timm_weights(name: str, side: int, file: Path | None) -> dict[str, Tensor]:
             # Told of its true number of classes, timm loads strictly: a file of another model cannot pass unnoticed.
             source = {"state_dict": state, "num_classes": n_classes, "label_offset": 0, "custom_load": False}
             donor = create(pretrained_cfg_overlay={**source, "source": ""}, num_classes=n_classes)
+        except InputError:
+            raise
         except (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{file}: does not fit {name} ({_line(error)})") from None
     donor.reset_classifier(0)

@@ -25,8 +25,9 @@ from lowshot.data.datasets.folder import find_images
 from lowshot.data.datasets.images import open_image
 from lowshot.data.features import read_features, write_features
 from lowshot.data.protocol import read_split
-from lowshot.evaluation.prediction import load_classifier, picture_features
+from lowshot.evaluation.prediction import load_classifier
 from lowshot.representation.backbones import Extractor, ModelConfig, load_extractor, save_extractor
+from lowshot.representation.extractors import embed
 from predict import ClassifyConfig, FitConfig
 
 
@@ -126,7 +127,7 @@ def test_photos_become_what_a_grey_extractor_learned_from(tmp_path):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     Image.fromarray(grey[0]).resize((280, 140)).convert("RGB").save(tmp_path / "wide.png")
     files = [tmp_path / f"{name}.png" for name in ("0", "1", "wide")]
-    plain, negative = (picture_features(model, files, invert, 2, 0) for invert in (False, True))
+    plain, negative = (torch.from_numpy(embed(model, files, invert=invert, batch_size=2)) for invert in (False, True))
     stored = torch.from_numpy(grey[:, None]) / 255
     assert torch.allclose(plain[:2], model.features(stored), atol=1e-6) and plain.shape == (3, model.dim)
     assert torch.allclose(negative[:2], model.features(1 - stored), atol=1e-6)

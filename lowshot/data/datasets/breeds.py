@@ -118,8 +118,9 @@ def _classes_below(
 
 
 def _imagenet_classes(path: Path) -> set[str]:
+    content = read_json(path)
     try:
-        return {str(wnid) for _, wnid, _ in read_json(path)}
+        return {str(wnid) for _, wnid, _ in content}
     except (TypeError, ValueError):
         raise InputError(f"{path}: not a list of (number, wnid, name)") from None
 
