@@ -13,7 +13,7 @@ if [ -z "${VIRTUAL_ENV:-}" ] && [ "${CONDA_DEFAULT_ENV:-base}" = base ]; then
     rm -rf .venv
     "${PYTHON:-python3}" -m venv .venv
     .venv/bin/python -m pip install --quiet --upgrade pip
-    .venv/bin/python -m pip install --quiet -r requirements-dev.txt
+    .venv/bin/python -m pip install --quiet --editable . -r requirements-dev.txt
     touch .venv/ready
   fi
   # shellcheck disable=SC1091

@@ -6,4 +6,5 @@ chosen="not slow"
 if [ "${1:-}" = --slow ]; then chosen="" && shift; fi
 ruff format --check .
 ruff check .
+lint-imports --no-logo --no-cache
 python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m "$chosen" "$@"

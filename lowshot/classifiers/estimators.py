@@ -88,8 +88,9 @@ def _check_tasks(support: np.ndarray, labels: np.ndarray, queries: np.ndarray) -
     n_way = int(labels.max()) + 1
     if n_way < 2:
         raise InputError("support_labels: a task needs two classes")
-    present = (labels[:, :, None] == np.arange(n_way)).any(1)
-    for task, c in np.argwhere(~present)[:1]:
+    first = np.arange(min(n_way, labels.shape[1] + 1))  # of more classes than shots one is missing among the first
+    missing = (labels[:, :, None] != first).all(1)
+    for task, c in np.argwhere(missing)[:1]:
         raise InputError(f"support_labels: task {task} has no shot of class {c}")
     return n_way
 

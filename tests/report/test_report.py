@@ -65,6 +65,16 @@ def test_long_form_has_a_row_per_trial_n_and_metric(tmp_path):
     assert (row["system"], row["value"], row["file"], row["draws"]) == ("conv4: plain", 0.4, "a.json", "d" * 64)
 
 
+def test_one_file_and_other_kinds(tmp_path):
+    folder = write(tmp_path, a=content(), b=content(method="other"))
+    one = results.read_results(folder / "a.json")
+    whole = results.read_results(folder)
+    assert one.equals(whole[whole["file"] == "a.json"].reset_index(drop=True))
+    assert len(results.read_results(folder, "episodes")) == 0
+    with pytest.raises(InputError, match="kind 'accuracies': there are trials, episodes"):
+        results.read_results(folder, "accuracies")
+
+
 def test_files_at_any_depth_but_no_unfinished_ones_nor_those_of_the_report(tmp_path):
     write(tmp_path, a=content())
     write(tmp_path / "deep", b=content("other"))

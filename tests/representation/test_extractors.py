@@ -1,0 +1,82 @@
+"""Opening an extractor and embedding pictures with it, as from a notebook."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import lowshot
+from lowshot.data.datasets.folder import find_images
+from lowshot.data.datasets.images import read_images
+from lowshot.data.features import read_features
+from lowshot.representation.backbones import Extractor, ModelConfig, load_extractor
+
+
+def test_stored_pixels_are_embedded_as_the_stage_does(data, extractor, features):
+    images = read_images(data / "images.h5")
+    model = lowshot.open_extractor(extractor)
+    saved = read_features(features / "test.h5").feats
+    made = lowshot.embed(model, images.pixels[images.rows(test=True)], batch_size=7)
+    assert made.dtype == np.float32 and np.allclose(made, saved, atol=1e-5)
+    assert not model.training and next(model.parameters()).device.type == "cpu"
+
+
+def test_files_and_arrays_are_seen_alike(image_folder, extractor):
+    files = sorted(find_images(image_folder))[:6]
+    model = lowshot.open_extractor(str(extractor))
+    arrays = np.stack([np.asarray(Image.open(file)) for file in files])
+    from_files = lowshot.embed(model, [str(file) for file in files])
+    assert np.allclose(from_files, lowshot.embed(model, arrays), atol=1e-5)
+    # Of another size than the extractor's: resized, as files are.
+    large = [np.asarray(Image.open(file).resize((48, 40))) for file in files]
+    resized = lowshot.embed(model, np.stack(large))
+    assert resized.shape == from_files.shape and not np.allclose(resized, from_files)
+
+
+def test_grey_pictures(tmp_path):
+    """An extractor of grey images takes colour ones, one of colour images grey ones."""
+    rng = np.random.default_rng(0)
+    grey = rng.integers(0, 256, (3, 20, 20), dtype=np.uint8)
+    for n_channels in (1, 3):
+        model = Extractor(ModelConfig("Conv4", 2, n_channels, 16, 0.25, crop_pct=1.0)).eval()
+        flat = lowshot.embed(model, grey)
+        assert np.allclose(flat, lowshot.embed(model, grey[..., None]), atol=1e-6)
+        assert np.allclose(flat, lowshot.embed(model, np.repeat(grey[..., None], 3, 3)), atol=1e-4)
+
+
+def test_a_negative(extractor):
+    model, pixels = load_extractor(extractor), np.arange(768, dtype=np.uint8).reshape(1, 16, 16, 3)
+    assert np.allclose(lowshot.embed(model, pixels, invert=True), lowshot.embed(model, 255 - pixels), atol=1e-6)
+
+
+def test_timm_by_name(tmp_path):
+    import timm
+
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.pt")
+    model = lowshot.open_extractor("timm:test_resnet", weights=tmp_path / "weights.pt", image_size=32)
+    made = lowshot.embed(model, np.zeros((2, 32, 32, 3), np.uint8))
+    assert made.shape == (2, model.dim) and model.config.n_classes == 0
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([], "none are given"),
+        (np.zeros((2, 16, 16, 3)), "float64 of shape"),
+        (np.zeros((2, 16, 16, 4), np.uint8), r"uint8 of shape \(2, 16, 16, 4\)"),
+        (np.zeros((16, 16), np.uint8), "arrays are uint8"),
+        (["nowhere.png"], "no such image"),
+    ],
+)
+def test_refused_images(extractor, images, message):
+    with pytest.raises(lowshot.InputError, match=message):
+        lowshot.embed(load_extractor(extractor), images)
+
+
+def test_refused_extractors(tmp_path, extractor):
+    with pytest.raises(lowshot.InputError, match="no such file"):
+        lowshot.open_extractor(tmp_path)
+    with pytest.raises(lowshot.InputError, match="weights and image_size belong to timm"):
+        lowshot.open_extractor(extractor, image_size=32)
+    with pytest.raises(lowshot.InputError, match="timm"):
+        lowshot.open_extractor("timm:no_such_model")

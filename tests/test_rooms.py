@@ -1,0 +1,105 @@
+"""How the house is built: who imports whom, and what an import costs.
+
+import-linter holds the layers in scripts/test.sh (contracts in pyproject.toml); here is what it does not see.
+"""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = sorted((ROOT / "lowshot").rglob("*.py"))
+STAGES = sorted(ROOT.glob("*.py"))
+HEAVY = ("torch", "faiss", "matplotlib", "pandas", "scipy", "sklearn", "numba", "kornia", "timm", "lightning_fabric")
+
+
+def imported_by_string(source: str) -> list[str]:
+    """Modules of the package that are named in strings other than docstrings, and calls that import by string."""
+    tree = ast.parse(source)
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = {id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, documented)
+                  and node.body and isinstance(node.body[0], ast.Expr)}  # fmt: skip
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            found += re.findall(r"^lowshot(?:\.\w+)+", node.value)
+        if isinstance(node, ast.Call) and re.search(r"\b(import_module|__import__)$", ast.unparse(node.func)):
+            found.append(ast.unparse(node))
+    return found
+
+
+def modules_imported(source: str) -> set[str]:
+    """Top-level names of all that is imported, inside functions too."""
+    nodes = list(ast.walk(ast.parse(source)))
+    plain = {alias.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return plain | {node.module.split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+
+
+def test_what_counts_as_an_import_by_string():
+    assert imported_by_string('"""lowshot.gan"""\nx = 1') == []
+    assert imported_by_string('f("lowshot.gan.model:load")') == ["lowshot.gan.model"]
+    assert imported_by_string("importlib.import_module(name)") == ["importlib.import_module(name)"]
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_nothing_is_imported_by_string(path):
+    assert imported_by_string(path.read_text(encoding="utf-8")) == []
+
+
+def test_scripts_import_the_package_and_no_other_script():
+    names = {path.stem for path in STAGES}
+    for path in STAGES:
+        assert not modules_imported(path.read_text(encoding="utf-8")) & names, path.name
+    for path in PACKAGE:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        absolute = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 0}
+        assert not absolute & names, path
+
+
+def test_at_most_three_modules_stand_at_the_top():
+    assert len(list((ROOT / "lowshot").glob("*.py"))) <= 3
+
+
+@pytest.mark.parametrize("stub", sorted((ROOT / "lowshot").rglob("*.pyi")), ids=lambda path: path.parent.name)
+def test_lazy_names_are_there(stub):
+    """What a room offers is in its own modules: stubs cannot import upwards unseen."""
+    package = importlib.import_module(".".join(stub.parent.relative_to(ROOT).parts))
+    for node in ast.parse(stub.read_text(encoding="utf-8")).body[1:]:
+        assert isinstance(node, ast.ImportFrom) and node.level == 1, ast.unparse(node)
+        for alias in node.names:
+            assert alias.asname == alias.name  # what type checkers take for a public name
+            assert getattr(package, alias.name) is not None
+
+
+def test_importing_is_cheap():
+    """Neither the package nor what says which settings there are imports heavy libraries."""
+    settings = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in PACKAGE if path.stem == "settings"]
+    assert len(settings) >= 8
+    names = ["lowshot", *settings, *(path.stem for path in STAGES)]
+    code = f"import sys\nfor name in {names}: __import__(name)\nprint([m for m in {HEAVY} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_the_bare_import_loads_nothing_else():
+    code = "import sys, lowshot\nprint([m for m in ('numpy', 'h5py', 'yaml', 'jsonargparse') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_help_imports_no_heavy_library():
+    """Settings are resolved from their annotations, which must not reach into the rooms either."""
+    code = (
+        "import contextlib, io, runpy, sys\n"
+        "script, sys.argv = sys.argv[1], sys.argv[1:] + ['--help']\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        "    runpy.run_path(script, run_name='__main__')\n"
+        f"print([m for m in {HEAVY} if m in sys.modules])"
+    )
+    for path in STAGES:
+        done = subprocess.run([sys.executable, "-c", code, path.name], capture_output=True, text=True, cwd=ROOT)
+        assert done.stdout.strip() == "[]", (path.name, done.stdout, done.stderr)
