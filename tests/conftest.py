@@ -14,6 +14,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
+os.environ["OMP_WAIT_POLICY"] = "passive"  # read by torch: threads that spin take the processors from other tests
 import numpy as np
 import pytest
 import torch
