@@ -7,6 +7,7 @@ import importlib
 import os
 import stat
 import subprocess
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -60,10 +61,17 @@ def parsed(command):
     """The configuration that a command's stage would work with."""
     stage = importlib.import_module(command[0].removesuffix(".py"))
     several = getattr(stage, "COMMANDS", None)
+    parser = parser_of(several[command[1]][1] if several else stage.Config)
+    return parser.parse_args(command[2 if several else 1 :])
+
+
+@cache
+def parser_of(config_class):
+    """Made once: that takes longer than to parse a command."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
-    parser.add_class_arguments(several[command[1]][1] if several else stage.Config)
-    return parser.parse_args(command[2 if several else 1 :])
+    parser.add_class_arguments(config_class)
+    return parser
 
 
 @pytest.mark.parametrize(("script", "argument"), RUNS)
