@@ -7,12 +7,10 @@ import importlib
 import os
 import stat
 import subprocess
-from functools import cache
 from itertools import pairwise
 
 import pytest
-from conftest import ROOT
-from jsonargparse import ArgumentParser
+from conftest import ROOT, parser_of
 
 SHRINK = [f"scripts/shrink_hallucinate/{p.name}" for p in sorted((ROOT / "scripts/shrink_hallucinate").glob("[1-8]_*"))]
 ANALOGY = [f"scripts/analogy_cifar100/{p.name}" for p in sorted((ROOT / "scripts/analogy_cifar100").glob("[1-7]_*"))]
@@ -63,15 +61,6 @@ def parsed(command):
     several = getattr(stage, "COMMANDS", None)
     parser = parser_of(several[command[1]][1] if several else stage.Config)
     return parser.parse_args(command[2 if several else 1 :])
-
-
-@cache
-def parser_of(config_class):
-    """Made once: that takes longer than to parse a command."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", action="config")
-    parser.add_class_arguments(config_class)
-    return parser
 
 
 @pytest.mark.parametrize(("script", "argument"), RUNS)
