@@ -11,12 +11,15 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
+os.environ["OMP_WAIT_POLICY"] = "passive"  # read by torch: threads that spin take the processors from other tests
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -107,6 +110,15 @@ def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:
     assert result.returncode == 2, result.stderr
     assert len(lines) == 1 and "Traceback" not in result.stderr, result.stderr
     assert all(word in lines[0] for word in words), lines[0]
+
+
+@cache
+def parser_of(config_class: type) -> ArgumentParser:
+    """That of a stage's settings; making one takes longer than parsing a command."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(config_class)
+    return parser
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,7 @@ import subprocess
 from itertools import pairwise
 
 import pytest
-from conftest import ROOT
-from jsonargparse import ArgumentParser
+from conftest import ROOT, parser_of
 
 SHRINK = [f"scripts/shrink_hallucinate/{p.name}" for p in sorted((ROOT / "scripts/shrink_hallucinate").glob("[1-8]_*"))]
 ANALOGY = [f"scripts/analogy_cifar100/{p.name}" for p in sorted((ROOT / "scripts/analogy_cifar100").glob("[1-7]_*"))]
@@ -60,9 +59,7 @@ def parsed(command):
     """The configuration that a command's stage would work with."""
     stage = importlib.import_module(command[0].removesuffix(".py"))
     several = getattr(stage, "COMMANDS", None)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", action="config")
-    parser.add_class_arguments(several[command[1]][1] if several else stage.Config)
+    parser = parser_of(several[command[1]][1] if several else stage.Config)
     return parser.parse_args(command[2 if several else 1 :])
 
 

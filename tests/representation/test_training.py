@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_refused, run_process, run_script
+from conftest import ROOT, assert_refused, parser_of, run_process, run_script
 
 import train_extractor
 from lowshot.core import cli
@@ -307,17 +307,12 @@ def test_every_recipe_config_is_accepted():
     import importlib
     from dataclasses import MISSING, fields
 
-    from jsonargparse import ArgumentParser
-
     files = sorted((ROOT / "configs").glob("*/*.yaml"))
     assert files
     for file in files:
         name, *variant = file.stem.split("-")
         stage = importlib.import_module(name)
         config_class = stage.COMMANDS[variant[-1]][1] if hasattr(stage, "COMMANDS") else stage.Config
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(config_class)
-        parser.add_argument("--config", action="config")
         required = [f.name for f in fields(config_class) if "Path" in str(f.type) and f.default is MISSING]
         given = [word for name in required for word in (f"--{name}", "x")]
-        assert parser.parse_args([*given, "--config", str(file)]), file
+        assert parser_of(config_class).parse_args([*given, "--config", str(file)]), file
