@@ -130,7 +130,7 @@ def batches_of_runs(supports: dict[tuple[int, int], np.ndarray], dim: int) -> li
 
 
 def _ranks(model: matching.MatchingNetwork, benchmark: Benchmark, rows: np.ndarray, device: str) -> np.ndarray:
-    """`true_class_ranks` (R, N) of all judged images against the supports `rows` (R, S)."""
+    """`true_class_ranks` (R, N) of all test images against the supports `rows` (R, S)."""
     import torch
 
     features, labels = (

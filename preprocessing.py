@@ -163,9 +163,9 @@ def _source(config: Config) -> Source:
 
 def _useless(reader: Reader) -> dict[str, str]:
     """The settings that a data set does not heed, and why."""
-    own = {"root", "test_per_class", "image_size", "protocol", "max_per_class", "start", "count"}
+    source_settings = {"root", "test_per_class", "image_size", "protocol", "max_per_class", "start", "count"}
     of_the_split = ("halves", "novel_fraction", "novel_per_superclass", "validation_share")
-    causes = dict.fromkeys(sorted(own - reader.heeds), "has no use for it")
+    causes = dict.fromkeys(sorted(source_settings - reader.heeds), "has no use for it")
     if reader.fixes_split:
         causes |= dict.fromkeys(of_the_split, "comes with a split of its own")
     if not reader.labelled:

@@ -164,9 +164,9 @@ class Hallucinator:
 
     def _sources(self, label: int) -> np.ndarray:
         """Positions in the pool's classes that may lend their differences to class `label`."""
-        wanted = self.superclass_of[label]
-        inside = np.array([self.superclass_of[c] == wanted for c in self.pool.classes])
-        if wanted is None or not inside.any():
+        superclass = self.superclass_of[label]
+        inside = np.array([self.superclass_of[c] == superclass for c in self.pool.classes])
+        if superclass is None or not inside.any():
             name = self.split.class_names[label]
             raise InputError(
                 f"class {label} ({name}): no base class shares its superclass; draw pairs from all classes instead"

@@ -141,11 +141,11 @@ def _prepare(centroids: np.ndarray, epsilon: float) -> _Classes:
     radii = np.linalg.norm(centred, axis=2).astype(np.float64)
     order = np.argsort(-radii, axis=1, kind="stable")
     centroids, centred = (np.take_along_axis(part, order[:, :, None], 1) for part in (centroids, centred))
-    lengths = np.stack([squareform(pdist(own.astype(np.float64))) for own in centroids])
+    lengths = np.stack([squareform(pdist(class_centroids.astype(np.float64))) for class_centroids in centroids])
     lengths[lengths > 0] += epsilon
     weights = np.zeros((n_classes, n_clusters, n_clusters + UNROLL), np.float32)
     np.divide(1, lengths, out=weights[:, :, :n_clusters], where=lengths > 0, casting="same_kind")
-    row_weights = np.stack([np.triu(own[:, :n_clusters], 1).max(1) for own in weights])
+    row_weights = np.stack([np.triu(class_weights[:, :n_clusters], 1).max(1) for class_weights in weights])
     return _Classes(order, centroids, centred, radii.max(1), lengths, weights, row_weights)
 
 
@@ -209,9 +209,9 @@ def _fill_differences(gram, first, second, differences):
     if first[0] == first[n_lanes - 1]:  # then the J are consecutive
         i, start = first[0], second[0]
         for x in range(gram.shape[0]):
-            own, others, out = gram[x, i], gram[x, start : start + n_lanes], differences[x]
+            product, products, out = gram[x, i], gram[x, start : start + n_lanes], differences[x]
             for lane in range(n_lanes):
-                out[lane] = own - others[lane]
+                out[lane] = product - products[lane]
     else:
         for x in range(gram.shape[0]):
             for lane in range(n_lanes):
@@ -261,9 +261,9 @@ def _row_maximum(differences, x, weights, top):
         here, so_far, updated = differences[x], top[turn], top[1 - turn]
         e0, e1, e2, e3 = differences[y], differences[y + 1], differences[y + 2], differences[y + 3]
         for lane in range(LANES):
-            own = here[lane]
-            v0, v1 = abs(own - e0[lane]) * w0, abs(own - e1[lane]) * w1
-            v2, v3 = abs(own - e2[lane]) * w2, abs(own - e3[lane]) * w3
+            difference = here[lane]
+            v0, v1 = abs(difference - e0[lane]) * w0, abs(difference - e1[lane]) * w1
+            v2, v3 = abs(difference - e2[lane]) * w2, abs(difference - e3[lane]) * w3
             v0 = v0 if v0 > v1 else v1
             v2 = v2 if v2 > v3 else v3
             v0 = v0 if v0 > v2 else v2

@@ -105,8 +105,8 @@ def _check_rows(where: str, rows: object, least: dict[str, int], fractions: list
         np.array([ends.get(name, i) for name in fractions]) for i, ends in enumerate((_LOWEST, _HIGHEST))
     )
     for row, column in np.argwhere(~((values >= lowest) & (values <= highest) & np.isfinite(values)))[:1]:
-        said = f"'{fractions[column]}' is {values[row, column]}, outside {lowest[column]}..{highest[column]}"
-        raise InputError(f"{where}: entry {row + 1}: {said}")
+        problem = f"'{fractions[column]}' is {values[row, column]}, outside {lowest[column]}..{highest[column]}"
+        raise InputError(f"{where}: entry {row + 1}: {problem}")
     for key, smallest in least.items():
         if not pd.api.types.is_integer_dtype(frame[key]) or frame[key].min() < smallest:
             raise InputError(f"{where}: '{key}' must be whole numbers from {smallest}")
@@ -326,8 +326,8 @@ def _distinguish(name: str, prints: dict[str, dict[str, str]]) -> dict[str, str]
     differing = [key for key in keys if len({one.get(key) for one in prints.values()}) > 1]
     if not differing:
         return dict.fromkeys(prints, name)
-    said = {file: [f"{key}={one.get(key, 'unset')}" for key in differing] for file, one in prints.items()}
-    return {file: f"{name} ({', '.join(what)})" for file, what in said.items()}
+    settings = {file: [f"{key}={one.get(key, 'unset')}" for key in differing] for file, one in prints.items()}
+    return {file: f"{name} ({', '.join(what)})" for file, what in settings.items()}
 
 
 def summarise(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
