@@ -49,7 +49,7 @@ class GraphConfig:
     """Neighbours of a node, itself included; diffusion may use fewer."""
     pca_dim: PositiveInt | None = 256
     """Dimensions that a PCA leaves of features which have more; null for none (`complete` follows its background)."""
-    index: Literal["auto", "exact", "ivf"] = "auto"
+    index: Literal["auto", IndexKind] = "auto"
     """Search of the background: exact, IVF-Flat, or (auto) exact below a million rows."""
     n_probe: PositiveInt = 256
     """ivf: lists that a query looks into; fewer are faster and find less."""

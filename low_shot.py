@@ -26,7 +26,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from jsonargparse.typing import PositiveInt
@@ -44,9 +43,18 @@ from lowshot.core.artifacts import Provenance, digest, is_done, read_recipe, rec
 from lowshot.core.cli import run
 from lowshot.core.errors import Diverged, InputError
 from lowshot.data.protocol import read_draws
-from lowshot.evaluation.benchmark import Benchmark, Ranks, check_settings, input_files, read_benchmark, write_results
+from lowshot.evaluation.benchmark import (
+    Benchmark,
+    Ranks,
+    Setting,
+    check_settings,
+    input_files,
+    read_benchmark,
+    write_results,
+)
 from lowshot.evaluation.selection import choose, joint_recipe
 from lowshot.evaluation.settings import SelectionConfig
+from lowshot.hallucination.settings import PairScope, PairSource
 
 # Where the settings of a classifier of the benchmark stand; those of the others stand in `methods`, under their names.
 _OPTIONS = {"linear_sgd": "sgd", "logistic_regression": "logistic", "mlp": "mlp", "own_head": "head"}
@@ -67,9 +75,9 @@ class Config(SelectionConfig):
     rows."""
     generator: Path | None = None
     """Generator folder: hallucinated rows fill every novel class up to max_per_label."""
-    pairs: Literal["centroids", "features"] = "centroids"
+    pairs: PairSource = "centroids"
     """What the generator takes its base-class pairs from."""
-    pair_scope: Literal["all", "superclass"] = "all"
+    pair_scope: PairScope = "all"
     """Base classes a pair may come from: all, or those of the shot's superclass."""
     repetition: bool = False
     """Fill every novel class up to max_per_label by repeating its shots: the control of a generator."""
@@ -255,7 +263,7 @@ def _joined(
     return np.concatenate([feats, new_feats]), np.concatenate([labels, new_labels])
 
 
-def _setting(configs: list[Config], benchmark: Benchmark) -> Literal["inductive", "transductive", "semi_supervised"]:
+def _setting(configs: list[Config], benchmark: Benchmark) -> Setting:
     """What the method saw beside labelled training rows: test images, unlabelled training rows (a GAN's checkpoint is
     chosen by such), or nothing."""
     if any(

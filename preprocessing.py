@@ -54,7 +54,7 @@ from lowshot.data.datasets import breeds
 from lowshot.data.datasets.content import Content, Source, cap, validation_part
 from lowshot.data.datasets.images import Images, write_images
 from lowshot.data.datasets.registry import READERS, Reader
-from lowshot.data.protocol import draws_to_json, make_draws, make_split, with_douze2018_draws
+from lowshot.data.protocol import Halves, draws_to_json, make_draws, make_split, with_douze2018_draws
 
 SCHEMA = "lowshot-data-1"
 
@@ -75,7 +75,7 @@ class Config:
     """Share of the classes that become novel, where the data set does not fix them."""
     novel_per_superclass: NonNegativeInt = 0
     """If above 0: this many novel classes in every superclass, instead of novel_fraction."""
-    halves: Literal["classes", "superclasses"] = "classes"
+    halves: Halves = "classes"
     """What is dealt to the validation and the test setup: single classes or whole superclasses."""
     n_trials: PositiveInt = 5
     """Trials to draw shots for."""

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.sparse
 import torch
 
 from lowshot.core.compiled import compiled
@@ -88,19 +87,6 @@ class Adjacency:
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             list(pool.map(rows, self.blocks))
         return product
-
-    def to_scipy(self) -> scipy.sparse.csr_matrix:
-        """S with one entry an edge; for graphs small enough for it."""
-        rows = [
-            scipy.sparse.csr_matrix(
-                (np.ones(len(b.columns), np.float32) if b.weights is None else b.weights, b.columns, b.offsets),
-                (b.n_rows, len(self)),
-            )
-            for b in self.blocks
-        ]
-        whole = scipy.sparse.vstack(rows, "csr")
-        whole.sum_duplicates()
-        return whole
 
 
 def symmetrise(

@@ -19,6 +19,8 @@ from lowshot.data.protocol import Split, check_draws, draws_inputs, read_draws, 
 from lowshot.evaluation.metrics import six_accuracies
 from lowshot.evaluation.settings import BenchmarkConfig
 
+# What a method saw beside labelled training images: nothing, test images, or unlabelled training images.
+Setting = Literal["inductive", "transductive", "semi_supervised"]
 # (trial, n) -> `true_class_ranks` (N,) of the test images of the setup
 Ranks = dict[tuple[int, int], np.ndarray]
 
@@ -113,7 +115,7 @@ def write_results(
     made_from: dict,
     benchmark: Benchmark,
     method: str,
-    setting: Literal["inductive", "transductive", "semi_supervised"],
+    setting: Setting,
     ranks: Ranks,
     provenance: Provenance,
     device: str,

@@ -8,7 +8,6 @@ predicts d from (c, a, b) and uses pairs of raw features. The network's input is
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -20,9 +19,8 @@ from lowshot.core.seeds import stream
 from lowshot.core.state_dicts import fill
 from lowshot.data.features import Features
 from lowshot.data.protocol import Split
+from lowshot.hallucination.settings import PairScope, PairSource
 
-PairSource = Literal["centroids", "features"]
-PairScope = Literal["all", "superclass"]
 _CHUNK = 8192
 
 

@@ -36,6 +36,7 @@ SCHEMA = "lowshot-quadruplets-1"
 LANES = 16  # source pairs searched side by side: two AVX registers
 UNROLL = 4  # rows of E per step of the innermost loop
 TIE = 1e-12  # scores closer than this are one score; the first class, then the first pair, wins
+_N_THREADS = numba.config.NUMBA_NUM_THREADS  # every core this process may use
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,6 @@ def mine(
     partners: list[np.ndarray],
     epsilon: float,
     progress: bool = True,
-    n_threads: int = numba.config.NUMBA_NUM_THREADS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The best partner of every ordered pair of centroids of a class, among the pairs of its partner classes.
 
@@ -99,7 +99,6 @@ def mine(
         partners: for each class the positions of the classes searched, ascending; never itself.
         epsilon: added to the lengths of differences before dividing.
         progress: show a progress bar.
-        n_threads: by default every core this process may use.
 
     Returns:
         quadruplets int32 (M, 4) in the order of the source pair (class, I, J), and scores float32 (M,), all above zero.
@@ -108,7 +107,7 @@ def mine(
     """
     classes = _prepare(centroids, epsilon)
     sources = tqdm(enumerate(partners), "mining", len(partners), unit="class", disable=not progress)
-    found = [_mine_class(classes, a, np.asarray(chosen), n_threads) for a, chosen in sources]
+    found = [_mine_class(classes, a, np.asarray(chosen)) for a, chosen in sources]
     return np.concatenate([numbers for numbers, _ in found]), np.concatenate([scores for _, scores in found])
 
 
@@ -149,7 +148,7 @@ def _prepare(centroids: np.ndarray, epsilon: float) -> _Classes:
     return _Classes(order, centroids, centred, radii.max(1), lengths, weights, row_weights)
 
 
-def _mine_class(classes: _Classes, a: int, partners: np.ndarray, n_threads: int) -> tuple[np.ndarray, np.ndarray]:
+def _mine_class(classes: _Classes, a: int, partners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Quadruplets int32 (m, 4) and scores float32 (m,) with class `a` as the source."""
     n_classes, n_clusters, dim = classes.centred.shape
     gram = (classes.centred.reshape(-1, dim) @ classes.centred[a].T).reshape(n_classes, n_clusters, n_clusters)
@@ -158,10 +157,9 @@ def _mine_class(classes: _Classes, a: int, partners: np.ndarray, n_threads: int)
     pairs = _padded_pairs(n_clusters)
     threshold = np.where(classes.lengths[a][tuple(pairs)] > 0, 0, np.inf).astype(np.float32)
     state = _State(pairs, threshold, np.zeros(len(threshold)), np.full((len(threshold), 3), -1))
-    with ThreadPoolExecutor(n_threads) as pool:
-        parts = [
-            pool.submit(_search, a, partners, gram, errors, classes, state, t, n_threads) for t in range(n_threads)
-        ]
+    shared = a, partners, gram, errors, classes, state
+    with ThreadPoolExecutor(_N_THREADS) as pool:
+        parts = [pool.submit(_search, *shared, thread, _N_THREADS) for thread in range(_N_THREADS)]
     for part in parts:
         part.result()
     return _as_quadruplets(classes.order, a, state)

@@ -9,3 +9,9 @@ RuleName = Literal["hariharan2017", "ghosted2018"]
 
 
 KMeans = Literal["faiss", "published"]
+
+
+PairSource = Literal["centroids", "features"]
+
+
+PairScope = Literal["all", "superclass"]

@@ -7,6 +7,7 @@ one system; where two runs of the same extractor and method differ in a setting,
 import json
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -15,8 +16,10 @@ from scipy import stats
 from lowshot.classifiers.settings import FeatureTransform
 from lowshot.core.artifacts import flat, read_json
 from lowshot.core.errors import InputError
+from lowshot.evaluation.settings import Metric
+from lowshot.gan.settings import SCORES
 
-METRICS = ("top1_novel", "top1_base", "top1_all", "top5_novel", "top5_base", "top5_all")
+METRICS = get_args(Metric)
 # Numbers are comparable only within one of these: never in one table across them.
 PROTOCOL = ["dataset", "setup", "split_digest"]
 # What several split digests are called together.
@@ -30,7 +33,7 @@ _ROWS = {
     "episodes": ({"episode": 0, "n_way": 1, "n_shot": 1}, ["accuracy"]),
     "history": ({"n_steps": 0, "trial": 0, "n_shot": 1}, list(METRICS)),
     "clustering": ({"seed": 0, "n_clusters": 2}, ["nmi", "homogeneity", "adjusted_rand"]),
-    "scores": ({"n_images": 1}, ["fid", "kid", "precision", "recall", "density", "coverage", "class_accuracy"]),
+    "scores": ({"n_images": 1}, list(SCORES)),
 }
 _LOWEST = {"adjusted_rand": -1, "kid": -np.inf}
 _HIGHEST = {"fid": np.inf, "kid": np.inf, "density": np.inf}

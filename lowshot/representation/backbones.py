@@ -196,13 +196,13 @@ def _conv4_trunk(config: ModelConfig) -> tuple[nn.Sequential, int]:
     return nn.Sequential(*layers, nn.Flatten()), n_out * side * side
 
 
-def mlp_head(dim: int, n_classes: int, hidden: int = 512) -> nn.Sequential:
+def mlp_head(dim: int, n_classes: int) -> nn.Sequential:
     """The head of the CIFAR system (analogy_cifar spec 2.2): two hidden layers with batch norm, weights N(0, 0.02),
     bias 0."""
     head = nn.Sequential(
-        nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
-        nn.Linear(hidden, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
-        nn.Linear(hidden, n_classes),
+        nn.Linear(dim, 512, bias=False), nn.BatchNorm1d(512), nn.ReLU(),
+        nn.Linear(512, 512, bias=False), nn.BatchNorm1d(512), nn.ReLU(),
+        nn.Linear(512, n_classes),
     )  # fmt: skip
     for layer in head:
         if isinstance(layer, nn.Linear):
