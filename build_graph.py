@@ -49,7 +49,7 @@ class GraphConfig:
     """Neighbours of a node, itself included; diffusion may use fewer."""
     pca_dim: PositiveInt | None = 256
     """Dimensions that a PCA leaves of features which have more; null for none (`complete` follows its background)."""
-    index: Literal["auto", "exact", "ivf"] = "auto"
+    index: Literal["auto", IndexKind] = "auto"
     """Search of the background: exact, IVF-Flat, or (auto) exact below a million rows."""
     n_probe: PositiveInt = 256
     """ivf: lists that a query looks into; fewer are faster and find less."""
@@ -255,18 +255,18 @@ class Chosen:
 
 
 def choose_rows(config: CompleteConfig) -> Chosen:
-    """Read and check the features; test rows are those that `read_benchmark` judges."""
+    """Read and check the features; test rows are those that `read_benchmark` keeps."""
     split = read_split(config.split)
     train, test = (read_features(path, split.n_classes) for path in (config.train, config.test))
     check_same_space(train, test)
     check_setup(train, config.setup)
     base, novel = split.setup(config.setup)
-    judged = np.concatenate([base, novel])
+    setup_classes = np.concatenate([base, novel])
     check_classes(train, base, split.class_names)
-    check_classes(test, judged, split.class_names)
-    nodes = {"none": base, "novel": judged, "all": np.arange(split.n_classes)}[config.unlabelled]
+    check_classes(test, setup_classes, split.class_names)
+    nodes = {"none": base, "novel": setup_classes, "all": np.arange(split.n_classes)}[config.unlabelled]
     base_rows, node_rows = (np.flatnonzero(np.isin(train.labels, classes)) for classes in (base, nodes))
-    return Chosen(train, base_rows, node_rows, test.feats[np.isin(test.labels, judged)])
+    return Chosen(train, base_rows, node_rows, test.feats[np.isin(test.labels, setup_classes)])
 
 
 def read_background(config: CompleteConfig, train: Features) -> diffusion.Graph:
@@ -303,8 +303,9 @@ def write_completed(
         return diffusion.with_self(lists_of(vectors[part]), np.arange(part.start, part.stop), vectors[part])
 
     def background_lists(part: slice) -> diffusion.Lists:
-        own, queries = (far.ids[part, :k], far.similarities[part, :k]), far.vectors[part]
-        found = diffusion.merge(diffusion.exact_search(queries, vectors, k, device), diffusion.shifted(own, n_train), k)
+        lists, queries = (far.ids[part, :k], far.similarities[part, :k]), far.vectors[part]
+        near = diffusion.exact_search(queries, vectors, k, device)
+        found = diffusion.merge(near, diffusion.shifted(lists, n_train), k)
         return diffusion.with_self(found, np.arange(n_train + part.start, n_train + part.stop), queries)
 
     diffusion.fill(arrays, diffusion.TRAIN_LISTS, ("ids", "similarities"), slice(0, n_train), train_lists)

@@ -1,4 +1,4 @@
-"""Diffuse the labels of base images and shots over a graph of images, and judge the test images by their neighbours.
+"""Diffuse the labels of base images and shots over a graph of images, and classify test images by their neighbours.
 
 Reads     the setup's graph (build_graph.py complete), train and test features, split, draws and, if wanted, a grid of
           settings and the scores of a classifier (low_shot.py --scores) to fuse with.
@@ -90,17 +90,17 @@ def main(config: Config) -> Path:
     check_settings(config)
     if config.propagated is not None and config.propagated.suffix != ".h5":
         raise InputError(f"{config.propagated}: labelled images are a .h5 file")
-    with core.open_processes() as processes, _own_outputs(config, processes) as own:
+    with core.open_processes() as processes, _process_outputs(config, processes) as process_config:
         if config.dry_run:
             _print_estimate(config, processes)
         else:
-            _run(own, processes)
+            _run(process_config, processes)
     only_chosen = config.select is not None and config.setup == "validation"
     return evidence_path(config.out) if only_chosen else config.out
 
 
 @contextmanager
-def _own_outputs(config: Config, processes: core.Processes) -> Iterator[Config]:
+def _process_outputs(config: Config, processes: core.Processes) -> Iterator[Config]:
     """The first process writes where it was told to, the others to copies that nobody keeps: all find the same. Only
     the first one says what it does."""
     if processes.rank == 0:
@@ -122,18 +122,18 @@ def _run(config: Config, processes: core.Processes) -> None:
     configs, chosen = [config], {}
     if config.select is not None:
         inputs = _inputs(replace(config, setup="validation"))
-        judge = partial(_judge, processes=processes)
-        configs, _, record = choose(config, inputs, _recipe, judge, processes.device.type)
+        evaluate = partial(_evaluate, processes=processes)
+        configs, _, record = choose(config, inputs, _recipe, evaluate, processes.device.type)
         chosen = {"selection": record}
         if config.setup == "validation":
             return
     made_from = joint_recipe([(one.shots, _recipe(one, _inputs(one))) for one in configs])
     made_from["inputs"] |= {name: record["digest"] for name, record in chosen.items()}
-    wanted = {config.out: made_from}
+    requested = {config.out: made_from}
     if config.propagated is not None:
         settings = {**made_from["config"], "n_propagated": config.n_propagated}
-        wanted = {config.propagated: {**made_from, "config": settings}, **wanted}
-    left = {out: own for out, own in wanted.items() if not is_done(out, own, config.overwrite)}
+        requested = {config.propagated: {**made_from, "config": settings}, **requested}
+    left = {out: recipe for out, recipe in requested.items() if not is_done(out, recipe, config.overwrite)}
     if not left:
         return
     provenance, benchmark = Provenance(), read_benchmark(config)
@@ -142,7 +142,7 @@ def _run(config: Config, processes: core.Processes) -> None:
     if config.out not in left:
         return
     earlier = [past for one in configs for past in _earlier(one)]
-    ranks = list(_judge([*configs, *earlier], benchmark, processes.device.type, processes))
+    ranks = list(_evaluate([*configs, *earlier], benchmark, processes.device.type, processes))
     history = [
         {"n_steps": one.n_steps, **entry}
         for one, runs in zip(earlier, ranks[len(configs) :])
@@ -202,7 +202,7 @@ def _recipe(config: Config, inputs: dict[str, Path | None]) -> dict:
     return {**made_from, "config": {name: v for name, v in made_from["config"].items() if name not in unread}}
 
 
-def _judge(configs: list[Config], benchmark: Benchmark, _: str, processes: core.Processes) -> Iterator[Ranks]:
+def _evaluate(configs: list[Config], benchmark: Benchmark, _: str, processes: core.Processes) -> Iterator[Ranks]:
     """The true classes' ranks of every run of each of `configs`, which have one setup. Those that differ only in the
     number of steps and in what is done after them share the work."""
     ranks: dict[int, Ranks] = {}
@@ -275,9 +275,11 @@ def _job(
         labels = diffusion.Labels(np.arange(1), np.arange(1), scores.shape[1])
         _ranks(_final(first, scores, labels, scores if first.scores else None), benchmark, first.ties)
 
-    n_own = int(any(config.class_prior or config.scores for config in configs))  # one at a time
-    n_judged = 0 if assigning else len(configs)
-    return diffusion.Job(graphs, first.shots, steps, first.step, first.precision, n_judged, n_own, finish, assigning)
+    n_final = int(any(config.class_prior or config.scores for config in configs))  # one at a time
+    n_evaluated = 0 if assigning else len(configs)
+    return diffusion.Job(
+        graphs, first.shots, steps, first.step, first.precision, n_evaluated, n_final, finish, assigning
+    )
 
 
 def _width(job: diffusion.Job, config: Config, processes: core.Processes) -> int:

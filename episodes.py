@@ -1,4 +1,4 @@
-"""Judge a few-shot method on N-way K-shot tasks of novel (or all) classes: hundreds of episodes at once.
+"""Evaluate a few-shot method on N-way K-shot tasks of novel (or all) classes: hundreds of episodes at once.
 
 Reads     features (one file or several, together the pool of images of every class) and split.json (or label_idx.json).
 Writes    one results JSON with the accuracy of every episode and number of shots.
@@ -56,7 +56,7 @@ class Config(Sampling):
     method: FewShotMethod = "nearest_mean"
     """What learns from the shots; the last three are transductive: they see all queries of a task together."""
     n_episodes: PositiveInt = 600
-    """Episodes to judge, counted from 0."""
+    """Episodes to evaluate, counted from 0."""
     transform: FeatureTransform = field(default_factory=FeatureTransform)
     """What is done to every feature first; the centre is the mean of all base-class rows of the feature files."""
     methods: MethodOptions = field(default_factory=MethodOptions)
@@ -73,7 +73,7 @@ class Config(Sampling):
 
 
 def main(config: Config) -> Path:
-    """Judge the method on every episode and write the results file; returns its path."""
+    """Evaluate the method on every episode and write the results file; returns its path."""
     import torch
 
     _check(config)
@@ -87,14 +87,14 @@ def main(config: Config) -> Path:
     features = [read_features(path, split.n_classes) for path in _files(config)]
     check_setup(features[0], config.setup)
     classes = np.arange(split.n_classes) if config.classes == "all" else split.setup(config.setup)[1]
-    feats, copies, labels = _judged_rows(config, features, split, classes)
+    feats, copies, labels = _pool_rows(config, features, split, classes)
     if config.clustering and config.clustering > len(feats):
-        raise InputError(f"clustering {config.clustering}: more clusters than the {len(feats)} images to judge")
+        raise InputError(f"clustering {config.clustering}: more clusters than the {len(feats)} images to evaluate")
     pool = evaluation.make_pool(labels, split, classes, config, _source(config))
     _print_left_out(config, split, classes, len(pool.group_sizes))
     method, options = classifiers.METHODS[config.method], getattr(config.methods, config.method)
     tensors = [None if one is None else torch.from_numpy(one).to(device) for one in (feats, copies)]
-    episodes = evaluation.judge(tensors[0], pool, config, config.n_episodes, method, options, copies=tensors[1])
+    episodes = evaluation.evaluate(tensors[0], pool, config, config.n_episodes, method, options, copies=tensors[1])
 
     content = {
         **made_from,
@@ -133,7 +133,7 @@ def _check(config: Config) -> None:
         raise InputError("classes all: are those of both setups; choose on the validation setup's novel classes")
     if config.classes == "all" and config.transform.centre:
         raise InputError(
-            "transform.centre: the centre would be that of images to judge; --classes all leaves no others"
+            "transform.centre: the centre would be that of images to evaluate; --classes all leaves no others"
         )
 
 
@@ -160,7 +160,7 @@ def _images(features: Features) -> str:
     return f"{features.images}:{features.path.stem}" if features.images else str(features.path.resolve())
 
 
-def _judged_rows(
+def _pool_rows(
     config: Config, features: list[Features], split: Split, classes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """Of all images of `classes`, file after file: transformed features (N, D), those of their copies (N, A, D) where
@@ -177,10 +177,10 @@ def _judged_rows(
         raise InputError(
             f"{source}: no image of a base class, which transform.centre needs; add the file that has them"
         )
-    judged = np.isin(labels, classes)
+    in_pool = np.isin(labels, classes)
     transform = classifiers.fit_transform(config.transform, feats[base] if config.transform.centre else feats[:0])
-    copies = transform(_copies(features)[judged]) if config.augmented_support else None
-    return transform(feats[judged]), copies, labels[judged]
+    copies = transform(_copies(features)[in_pool]) if config.augmented_support else None
+    return transform(feats[in_pool]), copies, labels[in_pool]
 
 
 def _print_left_out(config: Config, split: Split, classes: np.ndarray, n_kept: int) -> None:
@@ -208,9 +208,9 @@ def _method_name(config: Config, n_copies: int) -> str:
     """The method, and in brackets the transform, the augmented copies and the settings that are not the default."""
     options = getattr(config.methods, config.method)
     defaults = asdict(type(options)())
-    said = [f"{name}={value}" for name, value in asdict(options).items() if value != defaults[name]]
+    changed = [f"{name}={value}" for name, value in asdict(options).items() if value != defaults[name]]
     copied = [f"{n_copies} augmented copies"] if n_copies else []
-    brackets = ", ".join(config.transform.steps + copied + said)
+    brackets = ", ".join(config.transform.steps + copied + changed)
     return f"{config.method} ({brackets})" if brackets else config.method
 
 

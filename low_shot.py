@@ -1,4 +1,4 @@
-"""Train and judge a low-shot classifier: base and novel classes jointly, from n shots of every novel class.
+"""Train and evaluate a low-shot classifier: base and novel classes jointly, from n shots of every novel class.
 
 Reads     train and test features (ours or the published HDF5 layout), split.json (or label_idx.json), draws.json (or
           the published splitfile_{trial}.json) and, if wanted, a generator folder, propagated rows, features of a GAN's
@@ -26,7 +26,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from jsonargparse.typing import PositiveInt
@@ -44,9 +43,18 @@ from lowshot.core.artifacts import Provenance, digest, is_done, read_recipe, rec
 from lowshot.core.cli import run
 from lowshot.core.errors import Diverged, InputError
 from lowshot.data.protocol import read_draws
-from lowshot.evaluation.benchmark import Benchmark, Ranks, check_settings, input_files, read_benchmark, write_results
+from lowshot.evaluation.benchmark import (
+    Benchmark,
+    Ranks,
+    Setting,
+    check_settings,
+    input_files,
+    read_benchmark,
+    write_results,
+)
 from lowshot.evaluation.selection import choose, joint_recipe
 from lowshot.evaluation.settings import SelectionConfig
+from lowshot.hallucination.settings import PairScope, PairSource
 
 # Where the settings of a classifier of the benchmark stand; those of the others stand in `methods`, under their names.
 _OPTIONS = {"linear_sgd": "sgd", "logistic_regression": "logistic", "mlp": "mlp", "own_head": "head"}
@@ -58,7 +66,7 @@ class Config(SelectionConfig):
     """linear_sgd: as published; logistic_regression: the optimum of its loss; mlp: the CIFAR-100 analogy recipe's. All
     three have an output for every class of the data set, as published, and so has own_head, the classifier that the
     extractor was trained with. The others score the setup's classes only: a class without rows has no score there.
-    laplacian_shot, prototype_refinement and pt_map are transductive: all judged test images together are their queries
+    laplacian_shot, prototype_refinement and pt_map are transductive: all test images together are their queries
     (pt_map takes them for equally many a class)."""
     head: Path | None = None
     """own_head: folder of that extractor."""
@@ -67,9 +75,9 @@ class Config(SelectionConfig):
     rows."""
     generator: Path | None = None
     """Generator folder: hallucinated rows fill every novel class up to max_per_label."""
-    pairs: Literal["centroids", "features"] = "centroids"
+    pairs: PairSource = "centroids"
     """What the generator takes its base-class pairs from."""
-    pair_scope: Literal["all", "superclass"] = "all"
+    pair_scope: PairScope = "all"
     """Base classes a pair may come from: all, or those of the shot's superclass."""
     repetition: bool = False
     """Fill every novel class up to max_per_label by repeating its shots: the control of a generator."""
@@ -83,7 +91,7 @@ class Config(SelectionConfig):
     propagated: Path | None = None
     """Rows that diffusion.py labelled: the surest ones fill up every novel class, before a generator does."""
     scores: Path | None = None
-    """File to keep the log-probabilities of all judged images in (.h5), for fusion in diffusion.py."""
+    """File to keep the log-probabilities of all test images in (.h5), for fusion in diffusion.py."""
     sgd: SGDOptions = field(default_factory=SGDOptions)
     """Settings of linear_sgd."""
     logistic: LogisticOptions = field(default_factory=LogisticOptions)
@@ -106,14 +114,14 @@ def main(config: Config) -> Path:
         raise InputError(f"{config.scores}: scores are a .h5 file")
     configs, chosen = [config], {}
     if config.select is not None:
-        configs, evidence, record = choose(config, _inputs(config), _recipe, _judge, core.pick_device().type)
+        configs, evidence, record = choose(config, _inputs(config), _recipe, _evaluate, core.pick_device().type)
         if config.setup == "validation":
             return evidence
         chosen = {"selection": record}
     made_from = joint_recipe([(one.shots, _recipe(one, _inputs(one))) for one in configs])
     made_from["inputs"] |= {name: record["digest"] for name, record in chosen.items()}
-    wanted = [out for out in (config.scores, config.out) if out is not None]
-    done = [is_done(out, made_from, config.overwrite) for out in wanted]
+    outputs = [out for out in (config.scores, config.out) if out is not None]
+    done = [is_done(out, made_from, config.overwrite) for out in outputs]
     if all(done):
         return config.out
     provenance, device = Provenance(), core.pick_device().type
@@ -140,7 +148,7 @@ def _keeping(config: Config, made_from: dict, benchmark: Benchmark) -> Iterator[
         yield file.put
 
 
-def _judge(configs: list[Config], benchmark: Benchmark, device: str) -> Iterator[Ranks | Diverged]:
+def _evaluate(configs: list[Config], benchmark: Benchmark, device: str) -> Iterator[Ranks | Diverged]:
     """The runs of each of `configs`, one after another."""
     for config in configs:
         try:
@@ -170,7 +178,8 @@ def _recipe(config: Config, inputs: dict[str, Path | None]) -> dict:
     _check_head(config, bool(augmented or config.repetition))
     made_from = recipe("low_shot", config, inputs)
     settings = made_from["config"]
-    own = {name: value for name, value in settings.pop("methods").items() if name == config.classifier not in _OPTIONS}
+    methods = settings.pop("methods")
+    options = {name: value for name, value in methods.items() if name == config.classifier not in _OPTIONS}
     unread = {"criterion", "select_per_shot", *_OPTIONS.values()} - {_OPTIONS.get(config.classifier)}
     if config.generator is None:
         unread |= {"pairs", "pair_scope"}
@@ -179,7 +188,7 @@ def _recipe(config: Config, inputs: dict[str, Path | None]) -> dict:
     if not (config.generator or config.propagated or config.repetition):
         unread |= {"max_per_label"}
     kept = {name: value for name, value in settings.items() if name not in unread}
-    return {**made_from, "config": {**kept, "methods": own} if own else kept}
+    return {**made_from, "config": {**kept, "methods": options} if options else kept}
 
 
 def _check_head(config: Config, augmented: bool) -> None:
@@ -199,12 +208,12 @@ def _ranks(config: Config, benchmark: Benchmark, device: str, keep: evaluation.K
     problem = _problem(config, benchmark)
     transform = classifiers.fit_transform(config.transform, problem.base_feats)
     problem, queries = problem.transformed(transform), transform(benchmark.test_features)
-    judged = queries, benchmark.test_labels, config.seed, device, keep
+    test_data = queries, benchmark.test_labels, config.seed, device, keep
     if config.classifier in _OPTIONS:
         options = getattr(config, _OPTIONS[config.classifier])
-        return evaluation.classifier_ranks(config.classifier, problem, options, *judged)
+        return evaluation.classifier_ranks(config.classifier, problem, options, *test_data)
     options = getattr(config.methods, config.classifier)
-    return evaluation.few_shot_ranks(config.classifier, problem, options, benchmark.classes, *judged)
+    return evaluation.few_shot_ranks(config.classifier, problem, options, benchmark.classes, *test_data)
 
 
 def _problem(config: Config, benchmark: Benchmark) -> classifiers.Problem:
@@ -254,8 +263,8 @@ def _joined(
     return np.concatenate([feats, new_feats]), np.concatenate([labels, new_labels])
 
 
-def _setting(configs: list[Config], benchmark: Benchmark) -> Literal["inductive", "transductive", "semi_supervised"]:
-    """What the method saw beside labelled training rows: judged images, unlabelled training rows (a GAN's checkpoint is
+def _setting(configs: list[Config], benchmark: Benchmark) -> Setting:
+    """What the method saw beside labelled training rows: test images, unlabelled training rows (a GAN's checkpoint is
     chosen by such), or nothing."""
     if any(
         one.classifier not in classifiers.CLASSIFIERS and classifiers.METHODS[one.classifier].transductive

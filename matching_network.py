@@ -17,14 +17,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from jsonargparse.typing import PositiveInt
 
 from lowshot import core, evaluation, matching
 from lowshot.core.artifacts import Provenance, is_done, recipe
-from lowshot.core.cli import run_commands
+from lowshot.core.cli import NetworkPrecision, run_commands
 from lowshot.core.errors import InputError
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split
@@ -43,7 +42,7 @@ class TrainConfig(MatchingSettings):
     """Folder to write the network to"""
     accelerator: str = "auto"
     """Where to train: auto, cpu, cuda, ..."""
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    precision: NetworkPrecision = "32-true"
     """Of the network; the loss is always float32"""
     overwrite: bool = False
     """Make it again even if it is there"""
@@ -130,7 +129,7 @@ def batches_of_runs(supports: dict[tuple[int, int], np.ndarray], dim: int) -> li
 
 
 def _ranks(model: matching.MatchingNetwork, benchmark: Benchmark, rows: np.ndarray, device: str) -> np.ndarray:
-    """`true_class_ranks` (R, N) of all judged images against the supports `rows` (R, S)."""
+    """`true_class_ranks` (R, N) of all test images against the supports `rows` (R, S)."""
     import torch
 
     features, labels = (

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from lowshot import report
 from lowshot.core.artifacts import is_done, read_recipe, recipe, write_json, writing
@@ -27,6 +26,7 @@ from lowshot.core.errors import InputError
 from lowshot.data.datasets.images import read_images
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split
+from lowshot.evaluation.settings import Metric
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Config:
     with its means."""
     gan: Path | None = None
     """Folder of train_gan.py, for sheets of its images and the course of its training (needs --data)."""
-    metric: Literal["top1_novel", "top1_base", "top1_all", "top5_novel", "top5_base", "top5_all"] = "top1_novel"
+    metric: Metric = "top1_novel"
     """Metric of the table that is printed and shown first."""
     reference: str | None = None
     """System, method or extractor that the figure of paired differences, and episodes, compare with; the plainest if

@@ -54,7 +54,7 @@ from lowshot.data.datasets import breeds
 from lowshot.data.datasets.content import Content, Source, cap, validation_part
 from lowshot.data.datasets.images import Images, write_images
 from lowshot.data.datasets.registry import READERS, Reader
-from lowshot.data.protocol import draws_to_json, make_draws, make_split, with_douze2018_draws
+from lowshot.data.protocol import Halves, draws_to_json, make_draws, make_split, with_douze2018_draws
 
 SCHEMA = "lowshot-data-1"
 
@@ -75,7 +75,7 @@ class Config:
     """Share of the classes that become novel, where the data set does not fix them."""
     novel_per_superclass: NonNegativeInt = 0
     """If above 0: this many novel classes in every superclass, instead of novel_fraction."""
-    halves: Literal["classes", "superclasses"] = "classes"
+    halves: Halves = "classes"
     """What is dealt to the validation and the test setup: single classes or whole superclasses."""
     n_trials: PositiveInt = 5
     """Trials to draw shots for."""
@@ -163,9 +163,9 @@ def _source(config: Config) -> Source:
 
 def _useless(reader: Reader) -> dict[str, str]:
     """The settings that a data set does not heed, and why."""
-    own = {"root", "test_per_class", "image_size", "protocol", "max_per_class", "start", "count"}
+    source_settings = {"root", "test_per_class", "image_size", "protocol", "max_per_class", "start", "count"}
     of_the_split = ("halves", "novel_fraction", "novel_per_superclass", "validation_share")
-    causes = dict.fromkeys(sorted(own - reader.heeds), "has no use for it")
+    causes = dict.fromkeys(sorted(source_settings - reader.heeds), "has no use for it")
     if reader.fixes_split:
         causes |= dict.fromkeys(of_the_split, "comes with a split of its own")
     if not reader.labelled:

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from lowshot import core, gan, representation
 from lowshot.core.artifacts import building, is_done, merged, recipe
-from lowshot.core.cli import run
+from lowshot.core.cli import NetworkPrecision, run
 from lowshot.core.errors import InputError
 from lowshot.data.datasets.images import Images, images_file, read_images
 from lowshot.data.features import create_features
@@ -64,7 +64,7 @@ class Config(ExtractorChoice):
     """images at once; changes the speed only"""
     accelerator: str = "auto"
     """where to compute: auto, cpu, cuda, ..."""
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    precision: NetworkPrecision = "32-true"
     """of the network; features are stored as float32"""
     num_workers: NonNegativeInt = 4
     """processes that decode images on disk; stored pixels need none"""

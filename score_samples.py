@@ -32,6 +32,7 @@ from lowshot.core.seeds import stream
 from lowshot.data.features import Features, check_same_space, read_features
 from lowshot.data.protocol import Split, read_draws, read_split
 from lowshot.evaluation.benchmark import extractor_name
+from lowshot.gan.settings import SCORES
 
 
 @dataclass(kw_only=True)
@@ -99,7 +100,7 @@ def main(config: Config) -> Path:
     }
     with writing(config.out) as partial:
         write_json(partial, content)
-    shown = ", ".join(f"{name} {scores[0][name]:.4g}" for name in gan.SCORES)
+    shown = ", ".join(f"{name} {scores[0][name]:.4g}" for name in SCORES)
     print(f"score_samples: {content['method']} against {config.reference} images: {shown} -> {config.out}")
     return config.out
 

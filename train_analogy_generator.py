@@ -32,7 +32,7 @@ class Config:
     out: Path
     """folder to write the generator to"""
     extractor: Path | None = None
-    """folder whose classifier judges the generated features; without it a linear one is fitted to the centroids"""
+    """folder whose classifier scores the generated features; without it a linear one is fitted to the centroids"""
     rule: RuleName = "hariharan2017"
     """what is predicted, and how trained: ICCV 2017 (b from a, c, d; SGD) or the CIFAR system (d from c, a, b; Adam)"""
     lr: PositiveFloat | None = None

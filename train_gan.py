@@ -1,6 +1,6 @@
 """Train a class-conditional GAN: `pretrain` one on the base classes, `finetune` it on a few shots of the novel ones.
 
-pretrain  reads   DATA/images.h5, DATA/split.json; an extractor that was trained on the same base classes, the judge
+pretrain  reads   DATA/images.h5, DATA/split.json; an extractor that was trained on the same base classes, for scores
                   and maybe (--class_embedding features) what classes are known by
 finetune  reads   the same, DATA/draws.json, and the folder that `pretrain` wrote
 both      write   OUT/model.pt, OUT/config.json (together they rebuild the networks), OUT/log.jsonl, OUT/tensorboard/
@@ -89,12 +89,12 @@ def pretrain(config: PretrainConfig) -> Path:
     """Train on the base classes and return the folder written."""
     where = config.data / "images.h5"
     images, split = _read(config)
-    own = {f.name: getattr(config, f.name) for f in fields(GanNetwork)}
+    network_settings = {f.name: getattr(config, f.name) for f in fields(GanNetwork)}
     if config.network == "published" and config.class_embedding == "features":
         raise InputError("class_embedding features: only for network modulated; the published one has a table a block")
     extractor, made_from = _recipe("train_gan pretrain", config, images, {})
     n_features = extractor.dim if config.class_embedding == "features" else 0
-    described = gan.GanConfig(split.n_classes, images.n_channels, images.size, n_features, **own)
+    described = gan.GanConfig(split.n_classes, images.n_channels, images.size, n_features, **network_settings)
     gan.check_sizes(described, str(where))
     base = rows_of(images, split, split.base_classes, where)
     if config.network == "modulated":
@@ -153,17 +153,17 @@ def _train(
         return config.out
     with representation.image_training(config, config.out, made_from, config.overwrite) as (fabric, run):
         on_device = partial(gan.examples, images, device=fabric.device)
-        judge = fabric.to_device(extractor)
+        extractor = fabric.to_device(extractor)
         real = {
-            name: gan.reference(judge, on_device(rows), config.score_images, config.seed)
+            name: gan.reference(extractor, on_device(rows), config.score_images, config.seed)
             for name, rows in references.items()
         }
         known, pool = on_device(labelled), None if unlabelled is None else on_device(unlabelled)
         networks = fabric.to_device(start())
         if networks.config.n_features:
-            networks.describe(gan.features_of(judge, known.pixels.split(256)), known.labels)
+            networks.describe(gan.features_of(extractor, known.pixels.split(256)), known.labels)
         score_first = bool(networks.config.n_features) and isinstance(config, FinetuneConfig)
-        trained = gan.GanTrainer(config, fabric, run, networks, judge, real, known, pool, modes, score_first).fit()
+        trained = gan.GanTrainer(config, fabric, run, networks, extractor, real, known, pool, modes, score_first).fit()
         if fabric.is_global_zero:
             gan.save_gan(run.folder, trained, made_from)
     if fabric.is_global_zero:
@@ -183,7 +183,7 @@ def _recipe(
     stage: str, config: PretrainConfig | FinetuneConfig, images: Images, inputs: dict[str, Path]
 ) -> tuple[representation.Extractor, dict]:
     """The extractor, and what the GAN is made from; InputError if the extractor has learned novel classes, whose images
-    it is to judge."""
+    it is to score."""
     extractor, chosen = representation.chosen_extractor(config, images)
     if config.extractor is not None:
         representation.check_knows_base_only(config.extractor, config.data / "split.json")
@@ -199,9 +199,12 @@ def _open_pretrained(config: FinetuneConfig, images: Images) -> gan.Gan:
     if made_from["stage"] != "train_gan pretrain":
         raise InputError(f"{config.gan}: is fine-tuned already; give what train_gan.py pretrain wrote")
     pretrained = gan.load_gan(config.gan)
-    form, own = (pretrained.config.n_channels, pretrained.config.image_size), (images.n_channels, images.size)
-    if form != own:
-        raise InputError(f"{config.gan}: makes images of {form[0]} channels and {form[1]} px, {config.data} has {own}")
+    n_channels, size = pretrained.config.n_channels, pretrained.config.image_size
+    stored = images.n_channels, images.size
+    if stored != (n_channels, size):
+        raise InputError(
+            f"{config.gan}: makes images of {n_channels} channels and {size} px, {config.data} has {stored}"
+        )
     return pretrained
 
 

@@ -139,8 +139,8 @@ def synthetic(folder: Path, n_nodes: int, n_classes: int, n_test: int) -> Path:
     nodes = order[labelled].astype(np.int64)
     by_node = np.argsort(nodes)
     np.savez(folder / "labels.npz", nodes=nodes[by_node], columns=classes[labelled][by_node], n_columns=n_classes)
-    judged = order[: np.searchsorted(classes, n_classes)]
-    np.save(folder / "test_ids.npy", ids[random.choice(judged, min(n_test, len(judged)), replace=False)])
+    candidates = order[: np.searchsorted(classes, n_classes)]
+    np.save(folder / "test_ids.npy", ids[random.choice(candidates, min(n_test, len(candidates)), replace=False)])
     return folder
 
 

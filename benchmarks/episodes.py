@@ -7,9 +7,9 @@ Writes    JSON lines and Markdown rows on stdout.
     python benchmarks/episodes.py --n_episodes 100  a quick look
 
 Episodes are 5-way 1-shot with 15 queries. Both sides start from features in memory and end with accuracies; the one
-side draws and judges all episodes in batches (`lowshot.evaluation.episodes.judge`), the other has a loop over episodes
-as people write it: np.random.choice for the classes and for the images of every class. It comes in two forms: with
-means and distances in numpy, and with scikit-learn's NearestCentroid. Runs of all sides alternate; medians are
+side draws and evaluates all episodes in batches (`lowshot.evaluation.episodes.evaluate`), the other has a loop over
+episodes as people write it: np.random.choice for the classes and for the images of every class. It comes in two forms:
+with means and distances in numpy, and with scikit-learn's NearestCentroid. Runs of all sides alternate; medians are
 reported, of the clock and of the processor's time, which counts where other work runs beside.
 
 The second part gives our episodes to scikit-learn, fitted to one task at a time, and counts the queries that it
@@ -40,7 +40,7 @@ from lowshot.classifiers.methods import METHODS
 from lowshot.classifiers.settings import MethodOptions
 from lowshot.core.cli import run
 from lowshot.data.protocol import make_split
-from lowshot.evaluation.episodes import Pool, draw_tasks, gather_tasks, judge, make_pool
+from lowshot.evaluation.episodes import Pool, draw_tasks, evaluate, gather_tasks, make_pool
 from lowshot.evaluation.settings import Sampling
 
 N_CLASSES, N_ROWS, DIM, N_WAY, N_SHOT, N_QUERIES = 20, 600, 512, 5, 1, 15
@@ -64,9 +64,9 @@ def main(config: Config) -> None:
     pool = make_pool(labels, make_split("random", [str(c) for c in range(2 * N_CLASSES)], [], [None] * 2 * N_CLASSES, 0,
                      novel_classes=list(range(N_CLASSES))), np.arange(N_CLASSES), SAMPLING, "random")  # fmt: skip
     sides = {
-        "batched": lambda: judge_batched(feats, pool, config.n_episodes),
-        "loop, numpy": lambda: judge_one_by_one(feats, labels, config.n_episodes, nearest_in_numpy),
-        "loop, scikit-learn": lambda: judge_one_by_one(feats, labels, config.n_episodes, nearest_in_sklearn),
+        "batched": lambda: evaluate_batched(feats, pool, config.n_episodes),
+        "loop, numpy": lambda: evaluate_one_by_one(feats, labels, config.n_episodes, nearest_in_numpy),
+        "loop, scikit-learn": lambda: evaluate_one_by_one(feats, labels, config.n_episodes, nearest_in_sklearn),
     }
     times = {name: [] for name in sides}
     for _ in range(config.n_runs):
@@ -90,16 +90,16 @@ def make_features() -> tuple[np.ndarray, np.ndarray]:
     return np.maximum(feats, 0).astype(np.float32), labels
 
 
-def judge_batched(feats: np.ndarray, pool: Pool, n_episodes: int) -> np.ndarray:
+def evaluate_batched(feats: np.ndarray, pool: Pool, n_episodes: int) -> np.ndarray:
     method, options = METHODS["nearest_mean"], MethodOptions().nearest_mean
-    episodes = judge(torch.from_numpy(feats), pool, SAMPLING, n_episodes, method, options)
+    episodes = evaluate(torch.from_numpy(feats), pool, SAMPLING, n_episodes, method, options)
     return np.array([one["accuracy"] for one in episodes])
 
 
 Nearest = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
-def judge_one_by_one(feats: np.ndarray, labels: np.ndarray, n_episodes: int, nearest: Nearest) -> np.ndarray:
+def evaluate_one_by_one(feats: np.ndarray, labels: np.ndarray, n_episodes: int, nearest: Nearest) -> np.ndarray:
     """Accuracies (n_episodes,) of `nearest` on episodes that are drawn one by one."""
     rows_of = [np.flatnonzero(labels == c) for c in range(N_CLASSES)]
     support_labels, query_labels = np.repeat(np.arange(N_WAY), N_SHOT), np.repeat(np.arange(N_WAY), N_QUERIES)

@@ -81,10 +81,10 @@ def make_files(folder: Path, n_nodes: int) -> list[str]:
             write_features(flags[name], random.standard_normal((len(of), DIM), np.float32), of, MADE_UP)
         base, novel = split.setup("test")
         train_rows = np.flatnonzero(np.isin(labels["train"], base))
-        n_judged = int(np.isin(labels["test"], np.concatenate([base, novel])).sum())
+        n_test_rows = int(np.isin(labels["test"], np.concatenate([base, novel])).sum())
         made_from = {**MADE_UP, "config": {"setup": "test", "unlabelled": "none"}}
         made_from["inputs"] = {name: digest(flags[name]) for name in ("train", "test", "split")}
-        create_graph(flags["graph"], made_from, n_nodes, K, DIM, "float32", Projection(), train_rows, n_judged)
+        create_graph(flags["graph"], made_from, n_nodes, K, DIM, "float32", Projection(), train_rows, n_test_rows)
         fill_graph(flags["graph"], random)
     return [word for name, path in flags.items() for word in (f"--{name}", str(path))]
 

@@ -40,7 +40,7 @@ from lowshot.gan.augmentation import DiscriminatorAugmentation
 from lowshot.gan.data import Examples
 from lowshot.gan.losses import discriminator_losses, generator_losses, weighted
 from lowshot.gan.model import Gan
-from lowshot.gan.networks import GanConfig, Judgement
+from lowshot.gan.networks import DiscriminatorOutput, GanConfig
 from lowshot.gan.settings import GanSettings
 from lowshot.gan.training import GanTrainer
 from lowshot.representation.backbones import Extractor, ModelConfig, save_extractor
@@ -111,7 +111,7 @@ class PlainStep:
             x = block(x, z, lambda table: table(labels))
         return self.gan.generator.image(x).tanh()
 
-    def _judge(self, images: torch.Tensor, labels: torch.Tensor) -> Judgement:
+    def _discriminate(self, images: torch.Tensor, labels: torch.Tensor) -> DiscriminatorOutput:
         """A pass of its own for each logit, where the unconditional one is asked for."""
         one = self.gan.discriminator(images, labels)
         if not self.alpha:
@@ -126,12 +126,12 @@ class PlainStep:
             optimizer.zero_grad()
         z = torch.randn(len(x), CONFIG.z_dim)
         fake = self._generate(z, labels)
-        weighted(generator_losses(self._judge(fake, labels), z), 1.0, self.alpha).backward()
+        weighted(generator_losses(self._discriminate(fake, labels), z), 1.0, self.alpha).backward()
         self.optimizers[0].step()
         self.optimizers[1].zero_grad()
         real = self.gan.discriminator(x, labels)
         pool = self.gan.discriminator(unlabelled, labels) if self.alpha else real
-        losses = discriminator_losses(real, self._judge(fake.detach(), labels), pool, z)
+        losses = discriminator_losses(real, self._discriminate(fake.detach(), labels), pool, z)
         weighted(losses, 1.0, self.alpha).backward()
         self.optimizers[1].step()
 

@@ -107,12 +107,12 @@ def trial(config: TrialConfig) -> None:
     index, *spent = timed(lambda: Index(background, "ivf", "cpu"))
     report("trial", "inverted file of the background built (kept)", *spent)
     index.inverted_file.nprobe = 2
-    own, *spent = timed(lambda: index.search(background, 32))
+    background_lists, *spent = timed(lambda: index.search(background, 32))
     report("trial", "background among itself, n_probe 2 (kept)", *spent)
-    print(f"  recall@32 {recall(own[0], background, 'cpu', 0):.3f}", flush=True)
+    print(f"  recall@32 {recall(background_lists[0], background, 'cpu', 0):.3f}", flush=True)
     index.inverted_file.nprobe = 256
 
-    (nodes, test, all_of_it), *spent_all = timed(lambda: complete(index, background, own, base, tests))
+    (nodes, test, all_of_it), *spent_all = timed(lambda: complete(index, background, background_lists, base, tests))
     report("trial", "completed from scratch", *spent_all, multiply_adds=all_of_it)
     vectors = np.concatenate([base, background])
     graph = Graph(Path("memory"), *nodes, vectors, Projection(), np.arange(config.n_base), *test, tests)
@@ -124,7 +124,7 @@ def trial(config: TrialConfig) -> None:
 
 
 def complete(
-    index: Index, background: np.ndarray, own: Lists, near: np.ndarray, tests: np.ndarray
+    index: Index, background: np.ndarray, background_lists: Lists, near: np.ndarray, tests: np.ndarray
 ) -> tuple[Lists, Lists, int]:
     """Lists of all nodes and of the test images, and the multiply-adds of their search."""
     faiss.cvar.indexIVF_stats.reset()
@@ -133,7 +133,7 @@ def complete(
         far = shifted(index.search(queries, 32), len(near))
         lists.append(merge(exact_search(queries, near, 32), far, 32))
         n_exact += len(queries) * (len(near) + index.inverted_file.nlist)
-    far = merge(exact_search(background, near, 32), shifted(own, len(near)), 32)
+    far = merge(exact_search(background, near, 32), shifted(background_lists, len(near)), 32)
     n_exact += len(background) * len(near)
     nodes = tuple(np.concatenate(pair) for pair in zip(lists[0], far))
     return nodes, lists[1], (n_exact + faiss.cvar.indexIVF_stats.ndis) * near.shape[1]

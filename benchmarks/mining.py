@@ -42,15 +42,15 @@ def synthetic_centroids(kind: str, n_classes: int, n_clusters: int = N_CLUSTERS,
     """float32 (n_classes, n_clusters, dim), zero or more, like averages of features after a ReLU."""
     random = np.random.default_rng(0)
     class_part = random.standard_normal((n_classes, 1, dim), np.float32)
-    own_part = random.standard_normal((n_classes, n_clusters, dim), np.float32)
+    cluster_part = random.standard_normal((n_classes, n_clusters, dim), np.float32)
     if kind == "even":
-        own_part *= 0.7
-        own_part += class_part
-        return np.maximum(own_part, 0, out=own_part)
-    own_part *= random.gamma(2, 0.5, size=(n_classes, n_clusters, 1)).astype(np.float32)
-    own_part += class_part
+        cluster_part *= 0.7
+        cluster_part += class_part
+        return np.maximum(cluster_part, 0, out=cluster_part)
+    cluster_part *= random.gamma(2, 0.5, size=(n_classes, n_clusters, 1)).astype(np.float32)
+    cluster_part += class_part
     axes = random.standard_normal((dim, dim), np.float32) * (3 / np.sqrt(dim * np.arange(1, dim + 1)))[:, None]
-    return np.maximum(own_part @ axes.astype(np.float32), 0)
+    return np.maximum(cluster_part @ axes.astype(np.float32), 0)
 
 
 def all_others(n_classes: int) -> list[np.ndarray]:
@@ -61,8 +61,8 @@ def mine_directly(centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """As published: all normalised differences of each class, one dense product for each ordered pair of classes."""
     n_classes, n_clusters, dim = centroids.shape
     differences = []
-    for own in torch.from_numpy(centroids):
-        pairs = (own[:, None] - own[None]).reshape(-1, dim)
+    for class_centroids in torch.from_numpy(centroids):
+        pairs = (class_centroids[:, None] - class_centroids[None]).reshape(-1, dim)
         differences.append(pairs / (pairs.norm(dim=1, keepdim=True) + EPSILON))
     numbers, scores = [], []
     for a in range(n_classes):
@@ -106,8 +106,9 @@ def compare(kind: str, n_classes: int = 10) -> dict:
     }
 
 
-def measure_imagenet(kind: str, n_classes: int = 389) -> dict:
+def measure_imagenet(kind: str) -> dict:
     """Seconds and peak memory of ours; the direct way is estimated at the speed of this machine's matrix product."""
+    n_classes = 389
     centroids = synthetic_centroids(kind, n_classes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     seconds, cpu_seconds, (numbers, _) = timed(mine, centroids, all_others(n_classes), EPSILON)

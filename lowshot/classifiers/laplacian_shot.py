@@ -46,8 +46,8 @@ def _rectified(tasks: Tasks, queries: Tensor, prototypes: Tensor) -> Tensor:
     directions = F.normalize(prototypes, dim=-1)
     guesses = (queries @ directions.mT).argmax(-1)
     rows, labels = torch.cat([tasks.support_features, queries], 1), torch.cat([tasks.support_labels, guesses], 1)
-    own = directions.gather(1, labels.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
-    weights = ((F.cosine_similarity(rows, own, dim=-1) - 1) * _SHARPNESS).exp().unsqueeze(-1)
+    class_directions = directions.gather(1, labels.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
+    weights = ((F.cosine_similarity(rows, class_directions, dim=-1) - 1) * _SHARPNESS).exp().unsqueeze(-1)
     return class_sums(rows * weights, labels, tasks.n_way) / class_sums(weights, labels, tasks.n_way)
 
 

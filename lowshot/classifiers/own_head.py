@@ -15,11 +15,10 @@ def load_own_head(problem: Problem, extractor: Path, seed: int, device: str) -> 
     Raises InputError if it has none, or one for other features or classes than the problem's.
     """
     model = load_extractor(extractor)
-    form, own = (problem.dim, problem.n_classes), (model.dim, model.config.n_classes)
-    if form != own:
-        raise InputError(
-            f"{extractor}: its head is for {own[1]} classes from {own[0]} dimensions, not for {form[1]} from {form[0]}"
-        )
+    dim, n_classes = model.dim, model.config.n_classes
+    if (dim, n_classes) != (problem.dim, problem.n_classes):
+        needed = f"{problem.n_classes} from {problem.dim}"
+        raise InputError(f"{extractor}: its head is for {n_classes} classes from {dim} dimensions, not for {needed}")
     head = model.classifier.to(device)
 
     @torch.inference_mode()

@@ -109,7 +109,7 @@ class PTMapOptions:
 
 @dataclass
 class InductiveOptions:
-    """The settings of the methods that judge a query alone, each under its name: `getattr(options, name)`."""
+    """The settings of the methods that classify each query alone, each under its name: `getattr(options, name)`."""
 
     nearest_mean: NearestMeanOptions = field(default_factory=NearestMeanOptions)
     """Settings of nearest_mean."""

@@ -120,13 +120,13 @@ def _given(made_from: dict) -> dict:
     return {**made_from, "config": {name: v for name, v in flat(made_from["config"]).items() if v is not None}}
 
 
-def _difference(stored: dict, wanted: dict) -> str:
-    if stored["stage"] != wanted["stage"]:
+def _difference(stored: dict, made_from: dict) -> str:
+    if stored["stage"] != made_from["stage"]:
         return f"it is an output of {stored['stage']}"
-    for name in sorted({*stored["inputs"], *wanted["inputs"]}):
-        if stored["inputs"].get(name) != wanted["inputs"].get(name):
+    for name in sorted({*stored["inputs"], *made_from["inputs"]}):
+        if stored["inputs"].get(name) != made_from["inputs"].get(name):
             return f"input {name} has another content"
-    old, new = flat(stored["config"]), flat(wanted["config"])
+    old, new = flat(stored["config"]), flat(made_from["config"])
     name = min(name for name in {*old, *new} if old.get(name) != new.get(name))
     return f"setting {name} was {old.get(name, 'absent')}, now {new.get(name, 'absent')}"
 

@@ -7,7 +7,7 @@ from argparse import ArgumentError
 from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, auto_cli, set_parsing_settings
 from jsonargparse.typing import restricted_number_type
@@ -18,6 +18,7 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 TwoOrMore = restricted_number_type("TwoOrMore", int, (">=", 2))
 Momentum = restricted_number_type("Momentum", float, [(">=", 0), ("<", 1)])
+NetworkPrecision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
 
 class _StageParser(ArgumentParser):

@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from lowshot.core.errors import InputError
 from lowshot.core.seeds import stream
 
 Setup = Literal["validation", "test"]
+Halves = Literal["classes", "superclasses"]
 _CLASS_LISTS = (
     "base_classes",
     "novel_classes",
@@ -77,7 +78,7 @@ def make_split(
     novel_classes: list[int] | None = None,
     novel_fraction: float = 0.4,
     novel_per_superclass: int = 0,
-    halves: Literal["classes", "superclasses"] = "classes",
+    halves: Halves = "classes",
 ) -> Split:
     """Choose novel classes (unless given) and halve both groups at random.
 
@@ -246,7 +247,7 @@ def with_douze2018_draws(
     """
     drawn = {trial: list(classes) for trial, classes in draws.items()}
     for trial, classes in drawn.items():
-        for setup in ("validation", "test"):
+        for setup in get_args(Setup):
             random = np.random.RandomState(trial)
             for c in sorted(split.setup(setup)[1]):
                 rows = np.flatnonzero(labels == c)

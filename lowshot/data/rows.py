@@ -120,4 +120,4 @@ def sample_rows(rows: Rows | np.ndarray, chosen: np.ndarray) -> np.ndarray:
     ends = np.searchsorted(chosen, [part.stop for part in blocks(len(rows))])
     parts = np.split(chosen, ends[:-1])
     pairs = zip(blocks(len(rows)), parts)
-    return np.concatenate([rows[part][own - part.start] for part, own in pairs if len(own)])
+    return np.concatenate([rows[part][picked - part.start] for part, picked in pairs if len(picked)])

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.sparse
 import torch
 
 from lowshot.core.compiled import compiled
@@ -88,19 +87,6 @@ class Adjacency:
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             list(pool.map(rows, self.blocks))
         return product
-
-    def to_scipy(self) -> scipy.sparse.csr_matrix:
-        """S with one entry an edge; for graphs small enough for it."""
-        rows = [
-            scipy.sparse.csr_matrix(
-                (np.ones(len(b.columns), np.float32) if b.weights is None else b.weights, b.columns, b.offsets),
-                (b.n_rows, len(self)),
-            )
-            for b in self.blocks
-        ]
-        whole = scipy.sparse.vstack(rows, "csr")
-        whole.sum_duplicates()
-        return whole
 
 
 def symmetrise(
@@ -218,20 +204,20 @@ def _transposed_rows(ids, values, weighted, starts, first, last):
 @compiled(nogil=True)
 def _combine(ids, values, weighted, starts, sources, source_values, first, how, offsets, columns, entries, degrees):
     """Merge each row's own list, sorted, with its row of the transpose into the output arrays."""
-    own, own_values = np.empty(ids.shape[1], np.int32), np.empty(ids.shape[1], np.float32)
+    listed, listed_values = np.empty(ids.shape[1], np.int32), np.empty(ids.shape[1], np.float32)
     n = 0
     for r in range(len(degrees)):
-        length = _sorted_list(ids[first + r], values, first + r, weighted, own, own_values)
+        length = _sorted_list(ids[first + r], values, first + r, weighted, listed, listed_values)
         a, b, end, total = 0, starts[r], starts[r + 1], 0.0
         while a < length or b < end:
-            left = own[a] if a < length else np.int32(2147483647)
+            left = listed[a] if a < length else np.int32(2147483647)
             right = sources[b] if b < end else np.int32(2147483647)
             column = min(left, right)
-            mine = (own_values[a] if weighted else np.float32(1)) if left == column else np.float32(0)
-            theirs = (source_values[b] if weighted else np.float32(1)) if right == column else np.float32(0)
+            forward = (listed_values[a] if weighted else np.float32(1)) if left == column else np.float32(0)
+            backward = (source_values[b] if weighted else np.float32(1)) if right == column else np.float32(0)
             a += left == column
             b += right == column
-            value = mine + theirs if how == 0 else (max(mine, theirs) if how == 1 else min(mine, theirs))
+            value = forward + backward if how == 0 else (max(forward, backward) if how == 1 else min(forward, backward))
             total += value
             if weighted:
                 if value != 0:
@@ -245,20 +231,20 @@ def _combine(ids, values, weighted, starts, sources, source_values, first, how, 
 
 
 @compiled(nogil=True, inline="always")
-def _sorted_list(row, values, i, weighted, own, own_values):
-    """Sort one list by node into `own` and its weights into `own_values`; returns how many neighbours it has."""
+def _sorted_list(row, values, i, weighted, listed, listed_values):
+    """Sort one list by node into `listed` and its weights into `listed_values`; returns how many neighbours it has."""
     n = 0
     for slot in range(len(row)):
         if row[slot] < 0:
             continue
         at = n
-        while at > 0 and own[at - 1] > row[slot]:
-            own[at] = own[at - 1]
-            own_values[at] = own_values[at - 1]
+        while at > 0 and listed[at - 1] > row[slot]:
+            listed[at] = listed[at - 1]
+            listed_values[at] = listed_values[at - 1]
             at -= 1
-        own[at] = row[slot]
+        listed[at] = row[slot]
         if weighted:
-            own_values[at] = values[i, slot]
+            listed_values[at] = values[i, slot]
         n += 1
     return n
 

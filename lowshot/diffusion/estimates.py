@@ -52,9 +52,9 @@ class Job:
     """After which scores are wanted, ascending."""
     options: StepOptions
     precision: Precision
-    n_judged: int = 1
-    """Configs that are judged on the scores of a run."""
-    n_own_scores: int = 0
+    n_evaluated: int = 1
+    """Configs that are evaluated on the scores of a run."""
+    n_final_scores: int = 0
     """How many times they are turned into other scores at once."""
     finish: Callable[[np.ndarray], Any] = np.copy
     """What a config does with scores (N, classes)."""
@@ -112,11 +112,11 @@ def memory_terms(job: Job, width: int, precision: Precision) -> list[Term]:
         Term("columns of the first step",
              propagation.first_step_bytes(n, s.n_entries, s.n_labelled, s.n_classes, w), ("first step",), on_gpu),
         Term("rows of the last slice",
-             propagation.wanted_rows_bytes(s.n_needed, w, len(job.steps), precision), ("first step", "step"), on_gpu),
+             propagation.given_rows_bytes(s.n_needed, w, len(job.steps), precision), ("first step", "step"), on_gpu),
         Term("last step",
              propagation.last_step_bytes(n, s.n_needed, w, precision, job.assigning), ("last step",), on_gpu),
         Term("scores of the steps", scores * len(job.steps), (*spreading, "scores")),
-        Term("scores judged", scores * (3 + job.n_own_scores), ("scores",)),
+        Term("scores judged", scores * (3 + job.n_final_scores), ("scores",)),
         Term("classes of the nodes", job.assigning * propagation.ASSIGN_BYTES * n, spreading),
     ]  # fmt: skip
     if on_gpu == "GPU":
@@ -228,7 +228,7 @@ def seconds(job: Job, width: int, n_processes: int) -> dict[str, float]:
         "last step": n_slices * n_last * whole["last step"],
         "scores": n_slices * (len(job.steps) * whole["scores"] + n_taken * whole["rows taken"])
         + timed(job, lambda: TestLists(graph.test_ids[:, :k])),
-        "judging": job.n_judged * timed(job, lambda: job.finish(scores)),
+        "judging": job.n_evaluated * timed(job, lambda: job.finish(scores)),
     }
     return {
         "search of the shots": _search_seconds(job) if sizes.n_added else 0,

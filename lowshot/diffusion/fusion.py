@@ -1,6 +1,6 @@
 """A classifier's scores kept in a file, and their late fusion with those of diffusion (Douze et al., CVPR 2018).
 
-scores.h5: `log_probabilities` float32 (runs, N, classes) of the judged test images, in their order, over the setup's
+scores.h5: `log_probabilities` float32 (runs, N, classes) of the test images, in their order, over the setup's
 `classes` (ascending); `trials`, `n_shots` int64 (runs,).
 """
 
@@ -42,7 +42,7 @@ class ScoreFile:
         self.file.close()
 
     def put(self, run: tuple[int, int], rows: slice, scores: Tensor) -> None:
-        """Scores (rows, classes) of some judged images, over the setup's classes or over all of the data set."""
+        """Scores (rows, classes) of some test images, over the setup's classes or over all of the data set."""
         if scores.shape[1] != len(self.classes):
             scores = scores[:, torch.from_numpy(self.classes).to(scores.device)]
         self.scores[self.runs[run], rows] = torch.log_softmax(scores.float(), 1).cpu().numpy()

@@ -8,7 +8,7 @@ vectors        float32 or float16 (N, d), unit length
 pca_mean, pca_components         float32 (D,), (d, D); absent if features are only normalised
 A completed graph has N = M + background nodes and besides:
 train_rows     int64 (M,)        rows of the train features that are the nodes 0..M-1
-test_ids, test_similarities, test_vectors    lists and vectors of the judged test images (T)
+test_ids, test_similarities, test_vectors    lists and vectors of the test images (T)
 A background has the attribute `recall` besides. `done` counts rows written, for killed runs to go on from.
 """
 
@@ -173,9 +173,9 @@ def read_projection(file: h5py.File) -> Projection:
 
 
 def _check_shapes(graph: Graph) -> None:
-    wanted = {"ids": 2, "similarities": 2, "vectors": 2, "train_rows": 1, "test_ids": 2, "test_similarities": 2,
+    axes = {"ids": 2, "similarities": 2, "vectors": 2, "train_rows": 1, "test_ids": 2, "test_similarities": 2,
               "test_vectors": 2}  # fmt: skip
-    for name, n_axes in wanted.items():
+    for name, n_axes in axes.items():
         array = getattr(graph, name)
         if array is not None and not (isinstance(array, np.ndarray) and array.ndim == n_axes and array.size):
             raise InputError(f"{graph.path}: '{name}' is no contiguous array of {n_axes} axes with rows")

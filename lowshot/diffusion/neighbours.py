@@ -79,11 +79,11 @@ def _search_in_torch(queries: np.ndarray, vectors: np.ndarray, k: int, device: s
     """Products of blocks and topk, on any device."""
     ids, similarities = _no_lists(len(queries), k)
     for rows in blocks(len(queries)):
-        own = _tensor(queries[rows], device)
+        block = _tensor(queries[rows], device)
         best = _tensor(similarities[rows], device)
         best_ids = torch.full(best.shape, -1, device=device)
         for part in blocks(len(vectors), size=VECTORS_AT_ONCE):
-            found, found_ids = (own @ _tensor(vectors[part], device).T).topk(min(k, part.stop - part.start))
+            found, found_ids = (block @ _tensor(vectors[part], device).T).topk(min(k, part.stop - part.start))
             best, order = torch.cat([best, found], 1).topk(k)
             best_ids = torch.cat([best_ids, found_ids + part.start], 1).gather(1, order)
         ids[rows], similarities[rows] = best_ids.int().cpu().numpy(), best.cpu().numpy()
@@ -180,23 +180,23 @@ def _best_first(similarities: np.ndarray, k: int) -> np.ndarray:
     return keys & 0xFFFF
 
 
-def with_self(lists: Lists, own_ids: np.ndarray, vectors: np.ndarray) -> Lists:
+def with_self(lists: Lists, node_ids: np.ndarray, vectors: np.ndarray) -> Lists:
     """Lists with every node in its own: where more duplicates than k pushed it out, it stands first and the last goes.
 
-    `own_ids` (Q,), `vectors` (Q, d) of the nodes.
+    `node_ids` (Q,), `vectors` (Q, d) of the nodes.
     """
     ids, similarities = lists
-    lost = np.flatnonzero(~(ids == own_ids[:, None]).any(axis=1))
-    own = np.maximum(np.square(vectors[lost], dtype=np.float32).sum(axis=1), similarities[lost, 0])
+    lost = np.flatnonzero(~(ids == node_ids[:, None]).any(axis=1))
+    self_similarities = np.maximum(np.square(vectors[lost], dtype=np.float32).sum(axis=1), similarities[lost, 0])
     ids[lost, 1:], similarities[lost, 1:] = ids[lost, :-1], similarities[lost, :-1]
-    ids[lost, 0], similarities[lost, 0] = own_ids[lost], own
+    ids[lost, 0], similarities[lost, 0] = node_ids[lost], self_similarities
     return lists
 
 
-def recall(ids: np.ndarray, vectors: np.ndarray, device: str | torch.device, seed: int, n_queries: int = 1000) -> float:
-    """Share of the true neighbours that the lists `ids` (N, k) of `vectors` (N, d) among themselves hold, from
-    `n_queries` rows drawn at random. A neighbour as similar as a true one counts as one."""
-    rows = sampled_rows(len(ids), n_queries, seed)
+def recall(ids: np.ndarray, vectors: np.ndarray, device: str | torch.device, seed: int) -> float:
+    """Share of the true neighbours that the lists `ids` (N, k) of `vectors` (N, d) among themselves hold, from a
+    thousand rows drawn at random. A neighbour as similar as a true one counts as one."""
+    rows = sampled_rows(len(ids), 1000, seed)
     true = exact_search(vectors[rows], vectors, ids.shape[1], device)
     furthest = np.where(true[0] >= 0, true[1], np.inf).min(axis=1, keepdims=True)
     hits = listed_products(ids, vectors, rows) >= furthest - 1e-5
@@ -210,5 +210,5 @@ def sampled_rows(n_rows: int, n_sample: int, seed: int) -> np.ndarray:
 
 def listed_products(ids: np.ndarray, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Inner products of the vectors `rows` (n,) with those that their lists name: (n, k), -inf for id -1."""
-    listed, own = vectors[ids[rows]].astype(np.float32), vectors[rows].astype(np.float32)
-    return np.where(ids[rows] >= 0, np.einsum("nkd,nd->nk", listed, own), -np.inf)
+    listed, queries = vectors[ids[rows]].astype(np.float32), vectors[rows].astype(np.float32)
+    return np.where(ids[rows] >= 0, np.einsum("nkd,nd->nk", listed, queries), -np.inf)

@@ -40,8 +40,8 @@ class Projection:
         return features / np.where(lengths > 0, lengths, 1)
 
 
-def fit_projection(rows: Rows | np.ndarray, dim: int | None, seed: int, n_sample: int = N_SAMPLE) -> Projection:
-    """The PCA of features (N, D) to `dim` dimensions, fitted on `n_sample` rows drawn at random.
+def fit_projection(rows: Rows | np.ndarray, dim: int | None, seed: int) -> Projection:
+    """The PCA of features (N, D) to `dim` dimensions, fitted on `N_SAMPLE` rows drawn at random.
 
     No PCA (normalisation only) if `dim` is None or not below D; no more dimensions than rows. The paper's PCA ends in a
     random rotation, which changes no inner product; ours does not.
@@ -52,8 +52,8 @@ def fit_projection(rows: Rows | np.ndarray, dim: int | None, seed: int, n_sample
 
     n_rows = len(rows)
     chosen = np.arange(n_rows)
-    if n_rows > n_sample:
-        chosen = np.sort(stream(seed, "pca").choice(n_rows, n_sample, replace=False))
+    if n_rows > N_SAMPLE:
+        chosen = np.sort(stream(seed, "pca").choice(n_rows, N_SAMPLE, replace=False))
     sample = sample_rows(rows, chosen)
     pca = PCA(min(dim, n_rows), svd_solver="covariance_eigh").fit(sample)
     return Projection(pca.mean_.astype(np.float32), pca.components_.astype(np.float32))

@@ -60,10 +60,10 @@ class UnlabelledPool:
         places = np.arange(len(nodes)) - np.searchsorted(columns[nodes], columns[nodes])
         nodes, places = nodes[places < n_rows], places[places < n_rows]
         trial, n_shot = (np.full(len(nodes), number) for number in run)
-        own_labels = self.benchmark.classes[columns[nodes]]
+        node_labels = self.benchmark.classes[columns[nodes]]
         return {
             "feats": self._features(nodes),
-            "labels": own_labels,
+            "labels": node_labels,
             "trials": trial,
             "n_shots": n_shot,
             "places": places,
@@ -114,5 +114,5 @@ class PropagatedRows:
         reached no image."""
         if n_shot not in self.config["shots"] or trial not in (self.config.get("trials") or [trial]):
             raise InputError(f"{self.path}: was not made for trial {trial}, n = {n_shot}")
-        own = (self.rows["trials"] == trial) & (self.rows["n_shots"] == n_shot) & (self.rows["places"] < n_rows)
-        return self.rows["feats"][own], self.rows["labels"][own]
+        chosen = (self.rows["trials"] == trial) & (self.rows["n_shots"] == n_shot) & (self.rows["places"] < n_rows)
+        return self.rows["feats"][chosen], self.rows["labels"][chosen]

@@ -48,8 +48,8 @@ class Labels:
     def among(self, nodes: np.ndarray) -> "Labels":
         """Those of some `nodes` (n,), ascending, which are then called 0..n-1."""
         places = np.searchsorted(nodes, self.nodes)
-        there = np.append(nodes, -1)[places] == self.nodes
-        return Labels(places[there], self.columns[there], self.n_columns)
+        inside = np.append(nodes, -1)[places] == self.nodes
+        return Labels(places[inside], self.columns[inside], self.n_columns)
 
     def add_to(self, state: Tensor, value: float) -> Tensor:
         """Add `value` times L_0 to `state` (N, n_columns), in place."""
@@ -149,10 +149,10 @@ def first_step_bytes(n_nodes: int, n_entries: int, n_labelled: int, n_columns: i
     return slice_bytes(n_nodes, few) + 24 * n_entries / n_nodes * n_labelled * few / n_columns
 
 
-def wanted_rows_bytes(n_needed: int, width: int, n_wanted: int, precision: Precision) -> int:
+def given_rows_bytes(n_needed: int, width: int, n_requested: int, precision: Precision) -> int:
     """Bytes of the rows that `Spread.columns` gave last, held while it makes the next; twice where it gives separate
-    ones on the way (`n_wanted`: steps)."""
-    return (1 + (n_wanted > 1 and precision != "float32")) * slice_bytes(n_needed, width)
+    ones on the way (`n_requested`: steps)."""
+    return (1 + (n_requested > 1 and precision != "float32")) * slice_bytes(n_needed, width)
 
 
 class _Rows:
@@ -218,10 +218,10 @@ class TestLists:
     """The nodes that each test image adds up: `ids` int (n_test, k), -1 for none."""
 
     def __init__(self, ids: np.ndarray) -> None:
-        there = ids >= 0
-        self.nodes, places = np.unique(ids[there], return_inverse=True)
+        is_listed = ids >= 0
+        self.nodes, places = np.unique(ids[is_listed], return_inverse=True)
         self.places = torch.from_numpy(places.astype(np.int32))
-        self.offsets = np.concatenate([[0], np.cumsum(there.sum(1))])
+        self.offsets = np.concatenate([[0], np.cumsum(is_listed.sum(1))])
 
     def scores(self, rows: Tensor) -> Tensor:
         """Sums over each image's nodes: `rows` float32 (len(nodes), width) to (n_test, width)."""

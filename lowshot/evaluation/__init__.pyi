@@ -1,6 +1,6 @@
 """The low-shot benchmark, few-shot episodes, selection of settings, predictions."""
 
-from .episodes import judge as judge
+from .episodes import evaluate as evaluate
 from .episodes import make_pool as make_pool
 from .episodes import tasks_digest as tasks_digest
 from .prediction import PhotoClassifier as PhotoClassifier

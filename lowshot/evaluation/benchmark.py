@@ -1,7 +1,7 @@
-"""What every stage of the low-shot benchmark shares: its files and settings, what is judged, and the results file.
+"""What every stage of the low-shot benchmark shares: its files and settings, what is evaluated, and the results file.
 
-Base and novel classes of a setup are judged jointly: a method learns from the base classes' training rows and from n
-shots of every novel class, and is judged on the test images of both by six accuracies (`lowshot.evaluation.metrics`).
+Base and novel classes of a setup are evaluated jointly: a method learns from the base classes' training rows and from n
+shots of every novel class, and is tested on images of both by six accuracies (`lowshot.evaluation.metrics`).
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,9 @@ from lowshot.data.protocol import Split, check_draws, draws_inputs, read_draws, 
 from lowshot.evaluation.metrics import six_accuracies
 from lowshot.evaluation.settings import BenchmarkConfig
 
-# (trial, n) -> `true_class_ranks` (N,) of the judged test images
+# What a method saw beside labelled training images: nothing, test images, or unlabelled training images.
+Setting = Literal["inductive", "transductive", "semi_supervised"]
+# (trial, n) -> `true_class_ranks` (N,) of the test images of the setup
 Ranks = dict[tuple[int, int], np.ndarray]
 
 
@@ -31,7 +33,7 @@ def input_files(config: BenchmarkConfig) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One setup of the protocol with its rows: `train` and `draws` whole, of the test images only those judged.
+    """One setup of the protocol with its rows: `train` and `draws` whole, of the test images only those of its classes.
 
     `draws` maps a trial to the shot rows of every class; `test_features` float32 (N, D), `test_labels` int64 (N,).
     """
@@ -46,7 +48,7 @@ class Benchmark:
 
     @cached_property
     def classes(self) -> np.ndarray:
-        """(base + novel classes,) int64, ascending: all that are judged."""
+        """(base + novel classes,) int64, ascending: all that are evaluated."""
         return np.sort(np.concatenate([self.base_classes, self.novel_classes]))
 
     @cached_property
@@ -64,8 +66,8 @@ class Benchmark:
 
     def accuracies(self, ranks: Ranks) -> list[dict]:
         """`trial`, `n_shot` and the six accuracies of every run."""
-        judged = self.test_labels, self.base_classes, self.novel_classes
-        return [{"trial": trial, "n_shot": n, **six_accuracies(row, *judged)} for (trial, n), row in ranks.items()]
+        truth = self.test_labels, self.base_classes, self.novel_classes
+        return [{"trial": trial, "n_shot": n, **six_accuracies(row, *truth)} for (trial, n), row in ranks.items()]
 
 
 def check_settings(config: BenchmarkConfig) -> None:
@@ -81,7 +83,7 @@ def read_benchmark(config: BenchmarkConfig) -> Benchmark:
     """Read and check all inputs.
 
     Raises InputError if they do not fit each other, or if a class of the setup has no image to learn from or to be
-    judged on.
+    evaluated on.
     """
     split = read_split(config.split)
     train, test = (read_features(path, split.n_classes) for path in (config.train, config.test))
@@ -94,8 +96,8 @@ def read_benchmark(config: BenchmarkConfig) -> Benchmark:
     classes = np.concatenate([base_classes, novel_classes])
     check_classes(train, base_classes, split.class_names)
     check_classes(test, classes, split.class_names)
-    judged = np.isin(test.labels, classes)
-    return Benchmark(split, base_classes, novel_classes, train, draws, test.feats[judged], test.labels[judged])
+    in_setup = np.isin(test.labels, classes)
+    return Benchmark(split, base_classes, novel_classes, train, draws, test.feats[in_setup], test.labels[in_setup])
 
 
 def check_made_for(path: Path, config: BenchmarkConfig, files: dict[str, Path]) -> None:
@@ -113,7 +115,7 @@ def write_results(
     made_from: dict,
     benchmark: Benchmark,
     method: str,
-    setting: Literal["inductive", "transductive", "semi_supervised"],
+    setting: Setting,
     ranks: Ranks,
     provenance: Provenance,
     device: str,

@@ -28,8 +28,8 @@ from lowshot.data.protocol import Split
 from lowshot.evaluation.ranks import true_class_ranks
 from lowshot.evaluation.settings import Sampling
 
-# Bytes of the shuffles that are drawn at once, and of the features that are gathered and judged at once: on a processor
-# so few that they stay in its cache and in memory that it has already.
+# Bytes of the shuffles that are drawn at once, and of the features that are gathered and evaluated at once: on a
+# processor so few that they stay in its cache and in memory that it has already.
 _DRAWN_BYTES = 64 << 20
 _GATHERED_BYTES = {"cpu": 4 << 20, "cuda": 512 << 20}
 
@@ -105,8 +105,10 @@ def make_pool(labels: np.ndarray, split: Split, classes: np.ndarray, sampling: S
 def _by_superclass(split: Split, classes: np.ndarray) -> list[np.ndarray]:
     superclasses = np.array([-1 if split.superclass_of[c] is None else split.superclass_of[c] for c in classes])
     if (superclasses < 0).all():
-        raise InputError(f"within_superclass: the split of {split.dataset} knows no superclass of the classes to judge")
-    return [classes[superclasses == one] for one in np.unique(superclasses[superclasses >= 0])]
+        raise InputError(
+            f"within_superclass: the split of {split.dataset} knows no superclass of the classes to evaluate"
+        )
+    return [classes[superclasses == superclass] for superclass in np.unique(superclasses[superclasses >= 0])]
 
 
 def _large_enough(groups: list[np.ndarray], sampling: Sampling) -> list[np.ndarray]:
@@ -117,16 +119,18 @@ def _large_enough(groups: list[np.ndarray], sampling: Sampling) -> list[np.ndarr
         return large
     most = max(map(len, groups))
     if sampling.within_superclass:
-        raise InputError(f"n_way {sampling.n_way}: no superclass has {n_way} of the classes to judge ({most} at most)")
-    raise InputError(f"n_way {sampling.n_way}: more ways than the {most} classes to judge")
+        raise InputError(
+            f"n_way {sampling.n_way}: no superclass has {n_way} of the classes to evaluate ({most} at most)"
+        )
+    raise InputError(f"n_way {sampling.n_way}: more ways than the {most} classes to evaluate")
 
 
 def _check_sizes(pool: Pool, classes: np.ndarray, n_queries: np.ndarray, n_shot: int, task: str = "a task") -> None:
     """InputError unless each of `classes` (n,) has images enough for its `n_queries` (n,) and `n_shot` shots."""
     for i in np.flatnonzero(pool.sizes[classes] < n_queries + n_shot)[:1]:
         what = f"class {classes[i]} ({pool.class_names[classes[i]]}) has {pool.sizes[classes[i]]} images"
-        wanted = f"{n_shot} + {n_queries[i]} (shots + queries) of {task}"
-        raise InputError(f"{pool.source}: {what}, fewer than the {wanted}")
+        needed = f"{n_shot} + {n_queries[i]} (shots + queries) of {task}"
+        raise InputError(f"{pool.source}: {what}, fewer than the {needed}")
 
 
 def draw_tasks(pool: Pool, sampling: Sampling, episodes: range) -> Iterator[TaskRows]:
@@ -203,7 +207,7 @@ def _dirichlet_counts(alpha: float, first: np.ndarray, second: np.ndarray, balan
     return counts + (place < total - counts.sum(1, keepdims=True))
 
 
-def judge(
+def evaluate(
     features: Tensor,
     pool: Pool,
     sampling: Sampling,
@@ -235,7 +239,7 @@ def judge(
                     for episode, accuracy in zip(rows.episodes.tolist(), accuracies)
                 ]
             progress.update(len(rows.episodes))
-    return sorted(results, key=lambda one: (one["episode"], one["n_shot"]))
+    return sorted(results, key=lambda entry: (entry["episode"], entry["n_shot"]))
 
 
 def _all_rows(

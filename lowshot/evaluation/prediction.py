@@ -80,14 +80,14 @@ def load_classifier(folder: Path) -> PhotoClassifier:
     content = read_json(where)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise InputError(f"{where}: does not describe a classifier (schema {SCHEMA})")
-    own = {name: content[name] for name in _Description.__dataclass_fields__ if name in content}
-    said = checked(_Description, own, where)
-    options = checked(type(getattr(InductiveOptions(), said.method)), said.options, where)
-    transform = checked(FeatureTransform, said.transform, where)
+    described = {name: content[name] for name in _Description.__dataclass_fields__ if name in content}
+    description = checked(_Description, described, where)
+    options = checked(type(getattr(InductiveOptions(), description.method)), description.options, where)
+    transform = checked(FeatureTransform, description.transform, where)
     extractor, tensors = load_extractor(Path(folder) / "extractor"), load_tensors(Path(folder) / "model.pt")
-    _check(Path(folder) / "model.pt", tensors, len(said.class_names), extractor.dim, transform.centre)
-    rest = {"options": options, "transform": transform, "invert": said.invert}
-    return PhotoClassifier(extractor, class_names=said.class_names, method=said.method, **rest, **tensors)
+    _check(Path(folder) / "model.pt", tensors, len(description.class_names), extractor.dim, transform.centre)
+    rest = {"options": options, "transform": transform, "invert": description.invert}
+    return PhotoClassifier(extractor, class_names=description.class_names, method=description.method, **rest, **tensors)
 
 
 def _check(path: Path, tensors: dict[str, Tensor], n_classes: int, dim: int, centred: bool) -> None:

@@ -1,4 +1,4 @@
-"""Choosing settings: every cell of a grid is judged on the validation setup, and the best one is taken.
+"""Choosing settings: every cell of a grid is evaluated on the validation setup, and the best one is taken.
 
 A grid file is YAML, settings by their names on the command line and the values to try:
 
@@ -43,10 +43,10 @@ def choose(
     config: Config,
     inputs: dict[str, Path | None],
     recipe_of: Callable[[Config, dict[str, Path | None]], dict],
-    judge: Callable[[list[Config], Benchmark, str], Iterator[Ranks | Diverged]],
+    evaluate: Callable[[list[Config], Benchmark, str], Iterator[Ranks | Diverged]],
     device: str,
 ) -> Selection:
-    """Judge every cell of the grid `config.select` on the validation setup and take the best, of equals the first.
+    """Evaluate every cell of the grid `config.select` on the validation setup and take the best, of equals the first.
 
     A cell that diverges is recorded and never taken. Raises InputError for a grid that cannot be run, before any work,
     for damaged evidence, and if no cell is left to take.
@@ -54,7 +54,7 @@ def choose(
     Args:
         inputs: the files that the numbers depend on, named for a recipe.
         recipe_of: the recipe of (settings, inputs), with those settings only that these settings make the stage read.
-        judge: the runs of some cells: (settings of each, benchmark, device) -> ranks of each, in their order.
+        evaluate: the runs of some cells: (settings of each, benchmark, device) -> ranks of each, in their order.
     """
     if config.setup == "test" and config.trials is not None:
         raise InputError(
@@ -66,22 +66,22 @@ def choose(
     read = _settings_read(cells, config, recipe_of)
     made_from = {**recipe_of(config, inputs), "config": read}
     if not is_done(evidence, made_from, config.overwrite):
-        _judge_cells(evidence, made_from, cells, config, judge, device)
+        _evaluate_cells(evidence, made_from, cells, config, evaluate, device)
     written = read_yaml(evidence)
-    judged = _judged(evidence, written, cells, config.criterion)
-    chosen = _chosen(evidence, judged, config)
-    if len(judged) < len(cells) or written.get("chosen") != chosen:
+    done = _checked_cells(evidence, written, cells, config.criterion)
+    chosen = _chosen(evidence, done, config)
+    if len(done) < len(cells) or written.get("chosen") != chosen:
         raise InputError(f"{evidence}: what it calls chosen is not the best of all cells; it was edited by hand")
     record = {"criterion": config.criterion, "chosen": chosen, "evidence": evidence.name}
-    digest = _digest({**made_from, "chosen": chosen, "cells": judged})
+    digest = _digest({**made_from, "chosen": chosen, "cells": done})
     return Selection(_with_chosen(config, chosen), evidence, {**record, "digest": digest})
 
 
-def _chosen(evidence: Path, judged: list[dict], config: SelectionConfig) -> dict:
+def _chosen(evidence: Path, done: list[dict], config: SelectionConfig) -> dict:
     """The values of the best cell, or those of the best for each n."""
     if not config.select_per_shot:
-        return _best(evidence, judged, config.criterion)
-    return {str(n): _best(evidence, judged, config.criterion, n) for n in config.shots}
+        return _best(evidence, done, config.criterion)
+    return {str(n): _best(evidence, done, config.criterion, n) for n in config.shots}
 
 
 def _with_chosen(config: Config, chosen: dict) -> list[Config]:
@@ -170,8 +170,8 @@ def _replace(config: Any, keys: list[str], value: Any) -> Any:
 def _settings_of(config: SelectionConfig) -> list[str]:
     """Dotted names of what a grid may vary: the method's settings, neither files nor those of the protocol."""
     protocol = {field.name for field in fields(SelectionConfig)}
-    own = [f.name for f in fields(config) if f.name not in protocol and "Path" not in str(f.type)]
-    return list(flat({name: value for name, value in asdict(config).items() if name in own}))
+    names = [f.name for f in fields(config) if f.name not in protocol and "Path" not in str(f.type)]
+    return list(flat({name: value for name, value in asdict(config).items() if name in names}))
 
 
 def _checked(parser: ArgumentParser, config: SelectionConfig, name: str, value: Any, path: Path) -> Any:
@@ -192,25 +192,25 @@ def _may_be_none(config: SelectionConfig, name: str) -> bool:
     return type(None) in get_args(get_type_hints(type(reduce(getattr, groups, config)))[key])
 
 
-def _judge_cells(
-    evidence: Path, made_from: dict, cells: list[dict], config: SelectionConfig, judge: Callable, device: str
+def _evaluate_cells(
+    evidence: Path, made_from: dict, cells: list[dict], config: SelectionConfig, evaluate: Callable, device: str
 ) -> None:
-    """Write the evidence: judge the cells that an unfinished file of the same recipe does not hold."""
+    """Write the evidence: evaluate the cells that an unfinished file of the same recipe does not hold."""
     provenance = Provenance()
     config = replace(config, setup="validation")
     benchmark = read_benchmark(config)
     protocol = {"setup": "validation", "split_digest": benchmark.split.digest}
     with writing(evidence, made_from, resumable=True) as partial:
-        judged = _judged(partial, read_yaml(partial), cells, config.criterion) if partial_recipe(partial) else []
-        left = cells[len(judged) :]
-        all_ranks = judge([with_values(config, values) for values in left], benchmark, device)
-        for i, (values, ranks) in enumerate(zip(left, all_ranks), start=len(judged) + 1):
-            judged.append(_entry(values, ranks, benchmark, config.criterion))
-            write_yaml(partial, {**made_from, "protocol": protocol, "cells": judged})
-            print(f"{made_from['stage']}: cell {i} of {len(cells)}, {_said(judged[-1], config.criterion)}", flush=True)
-        chosen = _chosen(partial, judged, config)
+        done = _checked_cells(partial, read_yaml(partial), cells, config.criterion) if partial_recipe(partial) else []
+        left = cells[len(done) :]
+        all_ranks = evaluate([with_values(config, values) for values in left], benchmark, device)
+        for i, (values, ranks) in enumerate(zip(left, all_ranks), start=len(done) + 1):
+            done.append(_entry(values, ranks, benchmark, config.criterion))
+            write_yaml(partial, {**made_from, "protocol": protocol, "cells": done})
+            print(f"{made_from['stage']}: cell {i} of {len(cells)}, {_text(done[-1], config.criterion)}", flush=True)
+        chosen = _chosen(partial, done, config)
         made = {"chosen": chosen, **made_from, "protocol": protocol, "provenance": provenance.record(device)}
-        write_yaml(partial, {**made, "cells": judged})
+        write_yaml(partial, {**made, "cells": done})
     print(f"{made_from['stage']}: chose {chosen} -> {evidence}", flush=True)
 
 
@@ -230,8 +230,8 @@ def _mean_and_interval(trials: list[dict], criterion: str) -> tuple[float, float
     top, *groups = criterion.split("_")
     by_trial = np.array(
         [
-            np.mean([one[f"{top}_{group}"] for one in trials if one["trial"] == trial for group in groups])
-            for trial in dict.fromkeys(one["trial"] for one in trials)
+            np.mean([run[f"{top}_{group}"] for run in trials if run["trial"] == trial for group in groups])
+            for trial in dict.fromkeys(run["trial"] for run in trials)
         ]
     )
     n = len(by_trial)
@@ -239,24 +239,24 @@ def _mean_and_interval(trials: list[dict], criterion: str) -> tuple[float, float
     return float(by_trial.mean()), interval
 
 
-def _judged(path: Path, written: Any, cells: list[dict], criterion: Criterion) -> list[dict]:
+def _checked_cells(path: Path, written: Any, cells: list[dict], criterion: Criterion) -> list[dict]:
     """What evidence, `written` in the file `path`, says of the first of `cells`, or of all; InputError unless every
     mean is that of its trials."""
     try:
-        judged = written["cells"]
-        sound = [cell["values"] for cell in judged] == cells[: len(judged)] and all(
+        done = written["cells"]
+        sound = [cell["values"] for cell in done] == cells[: len(done)] and all(
             cell["trials"] and math.isclose(cell["mean"], _mean_and_interval(cell["trials"], criterion)[0])
-            for cell in judged
+            for cell in done
             if not (cell["mean"] is None and cell["diverged"])
         )
     except (KeyError, TypeError, ValueError):
         sound = False
     if not sound:
         raise InputError(f"{path}: damaged: its cells are not those of the grid with the means of their trials")
-    return judged
+    return done
 
 
-def _said(cell: dict, criterion: str) -> str:
+def _text(cell: dict, criterion: str) -> str:
     values = ", ".join(f"{name} {value}" for name, value in cell["values"].items())
     if cell["mean"] is None:
         return f"{values}: diverged"
@@ -271,7 +271,7 @@ def _best(evidence: Path, cells: list[dict], criterion: Criterion, n_shot: int |
         raise InputError(f"{evidence}: every cell of the grid diverged")
 
     def mean(cell: dict) -> float:
-        runs = [one for one in cell["trials"] if one["n_shot"] == n_shot]
+        runs = [run for run in cell["trials"] if run["n_shot"] == n_shot]
         return cell["mean"] if n_shot is None else _mean_and_interval(runs, criterion)[0]
 
     return max(trained, key=mean)["values"]

@@ -26,7 +26,7 @@ class BenchmarkConfig:
     out: Path
     """Results file to write (.json)."""
     setup: Setup = "test"
-    """Halves of the classes to judge on; choose hyper-parameters on validation only, report on test."""
+    """Halves of the classes to evaluate on; choose hyper-parameters on validation only, report on test."""
     shots: list[PositiveInt] = field(default_factory=lambda: [1, 2, 5, 10, 20])
     """Numbers of shots n."""
     trials: list[PositiveInt] | None = None
@@ -41,10 +41,9 @@ class BenchmarkConfig:
     """Make the results again though they stand."""
 
 
+Metric = Literal["top1_novel", "top1_base", "top1_all", "top5_novel", "top5_base", "top5_all"]
 # A metric, or the mean of two.
-Criterion = Literal[
-    "top1_novel", "top5_novel", "top1_base", "top5_base", "top1_all", "top5_all", "top1_novel_base", "top5_novel_base"
-]
+Criterion = Literal[Metric, "top1_novel_base", "top5_novel_base"]
 
 
 @dataclass(kw_only=True)
@@ -68,7 +67,7 @@ class Sampling:
     n_way: PositiveInt | Literal["all"] = 5
     """Classes of a task; all: every novel class of the setup (or of the task's superclass). See also classes."""
     n_shots: list[PositiveInt] = field(default_factory=lambda: [1, 5])
-    """Numbers of labelled images (shots) of each class; every one is judged on the same episodes."""
+    """Numbers of labelled images (shots) of each class; every one is evaluated on the same episodes."""
     n_queries: PositiveInt = 15
     """Images to recognise: so many of every class, or on average so many with dirichlet."""
     dirichlet: PositiveFloat | None = None

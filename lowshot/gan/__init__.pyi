@@ -17,7 +17,6 @@ from .samples import read_sample_images as read_sample_images
 from .samples import read_samples as read_samples
 from .samples import sample_files as sample_files
 from .samples import samples_recipe as samples_recipe
-from .scores import SCORES as SCORES
 from .scores import scores_by_class as scores_by_class
 from .training import GanTrainer as GanTrainer
 from .training import features_of as features_of

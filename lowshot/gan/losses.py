@@ -4,10 +4,10 @@ with an unconditional term that unlabelled images can feed."""
 import torch.nn.functional as F
 from torch import Tensor
 
-from lowshot.gan.networks import Judgement
+from lowshot.gan.networks import DiscriminatorOutput
 
 
-def generator_losses(fake: Judgement, z: Tensor) -> dict[str, Tensor]:
+def generator_losses(fake: DiscriminatorOutput, z: Tensor) -> dict[str, Tensor]:
     """Terms by name, means over the batch, of generated images made of the noise `z` (B, z_dim)."""
     return {
         "adversarial": F.softplus(-fake.conditional).mean(),
@@ -16,7 +16,9 @@ def generator_losses(fake: Judgement, z: Tensor) -> dict[str, Tensor]:
     }
 
 
-def discriminator_losses(real: Judgement, fake: Judgement, unlabelled: Judgement, z: Tensor) -> dict[str, Tensor]:
+def discriminator_losses(
+    real: DiscriminatorOutput, fake: DiscriminatorOutput, unlabelled: DiscriminatorOutput, z: Tensor
+) -> dict[str, Tensor]:
     """The same for the discriminator. `unlabelled` are real images of whatever class: those of a larger pool, or `real`
     once more; there need not be as many."""
     return {

@@ -18,6 +18,7 @@ from lowshot.core.state_dicts import fill
 from lowshot.gan.networks import GENERATORS, ClassMeans, Discriminator, GanConfig, Generator
 
 SCHEMA = "lowshot-gan-1"
+_BATCH = 256
 
 
 class Gan(nn.Module):
@@ -108,9 +109,9 @@ def sample_noise(seed: int, labels: list[int], numbers: list[int], z_dim: int) -
 
 
 @torch.inference_mode()
-def make_images(generator: nn.Module, z: Tensor, labels: Tensor, batch_size: int = 256) -> Iterator[Tensor]:
+def make_images(generator: nn.Module, z: Tensor, labels: Tensor) -> Iterator[Tensor]:
     """Images of noise (N, z_dim) and int64 (N,), batch by batch: uint8 (B, C, S, S), rounded."""
-    for noise, classes in zip(z.split(batch_size), labels.split(batch_size)):
+    for noise, classes in zip(z.split(_BATCH), labels.split(_BATCH)):
         yield to_bytes(generator(noise, classes))
 
 

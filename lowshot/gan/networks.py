@@ -240,7 +240,7 @@ def _unit(x: Tensor) -> Tensor:
 GENERATORS = {"published": PublishedGenerator, "modulated": ModulatedGenerator}
 
 
-class Judgement(NamedTuple):
+class DiscriminatorOutput(NamedTuple):
     """What the discriminator says of images: the logits (B,) of being real, for their classes (`conditional`, equal to
     `unconditional` plus the projection on the class) and whatever their class; the noise `z` (B, z_dim); and `hidden`
     (B, n), what classes are projected on."""
@@ -269,8 +269,8 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Judges images, for all that the losses ask, in one pass. With `spectral_norm` it is that of all layers but the
-    class `table`."""
+    """All that the losses ask of images, in one pass. With `spectral_norm` it is that of all layers but the class
+    `table`."""
 
     finetuned_parts: ClassVar = {"embed": ("table",), "linear": ("table", "hidden", "logit", "noise")}
 
@@ -295,13 +295,13 @@ class Discriminator(nn.Module):
             for layer in set(layers) - set(self.table.modules()):
                 spectral_norm(layer)
 
-    def forward(self, images: Tensor, labels: Tensor) -> Judgement:
+    def forward(self, images: Tensor, labels: Tensor) -> DiscriminatorOutput:
         """Images (B, n_channels, S, S) in [-1, 1], int64 (B,)."""
         seen = self.trunk(images).relu().mean((2, 3))
         hidden = self.hidden(seen).relu()
         unconditional = self.logit(hidden)[:, 0]
         conditional = unconditional + self.match(hidden, labels)
-        return Judgement(conditional, unconditional, self.noise(seen)[:, -self.z_dim :], hidden)
+        return DiscriminatorOutput(conditional, unconditional, self.noise(seen)[:, -self.z_dim :], hidden)
 
     def match(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """The projection (B,) of `hidden` (B, n) on classes (B,)."""

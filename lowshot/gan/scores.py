@@ -19,12 +19,12 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from lowshot.classifiers.tasks import class_means
 from lowshot.core.errors import InputError
 
-SCORES = ("fid", "kid", "precision", "recall", "density", "coverage", "class_accuracy")
 # Distances that are in memory together: 64 MB.
 _N_DISTANCES = 8_000_000
+_KID_SUBSETS = 100
 
 
-def image_scores(real: Tensor, fake: Tensor, n_neighbours: int = 3, kid_subsets: int = 100) -> dict[str, float]:
+def image_scores(real: Tensor, fake: Tensor, n_neighbours: int = 3) -> dict[str, float]:
     """Scores of generated images against real ones, by features (N, D) and (M, D) on one device.
 
     `fid` is biased upwards where N or M is not far above D; `kid` is not, its subsets have 1000 images, or all of the
@@ -37,7 +37,7 @@ def image_scores(real: Tensor, fake: Tensor, n_neighbours: int = 3, kid_subsets:
     real, fake = real.double(), fake.double()
     with warnings.catch_warnings():  # of the memory that features take
         warnings.simplefilter("ignore", UserWarning)
-        kernel = KernelInceptionDistance(_Features(real.shape[1]), kid_subsets, min(1000, fewest))
+        kernel = KernelInceptionDistance(_Features(real.shape[1]), _KID_SUBSETS, min(1000, fewest))
     _update(kernel, real, fake)
     with torch.random.fork_rng(devices=[]):  # which subsets: the same for all that are compared
         torch.manual_seed(0)
@@ -62,7 +62,7 @@ def scores_by_class(
         real, fake: (N, D) float32, features of real and of generated images, both of the classes `labels` (N,) int64.
 
     Returns:
-        Entries of a results file: class, n_images, and `SCORES`.
+        Entries of a results file: class, n_images, and `lowshot.gan.settings.SCORES`.
     """
     real, fake, labels = (torch.from_numpy(one).to(device) for one in (real, fake, labels))
     one_by_one = [(int(c), labels == c) for c in labels.unique()]

@@ -9,6 +9,8 @@ from lowshot.core.cli import Momentum, TwoOrMore
 from lowshot.representation.settings import LaunchSettings
 
 FinetuneMode = Literal["embed", "linear", "all"]
+# What generated images get, as results files name it.
+SCORES = ("fid", "kid", "precision", "recall", "density", "coverage", "class_accuracy")
 
 
 @dataclass(kw_only=True)

@@ -17,7 +17,7 @@ from lowshot.gan.augmentation import N_UNIFORMS, DiscriminatorAugmentation
 from lowshot.gan.data import Examples, Shuffled
 from lowshot.gan.losses import discriminator_losses, generator_losses, mismatch_loss, weighted
 from lowshot.gan.model import Gan, from_bytes, make_images
-from lowshot.gan.networks import Judgement, choose_trained
+from lowshot.gan.networks import DiscriminatorOutput, choose_trained
 from lowshot.gan.settings import FinetuneMode, GanSettings
 from lowshot.representation.backbones import Extractor
 from lowshot.representation.loading import to_unit
@@ -52,7 +52,7 @@ def features_of(extractor: Extractor, batches: Iterable[Tensor]) -> Tensor:
 class GanTrainer:
     """Trains `gan` on `labelled` images and, with `unlabelled` ones, on these in the unconditional term.
 
-    The step is the published one, the generator first, but the discriminator judges all images of an update in one
+    The step is the published one, the generator first, but the discriminator sees all images of an update in one
     pass; in the generator's update its own weights get no gradients. Noise, order and changes of a step depend on
     (seed, step) only: a killed run ends up with the weights of an uninterrupted one, and with several processes each
     takes every n-th image and gradients are averaged.
@@ -151,20 +151,20 @@ class GanTrainer:
     def _step(self, step: int) -> dict[str, Tensor]:
         """One update of each network (of the generator every d_steps_per_g-th step); returns the losses."""
         s = self.settings
-        own = slice(self.fabric.global_rank, None, self.fabric.world_size)
+        local = slice(self.fabric.global_rank, None, self.fabric.world_size)
         batch = torch.from_numpy(self.batches.batch(step)).to(self.fabric.device)
-        real, labels = from_bytes(self.labelled.pixels[batch[own]]), self.labelled.labels[batch[own]]
-        others = self.labelled.labels[batch.roll(1)[own]]
+        real, labels = from_bytes(self.labelled.pixels[batch[local]]), self.labelled.labels[batch[local]]
+        others = self.labelled.labels[batch.roll(1)[local]]
         noise = torch_stream(s.seed, "noise", step)
-        z = torch.randn(s.batch_size, self.gan.config.z_dim, generator=noise)[own].to(self.fabric.device)
+        z = torch.randn(s.batch_size, self.gan.config.z_dim, generator=noise)[local].to(self.fabric.device)
         # Of images generated for the generator's update, then of real, generated and unlabelled ones for the other.
-        uniforms = torch.rand(4, s.batch_size, N_UNIFORMS, generator=noise)[:, own].to(self.fabric.device)
+        uniforms = torch.rand(4, s.batch_size, N_UNIFORMS, generator=noise)[:, local].to(self.fabric.device)
         with self.fabric.autocast():
             fake = self.gan.generator(z, labels)
         losses = self._generator_step(step, fake, labels, z, uniforms[0])
         extra = []
         if self.unlabelled is not None:
-            rows = torch.from_numpy(self.unlabelled_batches.batch(step)[own]).to(self.fabric.device)
+            rows = torch.from_numpy(self.unlabelled_batches.batch(step)[local]).to(self.fabric.device)
             extra = [from_bytes(self.unlabelled.pixels[rows])]
         images = torch.cat([real, fake.detach().float(), *extra])
         drawn = uniforms[1:].flatten(0, 1)[: len(images)]
@@ -179,8 +179,8 @@ class GanTrainer:
         with _frozen(self.trained[1]):
             seen = self.augment(fake.float(), uniforms, self.p)
             with self.fabric.autocast():
-                judged = self.gan.discriminator(seen, labels)
-            losses = generator_losses(_in_float32(judged), z)
+                outputs = self.gan.discriminator(seen, labels)
+            losses = generator_losses(_in_float32(outputs), z)
             self._update(0, weighted(losses, s.gamma, s.alpha))
         self.gan.averaged.update_parameters(self.gan.generator)
         return {f"g_{name}": loss.detach() for name, loss in losses.items()}
@@ -194,8 +194,8 @@ class GanTrainer:
         # The class of an unlabelled image is never used: its conditional logit enters no loss.
         classes, seen = labels.repeat(len(images) // n), self.augment(images, uniforms, self.p)
         with self.fabric.autocast():
-            judged = _in_float32(self.gan.discriminator(seen, classes))
-        real, fake, *extra = (Judgement(*parts) for parts in zip(*(part.split(n) for part in judged)))
+            outputs = _in_float32(self.gan.discriminator(seen, classes))
+        real, fake, *extra = (DiscriminatorOutput(*parts) for parts in zip(*(part.split(n) for part in outputs)))
         losses = discriminator_losses(real, fake, extra[0] if extra else real, z)
         if s.mismatch:
             logits = real.unconditional + self.gan.discriminator.match(real.hidden, others)
@@ -248,8 +248,8 @@ class GanTrainer:
         return record
 
 
-def _in_float32(judged: Judgement) -> Judgement:
-    return Judgement(*(part.float() for part in judged))
+def _in_float32(outputs: DiscriminatorOutput) -> DiscriminatorOutput:
+    return DiscriminatorOutput(*(part.float() for part in outputs))
 
 
 @contextmanager

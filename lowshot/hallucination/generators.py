@@ -8,7 +8,6 @@ predicts d from (c, a, b) and uses pairs of raw features. The network's input is
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -20,9 +19,8 @@ from lowshot.core.seeds import stream
 from lowshot.core.state_dicts import fill
 from lowshot.data.features import Features
 from lowshot.data.protocol import Split
+from lowshot.hallucination.settings import PairScope, PairSource
 
-PairSource = Literal["centroids", "features"]
-PairScope = Literal["all", "superclass"]
 _CHUNK = 8192
 
 
@@ -164,9 +162,9 @@ class Hallucinator:
 
     def _sources(self, label: int) -> np.ndarray:
         """Positions in the pool's classes that may lend their differences to class `label`."""
-        wanted = self.superclass_of[label]
-        inside = np.array([self.superclass_of[c] == wanted for c in self.pool.classes])
-        if wanted is None or not inside.any():
+        superclass = self.superclass_of[label]
+        inside = np.array([self.superclass_of[c] == superclass for c in self.pool.classes])
+        if superclass is None or not inside.any():
             name = self.split.class_names[label]
             raise InputError(
                 f"class {label} ({name}): no base class shares its superclass; draw pairs from all classes instead"

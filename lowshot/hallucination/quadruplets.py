@@ -36,6 +36,7 @@ SCHEMA = "lowshot-quadruplets-1"
 LANES = 16  # source pairs searched side by side: two AVX registers
 UNROLL = 4  # rows of E per step of the innermost loop
 TIE = 1e-12  # scores closer than this are one score; the first class, then the first pair, wins
+_N_THREADS = numba.config.NUMBA_NUM_THREADS  # every core this process may use
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,6 @@ def mine(
     partners: list[np.ndarray],
     epsilon: float,
     progress: bool = True,
-    n_threads: int = numba.config.NUMBA_NUM_THREADS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The best partner of every ordered pair of centroids of a class, among the pairs of its partner classes.
 
@@ -99,7 +99,6 @@ def mine(
         partners: for each class the positions of the classes searched, ascending; never itself.
         epsilon: added to the lengths of differences before dividing.
         progress: show a progress bar.
-        n_threads: by default every core this process may use.
 
     Returns:
         quadruplets int32 (M, 4) in the order of the source pair (class, I, J), and scores float32 (M,), all above zero.
@@ -108,7 +107,7 @@ def mine(
     """
     classes = _prepare(centroids, epsilon)
     sources = tqdm(enumerate(partners), "mining", len(partners), unit="class", disable=not progress)
-    found = [_mine_class(classes, a, np.asarray(chosen), n_threads) for a, chosen in sources]
+    found = [_mine_class(classes, a, np.asarray(chosen)) for a, chosen in sources]
     return np.concatenate([numbers for numbers, _ in found]), np.concatenate([scores for _, scores in found])
 
 
@@ -141,15 +140,15 @@ def _prepare(centroids: np.ndarray, epsilon: float) -> _Classes:
     radii = np.linalg.norm(centred, axis=2).astype(np.float64)
     order = np.argsort(-radii, axis=1, kind="stable")
     centroids, centred = (np.take_along_axis(part, order[:, :, None], 1) for part in (centroids, centred))
-    lengths = np.stack([squareform(pdist(own.astype(np.float64))) for own in centroids])
+    lengths = np.stack([squareform(pdist(class_centroids.astype(np.float64))) for class_centroids in centroids])
     lengths[lengths > 0] += epsilon
     weights = np.zeros((n_classes, n_clusters, n_clusters + UNROLL), np.float32)
     np.divide(1, lengths, out=weights[:, :, :n_clusters], where=lengths > 0, casting="same_kind")
-    row_weights = np.stack([np.triu(own[:, :n_clusters], 1).max(1) for own in weights])
+    row_weights = np.stack([np.triu(class_weights[:, :n_clusters], 1).max(1) for class_weights in weights])
     return _Classes(order, centroids, centred, radii.max(1), lengths, weights, row_weights)
 
 
-def _mine_class(classes: _Classes, a: int, partners: np.ndarray, n_threads: int) -> tuple[np.ndarray, np.ndarray]:
+def _mine_class(classes: _Classes, a: int, partners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Quadruplets int32 (m, 4) and scores float32 (m,) with class `a` as the source."""
     n_classes, n_clusters, dim = classes.centred.shape
     gram = (classes.centred.reshape(-1, dim) @ classes.centred[a].T).reshape(n_classes, n_clusters, n_clusters)
@@ -158,10 +157,9 @@ def _mine_class(classes: _Classes, a: int, partners: np.ndarray, n_threads: int)
     pairs = _padded_pairs(n_clusters)
     threshold = np.where(classes.lengths[a][tuple(pairs)] > 0, 0, np.inf).astype(np.float32)
     state = _State(pairs, threshold, np.zeros(len(threshold)), np.full((len(threshold), 3), -1))
-    with ThreadPoolExecutor(n_threads) as pool:
-        parts = [
-            pool.submit(_search, a, partners, gram, errors, classes, state, t, n_threads) for t in range(n_threads)
-        ]
+    shared = a, partners, gram, errors, classes, state
+    with ThreadPoolExecutor(_N_THREADS) as pool:
+        parts = [pool.submit(_search, *shared, thread, _N_THREADS) for thread in range(_N_THREADS)]
     for part in parts:
         part.result()
     return _as_quadruplets(classes.order, a, state)
@@ -209,9 +207,9 @@ def _fill_differences(gram, first, second, differences):
     if first[0] == first[n_lanes - 1]:  # then the J are consecutive
         i, start = first[0], second[0]
         for x in range(gram.shape[0]):
-            own, others, out = gram[x, i], gram[x, start : start + n_lanes], differences[x]
+            product, products, out = gram[x, i], gram[x, start : start + n_lanes], differences[x]
             for lane in range(n_lanes):
-                out[lane] = own - others[lane]
+                out[lane] = product - products[lane]
     else:
         for x in range(gram.shape[0]):
             for lane in range(n_lanes):
@@ -261,9 +259,9 @@ def _row_maximum(differences, x, weights, top):
         here, so_far, updated = differences[x], top[turn], top[1 - turn]
         e0, e1, e2, e3 = differences[y], differences[y + 1], differences[y + 2], differences[y + 3]
         for lane in range(LANES):
-            own = here[lane]
-            v0, v1 = abs(own - e0[lane]) * w0, abs(own - e1[lane]) * w1
-            v2, v3 = abs(own - e2[lane]) * w2, abs(own - e3[lane]) * w3
+            difference = here[lane]
+            v0, v1 = abs(difference - e0[lane]) * w0, abs(difference - e1[lane]) * w1
+            v2, v3 = abs(difference - e2[lane]) * w2, abs(difference - e3[lane]) * w3
             v0 = v0 if v0 > v1 else v1
             v2 = v2 if v2 > v3 else v3
             v0 = v0 if v0 > v2 else v2

@@ -215,12 +215,12 @@ def feature_map(path: Path, features: Features, split: Split) -> None:
         axes.spines[:].set_visible(False)
         for classes, shades, marker, role in ((base, "Blues", "o", "base"), (novel, "Oranges", "^", "novel")):
             for c, shade in zip(classes, matplotlib.colormaps[shades](np.linspace(0.5, 0.95, len(classes)))):
-                mine = points[labels == c]
+                class_points = points[labels == c]
                 axes.scatter(
-                    *mine.T, s=22, color=shade, marker=marker, alpha=0.6, linewidths=0, label=f"{role} classes"
+                    *class_points.T, s=22, color=shade, marker=marker, alpha=0.6, linewidths=0, label=f"{role} classes"
                 )
                 text = axes.text(
-                    *mine.mean(0), split.class_names[c], color=shade, size=9, ha="center", va="center", zorder=3
+                    *class_points.mean(0), split.class_names[c], color=shade, size=9, ha="center", va="center", zorder=3
                 )
                 text.set(weight="bold", path_effects=[withStroke(linewidth=2.5, foreground="white")])
         named = dict(zip(*reversed(axes.get_legend_handles_labels())))

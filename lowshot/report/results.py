@@ -7,7 +7,7 @@ one system; where two runs of the same extractor and method differ in a setting,
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -16,8 +16,10 @@ from scipy import stats
 from lowshot.classifiers.settings import FeatureTransform
 from lowshot.core.artifacts import flat, read_json
 from lowshot.core.errors import InputError
+from lowshot.evaluation.settings import Metric
+from lowshot.gan.settings import SCORES
 
-METRICS = ("top1_novel", "top1_base", "top1_all", "top5_novel", "top5_base", "top5_all")
+METRICS = get_args(Metric)
 # Numbers are comparable only within one of these: never in one table across them.
 PROTOCOL = ["dataset", "setup", "split_digest"]
 # What several split digests are called together.
@@ -31,7 +33,7 @@ _ROWS = {
     "episodes": ({"episode": 0, "n_way": 1, "n_shot": 1}, ["accuracy"]),
     "history": ({"n_steps": 0, "trial": 0, "n_shot": 1}, list(METRICS)),
     "clustering": ({"seed": 0, "n_clusters": 2}, ["nmi", "homogeneity", "adjusted_rand"]),
-    "scores": ({"n_images": 1}, ["fid", "kid", "precision", "recall", "density", "coverage", "class_accuracy"]),
+    "scores": ({"n_images": 1}, list(SCORES)),
 }
 _LOWEST = {"adjusted_rand": -1, "kid": -np.inf}
 _HIGHEST = {"fid": np.inf, "kid": np.inf, "density": np.inf}
@@ -106,8 +108,8 @@ def _check_rows(where: str, rows: object, least: dict[str, int], fractions: list
         np.array([ends.get(name, i) for name in fractions]) for i, ends in enumerate((_LOWEST, _HIGHEST))
     )
     for row, column in np.argwhere(~((values >= lowest) & (values <= highest) & np.isfinite(values)))[:1]:
-        said = f"'{fractions[column]}' is {values[row, column]}, outside {lowest[column]}..{highest[column]}"
-        raise InputError(f"{where}: entry {row + 1}: {said}")
+        problem = f"'{fractions[column]}' is {values[row, column]}, outside {lowest[column]}..{highest[column]}"
+        raise InputError(f"{where}: entry {row + 1}: {problem}")
     for key, smallest in least.items():
         if not pd.api.types.is_integer_dtype(frame[key]) or frame[key].min() < smallest:
             raise InputError(f"{where}: '{key}' must be whole numbers from {smallest}")
@@ -341,8 +343,8 @@ def _distinguish(name: str, prints: dict[str, dict[str, str]]) -> dict[str, str]
     differing = [key for key in keys if len({one.get(key) for one in prints.values()}) > 1]
     if not differing:
         return dict.fromkeys(prints, name)
-    said = {file: [f"{key}={one.get(key, 'unset')}" for key in differing] for file, one in prints.items()}
-    return {file: f"{name} ({', '.join(what)})" for file, what in said.items()}
+    settings = {file: [f"{key}={one.get(key, 'unset')}" for key in differing] for file, one in prints.items()}
+    return {file: f"{name} ({', '.join(what)})" for file, what in settings.items()}
 
 
 def summarise(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:

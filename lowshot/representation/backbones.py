@@ -196,13 +196,13 @@ def _conv4_trunk(config: ModelConfig) -> tuple[nn.Sequential, int]:
     return nn.Sequential(*layers, nn.Flatten()), n_out * side * side
 
 
-def mlp_head(dim: int, n_classes: int, hidden: int = 512) -> nn.Sequential:
+def mlp_head(dim: int, n_classes: int) -> nn.Sequential:
     """The head of the CIFAR system (analogy_cifar spec 2.2): two hidden layers with batch norm, weights N(0, 0.02),
     bias 0."""
     head = nn.Sequential(
-        nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
-        nn.Linear(hidden, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
-        nn.Linear(hidden, n_classes),
+        nn.Linear(dim, 512, bias=False), nn.BatchNorm1d(512), nn.ReLU(),
+        nn.Linear(512, 512, bias=False), nn.BatchNorm1d(512), nn.ReLU(),
+        nn.Linear(512, n_classes),
     )  # fmt: skip
     for layer in head:
         if isinstance(layer, nn.Linear):
@@ -290,17 +290,17 @@ def timm_config(
     It runs at `image_size` px (default: its own). Raises InputError if stored pixels have another size, unless they
     are to be stretched (`resize`).
     """
-    own = timm_preprocessing(name)
-    side = image_size or own["input_size"][1]
+    preprocessing = timm_preprocessing(name)
+    side = image_size or preprocessing["input_size"][1]
     if stored_size not in (None, side) and not resize:
         raise InputError(
             f"{name}: takes images of {side} px, but the stored ones have {stored_size}: --resize true stretches them, "
             f"--image_size {stored_size} runs it at their size"
         )
     config = ModelConfig(name, n_classes, n_channels, stored_size or side, head=head, embedding=embedding)
-    config.mean, config.std = list(own["mean"]), list(own["std"])
-    config.interpolation, config.crop_mode = own["interpolation"], own["crop_mode"]
-    config.crop_pct = 1.0 if stored_size else own["crop_pct"]
+    config.mean, config.std = list(preprocessing["mean"]), list(preprocessing["std"])
+    config.interpolation, config.crop_mode = preprocessing["interpolation"], preprocessing["crop_mode"]
+    config.crop_pct = 1.0 if stored_size else preprocessing["crop_pct"]
     config.input_size = side if side != config.image_size else None
     return config
 
@@ -355,21 +355,20 @@ def load_weights(model: Extractor, path: Path) -> None:
         state = _vgg_kernels(model, state)
     if model.config.head == "linear":
         state.pop("classifier.bias", None)
-    own = model.state_dict()
+    current = model.state_dict()
     for name, value in state.items():
-        if name not in own:
+        if name not in current:
             raise InputError(f"{path}: has the parameter '{name}', which {model.config.name} lacks")
-        if own[name].shape != value.shape:
-            raise InputError(
-                f"{path}: '{name}' has shape {tuple(value.shape)}, {model.config.name} needs {tuple(own[name].shape)}"
-            )
-    if missing := own.keys() - state.keys():
+        if current[name].shape != value.shape:
+            needed = f"{model.config.name} needs {tuple(current[name].shape)}"
+            raise InputError(f"{path}: '{name}' has shape {tuple(value.shape)}, {needed}")
+    if missing := current.keys() - state.keys():
         raise InputError(f"{path}: lacks the parameter '{min(missing)}' of {model.config.name}")
     model.load_state_dict(state)
 
 
 def _vgg_kernels(model: Extractor, state: dict) -> dict:
     kernels = [v for k, v in state.items() if k.startswith("features.") and v.ndim == 4]
-    own = model.state_dict()
-    names = [k for k, v in own.items() if k.startswith("trunk.") and v.ndim == 4]
-    return {**own, **dict(zip(names, kernels))}
+    current = model.state_dict()
+    names = [k for k, v in current.items() if k.startswith("trunk.") and v.ndim == 4]
+    return {**current, **dict(zip(names, kernels))}

@@ -179,12 +179,12 @@ def check_knows_base_only(folder: Path, split: Path) -> None:
 
 def _check_form(model: Extractor, images: Images, folder: Path) -> None:
     size = model.config.image_size
-    for what, own, other in (
+    for what, stored, expected in (
         ("channels", images.n_channels, model.config.n_channels),
         ("pixels a side", images.size or size, size),
     ):
-        if own != other:
-            raise InputError(f"images.h5: images of {own} {what}, but {folder} was trained on {other}")
+        if stored != expected:
+            raise InputError(f"images.h5: images of {stored} {what}, but {folder} was trained on {expected}")
 
 
 def fingerprint(model: Extractor) -> str:

@@ -32,8 +32,8 @@ def view(config: ModelConfig) -> Callable[[Image.Image], Tensor]:
         from timm.data import create_transform
 
         keys = ("interpolation", "crop_pct", "crop_mode", "mean")
-        own = {key: getattr(config, key) for key in keys}
-        steps = [create_transform((3, size, size), normalize=False, **own)]
+        preprocessing = {key: getattr(config, key) for key in keys}
+        steps = [create_transform((3, size, size), normalize=False, **preprocessing)]
     elif config.crop_pct == 1:
         steps = [partial(to_square, size=size), v2.PILToTensor()]
     else:

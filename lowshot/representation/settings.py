@@ -13,6 +13,8 @@ from jsonargparse.typing import (
     restricted_string_type,
 )
 
+from lowshot.core.cli import NetworkPrecision
+
 ModelName = restricted_string_type(
     "ModelName", "^(Conv4|ResNet10|ResNet12|ResNet18|ResNet34|ResNet50|ResNet101|VGG16BN|timm:.+)$"
 )
@@ -110,7 +112,7 @@ class LaunchSettings:
     """where to train: auto, cpu, cuda, ..."""
     devices: PositiveInt = 1
     """processes on this machine, one a device"""
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    precision: NetworkPrecision = "32-true"
     """of the network; losses are always float32"""
 
 

@@ -38,13 +38,15 @@ def timm_trunk(name: str, side: int) -> tuple[nn.Module, int]:
     """
     import timm
 
-    own = timm_preprocessing(name)["input_size"][1]
+    native_side = timm_preprocessing(name)["input_size"][1]
     try:
         trunk = timm.create_model(_bare(name), num_classes=0, **_size(name, side))
         with torch.no_grad():
             features = trunk.eval()(torch.zeros(1, 3, side, side))
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        raise InputError(f"{name}: cannot run on images of {side} px, its own size is {own} ({_line(error)})") from None
+        raise InputError(
+            f"{name}: cannot run on images of {side} px, its own size is {native_side} ({_line(error)})"
+        ) from None
     if features.ndim != 2:
         raise InputError(f"{name}: makes features of shape {tuple(features.shape[1:])}, not one vector an image")
     return trunk.train(), features.shape[1]

@@ -53,11 +53,11 @@ def angular_logits(
     means = F.normalize(means.detach())
     queries, keys = (F.normalize(F.normalize(one) - means[classes]) for one in (queries, keys))
     queries = queries / tau
-    own = (queries * keys).sum(1, keepdim=True)
+    positives = (queries * keys).sum(1, keepdim=True)
     owners = queues.images[classes]
     left_out = (owners < 0) | (owners == images[:, None])
     negatives = _seen_from_means(queries, classes, queues.keys, means).masked_fill(left_out, -torch.inf)
-    return torch.cat([own, negatives], 1)
+    return torch.cat([positives, negatives], 1)
 
 
 def _seen_from_means(queries: Tensor, classes: Tensor, keys: Tensor, means: Tensor) -> Tensor:

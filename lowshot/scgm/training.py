@@ -80,13 +80,13 @@ class ScgmTrainer(Trainer):
         order = stream(self.settings.seed, "e_step", epoch).permutation(len(self.train_rows))
         # No short last one: batch norm needs two images of every process.
         parts = np.array_split(order, max(1, len(order) // self.settings.batch_size))
-        own = [part[rank::n] for part in parts]
+        local = [part[rank::n] for part in parts]
         augmented = self.settings.e_step_view == "augmented"
         self.network.train(augmented)
-        rows = [self.train_rows[part] for part in own]
-        loaded = self._batches(epoch, own, self.n_views) if augmented else self._unchanged(rows)
+        rows = [self.train_rows[part] for part in local]
+        loaded = self._batches(epoch, local, self.n_views) if augmented else self._unchanged(rows)
         scores = torch.zeros(len(order), self.settings.n_subclasses, device=self.fabric.device)
-        bar = tqdm(zip(own, loaded), f"E-step of epoch {epoch + 1}", len(own), disable=rank > 0, unit="batch")
+        bar = tqdm(zip(local, loaded), f"E-step of epoch {epoch + 1}", len(local), disable=rank > 0, unit="batch")
         for positions, batch in bar:
             with self.fabric.autocast():
                 scores[positions] = self.model.log_joint(batch, self.superclasses[positions])

@@ -484,7 +484,7 @@ def test_other_processes_write_to_copies(config, capsys):
     for path in (out, evidence, partial_path(evidence), propagated):
         path.write_text(path.name)
     second = Processes(1, 1, torch.device("cpu"))
-    with diffusion._own_outputs(replace(config, propagated=propagated), second) as own:
+    with diffusion._process_outputs(replace(config, propagated=propagated), second) as own:
         assert own.out.parent == own.propagated.parent != out.parent
         for path in own.out.parent.iterdir():
             assert path.read_text() == path.name
@@ -493,7 +493,7 @@ def test_other_processes_write_to_copies(config, capsys):
         print("nobody reads this")
     assert not own.out.exists() and capsys.readouterr().out == ""
     assert all(path.read_text() == path.name for path in out.parent.iterdir())
-    with diffusion._own_outputs(config, Processes(0, 1, torch.device("cpu"))) as own:
+    with diffusion._process_outputs(config, Processes(0, 1, torch.device("cpu"))) as own:
         assert own is config
 
 

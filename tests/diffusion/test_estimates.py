@@ -206,7 +206,7 @@ def test_processes_agree_on_the_narrowest_width(monkeypatch):
 def test_seconds_are_counts_times_rates(monkeypatch):
     """Everything that is measured takes a second, with entries or without: what is left are the counts."""
     monkeypatch.setattr(room, "_spent", lambda job, work: (work(), 1.0))
-    job = a_job(steps=(0, 2, 5), n_judged=3)  # 4 runs, 3 slices of 40 classes
+    job = a_job(steps=(0, 2, 5), n_evaluated=3)  # 4 runs, 3 slices of 40 classes
     assert seconds(job, 16, 1) == {
         "search of the shots": 0,
         "compiled loops": 1,

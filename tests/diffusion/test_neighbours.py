@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as arrays_of
 
 import lowshot.data.rows as rows_room
 import lowshot.diffusion.neighbours as neighbours
+import lowshot.diffusion.projection as projection_room
 from lowshot.diffusion.neighbours import Index, exact_search, merge, recall, with_self
 from lowshot.diffusion.projection import Projection, fit_projection
 
@@ -197,7 +198,8 @@ def test_features_of_few_dimensions_are_only_normalised(dim):
 
 def test_pca_of_a_sample_depends_on_the_seed_only(monkeypatch):
     feats = np.random.default_rng(0).standard_normal((500, 6)).astype(np.float32)
-    one = fit_projection(feats, 3, seed=0, n_sample=50)
+    monkeypatch.setattr(projection_room, "N_SAMPLE", 50)
+    one = fit_projection(feats, 3, seed=0)
     monkeypatch.setattr(rows_room, "BLOCK", 33)
-    np.testing.assert_array_equal(fit_projection(feats, 3, seed=0, n_sample=50).components, one.components)
-    assert not np.allclose(fit_projection(feats, 3, seed=1, n_sample=50).components, one.components)
+    np.testing.assert_array_equal(fit_projection(feats, 3, seed=0).components, one.components)
+    assert not np.allclose(fit_projection(feats, 3, seed=1).components, one.components)

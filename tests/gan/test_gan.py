@@ -12,10 +12,10 @@ from lowshot.gan.networks import (
     GENERATORS,
     ClassMeans,
     Discriminator,
+    DiscriminatorOutput,
     Film,
     GanConfig,
     Generator,
-    Judgement,
     ModulatedConv,
     choose_trained,
 )
@@ -206,7 +206,7 @@ def test_fine_tuning_moves_exactly_its_part(which, mode):
 def test_losses_by_hand():
     def judged(conditional, unconditional, z):
         hidden = torch.zeros(len(z), 2)
-        return Judgement(torch.tensor(conditional), torch.tensor(unconditional), torch.tensor(z), hidden)
+        return DiscriminatorOutput(torch.tensor(conditional), torch.tensor(unconditional), torch.tensor(z), hidden)
 
     real = judged([2.0, -1.0], [0.0, 0.0], [[0.0], [0.0]])
     fake = judged([1.0, 0.0], [3.0, -3.0], [[1.0], [2.0]])

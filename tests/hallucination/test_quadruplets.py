@@ -15,6 +15,7 @@ from lowshot.core.artifacts import read_recipe, write_json
 from lowshot.core.errors import InputError
 from lowshot.data.features import write_features
 from lowshot.data.protocol import make_split
+from lowshot.hallucination import quadruplets
 from lowshot.hallucination.quadruplets import TIE, mine, partner_classes, read_quadruplets
 from make_quadruplet import Config, main
 
@@ -138,9 +139,13 @@ def test_moving_a_class_changes_nothing():
         assert np.array_equal(before, after)
 
 
-def test_result_does_not_depend_on_the_number_of_threads():
+def test_result_does_not_depend_on_the_number_of_threads(monkeypatch):
     centroids = np.random.default_rng(6).normal(size=(5, 20, 30)).astype(np.float32)
-    one, several = (mine(centroids, all_others(5), 1e-5, progress=False, n_threads=n) for n in (1, 3))
+    found = []
+    for n in (1, 3):
+        monkeypatch.setattr(quadruplets, "_N_THREADS", n)
+        found.append(mine(centroids, all_others(5), 1e-5, progress=False))
+    one, several = found
     assert np.array_equal(several[0], one[0]) and np.array_equal(several[1], one[1])
 
 

@@ -51,11 +51,11 @@ def _download(root: Path) -> None:
 def _mapping(source: Source, folders: list[Path], preferred: str) -> Path:
     mappings = next((found for folder in folders if (found := sorted(folder.glob("emnist-*-mapping.txt")))), [])
     names = [f"emnist-{split}-mapping.txt" for split in (preferred, "bymerge")]
-    wanted = next(([path] for name in names for path in mappings if path.name == name), mappings)
-    if len(wanted) != 1:
-        what = f"several splits, none of them {preferred} or bymerge" if wanted else "no emnist-<split>-mapping.txt"
+    chosen = next(([path] for name in names for path in mappings if path.name == name), mappings)
+    if len(chosen) != 1:
+        what = f"several splits, none of them {preferred} or bymerge" if chosen else "no emnist-<split>-mapping.txt"
         raise InputError(f"{source.root}: holds {what}")
-    return wanted[0]
+    return chosen[0]
 
 
 def _read(source: Source, files: dict[str, Path]) -> Content:

@@ -166,7 +166,7 @@ def _read_paths(name: str, root: Path, lists: dict[str, dict[str, list[Path]]], 
     labels = np.repeat(np.arange(len(owners)), [len(lists[part][c]) for part, c in owners])
     paths = [file.relative_to(root).as_posix() for part, c in owners for file in lists[part][c]]
     images = Images(labels, np.zeros(len(labels), bool), paths=np.array(paths, object), root=root)
-    parts = [[i for i, (part, _) in enumerate(owners) if part == wanted] for wanted in _PARTS]
+    parts = [[i for i, (owner, _) in enumerate(owners) if owner == part] for part in _PARTS]
     return _pooled(name, Content(images, class_names), parts, seed)
 
 

@@ -6,7 +6,7 @@ Both come from numpy's legacy generator, whose streams are fixed. Novel classes 
 test setup as in every data set.
 
 Departs from the release, which tests few-shot classes only, by holding out a fifth of base classes too: low_shot.py
-judges both.
+evaluates both.
 """
 
 from collections.abc import Callable
