@@ -61,6 +61,8 @@ class GraphConfig:
 
 @dataclass(kw_only=True)
 class BackgroundConfig(GraphConfig):
+    """Neighbour lists of a large unlabelled set among itself."""
+
     features: Path
     """Unlabelled features: .h5 in the published layout, .npy, or headerless float32 (.raw, .float32)."""
     dim: PositiveInt | None = None
@@ -77,6 +79,8 @@ class BackgroundConfig(GraphConfig):
 
 @dataclass(kw_only=True)
 class CompleteConfig(GraphConfig):
+    """The graph of a setup: its training images, the background, the lists of the test images."""
+
     train: Path
     """Features of the training images."""
     test: Path

@@ -38,6 +38,7 @@ from lowshot import core, diffusion, evaluation
 from lowshot.core.artifacts import Provenance, is_done, partial_path, recipe, writing
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
+from lowshot.core.imports import load
 from lowshot.diffusion.settings import EdgeOptions, Precision, StepOptions
 from lowshot.evaluation.benchmark import Benchmark, Ranks, check_settings, input_files, read_benchmark, write_results
 from lowshot.evaluation.selection import choose, evidence_path, joint_recipe, read_grid, with_values
@@ -136,6 +137,7 @@ def _run(config: Config, processes: core.Processes) -> None:
     left = {out: recipe for out, recipe in requested.items() if not is_done(out, recipe, config.overwrite)}
     if not left:
         return
+    load(diffusion, evaluation)
     provenance, benchmark = Provenance(), read_benchmark(config)
     if config.propagated in left:
         _label_images(config, configs, benchmark, left[config.propagated], processes)
@@ -162,6 +164,7 @@ def _print_estimate(config: Config, processes: core.Processes) -> None:
     if not (config.select and config.setup == "validation"):
         parts |= {"results": [longest, *_earlier(longest)]}
         parts |= {"labelled images": [longest]} if config.propagated else {}
+    load(diffusion, evaluation)
     jobs, reading = {}, diffusion.seconds_around()
     for what, configs in parts.items():
         start = perf_counter()

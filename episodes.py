@@ -30,6 +30,7 @@ from lowshot.classifiers.settings import FeatureTransform, FewShotMethod, Method
 from lowshot.core.artifacts import Provenance, is_done, recipe, write_json, writing
 from lowshot.core.cli import TwoOrMore, run
 from lowshot.core.errors import InputError
+from lowshot.core.imports import load
 from lowshot.data.features import Features, check_same_space, check_setup, read_copies, read_features
 from lowshot.data.protocol import Setup, Split, read_split
 from lowshot.evaluation.benchmark import extractor_name
@@ -80,6 +81,7 @@ def main(config: Config) -> Path:
     made_from = _recipe(config)
     if is_done(config.out, made_from, config.overwrite):
         return config.out
+    load(classifiers, evaluation)
     provenance = Provenance()
     device = core.pick_device()
 
@@ -94,7 +96,9 @@ def main(config: Config) -> Path:
     _print_left_out(config, split, classes, len(pool.group_sizes))
     method, options = classifiers.METHODS[config.method], getattr(config.methods, config.method)
     tensors = [None if one is None else torch.from_numpy(one).to(device) for one in (feats, copies)]
-    episodes = evaluation.evaluate(tensors[0], pool, config, config.n_episodes, method, options, copies=tensors[1])
+    episodes = evaluation.evaluate_episodes(
+        tensors[0], pool, config, config.n_episodes, method, options, copies=tensors[1]
+    )
 
     content = {
         **made_from,
@@ -178,7 +182,7 @@ def _pool_rows(
             f"{source}: no image of a base class, which transform.centre needs; add the file that has them"
         )
     in_pool = np.isin(labels, classes)
-    transform = classifiers.fit_transform(config.transform, feats[base] if config.transform.centre else feats[:0])
+    transform = classifiers.fitted_transform(config.transform, feats[base] if config.transform.centre else feats[:0])
     copies = transform(_copies(features)[in_pool]) if config.augmented_support else None
     return transform(feats[in_pool]), copies, labels[in_pool]
 

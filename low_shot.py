@@ -42,6 +42,7 @@ from lowshot.classifiers.settings import (
 from lowshot.core.artifacts import Provenance, digest, is_done, read_recipe, recipe, writing
 from lowshot.core.cli import run
 from lowshot.core.errors import Diverged, InputError
+from lowshot.core.imports import load
 from lowshot.data.protocol import read_draws
 from lowshot.evaluation.benchmark import (
     Benchmark,
@@ -114,6 +115,7 @@ def main(config: Config) -> Path:
         raise InputError(f"{config.scores}: scores are a .h5 file")
     configs, chosen = [config], {}
     if config.select is not None:
+        load(classifiers, evaluation)
         configs, evidence, record = choose(config, _inputs(config), _recipe, _evaluate, core.pick_device().type)
         if config.setup == "validation":
             return evidence
@@ -124,7 +126,8 @@ def main(config: Config) -> Path:
     done = [is_done(out, made_from, config.overwrite) for out in outputs]
     if all(done):
         return config.out
-    provenance, device = Provenance(), core.pick_device().type
+    load(classifiers, evaluation)
+    device, provenance = core.pick_device().type, Provenance()
     benchmark = read_benchmark(config)
     with _keeping(config, made_from, benchmark) as keep:
         parts = [_ranks(one, benchmark, device, keep) for one in configs]
@@ -206,14 +209,11 @@ def _check_head(config: Config, augmented: bool) -> None:
 def _ranks(config: Config, benchmark: Benchmark, device: str, keep: evaluation.Keep | None = None) -> Ranks:
     """The true classes' ranks of every run; `keep` is given all scores: (run, rows, scores)."""
     problem = _problem(config, benchmark)
-    transform = classifiers.fit_transform(config.transform, problem.base_feats)
+    transform = classifiers.fitted_transform(config.transform, problem.base_feats)
     problem, queries = problem.transformed(transform), transform(benchmark.test_features)
-    test_data = queries, benchmark.test_labels, config.seed, device, keep
-    if config.classifier in _OPTIONS:
-        options = getattr(config, _OPTIONS[config.classifier])
-        return evaluation.classifier_ranks(config.classifier, problem, options, *test_data)
-    options = getattr(config.methods, config.classifier)
-    return evaluation.few_shot_ranks(config.classifier, problem, options, benchmark.classes, *test_data)
+    settings = config if config.classifier in _OPTIONS else config.methods
+    options = getattr(settings, _OPTIONS.get(config.classifier, config.classifier))
+    return evaluation.rank_runs(config.classifier, options, problem, benchmark, queries, config.seed, device, keep)
 
 
 def _problem(config: Config, benchmark: Benchmark) -> classifiers.Problem:

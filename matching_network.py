@@ -25,6 +25,7 @@ from lowshot import core, evaluation, matching
 from lowshot.core.artifacts import Provenance, is_done, recipe
 from lowshot.core.cli import NetworkPrecision, run_commands
 from lowshot.core.errors import InputError
+from lowshot.core.imports import load
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split
 from lowshot.evaluation.benchmark import Benchmark, check_settings, input_files, read_benchmark, write_results
@@ -34,6 +35,8 @@ from lowshot.matching.settings import MatchingSettings
 
 @dataclass(kw_only=True)
 class TrainConfig(MatchingSettings):
+    """Train a matching network on episodes of the base classes."""
+
     features: Path
     """Features of the training images"""
     split: Path
@@ -50,6 +53,8 @@ class TrainConfig(MatchingSettings):
 
 @dataclass(kw_only=True)
 class TestConfig(BenchmarkConfig):
+    """Run a trained network on the low-shot benchmark."""
+
     model: Path
     """Folder that `train` wrote"""
     rows_per_class: PositiveInt = 100
@@ -90,7 +95,8 @@ def test(config: TestConfig) -> Path:
     made_from = recipe("matching_network test", config, {"model": config.model, **input_files(config)})
     if is_done(config.out, made_from, config.overwrite):
         return config.out
-    provenance, device = Provenance(), core.pick_device().type
+    load(matching, evaluation)
+    device, provenance = core.pick_device().type, Provenance()
     benchmark = read_benchmark(config)
     model = matching.load_matching(config.model, benchmark.split, benchmark.train).to(device)
     supports = build_supports(benchmark, config)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from lowshot import classifiers, evaluation, representation
+from lowshot import classifiers, representation
 from lowshot.classifiers.settings import FeatureTransform, InductiveMethod, InductiveOptions
 from lowshot.core.artifacts import is_done, recipe, write_json, writing
 from lowshot.core.cli import run_commands
@@ -38,6 +38,8 @@ from lowshot.representation.settings import ExtractorChoice
 
 @dataclass(kw_only=True)
 class FitConfig(ExtractorChoice):
+    """Make a classifier from a few photos a class."""
+
     images: Path
     """folder of class folders (or superclass folders with class folders inside) with a few photos each"""
     out: Path
@@ -66,6 +68,8 @@ class FitConfig(ExtractorChoice):
 
 @dataclass(kw_only=True)
 class ClassifyConfig:
+    """Name the classes of photos."""
+
     classifier: Path
     """folder written by fit"""
     images: Path | list[Path]
@@ -107,13 +111,13 @@ def fit(config: FitConfig) -> Path:
     mean = base_mean(config, extractor.dim, chosen["extractor"])
     feats = torch.from_numpy(representation.embed(extractor, files, **_speed(config), invert=config.invert))
     labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(part) for part in classes.values()]))
-    classifier = evaluation.PhotoClassifier(
+    classifier = classifiers.PhotoClassifier(
         extractor, names, classifiers.apply_transform(config.transform, feats, mean), labels, config.method, options,
         config.transform, mean, config.invert,
     )  # fmt: skip
     with writing(config.out, made_from) as partial:
         partial.mkdir()
-        evaluation.save_classifier(partial, classifier, made_from)
+        classifiers.save_classifier(partial, classifier, made_from)
     print(f"predict: a classifier of {len(names)} classes from {len(files)} images -> {config.out}")
     return config.out
 
@@ -163,7 +167,7 @@ def classify(config: ClassifyConfig) -> Path:
 
     if config.out.suffix not in (".csv", ".json"):
         raise InputError(f"{config.out}: predictions are a .csv or a .json file")
-    classifier = evaluation.load_classifier(config.classifier)
+    classifier = classifiers.load_classifier(config.classifier)
     files = choose_files(config.images)
     made_from = recipe("predict", config, {"classifier": config.classifier})
     made_from["inputs"]["images"] = listing_digest(Path("/"), [file.absolute() for file in files.values()])
@@ -176,7 +180,7 @@ def classify(config: ClassifyConfig) -> Path:
         return config.out
 
     feats = representation.embed(classifier.extractor, list(files.values()), **_speed(config), invert=classifier.invert)
-    scores, best = classifier.probabilities(torch.from_numpy(feats)).topk(
+    scores, best = torch.from_numpy(classifier.predict_proba(feats)).topk(
         min(config.top_k, len(classifier.class_names))
     )
     named = [

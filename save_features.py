@@ -139,7 +139,7 @@ def extract(
     uniforms = [augment.uniforms(len(images), config.seed, copy, _SUPPORT) for copy in draws]
 
     def features(unit: Any) -> np.ndarray:
-        feats = representation.numpy_features(network, unit, fabric)
+        feats = representation.batch_features(network, unit, fabric)
         if not np.isfinite(feats).all():
             raise InputError(f"{config.extractor or config.timm}: makes features that are NaN or infinite")
         return feats

@@ -28,6 +28,7 @@ from lowshot import core, gan
 from lowshot.core.artifacts import Provenance, is_done, recipe, write_json, writing
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
+from lowshot.core.imports import load
 from lowshot.core.seeds import stream
 from lowshot.data.features import Features, check_same_space, read_features
 from lowshot.data.protocol import Split, read_draws, read_split
@@ -73,7 +74,8 @@ def main(config: Config) -> Path:
     made_from = recipe("score_samples", config, inputs)
     if is_done(config.out, made_from, config.overwrite):
         return config.out
-    provenance, device, split = Provenance(), core.pick_device(), read_split(config.split)
+    load(gan)
+    device, provenance, split = core.pick_device(), Provenance(), read_split(config.split)
     train = read_features(config.train, split.n_classes)
     samples, of_gan = gan.read_samples(config.samples, train, config.split, config.draws)
     facts = of_gan["config"]["samples"]

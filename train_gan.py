@@ -53,6 +53,8 @@ class StageConfig(GanSettings, ExtractorChoice):
 
 @dataclass(kw_only=True)
 class PretrainConfig(StageConfig, GanNetwork):
+    """Train a GAN on the base classes."""
+
     class_embedding: Literal["table", "features"] = "table"
     """what networks know a class by: a vector of its own, drawn at random and learned, as published; or the mean of its
     images' features (when fine-tuning: of its shots'), which weights common to all classes map: for classes that are
@@ -61,6 +63,8 @@ class PretrainConfig(StageConfig, GanNetwork):
 
 @dataclass(kw_only=True)
 class FinetuneConfig(StageConfig):
+    """Fine-tune a GAN on the shots of the novel classes."""
+
     gan: Path
     """folder of a GAN pre-trained on the base classes of the same split"""
     k: PositiveInt = 5

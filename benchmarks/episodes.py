@@ -40,7 +40,7 @@ from lowshot.classifiers.methods import METHODS
 from lowshot.classifiers.settings import MethodOptions
 from lowshot.core.cli import run
 from lowshot.data.protocol import make_split
-from lowshot.evaluation.episodes import Pool, draw_tasks, evaluate, gather_tasks, make_pool
+from lowshot.evaluation.episodes import Pool, draw_tasks, evaluate_episodes, gather_tasks, make_pool
 from lowshot.evaluation.settings import Sampling
 
 N_CLASSES, N_ROWS, DIM, N_WAY, N_SHOT, N_QUERIES = 20, 600, 512, 5, 1, 15
@@ -92,7 +92,7 @@ def make_features() -> tuple[np.ndarray, np.ndarray]:
 
 def evaluate_batched(feats: np.ndarray, pool: Pool, n_episodes: int) -> np.ndarray:
     method, options = METHODS["nearest_mean"], MethodOptions().nearest_mean
-    episodes = evaluate(torch.from_numpy(feats), pool, SAMPLING, n_episodes, method, options)
+    episodes = evaluate_episodes(torch.from_numpy(feats), pool, SAMPLING, n_episodes, method, options)
     return np.array([one["accuracy"] for one in episodes])
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -86,3 +87,52 @@ def test_a_script_within_this_process_leaves_it_as_it_was(tmp_path):
     before = state()
     assert run_script(tmp_path / "script.py").returncode == 0
     assert state() == before
+
+
+FILES = "--train conv4/features/train.h5 --test conv4/features/test.h5 --split prepared/split.json "
+FILES += "--draws prepared/draws.json"
+ONE_RUN = f"{FILES} --trials [1] --shots [1] --out new.json"
+CLOCKED = [
+    f"low_shot.py --classifier pt_map {ONE_RUN}",
+    f"matching_network.py test --model matching --rows_per_class 2 {ONE_RUN}",
+    f"diffusion.py --graph graphs/novel-test.h5 --edges.k 3 {ONE_RUN}",
+    f"diffusion.py --graph graphs/novel-test.h5 --edges.k 3 {ONE_RUN} --dry_run true",
+    f"score_samples.py --samples gan/samples/train.h5 --n_images 6 --n_neighbours 1 {FILES} --out new.json",
+    "episodes.py --features conv4/features/test.h5 --split prepared/split.json --n_way 2 --n_shots [1] --n_queries 1 "
+    "--n_episodes 2 --method logistic_regression --out new.json",
+]
+CLOCK = """
+import lowshot.core.artifacts as artifacts, lowshot.diffusion as diffusion, runpy, sys
+def loaded():
+    libraries = ("lowshot", "torchvision", "sklearn", "scipy", "faiss")
+    return {name for name in sys.modules if name.split(".")[0] in libraries}
+def started(clock):
+    def start(*arguments):
+        seen.update(loaded())
+        return clock(*arguments)
+    return start
+def ended(*arguments):
+    print("late:", sorted(loaded() - seen) if seen else "no clock")
+    return record(*arguments)
+seen, record = set(), artifacts.Provenance.record
+artifacts.Provenance.__init__, artifacts.Provenance.record = started(artifacts.Provenance.__init__), ended
+if "--dry_run" in sys.argv:
+    diffusion.seconds_around = started(diffusion.seconds_around)
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+if "--dry_run" in sys.argv:
+    print("late:", sorted(loaded() - seen) if seen else "no clock")
+"""
+
+
+@pytest.mark.parametrize("command", CLOCKED, ids=lambda command: " ".join(command.split()[:2]))
+def test_imports_are_no_part_of_what_is_clocked(tmp_path, command):
+    """Libraries are imported before the wall time of results starts, and before samples of work are timed."""
+    copy = shutil.copytree(ROOT / "tests" / "fixtures" / "d41a11c", tmp_path / "copy")
+    (tmp_path / "clock.py").write_text(CLOCK)
+    script, *words = command.split()
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    clocked = [sys.executable, tmp_path / "clock.py", ROOT / script, *words]
+    done = subprocess.run(clocked, capture_output=True, text=True, cwd=copy, env=environment)
+    assert done.returncode == 0 and "late: []" in done.stdout, done.stdout + done.stderr

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.validation import check_array, check_is_fitted, check_X_y
+from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d
 
 from lowshot.classifiers.methods import CLASSIFIERS, METHODS, Method
 from lowshot.classifiers.problem import Problem, Run
-from lowshot.classifiers.settings import FeatureTransform, LogisticOptions, MLPOptions, SGDOptions
+from lowshot.classifiers.settings import FeatureTransform
 from lowshot.classifiers.tasks import Tasks
-from lowshot.classifiers.transform import Array, fit_transform
+from lowshot.classifiers.transform import fitted_transform
+from lowshot.core.cli import checked
 from lowshot.core.errors import InputError
 from lowshot.core.runtime import pick_device
 
-_OPTIONS = {"linear_sgd": SGDOptions, "logistic_regression": LogisticOptions, "mlp": MLPOptions}
+Apply = Callable[[np.ndarray], np.ndarray]
 
 
 def few_shot_scores(
     method: str,
-    support_features: Array,
-    support_labels: Array,
-    query_features: Array,
+    support_features: np.ndarray,
+    support_labels: np.ndarray,
+    query_features: np.ndarray,
     *,
-    base_features: Array | None = None,
+    base_features: np.ndarray | None = None,
     transform: FeatureTransform | None = None,
     options: Any = None,
     seed: int = 0,
@@ -35,85 +38,157 @@ def few_shot_scores(
     """Scores of the queries of E few-shot tasks of one shape, best = highest.
 
     Args:
-        method: one of `METHODS`, e.g. "nearest_mean", "logistic_regression", "pt_map".
+        method: nearest_mean, logistic_regression, cosine, laplacian_shot, prototype_refinement or pt_map.
         support_features: (E, S, D) floats, the labelled shots; (S, D) is one task.
         support_labels: (E, S) integers in 0..n_way-1; every class must be in every task.
-        query_features: (E, Q, D) floats. A transductive method looks at all queries of a task together.
-        base_features: (N, D) floats, features of base classes; their mean is the centre of a transform that centres.
-        transform: what is done to all features first; the one that the method was published with if not given.
-        options: the method's settings, e.g. ``CosineOptions(lr=0.1)``; those that go with its transform if not given.
+        query_features: (E, Q, D) floats. The last three methods are transductive: they look at all queries of a task
+            together.
+        base_features: (N, D) floats, features of base classes. Their mean is the centre of a transform that centres;
+            other transforms do not use them.
+        transform: what is done to all features first; if not given, that of configs/few_shot/episodes-METHOD.yaml.
+        options: the method's settings, e.g. ``lowshot.classifiers.CosineOptions(lr=0.1)``; likewise.
         seed: of methods that draw at random.
         device: where to compute; a GPU if there is one.
 
     Returns:
-        float32 (E, Q, n_way), or (Q, n_way) of one task. Scores of different queries are not comparable; their softmax
+        float32 (E, Q, n_way), or (Q, n_way) of one task. Scores of different queries are not comparable. Their softmax
         ranks classes and is not calibrated.
 
     Raises:
-        InputError: for an unknown method, shapes that do not agree, NaN, or a class without support.
+        InputError: for an unknown method, settings of another one, shapes that do not agree, NaN, or a class without
+            support.
     """
-    chosen = _method(method)
-    transform, options = transform or chosen.transform, options or chosen.options
-    single = np.ndim(support_labels) == 1
-    arrays = [np.asarray(one) for one in (support_features, support_labels, query_features)]
-    support, labels, queries = (one[None] if single else one for one in arrays)
-    n_way = _check_tasks(support, labels, queries)
-    apply = _transform(transform, base_features, support.shape[-1], method)
-    device = device or pick_device()
-    tasks = Tasks(*(torch.from_numpy(one).to(device) for one in (apply(support), labels, apply(queries))), n_way)
-    scores = chosen.score(tasks, options, seed).cpu().numpy()
+    support, labels, queries = (_array(one) for one in (support_features, support_labels, query_features))
+    single = labels.ndim == 1
+    if single:
+        support, labels, queries = support[None], labels[None], queries[None]
+    _check_tasks(support, labels, queries)
+    chosen, transform, options = _chosen(method, transform, options)
+    apply = _fitted(transform, base_features, support.shape[-1], method)
+    scores = _scores(chosen, options, apply(_floats(support)), labels, apply(_floats(queries)), seed, device)
     return scores[0] if single else scores
 
 
-def _method(name: str) -> Method:
-    if name not in METHODS:
-        raise InputError(f"method '{name}': there are {', '.join(METHODS)}")
-    return METHODS[name]
+def _array(values: Any) -> np.ndarray:
+    return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values)
 
 
-def _check_tasks(support: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> int:
-    """n_way; InputError unless the arrays (E, S, D), (E, S), (E, Q, D) are tasks in which every class has a shot."""
+def _floats(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values, np.float32)
+
+
+def _check_tasks(support: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> None:
+    """InputError unless the arrays (E, S, D), (E, S), (E, Q, D) are tasks in which every class has a shot."""
     shapes = f"support_features {support.shape}, support_labels {labels.shape}, query_features {queries.shape}"
     if support.ndim != 3 or queries.ndim != 3 or labels.shape != support.shape[:2]:
         raise InputError(f"{shapes}: must be (E, S, D), (E, S) and (E, Q, D), or the same without E")
     if (len(support), support.shape[2]) != (len(queries), queries.shape[2]):
-        raise InputError(f"{shapes}: as many tasks E and dimensions D are needed on both sides")
+        raise InputError(f"{shapes}: support and queries need the same number of tasks and of dimensions")
     if 0 in (*support.shape, *queries.shape):
-        raise InputError(f"{shapes}: an empty side")
+        raise InputError(f"{shapes}: an axis of length 0")
     for name, values in (("support_features", support), ("query_features", queries)):
         if values.dtype.kind not in "fiu" or not np.isfinite(values).all():
             raise InputError(f"{name}: must be finite numbers")
     if labels.dtype.kind not in "iu" or labels.min() < 0:
         raise InputError("support_labels: must be integers 0..n_way-1")
-    n_way = int(labels.max()) + 1
+    n_way, n_shots = int(labels.max()) + 1, labels.shape[1]
     if n_way < 2:
         raise InputError("support_labels: a task needs two classes")
-    first = np.arange(min(n_way, labels.shape[1] + 1))  # of more classes than shots one is missing among the first
-    missing = (labels[:, :, None] != first).all(1)
-    for task, c in np.argwhere(missing)[:1]:
-        raise InputError(f"support_labels: task {task} has no shot of class {c}")
-    return n_way
+    classes = np.arange(min(n_way, n_shots + 1))  # of more classes than shots, one of the first is missing
+    missing = np.argwhere((labels[:, :, None] != classes).all(1))
+    if len(missing):
+        raise InputError(f"support_labels: task {missing[0, 0]} has no shot of class {missing[0, 1]}")
 
 
-def _transform(transform: FeatureTransform, base_features: Array | None, dim: int, method: str) -> Any:
+def _chosen(name: str, transform: FeatureTransform | None, options: Any) -> tuple[Method, FeatureTransform, Any]:
+    """The method, with the transform and the options that were given, or its own."""
+    if name not in METHODS:
+        raise InputError(f"method '{name}': there are {', '.join(METHODS)}")
+    method = METHODS[name]
+    transform = _checked(transform, method.transform, "transform")
+    return method, transform, _checked(options, method.options, f"options of {name}")
+
+
+def _checked(given: Any, default: Any, where: str) -> Any:
+    """`given`, of the type of `default` and with values in range, or the default if it is None."""
+    if given is None:
+        return default
+    if type(given) is not type(default):
+        raise InputError(f"{where}: must be {type(default).__name__}, not {type(given).__name__}")
+    return checked(type(given), asdict(given), where)
+
+
+def _fitted(transform: FeatureTransform, base_features: np.ndarray | None, dim: int, method: str) -> Apply:
     """The transform as a function of features; InputError if it centres and there is nothing to centre on."""
-    if transform.centre and base_features is None:
+    if not transform.centre:
+        return fitted_transform(transform, np.empty((0, dim), np.float32))
+    if base_features is None:
         raise InputError(
-            f"{method}: its features are centred on base classes; give base_features, "
+            f"{method}: features are centred on base classes; give base_features, "
             "or another transform, e.g. FeatureTransform(normalise=True)"
         )
-    if base_features is not None:
-        base_features = check_array(base_features, dtype=np.float32, input_name="base_features")
-        if base_features.shape[1] != dim:
-            raise InputError(f"base_features: {base_features.shape[1]} dimensions, but the features have {dim}")
-    return fit_transform(transform, base_features if transform.centre else np.empty((0, dim), np.float32))
+    return fitted_transform(transform, _rows("base_features", base_features, dim))
 
 
-class FewShotClassifier(ClassifierMixin, BaseEstimator):
-    """A few-shot method with the transform and the settings that it was published with.
+def _scores(
+    method: Method,
+    options: Any,
+    support: np.ndarray,
+    labels: np.ndarray,
+    queries: np.ndarray,
+    seed: int,
+    device: str | torch.device | None,
+) -> np.ndarray:
+    """Scores (E, Q, n_way) of checked and transformed tasks."""
+    arrays = support, np.ascontiguousarray(labels, np.int64), queries
+    tensors = (torch.from_numpy(one).to(device or pick_device()) for one in arrays)
+    return method.score(Tasks(*tensors, int(labels.max()) + 1), options, seed).cpu().numpy()
+
+
+def _rows(name: str, values: Any, dim: int | None = None) -> np.ndarray:
+    """Features as float32 (N, D); InputError unless they are finite numbers (N, D) of `dim` dimensions."""
+    try:
+        rows = check_array(_array(values), dtype=np.float32, order="C", input_name=name)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{name}: {str(error).splitlines()[0]}") from None
+    if dim not in (None, rows.shape[1]):
+        raise InputError(f"{name}: {rows.shape[1]} dimensions, {dim} are needed")
+    return rows
+
+
+def _labels(name: str, values: Any, n_rows: int) -> np.ndarray:
+    """Labels (N,) of any kind; InputError unless there is one for each row."""
+    try:
+        labels = column_or_1d(_array(values))
+    except ValueError as error:
+        raise InputError(f"{name}: {error}") from None
+    if len(labels) != n_rows:
+        raise InputError(f"{name}: {len(labels)} labels for {n_rows} rows")
+    return labels
+
+
+class _Classifier(ClassifierMixin, BaseEstimator):
+    """What both classifiers make of scores (Q, n_classes)."""
+
+    def decision_function(self, X: np.ndarray) -> np.ndarray:
+        """Scores float32 (Q, n_classes) of rows (Q, D), best = highest; of two classes (Q,), above 0 for the second."""
+        scores = self._score(X)
+        return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        """Softmax float32 (Q, n_classes) of the scores: ranks classes, is not calibrated."""
+        return torch.from_numpy(self._score(X)).softmax(1).numpy()
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        """Labels (Q,) of rows (Q, D)."""
+        return self.classes_[self._score(X).argmax(1)]
+
+
+class FewShotClassifier(_Classifier):
+    """A few-shot method: learns from some labelled shots, tells their classes apart.
 
     Args:
-        method: nearest_mean, logistic_regression, cosine, laplacian_shot, prototype_refinement or pt_map; the last
+        method: nearest_mean, logistic_regression, cosine, laplacian_shot, prototype_refinement or pt_map. The last
             three are transductive: what is predicted together is seen together.
         transform, options, seed, device: see `few_shot_scores`.
 
@@ -144,41 +219,30 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             y: (S,) labels of any kind, of two classes or more.
             base_features: (N, D) floats, for a transform that centres.
         """
-        X, y = check_X_y(X, y, dtype=np.float32)
-        transform = self.transform or _method(self.method).transform
-        _transform(transform, base_features, X.shape[1], self.method)
-        self.classes_, self.support_labels_ = np.unique(y, return_inverse=True)
+        rows = _rows("X", X)
+        self.classes_, self._labels = np.unique(_labels("y", y, len(rows)), return_inverse=True)
         if len(self.classes_) < 2:
             raise InputError(f"y: holds one class, {self.classes_[0]!r}; a classifier needs two")
-        self.support_features_, self.base_features_, self.n_features_in_ = X, base_features, X.shape[1]
+        self._method, transform, self._options = _chosen(self.method, self.transform, self.options)
+        self._apply = _fitted(transform, base_features, rows.shape[1], self.method)
+        self._support, self.n_features_in_ = self._apply(rows), rows.shape[1]
         return self
 
-    def decision_function(self, X: np.ndarray) -> np.ndarray:
-        """Scores float32 (Q, n_way) of the queries (Q, D), best = highest."""
+    def _score(self, X: np.ndarray) -> np.ndarray:
         check_is_fitted(self)
-        return few_shot_scores(
-            self.method, self.support_features_, self.support_labels_, _queries(X, self.n_features_in_),
-            base_features=self.base_features_, transform=self.transform, options=self.options, seed=self.seed,
-            device=self.device,
-        )  # fmt: skip
-
-    def predict_proba(self, X: np.ndarray) -> np.ndarray:
-        """Softmax float32 (Q, n_way) of the scores: ranks classes, is not calibrated."""
-        return _softmax(self.decision_function(X))
-
-    def predict(self, X: np.ndarray) -> np.ndarray:
-        """Labels (Q,) of the queries (Q, D)."""
-        return self.classes_[self.decision_function(X).argmax(1)]
+        queries = self._apply(_rows("X", X, self.n_features_in_))
+        arrays = self._support[None], self._labels[None], queries[None]
+        return _scores(self._method, self._options, *arrays, self.seed, self.device)[0]
 
 
-class LowShotClassifier(ClassifierMixin, BaseEstimator):
+class LowShotClassifier(_Classifier):
     """Base classes with many rows and novel classes with few, learned together and told apart from each other.
 
     Args:
         classifier: logistic_regression (the optimum of the published loss: base and novel rows weigh as much as there
             are classes of each), linear_sgd (Hariharan & Girshick, ICCV 2017) or mlp (of the CIFAR-100 system).
-        transform: what is done to all features first; nothing if not given.
-        options: the classifier's settings, e.g. ``SGDOptions(n_steps=1000, batch_size=200)``.
+        transform: what is done to all features first; nothing if not given. It centres on the base rows.
+        options: the classifier's settings, e.g. ``lowshot.classifiers.SGDOptions(n_steps=1000, batch_size=200)``.
         seed: of initialisation and draws.
         device: where to compute; a GPU if there is one.
 
@@ -206,47 +270,29 @@ class LowShotClassifier(ClassifierMixin, BaseEstimator):
 
         Raises InputError for a class that is on both sides, or for rows of different dimensions.
         """
-        if self.classifier not in _OPTIONS:
-            raise InputError(f"classifier '{self.classifier}': there are {', '.join(_OPTIONS)}")
-        base, base_labels = check_X_y(base_features, base_labels, dtype=np.float32)
-        novel, novel_labels = check_X_y(novel_features, novel_labels, dtype=np.float32)
-        if base.shape[1] != novel.shape[1]:
-            raise InputError(f"base rows have {base.shape[1]} dimensions, novel ones {novel.shape[1]}")
-        base_classes, self.novel_classes_ = np.unique(base_labels), np.unique(novel_labels)
-        if both := set(base_classes.tolist()) & set(self.novel_classes_.tolist()):
-            raise InputError(f"class {min(both)!r}: has base and novel rows")
-        self.classes_, numbers = np.unique(np.concatenate([base_labels, novel_labels]), return_inverse=True)
+        known = [name for name in CLASSIFIERS if CLASSIFIERS[name].options is not None]
+        if self.classifier not in known:
+            raise InputError(f"classifier '{self.classifier}': there are {', '.join(known)}")
+        chosen = CLASSIFIERS[self.classifier]
+        options = _checked(self.options, chosen.options, f"options of {self.classifier}")
+        base = _rows("base_features", base_features)
+        novel = _rows("novel_features", novel_features, base.shape[1])
+        labels = [_labels("base_labels", base_labels, len(base)), _labels("novel_labels", novel_labels, len(novel))]
+        base_classes, self.novel_classes_ = np.unique(labels[0]), np.unique(labels[1])
+        both = np.intersect1d(base_classes, self.novel_classes_)
+        if len(both):
+            raise InputError(f"class {both[0]!r}: has base and novel rows")
+        self.classes_, numbers = np.unique(np.concatenate(labels), return_inverse=True)
         base_numbers, novel_numbers = np.split(numbers, [len(base)])
-        self.transform_ = fit_transform(self.transform or FeatureTransform(), base)
-        run = Run(1, int(np.bincount(novel_numbers).max()), self.transform_(novel), novel_numbers)
+        self._apply = fitted_transform(_checked(self.transform, FeatureTransform(), "transform"), base)
+        run = Run(1, int(np.bincount(novel_numbers).max()), self._apply(novel), novel_numbers)
         sizes = len(base_classes), len(self.novel_classes_), len(self.classes_)
-        problem = Problem(self.transform_(base), base_numbers, [run], *sizes)
-        options, device = self.options or _OPTIONS[self.classifier](), str(self.device or pick_device())
-        self.score_, self.device_ = CLASSIFIERS[self.classifier](problem, options, self.seed, device), device
-        self.n_features_in_ = base.shape[1]
+        problem = Problem(self._apply(base), base_numbers, [run], *sizes)
+        self._device, self.n_features_in_ = str(self.device or pick_device()), base.shape[1]
+        self._scorer = chosen.fit(problem, options, self.seed, self._device)
         return self
 
-    def decision_function(self, X: np.ndarray) -> np.ndarray:
-        """Scores float32 (Q, n_classes) of rows (Q, D)."""
+    def _score(self, X: np.ndarray) -> np.ndarray:
         check_is_fitted(self)
-        queries = torch.from_numpy(self.transform_(_queries(X, self.n_features_in_))).to(self.device_)
-        return self.score_(queries)[0].cpu().numpy()
-
-    def predict_proba(self, X: np.ndarray) -> np.ndarray:
-        """Softmax float32 (Q, n_classes) of the scores."""
-        return _softmax(self.decision_function(X))
-
-    def predict(self, X: np.ndarray) -> np.ndarray:
-        """Labels (Q,) of rows (Q, D)."""
-        return self.classes_[self.decision_function(X).argmax(1)]
-
-
-def _queries(X: np.ndarray, dim: int) -> np.ndarray:
-    X = check_array(X, dtype=np.float32)
-    if X.shape[1] != dim:
-        raise InputError(f"X: {X.shape[1]} dimensions, but the classifier was fitted on {dim}")
-    return X
-
-
-def _softmax(scores: np.ndarray) -> np.ndarray:
-    return torch.from_numpy(scores).softmax(1).numpy()
+        queries = self._apply(_rows("X", X, self.n_features_in_))
+        return self._scorer(torch.from_numpy(queries).to(self._device))[0].cpu().numpy()

@@ -49,7 +49,7 @@ def fit_linear_sgd(problem: Problem, options: SGDOptions, seed: int, device: str
     if not 0 < n_base <= len(problem.base_labels) or n_novel == 0:
         raise InputError(
             f"sgd.batch_size {options.batch_size}: takes {n_base} base and {n_novel} novel rows, but there are "
-            f"{len(problem.base_labels)} base rows; a smaller --sgd.batch_size fits"
+            f"{len(problem.base_labels)} base rows; a smaller batch fits"
         )
     base = _Pool(problem.base_feats, problem.base_labels, device)
     trainers = {

@@ -6,8 +6,11 @@ that no class loses its only shot to validation; the first epoch counts for earl
 over rows, not batches.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -47,12 +50,13 @@ def fit_mlp(problem: Problem, options: MLPOptions, seed: int, device: str) -> Sc
         for group in groups.values()
     ]
     order = torch.tensor(np.argsort(np.concatenate(list(groups.values()))), device=device)
+    return partial(_mlp_scores, models, order)
 
-    @torch.no_grad()
-    def score(feats: torch.Tensor) -> torch.Tensor:
-        return torch.cat([model(feats.expand(model.n_runs, -1, -1)) for model in models])[order]
 
-    return score
+@torch.no_grad()
+def _mlp_scores(models: list[MLPs], order: torch.Tensor, feats: torch.Tensor) -> torch.Tensor:
+    """(n_runs, rows, n_classes), runs in the order of the problem."""
+    return torch.cat([model(feats.expand(model.n_runs, -1, -1)) for model in models])[order]
 
 
 def _split_and_repeat(problem: Problem, run: Run, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -72,9 +72,8 @@ def with_constant(feats: np.ndarray) -> np.ndarray:
 
 def linear_scorer(weights: torch.Tensor) -> Scorer:
     """Scores of linear classifiers; `weights` (n_runs, n_classes, D + 1), the bias in the last column."""
-    matrix, bias = weights[:, :, :-1], weights[:, :, -1:]
+    return partial(_linear_scores, weights)
 
-    def score(feats: torch.Tensor) -> torch.Tensor:
-        return (matrix @ feats.T + bias).transpose(1, 2)
 
-    return score
+def _linear_scores(weights: torch.Tensor, feats: torch.Tensor) -> torch.Tensor:
+    return (weights[:, :, :-1] @ feats.T + weights[:, :, -1:]).transpose(1, 2)

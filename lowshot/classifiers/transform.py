@@ -16,7 +16,7 @@ Array = TypeVar("Array", np.ndarray, torch.Tensor)
 _EPSILON = 1e-6
 
 
-def fit_transform(transform: FeatureTransform, base_features: Array) -> Callable[[Array], Array]:
+def fitted_transform(transform: FeatureTransform, base_features: Array) -> Callable[[Array], Array]:
     """The transform as a function, its centre taken from `base_features` (N, D), numpy or torch.
 
     The function maps numpy or torch (..., D) to the same kind, float32, on the same device. The paper's features follow
@@ -33,7 +33,7 @@ def transformed_mean(transform: FeatureTransform, base_features: Array) -> torch
 
 
 def apply_transform(transform: FeatureTransform, features: Array, mean: torch.Tensor | None) -> Array:
-    """The transform with the `mean` of `base_mean`."""
+    """The transform with the `mean` of `transformed_mean`."""
     transformed = _powered(torch.as_tensor(features), transform.power)
     if mean is not None:
         transformed = transformed - mean.to(transformed.device)

@@ -20,7 +20,7 @@ from dataclasses import asdict, fields
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import h5py
 import yaml
@@ -33,9 +33,14 @@ _RUN_ONLY = {"out", "overwrite", "accelerator", "devices", "num_workers", "check
 
 def settings(config: Any) -> dict:
     """The settings of a stage's dataclass that influence its output: no paths, nothing of where or how fast it runs."""
-    chosen = [f.name for f in fields(config) if f.name not in _RUN_ONLY and "Path" not in str(f.type)]
     values = asdict(config)
-    return {name: values[name] for name in chosen}
+    return {name: values[name] for name in names_of_values(config) if name not in _RUN_ONLY}
+
+
+def names_of_values(config: Any) -> list[str]:
+    """The settings of a stage's dataclass that are values, not files or folders, in its order."""
+    types = get_type_hints(type(config))
+    return [field.name for field in fields(config) if "Path" not in str(types[field.name])]
 
 
 def digest(path: Path) -> str:

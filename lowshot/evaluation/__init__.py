@@ -1,4 +1,4 @@
-"""The low-shot benchmark, few-shot episodes, selection of settings, predictions.
+"""The low-shot benchmark, few-shot episodes, selection of settings.
 
 The names of `__init__.pyi` are imported from their modules when they are first used.
 """

@@ -207,7 +207,7 @@ def _dirichlet_counts(alpha: float, first: np.ndarray, second: np.ndarray, balan
     return counts + (place < total - counts.sum(1, keepdims=True))
 
 
-def evaluate(
+def evaluate_episodes(
     features: Tensor,
     pool: Pool,
     sampling: Sampling,

@@ -22,7 +22,16 @@ from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 import numpy as np
 from jsonargparse import ArgumentError, ArgumentParser
 
-from lowshot.core.artifacts import Provenance, flat, is_done, partial_recipe, read_yaml, write_yaml, writing
+from lowshot.core.artifacts import (
+    Provenance,
+    flat,
+    is_done,
+    names_of_values,
+    partial_recipe,
+    read_yaml,
+    write_yaml,
+    writing,
+)
 from lowshot.core.errors import Diverged, InputError
 from lowshot.evaluation.benchmark import Benchmark, Ranks, read_benchmark
 from lowshot.evaluation.settings import Criterion, SelectionConfig
@@ -170,7 +179,7 @@ def _replace(config: Any, keys: list[str], value: Any) -> Any:
 def _settings_of(config: SelectionConfig) -> list[str]:
     """Dotted names of what a grid may vary: the method's settings, neither files nor those of the protocol."""
     protocol = {field.name for field in fields(SelectionConfig)}
-    names = [f.name for f in fields(config) if f.name not in protocol and "Path" not in str(f.type)]
+    names = [name for name in names_of_values(config) if name not in protocol]
     return list(flat({name: value for name, value in asdict(config).items() if name in names}))
 
 

@@ -6,12 +6,12 @@ from .backbones import load_extractor as load_extractor
 from .backbones import save_extractor as save_extractor
 from .extractor_training import ExtractorTrainer as ExtractorTrainer
 from .extractor_training import freeze as freeze
+from .extractors import batch_features as batch_features
 from .extractors import check_knows_base_only as check_knows_base_only
 from .extractors import chosen_extractor as chosen_extractor
 from .extractors import drop_projection as drop_projection
 from .extractors import embed as embed
 from .extractors import novel_classes_seen as novel_classes_seen
-from .extractors import numpy_features as numpy_features
 from .extractors import open_extractor as open_extractor
 from .image_training import check_training as check_training
 from .image_training import hold_out as hold_out

@@ -1,15 +1,16 @@
 """Opening an extractor, the folder of a trained one or a model of timm with its own weights, and running it."""
 
+from __future__ import annotations
+
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -22,6 +23,9 @@ from lowshot.representation.backbones import Extractor, ModelConfig, load_extrac
 from lowshot.representation.loading import batches, in_batches, to_unit, view
 from lowshot.representation.settings import ExtractorChoice
 from lowshot.representation.timm_models import PREFIX, is_timm
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 def open_extractor(
@@ -73,7 +77,7 @@ def chosen_extractor(
 
 
 @torch.inference_mode()
-def numpy_features(model: Extractor, images: Tensor, fabric: Fabric) -> np.ndarray:
+def batch_features(model: Extractor, images: Tensor, fabric: Fabric) -> np.ndarray:
     """Features float32 (N, D) of images in [0, 1] (N, C, H, W), computed in the precision of `fabric`."""
     with fabric.autocast():
         return model.features(images).float().cpu().numpy()
@@ -82,7 +86,7 @@ def numpy_features(model: Extractor, images: Tensor, fabric: Fabric) -> np.ndarr
 @torch.inference_mode()
 def embed(
     extractor: Extractor,
-    images: Sequence[str | Path] | np.ndarray,
+    images: str | Path | Iterable[str | Path] | np.ndarray,
     *,
     invert: bool = False,
     batch_size: int = 32,
@@ -92,10 +96,10 @@ def embed(
     """Features of pictures.
 
     Args:
-        extractor: see `open_extractor`.
-        images: image files, or uint8 (N, H, W, C) or (N, H, W). Arrays of the extractor's own size are taken as they
-            are; files, and arrays of another size, as it views pictures: resized, the centre cut out, grey if it
-            learned from grey images.
+        extractor: see `open_extractor`; it is put into evaluation mode.
+        images: image files, or an array uint8 (N, H, W, C) or (N, H, W). An array of the extractor's own size and
+            channels is taken as it is; files and other arrays as it views pictures: resized, the centre cut out, grey
+            if it learned from grey images.
         invert: take the negative, for dark ink on paper and an extractor that learned bright ink on black.
         batch_size: images at once; changes the speed only.
         num_workers: processes that decode files; worth their start with some hundred of them.
@@ -108,39 +112,50 @@ def embed(
         InputError: for an array of another form, no images, a file that is missing or corrupt, or features that are
             NaN or infinite.
     """
-    device = torch.device(device or pick_device())
+    if batch_size < 1 or num_workers < 0:
+        raise InputError(f"batch_size {batch_size}, num_workers {num_workers}: at least 1 and 0")
+    home, device = next(extractor.parameters()).device, torch.device(device or pick_device())
     pictures = _pictures(images, extractor.config)
     parts = in_batches(np.arange(len(pictures)), batch_size)
-    loaded = batches(pictures, parts, extractor.config, None, num_workers)
-    network, feats = extractor.to(device), []
-    for pixels in tqdm(loaded, "images", len(parts), unit="batch", disable=None):
-        feats.append(network.features(to_unit(255 - pixels if invert else pixels, device)).float().cpu().numpy())
-    extractor.cpu()
+    loaded, feats = batches(pictures, parts, extractor.config, None, num_workers), []
+    network = extractor.eval().to(device)
+    try:
+        for pixels in tqdm(loaded, "images", len(parts), unit="batch", disable=None):
+            feats.append(network.features(to_unit(255 - pixels if invert else pixels, device)).float().cpu().numpy())
+    finally:
+        extractor.to(home)
     features = np.concatenate(feats)
     if not np.isfinite(features).all():
         raise InputError("the extractor makes features that are NaN or infinite")
     return features
 
 
-def _pictures(images: Sequence[str | Path] | np.ndarray, config: ModelConfig) -> Images:
+def _pictures(images: Iterable[str | Path] | np.ndarray, config: ModelConfig) -> Images:
     """Unlabelled images: files, or pixels of the extractor's form."""
-    n = len(images)
-    if n == 0:
+    files = [images] if isinstance(images, (str, Path)) else images if isinstance(images, np.ndarray) else list(images)
+    labels, is_test = np.zeros(len(files), np.int64), np.zeros(len(files), bool)
+    if len(files) == 0:
         raise InputError("images: none are given")
-    labels, is_test = np.zeros(n, np.int64), np.zeros(n, bool)
-    if not isinstance(images, np.ndarray):
-        names = np.array([str(Path(file).absolute()) for file in images], object)
-        return Images(labels, is_test, paths=names, root=Path("/"))
+    if isinstance(images, np.ndarray):
+        return Images(labels, is_test, _pixels(images, config))
+    strange = [file for file in files if not isinstance(file, (str, Path))]
+    if strange:
+        raise InputError(f"images: {type(strange[0]).__name__} in a list; give paths, or one uint8 array (N, H, W, C)")
+    names = np.array([str(Path(file).absolute()) for file in files], object)
+    return Images(labels, is_test, paths=names, root=Path("/"))
+
+
+def _pixels(images: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """uint8 (N, S, S, n_channels) as the extractor of `config` takes them."""
     pixels = images[..., None] if images.ndim == 3 else images
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] not in (1, 3):
-        raise InputError(
-            f"images: {images.dtype} of shape {images.shape}; arrays are uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3)"
-        )
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] not in (1, 3) or 0 in pixels.shape:
+        form = "uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3)"
+        raise InputError(f"images: {images.dtype} of shape {images.shape}; an array must be {form}")
     if pixels.shape[1:] == (config.image_size, config.image_size, config.n_channels):
-        return Images(labels, is_test, np.ascontiguousarray(pixels))
-    seen, rgb = view(config), np.broadcast_to(pixels, (*pixels.shape[:3], 3))
-    viewed = torch.stack([seen(Image.fromarray(np.ascontiguousarray(one))) for one in rgb])
-    return Images(labels, is_test, viewed.permute(0, 2, 3, 1).numpy())
+        return np.ascontiguousarray(pixels)
+    seen, colours = view(config), np.broadcast_to(pixels, (*pixels.shape[:3], 3))
+    viewed = torch.stack([seen(Image.fromarray(np.ascontiguousarray(one))) for one in colours])
+    return viewed.permute(0, 2, 3, 1).numpy()
 
 
 def drop_projection(model: Extractor, choice: ExtractorChoice) -> None:

@@ -1,10 +1,15 @@
-"""Few-shot methods and low-shot classifiers on arrays: the same numbers as the stages', checked arguments."""
+"""Few-shot methods and low-shot classifiers on arrays: numbers of the methods themselves, checked arguments."""
+
+import pickle
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from conftest import ROOT
 from sklearn.base import clone
-from sklearn.metrics import accuracy_score
+from sklearn.metrics import accuracy_score, roc_auc_score
 
 import lowshot
 from lowshot import FewShotClassifier, LowShotClassifier, few_shot_scores
@@ -17,11 +22,13 @@ from lowshot.classifiers.settings import (
     FewShotMethod,
     InductiveMethod,
     LogisticOptions,
+    MethodOptions,
     MLPOptions,
+    NearestMeanOptions,
     SGDOptions,
 )
 from lowshot.classifiers.tasks import Tasks
-from lowshot.classifiers.transform import fit_transform
+from lowshot.classifiers.transform import fitted_transform
 
 N_WAY, DIM = 4, 6
 RNG = np.random.default_rng(0)
@@ -48,10 +55,18 @@ def test_names_of_methods_are_those_of_their_settings():
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_defaults_are_those_of_the_recipe(method):
+    config = yaml.safe_load((ROOT / f"configs/few_shot/episodes-{method}.yaml").read_text())
+    transform = FeatureTransform(**config.get("transform", {}))
+    options = asdict(getattr(MethodOptions(), method)) | config.get("methods", {}).get(method, {})
+    assert (METHODS[method].transform, asdict(METHODS[method].options)) == (transform, options)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_method_comes_with_its_transform(task, method):
     support, labels, queries, truth = task
     chosen = METHODS[method]
-    transform = fit_transform(chosen.transform, BASE)
+    transform = fitted_transform(chosen.transform, BASE)
     tasks = Tasks(*(torch.from_numpy(one)[None] for one in (transform(support), labels, transform(queries))), N_WAY)
     expected = chosen.score(tasks, chosen.options, 0)[0].numpy()
     assert np.allclose(few_shot_scores(method, support, labels, queries, base_features=BASE), expected, atol=1e-6)
@@ -73,12 +88,24 @@ def test_one_task_is_a_batch_of_one(task):
     assert one.dtype == np.float32 and np.array_equal(both[0], one) and np.array_equal(both[1], one)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint64])
+@pytest.mark.parametrize("method", METHODS)
+def test_arrays_of_any_kind(task, method, kind):
+    support, labels, queries, _ = task
+    expected = few_shot_scores(method, support, labels, queries, base_features=BASE)
+    given = support[::-1], labels[::-1].astype(kind), torch.from_numpy(queries).requires_grad_()
+    found = few_shot_scores(method, *given, base_features=BASE.astype(np.float64))
+    assert np.allclose(found, expected, atol=1e-4)
+
+
 def test_transform_and_options_can_be_chosen(task):
     support, labels, queries, _ = task
-    plain = few_shot_scores("nearest_mean", support, labels, queries, transform=FeatureTransform())
+    plain = few_shot_scores("nearest_mean", support, labels, queries)
     means = np.stack([support[labels == c].mean(0) for c in range(N_WAY)])
     distances = ((queries[:, None] - means) ** 2).sum(-1)
     assert np.allclose(plain, distances.min(1, keepdims=True) - distances, atol=1e-4)
+    unit = few_shot_scores("nearest_mean", support, labels, queries, transform=FeatureTransform(normalise=True))
+    assert not np.allclose(plain, unit)
     untrained = few_shot_scores("cosine", support, labels, queries, options=CosineOptions(n_steps=0))
     assert not np.allclose(untrained, few_shot_scores("cosine", support, labels, queries))
 
@@ -99,12 +126,18 @@ def test_estimators_are_those_of_scikit_learn():
         ({"labels": np.linspace(0, 1, 8)}, "must be integers"),
         ({"labels": np.arange(8) - 1}, "must be integers 0"),
         ({"labels": np.arange(7)}, "support_labels \\(1, 7\\)"),
-        ({"queries": np.zeros((3, DIM + 1), np.float32)}, "dimensions D are needed"),
-        ({"queries": np.zeros((0, DIM), np.float32)}, "an empty side"),
+        ({"queries": np.zeros((3, DIM + 1), np.float32)}, "same number of tasks and of dimensions"),
+        ({"queries": np.zeros((0, DIM), np.float32)}, "an axis of length 0"),
         ({"queries": np.full((3, DIM), np.nan, np.float32)}, "query_features: must be finite"),
         ({"support": np.full((8, DIM), np.inf, np.float32)}, "support_features: must be finite"),
         ({"support": np.full((8, DIM), "x")}, "support_features: must be finite"),
-        ({"method": "pt_map", "base_features": BASE[:, 1:]}, "base_features: 5 dimensions, but the features have 6"),
+        ({"method": "laplacian_shot", "base_features": BASE[:, 1:]}, "base_features: 5 dimensions, 6 are needed"),
+        (
+            {"options": NearestMeanOptions(), "method": "cosine"},
+            "options of cosine: must be CosineOptions, not Nearest",
+        ),
+        ({"options": CosineOptions(lr=-1), "method": "cosine"}, "options of cosine: "),
+        ({"transform": "L2N"}, "transform: must be FeatureTransform, not str"),
         ({"method": "laplacian_shot"}, "give base_features, or another transform"),
     ],
 )
@@ -118,16 +151,35 @@ def test_refused_tasks(task, change, message):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"y": ["a"] * 8}, "holds one class"), ({"y": list("ab")}, "inconsistent"), ({"X": np.zeros(8)}, "2D array")],
+    [
+        ({"y": ["a"] * 8}, "holds one class"),
+        ({"y": list("ab")}, "y: 2 labels for 8 rows"),
+        ({"y": np.zeros((8, 2))}, "y: "),
+        ({"X": np.zeros(8)}, "X: Expected 2D array"),
+        ({"X": np.full((8, DIM), np.nan)}, "X: Input X contains NaN"),
+        ({"X": [["a"] * DIM] * 8}, "X: "),
+        ({"method": "svm"}, "method 'svm': there are"),
+    ],
 )
 def test_refused_shots(task, change, message):
     given = {"X": task[0], "y": task[1]} | change
-    with pytest.raises(ValueError, match=message):
-        FewShotClassifier().fit(given["X"], given["y"])
+    with pytest.raises(lowshot.InputError, match=message):
+        FewShotClassifier(given.get("method", "cosine")).fit(given["X"], given["y"])
+
+
+def test_two_classes_have_one_score(task):
+    """As scikit-learn has it: positive for the second class."""
+    support, labels, queries, truth = (
+        part[half] for part, half in zip(task, [slice(4), slice(4), slice(10), slice(10)])
+    )
+    classifier = FewShotClassifier().fit(support, labels)
+    scores = classifier.decision_function(queries)
+    assert scores.shape == (10,) and ((scores > 0) == truth).all()
+    assert roc_auc_score(truth, scores) == 1 and classifier.predict_proba(queries).shape == (10, 2)
 
 
 def test_queries_of_another_dimension(task):
-    with pytest.raises(lowshot.InputError, match="X: 5 dimensions, but the classifier was fitted on 6"):
+    with pytest.raises(lowshot.InputError, match="X: 5 dimensions, 6 are needed"):
         FewShotClassifier().fit(*task[:2]).predict(task[2][:, 1:])
 
 
@@ -156,8 +208,10 @@ def test_a_low_shot_classifier_is_that_of_the_benchmark(low_shot, name, options)
 
     numbers = [np.array([int(label) // 10 for label in labels]) for labels in (base_labels, novel_labels)]
     problem = Problem(base, numbers[0], [Run(1, 3, novel, numbers[1])], 4, 4, 8)
-    expected = CLASSIFIERS[name](problem, options, 0, "cpu")(torch.from_numpy(test))[0].numpy()
+    expected = CLASSIFIERS[name].fit(problem, options, 0, "cpu")(torch.from_numpy(test))[0].numpy()
     assert np.allclose(classifier.decision_function(test), expected, atol=1e-5)
+    restored = pickle.loads(pickle.dumps(classifier))
+    assert np.array_equal(restored.decision_function(test), classifier.decision_function(test))
     assert np.allclose(classifier.predict_proba(test).sum(1), 1, atol=1e-5)
     assert classifier.score(test, truth) > 0.8
 
@@ -166,7 +220,7 @@ def test_a_low_shot_classifier_transforms_all_rows_alike(low_shot):
     base, base_labels, novel, novel_labels, test, _ = low_shot
     transform = FeatureTransform(centre=True, normalise=True)
     whole = LowShotClassifier(transform=transform).fit(base, base_labels, novel, novel_labels)
-    by_hand = fit_transform(transform, base)
+    by_hand = fitted_transform(transform, base)
     plain = LowShotClassifier().fit(by_hand(base), base_labels, by_hand(novel), novel_labels)
     assert np.allclose(whole.decision_function(test), plain.decision_function(by_hand(test)), atol=1e-4)
 
@@ -175,13 +229,15 @@ def test_a_low_shot_classifier_transforms_all_rows_alike(low_shot):
     ("change", "message"),
     [
         ({"classifier": "own_head"}, "classifier 'own_head': there are linear_sgd, "),
-        ({"novel": np.zeros((12, 2))}, "base rows have 6 dimensions, novel ones 2"),
-        ({"novel_labels": ["00"] * 12}, "class '00': has base and novel rows"),
-        ({"base_labels": ["00"]}, "inconsistent"),
+        ({"novel": np.zeros((12, 2))}, "novel_features: 2 dimensions, 6 are needed"),
+        ({"novel_labels": ["00"] * 12}, "class .*'00'.*: has base and novel rows"),
+        ({"base_labels": ["00"]}, "base_labels: 1 labels for 160 rows"),
+        ({"options": MLPOptions()}, "options of logistic_regression: must be LogisticOptions, not MLPOptions"),
     ],
 )
 def test_refused_low_shot_rows(low_shot, change, message):
     names = ("base", "base_labels", "novel", "novel_labels")
     given = dict(zip(names, low_shot)) | change
-    with pytest.raises(ValueError, match=message):
-        LowShotClassifier(given.get("classifier", "logistic_regression")).fit(*(given[name] for name in names))
+    classifier = LowShotClassifier(given.get("classifier", "logistic_regression"), options=given.get("options"))
+    with pytest.raises(lowshot.InputError, match=message):
+        classifier.fit(*(given[name] for name in names))

@@ -23,7 +23,7 @@ from lowshot.classifiers.settings import (
     PTMapOptions,
 )
 from lowshot.classifiers.tasks import Tasks, class_means, squared_distances
-from lowshot.classifiers.transform import fit_transform
+from lowshot.classifiers.transform import fitted_transform
 
 INDUCTIVE = [name for name, method in METHODS.items() if not method.transductive]
 TRANSDUCTIVE = [name for name, method in METHODS.items() if method.transductive]
@@ -336,22 +336,22 @@ def test_many_classes_rows_and_queries_in_one_task(name):
 
 def test_transform_by_hand():
     base = np.array([[1, 4], [3, 0]], np.float32)  # mean (2, 2)
-    apply = fit_transform(FeatureTransform(centre=True, normalise=True), base)
+    apply = fitted_transform(FeatureTransform(centre=True, normalise=True), base)
     assert np.allclose(apply(np.array([[5, 6], [2, 1]], np.float32)), [[0.6, 0.8], [0, -1]])
-    power = fit_transform(FeatureTransform(power=0.5), base)
+    power = fitted_transform(FeatureTransform(power=0.5), base)
     assert np.allclose(power(np.array([[9, 16]], np.float32)), [[0.6, 0.8]], atol=1e-5)
-    assert np.array_equal(fit_transform(FeatureTransform(), base)(base), base)
+    assert np.array_equal(fitted_transform(FeatureTransform(), base)(base), base)
 
 
 def test_transform_centres_after_the_power():
     base = torch.tensor([[1.0, 0], [0, 1]])
-    apply = fit_transform(FeatureTransform(power=0.5, centre=True), base)
+    apply = fitted_transform(FeatureTransform(power=0.5, centre=True), base)
     assert torch.allclose(apply(base), torch.tensor([[0.5, -0.5], [-0.5, 0.5]]), atol=2e-3)
 
 
 def test_transform_keeps_kind_type_and_shape():
     base = np.random.default_rng(0).random((10, 3), np.float32)
-    apply = fit_transform(FeatureTransform(power=0.5, centre=True, normalise=True), base)
+    apply = fitted_transform(FeatureTransform(power=0.5, centre=True, normalise=True), base)
     made = apply(base)
     assert isinstance(made, np.ndarray) and made.dtype == np.float32 and np.allclose(np.linalg.norm(made, axis=1), 1)
     assert torch.allclose(apply(torch.from_numpy(base).view(2, 5, 3)), torch.from_numpy(made).view(2, 5, 3), atol=1e-6)
@@ -359,7 +359,7 @@ def test_transform_keeps_kind_type_and_shape():
 
 
 def test_a_power_keeps_the_sign():
-    powered = fit_transform(FeatureTransform(power=0.5), torch.zeros(0, 2))(torch.tensor([[9.0, -16.0]]))
+    powered = fitted_transform(FeatureTransform(power=0.5), torch.zeros(0, 2))(torch.tensor([[9.0, -16.0]]))
     assert torch.allclose(powered, torch.tensor([[0.6, -0.8]]), atol=1e-5)
 
 
@@ -367,8 +367,8 @@ def test_simple_shot_ignores_what_it_removes():
     """Centred and normalised, tasks of shifted and scaled features are the same tasks (SimpleShot, section 3)."""
     tasks, _ = random_tasks()
     base = torch.randn(50, 8, generator=torch.Generator().manual_seed(3))
-    plain = fit_transform(FeatureTransform(centre=True, normalise=True), base)
-    moved = fit_transform(FeatureTransform(centre=True, normalise=True), base * 3 + 7)
+    plain = fitted_transform(FeatureTransform(centre=True, normalise=True), base)
+    moved = fitted_transform(FeatureTransform(centre=True, normalise=True), base * 3 + 7)
     scores = [
         score("nearest_mean", Tasks(f(tasks.support_features * a + b), tasks.support_labels,
                                     f(tasks.query_features * a + b), 4))

@@ -23,7 +23,7 @@ from lowshot.core.errors import InputError
 from lowshot.data.datasets.images import read_images
 from lowshot.data.features import read_copies, read_features, write_features
 from lowshot.data.protocol import Split, read_split
-from lowshot.evaluation.episodes import draw_tasks, evaluate, gather_tasks, make_pool, tasks_digest
+from lowshot.evaluation.episodes import draw_tasks, evaluate_episodes, gather_tasks, make_pool, tasks_digest
 from lowshot.evaluation.settings import Sampling
 from lowshot.hallucination.clustering import clustering_scores
 from lowshot.report import mixture, results
@@ -234,10 +234,10 @@ def test_every_method_learns_from_copies(name, config):
     pool, options = make_pool(LABELS, SPLIT, np.arange(10), config, "f"), getattr(MethodOptions(), name)
     far = 50 * F.one_hot(torch.from_numpy(LABELS), 10).float()  # only the copies tell the classes apart
     copies = far[:, None].expand(-1, 2, -1)
-    right = evaluate(far, pool, config, 6, METHODS[name], options, copies)
-    wrong = evaluate(torch.ones(len(far), 10), pool, config, 6, METHODS[name], options, copies)
+    right = evaluate_episodes(far, pool, config, 6, METHODS[name], options, copies)
+    wrong = evaluate_episodes(torch.ones(len(far), 10), pool, config, 6, METHODS[name], options, copies)
     assert {one["accuracy"] for one in right} == {1.0} and np.mean([one["accuracy"] for one in wrong]) < 0.5
-    assert len(evaluate(feats, pool, config, 6, METHODS[name], options, feats[:, None])) == 12
+    assert len(evaluate_episodes(feats, pool, config, 6, METHODS[name], options, feats[:, None])) == 12
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from lowshot.core.errors import InputError
 from lowshot.data.features import read_features, write_features
 from lowshot.data.protocol import Split
 from lowshot.evaluation import episodes
-from lowshot.evaluation.episodes import draw_tasks, evaluate, gather_tasks, make_pool, tasks_digest
+from lowshot.evaluation.episodes import draw_tasks, evaluate_episodes, gather_tasks, make_pool, tasks_digest
 from lowshot.evaluation.settings import Sampling
 
 # Classes 0..5 are base; of the novel ones 6..15 are of superclass 0, 16..19 of 1, 20 of 2 (in both halves: see below).
@@ -184,7 +184,7 @@ def judged(name="nearest_mean", n_episodes=20, feats=None, options=None, **chang
     sampling = Sampling(**{"n_queries": 4, **changes})
     options = options or getattr(MethodOptions(), name)
     feats = clusters() if feats is None else feats
-    return evaluate(feats, pool_of(sampling), sampling, n_episodes, METHODS[name], options)
+    return evaluate_episodes(feats, pool_of(sampling), sampling, n_episodes, METHODS[name], options)
 
 
 def test_accuracies_by_hand():
@@ -294,7 +294,7 @@ def test_the_centre_is_the_mean_of_the_base_images(config):
     inside = np.isin(LABELS, NOVEL[7:])
     feats = torch.nn.functional.normalize(torch.from_numpy(novel - base.mean(0)))[inside]
     pool = make_pool(LABELS[inside], SPLIT, NOVEL[7:], config, "pool.h5")
-    expected = evaluate(feats, pool, config, 10, METHODS["nearest_mean"], MethodOptions().nearest_mean)
+    expected = evaluate_episodes(feats, pool, config, 10, METHODS["nearest_mean"], MethodOptions().nearest_mean)
     assert content["episodes"] == expected
     plain = results(config, features=both, transform=FeatureTransform(normalise=True))
     assert plain["episodes"] != expected

@@ -203,9 +203,13 @@ def test_second_run_does_nothing_and_other_settings_stop(config, capsys):
 
 def captured_problem(config, monkeypatch, **changes):
     """The problem that main hands to the classifier."""
-    seen = []
-    real = CLASSIFIERS["linear_sgd"]
-    monkeypatch.setitem(CLASSIFIERS, "linear_sgd", lambda p, *rest: seen.append(p) or real(p, *rest))
+    seen, real = [], CLASSIFIERS["linear_sgd"]
+
+    def fit(problem, *rest):
+        seen.append(problem)
+        return real.fit(problem, *rest)
+
+    monkeypatch.setitem(CLASSIFIERS, "linear_sgd", real._replace(fit=fit))
     content = results(config, **changes)
     return seen[0], content
 

@@ -33,6 +33,24 @@ def test_files_and_arrays_are_seen_alike(image_folder, extractor):
     assert resized.shape == from_files.shape and not np.allclose(resized, from_files)
 
 
+def test_one_file_and_a_generator(image_folder, extractor):
+    files, model = sorted(find_images(image_folder))[:2], lowshot.open_extractor(extractor)
+    both = lowshot.embed(model, (file for file in files))
+    assert np.allclose(lowshot.embed(model, files[0]), both[:1], atol=1e-6)
+    assert np.allclose(lowshot.embed(model, str(files[1])), both[1:], atol=1e-6)
+
+
+def test_a_model_in_training_is_evaluated(extractor):
+    model, pixels = load_extractor(extractor), np.arange(768 * 4, dtype=np.uint8).reshape(4, 16, 16, 3)
+    expected = lowshot.embed(model, pixels)
+    assert np.allclose(lowshot.embed(model.train(), pixels, batch_size=2), expected, atol=1e-5)
+
+
+def test_sizes_of_batches(extractor):
+    with pytest.raises(lowshot.InputError, match="batch_size 0"):
+        lowshot.embed(load_extractor(extractor), np.zeros((2, 16, 16, 3), np.uint8), batch_size=0)
+
+
 def test_grey_pictures(tmp_path):
     """An extractor of grey images takes colour ones, one of colour images grey ones."""
     rng = np.random.default_rng(0)
@@ -64,7 +82,9 @@ def test_timm_by_name(tmp_path):
         ([], "none are given"),
         (np.zeros((2, 16, 16, 3)), "float64 of shape"),
         (np.zeros((2, 16, 16, 4), np.uint8), r"uint8 of shape \(2, 16, 16, 4\)"),
-        (np.zeros((16, 16), np.uint8), "arrays are uint8"),
+        (np.zeros((16, 16), np.uint8), "an array must be uint8"),
+        (np.zeros((0, 16, 16), np.uint8), "none are given"),
+        ([np.zeros((16, 16, 3), np.uint8)], "ndarray in a list; give paths, or one uint8 array"),
         (["nowhere.png"], "no such image"),
     ],
 )

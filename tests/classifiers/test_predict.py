@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 import predict
 from lowshot.classifiers.methods import METHODS
+from lowshot.classifiers.photos import load_classifier
 from lowshot.classifiers.settings import FeatureTransform, InductiveOptions
 from lowshot.classifiers.tasks import Tasks
 from lowshot.core.artifacts import read_json, write_json
@@ -25,7 +26,6 @@ from lowshot.data.datasets.folder import find_images
 from lowshot.data.datasets.images import open_image
 from lowshot.data.features import read_features, write_features
 from lowshot.data.protocol import read_split
-from lowshot.evaluation.prediction import load_classifier
 from lowshot.representation.backbones import Extractor, ModelConfig, load_extractor, save_extractor
 from lowshot.representation.extractors import embed
 from predict import ClassifyConfig, FitConfig
@@ -89,7 +89,7 @@ def test_a_saved_classifier_is_the_method_itself(tmp_path, photos, extractor, me
     assert torch.equal(saved.support_labels, labels) and torch.allclose(
         saved.support_features, tasks.support_features[0]
     )
-    assert torch.allclose(saved.probabilities(queries), expected, atol=1e-5)
+    assert torch.allclose(torch.from_numpy(saved.predict_proba(queries.numpy())), expected, atol=1e-5)
 
 
 def test_the_offered_methods_are_those_that_judge_an_image_alone():

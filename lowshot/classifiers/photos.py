@@ -1,9 +1,11 @@
 """A classifier of photos that stands alone: an extractor, labelled support features, the method that compares them."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from lowshot.core.cli import checked
 from lowshot.core.errors import InputError
 from lowshot.core.state_dicts import load_tensors
 from lowshot.representation.backbones import Extractor, load_extractor, save_extractor
+from lowshot.representation.extractors import embed
 
 SCHEMA = "lowshot-classifier-1"
 
@@ -35,12 +38,18 @@ class PhotoClassifier:
     base_mean: Tensor | None = None
     invert: bool = False
 
-    def probabilities(self, features: Tensor) -> Tensor:
+    def predict_proba(self, features: np.ndarray) -> np.ndarray:
         """Features (Q, D) as the extractor makes them -> softmax of the method's scores, float32 (Q, classes)."""
-        queries = apply_transform(self.transform, features, self.base_mean)
+        queries = apply_transform(self.transform, torch.from_numpy(features), self.base_mean)
         n_way = len(self.class_names)
         tasks = Tasks(self.support_features[None], self.support_labels[None], queries[None], n_way)
-        return METHODS[self.method].score(tasks, self.options, 0)[0].softmax(dim=-1)
+        return METHODS[self.method].score(tasks, self.options, 0)[0].softmax(dim=-1).numpy()
+
+    def predict(self, images: Sequence[str | Path] | np.ndarray, **speed: int) -> list[str]:
+        """The name of the likeliest class of each image; see `embed` for what images are, and for `speed`: its
+        batch_size and num_workers."""
+        features = embed(self.extractor, images, invert=self.invert, **speed)
+        return [self.class_names[c] for c in self.predict_proba(features).argmax(1)]
 
 
 def save_classifier(folder: Path, classifier: PhotoClassifier, made_from: dict) -> None:
@@ -74,8 +83,8 @@ class _Description:
     invert: bool
 
 
-def load_classifier(folder: Path) -> PhotoClassifier:
-    """Read what `save_classifier` wrote; InputError that names what is missing or does not fit."""
+def load_classifier(folder: str | Path) -> PhotoClassifier:
+    """The classifier that `predict.py fit` wrote; InputError that names what is missing or does not fit."""
     where = Path(folder) / "config.json"
     content = read_json(where)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:

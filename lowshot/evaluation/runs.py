@@ -1,0 +1,65 @@
+"""All runs of the low-shot benchmark by one classifier, or by a few-shot method."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from lowshot.classifiers.methods import CLASSIFIERS, METHODS
+from lowshot.classifiers.problem import Problem, Run
+from lowshot.classifiers.tasks import Tasks
+from lowshot.core.seeds import stream
+from lowshot.evaluation.benchmark import Benchmark, Ranks
+from lowshot.evaluation.ranks import ranks_in_chunks, true_class_ranks
+
+# Is given the scores (rows, classes) of a run (trial, n) for some of the test images.
+Keep = Callable[[tuple[int, int], slice, torch.Tensor], None]
+
+
+def rank_runs(
+    classifier: str,
+    options: Any,
+    problem: Problem,
+    benchmark: Benchmark,
+    queries: np.ndarray,
+    seed: int,
+    device: str,
+    keep: Keep | None = None,
+) -> Ranks:
+    """Ranks of the true classes in every run of `problem`.
+
+    Args:
+        classifier: one of `CLASSIFIERS`, or else of `METHODS`; `options` are its settings.
+        problem: rows of the benchmark's base classes, and of the novel classes of each run.
+        queries: (N, D) float32, the benchmark's test features, transformed as the problem's rows are.
+        keep: is given all scores.
+    """
+    if classifier in CLASSIFIERS:
+        score = CLASSIFIERS[classifier].fit(problem, options, seed, device)
+
+        def keep_all(rows: slice, scores: torch.Tensor) -> None:
+            for run, run_scores in zip(problem.runs, scores):
+                keep(run.key, rows, run_scores)
+
+        by_run = ranks_in_chunks(score, queries, benchmark.test_labels, device, keep=keep and keep_all)
+        return {run.key: run_ranks for run, run_ranks in zip(problem.runs, by_run)}
+    truth = torch.from_numpy(np.searchsorted(benchmark.classes, benchmark.test_labels)).to(device)
+    ranks = {}
+    for run in tqdm(problem.runs, desc=classifier, unit="run", disable=None):
+        method_seed = int(stream(seed, classifier, *run.key).integers(2**32))
+        scores = METHODS[classifier].score(_as_task(run, problem, benchmark, queries, device), options, method_seed)[0]
+        ranks[run.key] = true_class_ranks(scores, truth).cpu().numpy()
+        if keep is not None:
+            keep(run.key, slice(0, len(scores)), scores)
+    return ranks
+
+
+def _as_task(run: Run, problem: Problem, benchmark: Benchmark, queries: np.ndarray, device: str) -> Tasks:
+    """A run as one few-shot task: base rows and the run's novel rows are its support, all test images its queries, the
+    setup's classes in ascending order its ways."""
+    support = np.concatenate([problem.base_feats, run.feats])
+    ways = np.searchsorted(benchmark.classes, np.concatenate([problem.base_labels, run.labels]))
+    arrays = (torch.from_numpy(one[None]).to(device) for one in (support, ways, queries))
+    return Tasks(*arrays, len(benchmark.classes))
