@@ -32,7 +32,6 @@ from lowshot.core.errors import InputError
 from lowshot.data.features import Features, check_classes, check_same_space, check_setup, read_features
 from lowshot.data.protocol import Setup, read_split
 from lowshot.data.rows import Rows, blocks, open_raw, open_rows
-from lowshot.diffusion.projection import fit_projection
 from lowshot.diffusion.settings import IndexKind
 
 # Above, comparing all vectors of a set among themselves takes hours on a CPU.
@@ -106,7 +105,7 @@ def background(config: BackgroundConfig) -> Path:
     published = read_published(config, len(rows)) if config.ids else None
     with building(config.out, made_from) as partial:
         if not partial.exists():
-            pca = fit_projection(rows, config.pca_dim, config.seed)
+            pca = diffusion.fit_projection(rows, config.pca_dim, config.seed)
             dim = pca.output_dim(rows.shape[1])
             diffusion.create_graph(partial, made_from, len(rows), config.k, dim, config.precision, pca)
         share = write_background(partial, rows, published, config)
@@ -234,7 +233,7 @@ def complete(config: CompleteConfig) -> Path:
     _check_size(n_nodes, config.k)
 
     feats = chosen.train.feats
-    pca = far.pca if far else fit_projection(feats[chosen.base_rows], config.pca_dim, config.seed)
+    pca = far.pca if far else diffusion.fit_projection(feats[chosen.base_rows], config.pca_dim, config.seed)
     dtype = far.vectors.dtype if far else np.dtype(np.float32)
     vectors, test_vectors = (pca(one).astype(dtype) for one in (feats[chosen.node_rows], chosen.test_feats))
     _report_zeros(vectors, config.train)

@@ -1,7 +1,7 @@
 """Low-shot visual recognition: one pipeline, one split and one evaluator.
 
-A room for each subject, lowest first; a room imports from rooms below it only: core, data, representation, scgm,
-hallucination, classifiers, matching, evaluation, gan, diffusion, report. What a notebook needs stands here too:
+A subpackage for each subject, each of which imports from those before it only: core, data, representation, scgm,
+hallucination, classifiers, matching, evaluation, gan, diffusion, report. What a notebook needs is here as well:
 
     extractor = lowshot.open_extractor("timm:resnet50.a1_in1k")
     features = lowshot.embed(extractor, files)
@@ -9,7 +9,7 @@ hallucination, classifiers, matching, evaluation, gan, diffusion, report. What a
     classifier.predict(lowshot.embed(extractor, new_files))
 
 The names of `__init__.pyi` are imported from their modules when they are first used, so that importing lowshot costs
-nothing; the same holds for each room.
+nothing; the same holds for each subpackage.
 """
 
 import lazy_loader

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d
+from sklearn.utils.validation import check_is_fitted
 
 from lowshot.classifiers.methods import CLASSIFIERS, METHODS, Method
 from lowshot.classifiers.problem import Problem, Run
@@ -17,7 +17,7 @@ from lowshot.classifiers.settings import FeatureTransform
 from lowshot.classifiers.tasks import Tasks
 from lowshot.classifiers.transform import fitted_transform
 from lowshot.core.cli import checked
-from lowshot.core.errors import InputError
+from lowshot.core.errors import Diverged, InputError
 from lowshot.core.runtime import pick_device
 
 Apply = Callable[[np.ndarray], np.ndarray]
@@ -30,7 +30,7 @@ def few_shot_scores(
     query_features: np.ndarray,
     *,
     base_features: np.ndarray | None = None,
-    transform: FeatureTransform | None = None,
+    feature_transform: FeatureTransform | None = None,
     options: Any = None,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -45,7 +45,8 @@ def few_shot_scores(
             together.
         base_features: (N, D) floats, features of base classes. Their mean is the centre of a transform that centres;
             other transforms do not use them.
-        transform: what is done to all features first; if not given, that of configs/few_shot/episodes-METHOD.yaml.
+        feature_transform: what is done to all features first; if not given, that of
+            configs/few_shot/episodes-METHOD.yaml.
         options: the method's settings, e.g. ``lowshot.classifiers.CosineOptions(lr=0.1)``; likewise.
         seed: of methods that draw at random.
         device: where to compute; a GPU if there is one.
@@ -58,14 +59,15 @@ def few_shot_scores(
         InputError: for an unknown method, settings of another one, shapes that do not agree, NaN, or a class without
             support.
     """
-    support, labels, queries = (_array(one) for one in (support_features, support_labels, query_features))
+    labels = _array(support_labels)
+    support, queries = _floats("support_features", support_features), _floats("query_features", query_features)
     single = labels.ndim == 1
     if single:
         support, labels, queries = support[None], labels[None], queries[None]
     _check_tasks(support, labels, queries)
-    chosen, transform, options = _chosen(method, transform, options)
+    chosen, transform, options = _chosen(method, feature_transform, options)
     apply = _fitted(transform, base_features, support.shape[-1], method)
-    scores = _scores(chosen, options, apply(_floats(support)), labels, apply(_floats(queries)), seed, device)
+    scores = _scores(chosen, options, apply(support), labels, apply(queries), seed, device)
     return scores[0] if single else scores
 
 
@@ -73,8 +75,16 @@ def _array(values: Any) -> np.ndarray:
     return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values)
 
 
-def _floats(values: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(values, np.float32)
+def _floats(name: str, values: Any) -> np.ndarray:
+    """float32, contiguous and writable as torch wants it; InputError for other things than finite numbers."""
+    array = _array(values)
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"{name}: holds {array.dtype}, not numbers")
+    with np.errstate(over="ignore"):
+        array = np.require(array, np.float32, ["C", "W"])
+    if not np.isfinite(array).all():
+        raise InputError(f"{name}: holds NaN, infinity or numbers beyond float32")
+    return array
 
 
 def _check_tasks(support: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> None:
@@ -86,11 +96,10 @@ def _check_tasks(support: np.ndarray, labels: np.ndarray, queries: np.ndarray) -
         raise InputError(f"{shapes}: support and queries need the same number of tasks and of dimensions")
     if 0 in (*support.shape, *queries.shape):
         raise InputError(f"{shapes}: an axis of length 0")
-    for name, values in (("support_features", support), ("query_features", queries)):
-        if values.dtype.kind not in "fiu" or not np.isfinite(values).all():
-            raise InputError(f"{name}: must be finite numbers")
     if labels.dtype.kind not in "iu" or labels.min() < 0:
-        raise InputError("support_labels: must be integers 0..n_way-1")
+        raise InputError(
+            "support_labels: must be integers 0..n_way-1; np.unique(labels, return_inverse=True)[1] makes them"
+        )
     n_way, n_shots = int(labels.max()) + 1, labels.shape[1]
     if n_way < 2:
         raise InputError("support_labels: a task needs two classes")
@@ -105,7 +114,7 @@ def _chosen(name: str, transform: FeatureTransform | None, options: Any) -> tupl
     if name not in METHODS:
         raise InputError(f"method '{name}': there are {', '.join(METHODS)}")
     method = METHODS[name]
-    transform = _checked(transform, method.transform, "transform")
+    transform = _checked(transform, method.transform, "feature_transform")
     return method, transform, _checked(options, method.options, f"options of {name}")
 
 
@@ -140,6 +149,8 @@ def _scores(
     device: str | torch.device | None,
 ) -> np.ndarray:
     """Scores (E, Q, n_way) of checked and transformed tasks."""
+    if method.transductive and queries.shape[1] == 1:
+        raise InputError("one query: a transductive method compares queries with each other; give several at once")
     arrays = support, np.ascontiguousarray(labels, np.int64), queries
     tensors = (torch.from_numpy(one).to(device or pick_device()) for one in arrays)
     return method.score(Tasks(*tensors, int(labels.max()) + 1), options, seed).cpu().numpy()
@@ -147,24 +158,23 @@ def _scores(
 
 def _rows(name: str, values: Any, dim: int | None = None) -> np.ndarray:
     """Features as float32 (N, D); InputError unless they are finite numbers (N, D) of `dim` dimensions."""
-    try:
-        rows = check_array(_array(values), dtype=np.float32, order="C", input_name=name)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{name}: {str(error).splitlines()[0]}") from None
+    rows = _floats(name, values)
+    if rows.ndim != 2 or 0 in rows.shape:
+        raise InputError(f"{name}: has shape {rows.shape}, must be (rows, dimensions)")
     if dim not in (None, rows.shape[1]):
         raise InputError(f"{name}: {rows.shape[1]} dimensions, {dim} are needed")
     return rows
 
 
-def _labels(name: str, values: Any, n_rows: int) -> np.ndarray:
-    """Labels (N,) of any kind; InputError unless there is one for each row."""
+def _labels(name: str, values: Any, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """The sorted classes (C,) and the number of each row's class among them (N,)."""
+    labels = _array(values)
+    if labels.shape != (n_rows,):
+        raise InputError(f"{name}: has shape {labels.shape} for {n_rows} rows")
     try:
-        labels = column_or_1d(_array(values))
-    except ValueError as error:
-        raise InputError(f"{name}: {error}") from None
-    if len(labels) != n_rows:
-        raise InputError(f"{name}: {len(labels)} labels for {n_rows} rows")
-    return labels
+        return np.unique(labels, return_inverse=True)
+    except TypeError:
+        raise InputError(f"{name}: labels of several kinds; give integers or strings") from None
 
 
 class _Classifier(ClassifierMixin, BaseEstimator):
@@ -181,7 +191,8 @@ class _Classifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """Labels (Q,) of rows (Q, D)."""
-        return self.classes_[self._score(X).argmax(1)]
+        best = self._score(X).argmax(1)
+        return self.classes_[best]
 
 
 class FewShotClassifier(_Classifier):
@@ -189,8 +200,9 @@ class FewShotClassifier(_Classifier):
 
     Args:
         method: nearest_mean, logistic_regression, cosine, laplacian_shot, prototype_refinement or pt_map. The last
-            three are transductive: what is predicted together is seen together.
-        transform, options, seed, device: see `few_shot_scores`.
+            three are transductive: what is predicted together is seen together, and pt_map assumes that each class
+            has the same number of queries.
+        feature_transform, options, seed, device: see `few_shot_scores`.
 
     Attributes:
         classes_: (n_way,) the sorted labels.
@@ -204,28 +216,31 @@ class FewShotClassifier(_Classifier):
         self,
         method: str = "nearest_mean",
         *,
-        transform: FeatureTransform | None = None,
+        feature_transform: FeatureTransform | None = None,
         options: Any = None,
         seed: int = 0,
         device: str | torch.device | None = None,
     ) -> None:
-        self.method, self.transform, self.options, self.seed, self.device = method, transform, options, seed, device
+        self.method, self.feature_transform, self.options = method, feature_transform, options
+        self.seed, self.device = seed, device
 
     def fit(self, X: np.ndarray, y: np.ndarray, base_features: np.ndarray | None = None) -> FewShotClassifier:
         """Keep the shots.
 
         Args:
             X: (S, D) floats, features of the labelled shots.
-            y: (S,) labels of any kind, of two classes or more.
+            y: (S,) integers or strings, of two classes or more.
             base_features: (N, D) floats, for a transform that centres.
         """
         rows = _rows("X", X)
-        self.classes_, self._labels = np.unique(_labels("y", y, len(rows)), return_inverse=True)
-        if len(self.classes_) < 2:
-            raise InputError(f"y: holds one class, {self.classes_[0]!r}; a classifier needs two")
-        self._method, transform, self._options = _chosen(self.method, self.transform, self.options)
-        self._apply = _fitted(transform, base_features, rows.shape[1], self.method)
-        self._support, self.n_features_in_ = self._apply(rows), rows.shape[1]
+        classes, labels = _labels("y", y, len(rows))
+        if len(classes) < 2:
+            raise InputError(f"y: holds one class, {classes[0]}; a classifier needs two")
+        method, transform, options = _chosen(self.method, self.feature_transform, self.options)
+        apply = _fitted(transform, base_features, rows.shape[1], self.method)
+        self._method, self._options, self._apply = method, options, apply
+        self._support, self._labels = apply(rows).copy(), labels
+        self.classes_, self.n_features_in_ = classes, rows.shape[1]
         return self
 
     def _score(self, X: np.ndarray) -> np.ndarray:
@@ -240,8 +255,9 @@ class LowShotClassifier(_Classifier):
 
     Args:
         classifier: logistic_regression (the optimum of the published loss: base and novel rows weigh as much as there
-            are classes of each), linear_sgd (Hariharan & Girshick, ICCV 2017) or mlp (of the CIFAR-100 system).
-        transform: what is done to all features first; nothing if not given. It centres on the base rows.
+            are classes of each), linear_sgd (Hariharan & Girshick, ICCV 2017) or mlp (of the CIFAR-100 system, whose
+            published learning rate of 1e-6 needs many rows; ``MLPOptions(lr=1e-4)`` learns from few).
+        feature_transform: what is done to all features first; nothing if not given. It centres on the base rows.
         options: the classifier's settings, e.g. ``lowshot.classifiers.SGDOptions(n_steps=1000, batch_size=200)``.
         seed: of initialisation and draws.
         device: where to compute; a GPU if there is one.
@@ -255,12 +271,12 @@ class LowShotClassifier(_Classifier):
         self,
         classifier: str = "logistic_regression",
         *,
-        transform: FeatureTransform | None = None,
+        feature_transform: FeatureTransform | None = None,
         options: Any = None,
         seed: int = 0,
         device: str | torch.device | None = None,
     ) -> None:
-        self.classifier, self.transform, self.options = classifier, transform, options
+        self.classifier, self.feature_transform, self.options = classifier, feature_transform, options
         self.seed, self.device = seed, device
 
     def fit(
@@ -275,24 +291,30 @@ class LowShotClassifier(_Classifier):
             raise InputError(f"classifier '{self.classifier}': there are {', '.join(known)}")
         chosen = CLASSIFIERS[self.classifier]
         options = _checked(self.options, chosen.options, f"options of {self.classifier}")
+        transform = _checked(self.feature_transform, FeatureTransform(), "feature_transform")
         base = _rows("base_features", base_features)
         novel = _rows("novel_features", novel_features, base.shape[1])
-        labels = [_labels("base_labels", base_labels, len(base)), _labels("novel_labels", novel_labels, len(novel))]
-        base_classes, self.novel_classes_ = np.unique(labels[0]), np.unique(labels[1])
-        both = np.intersect1d(base_classes, self.novel_classes_)
+        base_classes, _ = _labels("base_labels", base_labels, len(base))
+        novel_classes, _ = _labels("novel_labels", novel_labels, len(novel))
+        if base_classes.dtype.kind != novel_classes.dtype.kind:
+            raise InputError(f"base_labels are {base_classes.dtype}, novel_labels {novel_classes.dtype}: give one kind")
+        both = np.intersect1d(base_classes, novel_classes)
         if len(both):
-            raise InputError(f"class {both[0]!r}: has base and novel rows")
-        self.classes_, numbers = np.unique(np.concatenate(labels), return_inverse=True)
+            raise InputError(f"class {both[0]}: has base and novel rows")
+        joined = np.concatenate([_array(base_labels), _array(novel_labels)])
+        classes, numbers = _labels("base_labels and novel_labels", joined, len(base) + len(novel))
         base_numbers, novel_numbers = np.split(numbers, [len(base)])
-        self._apply = fitted_transform(_checked(self.transform, FeatureTransform(), "transform"), base)
-        run = Run(1, int(np.bincount(novel_numbers).max()), self._apply(novel), novel_numbers)
-        sizes = len(base_classes), len(self.novel_classes_), len(self.classes_)
-        problem = Problem(self._apply(base), base_numbers, [run], *sizes)
-        self._device, self.n_features_in_ = str(self.device or pick_device()), base.shape[1]
-        self._scorer = chosen.fit(problem, options, self.seed, self._device)
+        apply, device = fitted_transform(transform, base), str(self.device or pick_device())
+        run = Run(1, int(np.bincount(novel_numbers).max()), apply(novel), novel_numbers)
+        problem = Problem(apply(base), base_numbers, [run], len(base_classes), len(novel_classes), len(classes))
+        self._scorer, self._apply, self._device = chosen.fit(problem, options, self.seed, device), apply, device
+        self.classes_, self.novel_classes_, self.n_features_in_ = classes, novel_classes, base.shape[1]
         return self
 
     def _score(self, X: np.ndarray) -> np.ndarray:
         check_is_fitted(self)
         queries = self._apply(_rows("X", X, self.n_features_in_))
-        return self._scorer(torch.from_numpy(queries).to(self._device))[0].cpu().numpy()
+        scores = self._scorer(torch.from_numpy(queries).to(self._device))[0].cpu().numpy()
+        if not np.isfinite(scores).all():
+            raise Diverged(f"{self.classifier}: the scores are not finite, training diverged; lower the learning rate")
+        return scores

@@ -240,6 +240,8 @@ def _parsed(path: Path, parse: Callable[[str], Any], form: str) -> Any:
         return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except (IsADirectoryError, NotADirectoryError):
+        raise InputError(f"{path}: not a file") from None
     except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: not valid {form} ({' '.join(str(error).split())})") from None
 

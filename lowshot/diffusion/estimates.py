@@ -71,7 +71,7 @@ class Job:
 
     @cached_property
     def sizes(self) -> Sizes:
-        """Those of the largest run."""
+        """Sizes of the run with the most shots."""
         return self.graphs.sizes(max(self.shots), self.assigning)
 
 

@@ -72,7 +72,10 @@ class RunGraphs:
         return RunGraph(self._matrix(ids, similarities), self._labels(new, rows), test_ids)
 
     def sizes(self, n_shot: int, all_needed: bool) -> Sizes:
-        """Those of a run, told from a sample of the lists; `all_needed`: not only the neighbours of test images are."""
+        """Sizes of a run with `n_shot` shots, estimated from a sample of its lists.
+
+        With `all_needed` scores are needed of all nodes, not only of the neighbours of test images.
+        """
         graph, benchmark, options = self.graph, self.benchmark, self.options
         rows = benchmark.shot_rows(next(iter(benchmark.draws)), n_shot).ravel()
         n_added = 0 if self._are_nodes(rows) else len(rows)

@@ -60,7 +60,9 @@ def read_files(folder: Path, report: Path | None = None) -> dict[str, dict]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     inside = Path(report).resolve() if report else None
-    paths = [path for path in sorted(folder.rglob("*.json")) if not path.name.endswith(".partial.json")]
+    paths = [
+        path for path in sorted(folder.rglob("*.json")) if path.is_file() and not path.name.endswith(".partial.json")
+    ]
     paths = [path for path in paths if inside is None or inside not in path.resolve().parents]
     if not paths:
         raise InputError(f"{folder}: no results file (*.json) below it")
@@ -122,17 +124,23 @@ def read_results(
     """Results files as one long table: a row for each number.
 
     Args:
-        source: a results file, or a folder with some at any depth.
+        source: a results file, or a folder of them at any depth, with no other .json files.
         kind: what of them: accuracies of every trial and n, of every episode, after every step of diffusion, scores of
             clusterings, scores of generated images. The columns are those of the function of that name.
 
-    Raises InputError for a file that is no results file, and for a folder without any.
+    Raises InputError for a file that is no results file, and where there is nothing of that kind.
     """
-    tables = {"trials": trials, "episodes": episodes, "history": history, "clustering": clustering, "scores": scores}
-    if kind not in tables:
-        raise InputError(f"kind '{kind}': there are {', '.join(tables)}")
+    kinds = {"trials": trials, "episodes": episodes, "history": history, "clustering": clustering, "scores": scores}
+    if kind not in kinds:
+        raise InputError(f"kind '{kind}': there are {', '.join(kinds)}")
     source = Path(source)
-    return tables[kind]({source.name: _read_file(source)} if source.is_file() else read_files(source))
+    if not source.exists():
+        raise InputError(f"{source}: no such file or folder")
+    files = {source.name: _read_file(source)} if source.is_file() else read_files(source)
+    if not any(kind in content for content in files.values()):
+        held = [name for name in kinds if any(name in content for content in files.values())]
+        raise InputError(f"{source}: holds no {kind}, but {', '.join(held)}")
+    return kinds[kind](files)
 
 
 def trials(files: dict[str, dict]) -> pd.DataFrame:

@@ -41,6 +41,8 @@ def open_extractor(
     Raises InputError for a folder that holds no extractor, a name that timm does not know, or weights that do not fit.
     """
     if not is_timm(str(source)):
+        if not Path(source).is_dir():
+            raise InputError(f"{source}: no such folder; a model of timm is named timm:NAME")
         if weights or image_size:
             raise InputError(f"{source}: weights and image_size belong to timm:NAME; an extractor's folder has its own")
         return load_extractor(Path(source))
@@ -112,6 +114,8 @@ def embed(
         InputError: for an array of another form, no images, a file that is missing or corrupt, or features that are
             NaN or infinite.
     """
+    if not isinstance(extractor, Extractor):
+        raise InputError(f"extractor: a {type(extractor).__name__}; give what open_extractor returns")
     if batch_size < 1 or num_workers < 0:
         raise InputError(f"batch_size {batch_size}, num_workers {num_workers}: at least 1 and 0")
     home, device = next(extractor.parameters()).device, torch.device(device or pick_device())
@@ -132,21 +136,29 @@ def embed(
 
 def _pictures(images: Iterable[str | Path] | np.ndarray, config: ModelConfig) -> Images:
     """Unlabelled images: files, or pixels of the extractor's form."""
-    files = [images] if isinstance(images, (str, Path)) else images if isinstance(images, np.ndarray) else list(images)
+    if isinstance(images, (str, Path)):
+        images = [images]
+    is_array = isinstance(images, np.ndarray) and images.dtype.kind not in "OU"  # others hold paths
+    files = images if is_array else list(images)
     labels, is_test = np.zeros(len(files), np.int64), np.zeros(len(files), bool)
     if len(files) == 0:
         raise InputError("images: none are given")
-    if isinstance(images, np.ndarray):
+    if is_array:
         return Images(labels, is_test, _pixels(images, config))
     strange = [file for file in files if not isinstance(file, (str, Path))]
     if strange:
         raise InputError(f"images: {type(strange[0]).__name__} in a list; give paths, or one uint8 array (N, H, W, C)")
+    folders = [file for file in files if Path(file).is_dir()]
+    if folders:
+        raise InputError(f"{folders[0]}: is a folder; give its files")
     names = np.array([str(Path(file).absolute()) for file in files], object)
     return Images(labels, is_test, paths=names, root=Path("/"))
 
 
 def _pixels(images: np.ndarray, config: ModelConfig) -> np.ndarray:
     """uint8 (N, S, S, n_channels) as the extractor of `config` takes them."""
+    if images.ndim == 3 and images.shape[2] in (1, 3, 4):
+        raise InputError(f"images: an array of shape {images.shape}; if that is one picture, give images[None]")
     pixels = images[..., None] if images.ndim == 3 else images
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] not in (1, 3) or 0 in pixels.shape:
         form = "uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3)"

@@ -9,6 +9,7 @@ import torch
 import yaml
 from conftest import ROOT
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 import lowshot
@@ -104,7 +105,7 @@ def test_transform_and_options_can_be_chosen(task):
     means = np.stack([support[labels == c].mean(0) for c in range(N_WAY)])
     distances = ((queries[:, None] - means) ** 2).sum(-1)
     assert np.allclose(plain, distances.min(1, keepdims=True) - distances, atol=1e-4)
-    unit = few_shot_scores("nearest_mean", support, labels, queries, transform=FeatureTransform(normalise=True))
+    unit = few_shot_scores("nearest_mean", support, labels, queries, feature_transform=FeatureTransform(normalise=True))
     assert not np.allclose(plain, unit)
     untrained = few_shot_scores("cosine", support, labels, queries, options=CosineOptions(n_steps=0))
     assert not np.allclose(untrained, few_shot_scores("cosine", support, labels, queries))
@@ -128,16 +129,18 @@ def test_estimators_are_those_of_scikit_learn():
         ({"labels": np.arange(7)}, "support_labels \\(1, 7\\)"),
         ({"queries": np.zeros((3, DIM + 1), np.float32)}, "same number of tasks and of dimensions"),
         ({"queries": np.zeros((0, DIM), np.float32)}, "an axis of length 0"),
-        ({"queries": np.full((3, DIM), np.nan, np.float32)}, "query_features: must be finite"),
-        ({"support": np.full((8, DIM), np.inf, np.float32)}, "support_features: must be finite"),
-        ({"support": np.full((8, DIM), "x")}, "support_features: must be finite"),
+        ({"queries": np.full((3, DIM), np.nan, np.float32)}, "query_features: holds NaN"),
+        ({"support": np.full((8, DIM), np.inf, np.float32)}, "support_features: holds NaN, inf"),
+        ({"support": np.full((8, DIM), "x")}, "support_features: holds <U1, not numbers"),
         ({"method": "laplacian_shot", "base_features": BASE[:, 1:]}, "base_features: 5 dimensions, 6 are needed"),
         (
             {"options": NearestMeanOptions(), "method": "cosine"},
             "options of cosine: must be CosineOptions, not Nearest",
         ),
         ({"options": CosineOptions(lr=-1), "method": "cosine"}, "options of cosine: "),
-        ({"transform": "L2N"}, "transform: must be FeatureTransform, not str"),
+        ({"feature_transform": "L2N"}, "feature_transform: must be FeatureTransform, not str"),
+        ({"method": "pt_map", "queries": np.zeros((1, DIM), np.float32)}, "one query: a transductive method"),
+        ({"queries": np.full((3, DIM), 1e300)}, "query_features: holds NaN, infinity or numbers beyond float32"),
         ({"method": "laplacian_shot"}, "give base_features, or another transform"),
     ],
 )
@@ -153,11 +156,12 @@ def test_refused_tasks(task, change, message):
     ("change", "message"),
     [
         ({"y": ["a"] * 8}, "holds one class"),
-        ({"y": list("ab")}, "y: 2 labels for 8 rows"),
+        ({"y": list("ab")}, "y: has shape \\(2,\\) for 8 rows"),
         ({"y": np.zeros((8, 2))}, "y: "),
-        ({"X": np.zeros(8)}, "X: Expected 2D array"),
-        ({"X": np.full((8, DIM), np.nan)}, "X: Input X contains NaN"),
-        ({"X": [["a"] * DIM] * 8}, "X: "),
+        ({"X": np.zeros(8)}, "X: has shape \\(8,\\)"),
+        ({"X": np.full((8, DIM), np.nan)}, "X: holds NaN"),
+        ({"X": [["a"] * DIM] * 8}, "X: holds <U1, not numbers"),
+        ({"y": np.array([1, "a"] * 4, object)}, "labels of several kinds"),
         ({"method": "svm"}, "method 'svm': there are"),
     ],
 )
@@ -176,6 +180,18 @@ def test_two_classes_have_one_score(task):
     scores = classifier.decision_function(queries)
     assert scores.shape == (10,) and ((scores > 0) == truth).all()
     assert roc_auc_score(truth, scores) == 1 and classifier.predict_proba(queries).shape == (10, 2)
+
+
+def test_the_fitted_classifier_is_its_own(task):
+    support, labels, queries, _ = (part.copy() for part in task)
+    classifier = FewShotClassifier().fit(support, labels)
+    expected = classifier.predict_proba(queries)
+    support[:] = 0
+    with pytest.raises(lowshot.InputError):
+        classifier.fit(support, np.zeros(8))
+    assert np.array_equal(classifier.predict_proba(queries), expected)
+    with pytest.raises(NotFittedError):
+        FewShotClassifier().predict(queries)
 
 
 def test_queries_of_another_dimension(task):
@@ -219,10 +235,18 @@ def test_a_low_shot_classifier_is_that_of_the_benchmark(low_shot, name, options)
 def test_a_low_shot_classifier_transforms_all_rows_alike(low_shot):
     base, base_labels, novel, novel_labels, test, _ = low_shot
     transform = FeatureTransform(centre=True, normalise=True)
-    whole = LowShotClassifier(transform=transform).fit(base, base_labels, novel, novel_labels)
+    whole = LowShotClassifier(feature_transform=transform).fit(base, base_labels, novel, novel_labels)
     by_hand = fitted_transform(transform, base)
     plain = LowShotClassifier().fit(by_hand(base), base_labels, by_hand(novel), novel_labels)
     assert np.allclose(whole.decision_function(test), plain.decision_function(by_hand(test)), atol=1e-4)
+
+
+def test_divergence_is_an_error(low_shot):
+    base, base_labels, novel, novel_labels, test, _ = low_shot
+    options = SGDOptions(lr=1e30, n_steps=50, batch_size=80)
+    classifier = LowShotClassifier("linear_sgd", options=options).fit(base, base_labels, novel, novel_labels)
+    with pytest.raises(lowshot.InputError, match="training diverged"):
+        classifier.predict(test)
 
 
 @pytest.mark.parametrize(
@@ -230,8 +254,9 @@ def test_a_low_shot_classifier_transforms_all_rows_alike(low_shot):
     [
         ({"classifier": "own_head"}, "classifier 'own_head': there are linear_sgd, "),
         ({"novel": np.zeros((12, 2))}, "novel_features: 2 dimensions, 6 are needed"),
-        ({"novel_labels": ["00"] * 12}, "class .*'00'.*: has base and novel rows"),
-        ({"base_labels": ["00"]}, "base_labels: 1 labels for 160 rows"),
+        ({"novel_labels": ["00"] * 12}, "class 00: has base and novel rows"),
+        ({"base_labels": ["00"]}, "base_labels: has shape \\(1,\\) for 160 rows"),
+        ({"novel_labels": np.arange(12)}, "novel_labels int64: give one kind"),
         ({"options": MLPOptions()}, "options of logistic_regression: must be LogisticOptions, not MLPOptions"),
     ],
 )

@@ -70,7 +70,10 @@ def test_one_file_and_other_kinds(tmp_path):
     one = results.read_results(folder / "a.json")
     whole = results.read_results(folder)
     assert one.equals(whole[whole["file"] == "a.json"].reset_index(drop=True))
-    assert len(results.read_results(folder, "episodes")) == 0
+    with pytest.raises(InputError, match="holds no episodes, but trials"):
+        results.read_results(folder, "episodes")
+    with pytest.raises(InputError, match="no such file or folder"):
+        results.read_results(folder / "c.json")
     with pytest.raises(InputError, match="kind 'accuracies': there are trials, episodes"):
         results.read_results(folder, "accuracies")
 

@@ -38,6 +38,7 @@ def test_one_file_and_a_generator(image_folder, extractor):
     both = lowshot.embed(model, (file for file in files))
     assert np.allclose(lowshot.embed(model, files[0]), both[:1], atol=1e-6)
     assert np.allclose(lowshot.embed(model, str(files[1])), both[1:], atol=1e-6)
+    assert np.array_equal(lowshot.embed(model, np.array([str(file) for file in files])), both)
 
 
 def test_a_model_in_training_is_evaluated(extractor):
@@ -85,7 +86,10 @@ def test_timm_by_name(tmp_path):
         (np.zeros((16, 16), np.uint8), "an array must be uint8"),
         (np.zeros((0, 16, 16), np.uint8), "none are given"),
         ([np.zeros((16, 16, 3), np.uint8)], "ndarray in a list; give paths, or one uint8 array"),
+        (np.zeros((16, 16, 3), np.uint8), r"one picture, give images\[None\]"),
         (["nowhere.png"], "no such image"),
+        (["."], "is a folder; give its files"),
+        ([b"a.png"], "bytes in a list"),
     ],
 )
 def test_refused_images(extractor, images, message):
@@ -96,6 +100,10 @@ def test_refused_images(extractor, images, message):
 def test_refused_extractors(tmp_path, extractor):
     with pytest.raises(lowshot.InputError, match="no such file"):
         lowshot.open_extractor(tmp_path)
+    with pytest.raises(lowshot.InputError, match="no such folder; a model of timm is named timm:NAME"):
+        lowshot.open_extractor("resnet50")
+    with pytest.raises(lowshot.InputError, match="a PosixPath; give what open_extractor returns"):
+        lowshot.embed(extractor, ["a.png"])
     with pytest.raises(lowshot.InputError, match="weights and image_size belong to timm"):
         lowshot.open_extractor(extractor, image_size=32)
     with pytest.raises(lowshot.InputError, match="timm"):
