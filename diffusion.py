@@ -137,7 +137,8 @@ def _run(config: Config, processes: core.Processes) -> None:
     left = {out: recipe for out, recipe in requested.items() if not is_done(out, recipe, config.overwrite)}
     if not left:
         return
-    load(diffusion, evaluation)
+    load(diffusion)
+    load(evaluation, "true_class_ranks")
     provenance, benchmark = Provenance(), read_benchmark(config)
     if config.propagated in left:
         _label_images(config, configs, benchmark, left[config.propagated], processes)
@@ -164,7 +165,8 @@ def _print_estimate(config: Config, processes: core.Processes) -> None:
     if not (config.select and config.setup == "validation"):
         parts |= {"results": [longest, *_earlier(longest)]}
         parts |= {"labelled images": [longest]} if config.propagated else {}
-    load(diffusion, evaluation)
+    load(diffusion)
+    load(evaluation, "true_class_ranks")
     jobs, reading = {}, diffusion.seconds_around()
     for what, configs in parts.items():
         start = perf_counter()

@@ -81,9 +81,9 @@ def main(config: Config) -> Path:
     made_from = _recipe(config)
     if is_done(config.out, made_from, config.overwrite):
         return config.out
-    load(classifiers, evaluation)
-    provenance = Provenance()
-    device = core.pick_device()
+    load(classifiers, "METHODS", "fitted_transform")
+    load(evaluation, "evaluate_episodes")
+    device, provenance = core.pick_device(), Provenance()
 
     split = read_split(config.split)
     features = [read_features(path, split.n_classes) for path in _files(config)]

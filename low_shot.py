@@ -115,7 +115,7 @@ def main(config: Config) -> Path:
         raise InputError(f"{config.scores}: scores are a .h5 file")
     configs, chosen = [config], {}
     if config.select is not None:
-        load(classifiers, evaluation)
+        _load()
         configs, evidence, record = choose(config, _inputs(config), _recipe, _evaluate, core.pick_device().type)
         if config.setup == "validation":
             return evidence
@@ -126,7 +126,7 @@ def main(config: Config) -> Path:
     done = [is_done(out, made_from, config.overwrite) for out in outputs]
     if all(done):
         return config.out
-    load(classifiers, evaluation)
+    _load()
     device, provenance = core.pick_device().type, Provenance()
     benchmark = read_benchmark(config)
     with _keeping(config, made_from, benchmark) as keep:
@@ -139,6 +139,12 @@ def main(config: Config) -> Path:
         config, made_from, benchmark, method, _setting(configs, benchmark), ranks, provenance, device, **chosen
     )
     return config.out
+
+
+def _load() -> None:
+    """Import what every classifier needs."""
+    load(classifiers, "fitted_transform")
+    load(evaluation, "rank_runs")
 
 
 @contextmanager

@@ -95,7 +95,8 @@ def test(config: TestConfig) -> Path:
     made_from = recipe("matching_network test", config, {"model": config.model, **input_files(config)})
     if is_done(config.out, made_from, config.overwrite):
         return config.out
-    load(matching, evaluation)
+    load(matching)
+    load(evaluation, "ranks_in_chunks")
     device, provenance = core.pick_device().type, Provenance()
     benchmark = read_benchmark(config)
     model = matching.load_matching(config.model, benchmark.split, benchmark.train).to(device)

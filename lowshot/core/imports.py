@@ -3,11 +3,10 @@
 from types import ModuleType
 
 
-def load(*rooms: ModuleType) -> None:
-    """Import now what `rooms` would import when it is first used.
+def load(room: ModuleType, *names: str) -> None:
+    """Import now what a subpackage would import when `names` of it (all, if none is given) are first used.
 
     For where a clock starts: importing is no part of the work that is measured.
     """
-    for room in rooms:
-        for name in room.__all__:
-            getattr(room, name)
+    for name in names or room.__all__:
+        getattr(room, name)
