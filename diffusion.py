@@ -122,6 +122,7 @@ def _process_outputs(config: Config, processes: core.Processes) -> Iterator[Conf
 def _run(config: Config, processes: core.Processes) -> None:
     configs, chosen = [config], {}
     if config.select is not None:
+        _load()
         inputs = _inputs(replace(config, setup="validation"))
         evaluate = partial(_evaluate, processes=processes)
         configs, _, record = choose(config, inputs, _recipe, evaluate, processes.device.type)
@@ -134,11 +135,10 @@ def _run(config: Config, processes: core.Processes) -> None:
     if config.propagated is not None:
         settings = {**made_from["config"], "n_propagated": config.n_propagated}
         requested = {config.propagated: {**made_from, "config": settings}, **requested}
-    left = {out: recipe for out, recipe in requested.items() if not is_done(out, recipe, config.overwrite)}
+    left = {out: made for out, made in requested.items() if not is_done(out, made, config.overwrite)}
     if not left:
         return
-    load(diffusion)
-    load(evaluation, "true_class_ranks")
+    _load()
     provenance, benchmark = Provenance(), read_benchmark(config)
     if config.propagated in left:
         _label_images(config, configs, benchmark, left[config.propagated], processes)
@@ -157,6 +157,12 @@ def _run(config: Config, processes: core.Processes) -> None:
     write_results(config, made_from, benchmark, name, setting, runs, provenance, processes.device.type, **more)
 
 
+def _load() -> None:
+    """Import what the work needs."""
+    load(diffusion)
+    load(evaluation, "true_class_ranks")
+
+
 def _print_estimate(config: Config, processes: core.Processes) -> None:
     """Memory and time of all that `_run` does; of a choice to be made, as if the most steps were chosen."""
     cells = [with_values(config, values) for values in read_grid(config.select, config)] if config.select else [config]
@@ -165,8 +171,7 @@ def _print_estimate(config: Config, processes: core.Processes) -> None:
     if not (config.select and config.setup == "validation"):
         parts |= {"results": [longest, *_earlier(longest)]}
         parts |= {"labelled images": [longest]} if config.propagated else {}
-    load(diffusion)
-    load(evaluation, "true_class_ranks")
+    _load()
     jobs, reading = {}, diffusion.seconds_around()
     for what, configs in parts.items():
         start = perf_counter()

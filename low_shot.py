@@ -115,7 +115,7 @@ def main(config: Config) -> Path:
         raise InputError(f"{config.scores}: scores are a .h5 file")
     configs, chosen = [config], {}
     if config.select is not None:
-        _load()
+        _load(config)
         configs, evidence, record = choose(config, _inputs(config), _recipe, _evaluate, core.pick_device().type)
         if config.setup == "validation":
             return evidence
@@ -126,7 +126,7 @@ def main(config: Config) -> Path:
     done = [is_done(out, made_from, config.overwrite) for out in outputs]
     if all(done):
         return config.out
-    _load()
+    _load(config)
     device, provenance = core.pick_device().type, Provenance()
     benchmark = read_benchmark(config)
     with _keeping(config, made_from, benchmark) as keep:
@@ -141,10 +141,18 @@ def main(config: Config) -> Path:
     return config.out
 
 
-def _load() -> None:
-    """Import what every classifier needs."""
+def _load(config: Config) -> None:
+    """Import what the classifier and the augmentation at work need."""
     load(classifiers, "fitted_transform")
     load(evaluation, "rank_runs")
+    if config.generator is not None:
+        load(hallucination, "Hallucinator")
+    if config.propagated is not None:
+        load(diffusion, "PropagatedRows")
+    if config.samples is not None:
+        load(gan, "SampleRows")
+    if config.scores is not None:
+        load(diffusion, "ScoreFile")
 
 
 @contextmanager
@@ -272,10 +280,7 @@ def _joined(
 def _setting(configs: list[Config], benchmark: Benchmark) -> Setting:
     """What the method saw beside labelled training rows: test images, unlabelled training rows (a GAN's checkpoint is
     chosen by such), or nothing."""
-    if any(
-        one.classifier not in classifiers.CLASSIFIERS and classifiers.METHODS[one.classifier].transductive
-        for one in configs
-    ):
+    if any(one.classifier not in _OPTIONS and classifiers.METHODS[one.classifier].transductive for one in configs):
         return "transductive"
     given = configs[0].propagated, configs[0].samples
     unlabelled = benchmark.train.saw_samples or any(one is not None for one in given)

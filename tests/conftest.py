@@ -38,11 +38,14 @@ def run_process(script: str | Path, *arguments: object) -> subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
-def run_script(script: str | Path, *arguments: object) -> subprocess.CompletedProcess:
-    """The same within this process, which is left as it was; a script that raises ends with 1 and a traceback."""
+def run_script(script: str | Path, *arguments: object, folder: Path = ROOT) -> subprocess.CompletedProcess:
+    """The same within this process, which is left as it was; a script that raises ends with 1 and a traceback.
+
+    It runs in `folder`.
+    """
     words, out, err = [str(ROOT / script), *map(str, arguments)], io.StringIO(), io.StringIO()
     with _restored(), redirect_stdout(out), redirect_stderr(err):
-        os.chdir(ROOT)
+        os.chdir(folder)
         sys.argv = words
         code = _exit_code(words[0])
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())

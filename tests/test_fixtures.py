@@ -7,10 +7,8 @@ by the stages that use it.
 import csv
 import json
 import re
-import runpy
 import shlex
 import shutil
-import sys
 import zipfile
 from pathlib import Path
 
@@ -19,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, run_script
 
 FROZEN = ROOT / "tests" / "fixtures" / "d41a11c"
 # Commands that train a network, by how they begin.
@@ -62,18 +60,13 @@ def folder(tmp_path) -> Path:
 
 
 @pytest.fixture
-def run_stage(folder, monkeypatch, capsys):
-    """Runs a command in the copy, as a script but without a new Python; returns what it printed."""
+def run_stage(folder):
+    """Runs a command in the copy; returns what it printed."""
 
     def run(command: str) -> str:
-        script, *arguments = shlex.split(command)
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", [script, *arguments])
-        try:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        except SystemExit as end:
-            assert not end.code, capsys.readouterr().err
-        return capsys.readouterr().out
+        done = run_script(*shlex.split(command), folder=folder)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     return run
 

@@ -205,6 +205,8 @@ def _evaluate_cells(
     evidence: Path, made_from: dict, cells: list[dict], config: SelectionConfig, evaluate: Callable, device: str
 ) -> None:
     """Write the evidence: evaluate the cells that an unfinished file of the same recipe does not hold."""
+    import scipy.stats  # noqa: F401 -- intervals need it; imported before the clock starts
+
     provenance = Provenance()
     config = replace(config, setup="validation")
     benchmark = read_benchmark(config)
