@@ -23,12 +23,12 @@ from typing import Literal
 
 import h5py
 import numpy as np
-from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from lowshot import core, diffusion
 from lowshot.core.artifacts import building, is_done, open_h5, read_recipe, recipe
 from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
+from lowshot.core.settings import NonNegativeInt, PositiveInt, RunOnly
 from lowshot.data.features import Features, check_classes, check_same_space, check_setup, read_features
 from lowshot.data.protocol import Setup, read_split
 from lowshot.data.rows import Rows, blocks, open_raw, open_rows
@@ -54,7 +54,7 @@ class GraphConfig:
     """ivf: lists that a query looks into; fewer are faster and find less."""
     seed: NonNegativeInt = 0
     """Of the rows that the PCA and the index are fitted on."""
-    overwrite: bool = False
+    overwrite: RunOnly[bool] = False
     """Make it again even if it is there."""
 
 

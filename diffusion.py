@@ -31,7 +31,6 @@ from time import perf_counter
 from typing import Literal
 
 import numpy as np
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from tqdm import tqdm
 
 from lowshot import core, diffusion, evaluation
@@ -39,6 +38,7 @@ from lowshot.core.artifacts import Provenance, is_done, partial_path, recipe, wr
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
 from lowshot.core.imports import load
+from lowshot.core.settings import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from lowshot.diffusion.settings import EdgeOptions, Precision, StepOptions
 from lowshot.evaluation.benchmark import Benchmark, Ranks, check_settings, input_files, read_benchmark, write_results
 from lowshot.evaluation.selection import choose, evidence_path, joint_recipe, read_grid, with_values

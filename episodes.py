@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jsonargparse.typing import PositiveInt
 
 from lowshot import classifiers, core, evaluation, hallucination, report
 from lowshot.classifiers.settings import FeatureTransform, FewShotMethod, MethodOptions
 from lowshot.core.artifacts import Provenance, is_done, recipe, write_json, writing
-from lowshot.core.cli import TwoOrMore, run
+from lowshot.core.cli import run
 from lowshot.core.errors import InputError
 from lowshot.core.imports import load
+from lowshot.core.settings import PositiveInt, RunOnly, TwoOrMore
 from lowshot.data.features import Features, check_same_space, check_setup, read_copies, read_features
 from lowshot.data.protocol import Setup, Split, read_split
 from lowshot.evaluation.benchmark import extractor_name
@@ -69,7 +69,7 @@ class Config(Sampling):
     """Name of the method in the tables; made up of the method and its settings if not given."""
     extractor: str | None = None
     """Name of the features in the tables; that of the folder which holds them if not given."""
-    overwrite: bool = False
+    overwrite: RunOnly[bool] = False
     """Make the results again though they stand."""
 
 

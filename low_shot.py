@@ -28,7 +28,6 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from jsonargparse.typing import PositiveInt
 
 from lowshot import classifiers, core, diffusion, evaluation, gan, hallucination
 from lowshot.classifiers.settings import (
@@ -43,6 +42,7 @@ from lowshot.core.artifacts import Provenance, digest, is_done, read_recipe, rec
 from lowshot.core.cli import run
 from lowshot.core.errors import Diverged, InputError
 from lowshot.core.imports import load
+from lowshot.core.settings import PositiveInt
 from lowshot.data.protocol import read_draws
 from lowshot.evaluation.benchmark import (
     Benchmark,

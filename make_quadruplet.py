@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jsonargparse.typing import NonNegativeInt
 
 from lowshot import hallucination
 from lowshot.core.artifacts import is_done, read_recipe, recipe, writing
-from lowshot.core.cli import TwoOrMore, run
+from lowshot.core.cli import run
 from lowshot.core.errors import InputError
+from lowshot.core.settings import NonNegativeInt, RunOnly, TwoOrMore
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split
 from lowshot.hallucination.settings import KMeans, RuleName, Scope
@@ -47,7 +47,7 @@ class Config:
     """Where partners are looked for: in all other base classes, or in those of the same superclass."""
     seed: NonNegativeInt = 0
     """Seed of the clustering."""
-    overwrite: bool = False
+    overwrite: RunOnly[bool] = False
     """Make the output again even if it is there."""
 
 

@@ -19,13 +19,13 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from jsonargparse.typing import PositiveInt
 
 from lowshot import core, evaluation, matching
 from lowshot.core.artifacts import Provenance, is_done, recipe
-from lowshot.core.cli import NetworkPrecision, run_commands
+from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
 from lowshot.core.imports import load
+from lowshot.core.settings import NetworkPrecision, PositiveInt, RunOnly
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split
 from lowshot.evaluation.benchmark import Benchmark, check_settings, input_files, read_benchmark, write_results
@@ -43,11 +43,11 @@ class TrainConfig(MatchingSettings):
     """Split.json, or the published label_idx.json; the base classes of both setups are trained on"""
     out: Path
     """Folder to write the network to"""
-    accelerator: str = "auto"
+    accelerator: RunOnly[str] = "auto"
     """Where to train: auto, cpu, cuda, ..."""
     precision: NetworkPrecision = "32-true"
     """Of the network; the loss is always float32"""
-    overwrite: bool = False
+    overwrite: RunOnly[bool] = False
     """Make it again even if it is there"""
 
 

@@ -23,6 +23,7 @@ from lowshot import report
 from lowshot.core.artifacts import is_done, read_recipe, recipe, write_json, writing
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
+from lowshot.core.settings import RunOnly
 from lowshot.data.datasets.images import read_images
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split
@@ -50,7 +51,7 @@ class Config:
     """System, method or extractor that the figure of paired differences, and episodes, compare with; the plainest if
     not given. Extractors NAME_seed0, NAME_seed1, ... are repeats of a training NAME: episodes of each are compared with
     those of the reference with the same seed, and tables over trainings are added."""
-    overwrite: bool = False
+    overwrite: RunOnly[bool] = False
     """Make the report again although nothing changed."""
 
 

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from lowshot import classifiers, representation
 from lowshot.classifiers.settings import FeatureTransform, InductiveMethod, InductiveOptions
 from lowshot.core.artifacts import is_done, recipe, write_json, writing
 from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
+from lowshot.core.settings import NonNegativeInt, PositiveInt, RunOnly
 from lowshot.data.datasets.content import listing_digest
 from lowshot.data.datasets.folder import find_classes, find_images, other_files
 from lowshot.data.features import read_features
@@ -60,9 +60,9 @@ class FitConfig(ExtractorChoice):
     (omniglot, glyphs, emnist)"""
     batch_size: PositiveInt = 32
     """images at once; changes the speed only"""
-    num_workers: NonNegativeInt = 0
+    num_workers: RunOnly[NonNegativeInt] = 0
     """processes that decode images; worth their start with some hundred photos"""
-    overwrite: bool = False
+    overwrite: RunOnly[bool] = False
     """make it again even if it is there"""
 
 
@@ -80,9 +80,9 @@ class ClassifyConfig:
     """classes to name for each image, best first"""
     batch_size: PositiveInt = 32
     """images at once; changes the speed only"""
-    num_workers: NonNegativeInt = 0
+    num_workers: RunOnly[NonNegativeInt] = 0
     """processes that decode images; worth their start with some hundred photos"""
-    overwrite: bool = False
+    overwrite: RunOnly[bool] = False
     """replace what stands under that name"""
 
 

@@ -45,11 +45,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, OpenUnitInterval, PositiveInt
 
 from lowshot.core.artifacts import is_done, recipe, write_json, writing
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
+from lowshot.core.settings import ClosedUnitInterval, NonNegativeInt, OpenUnitInterval, PositiveInt, RunOnly
 from lowshot.data.datasets import breeds
 from lowshot.data.datasets.content import Content, Source, cap, validation_part
 from lowshot.data.datasets.images import Images, write_images
@@ -98,7 +98,7 @@ class Config:
     """yfcc100m: number of the first image to take."""
     count: PositiveInt | None = None
     """yfcc100m: how many images to take."""
-    overwrite: bool = False
+    overwrite: RunOnly[bool] = False
     """Make it again even if the output stands."""
 
 

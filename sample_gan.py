@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from lowshot import core, gan
 from lowshot.core.artifacts import is_done, merged, recipe, writing
 from lowshot.core.cli import run
+from lowshot.core.settings import NonNegativeInt, PositiveInt, RunOnly
 from lowshot.data.datasets.images import Images, write_images
 from lowshot.data.protocol import read_split
 
@@ -43,7 +43,7 @@ class Config:
     """whose: those of the shots that it was fine-tuned on, or those that it was pre-trained on"""
     seed: NonNegativeInt = 0
     """of the noise; every sample has a random stream of its own"""
-    overwrite: bool = False
+    overwrite: RunOnly[bool] = False
     """make it again even if it is there"""
 
 

@@ -27,13 +27,13 @@ from typing import Any, Literal
 
 import h5py
 import numpy as np
-from jsonargparse.typing import NonNegativeInt, PositiveInt
 from tqdm import tqdm
 
 from lowshot import core, gan, representation
 from lowshot.core.artifacts import building, is_done, merged, recipe
-from lowshot.core.cli import NetworkPrecision, run
+from lowshot.core.cli import run
 from lowshot.core.errors import InputError
+from lowshot.core.settings import NetworkPrecision, NonNegativeInt, PositiveInt, RunOnly
 from lowshot.data.datasets.images import Images, images_file, read_images
 from lowshot.data.features import create_features
 from lowshot.representation.settings import AugmentationSettings, ExtractorChoice
@@ -62,13 +62,13 @@ class Config(ExtractorChoice):
     """make this file only; both if not given"""
     batch_size: PositiveInt = 256
     """images at once; changes the speed only"""
-    accelerator: str = "auto"
+    accelerator: RunOnly[str] = "auto"
     """where to compute: auto, cpu, cuda, ..."""
     precision: NetworkPrecision = "32-true"
     """of the network; features are stored as float32"""
-    num_workers: NonNegativeInt = 4
+    num_workers: RunOnly[NonNegativeInt] = 4
     """processes that decode images on disk; stored pixels need none"""
-    overwrite: bool = False
+    overwrite: RunOnly[bool] = False
     """make them again even if they are there"""
 
 

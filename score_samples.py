@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from lowshot import core, gan
 from lowshot.core.artifacts import Provenance, is_done, recipe, write_json, writing
@@ -30,6 +29,7 @@ from lowshot.core.cli import run
 from lowshot.core.errors import InputError
 from lowshot.core.imports import load
 from lowshot.core.seeds import stream
+from lowshot.core.settings import NonNegativeInt, PositiveInt, RunOnly
 from lowshot.data.features import Features, check_same_space, read_features
 from lowshot.data.protocol import Split, read_draws, read_split
 from lowshot.evaluation.benchmark import extractor_name
@@ -60,7 +60,7 @@ class Config:
     """of which real images are taken"""
     name: str | None = None
     """name of the GAN in the tables; the folder that holds the features if not given"""
-    overwrite: bool = False
+    overwrite: RunOnly[bool] = False
     """make it again even if it is there"""
 
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from lowshot import core, hallucination
 from lowshot.core.artifacts import is_done, recipe
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
+from lowshot.core.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, RunOnly
 from lowshot.hallucination.settings import RuleName
 
 
@@ -49,7 +49,7 @@ class Config:
     """leave out quadruplets whose cosine is not above this"""
     seed: NonNegativeInt = 0
     """of initialisation and data order"""
-    overwrite: bool = False
+    overwrite: RunOnly[bool] = False
     """make it again even if it is there"""
 
 

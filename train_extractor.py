@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jsonargparse.typing import PositiveInt
 
 from lowshot import gan, representation
 from lowshot.core.artifacts import is_done
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
+from lowshot.core.settings import PositiveInt, RunOnly
 from lowshot.data.datasets.images import Images, read_images, rows_of, with_more
 from lowshot.data.protocol import Split, read_split
 from lowshot.representation.settings import ExtractorSettings, HeadName, NetworkChoice
@@ -54,7 +54,7 @@ class Config(ExtractorSettings, NetworkChoice):
     """how often an epoch shows every shot (published: pad_length); as many steps as with samples beside them"""
     samples: Path | None = None
     """images file of sample_gan.py to learn from beside the shots, of a GAN that was fine-tuned on the same ones"""
-    overwrite: bool = False
+    overwrite: RunOnly[bool] = False
     """make it again even if it is there"""
 
 

@@ -29,12 +29,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from lowshot import gan, representation
 from lowshot.core.artifacts import is_done, read_recipe, recipe
 from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
+from lowshot.core.settings import NonNegativeInt, PositiveInt, RunOnly
 from lowshot.data.datasets.images import Images, read_images, rows_of
 from lowshot.data.protocol import Split, read_split
 from lowshot.gan.settings import DiscriminatorAugmentationSettings, FinetuneMode, GanNetwork, GanSettings
@@ -47,7 +47,7 @@ class StageConfig(GanSettings, ExtractorChoice):
     """folder with images.h5 and split.json"""
     out: Path
     """folder to write the GAN to"""
-    overwrite: bool = False
+    overwrite: RunOnly[bool] = False
     """make it again even if it is there"""
 
 

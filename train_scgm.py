@@ -25,6 +25,7 @@ from lowshot import representation, scgm
 from lowshot.core.artifacts import is_done
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
+from lowshot.core.settings import RunOnly
 from lowshot.data.datasets.images import Images, read_images, rows_of
 from lowshot.data.protocol import Split, read_split
 from lowshot.representation.settings import NetworkChoice
@@ -39,7 +40,7 @@ class Config(ScgmSettings, NetworkChoice):
     """folder to write the extractor to"""
     classes: Literal["all", "base"] = "all"
     """whose training images are seen: of all classes (the published protocol but for tieredImageNet), or base ones"""
-    overwrite: bool = False
+    overwrite: RunOnly[bool] = False
     """make it again even if it is there"""
 
 

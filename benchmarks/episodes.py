@@ -30,7 +30,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jsonargparse.typing import PositiveInt
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid
 
@@ -39,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lowshot.classifiers.methods import METHODS
 from lowshot.classifiers.settings import MethodOptions
 from lowshot.core.cli import run
+from lowshot.core.settings import PositiveInt
 from lowshot.data.protocol import make_split
 from lowshot.evaluation.episodes import Pool, draw_tasks, evaluate_episodes, gather_tasks, make_pool
 from lowshot.evaluation.settings import Sampling

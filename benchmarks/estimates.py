@@ -22,12 +22,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from jsonargparse.typing import PositiveInt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lowshot.core.artifacts import digest, write_json
 from lowshot.core.cli import run
+from lowshot.core.settings import PositiveInt
 from lowshot.data.features import write_features
 from lowshot.data.protocol import draws_to_json, make_draws, make_split
 from lowshot.diffusion.graph import create_graph, map_graph

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 from lightning_fabric import Fabric
 from PIL import Image
 from torch import nn
@@ -34,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lowshot.core.artifacts import write_json
 from lowshot.core.cli import run_commands
+from lowshot.core.settings import NonNegativeFloat, NonNegativeInt, PositiveInt
 from lowshot.data.datasets.images import Images, write_images
 from lowshot.data.protocol import make_split
 from lowshot.gan.augmentation import DiscriminatorAugmentation

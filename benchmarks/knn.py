@@ -30,11 +30,11 @@ from typing import Any
 
 import faiss
 import numpy as np
-from jsonargparse.typing import PositiveInt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lowshot.core.cli import run_commands
+from lowshot.core.settings import PositiveInt
 from lowshot.diffusion.graph import Graph, add_nodes
 from lowshot.diffusion.neighbours import Index, Lists, exact_search, merge, recall, shifted
 from lowshot.diffusion.projection import Projection

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jsonargparse.typing import PositiveInt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lowshot.core.cli import run
+from lowshot.core.settings import PositiveInt
 from lowshot.data.datasets.images import Images
 from lowshot.representation.augmentation import Augmentation
 from lowshot.representation.backbones import Extractor, ModelConfig

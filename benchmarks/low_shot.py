@@ -31,7 +31,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from jsonargparse.typing import PositiveInt
 from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -39,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lowshot.core.artifacts import write_json
 from lowshot.core.cli import run
 from lowshot.core.seeds import stream
+from lowshot.core.settings import PositiveInt
 from lowshot.data.features import write_features
 from lowshot.data.protocol import Split, draws_to_json, make_draws, read_draws, read_split
 from lowshot.evaluation.metrics import six_accuracies

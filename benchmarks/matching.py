@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jsonargparse.typing import PositiveInt
 from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn.functional import one_hot
@@ -27,6 +26,7 @@ from torch.nn.functional import one_hot
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lowshot.core.cli import run
+from lowshot.core.settings import PositiveInt
 from lowshot.core.training import TrainingRun
 from lowshot.data.features import Features
 from lowshot.data.protocol import make_split

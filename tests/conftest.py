@@ -11,16 +11,17 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 os.environ["OMP_WAIT_POLICY"] = "passive"  # read by torch: threads that spin take the processors from other tests
 import numpy as np
 import pytest
 import torch
-from jsonargparse import ArgumentParser
 from PIL import Image
+
+from lowshot.core.settings import build
 
 ROOT = Path(__file__).parent.parent
 
@@ -115,13 +116,9 @@ def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:
     assert all(word in lines[0] for word in words), lines[0]
 
 
-@cache
-def parser_of(config_class: type) -> ArgumentParser:
-    """That of a stage's settings; making one takes longer than parsing a command."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", action="config")
-    parser.add_class_arguments(config_class)
-    return parser
+def settings(settings_class: type, **values: object) -> Any:
+    """Settings from plain values, as a YAML file would have them: `model="Conv4"`, `model={"name": "Conv4", ...}`."""
+    return build(settings_class, values)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Artifacts of revision d41a11c: this revision reads them, finds them complete, and gets the same numbers from them.
 
-The commands are those of make.sh beside the artifacts. Of trainings only the start is compared; what they made is read
-by the stages that use it.
+The commands are those of make.sh beside the artifacts, their settings under today's names. Of trainings only the start
+is compared; what they made is read by the stages that use it.
 """
 
 import csv
@@ -35,8 +35,8 @@ N_QUERIES = 6
 
 
 def commands() -> list[str]:
-    """The commands of make.sh as a shell would be given them."""
-    lines = (FROZEN / "make.sh").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    """The commands that made the artifacts, with today's names of settings, as a shell would be given them."""
+    lines = (FROZEN / "commands.sh").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
     return [" ".join(line.split()[1:]) for line in lines if line.startswith("run ")]
 
 

@@ -51,7 +51,9 @@ def test_what_counts_as_an_import_by_string():
 
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_nothing_is_imported_by_string(path):
-    assert imported_by_string(path.read_text(encoding="utf-8")) == []
+    """But what a command names of the user's own."""
+    own = ["importlib.import_module(module)"] if path.name == "choices.py" else []
+    assert imported_by_string(path.read_text(encoding="utf-8")) == own
 
 
 def lazy_imports(source: str) -> list[str]:
@@ -137,7 +139,7 @@ def test_importing_is_cheap():
 
 
 def test_the_bare_import_loads_nothing_else():
-    code = "import sys, lowshot\nprint([m for m in ('numpy', 'h5py', 'yaml', 'jsonargparse') if m in sys.modules])"
+    code = "import sys, lowshot\nprint([m for m in ('numpy', 'h5py', 'yaml', 'pydantic') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 

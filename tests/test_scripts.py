@@ -10,7 +10,9 @@ import subprocess
 from itertools import pairwise
 
 import pytest
-from conftest import ROOT, parser_of
+from conftest import ROOT
+
+from lowshot.core.cli import parse
 
 SHRINK = [f"scripts/shrink_hallucinate/{p.name}" for p in sorted((ROOT / "scripts/shrink_hallucinate").glob("[1-8]_*"))]
 ANALOGY = [f"scripts/analogy_cifar100/{p.name}" for p in sorted((ROOT / "scripts/analogy_cifar100").glob("[1-7]_*"))]
@@ -59,8 +61,7 @@ def parsed(command):
     """The configuration that a command's stage would work with."""
     stage = importlib.import_module(command[0].removesuffix(".py"))
     several = getattr(stage, "COMMANDS", None)
-    parser = parser_of(several[command[1]][1] if several else stage.Config)
-    return parser.parse_args(command[2 if several else 1 :])
+    return parse(several[command[1]][1] if several else stage.Config, command[2 if several else 1 :])
 
 
 @pytest.mark.parametrize(("script", "argument"), RUNS)

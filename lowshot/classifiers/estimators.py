@@ -16,9 +16,9 @@ from lowshot.classifiers.problem import Problem, Run
 from lowshot.classifiers.settings import FeatureTransform
 from lowshot.classifiers.tasks import Tasks
 from lowshot.classifiers.transform import fitted_transform
-from lowshot.core.cli import checked
 from lowshot.core.errors import Diverged, InputError
 from lowshot.core.runtime import pick_device
+from lowshot.core.settings import checked
 
 Apply = Callable[[np.ndarray], np.ndarray]
 

@@ -14,8 +14,8 @@ from lowshot.classifiers.settings import FeatureTransform, InductiveMethod, Indu
 from lowshot.classifiers.tasks import Tasks
 from lowshot.classifiers.transform import apply_transform
 from lowshot.core.artifacts import read_json, write_json
-from lowshot.core.cli import checked
 from lowshot.core.errors import InputError
+from lowshot.core.settings import checked
 from lowshot.core.state_dicts import load_tensors
 from lowshot.representation.backbones import Extractor, load_extractor, save_extractor
 from lowshot.representation.extractors import embed

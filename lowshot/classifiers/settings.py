@@ -1,11 +1,11 @@
 """The settings of every classifier and few-shot method."""
 
 from dataclasses import dataclass, field, fields
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, restricted_number_type
+from annotated_types import Gt, Le
 
-from lowshot.core.cli import Momentum
+from lowshot.core.settings import Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 @dataclass
@@ -94,7 +94,7 @@ class RefinementOptions:
     """Multiplies squared distances before the softmax; the paper trains features for 1, unit-length ones want more."""
 
 
-Rate = restricted_number_type("Rate", float, [(">", 0), ("<=", 1)])
+Rate = Annotated[float, Gt(0), Le(1)]
 
 
 @dataclass

@@ -16,31 +16,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import h5py
 import yaml
 
+from lowshot.core.choices import code_file
 from lowshot.core.errors import InputError
-
-# Settings that change where or how fast the work runs, never what it yields.
-_RUN_ONLY = {"out", "overwrite", "accelerator", "devices", "num_workers", "checkpoint_minutes"}
-
-
-def settings(config: Any) -> dict:
-    """The settings of a stage's dataclass that influence its output: no paths, nothing of where or how fast it runs."""
-    values = asdict(config)
-    return {name: values[name] for name in names_of_values(config) if name not in _RUN_ONLY}
-
-
-def names_of_values(config: Any) -> list[str]:
-    """The settings of a stage's dataclass that are values, not files or folders, in its order."""
-    types = get_type_hints(type(config))
-    return [field.name for field in fields(config) if "Path" not in str(types[field.name])]
+from lowshot.core.settings import defaults_of, flat, own_choices, values_of
 
 
 def digest(path: Path) -> str:
@@ -69,15 +55,75 @@ def _sha256(file: Any) -> str:
     return state.hexdigest()
 
 
-def recipe(stage: str, config: Any, inputs: dict[str, Path | None]) -> dict:
-    """The recipe of an output of `stage`, made with the dataclass `config` from the files or folders `inputs`."""
-    digests = {name: digest(path) for name, path in inputs.items() if path is not None}
-    return json.loads(json.dumps({"stage": stage, "config": settings(config), "inputs": digests}, default=str))
+class Recipe(dict):
+    """What makes an artifact: `stage`, `config` and `inputs`; and how it compares with that of one which stands.
+
+    `defaults` are those of the settings, and `older` brings the recipe of an older revision up to date. Settings that
+    it lacks were added since, and do by default what was done before; settings of a choice that the choice no longer
+    has were never read.
+    """
+
+    def __init__(self, content: dict, defaults: dict, older: Callable[[dict], dict]) -> None:
+        super().__init__(content)
+        self.defaults, self.older = defaults, older
+
+    def but(self, **parts: Any) -> "Recipe":
+        """The same with other `config` or `inputs`."""
+        return Recipe({**self, **parts}, self.defaults, self.older)
+
+    def difference(self, stored: dict | None) -> str | None:
+        """The first thing in which the recipe `stored` is another one, in words; None if there is none."""
+        if stored is None:
+            return "it does not say what made it"
+        if stored.get("config", {}).keys() & FACTS_OF_RUNS:
+            stored = {**stored, "config": {k: v for k, v in stored["config"].items() if k not in FACTS_OF_RUNS}}
+        stored = self.older(stored)
+        if stored["stage"] != self["stage"]:
+            return f"it is an output of {stored['stage']}"
+        for name in sorted({*stored["inputs"], *self["inputs"]}):
+            if stored["inputs"].get(name) != self["inputs"].get(name):
+                return f"input {name} has another content"
+        new = flat(self["config"])
+        old = {name: self.defaults[name] for name in new if name in self.defaults} | flat(stored["config"])
+        for name in sorted({*old, *new}):
+            unread = name not in new and any(f"{group}.name" in new for group in _groups(name))
+            if old.get(name) != new.get(name) and not unread:
+                return f"setting {name} was {old.get(name, 'absent')}, now {new.get(name, 'absent')}"
+        return None
 
 
-def merged(made_from: dict, more: dict) -> dict:
-    """The recipe `made_from` with further settings and inputs."""
-    return {**made_from, **{part: made_from[part] | more[part] for part in ("config", "inputs")}}
+def _groups(name: str) -> Iterator[str]:
+    """The beginnings of a dotted name: what it is a setting of."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
+# What a finished artifact says of the run that made it: no difference to one that is to be made.
+FACTS_OF_RUNS = {"ended_after"}
+
+
+def recipe(stage: str, config: Any, inputs: dict[str, Path | str | None], **facts: Any) -> Recipe:
+    """The recipe of an output of `stage`, made with the settings `config`.
+
+    `inputs` are the files and folders that it is made from, or their digests; None for one that is not given. The files
+    of classes of the user's own are added to them. `facts` are further entries of the config, such as what the makers
+    of the inputs hand on.
+    """
+    files = {**inputs, **{f"code of {name}": code_file(own) for name, own in own_choices(config).items()}}
+    digests = {name: digest(one) if isinstance(one, Path) else one for name, one in files.items() if one is not None}
+    content = {"stage": stage, "config": {**values_of(config), **facts}, "inputs": digests}
+    older = getattr(type(config), "older", None) or partial(renamed, getattr(type(config), "renamed", {}))
+    return Recipe(json.loads(json.dumps(content)), json.loads(json.dumps(flat(defaults_of(config)))), older)
+
+
+def renamed(names: dict[str, str], stored: dict) -> dict:
+    """The recipe `stored` with the settings in `names` (older name -> newer one, or the beginnings of such)."""
+    config = {}
+    for name, value in flat(stored["config"]).items():
+        prefix = next((one for one in sorted(names, key=len, reverse=True) if f"{name}.".startswith(f"{one}.")), None)
+        config[name if prefix is None else names[prefix] + name[len(prefix) :]] = value
+    return {**stored, "config": config}
 
 
 def read_recipe(path: Path) -> dict | None:
@@ -98,7 +144,7 @@ def read_recipe(path: Path) -> dict | None:
         return None
 
 
-def is_done(out: Path, made_from: dict, overwrite: bool) -> bool:
+def is_done(out: Path, made_from: Recipe, overwrite: bool) -> bool:
     """Whether `out` stands already and was made from the same inputs and settings (then says so).
 
     Raises InputError, naming the difference, if it was made from others; with `overwrite` the answer is always no.
@@ -111,41 +157,15 @@ def is_done(out: Path, made_from: dict, overwrite: bool) -> bool:
     return True
 
 
-def _refuse_if_other(path: Path, stored: dict | None, made_from: dict) -> None:
+def _refuse_if_other(path: Path, stored: dict | None, made_from: Recipe) -> None:
     if stored is None:
         raise InputError(f"{path}: exists but does not say what made it; choose another name, or --overwrite true")
-    if _given(stored) != _given(made_from):
-        raise InputError(
-            f"{path}: made from others ({_difference(stored, made_from)}); --overwrite true makes it again"
-        )
-
-
-def _given(made_from: dict) -> dict:
-    """A recipe without the settings that are not given: one that a later revision has added is no difference."""
-    return {**made_from, "config": {name: v for name, v in flat(made_from["config"]).items() if v is not None}}
-
-
-def _difference(stored: dict, made_from: dict) -> str:
-    if stored["stage"] != made_from["stage"]:
-        return f"it is an output of {stored['stage']}"
-    for name in sorted({*stored["inputs"], *made_from["inputs"]}):
-        if stored["inputs"].get(name) != made_from["inputs"].get(name):
-            return f"input {name} has another content"
-    old, new = flat(stored["config"]), flat(made_from["config"])
-    name = min(name for name in {*old, *new} if old.get(name) != new.get(name))
-    return f"setting {name} was {old.get(name, 'absent')}, now {new.get(name, 'absent')}"
-
-
-def flat(settings: dict, prefix: str = "") -> dict:
-    """Nested settings under dotted names, as the command line has them."""
-    dotted = {}
-    for name, value in settings.items():
-        dotted |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return dotted
+    if difference := made_from.difference(stored):
+        raise InputError(f"{path}: made from others ({difference}); --overwrite true makes it again")
 
 
 @contextmanager
-def writing(out: Path, made_from: dict | None = None, resumable: bool = False) -> Iterator[Path]:
+def writing(out: Path, made_from: Recipe | None = None, resumable: bool = False) -> Iterator[Path]:
     """Hand out an unfinished path beside `out`, and move it to `out` when the block ends without an error.
 
     A block that gives a path the form of a folder makes that folder itself. After an error the unfinished path is
@@ -155,7 +175,7 @@ def writing(out: Path, made_from: dict | None = None, resumable: bool = False) -
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(out)
-    if partial.exists() and not (resumable and partial_recipe(partial) == made_from):
+    if partial.exists() and not (resumable and made_from.difference(partial_recipe(partial)) is None):
         _remove(partial)
     try:
         yield partial
@@ -167,7 +187,7 @@ def writing(out: Path, made_from: dict | None = None, resumable: bool = False) -
 
 
 @contextmanager
-def building(out: Path, made_from: dict) -> Iterator[Path]:
+def building(out: Path, made_from: Recipe) -> Iterator[Path]:
     """`writing` of a file that a killed run goes on from, but not one with bad input."""
     with writing(out, made_from, resumable=True) as partial:
         try:

@@ -1,33 +1,27 @@
-"""The command line of every stage: flags and YAML fill one dataclass; bad input is one line and exit code 2."""
+"""The command line of every stage: flags and YAML fill one dataclass; bad input is one line and exit code 2.
 
-import math
+``--name value``, ``--name=value``, ``--switch`` alone for true, ``--list 1 5`` or ``--list "[1,5]"``; names are dotted
+(``--classifier.lr 0.1``). ``--config FILE`` reads YAML, more than one of them in order; the line goes before any file.
+"""
+
 import sys
+import textwrap
 import warnings
-from argparse import ArgumentError
 from collections.abc import Callable
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import MISSING, fields
+from functools import reduce
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from jsonargparse import ArgumentParser, auto_cli, set_parsing_settings
-from jsonargparse.typing import restricted_number_type
+import yaml
+from docstring_parser import parse_from_object
 
+from lowshot.core.artifacts import read_yaml
+from lowshot.core.choices import suggestion
 from lowshot.core.errors import InputError
+from lowshot.core.settings import BadSetting, Part, build, describe, flat, merge, nested, parts_of
 
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
-TwoOrMore = restricted_number_type("TwoOrMore", int, (">=", 2))
-Momentum = restricted_number_type("Momentum", float, [(">=", 0), ("<", 1)])
-NetworkPrecision = Literal["32-true", "16-mixed", "bf16-mixed"]
-
-
-class _StageParser(ArgumentParser):
-    """Reports an error as one line, without the usage text."""
-
-    def error(self, message: str, exception: Exception | None = None) -> None:
-        text = " ".join(str(message).split())
-        print(f"{Path(sys.argv[0]).name}: error: {text}", file=sys.stderr)
-        raise SystemExit(2)
+_ASKS = {"-h", "--help", "--print_config"}
 
 
 def run(main: Callable, config_class: type, description: str | None) -> None:
@@ -36,65 +30,171 @@ def run(main: Callable, config_class: type, description: str | None) -> None:
     `description` is the script's docstring, shown by --help. A full disk or another OSError is reported in one line as
     well; every other exception is a defect of ours and keeps its traceback.
     """
-    _call(main, _parse(config_class, description))
+    _call(main, config_class, sys.argv[1:], Path(sys.argv[0]).name, description)
 
 
 def run_commands(commands: dict[str, tuple[Callable, type]], description: str | None) -> None:
     """The same for a stage of several commands: name -> (main, config class), the name being the first argument."""
-    config = _parse({name: config_class for name, (_, config_class) in commands.items()}, description)
-    _call(next(main for main, config_class in commands.values() if type(config) is config_class), config)
+    script, arguments = Path(sys.argv[0]).name, sys.argv[1:]
+    if arguments and arguments[0] in commands:
+        main, config_class = commands[arguments[0]]
+        _call(main, config_class, arguments[1:], f"{script} {arguments[0]}", config_class.__doc__)
+        return
+    if arguments and arguments[0] in _ASKS:
+        shown = "".join(f"  {name:12}{one.__doc__ or ''}\n" for name, (_, one) in commands.items())
+        usage = f"usage: {script} {{{','.join(commands)}}} --setting value ..."
+        print(usage, (description or "").strip(), shown, sep="\n\n")
+        return
+    given = f"'{arguments[0]}'{suggestion(arguments[0], commands)}" if arguments else "none is given"
+    _refuse(script, f"the first word must be one of {', '.join(commands)}: {given}")
 
 
-def checked(config_class: type, values: Any, where: Path) -> Any:
-    """The dataclass filled with what the file `where` holds for it; InputError unless its types and ranges allow it."""
-    if not isinstance(values, dict):
-        raise InputError(f"{where}: {values!r} in the place of named settings")
-    for field in fields(config_class):  # the parser would take null for a setting that is not given
-        if values.get(field.name, 0) is None and field.default is not None:
-            raise InputError(f"{where}: {field.name} is null")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=config_class)
-    try:
-        return _plain(config_class(**parser.parse_object({"value": values}).value.as_dict()))
-    except ArgumentError as error:
-        raise InputError(f"{where}: {' '.join(str(error).replace('value.', '').split())}") from None
-
-
-def _parse(components: type | dict[str, type], description: str | None) -> Any:
+def _call(main: Callable, config_class: type, arguments: list[str], script: str, description: str | None) -> None:
     warnings.filterwarnings("ignore", message=".*nested tensors.*")
-    summary = (description or "").strip().split("\n\n")[0].replace("\n", " ")
-    return auto_cli(components, as_positional=False, parser_class=_StageParser, description=summary)
-
-
-def _call(main: Callable, config: Any) -> None:
     try:
-        _check_finite(asdict(config))
-        main(_plain(config))
+        asked = next((word for word in arguments if word in _ASKS), None)
+        if asked in ("-h", "--help"):
+            print(_help(config_class, arguments, script, description or ""))
+            return
+        config = parse(config_class, [word for word in arguments if word != asked])
+        if asked:
+            print(yaml.safe_dump(_shown(config), sort_keys=False, default_flow_style=None), end="")
+            return
+        main(config)
     except (InputError, OSError) as error:
-        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _refuse(script.split()[0], str(error))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
 
-def _plain(value: Any) -> Any:
-    """Settings with numbers and text of plain types in place of the parser's checked ones, which a checkpoint of an
-    optimiser would hold, and which nothing but a pickle can be read back as."""
-    if is_dataclass(value):
-        for field in fields(value):
-            object.__setattr__(value, field.name, _plain(getattr(value, field.name)))
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(_plain, value))
-    if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
-    kind = next((kind for kind in (bool, int, float, str) if isinstance(value, kind)), None)
-    return kind(value) if kind else value
+def _refuse(script: str, message: str) -> None:
+    print(f"{script}: error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 
-def _check_finite(values: dict, prefix: str = "") -> None:
-    """InputError for an infinite or NaN setting: number types with a lower bound let them pass."""
-    for name, value in values.items():
-        if isinstance(value, dict):
-            _check_finite(value, f"{prefix}{name}.")
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"{prefix}{name} {value}: must be a finite number")
+def parse(config_class: type, arguments: list[str]) -> Any:
+    """The settings that a command line gives; InputError, which names the file of a setting that stands in one."""
+    given = _given(arguments)
+    files = {Path(file): nested(_read(Path(file))) for file in given.pop("config", [])}
+    for where, values in [*files.items(), (None, nested(given))]:
+        _refuse_older_names(config_class, values, where)
+    values = reduce(lambda older, newer: merge(config_class, older, newer), [*files.values(), nested(given)], {})
+    try:
+        return build(config_class, values)
+    except BadSetting as error:
+        where = [file for file, part in files.items() if error.key in flat(part) and error.key not in given]
+        raise InputError(f"{where[-1]}: {error}" if where else f"--{error}") from None
+
+
+def _given(arguments: list[str]) -> dict[str, Any]:
+    """Texts by setting, as they stand on the line: one, a list of several, "true" for a switch; `config` is a list."""
+    given: dict[str, Any] = {}
+    name = None
+    for word in arguments:
+        if word.startswith("--") and len(word) > 2:
+            name, equals, value = word[2:].partition("=")
+            values = given.setdefault(name, []) if name == "config" else given.__setitem__(name, []) or given[name]
+            values += [value] if equals else []
+        elif name is None:
+            raise InputError(f"'{word}': settings are given as --name value")
+        else:
+            given[name].append(word)
+    single = {name: (values or ["true"])[0] if len(values) < 2 else values for name, values in given.items()}
+    return single | ({"config": given["config"]} if "config" in given else {})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds no settings, 'name: value' in every line")
+    return {str(name): value for name, value in values.items()}
+
+
+def _refuse_older_names(config_class: type, values: dict[str, Any], where: Path | None) -> None:
+    """InputError for a setting under the name that it had in an older revision."""
+    older = getattr(config_class, "renamed", {})
+    for key in flat(values):
+        top = key.split(".")[0]
+        prefix = next((one for one in sorted(older, key=len, reverse=True) if f"{key}.".startswith(f"{one}.")), None)
+        if prefix is None or (top in parts_of(config_class) and top == prefix):
+            continue
+        key = key.rstrip(".")
+        newer = older[prefix] + key[len(prefix) :]
+        raise InputError(f"{f'{where}: ' if where else '--'}{key}: is called {newer} now")
+
+
+def _shown(config: Any) -> dict[str, Any]:
+    """All settings as plain values, paths too."""
+    shown = {}
+    for name, part in parts_of(type(config)).items():
+        value = getattr(config, name)
+        if part.kind == "value":
+            shown[name] = [_text_or_plain(one) for one in value] if isinstance(value, list) else _text_or_plain(value)
+        elif value is not None:
+            shown[name] = _shown_part(part, value)
+    return shown
+
+
+def _shown_part(part: Part, value: Any) -> Any:
+    if part.kind == "several":
+        return {name: {"name": part.what.name_of(one), **_shown(one)} for name, one in value.items()}
+    return ({"name": part.what.name_of(value)} if part.kind == "choice" else {}) | _shown(value)
+
+
+def _text_or_plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _help(config_class: type, arguments: list[str], script: str, description: str) -> str:
+    """The description, then every setting with what it may be; of a choice the settings of the one that is named."""
+    given = _given([word for word in arguments if word not in _ASKS])
+    given.pop("config", None)
+    lines = [f"usage: {script} --setting value ... [--config FILE.yaml]", "", description.strip(), "", "settings:"]
+    return "\n".join(lines + _help_lines(config_class, nested(given), ""))
+
+
+def _help_lines(settings_class: type, given: dict[str, Any], at: str) -> list[str]:
+    lines, texts = [], _texts(settings_class)
+    for field in (field for field in fields(settings_class) if field.init):
+        part = parts_of(settings_class)[field.name]
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        lines += [f"  --{at}{field.name} {_form(part, default)}"]
+        if field.name in texts:
+            lines += textwrap.wrap(texts[field.name], 112, initial_indent="      ", subsequent_indent="      ")
+        below, value = _below(part, default, given.get(field.name))
+        if below is not None:
+            lines += _help_lines(below, value, f"{at}{field.name}.")
+    return lines
+
+
+def _below(part: Part, default: Any, given: Any) -> tuple[type | None, dict[str, Any]]:
+    """The class whose settings are shown below a part, and what is given of them."""
+    values = given if isinstance(given, dict) else {"": given}
+    if part.kind == "group":
+        return part.what, values
+    if part.kind == "choice":
+        name = values.get("name") or values.get("")
+        if name:
+            return part.what.find(str(name)), values
+        return (None if default is MISSING or default is None else type(default)), values
+    return None, {}
+
+
+def _form(part: Part, default: Any) -> str:
+    if default is MISSING:
+        return f"({describe(part)}; must be given)"
+    if part.kind == "choice":
+        return f"({describe(part)}; default: {'none' if default is None else part.what.name_of(default)})"
+    if part.kind == "several":
+        return f"(any of {describe(part)})"
+    if part.kind == "group":
+        return "(settings; none unless given)" if default is None else "(settings)"
+    return f"({describe(part)}; default: {'none' if default is None else default})"
+
+
+def _texts(settings_class: type) -> dict[str, str]:
+    """The help of each setting: the string below its field."""
+    texts = {}
+    for one in reversed(settings_class.__mro__[:-1]):
+        texts |= {part.arg_name: part.description for part in parse_from_object(one).params if part.description}
+    return texts

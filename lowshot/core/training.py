@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from lowshot.core.artifacts import partial_path, partial_recipe, write_json, writing
+from lowshot.core.artifacts import Recipe, partial_path, partial_recipe, write_json, writing
 from lowshot.core.errors import InputError
 from lowshot.core.state_dicts import load_state
 
@@ -66,7 +66,7 @@ class TrainingRun:
 
 
 @contextmanager
-def training_run(out: Path, made_from: dict, overwrite: bool, writes: bool = True) -> Iterator[TrainingRun]:
+def training_run(out: Path, made_from: Recipe, overwrite: bool, writes: bool = True) -> Iterator[TrainingRun]:
     """Open the unfinished folder of `out` (going on from a killed run of the same recipe), publish it when the block
     ends well.
 
@@ -93,11 +93,12 @@ def training_run(out: Path, made_from: dict, overwrite: bool, writes: bool = Tru
         run.checkpoint.unlink(missing_ok=True)
 
 
-def refuse_other_leftover(out: Path, made_from: dict) -> None:
+def refuse_other_leftover(out: Path, made_from: Recipe) -> None:
     """InputError if an unfinished run with other inputs or settings stands where `out` would be made."""
     partial = partial_path(Path(out))
-    if partial_recipe(partial) not in (None, made_from):
-        raise InputError(f"{partial}: an unfinished run with other inputs or settings; --overwrite true throws it away")
+    stored = partial_recipe(partial)
+    if stored is not None and (difference := made_from.difference(stored)):
+        raise InputError(f"{partial}: an unfinished run of others ({difference}); --overwrite true throws it away")
 
 
 def learning_rate(

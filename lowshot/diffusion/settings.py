@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
+from lowshot.core.settings import ClosedUnitInterval, PositiveFloat, PositiveInt
 
 IndexKind = Literal["exact", "ivf"]
 

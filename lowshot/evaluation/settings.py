@@ -4,8 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
-
+from lowshot.core.settings import NonNegativeInt, PositiveFloat, PositiveInt, RunOnly
 from lowshot.data.protocol import Setup
 
 Ties = Literal["against", "lowest_class"]
@@ -37,7 +36,7 @@ class BenchmarkConfig:
     """Name of the features in the tables; that of the folder which holds them if not given."""
     seed: NonNegativeInt = 0
     """Of everything that is drawn at random."""
-    overwrite: bool = False
+    overwrite: RunOnly[bool] = False
     """Make the results again though they stand."""
 
 

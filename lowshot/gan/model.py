@@ -11,9 +11,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from lowshot.classifiers.tasks import class_means
 from lowshot.core.artifacts import digest, read_json, read_recipe, write_json
-from lowshot.core.cli import checked
 from lowshot.core.errors import InputError
 from lowshot.core.seeds import stream
+from lowshot.core.settings import checked
 from lowshot.core.state_dicts import fill
 from lowshot.gan.networks import GENERATORS, ClassMeans, Discriminator, GanConfig, Generator
 

@@ -15,11 +15,11 @@ from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from lowshot.core.errors import InputError
+from lowshot.core.settings import NonNegativeInt, PositiveInt
 from lowshot.gan.settings import FinetuneMode, GanNetwork
 
 _SMALLEST_SIDE = 2  # of the constant: instance norm has nothing to normalise by in a single pixel

@@ -3,9 +3,15 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-
-from lowshot.core.cli import Momentum, TwoOrMore
+from lowshot.core.settings import (
+    ClosedUnitInterval,
+    Momentum,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TwoOrMore,
+)
 from lowshot.representation.settings import LaunchSettings
 
 FinetuneMode = Literal["embed", "linear", "all"]

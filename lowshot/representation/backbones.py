@@ -12,14 +12,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torchvision.ops import DropBlock2d
 from torchvision.transforms import v2
 
 from lowshot.core.artifacts import read_json, write_json
-from lowshot.core.cli import checked
 from lowshot.core.errors import InputError
+from lowshot.core.settings import NonNegativeInt, PositiveFloat, PositiveInt, checked
 from lowshot.core.state_dicts import fill, load_state, load_tensors
 from lowshot.representation.settings import HeadName, ModelName
 from lowshot.representation.timm_models import is_timm, timm_preprocessing, timm_trunk, timm_weights

@@ -4,20 +4,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse.typing import (
+from lowshot.core.settings import (
     ClosedUnitInterval,
+    NetworkPrecision,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    restricted_string_type,
+    RunOnly,
 )
 
-from lowshot.core.cli import NetworkPrecision
-
-ModelName = restricted_string_type(
-    "ModelName", "^(Conv4|ResNet10|ResNet12|ResNet18|ResNet34|ResNet50|ResNet101|VGG16BN|timm:.+)$"
-)
+ModelName = str
 
 
 HeadName = Literal["linear", "cosine", "mlp"]
@@ -108,9 +105,9 @@ class LaunchSettings:
 
     seed: NonNegativeInt = 0
     """of initialisation, data order and augmentation"""
-    accelerator: str = "auto"
+    accelerator: RunOnly[str] = "auto"
     """where to train: auto, cpu, cuda, ..."""
-    devices: PositiveInt = 1
+    devices: RunOnly[PositiveInt] = 1
     """processes on this machine, one a device"""
     precision: NetworkPrecision = "32-true"
     """of the network; losses are always float32"""
@@ -150,9 +147,9 @@ class TrainingSettings(LaunchSettings):
     """stop after this many epochs without a better held-out loss and keep the best weights; 0 trains to the end"""
     augment: AugmentationSettings = field(default_factory=AugmentationSettings)
     """random changes of the training images"""
-    num_workers: NonNegativeInt = 4
+    num_workers: RunOnly[NonNegativeInt] = 4
     """processes that decode images on disk; stored pixels need none"""
-    checkpoint_minutes: NonNegativeFloat = 0.0
+    checkpoint_minutes: RunOnly[NonNegativeFloat] = 0.0
     """least time from one checkpoint to the next, for epochs of seconds; 0 keeps one after every epoch"""
 
 

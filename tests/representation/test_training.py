@@ -10,11 +10,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_refused, parser_of, run_process, run_script
+from conftest import ROOT, assert_refused, run_process, run_script
 
 import train_extractor
 from lowshot.core import cli
 from lowshot.core.artifacts import flat, partial_path, read_json
+from lowshot.core.cli import parse
 from lowshot.core.errors import InputError
 from lowshot.core.training import learning_rate
 from lowshot.data.datasets.images import Images
@@ -315,4 +316,4 @@ def test_every_recipe_config_is_accepted():
         config_class = stage.COMMANDS[variant[-1]][1] if hasattr(stage, "COMMANDS") else stage.Config
         required = [f.name for f in fields(config_class) if "Path" in str(f.type) and f.default is MISSING]
         given = [word for name in required for word in (f"--{name}", "x")]
-        assert parser_of(config_class).parse_args([*given, "--config", str(file)]), file
+        assert parse(config_class, [*given, "--config", str(file)]), file

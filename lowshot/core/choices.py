@@ -1,0 +1,141 @@
+"""Choices by name: what there is of a kind, and classes of the user's own.
+
+A choice is a dataclass whose fields are its settings. `Registry` knows ours by name; ``file.py:Class`` or
+``module:Class`` names one of the user's own, which must define the method that the registry asks for. User code is
+imported when a command names it, on its line or in its YAML file, and never because an artifact does.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from lowshot.core.errors import InputError
+
+# Modules of files that are no part of a package get names of their own, so that they shadow nothing.
+_OWN = "lowshot_own_"
+
+
+@dataclass(frozen=True)
+class Registry:
+    """What there is of a kind: `classes` maps names to dataclasses of settings.
+
+    A class that serves several names has a field `name`. A name of the form PREFIX:REST belongs to the class under
+    "PREFIX:". `method` is what a class of the user's own must define, as its signature.
+    """
+
+    kind: str
+    classes: Mapping[str, type]
+    method: str
+
+    def find(self, name: str) -> type:
+        """The class of a choice; InputError, with all names there are, for one that does not exist."""
+        if name in self.classes:
+            return self.classes[name]
+        prefix, colon, rest = name.rpartition(":")
+        if f"{prefix}:" in self.classes and rest:
+            return self.classes[f"{prefix}:"]
+        if colon and prefix and rest:
+            return self._own(name)
+        meant = suggestion(name, self.classes)
+        raise InputError(
+            f"no {self.kind} is called '{name}'{meant}; there are {', '.join(self.classes)}, "
+            f"or your own as file.py:Class"
+        )
+
+    def name_of(self, choice: Any) -> str:
+        """The name of a choice: that under which it is registered, or where its class comes from."""
+        if hasattr(choice, "name"):
+            return choice.name
+        for name, known in self.classes.items():
+            if type(choice) is known:
+                return name
+        return own_name(type(choice))
+
+    def _own(self, name: str) -> type:
+        own, method = own_class(name), self.method.partition("(")[0]
+        if not (isinstance(own, type) and is_dataclass(own)):
+            raise InputError(f"{name}: is not a dataclass, whose fields would be the settings of a {self.kind}")
+        if not callable(getattr(own, method, None)):
+            raise InputError(f"{name}: defines no {self.method}, which makes it a {self.kind}")
+        return own
+
+
+@dataclass(frozen=True)
+class Several:
+    """Any number of choices from a registry, in order, by name; the user's own by the name of their class."""
+
+    registry: Registry
+
+
+def is_own(choice: Any) -> bool:
+    """Whether the class of a choice is the user's."""
+    return not type(choice).__module__.startswith("lowshot.")
+
+
+def own_name(own: type) -> str:
+    """``file.py:Class`` without the folder, or ``module:Class``: the same wherever the command is run."""
+    module = own.__module__
+    return f"{code_file(own).name if module.startswith(_OWN) else module}:{own.__qualname__}"
+
+
+def code_file(own: type) -> Path:
+    """The file that a class of the user's own stands in."""
+    return Path(inspect.getfile(own))
+
+
+def own_class(name: str) -> Any:
+    """Import what ``file.py:Class`` or ``module:Class`` names; InputError, in one line, if that cannot be done."""
+    where, _, attribute = name.rpartition(":")
+    module = _from_file(Path(where), name) if where.endswith(".py") else _imported(where, name)
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        meant = suggestion(attribute, [known for known in vars(module) if not known.startswith("_")])
+        raise InputError(f"{name}: {where} defines no '{attribute}'{meant}") from None
+
+
+def suggestion(name: str, known: Any) -> str:
+    """ ", did you mean X?" for the closest of the names there are; nothing if none is close."""
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f", did you mean '{close[0]}'?" if close else ""
+
+
+def _from_file(path: Path, name: str) -> Any:
+    if not path.is_file():
+        raise InputError(f"{name}: {path}: no such file")
+    module_name = f"{_OWN}{path.stem}_{zlib.crc32(str(path.resolve()).encode()):x}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    spec = importlib.util.spec_from_file_location(module_name, path.resolve())
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses look their annotations up there
+    try:
+        _run(lambda: spec.loader.exec_module(module), name, path.resolve().parent)
+    except InputError:
+        del sys.modules[module_name]
+        raise
+    return module
+
+
+def _imported(module: str, name: str) -> Any:
+    return _run(lambda: importlib.import_module(module), name, Path.cwd())
+
+
+def _run(load: Callable[[], Any], name: str, beside: Path) -> Any:
+    """`load()`, with the modules in the folder `beside` to import from; an error names the line of the user's code."""
+    sys.path.append(str(beside))
+    try:
+        return load()
+    except Exception as error:
+        frames = inspect.trace()
+        at = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}: " if len(frames) > 1 else ""
+        raise InputError(f"{name}: cannot be imported ({at}{type(error).__name__}: {error})") from None
+    finally:
+        sys.path.remove(str(beside))

@@ -1,0 +1,386 @@
+"""Settings as dataclasses: built from plain values, checked, and turned back into plain values.
+
+A field of a settings dataclass holds a value, a *group* (another dataclass, or None if it may be absent), a *choice*
+(`Annotated[Any, Registry]`, see `lowshot.core.choices`) or several of them (`Annotated[dict, Several]`). Its annotation
+says what it may be, the string below it is its help. A group or choice that is given as a single value sets its first
+setting: ``classifier: mlp`` is short for ``classifier: {name: mlp}``.
+"""
+
+import types
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.types import NonNegativeFloat as NonNegativeFloat
+from pydantic.types import NonNegativeInt as NonNegativeInt
+from pydantic.types import PositiveFloat as PositiveFloat
+from pydantic.types import PositiveInt as PositiveInt
+
+from lowshot.core.choices import Registry, Several, is_own, suggestion
+from lowshot.core.errors import InputError
+
+Settings = TypeVar("Settings")
+_T = TypeVar("_T")
+_RUN_ONLY = "run only"
+_ITSELF = ""  # the key of a group's single value beside settings of it
+
+ClosedUnitInterval = Annotated[float, Ge(0), Le(1)]
+OpenUnitInterval = Annotated[float, Gt(0), Lt(1)]
+Momentum = Annotated[float, Ge(0), Lt(1)]
+TwoOrMore = Annotated[int, Ge(2)]
+NetworkPrecision = Literal["32-true", "16-mixed", "bf16-mixed"]
+# A setting that changes where or how fast the work runs, never what it yields; it stands in no recipe.
+RunOnly = Annotated[_T, _RUN_ONLY]
+
+
+class BadSetting(InputError):
+    """A setting that cannot be: `key` is its dotted name."""
+
+    def __init__(self, key: str, cause: str) -> None:
+        super().__init__(f"{key}: {cause}")
+        self.key, self.cause = key, cause
+
+
+class Part(NamedTuple):
+    """What a field holds: a "value" of the type `what`, a "group" of that dataclass, a "choice" from that registry, or
+    "several"."""
+
+    kind: Literal["value", "group", "choice", "several"]
+    what: Any
+    optional: bool
+    run_only: bool
+
+
+@lru_cache
+def parts_of(settings_class: type) -> dict[str, Part]:
+    """What each field holds, in the order in which settings are shown."""
+    hints = get_type_hints(settings_class, include_extras=True)
+    return {field.name: _part_of(hints[field.name]) for field in fields(settings_class) if field.init}
+
+
+def _part_of(hint: Any) -> Part:
+    run_only = get_origin(hint) is Annotated and _RUN_ONLY in get_args(hint)
+    options = [one for one in _alternatives(hint) if one is not types.NoneType]
+    optional = len(options) < len(_alternatives(hint))
+    for one in options:
+        marks = get_args(one)[1:] if get_origin(one) is Annotated else ()
+        for mark in marks:
+            if isinstance(mark, Registry):
+                return Part("choice", mark, optional, run_only)
+            if isinstance(mark, Several):
+                return Part("several", mark.registry, optional, run_only)
+    if len(options) == 1 and is_dataclass(options[0]):
+        return Part("group", options[0], optional, run_only)
+    return Part("value", hint, optional, run_only)
+
+
+def _alternatives(hint: Any) -> tuple:
+    """The members of a union, else the type alone."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def build(
+    settings_class: type[Settings], values: dict[str, Any], base: Settings | None = None, at: str = ""
+) -> Settings:
+    """The settings that `values` give, the rest as in `base`, or as they are by default.
+
+    Values may be texts, as the command line has them. Raises BadSetting for one that is unknown, missing, or not what
+    it may be; `at` is where the settings stand, for its key.
+    """
+    parts, built = parts_of(settings_class), {}
+    for name in values:
+        if name not in parts:
+            raise BadSetting(f"{at}{name}", f"no such setting{suggestion(name, parts)}")
+    for field in (field for field in fields(settings_class) if field.init):
+        default = _default(field) if base is None else getattr(base, field.name)
+        if field.name in values:
+            built[field.name] = _build_part(parts[field.name], values[field.name], default, f"{at}{field.name}")
+        elif default is MISSING:
+            raise BadSetting(f"{at}{field.name}", f"must be given: {describe(parts[field.name])}")
+        else:
+            built[field.name] = default
+    try:
+        return settings_class(**built)
+    except InputError as error:
+        raise (BadSetting(at[:-1], str(error)) if at else error) from None
+
+
+def _default(field: Field) -> Any:
+    return field.default_factory() if field.default_factory is not MISSING else field.default
+
+
+def _build_part(part: Part, value: Any, default: Any, at: str) -> Any:
+    if part.optional and value in (None, "null"):
+        return None
+    if part.kind == "value":
+        return _checked_value(part, value, at)
+    if part.kind == "group":
+        base = default if type(default) is part.what else None
+        return build(part.what, _as_group(part.what, value), base, f"{at}.")
+    if part.kind == "choice":
+        return _build_choice(part.what, _as_choice(value), None if default is MISSING else default, at)
+    given = _as_several(value)
+    return {name: _build_one(part.what, name, one, default, f"{at}.{name}") for name, one in given.items()}
+
+
+def _build_one(registry: Registry, key: str, value: Any, default: Any, at: str) -> Any:
+    """One of several choices; its name is its key, unless it is the user's own."""
+    base = default.get(key) if isinstance(default, dict) else None
+    if isinstance(value, dict):
+        return _build_choice(registry, {"name": key, **value}, base, at)
+    return _build_choice(registry, {"name": key, **_as_group(_found(registry, key, at), value)}, base, at)
+
+
+def _found(registry: Registry, name: Any, at: str) -> type:
+    try:
+        return registry.find(str(name))
+    except InputError as error:
+        raise BadSetting(at, str(error)) from None
+
+
+def _build_choice(registry: Registry, given: dict[str, Any], default: Any, at: str) -> Any:
+    name = given.pop("name", None) or (default is not None and registry.name_of(default))
+    if not name:
+        raise BadSetting(f"{at}.name", f"must be given: {describe(Part('choice', registry, False, False))}")
+    found = _found(registry, name, at) if name != (default and registry.name_of(default)) else type(default)
+    known = parts_of(found)
+    for option in given:
+        if option not in known:
+            having = [other for other, one in registry.classes.items() if option in parts_of(one)]
+            whose = f" (it is one of {', '.join(having)})" if having else suggestion(option, known)
+            there = ", ".join(one for one in known if one != "name") or "none"
+            raise BadSetting(f"{at}.{option}", f"no setting of {name}{whose}; its settings are: {there}")
+    base = default if type(default) is found and registry.name_of(default) == name else None
+    return build(found, given | ({"name": name} if "name" in known else {}), base, f"{at}.")
+
+
+def _as_choice(value: Any) -> dict[str, Any]:
+    given = dict(value) if isinstance(value, dict) else {_ITSELF: value}
+    return {"name": given.pop(_ITSELF), **given} if _ITSELF in given else given
+
+
+def _as_group(group: type, value: Any) -> dict[str, Any]:
+    """A single value is that of the first setting; a switch ("true") that of none."""
+    given = dict(value) if isinstance(value, dict) else {_ITSELF: value}
+    single = given.pop(_ITSELF, None)
+    return given if single in (True, "true", None) else {next(iter(parts_of(group))): single, **given}
+
+
+def _as_several(value: Any) -> dict[str, Any]:
+    """Names in order, each with what is given for it; the user's own go by the names of their classes."""
+    if isinstance(value, dict) and _ITSELF in value:
+        return {**_as_several(value[_ITSELF]), **_as_several({k: v for k, v in value.items() if k != _ITSELF})}
+    if isinstance(value, str):
+        value = _listed(value)
+    given = value if isinstance(value, dict) else dict.fromkeys(value if isinstance(value, list) else [value])
+    return dict(_keyed(str(name), one) for name, one in given.items())
+
+
+def _keyed(name: str, value: Any) -> tuple[str, Any]:
+    if ":" not in name:
+        return name, value
+    return name.rpartition(":")[2], {"name": name, **(value if isinstance(value, dict) else {})}
+
+
+def _checked_value(part: Part, value: Any, at: str) -> Any:
+    try:
+        return _adapter(part.what).validate_python(_readable(part.what, value))
+    except ValidationError:
+        shown = f"'{value}'" if isinstance(value, str) else value
+        raise BadSetting(at, f"{shown}: must be {describe(part)}") from None
+
+
+def _readable(hint: Any, value: Any) -> Any:
+    """`value` as its type takes it: a text in brackets as a list; a truth value as text, which is no number."""
+    if isinstance(value, list):
+        return [_readable(None, one) for one in value]
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not _takes_list(hint):
+        return value
+    value = _listed(value) if isinstance(value, str) else value
+    return value if isinstance(value, list) or not _takes_only_lists(hint) or value is None else [value]
+
+
+def _listed(value: str) -> Any:
+    """A text in brackets as the list that it stands for, any other as it is."""
+    if not (value.startswith("[") and value.endswith("]")):
+        return value
+    try:
+        return [str(one).lower() if isinstance(one, bool) else one for one in yaml.safe_load(value)]
+    except yaml.YAMLError:
+        return value
+
+
+def _takes_list(hint: Any) -> bool:
+    return any(get_origin(_bare(one)) is list for one in _alternatives(_bare(hint)))
+
+
+def _takes_only_lists(hint: Any) -> bool:
+    return all(get_origin(_bare(one)) is list for one in _alternatives(_bare(hint)) if one is not types.NoneType)
+
+
+def _bare(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+@lru_cache
+def _adapter(hint: Any) -> TypeAdapter:
+    config = ConfigDict(allow_inf_nan=False, coerce_numbers_to_str=True, arbitrary_types_allowed=True)
+    return TypeAdapter(hint, config=config)
+
+
+def describe(part: Part) -> str:
+    """What a part may be, in words."""
+    if part.kind in ("choice", "several"):
+        return f"{', '.join(part.what.classes)}, or your own as file.py:Class"
+    return "settings" if part.kind == "group" else _in_words(part.what)
+
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path",
+          dict: "settings", types.NoneType: "null", Any: "anything"}  # fmt: skip
+_BOUNDS = {Gt: ("gt", "above"), Ge: ("ge", "from"), Lt: ("lt", "below"), Le: ("le", "up to")}
+
+
+def _in_words(hint: Any) -> str:
+    if get_origin(hint) is Annotated:
+        base, *marks = get_args(hint)
+        bounds = [f" {_BOUNDS[type(mark)][1]} {getattr(mark, _BOUNDS[type(mark)][0])}" for mark in marks
+                  if type(mark) in _BOUNDS]  # fmt: skip
+        return _in_words(base) + "".join(bounds)
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}" if len(get_args(hint)) > 1 else str(get_args(hint)[0])
+    if get_origin(hint) is list:
+        return f"a list, each {_in_words(get_args(hint)[0])}"
+    if len(_alternatives(hint)) > 1:
+        return " or ".join(_in_words(one) for one in _alternatives(hint))
+    return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def merge(settings_class: type, older: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any]:
+    """Values of two sources, `newer` first; another choice leaves nothing of the settings of the older one."""
+    parts, merged = parts_of(settings_class), dict(older)
+    for name, value in newer.items():
+        part, before = parts.get(name), older.get(name)
+        merged[name] = value if part is None or before is None else _merge_part(part, before, value)
+    return merged
+
+
+def _merge_part(part: Part, older: Any, newer: Any) -> Any:
+    if part.kind == "group" and not (part.optional and newer in (None, "null")):
+        return merge(part.what, _as_group(part.what, older), _as_group(part.what, newer))
+    if part.kind == "choice" and newer not in (None, "null"):
+        older, newer = _as_choice(older), _as_choice(newer)
+        other = newer.get("name", older.get("name")) != older.get("name")
+        return newer if other else {**older, **newer}
+    if part.kind == "several" and isinstance(newer, dict):
+        older, newer = _as_several(older), _as_several(newer)
+        both = {name: {**older[name], **one} for name, one in newer.items()
+                if isinstance(one, dict) and isinstance(older.get(name), dict)}  # fmt: skip
+        return {**older, **newer, **both}
+    return newer
+
+
+def values_of(settings: Any) -> dict[str, Any]:
+    """The settings that influence what is made, as plain values: no paths, nothing of where or how fast it runs."""
+    return {
+        name: _plain(part, getattr(settings, name))
+        for name, part in parts_of(type(settings)).items()
+        if not part.run_only and not _takes_path(part)
+    }
+
+
+def _plain(part: Part, value: Any) -> Any:
+    if value is None or part.kind == "value":
+        return value
+    if part.kind == "group":
+        return values_of(value)
+    if part.kind == "choice":
+        return {"name": part.what.name_of(value), **values_of(value)}
+    return {"names": [part.what.name_of(one) for one in value.values()],
+            **{name: values_of(one) for name, one in value.items()}}  # fmt: skip
+
+
+def _takes_path(part: Part) -> bool:
+    return part.kind == "value" and any(
+        one is Path or (get_origin(one) is list and Path in get_args(one)) for one in _alternatives(_bare(part.what))
+    )
+
+
+def paths_of(settings: Any) -> dict[str, Path]:
+    """The files and folders that settings of one choice or group name, by field."""
+    named = {name: getattr(settings, name) for name, part in parts_of(type(settings)).items() if _takes_path(part)}
+    return {name: path for name, path in named.items() if path is not None}
+
+
+def defaults_of(settings: Any) -> dict[str, Any]:
+    """Plain values as `values_of` has them, for every setting that has a default: those of the choices at work."""
+    values = {}
+    for field in (field for field in fields(settings) if field.init):
+        part, value, default = parts_of(type(settings))[field.name], getattr(settings, field.name), _default(field)
+        if part.run_only or _takes_path(part):
+            continue
+        if part.kind == "choice" and value is not None:
+            name = {} if default is MISSING or default is None else {"name": part.what.name_of(default)}
+            alike = name and name["name"] == part.what.name_of(value)
+            values[field.name] = name | (values_of(default) if alike else defaults_of(value))
+        elif part.kind == "several":
+            values[field.name] = {"names": list(default), **{name: defaults_of(one) for name, one in value.items()}}
+        elif default is not MISSING:
+            values[field.name] = _plain(part, default)
+    return values
+
+
+def choices_in(settings: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """All choices at work, (dotted name, choice), those within groups and choices too."""
+    for name, part in parts_of(type(settings)).items():
+        value = getattr(settings, name)
+        if value is None or part.kind == "value":
+            continue
+        held = {f"{at}{name}": value} if part.kind != "several" else {f"{at}{name}.{k}": v for k, v in value.items()}
+        for key, one in held.items():
+            if part.kind != "group":
+                yield key, one
+            yield from choices_in(one, f"{key}.")
+
+
+def own_choices(settings: Any) -> dict[str, type]:
+    """The classes of the user's own at work, by dotted name."""
+    return {name: type(choice) for name, choice in choices_in(settings) if is_own(choice)}
+
+
+def checked(settings_class: type[Settings], values: Any, where: Path) -> Settings:
+    """The dataclass filled with what the file `where` holds for it; InputError unless its types and ranges allow it."""
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: {values!r} in the place of named settings")
+    try:
+        return build(settings_class, values)
+    except BadSetting as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values under dotted names, as the command line has them."""
+    dotted = {}
+    for name, value in values.items():
+        dotted |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return dotted
+
+
+def nested(values: dict[str, Any]) -> dict[str, Any]:
+    """Values under dotted names, nested; a value and settings below it (`loss: sgm`, `loss.weight: 1`) go together."""
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        *groups, key = name.split(".")
+        node = tree
+        for group in groups:
+            if not isinstance(node.get(group), dict):
+                node[group] = {_ITSELF: node[group]} if group in node else {}
+            node = node[group]
+        node[key] = {**node[key], _ITSELF: value} if isinstance(node.get(key), dict) else value
+    return tree
