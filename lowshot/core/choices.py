@@ -27,7 +27,7 @@ class Registry:
     """What there is of a kind: `classes` maps names to dataclasses of settings.
 
     A class that serves several names has a field `name`. A name of the form PREFIX:REST belongs to the class under
-    "PREFIX:". `method` is what a class of the user's own must define, as its signature.
+    "PREFIX:". `method` is what a class of the user's own must define, as its signature; one of two, joined by " or ".
     """
 
     kind: str
@@ -59,10 +59,10 @@ class Registry:
         return own_name(type(choice))
 
     def _own(self, name: str) -> type:
-        own, method = own_class(name), self.method.partition("(")[0]
+        own, methods = own_class(name), [one.partition("(")[0] for one in self.method.split(" or ")]
         if not (isinstance(own, type) and is_dataclass(own)):
             raise InputError(f"{name}: is not a dataclass, whose fields would be the settings of a {self.kind}")
-        if not callable(getattr(own, method, None)):
+        if not any(callable(getattr(own, method, None)) for method in methods):
             raise InputError(f"{name}: defines no {self.method}, which makes it a {self.kind}")
         return own
 

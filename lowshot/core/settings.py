@@ -21,7 +21,7 @@ from pydantic.types import NonNegativeInt as NonNegativeInt
 from pydantic.types import PositiveFloat as PositiveFloat
 from pydantic.types import PositiveInt as PositiveInt
 
-from lowshot.core.choices import Registry, Several, is_own, suggestion
+from lowshot.core.choices import Registry, Several, suggestion
 from lowshot.core.errors import InputError
 
 Settings = TypeVar("Settings")
@@ -347,11 +347,6 @@ def choices_in(settings: Any, at: str = "") -> Iterator[tuple[str, Any]]:
             if part.kind != "group":
                 yield key, one
             yield from choices_in(one, f"{key}.")
-
-
-def own_choices(settings: Any) -> dict[str, type]:
-    """The classes of the user's own at work, by dotted name."""
-    return {name: type(choice) for name, choice in choices_in(settings) if is_own(choice)}
 
 
 def checked(settings_class: type[Settings], values: Any, where: Path) -> Settings:
