@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,19 @@ def own_name(own: type) -> str:
 def code_file(own: type) -> Path:
     """The file that a class of the user's own stands in."""
     return Path(inspect.getfile(own))
+
+
+def named_class(registry: Registry, name: str, code: Sequence[str], where: Path) -> type:
+    """The class of a choice that the artifact `where` was made with; `code` names what may be imported for it.
+
+    Raises InputError, with the words to type, for a class of the user's own that `code` does not name.
+    """
+    if ":" not in name or any(name.startswith(prefix) for prefix in registry.classes if prefix.endswith(":")):
+        return registry.find(name)
+    for given in code:
+        if own_name(found := registry.find(given)) == name:
+            return found
+    raise InputError(f"{where}: was made with {name}, code of your own; --code {name} lets it be imported")
 
 
 def own_class(name: str) -> Any:

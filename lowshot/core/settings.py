@@ -130,10 +130,10 @@ def _build_part(part: Part, value: Any, default: Any, at: str) -> Any:
 
 def _build_one(registry: Registry, key: str, value: Any, default: Any, at: str) -> Any:
     """One of several choices; its name is its key, unless it is the user's own."""
+    given = dict(value) if isinstance(value, dict) else {_ITSELF: value}
+    name = given.pop("name", key)
     base = default.get(key) if isinstance(default, dict) else None
-    if isinstance(value, dict):
-        return _build_choice(registry, {"name": key, **value}, base, at)
-    return _build_choice(registry, {"name": key, **_as_group(_found(registry, key, at), value)}, base, at)
+    return _build_choice(registry, {"name": name, **_as_group(_found(registry, name, at), given)}, base, at)
 
 
 def _found(registry: Registry, name: Any, at: str) -> type:

@@ -151,10 +151,15 @@ def _older(older: Callable[[dict], dict], config: SelectionConfig, stored: dict)
 
 def _today(values: Any, config: SelectionConfig) -> Any:
     """Values of a cell, or of one for each n, under the names that settings have today."""
-    names = getattr(type(config), "renamed", {})
     if not isinstance(values, dict):
         return values
-    return {name_today(names, str(name)): _today(value, config) for name, value in values.items()}
+    return {today: _today(value, config) for name, value in values.items() for today in _names_today(str(name), config)}
+
+
+def _names_today(name: str, config: SelectionConfig) -> list[str]:
+    if hasattr(config, "named_today"):
+        return config.named_today(name)
+    return [name_today(getattr(type(config), "renamed", {}), name)]
 
 
 def read_grid(path: Path, config: SelectionConfig) -> list[Cell]:
@@ -183,10 +188,9 @@ def read_grid(path: Path, config: SelectionConfig) -> list[Cell]:
 
 def _taken(path: Path, config: SelectionConfig, name: str, value: Any) -> tuple[str, Any]:
     """A setting of a grid and one of its values as the settings take them; InputError for what cannot be chosen."""
-    names = getattr(type(config), "renamed", {})
     protocol = {field.name for field in fields(SelectionConfig)}
-    if name_today(names, name) not in (name, f"{name}.name"):
-        raise InputError(f"{path}: {name}: is called {name_today(names, name)} now")
+    if today := [one for one in _names_today(name, config) if one not in (name, f"{name}.name")]:
+        raise InputError(f"{path}: {name}: is called {today[0]} now")
     settings = flat(values_of(_with_values_of(path, config, {name: value})))
     known = name if name in settings else f"{name}.name"
     if known not in settings or name.split(".")[0] in protocol:
