@@ -130,7 +130,7 @@ def _build_part(part: Part, value: Any, default: Any, at: str) -> Any:
 
 def _build_one(registry: Registry, key: str, value: Any, default: Any, at: str) -> Any:
     """One of several choices; its name is its key, unless it is the user's own."""
-    given = dict(value) if isinstance(value, dict) else {_ITSELF: value}
+    given = _as_dict(value)
     name = given.pop("name", key)
     base = default.get(key) if isinstance(default, dict) else None
     return _build_choice(registry, {"name": name, **_as_group(_found(registry, name, at), given)}, base, at)
@@ -159,16 +159,21 @@ def _build_choice(registry: Registry, given: dict[str, Any], default: Any, at: s
     return build(found, given | ({"name": name} if "name" in known else {}), base, f"{at}.")
 
 
+def _as_dict(value: Any) -> dict[str, Any]:
+    """What is given of a group or choice by the names of its settings; a single value under a name of its own."""
+    return dict(value) if isinstance(value, dict) else {_ITSELF: value}
+
+
 def _as_choice(value: Any) -> dict[str, Any]:
-    given = dict(value) if isinstance(value, dict) else {_ITSELF: value}
+    given = _as_dict(value)
     return {"name": given.pop(_ITSELF), **given} if _ITSELF in given else given
 
 
 def _as_group(group: type, value: Any) -> dict[str, Any]:
     """A single value is that of the first setting; a switch ("true") that of none."""
-    given = dict(value) if isinstance(value, dict) else {_ITSELF: value}
+    given = _as_dict(value)
     single = given.pop(_ITSELF, None)
-    return given if single in (True, "true", None) else {next(iter(parts_of(group))): single, **given}
+    return given if single in (True, "true", None) else {**given, next(iter(parts_of(group))): single}
 
 
 def _as_several(value: Any) -> dict[str, Any]:
@@ -280,8 +285,7 @@ def _merge_part(part: Part, older: Any, newer: Any) -> Any:
         return newer if other else {**older, **newer}
     if part.kind == "several" and isinstance(newer, dict):
         older, newer = _as_several(older), _as_several(newer)
-        both = {name: {**older[name], **one} for name, one in newer.items()
-                if isinstance(one, dict) and isinstance(older.get(name), dict)}  # fmt: skip
+        both = {name: {**_as_dict(older[name]), **_as_dict(newer[name])} for name in newer if name in older}
         return {**older, **newer, **both}
     return newer
 
