@@ -4,6 +4,8 @@ scores.h5: `log_probabilities` float32 (runs, N, classes) of the test images, in
 `classes` (ascending); `trials`, `n_shots` int64 (runs,).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
