@@ -118,12 +118,19 @@ def recipe(stage: str, config: Any, inputs: dict[str, Path | str | None], **fact
 
 
 def renamed(names: dict[str, str], stored: dict) -> dict:
-    """The recipe `stored` with the settings in `names` (older name -> newer one, or the beginnings of such)."""
+    """The recipe `stored` with the settings in `names` (older name -> newer one, or the beginnings of such).
+
+    A name that begins its own newer one (``dataset`` -> ``dataset.name``) is older only where nothing follows it.
+    """
     config = {}
     for name, value in flat(stored["config"]).items():
-        prefix = next((one for one in sorted(names, key=len, reverse=True) if f"{name}.".startswith(f"{one}.")), None)
+        prefix = next((one for one in sorted(names, key=len, reverse=True) if _is_older(name, one, names[one])), None)
         config[name if prefix is None else names[prefix] + name[len(prefix) :]] = value
     return {**stored, "config": config}
+
+
+def _is_older(name: str, older: str, newer: str) -> bool:
+    return name == older or (name.startswith(f"{older}.") and not newer.startswith(f"{older}."))
 
 
 def read_recipe(path: Path) -> dict | None:
