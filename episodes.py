@@ -18,19 +18,19 @@ On a laptop, in seconds: --n_episodes 50 --n_queries 5
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from lowshot import classifiers, core, evaluation, hallucination, report
-from lowshot.classifiers.settings import FeatureTransform, FewShotMethod, MethodOptions
-from lowshot.core.artifacts import Provenance, is_done, recipe, write_json, writing
+from lowshot.classifiers.settings import METHODS, FeatureTransform, NearestMeanOptions, is_transductive
+from lowshot.core.artifacts import Provenance, is_done, recipe, renamed, write_json, writing
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
 from lowshot.core.imports import load
-from lowshot.core.settings import PositiveInt, RunOnly, TwoOrMore
+from lowshot.core.settings import PositiveInt, RunOnly, TwoOrMore, defaults_of, values_of
 from lowshot.data.features import Features, check_same_space, check_setup, read_copies, read_features
 from lowshot.data.protocol import Setup, Split, read_split
 from lowshot.evaluation.benchmark import extractor_name
@@ -54,14 +54,12 @@ class Config(Sampling):
     alike. For all, give the features of test images only: an extractor has seen the training images of base classes."""
     augmented_support: bool = False
     """Learn from the augmented copies of every shot in place of it; the feature files must hold copies."""
-    method: FewShotMethod = "nearest_mean"
+    method: Annotated[Any, METHODS] = field(default_factory=NearestMeanOptions)
     """What learns from the shots; the last three are transductive: they see all queries of a task together."""
     n_episodes: PositiveInt = 600
     """Episodes to evaluate, counted from 0."""
     transform: FeatureTransform = field(default_factory=FeatureTransform)
     """What is done to every feature first; the centre is the mean of all base-class rows of the feature files."""
-    methods: MethodOptions = field(default_factory=MethodOptions)
-    """Settings of the methods, each under its name."""
     clustering: TwoOrMore | None = None
     """Also cluster all images that tasks are made of into so many clusters (k-means on the transformed features, five
     seeds), and score how these agree with the classes: NMI, homogeneity, adjusted Rand index."""
@@ -72,16 +70,26 @@ class Config(Sampling):
     overwrite: RunOnly[bool] = False
     """Make the results again though they stand."""
 
+    @staticmethod
+    def older(stored: dict) -> dict:
+        """The recipe of results in today's names; null stood there for what was not asked for."""
+        added_later = ("augmented_support", "classes")
+        config = {k: v for k, v in stored["config"].items() if not (k in added_later and v is None)}
+        return renamed(Config.renamed, {**stored, "config": config})
+
+    renamed = {"method": "method.name", **{f"methods.{name}": "method" for name in METHODS.classes}}  # noqa: RUF012
+
 
 def main(config: Config) -> Path:
     """Evaluate the method on every episode and write the results file; returns its path."""
     import torch
 
     _check(config)
-    made_from = _recipe(config)
+    files = {f"features_{i}" if i else "features": path for i, path in enumerate(_files(config))}
+    made_from = recipe("episodes", config, {**files, "split": config.split})
     if is_done(config.out, made_from, config.overwrite):
         return config.out
-    load(classifiers, "METHODS", "fitted_transform")
+    load(classifiers, "fitted_transform")
     load(evaluation, "evaluate_episodes")
     device, provenance = core.pick_device(), Provenance()
 
@@ -94,10 +102,9 @@ def main(config: Config) -> Path:
         raise InputError(f"clustering {config.clustering}: more clusters than the {len(feats)} images to evaluate")
     pool = evaluation.make_pool(labels, split, classes, config, _source(config))
     _print_left_out(config, split, classes, len(pool.group_sizes))
-    method, options = classifiers.METHODS[config.method], getattr(config.methods, config.method)
     tensors = [None if one is None else torch.from_numpy(one).to(device) for one in (feats, copies)]
     episodes = evaluation.evaluate_episodes(
-        tensors[0], pool, config, config.n_episodes, method, options, copies=tensors[1]
+        tensors[0], pool, config, config.n_episodes, config.method, copies=tensors[1]
     )
 
     content = {
@@ -107,7 +114,7 @@ def main(config: Config) -> Path:
         "extractor": config.extractor or extractor_name(_files(config)[0]),
         "protocol": {
             "setup": config.setup,
-            "setting": "transductive" if method.transductive else "inductive",
+            "setting": "transductive" if is_transductive(config.method) else "inductive",
             "split_digest": split.digest,
             "tasks_digest": evaluation.tasks_digest(config, labels, [_images(one) for one in features]),
         },
@@ -147,16 +154,6 @@ def _files(config: Config) -> list[Path]:
 
 def _source(config: Config) -> str:
     return ", ".join(map(str, _files(config)))
-
-
-def _recipe(config: Config) -> dict:
-    """The recipe of the results: of all methods' settings only those of the one at work."""
-    files = {f"features_{i}" if i else "features": path for i, path in enumerate(_files(config))}
-    made_from = recipe("episodes", config, {**files, "split": config.split})
-    made_from["config"]["methods"] = {config.method: made_from["config"]["methods"][config.method]}
-    made_from["config"]["augmented_support"] = config.augmented_support or None  # no difference to older results
-    made_from["config"]["classes"] = "all" if config.classes == "all" else None
-    return made_from
 
 
 def _images(features: Features) -> str:
@@ -210,12 +207,11 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 
 def _method_name(config: Config, n_copies: int) -> str:
     """The method, and in brackets the transform, the augmented copies and the settings that are not the default."""
-    options = getattr(config.methods, config.method)
-    defaults = asdict(type(options)())
-    changed = [f"{name}={value}" for name, value in asdict(options).items() if value != defaults[name]]
+    name, defaults = METHODS.name_of(config.method), defaults_of(config.method)
+    changed = [f"{key}={value}" for key, value in values_of(config.method).items() if value != defaults.get(key)]
     copied = [f"{n_copies} augmented copies"] if n_copies else []
     brackets = ", ".join(config.transform.steps + copied + changed)
-    return f"{config.method} ({brackets})" if brackets else config.method
+    return f"{name} ({brackets})" if brackets else name
 
 
 def _print_means(content: dict) -> None:

@@ -2,18 +2,20 @@
 
 Reads     train and test features (ours or the published HDF5 layout), split.json (or label_idx.json), draws.json (or
           the published splitfile_{trial}.json) and, if wanted, a generator folder, propagated rows, features of a GAN's
-          samples, a grid of settings.
+          samples, rows of your own, a grid of settings.
 Writes    one results JSON with six accuracies for every trial and n; with a grid, the evidence of the choice beside it.
 
     python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \
-        --out results/linear_sgd.json [--generator generator/]
+        --out results/linear_sgd.json [--add.generator generator/]
+
+What adds training rows goes by the order in which it is named (`--add repetition`, `--add my_rows.py:Noise`).
 
 On a laptop, in seconds:
 
     python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \
         --out results/nearest_mean.json --classifier nearest_mean --transform.centre true --transform.normalise true
 
-Settings chosen on the validation setup, results on the test setup (grid.yaml: `sgd.lr: [0.1, 1.0]` and so on):
+Settings chosen on the validation setup, results on the test setup (grid.yaml: `classifier.lr: [0.1, 1.0]`):
 
     python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \
         --out results/linear_sgd.json --select grid.yaml
@@ -26,24 +28,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-
-import numpy as np
+from typing import Annotated, Any
 
 from lowshot import classifiers, core, diffusion, evaluation, gan, hallucination
 from lowshot.classifiers.settings import (
-    ClassifierName,
+    BENCHMARK_CLASSIFIERS,
     FeatureTransform,
-    LogisticOptions,
-    MethodOptions,
-    MLPOptions,
+    OwnHead,
     SGDOptions,
+    is_transductive,
 )
-from lowshot.core.artifacts import Provenance, digest, is_done, read_recipe, recipe, writing
+from lowshot.core.artifacts import (
+    Provenance,
+    Recipe,
+    digest,
+    is_done,
+    name_today,
+    read_recipe,
+    recipe,
+    renamed,
+    writing,
+)
+from lowshot.core.choices import Registry, Several
 from lowshot.core.cli import run
 from lowshot.core.errors import Diverged, InputError
 from lowshot.core.imports import load
-from lowshot.core.settings import PositiveInt
+from lowshot.core.settings import NonNegativeInt, flat
+from lowshot.data.additions import Addition, FileRows, Repetition, RowsOfFile, Run, check_extended
 from lowshot.data.protocol import read_draws
+from lowshot.diffusion.settings import Propagated
 from lowshot.evaluation.benchmark import (
     Benchmark,
     Ranks,
@@ -53,54 +66,88 @@ from lowshot.evaluation.benchmark import (
     read_benchmark,
     write_results,
 )
-from lowshot.evaluation.selection import choose, joint_recipe
+from lowshot.evaluation.selection import choose, joint_recipe, joint_settings
 from lowshot.evaluation.settings import SelectionConfig
-from lowshot.hallucination.settings import PairScope, PairSource
+from lowshot.gan.settings import Samples
+from lowshot.hallucination.settings import Generator
 
-# Where the settings of a classifier of the benchmark stand; those of the others stand in `methods`, under their names.
-_OPTIONS = {"linear_sgd": "sgd", "logistic_regression": "logistic", "mlp": "mlp", "own_head": "head"}
+ADDITIONS = Registry(
+    "addition",
+    {
+        "propagated": Propagated,
+        "generator": Generator,
+        "samples": Samples,
+        "repetition": Repetition,
+        "rows": RowsOfFile,
+    },
+    "extend(run, benchmark, seed)",
+)
 
 
 @dataclass(kw_only=True)
 class Config(SelectionConfig):
-    classifier: ClassifierName = "linear_sgd"
+    classifier: Annotated[Any, BENCHMARK_CLASSIFIERS] = field(default_factory=SGDOptions)
     """linear_sgd: as published; logistic_regression: the optimum of its loss; mlp: the CIFAR-100 analogy recipe's. All
     three have an output for every class of the data set, as published, and so has own_head, the classifier that the
     extractor was trained with. The others score the setup's classes only: a class without rows has no score there.
     laplacian_shot, prototype_refinement and pt_map are transductive: all test images together are their queries
     (pt_map takes them for equally many a class)."""
-    head: Path | None = None
-    """own_head: folder of that extractor."""
     transform: FeatureTransform = field(default_factory=FeatureTransform)
-    """What is done to all features, generated ones too, before the classifier; the centre is that of the setup's base
+    """What is done to all features, added ones too, before the classifier; the centre is that of the setup's base
     rows."""
-    generator: Path | None = None
-    """Generator folder: hallucinated rows fill every novel class up to max_per_label."""
-    pairs: PairSource = "centroids"
-    """What the generator takes its base-class pairs from."""
-    pair_scope: PairScope = "all"
-    """Base classes a pair may come from: all, or those of the shot's superclass."""
-    repetition: bool = False
-    """Fill every novel class up to max_per_label by repeating its shots: the control of a generator."""
-    max_per_label: PositiveInt = 20
-    """Rows of a novel class, shots included, that propagated rows, a generator or repetition fill up to."""
-    samples: Path | None = None
-    """Features of the images of sample_gan.py, by a name in which {trial} and {n_shot} stand for those of a run: each
-    run takes samples of a GAN that was fine-tuned on its own shots."""
-    samples_per_shot: PositiveInt = 3
-    """Samples of a novel class for each of its shots."""
-    propagated: Path | None = None
-    """Rows that diffusion.py labelled: the surest ones fill up every novel class, before a generator does."""
+    add: Annotated[dict, Several(ADDITIONS)] = field(default_factory=dict)
+    """What adds training rows to the shots, one after the other in this order: rows that diffusion.py labelled, an
+    analogy generator, samples of a GAN, the shots repeated (the control of the others), a rows file."""
     scores: Path | None = None
     """File to keep the log-probabilities of all test images in (.h5), for fusion in diffusion.py."""
-    sgd: SGDOptions = field(default_factory=SGDOptions)
-    """Settings of linear_sgd."""
-    logistic: LogisticOptions = field(default_factory=LogisticOptions)
-    """Settings of logistic_regression."""
-    mlp: MLPOptions = field(default_factory=MLPOptions)
-    """Settings of mlp."""
-    methods: MethodOptions = field(default_factory=MethodOptions)
-    """Settings of the other classifiers, by name; logistic_regression of few-shot tasks is none of this stage's."""
+    seed: NonNegativeInt = 0
+    """Of everything that is drawn at random."""
+
+    renamed = {  # noqa: RUF012 -- no field
+        "classifier": "classifier.name",
+        "sgd": "classifier",
+        "logistic": "classifier",
+        "mlp": "classifier",
+        **{f"methods.{name}": "classifier" for name in BENCHMARK_CLASSIFIERS.classes},
+        "head": "classifier.extractor",
+        "generator": "add.generator",
+        "pairs": "add.generator.pairs",
+        "pair_scope": "add.generator.pair_scope",
+        "propagated": "add.propagated",
+        "samples": "add.samples",
+        "samples_per_shot": "add.samples.per_shot",
+        "repetition": "add.repetition",
+        "max_per_label": "add.ADDITION.max_per_label",
+        "criterion": "select.criterion",
+        "select_per_shot": "select.per_shot",
+    }
+
+    def named_today(self, name: str) -> list[str]:
+        """The names that an older setting has today; several additions may share it."""
+        today = name_today(self.renamed, name)
+        return [today.replace("ADDITION", one) for one in self.add] if "ADDITION" in today else [today]
+
+    @staticmethod
+    def older(stored: dict) -> dict:
+        """The recipe of results from before choices had settings of their own."""
+        if not isinstance(stored["config"].get("classifier"), str):
+            return stored
+        return _today(stored)
+
+
+def _today(stored: dict) -> dict:
+    config, inputs = dict(stored["config"]), dict(stored["inputs"])
+    for name, by_shot in config.items():  # options chosen for each n
+        if isinstance(by_shot, dict) and all(n.isdigit() and isinstance(one, dict) for n, one in by_shot.items()):
+            config[name] = joint_settings({n: flat(one) for n, one in by_shot.items()})
+    named = {name: name in inputs for name in ("propagated", "generator")}
+    named |= {"samples": "samples_per_shot" in config, "repetition": config.pop("repetition", False)}
+    names, filled = [name for name in named if named[name]], config.pop("max_per_label", None)
+    config |= {f"add.{name}.max_per_label": filled for name in names if name != "samples" and filled is not None}
+    files = {"generator": "add.generator.folder", "propagated": "add.propagated.file", "head": "classifier.extractor"}
+    kept = {name: value for name, value in Config.renamed.items() if name not in ("criterion", "select_per_shot")}
+    today = renamed(kept, {**stored, "config": {**config, "add.names": names}})
+    return {**today, "inputs": {files.get(name, name): value for name, value in inputs.items()}}
 
 
 def main(config: Config) -> Path:
@@ -109,19 +156,18 @@ def main(config: Config) -> Path:
     Returns the path of what was written last: the results, or the evidence if only a choice was asked for.
     """
     check_settings(config)
-    if config.methods.logistic_regression != MethodOptions().logistic_regression:
-        raise InputError("methods.logistic_regression: not read here; this stage's logistic_regression reads logistic")
     if config.scores is not None and config.scores.suffix != ".h5":
         raise InputError(f"{config.scores}: scores are a .h5 file")
     configs, chosen = [config], {}
     if config.select is not None:
         _load(config)
-        configs, evidence, record = choose(config, _inputs(config), _recipe, _evaluate, core.pick_device().type)
+        configs, evidence, record = choose(config, _recipe, _evaluate, core.pick_device().type)
         if config.setup == "validation":
             return evidence
         chosen = {"selection": record}
-    made_from = joint_recipe([(one.shots, _recipe(one, _inputs(one))) for one in configs])
-    made_from["inputs"] |= {name: record["digest"] for name, record in chosen.items()}
+    made_from = joint_recipe([(one.shots, _recipe(one)) for one in configs])
+    digests = {name: record["digest"] for name, record in chosen.items()}
+    made_from = made_from.but(inputs={**made_from["inputs"], **digests})
     outputs = [out for out in (config.scores, config.out) if out is not None]
     done = [is_done(out, made_from, config.overwrite) for out in outputs]
     if all(done):
@@ -132,31 +178,29 @@ def main(config: Config) -> Path:
     with _keeping(config, made_from, benchmark) as keep:
         parts = [_ranks(one, benchmark, device, keep) for one in configs]
     ranks = {key: row for part in parts for key, row in part.items()}
-    names = list(dict.fromkeys(_method_name(one) for one in configs))
-    chosen_classifiers = ", ".join(dict.fromkeys(one.classifier for one in configs))
-    method = names[0] if len(names) == 1 else f"{chosen_classifiers} (settings by n)"
-    write_results(
-        config, made_from, benchmark, method, _setting(configs, benchmark), ranks, provenance, device, **chosen
-    )
+    setting = _setting(configs, benchmark)
+    write_results(config, made_from, benchmark, _joint_name(configs), setting, ranks, provenance, device, **chosen)
     return config.out
 
 
 def _load(config: Config) -> None:
-    """Import what the classifier and the augmentation at work need."""
+    """Import what the classifier and the additions at work need."""
     load(classifiers, "fitted_transform")
     load(evaluation, "rank_runs")
-    if config.generator is not None:
-        load(hallucination, "Hallucinator")
-    if config.propagated is not None:
-        load(diffusion, "PropagatedRows")
-    if config.samples is not None:
-        load(gan, "SampleRows")
+    used = {type(one) for one in config.add.values()}
+    for kind, room, name in (
+        (Generator, hallucination, "Hallucinator"),
+        (Propagated, diffusion, "PropagatedRows"),
+        (Samples, gan, "SampleRows"),
+    ):
+        if kind in used:
+            load(room, name)
     if config.scores is not None:
         load(diffusion, "ScoreFile")
 
 
 @contextmanager
-def _keeping(config: Config, made_from: dict, benchmark: Benchmark) -> Iterator[evaluation.Keep | None]:
+def _keeping(config: Config, made_from: Recipe, benchmark: Benchmark) -> Iterator[evaluation.Keep | None]:
     """What keeps the scores of a run, if they are wanted."""
     if config.scores is None:
         yield None
@@ -174,50 +218,29 @@ def _evaluate(configs: list[Config], benchmark: Benchmark, device: str) -> Itera
             yield error
 
 
-def _inputs(config: Config) -> dict[str, Path | None]:
-    files = {f"samples_{trial}_{n}": path for (trial, n), path in _sample_files(config).items()}
-    optional = {name: getattr(config, name) for name in ("generator", "propagated", "head")}
-    return {**input_files(config), **optional, **files}
+def _recipe(config: Config) -> Recipe:
+    """The recipe of the results."""
+    _check_own_head(config)
+    samples = {f"samples_{trial}_{n}": path for (trial, n), path in _sample_files(config).items()}
+    return recipe("low_shot", config, {**input_files(config), **samples})
 
 
 def _sample_files(config: Config) -> dict[tuple[int, int], Path]:
     """The feature file of the samples of each run (trial, n); none without samples."""
-    if config.samples is None:
-        return {}
-    return gan.sample_files(config.samples, product(read_draws(config.draws, config.trials), config.shots))
+    samples = [one for one in config.add.values() if isinstance(one, Samples)]
+    runs = product(read_draws(config.draws, config.trials), config.shots) if samples else ()
+    return gan.sample_files(samples[0].files, runs) if samples else {}
 
 
-def _recipe(config: Config, inputs: dict[str, Path | None]) -> dict:
-    """The recipe of the results: only the settings that the classifier and the augmentation at work read."""
-    augmented = config.generator or config.propagated or config.samples
-    if config.repetition and augmented:
-        raise InputError("repetition is the control of generated or propagated rows: give one of the two")
-    _check_head(config, bool(augmented or config.repetition))
-    made_from = recipe("low_shot", config, inputs)
-    settings = made_from["config"]
-    methods = settings.pop("methods")
-    options = {name: value for name, value in methods.items() if name == config.classifier not in _OPTIONS}
-    unread = {"criterion", "select_per_shot", *_OPTIONS.values()} - {_OPTIONS.get(config.classifier)}
-    if config.generator is None:
-        unread |= {"pairs", "pair_scope"}
-    if config.samples is None:
-        unread |= {"samples_per_shot"}
-    if not (config.generator or config.propagated or config.repetition):
-        unread |= {"max_per_label"}
-    kept = {name: value for name, value in settings.items() if name not in unread}
-    return {**made_from, "config": {**kept, "methods": options} if options else kept}
-
-
-def _check_head(config: Config, augmented: bool) -> None:
-    """InputError for a head that is not asked for or missing, or that is to learn something."""
-    if (config.classifier == "own_head") != (config.head is not None):
-        raise InputError("own_head and head: give both (the classifier of an extractor, and its folder) or none")
-    if config.head is None:
+def _check_own_head(config: Config) -> None:
+    """InputError for a head that is to learn something, or one of another extractor than that of the features."""
+    if not isinstance(config.classifier, OwnHead):
         return
-    if augmented or config.transform.steps:
+    if config.add or config.transform.steps:
         raise InputError("own_head: learns nothing, so neither a transform nor further rows are of use to it")
-    if (read_recipe(config.train) or {"inputs": {}})["inputs"].get("extractor") != digest(config.head):
-        raise InputError(f"{config.head}: {config.train} holds features of another extractor")
+    head = config.classifier.extractor
+    if (read_recipe(config.train) or {"inputs": {}})["inputs"].get("extractor") != digest(head):
+        raise InputError(f"{head}: {config.train} holds features of another extractor")
 
 
 def _ranks(config: Config, benchmark: Benchmark, device: str, keep: evaluation.Keep | None = None) -> Ranks:
@@ -225,79 +248,58 @@ def _ranks(config: Config, benchmark: Benchmark, device: str, keep: evaluation.K
     problem = _problem(config, benchmark)
     transform = classifiers.fitted_transform(config.transform, problem.base_feats)
     problem, queries = problem.transformed(transform), transform(benchmark.test_features)
-    settings = config if config.classifier in _OPTIONS else config.methods
-    options = getattr(settings, _OPTIONS.get(config.classifier, config.classifier))
-    return evaluation.rank_runs(config.classifier, options, problem, benchmark, queries, config.seed, device, keep)
+    return evaluation.rank_runs(config.classifier, problem, benchmark, queries, config.seed, device, keep)
 
 
 def _problem(config: Config, benchmark: Benchmark) -> classifiers.Problem:
     """The base rows, and the novel rows of every run in the order of trials and shots."""
     train, base = benchmark.train, benchmark.base_rows
-    scope = config.pairs, config.pair_scope
-    generator = (
-        hallucination.Hallucinator(config.generator, benchmark.split, train, *scope)
-        if config.generator is not None
-        else None
-    )
-    propagated = diffusion.PropagatedRows(config.propagated, config, train) if config.propagated is not None else None
-    samples = gan.SampleRows(_sample_files(config), config, train) if config.samples is not None else None
-    runs = [_run(config, benchmark, propagated, samples, generator, *run) for run in benchmark.runs(config.shots)]
+    additions = {name: _opened(one, config, benchmark) for name, one in config.add.items()}
+    runs = [_extended(run, additions, benchmark, config.seed) for run in benchmark.shots_of_runs(config.shots)]
     sizes = len(benchmark.base_classes), len(benchmark.novel_classes), benchmark.split.n_classes
     return classifiers.Problem(train.feats[base], train.labels[base], runs, *sizes)
 
 
-def _run(
-    config: Config,
-    benchmark: Benchmark,
-    propagated: diffusion.PropagatedRows | None,
-    samples: gan.SampleRows | None,
-    generator: hallucination.Hallucinator | None,
-    trial: int,
-    n_shot: int,
-) -> classifiers.Run:
-    """The shots of one run and what the augmentation adds to them."""
-    rows = benchmark.shot_rows(trial, n_shot)
-    if config.repetition:
-        rows = rows[:, np.arange(max(n_shot, config.max_per_label)) % n_shot]
-    labels = np.repeat(benchmark.novel_classes, rows.shape[1])
-    feats, most = benchmark.train.feats[rows.ravel()], config.max_per_label
-    if propagated is not None:
-        feats, labels = _joined(feats, labels, *propagated.of(trial, n_shot, most - n_shot))
-    if generator is not None:
-        feats, labels = _joined(feats, labels, *generator.extend(feats, labels, most, config.seed, trial))
-    if samples is not None:
-        n = config.samples_per_shot * n_shot
-        feats, labels = _joined(feats, labels, *samples.first((trial, n_shot), benchmark.novel_classes, n))
-    return classifiers.Run(trial, n_shot, feats, labels)
+def _opened(settings: Any, config: Config, benchmark: Benchmark) -> Addition:
+    """The implementation of an addition, its files read and checked; a class of the user's own is one itself."""
+    train = benchmark.train
+    if isinstance(settings, Generator):
+        return hallucination.Hallucinator(settings, benchmark.split, train)
+    if isinstance(settings, Propagated):
+        return diffusion.PropagatedRows(settings, config, train)
+    if isinstance(settings, Samples):
+        return gan.SampleRows(settings, _sample_files(config), config, train)
+    return FileRows(settings, train) if isinstance(settings, RowsOfFile) else settings
 
 
-def _joined(
-    feats: np.ndarray, labels: np.ndarray, new_feats: np.ndarray, new_labels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    return np.concatenate([feats, new_feats]), np.concatenate([labels, new_labels])
+def _extended(run: Run, additions: dict[str, Addition], benchmark: Benchmark, seed: int) -> Run:
+    """The run after all additions, one after the other."""
+    for name, addition in additions.items():
+        run = check_extended(f"add.{name}", run, addition.extend(run, benchmark, seed))
+    return run
 
 
 def _setting(configs: list[Config], benchmark: Benchmark) -> Setting:
     """What the method saw beside labelled training rows: test images, unlabelled training rows (a GAN's checkpoint is
     chosen by such), or nothing."""
-    if any(one.classifier not in _OPTIONS and classifiers.METHODS[one.classifier].transductive for one in configs):
+    if any(is_transductive(one.classifier) for one in configs):
         return "transductive"
-    given = configs[0].propagated, configs[0].samples
-    unlabelled = benchmark.train.saw_samples or any(one is not None for one in given)
-    return "semi_supervised" if unlabelled else "inductive"
+    settings = {getattr(one, "setting", "inductive") for config in configs for one in config.add.values()}
+    return "semi_supervised" if benchmark.train.saw_samples or "semi_supervised" in settings else "inductive"
+
+
+def _joint_name(configs: list[Config]) -> str:
+    """The method in the tables; with settings chosen for each n, what they have in common."""
+    names = list(dict.fromkeys(_method_name(one) for one in configs))
+    shared = dict.fromkeys(BENCHMARK_CLASSIFIERS.name_of(one.classifier) for one in configs)
+    return names[0] if len(names) == 1 else f"{', '.join(shared)} (settings by n)"
 
 
 def _method_name(config: Config) -> str:
-    """Classifier, transform and augmentation."""
-    steps = config.transform.steps
-    name = f"{config.classifier} ({', '.join(steps)})" if steps else config.classifier
-    if config.propagated is not None:
-        name = f"{name} + propagated labels"
-    if config.samples is not None:
-        name = f"{name} + samples"
-    if config.generator is not None:
-        return f"{name} + generator ({config.pairs}, {config.pair_scope})"
-    return f"{name} + repetition" if config.repetition else name
+    """Classifier, transform and additions."""
+    steps, name = config.transform.steps, BENCHMARK_CLASSIFIERS.name_of(config.classifier)
+    parts = [f"{name} ({', '.join(steps)})" if steps else name]
+    return " + ".join(parts + [getattr(one, "label", key) for key, one in config.add.items()])
 
 
 if __name__ == "__main__":

@@ -17,14 +17,19 @@ calibrated, and an image of none of the classes gets one of them all the same.
 from __future__ import annotations
 
 import csv
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from lowshot import classifiers, representation
-from lowshot.classifiers.settings import FeatureTransform, InductiveMethod, InductiveOptions
+from lowshot.classifiers.settings import (
+    INDUCTIVE_METHODS,
+    FeatureTransform,
+    SupportLogisticOptions,
+    is_transductive,
+)
 from lowshot.core.artifacts import is_done, recipe, write_json, writing
 from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
@@ -44,10 +49,8 @@ class FitConfig(ExtractorChoice):
     """folder of class folders (or superclass folders with class folders inside) with a few photos each"""
     out: Path
     """folder to write the classifier to"""
-    method: InductiveMethod = "logistic_regression"
+    method: Annotated[Any, INDUCTIVE_METHODS] = field(default_factory=SupportLogisticOptions)
     """what compares a new image with the photos; methods that need many new images at once are left out"""
-    methods: InductiveOptions = field(default_factory=InductiveOptions)
-    """settings of the method"""
     transform: FeatureTransform = field(default_factory=lambda: FeatureTransform(normalise=True))
     """what is done to every feature first"""
     base_features: Path | None = None
@@ -58,12 +61,14 @@ class FitConfig(ExtractorChoice):
     invert: bool = False
     """take the negative of every image: for dark ink on paper and an extractor that learned bright ink on black
     (omniglot, glyphs, emnist)"""
-    batch_size: PositiveInt = 32
+    batch_size: RunOnly[PositiveInt] = 32
     """images at once; changes the speed only"""
     num_workers: RunOnly[NonNegativeInt] = 0
     """processes that decode images; worth their start with some hundred photos"""
     overwrite: RunOnly[bool] = False
     """make it again even if it is there"""
+
+    renamed = {"method": "method.name", "methods": "method"}  # noqa: RUF012
 
 
 @dataclass(kw_only=True)
@@ -78,10 +83,12 @@ class ClassifyConfig:
     """file to write, .csv or .json"""
     top_k: PositiveInt = 5
     """classes to name for each image, best first"""
-    batch_size: PositiveInt = 32
+    batch_size: RunOnly[PositiveInt] = 32
     """images at once; changes the speed only"""
     num_workers: RunOnly[NonNegativeInt] = 0
     """processes that decode images; worth their start with some hundred photos"""
+    code: RunOnly[list[str]] = field(default_factory=list)
+    """classes of your own, file.py:Class, that the classifier was made with and that this command may import"""
     overwrite: RunOnly[bool] = False
     """replace what stands under that name"""
 
@@ -98,12 +105,8 @@ def fit(config: FitConfig) -> Path:
     _check(config)
     extractor, chosen = representation.chosen_extractor(config)
     files = [file for part in classes.values() for file in part]
-    options = getattr(config.methods, config.method)
     read = {"weights": config.weights, "base_features": config.base_features, "split": config.split}
-    made_from = recipe("predict", config, read)
-    made_from["inputs"] |= {**chosen, "images": listing_digest(root, files)}
-    made_from["config"] = {**made_from["config"], "methods": asdict(options)}
-    del made_from["config"]["batch_size"]
+    made_from = recipe("predict", config, {**read, **chosen, "images": listing_digest(root, files)})
     if is_done(config.out, made_from, config.overwrite):
         return config.out
 
@@ -112,7 +115,7 @@ def fit(config: FitConfig) -> Path:
     feats = torch.from_numpy(representation.embed(extractor, files, **_speed(config), invert=config.invert))
     labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(part) for part in classes.values()]))
     classifier = classifiers.PhotoClassifier(
-        extractor, names, classifiers.apply_transform(config.transform, feats, mean), labels, config.method, options,
+        extractor, names, classifiers.apply_transform(config.transform, feats, mean), labels, config.method,
         config.transform, mean, config.invert,
     )  # fmt: skip
     with writing(config.out, made_from) as partial:
@@ -130,9 +133,8 @@ def _check(config: FitConfig) -> None:
     """InputError for settings that would be ignored, or that lack others."""
     if len({config.transform.centre, config.base_features is not None, config.split is not None}) == 2:
         raise InputError("transform.centre, base_features and split need each other: a mean of base classes")
-    for name, options in vars(config.methods).items():
-        if name != config.method and options != type(options)():
-            raise InputError(f"methods.{name}: the method is {config.method}, which does not read them")
+    if is_transductive(config.method):
+        raise InputError("method: is transductive; a classifier of photos names one at a time")
 
 
 def base_mean(config: FitConfig, dim: int, extractor: str) -> Any:
@@ -167,11 +169,10 @@ def classify(config: ClassifyConfig) -> Path:
 
     if config.out.suffix not in (".csv", ".json"):
         raise InputError(f"{config.out}: predictions are a .csv or a .json file")
-    classifier = classifiers.load_classifier(config.classifier)
+    classifier = classifiers.load_classifier(config.classifier, config.code)
     files = choose_files(config.images)
-    made_from = recipe("predict", config, {"classifier": config.classifier})
-    made_from["inputs"]["images"] = listing_digest(Path("/"), [file.absolute() for file in files.values()])
-    del made_from["config"]["batch_size"]
+    listed = listing_digest(Path("/"), [file.absolute() for file in files.values()])
+    made_from = recipe("predict", config, {"classifier": config.classifier, "images": listed})
     is_table = config.out.suffix == ".csv"
     record = config.out.with_name(config.out.name + ".json") if is_table else config.out
     if config.out.exists() and not config.overwrite and not record.exists():

@@ -16,6 +16,6 @@ python train_analogy_generator.py --config $configs/train_analogy_generator.yaml
 benchmark="python low_shot.py --config $configs/low_shot.yaml --train $out/conv4_sgm/features/train.h5
   --test $out/conv4_sgm/features/test.h5 --split $out/data/split.json --draws $out/data/draws.json"
 $benchmark --out $out/results/conv4_sgm.json
-$benchmark --out $out/results/conv4_sgm_generated.json --generator $out/conv4_sgm/generator
+$benchmark --out $out/results/conv4_sgm_generated.json --add.generator $out/conv4_sgm/generator --add.generator.max_per_label 5
 
 python parse_results.py --results $out/results --out $out/report --data $out/data --features $out/conv4_sgm/features/test.h5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,20 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from lowshot.classifiers.methods import CLASSIFIERS, METHODS, Method
+from lowshot.classifiers.methods import fit_classifier, score_tasks
 from lowshot.classifiers.problem import Problem, Run
-from lowshot.classifiers.settings import FeatureTransform
+from lowshot.classifiers.settings import (
+    CLASSIFIERS,
+    METHODS,
+    RECOMMENDED,
+    FeatureTransform,
+    OwnHead,
+    Recommended,
+    is_transductive,
+)
 from lowshot.classifiers.tasks import Tasks
 from lowshot.classifiers.transform import fitted_transform
+from lowshot.core.choices import Registry
 from lowshot.core.errors import Diverged, InputError
 from lowshot.core.runtime import pick_device
 from lowshot.core.settings import checked
@@ -24,21 +34,22 @@ Apply = Callable[[np.ndarray], np.ndarray]
 
 
 def few_shot_scores(
-    method: str,
+    method: Any,
     support_features: np.ndarray,
     support_labels: np.ndarray,
     query_features: np.ndarray,
     *,
     base_features: np.ndarray | None = None,
     feature_transform: FeatureTransform | None = None,
-    options: Any = None,
     seed: int = 0,
     device: str | torch.device | None = None,
 ) -> np.ndarray:
     """Scores of the queries of E few-shot tasks of one shape, best = highest.
 
     Args:
-        method: nearest_mean, logistic_regression, cosine, laplacian_shot, prototype_refinement or pt_map.
+        method: nearest_mean, logistic_regression, cosine, laplacian_shot, prototype_refinement or pt_map, with the
+            settings of configs/few_shot/episodes-METHOD.yaml; or settings, e.g.
+            ``lowshot.classifiers.CosineOptions(lr=0.1)``; or a method of your own, see docs/extending.md.
         support_features: (E, S, D) floats, the labelled shots; (S, D) is one task.
         support_labels: (E, S) integers in 0..n_way-1; every class must be in every task.
         query_features: (E, Q, D) floats. The last three methods are transductive: they look at all queries of a task
@@ -46,8 +57,7 @@ def few_shot_scores(
         base_features: (N, D) floats, features of base classes. Their mean is the centre of a transform that centres;
             other transforms do not use them.
         feature_transform: what is done to all features first; if not given, that of
-            configs/few_shot/episodes-METHOD.yaml.
-        options: the method's settings, e.g. ``lowshot.classifiers.CosineOptions(lr=0.1)``; likewise.
+            configs/few_shot/episodes-METHOD.yaml, and nothing for a method of your own.
         seed: of methods that draw at random.
         device: where to compute; a GPU if there is one.
 
@@ -65,9 +75,9 @@ def few_shot_scores(
     if single:
         support, labels, queries = support[None], labels[None], queries[None]
     _check_tasks(support, labels, queries)
-    chosen, transform, options = _chosen(method, feature_transform, options)
-    apply = _fitted(transform, base_features, support.shape[-1], method)
-    scores = _scores(chosen, options, apply(support), labels, apply(queries), seed, device)
+    chosen = _chosen(method, feature_transform)
+    apply = _fitted(chosen.transform, base_features, support.shape[-1])
+    scores = _scores(chosen.method, apply(support), labels, apply(queries), seed, device)
     return scores[0] if single else scores
 
 
@@ -109,39 +119,50 @@ def _check_tasks(support: np.ndarray, labels: np.ndarray, queries: np.ndarray) -
         raise InputError(f"support_labels: task {missing[0, 0]} has no shot of class {missing[0, 1]}")
 
 
-def _chosen(name: str, transform: FeatureTransform | None, options: Any) -> tuple[Method, FeatureTransform, Any]:
-    """The method, with the transform and the options that were given, or its own."""
-    if name not in METHODS:
-        raise InputError(f"method '{name}': there are {', '.join(METHODS)}")
-    method = METHODS[name]
-    transform = _checked(transform, method.transform, "feature_transform")
-    return method, transform, _checked(options, method.options, f"options of {name}")
+def _chosen(method: Any, transform: FeatureTransform | None) -> Recommended:
+    """The settings of a method, with values in range, and the transform: what was given, or what is recommended."""
+    if isinstance(method, str):
+        if method not in RECOMMENDED:
+            raise InputError(f"method '{method}': there are {', '.join(RECOMMENDED)}")
+        chosen = RECOMMENDED[method]
+    else:
+        settings = _checked(METHODS, method)
+        same = [one for one in RECOMMENDED.values() if type(one.method) is type(settings)]
+        chosen = Recommended(settings, same[0].transform if same else FeatureTransform())
+    return chosen if transform is None else chosen._replace(transform=_checked_transform(transform))
 
 
-def _checked(given: Any, default: Any, where: str) -> Any:
-    """`given`, of the type of `default` and with values in range, or the default if it is None."""
-    if given is None:
-        return default
-    if type(given) is not type(default):
-        raise InputError(f"{where}: must be {type(default).__name__}, not {type(given).__name__}")
-    return checked(type(given), asdict(given), where)
+def _checked(registry: Registry, given: Any) -> Any:
+    """Settings of a choice, with values in range; InputError for anything else."""
+    if type(given) in registry.classes.values():
+        return checked(type(given), vars(given), Path(type(given).__name__))
+    method = registry.method.partition("(")[0]
+    if isinstance(given, type) or not callable(getattr(given, method, None)):
+        known = ", ".join(one.__name__ for one in registry.classes.values())
+        raise InputError(f"{given!r}: is no {registry.kind}; give a name, one of {known}, or your own with {method}")
+    return given
 
 
-def _fitted(transform: FeatureTransform, base_features: np.ndarray | None, dim: int, method: str) -> Apply:
+def _checked_transform(given: Any) -> FeatureTransform:
+    if not isinstance(given, FeatureTransform):
+        raise InputError(f"feature_transform: must be FeatureTransform, not {type(given).__name__}")
+    return checked(FeatureTransform, asdict(given), Path("feature_transform"))
+
+
+def _fitted(transform: FeatureTransform, base_features: np.ndarray | None, dim: int) -> Apply:
     """The transform as a function of features; InputError if it centres and there is nothing to centre on."""
     if not transform.centre:
         return fitted_transform(transform, np.empty((0, dim), np.float32))
     if base_features is None:
         raise InputError(
-            f"{method}: features are centred on base classes; give base_features, "
+            "features are centred on base classes; give base_features, "
             "or another transform, e.g. FeatureTransform(normalise=True)"
         )
     return fitted_transform(transform, _rows("base_features", base_features, dim))
 
 
 def _scores(
-    method: Method,
-    options: Any,
+    method: Any,
     support: np.ndarray,
     labels: np.ndarray,
     queries: np.ndarray,
@@ -149,11 +170,11 @@ def _scores(
     device: str | torch.device | None,
 ) -> np.ndarray:
     """Scores (E, Q, n_way) of checked and transformed tasks."""
-    if method.transductive and queries.shape[1] == 1:
+    if is_transductive(method) and queries.shape[1] == 1:
         raise InputError("one query: a transductive method compares queries with each other; give several at once")
     arrays = support, np.ascontiguousarray(labels, np.int64), queries
     tensors = (torch.from_numpy(one).to(device or pick_device()) for one in arrays)
-    return method.score(Tasks(*tensors, int(labels.max()) + 1), options, seed).cpu().numpy()
+    return score_tasks(method, Tasks(*tensors, int(labels.max()) + 1), seed).cpu().numpy()
 
 
 def _rows(name: str, values: Any, dim: int | None = None) -> np.ndarray:
@@ -199,10 +220,10 @@ class FewShotClassifier(_Classifier):
     """A few-shot method: learns from some labelled shots, tells their classes apart.
 
     Args:
-        method: nearest_mean, logistic_regression, cosine, laplacian_shot, prototype_refinement or pt_map. The last
-            three are transductive: what is predicted together is seen together, and pt_map assumes that each class
-            has the same number of queries.
-        feature_transform, options, seed, device: see `few_shot_scores`.
+        method: a name, or settings, as in `few_shot_scores`. laplacian_shot, prototype_refinement and pt_map are
+            transductive: what is predicted together is seen together, and pt_map assumes that each class has the same
+            number of queries.
+        feature_transform, seed, device: see `few_shot_scores`.
 
     Attributes:
         classes_: (n_way,) the sorted labels.
@@ -214,15 +235,13 @@ class FewShotClassifier(_Classifier):
 
     def __init__(
         self,
-        method: str = "nearest_mean",
+        method: Any = "nearest_mean",
         *,
         feature_transform: FeatureTransform | None = None,
-        options: Any = None,
         seed: int = 0,
         device: str | torch.device | None = None,
     ) -> None:
-        self.method, self.feature_transform, self.options = method, feature_transform, options
-        self.seed, self.device = seed, device
+        self.method, self.feature_transform, self.seed, self.device = method, feature_transform, seed, device
 
     def fit(self, X: np.ndarray, y: np.ndarray, base_features: np.ndarray | None = None) -> FewShotClassifier:
         """Keep the shots.
@@ -236,9 +255,9 @@ class FewShotClassifier(_Classifier):
         classes, labels = _labels("y", y, len(rows))
         if len(classes) < 2:
             raise InputError(f"y: holds one class, {classes[0]}; a classifier needs two")
-        method, transform, options = _chosen(self.method, self.feature_transform, self.options)
-        apply = _fitted(transform, base_features, rows.shape[1], self.method)
-        self._method, self._options, self._apply = method, options, apply
+        method, transform = _chosen(self.method, self.feature_transform)
+        apply = _fitted(transform, base_features, rows.shape[1])
+        self._method, self._apply = method, apply
         self._support, self._labels = apply(rows).copy(), labels
         self.classes_, self.n_features_in_ = classes, rows.shape[1]
         return self
@@ -247,7 +266,17 @@ class FewShotClassifier(_Classifier):
         check_is_fitted(self)
         queries = self._apply(_rows("X", X, self.n_features_in_))
         arrays = self._support[None], self._labels[None], queries[None]
-        return _scores(self._method, self._options, *arrays, self.seed, self.device)[0]
+        return _scores(self._method, *arrays, self.seed, self.device)[0]
+
+
+def _known_classifier(classifier: Any) -> Any:
+    """The settings of a classifier of the benchmark that learns from rows, by its name or given."""
+    known = {name: one for name, one in CLASSIFIERS.classes.items() if one is not OwnHead}
+    if not isinstance(classifier, str):
+        return _checked(CLASSIFIERS, classifier)
+    if classifier not in known:
+        raise InputError(f"classifier '{classifier}': there are {', '.join(known)}")
+    return known[classifier]()
 
 
 class LowShotClassifier(_Classifier):
@@ -256,9 +285,9 @@ class LowShotClassifier(_Classifier):
     Args:
         classifier: logistic_regression (the optimum of the published loss: base and novel rows weigh as much as there
             are classes of each), linear_sgd (Hariharan & Girshick, ICCV 2017) or mlp (of the CIFAR-100 system, whose
-            published learning rate of 1e-6 needs many rows; ``MLPOptions(lr=1e-4)`` learns from few).
+            published learning rate of 1e-6 needs many rows; ``MLPOptions(lr=1e-4)`` learns from few); or settings, e.g.
+            ``lowshot.classifiers.SGDOptions(n_steps=1000, batch_size=200)``; or your own, see docs/extending.md.
         feature_transform: what is done to all features first; nothing if not given. It centres on the base rows.
-        options: the classifier's settings, e.g. ``lowshot.classifiers.SGDOptions(n_steps=1000, batch_size=200)``.
         seed: of initialisation and draws.
         device: where to compute; a GPU if there is one.
 
@@ -269,15 +298,13 @@ class LowShotClassifier(_Classifier):
 
     def __init__(
         self,
-        classifier: str = "logistic_regression",
+        classifier: Any = "logistic_regression",
         *,
         feature_transform: FeatureTransform | None = None,
-        options: Any = None,
         seed: int = 0,
         device: str | torch.device | None = None,
     ) -> None:
-        self.classifier, self.feature_transform, self.options = classifier, feature_transform, options
-        self.seed, self.device = seed, device
+        self.classifier, self.feature_transform, self.seed, self.device = classifier, feature_transform, seed, device
 
     def fit(
         self, base_features: np.ndarray, base_labels: np.ndarray, novel_features: np.ndarray, novel_labels: np.ndarray
@@ -286,12 +313,8 @@ class LowShotClassifier(_Classifier):
 
         Raises InputError for a class that is on both sides, or for rows of different dimensions.
         """
-        known = [name for name in CLASSIFIERS if CLASSIFIERS[name].options is not None]
-        if self.classifier not in known:
-            raise InputError(f"classifier '{self.classifier}': there are {', '.join(known)}")
-        chosen = CLASSIFIERS[self.classifier]
-        options = _checked(self.options, chosen.options, f"options of {self.classifier}")
-        transform = _checked(self.feature_transform, FeatureTransform(), "feature_transform")
+        classifier = _known_classifier(self.classifier)
+        transform = _checked_transform(self.feature_transform or FeatureTransform())
         base = _rows("base_features", base_features)
         novel = _rows("novel_features", novel_features, base.shape[1])
         base_classes, _ = _labels("base_labels", base_labels, len(base))
@@ -307,7 +330,7 @@ class LowShotClassifier(_Classifier):
         apply, device = fitted_transform(transform, base), str(self.device or pick_device())
         run = Run(1, int(np.bincount(novel_numbers).max()), apply(novel), novel_numbers)
         problem = Problem(apply(base), base_numbers, [run], len(base_classes), len(novel_classes), len(classes))
-        self._scorer, self._apply, self._device = chosen.fit(problem, options, self.seed, device), apply, device
+        self._scorer, self._apply, self._device = fit_classifier(classifier, problem, self.seed, device), apply, device
         self.classes_, self.novel_classes_, self.n_features_in_ = classes, novel_classes, base.shape[1]
         return self
 

@@ -1,11 +1,9 @@
-"""Low-shot classifiers, by name.
-
-CLASSIFIERS learn base and novel classes together: the runs of the low-shot benchmark.
-METHODS learn the classes of few-shot tasks, many tasks at once.
-"""
+"""What works by the settings of a classifier or a few-shot method: ours, or a class of the user's own."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
+
+import torch
 
 from lowshot.classifiers.convex import fit_logistic_regression
 from lowshot.classifiers.cosine import score_cosine
@@ -19,56 +17,72 @@ from lowshot.classifiers.pt_map import score_pt_map
 from lowshot.classifiers.refinement import score_refinement
 from lowshot.classifiers.settings import (
     CosineOptions,
-    FeatureTransform,
     LaplacianShotOptions,
     LogisticOptions,
     MLPOptions,
     NearestMeanOptions,
+    OwnHead,
     PTMapOptions,
     RefinementOptions,
     SGDOptions,
     SupportLogisticOptions,
 )
 from lowshot.classifiers.support_logistic import score_support_logistic
-from lowshot.classifiers.tasks import Score, in_blocks
+from lowshot.classifiers.tasks import Tasks, in_blocks
+from lowshot.core.choices import own_name
+from lowshot.core.errors import InputError
 
-
-class Classifier(NamedTuple):
-    """`fit` maps (problem, options, seed, device) to the scorer of the problem's runs. `options` are the defaults; None
-    if it has no settings (own_head takes the folder of an extractor in their place)."""
-
-    fit: Callable[[Problem, Any, int, str], Scorer]
-    options: Any
-
-
-CLASSIFIERS = {
-    "linear_sgd": Classifier(fit_linear_sgd, SGDOptions()),
-    "logistic_regression": Classifier(fit_logistic_regression, LogisticOptions()),
-    "mlp": Classifier(fit_mlp, MLPOptions()),
-    "own_head": Classifier(load_own_head, None),
+_FITS: dict[type, Callable[[Problem, Any, int, str], Scorer]] = {
+    SGDOptions: fit_linear_sgd,
+    LogisticOptions: fit_logistic_regression,
+    MLPOptions: fit_mlp,
+    OwnHead: load_own_head,
+}
+_SCORES = {
+    NearestMeanOptions: in_blocks(score_nearest_mean),
+    SupportLogisticOptions: in_blocks(score_support_logistic),
+    CosineOptions: in_blocks(score_cosine),
+    LaplacianShotOptions: in_blocks(score_laplacian_shot),
+    RefinementOptions: in_blocks(score_refinement),
+    PTMapOptions: in_blocks(score_pt_map),
 }
 
 
-class Method(NamedTuple):
-    """`score` maps (tasks, options, seed) to scores float32 (E, Q, n_way), best = highest, on the tasks' device.
+def is_joint(classifier: Any) -> bool:
+    """Whether it learns base and novel classes together, by `fit`; a few-shot method has a `score` of tasks."""
+    return type(classifier) in _FITS or hasattr(classifier, "fit")
 
-    `options` and `transform` are those of configs/few_shot/episodes-NAME.yaml, which say where they come from. Stages
-    take what their own settings say; `few_shot_scores` and `FewShotClassifier` take these unless told otherwise.
+
+def fit_classifier(classifier: Any, problem: Problem, seed: int, device: str) -> Scorer:
+    """The scorer of all runs of `problem`, by the classifier that the settings are of.
+
+    Raises InputError if a class of the user's own returns none, or scores of another shape.
     """
+    if type(classifier) in _FITS:
+        return _FITS[type(classifier)](problem, classifier, seed, device)
+    scorer, name = classifier.fit(problem, seed, device), own_name(type(classifier))
+    if not callable(scorer):
+        raise InputError(f"{name}: fit returned {type(scorer).__name__}, not a function of features (N, D)")
 
-    score: Score
-    options: Any
-    transform: FeatureTransform = FeatureTransform()
-    transductive: bool = False
-    """Whether a query's score depends on the other queries of its task."""
+    def score(feats: torch.Tensor) -> torch.Tensor:
+        return _checked(scorer(feats), (len(problem.runs), len(feats), problem.n_classes), f"{name}: what fit returned")
+
+    return score
 
 
-_L2N, _CL2N = FeatureTransform(normalise=True), FeatureTransform(centre=True, normalise=True)
-METHODS = {
-    "nearest_mean": Method(in_blocks(score_nearest_mean), NearestMeanOptions()),
-    "logistic_regression": Method(in_blocks(score_support_logistic), SupportLogisticOptions(), _L2N),
-    "cosine": Method(in_blocks(score_cosine), CosineOptions()),
-    "laplacian_shot": Method(in_blocks(score_laplacian_shot), LaplacianShotOptions(), _CL2N, transductive=True),
-    "prototype_refinement": Method(in_blocks(score_refinement), RefinementOptions(scale=10), _CL2N, transductive=True),
-    "pt_map": Method(in_blocks(score_pt_map), PTMapOptions(), FeatureTransform(power=0.5), transductive=True),
-}
+def score_tasks(method: Any, tasks: Tasks, seed: int) -> torch.Tensor:
+    """Scores float32 (E, Q, n_way) of the queries, best = highest, by the few-shot method that the settings are of.
+
+    Raises InputError if a class of the user's own returns another shape.
+    """
+    if type(method) in _SCORES:
+        return _SCORES[type(method)](tasks, method, seed)
+    shape = len(tasks), tasks.query_features.shape[1], tasks.n_way
+    return _checked(method.score(tasks, seed), shape, f"{own_name(type(method))}: score")
+
+
+def _checked(scores: Any, shape: tuple[int, ...], whose: str) -> torch.Tensor:
+    if not isinstance(scores, torch.Tensor) or scores.shape != shape:
+        returned = f"{tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else type(scores).__name__
+        raise InputError(f"{whose} gave {returned}, not a tensor of scores {shape}")
+    return scores.float()

@@ -1,20 +1,19 @@
 """The classifier that an extractor was trained with: nothing is learned from the benchmark's rows."""
 
-from pathlib import Path
-
 import torch
 
 from lowshot.classifiers.problem import Problem, Scorer
+from lowshot.classifiers.settings import OwnHead
 from lowshot.core.errors import InputError
 from lowshot.representation.backbones import load_extractor
 
 
-def load_own_head(problem: Problem, extractor: Path, seed: int, device: str) -> Scorer:
-    """Scores of the head in the folder `extractor`, the same for all runs.
+def load_own_head(problem: Problem, options: OwnHead, seed: int, device: str) -> Scorer:
+    """Scores of the head in the folder of an extractor, the same for all runs.
 
     Raises InputError if it has none, or one for other features or classes than the problem's.
     """
-    model = load_extractor(extractor)
+    model, extractor = load_extractor(options.extractor), options.extractor
     dim, n_classes = model.dim, model.config.n_classes
     if (dim, n_classes) != (problem.dim, problem.n_classes):
         needed = f"{problem.n_classes} from {problem.dim}"

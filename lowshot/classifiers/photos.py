@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowshot.classifiers.methods import METHODS
-from lowshot.classifiers.settings import FeatureTransform, InductiveMethod, InductiveOptions
+from lowshot.classifiers.methods import score_tasks
+from lowshot.classifiers.settings import INDUCTIVE_METHODS, FeatureTransform
 from lowshot.classifiers.tasks import Tasks
 from lowshot.classifiers.transform import apply_transform
 from lowshot.core.artifacts import read_json, write_json
+from lowshot.core.choices import named_class
 from lowshot.core.errors import InputError
 from lowshot.core.settings import checked
 from lowshot.core.state_dicts import load_tensors
@@ -32,8 +33,7 @@ class PhotoClassifier:
     class_names: list[str]
     support_features: Tensor
     support_labels: Tensor
-    method: InductiveMethod
-    options: Any
+    method: Any
     transform: FeatureTransform
     base_mean: Tensor | None = None
     invert: bool = False
@@ -43,7 +43,7 @@ class PhotoClassifier:
         queries = apply_transform(self.transform, torch.from_numpy(features), self.base_mean)
         n_way = len(self.class_names)
         tasks = Tasks(self.support_features[None], self.support_labels[None], queries[None], n_way)
-        return METHODS[self.method].score(tasks, self.options, 0)[0].softmax(dim=-1).numpy()
+        return score_tasks(self.method, tasks, 0)[0].softmax(dim=-1).numpy()
 
     def predict(self, images: Sequence[str | Path] | np.ndarray, **speed: int) -> list[str]:
         """The name of the likeliest class of each image; see `embed` for what images are, and for `speed`: its
@@ -62,8 +62,8 @@ def save_classifier(folder: Path, classifier: PhotoClassifier, made_from: dict) 
         **made_from,
         "schema": SCHEMA,
         "class_names": classifier.class_names,
-        "method": classifier.method,
-        "options": asdict(classifier.options),
+        "method": INDUCTIVE_METHODS.name_of(classifier.method),
+        "options": asdict(classifier.method),
         "transform": asdict(classifier.transform),
         "invert": classifier.invert,
     }
@@ -77,26 +77,30 @@ class _Description:
     """What a classifier's config.json says of it."""
 
     class_names: list[str]
-    method: InductiveMethod
+    method: str
     options: dict
     transform: dict
     invert: bool
 
 
-def load_classifier(folder: str | Path) -> PhotoClassifier:
-    """The classifier that `predict.py fit` wrote; InputError that names what is missing or does not fit."""
+def load_classifier(folder: str | Path, code: Sequence[str] = ()) -> PhotoClassifier:
+    """The classifier that `predict.py fit` wrote; InputError that names what is missing or does not fit.
+
+    Args:
+        code: classes of your own, ``file.py:Class``, that it was made with and that may be imported.
+    """
     where = Path(folder) / "config.json"
     content = read_json(where)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise InputError(f"{where}: does not describe a classifier (schema {SCHEMA})")
     described = {name: content[name] for name in _Description.__dataclass_fields__ if name in content}
     description = checked(_Description, described, where)
-    options = checked(type(getattr(InductiveOptions(), description.method)), description.options, where)
+    method = checked(named_class(INDUCTIVE_METHODS, description.method, code, where), description.options, where)
     transform = checked(FeatureTransform, description.transform, where)
-    extractor, tensors = load_extractor(Path(folder) / "extractor"), load_tensors(Path(folder) / "model.pt")
+    extractor, tensors = load_extractor(Path(folder) / "extractor", code), load_tensors(Path(folder) / "model.pt")
     _check(Path(folder) / "model.pt", tensors, len(description.class_names), extractor.dim, transform.centre)
-    rest = {"options": options, "transform": transform, "invert": description.invert}
-    return PhotoClassifier(extractor, class_names=description.class_names, method=description.method, **rest, **tensors)
+    rest = {"transform": transform, "invert": description.invert}
+    return PhotoClassifier(extractor, class_names=description.class_names, method=method, **rest, **tensors)
 
 
 def _check(path: Path, tensors: dict[str, Tensor], n_classes: int, dim: int, centred: bool) -> None:

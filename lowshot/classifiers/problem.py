@@ -7,23 +7,10 @@ from functools import cached_property, partial
 import numpy as np
 import torch
 
+from lowshot.data.additions import Run as Run
+
 # (rows, D) float32 -> (n_runs, rows, n_classes), runs in the order of the problem
 Scorer = Callable[[torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One (trial, n): novel shots and what an augmentation added. `feats` float32 (m, D), `labels` int64 (m,)."""
-
-    trial: int
-    n_shot: int
-    feats: np.ndarray
-    labels: np.ndarray
-
-    @property
-    def key(self) -> tuple[int, int]:
-        """What the run's own random streams hang on, whichever runs are beside it."""
-        return self.trial, self.n_shot
 
 
 @dataclass(frozen=True)

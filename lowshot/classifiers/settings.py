@@ -1,11 +1,13 @@
-"""The settings of every classifier and few-shot method."""
+"""Which classifiers and few-shot methods there are, and the settings of each."""
 
-from dataclasses import dataclass, field, fields
-from typing import Annotated, Literal, get_args
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from annotated_types import Gt, Le
 
-from lowshot.core.settings import Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from lowshot.core.choices import Registry
+from lowshot.core.settings import Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, RunOnly
 
 
 @dataclass
@@ -76,6 +78,8 @@ class CosineOptions:
 
 @dataclass
 class LaplacianShotOptions:
+    transductive: ClassVar[bool] = True
+
     smoothing: NonNegativeFloat = 0.7
     """The paper's lambda: weight of the neighbours' assignments; the paper chooses it on validation classes."""
     n_neighbours: PositiveInt = 2
@@ -88,6 +92,8 @@ class LaplacianShotOptions:
 
 @dataclass
 class RefinementOptions:
+    transductive: ClassVar[bool] = True
+
     n_steps: PositiveInt = 1
     """Steps of soft k-means; the paper takes one."""
     scale: PositiveFloat = 1.0
@@ -99,6 +105,8 @@ Rate = Annotated[float, Gt(0), Le(1)]
 
 @dataclass
 class PTMapOptions:
+    transductive: ClassVar[bool] = True
+
     scale: PositiveFloat = 10.0
     """The paper's lambda: multiplies squared distances; high means hard assignments."""
     rate: Rate = 0.2
@@ -108,33 +116,47 @@ class PTMapOptions:
 
 
 @dataclass
-class InductiveOptions:
-    """The settings of the methods that classify each query alone, each under its name: `getattr(options, name)`."""
-
-    nearest_mean: NearestMeanOptions = field(default_factory=NearestMeanOptions)
-    """Settings of nearest_mean."""
-    logistic_regression: SupportLogisticOptions = field(default_factory=SupportLogisticOptions)
-    """Settings of logistic_regression."""
-    cosine: CosineOptions = field(default_factory=CosineOptions)
-    """Settings of cosine."""
+class OwnHead:
+    extractor: Path
+    """Folder of the extractor whose features these are."""
+    code: RunOnly[list[str]] = field(default_factory=list)
+    """Classes of your own that the extractor was made with and that this command may import."""
 
 
-@dataclass
-class MethodOptions(InductiveOptions):
-    """The settings of every method."""
+# Base and novel classes jointly: the runs of the low-shot benchmark.
+CLASSIFIERS = Registry(
+    "classifier",
+    {"linear_sgd": SGDOptions, "logistic_regression": LogisticOptions, "mlp": MLPOptions, "own_head": OwnHead},
+    "fit(problem, seed, device)",
+)
+_INDUCTIVE = {
+    "nearest_mean": NearestMeanOptions,
+    "logistic_regression": SupportLogisticOptions,
+    "cosine": CosineOptions,
+}
+# The classes of few-shot tasks; methods that classify each query alone first.
+METHODS = Registry(
+    "few-shot method",
+    {
+        **_INDUCTIVE,
+        "laplacian_shot": LaplacianShotOptions,
+        "prototype_refinement": RefinementOptions,
+        "pt_map": PTMapOptions,
+    },
+    "score(tasks, seed)",
+)
+INDUCTIVE_METHODS = Registry(METHODS.kind, _INDUCTIVE, METHODS.method)
+# What the benchmark runs: its own classifiers, and few-shot methods, each run as one task.
+BENCHMARK_CLASSIFIERS = Registry(
+    "classifier",
+    {**CLASSIFIERS.classes, **{name: one for name, one in METHODS.classes.items() if name not in CLASSIFIERS.classes}},
+    f"{CLASSIFIERS.method} or {METHODS.method}",
+)
 
-    laplacian_shot: LaplacianShotOptions = field(default_factory=LaplacianShotOptions)
-    """Settings of laplacian_shot."""
-    prototype_refinement: RefinementOptions = field(default_factory=RefinementOptions)
-    """Settings of prototype_refinement."""
-    pt_map: PTMapOptions = field(default_factory=PTMapOptions)
-    """Settings of pt_map."""
 
-
-InductiveMethod = Literal[tuple(one.name for one in fields(InductiveOptions))]
-FewShotMethod = Literal[tuple(one.name for one in fields(MethodOptions))]
-# The classifiers of the benchmark, then the few-shot methods, each run as one task.
-ClassifierName = Literal[("linear_sgd", "logistic_regression", "mlp", "own_head", *get_args(FewShotMethod))]
+def is_transductive(method: Any) -> bool:
+    """Whether the score of a query depends on the other queries of its task."""
+    return getattr(method, "transductive", False)
 
 
 @dataclass
@@ -155,3 +177,22 @@ class FeatureTransform:
         """What is done, in words for the tables; CL2N and L2N are SimpleShot's names."""
         names = {(True, True): ["CL2N"], (False, True): ["L2N"], (True, False): ["centred"], (False, False): []}
         return ([f"power {self.power:g}"] if self.power else []) + names[self.centre, self.normalise]
+
+
+class Recommended(NamedTuple):
+    """The settings of a few-shot method, and what is done to features first, as in configs/few_shot/episodes-NAME.yaml,
+    which say where they come from."""
+
+    method: Any
+    transform: FeatureTransform = FeatureTransform()
+
+
+_L2N, _CL2N = FeatureTransform(normalise=True), FeatureTransform(centre=True, normalise=True)
+RECOMMENDED = {
+    "nearest_mean": Recommended(NearestMeanOptions()),
+    "logistic_regression": Recommended(SupportLogisticOptions(), _L2N),
+    "cosine": Recommended(CosineOptions()),
+    "laplacian_shot": Recommended(LaplacianShotOptions(), _CL2N),
+    "prototype_refinement": Recommended(RefinementOptions(scale=10), _CL2N),
+    "pt_map": Recommended(PTMapOptions(), FeatureTransform(power=0.5)),
+}

@@ -24,9 +24,9 @@ from typing import Any
 import h5py
 import yaml
 
-from lowshot.core.choices import code_file
+from lowshot.core.choices import code_file, is_own
 from lowshot.core.errors import InputError
-from lowshot.core.settings import defaults_of, flat, own_choices, values_of
+from lowshot.core.settings import choices_in, defaults_of, flat, paths_of, values_of
 
 
 def digest(path: Path) -> str:
@@ -67,9 +67,9 @@ class Recipe(dict):
         super().__init__(content)
         self.defaults, self.older = defaults, older
 
-    def but(self, **parts: Any) -> "Recipe":
+    def but(self, older: Callable[[dict], dict] | None = None, **parts: Any) -> "Recipe":
         """The same with other `config` or `inputs`."""
-        return Recipe({**self, **parts}, self.defaults, self.older)
+        return Recipe({**self, **parts}, self.defaults, older or self.older)
 
     def difference(self, stored: dict | None) -> str | None:
         """The first thing in which the recipe `stored` is another one, in words; None if there is none."""
@@ -106,11 +106,13 @@ FACTS_OF_RUNS = {"ended_after"}
 def recipe(stage: str, config: Any, inputs: dict[str, Path | str | None], **facts: Any) -> Recipe:
     """The recipe of an output of `stage`, made with the settings `config`.
 
-    `inputs` are the files and folders that it is made from, or their digests; None for one that is not given. The files
-    of classes of the user's own are added to them. `facts` are further entries of the config, such as what the makers
-    of the inputs hand on.
+    `inputs` are the files and folders that it is made from, or their digests; None for one that is not given. Added to
+    them are those that the settings of choices name, and the files of classes of the user's own. `facts` are further
+    entries of the config, such as what the makers of the inputs hand on.
     """
-    files = {**inputs, **{f"code of {name}": code_file(own) for name, own in own_choices(config).items()}}
+    named = {f"{name}.{field}": path for name, one in choices_in(config) for field, path in paths_of(one).items()}
+    code = {f"code of {name}": code_file(type(one)) for name, one in choices_in(config) if is_own(one)}
+    files = {**inputs, **named, **code}
     digests = {name: digest(one) if isinstance(one, Path) else one for name, one in files.items() if one is not None}
     content = {"stage": stage, "config": {**values_of(config), **facts}, "inputs": digests}
     older = getattr(type(config), "older", None) or partial(renamed, getattr(type(config), "renamed", {}))
@@ -118,19 +120,21 @@ def recipe(stage: str, config: Any, inputs: dict[str, Path | str | None], **fact
 
 
 def renamed(names: dict[str, str], stored: dict) -> dict:
-    """The recipe `stored` with the settings in `names` (older name -> newer one, or the beginnings of such).
-
-    A name that begins its own newer one (``dataset`` -> ``dataset.name``) is older only where nothing follows it.
-    """
-    config = {}
-    for name, value in flat(stored["config"]).items():
-        prefix = next((one for one in sorted(names, key=len, reverse=True) if _is_older(name, one, names[one])), None)
-        config[name if prefix is None else names[prefix] + name[len(prefix) :]] = value
+    """The recipe `stored` with the settings in `names` (older name -> newer one, or the beginnings of such)."""
+    config = {name_today(names, name): value for name, value in flat(stored["config"]).items()}
     return {**stored, "config": config}
 
 
-def _is_older(name: str, older: str, newer: str) -> bool:
-    return name == older or (name.startswith(f"{older}.") and not newer.startswith(f"{older}."))
+def name_today(names: dict[str, str], name: str) -> str:
+    """The dotted name of a setting today, by a table as of `renamed`.
+
+    An older name that is the beginning of its newer one ("loss" -> "loss.name") stands for itself alone.
+    """
+    for older in sorted(names, key=len, reverse=True):
+        whole = names[older].startswith(f"{older}.")
+        if name == older or (name.startswith(f"{older}.") and not whole):
+            return names[older] + name[len(older) :]
+    return name
 
 
 def read_recipe(path: Path) -> dict | None:

@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ class Registry:
     """What there is of a kind: `classes` maps names to dataclasses of settings.
 
     A class that serves several names has a field `name`. A name of the form PREFIX:REST belongs to the class under
-    "PREFIX:". `method` is what a class of the user's own must define, as its signature; without it there are none but
-    ours.
+    "PREFIX:". `method` is what a class of the user's own must define, as its signature; one of two, joined by " or ".
+    Without it there are none but ours.
     """
 
     kind: str
@@ -60,10 +60,10 @@ class Registry:
         return own_name(type(choice))
 
     def _own(self, name: str) -> type:
-        own, method = own_class(name), self.method.partition("(")[0]
+        own, methods = own_class(name), [one.partition("(")[0] for one in self.method.split(" or ")]
         if not (isinstance(own, type) and is_dataclass(own)):
             raise InputError(f"{name}: is not a dataclass, whose fields would be the settings of a {self.kind}")
-        if not callable(getattr(own, method, None)):
+        if not any(method in vars(one) for method in methods for one in own.__mro__):  # every class has a __call__
             raise InputError(f"{name}: defines no {self.method}, which makes it a {self.kind}")
         if any(one.name == "name" for one in fields(own)):
             raise InputError(f"{name}: has a setting 'name', which is the class itself here; give it another name")
@@ -91,6 +91,19 @@ def own_name(own: type) -> str:
 def code_file(own: type) -> Path:
     """The file that a class of the user's own stands in."""
     return Path(inspect.getfile(own))
+
+
+def named_class(registry: Registry, name: str, code: Sequence[str], where: Path) -> type:
+    """The class of a choice that the artifact `where` was made with; `code` names what may be imported for it.
+
+    Raises InputError, with the words to type, for a class of the user's own that `code` does not name.
+    """
+    if ":" not in name or any(name.startswith(prefix) for prefix in registry.classes if prefix.endswith(":")):
+        return registry.find(name)
+    for given in code:
+        if own_name(found := registry.find(given)) == name:
+            return found
+    raise InputError(f"{where}: was made with {name}, code of your own; --code {name} lets it be imported")
 
 
 def own_class(name: str) -> Any:

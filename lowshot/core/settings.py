@@ -21,7 +21,7 @@ from pydantic.types import NonNegativeInt as NonNegativeInt
 from pydantic.types import PositiveFloat as PositiveFloat
 from pydantic.types import PositiveInt as PositiveInt
 
-from lowshot.core.choices import Registry, Several, is_own, suggestion
+from lowshot.core.choices import Registry, Several, suggestion
 from lowshot.core.errors import InputError
 
 Settings = TypeVar("Settings")
@@ -130,10 +130,10 @@ def _build_part(part: Part, value: Any, default: Any, at: str) -> Any:
 
 def _build_one(registry: Registry, key: str, value: Any, default: Any, at: str) -> Any:
     """One of several choices; its name is its key, unless it is the user's own."""
+    given = _as_dict(value)
+    name = given.pop("name", key)
     base = default.get(key) if isinstance(default, dict) else None
-    if isinstance(value, dict):
-        return _build_choice(registry, {"name": key, **value}, base, at)
-    return _build_choice(registry, {"name": key, **_as_group(_found(registry, key, at), value)}, base, at)
+    return _build_choice(registry, {"name": name, **_as_group(_found(registry, name, at), given)}, base, at)
 
 
 def _found(registry: Registry, name: Any, at: str) -> type:
@@ -159,16 +159,21 @@ def _build_choice(registry: Registry, given: dict[str, Any], default: Any, at: s
     return build(found, given | ({"name": name} if "name" in known else {}), base, f"{at}.")
 
 
+def _as_dict(value: Any) -> dict[str, Any]:
+    """What is given of a group or choice by the names of its settings; a single value under a name of its own."""
+    return dict(value) if isinstance(value, dict) else {_ITSELF: value}
+
+
 def _as_choice(value: Any) -> dict[str, Any]:
-    given = dict(value) if isinstance(value, dict) else {_ITSELF: value}
+    given = _as_dict(value)
     return {"name": given.pop(_ITSELF), **given} if _ITSELF in given else given
 
 
 def _as_group(group: type, value: Any) -> dict[str, Any]:
     """A single value is that of the first setting; a switch ("true") that of none."""
-    given = dict(value) if isinstance(value, dict) else {_ITSELF: value}
+    given = _as_dict(value)
     single = given.pop(_ITSELF, None)
-    return given if single in (True, "true", None) else {next(iter(parts_of(group))): single, **given}
+    return given if single in (True, "true", None) else {**given, next(iter(parts_of(group))): single}
 
 
 def _as_several(value: Any) -> dict[str, Any]:
@@ -280,8 +285,7 @@ def _merge_part(part: Part, older: Any, newer: Any) -> Any:
         return newer if other else {**older, **newer}
     if part.kind == "several" and isinstance(newer, dict):
         older, newer = _as_several(older), _as_several(newer)
-        both = {name: {**older[name], **one} for name, one in newer.items()
-                if isinstance(one, dict) and isinstance(older.get(name), dict)}  # fmt: skip
+        both = {name: {**_as_dict(older[name]), **_as_dict(newer[name])} for name in newer if name in older}
         return {**older, **newer, **both}
     return newer
 
@@ -347,11 +351,6 @@ def choices_in(settings: Any, at: str = "") -> Iterator[tuple[str, Any]]:
             if part.kind != "group":
                 yield key, one
             yield from choices_in(one, f"{key}.")
-
-
-def own_choices(settings: Any) -> dict[str, type]:
-    """The classes of the user's own at work, by dotted name."""
-    return {name: type(choice) for name, choice in choices_in(settings) if is_own(choice)}
 
 
 def checked(settings_class: type[Settings], values: Any, where: Path) -> Settings:

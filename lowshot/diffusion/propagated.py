@@ -11,10 +11,12 @@ import numpy as np
 
 from lowshot.core.artifacts import open_h5, read_recipe, require_datasets, write_recipe
 from lowshot.core.errors import InputError
+from lowshot.data.additions import Run
 from lowshot.data.features import Features
 from lowshot.data.rows import open_rows, sample_rows
 from lowshot.diffusion.graph import Graph
 from lowshot.diffusion.propagation import Labels
+from lowshot.diffusion.settings import Propagated
 from lowshot.evaluation.benchmark import Benchmark, check_made_for, input_files
 from lowshot.evaluation.settings import BenchmarkConfig
 
@@ -92,12 +94,13 @@ def write_propagated(path: Path, made_from: dict, parts: list[dict[str, np.ndarr
 
 
 class PropagatedRows:
-    """propagated.h5 of the same features, split, shots and setup as `config`.
+    """Propagated labels as an addition: propagated.h5 of the same features, split, shots and setup as `config`.
 
     Raises InputError if it was made from others, or has features of another dimension than `train`.
     """
 
-    def __init__(self, path: Path, config: BenchmarkConfig, train: Features) -> None:
+    def __init__(self, settings: Propagated, config: BenchmarkConfig, train: Features) -> None:
+        path, self.max_per_label = settings.file, settings.max_per_label
         with open_h5(path) as file:
             require_datasets(file, list(_DATASETS))
             self.rows = {name: file[name][:] for name in _DATASETS}
@@ -109,10 +112,12 @@ class PropagatedRows:
             )
         self.path, self.config = path, read_recipe(path)["config"]
 
-    def of(self, trial: int, n_shot: int, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Up to `n_rows` rows of every class, the surest ones: (feats (M, D), labels (M,)); none where diffusion has
-        reached no image."""
-        if n_shot not in self.config["shots"] or trial not in (self.config.get("trials") or [trial]):
-            raise InputError(f"{self.path}: was not made for trial {trial}, n = {n_shot}")
-        chosen = (self.rows["trials"] == trial) & (self.rows["n_shots"] == n_shot) & (self.rows["places"] < n_rows)
-        return self.rows["feats"][chosen], self.rows["labels"][chosen]
+    def extend(self, run: Run, benchmark: Benchmark, seed: int) -> Run:
+        """The run with the surest rows of every class, up to `max_per_label`; none where diffusion has reached no
+        image."""
+        if run.n_shot not in self.config["shots"] or run.trial not in (self.config.get("trials") or [run.trial]):
+            raise InputError(f"{self.path}: was not made for trial {run.trial}, n = {run.n_shot}")
+        labels, counts = self.rows["labels"], np.bincount(run.labels, minlength=benchmark.split.n_classes)
+        chosen = (self.rows["trials"] == run.trial) & (self.rows["n_shots"] == run.n_shot)
+        chosen &= self.rows["places"] < self.max_per_label - counts[labels]
+        return run.joined(self.rows["feats"][chosen], labels[chosen])

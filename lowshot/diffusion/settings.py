@@ -1,7 +1,8 @@
 """How a graph is searched and weighted, and what a step of diffusion does."""
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import ClassVar, Literal
 
 from lowshot.core.settings import ClosedUnitInterval, PositiveFloat, PositiveInt
 
@@ -23,6 +24,19 @@ class EdgeOptions:
     """gaussian: its width, on unit vectors."""
     symmetry: Symmetry = "sum"
     """Both directions of an edge are added, as published; or the larger counts, or the smaller (mutual edges only)."""
+
+
+@dataclass
+class Propagated:
+    """Rows that diffusion.py labelled, the surest ones first."""
+
+    setting: ClassVar[str] = "semi_supervised"
+    label: ClassVar[str] = "propagated labels"
+
+    file: Path
+    """Rows file of diffusion.py."""
+    max_per_label: PositiveInt = 20
+    """Rows of a novel class, shots included, to fill up to."""
 
 
 Precision = Literal["float32", "bfloat16"]

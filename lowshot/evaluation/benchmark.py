@@ -4,6 +4,7 @@ Base and novel classes of a setup are evaluated jointly: a method learns from th
 shots of every novel class, and is tested on images of both by six accuracies (`lowshot.evaluation.metrics`).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -14,6 +15,7 @@ import numpy as np
 
 from lowshot.core.artifacts import Provenance, digest, read_recipe, write_json, writing
 from lowshot.core.errors import InputError
+from lowshot.data.additions import Run
 from lowshot.data.features import Features, check_classes, check_runs, check_same_space, check_setup, read_features
 from lowshot.data.protocol import Split, check_draws, draws_inputs, read_draws, read_split
 from lowshot.evaluation.metrics import six_accuracies
@@ -59,6 +61,12 @@ class Benchmark:
     def runs(self, shots: list[int]) -> list[tuple[int, int]]:
         """(trial, n) of every run, trial by trial."""
         return [(trial, n) for trial in self.draws for n in shots]
+
+    def shots_of_runs(self, shots: list[int]) -> Iterator[Run]:
+        """Every run with its shots, class after class."""
+        for trial, n in self.runs(shots):
+            rows = self.shot_rows(trial, n).ravel()
+            yield Run(trial, n, self.train.feats[rows], np.repeat(self.novel_classes, n))
 
     def shot_rows(self, trial: int, n_shot: int) -> np.ndarray:
         """Rows of `train` that are the shots of a run: (novel classes, n_shot)."""

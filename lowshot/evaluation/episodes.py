@@ -20,7 +20,7 @@ from scipy.special import gammaincinv, softmax
 from torch import Tensor
 from tqdm import tqdm
 
-from lowshot.classifiers.methods import Method
+from lowshot.classifiers.methods import score_tasks
 from lowshot.classifiers.tasks import Tasks
 from lowshot.core.errors import InputError
 from lowshot.core.seeds import stream
@@ -212,15 +212,14 @@ def evaluate_episodes(
     pool: Pool,
     sampling: Sampling,
     n_episodes: int,
-    method: Method,
-    options: Any,
+    method: Any,
     copies: Tensor | None = None,
 ) -> list[dict[str, int | float]]:
     """Accuracy of `method` on the episodes 0..n_episodes-1, for every number of shots, in this order.
 
     Args:
         features: (N, D) float32, the rows that `pool` counts, on the device to work on.
-        options: the method's own.
+        method: the settings of a few-shot method.
         copies: (N, A, D) float32, the features of augmented copies of each row; if given, the method learns from the
             copies of a shot in place of it (Ni et al., ICLR 2022, spec 7.1).
 
@@ -232,7 +231,7 @@ def evaluate_episodes(
         for rows in _all_rows(features, pool, sampling, n_episodes, 1 if copies is None else copies.shape[1]):
             for n_shot, tasks in gather_tasks(features, rows, sampling.n_shots, copies):
                 labels = torch.from_numpy(rows.query_labels).to(features.device)
-                ranks = true_class_ranks(method.score(tasks, options, sampling.seed), labels)
+                ranks = true_class_ranks(score_tasks(method, tasks, sampling.seed), labels)
                 accuracies = (ranks == 0).double().mean(1).tolist()
                 results += [
                     {"episode": episode, "n_way": rows.n_way, "n_shot": n_shot, "accuracy": accuracy}

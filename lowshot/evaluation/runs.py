@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lowshot.classifiers.methods import CLASSIFIERS, METHODS
+from lowshot.classifiers.methods import fit_classifier, is_joint, score_tasks
 from lowshot.classifiers.problem import Problem, Run
+from lowshot.classifiers.settings import METHODS
 from lowshot.classifiers.tasks import Tasks
 from lowshot.core.seeds import stream
 from lowshot.evaluation.benchmark import Benchmark, Ranks
@@ -19,8 +20,7 @@ Keep = Callable[[tuple[int, int], slice, torch.Tensor], None]
 
 
 def rank_runs(
-    classifier: str,
-    options: Any,
+    classifier: Any,
     problem: Problem,
     benchmark: Benchmark,
     queries: np.ndarray,
@@ -31,13 +31,13 @@ def rank_runs(
     """Ranks of the true classes in every run of `problem`.
 
     Args:
-        classifier: one of `CLASSIFIERS`, or else of `METHODS`; `options` are its settings.
+        classifier: settings of a classifier of the benchmark or of a few-shot method.
         problem: rows of the benchmark's base classes, and of the novel classes of each run.
         queries: (N, D) float32, the benchmark's test features, transformed as the problem's rows are.
         keep: is given all scores.
     """
-    if classifier in CLASSIFIERS:
-        score = CLASSIFIERS[classifier].fit(problem, options, seed, device)
+    if is_joint(classifier):
+        score = fit_classifier(classifier, problem, seed, device)
 
         def keep_all(rows: slice, scores: torch.Tensor) -> None:
             for run, run_scores in zip(problem.runs, scores):
@@ -46,10 +46,10 @@ def rank_runs(
         by_run = ranks_in_chunks(score, queries, benchmark.test_labels, device, keep=keep and keep_all)
         return {run.key: run_ranks for run, run_ranks in zip(problem.runs, by_run)}
     truth = torch.from_numpy(np.searchsorted(benchmark.classes, benchmark.test_labels)).to(device)
-    ranks = {}
-    for run in tqdm(problem.runs, desc=classifier, unit="run", disable=None):
-        method_seed = int(stream(seed, classifier, *run.key).integers(2**32))
-        scores = METHODS[classifier].score(_as_task(run, problem, benchmark, queries, device), options, method_seed)[0]
+    ranks, name = {}, METHODS.name_of(classifier)
+    for run in tqdm(problem.runs, desc=name, unit="run", disable=None):
+        method_seed = int(stream(seed, name, *run.key).integers(2**32))
+        scores = score_tasks(classifier, _as_task(run, problem, benchmark, queries, device), method_seed)[0]
         ranks[run.key] = true_class_ranks(scores, truth).cpu().numpy()
         if keep is not None:
             keep(run.key, slice(0, len(scores)), scores)

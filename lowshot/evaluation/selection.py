@@ -2,8 +2,8 @@
 
 A grid file is YAML, settings by their names on the command line and the values to try:
 
-    sgd.lr: [0.1, 1.0]
-    sgd.weight_decay: [0.01, 0.001]
+    classifier.lr: [0.1, 1.0]
+    classifier.weight_decay: [0.01, 0.001]
 
 The evidence (every cell's numbers and the choice) is a YAML file beside the results. It grows cell by cell, so a killed
 grid goes on where it was.
@@ -14,33 +14,33 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields, replace
-from functools import reduce
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from jsonargparse import ArgumentError, ArgumentParser
 
 from lowshot.core.artifacts import (
     Provenance,
-    flat,
+    Recipe,
     is_done,
-    names_of_values,
+    name_today,
     partial_recipe,
     read_yaml,
     write_yaml,
     writing,
 )
 from lowshot.core.errors import Diverged, InputError
+from lowshot.core.settings import BadSetting, build, flat, nested, values_of
 from lowshot.evaluation.benchmark import Benchmark, Ranks, read_benchmark
 from lowshot.evaluation.settings import Criterion, SelectionConfig
 
 Config = TypeVar("Config", bound=SelectionConfig)
+Cell = dict[str, Any]  # values by dotted names
 
 
-class Selection(NamedTuple):
-    """A choice: `configs` have the chosen values, one for all `shots` or one for each; `evidence` is the file, `record`
+class Choice(NamedTuple):
+    """What was chosen: `configs` have the values, one for all `shots` or one for each; `evidence` is the file, `record`
     what results say about it."""
 
     configs: list[Any]
@@ -50,19 +50,17 @@ class Selection(NamedTuple):
 
 def choose(
     config: Config,
-    inputs: dict[str, Path | None],
-    recipe_of: Callable[[Config, dict[str, Path | None]], dict],
+    recipe_of: Callable[[Config], Recipe],
     evaluate: Callable[[list[Config], Benchmark, str], Iterator[Ranks | Diverged]],
     device: str,
-) -> Selection:
+) -> Choice:
     """Evaluate every cell of the grid `config.select` on the validation setup and take the best, of equals the first.
 
     A cell that diverges is recorded and never taken. Raises InputError for a grid that cannot be run, before any work,
     for damaged evidence, and if no cell is left to take.
 
     Args:
-        inputs: the files that the numbers depend on, named for a recipe.
-        recipe_of: the recipe of (settings, inputs), with those settings only that these settings make the stage read.
+        recipe_of: the recipe of results with some settings.
         evaluate: the runs of some cells: (settings of each, benchmark, device) -> ranks of each, in their order.
     """
     if config.setup == "test" and config.trials is not None:
@@ -70,46 +68,51 @@ def choose(
             "select, trials: every part of a run would choose for itself; choose once with --setup validation, then "
             "give the parts the choice"
         )
-    cells = read_grid(config.select, config)
+    how, plain = config.select, replace(config, select=None, setup="validation")
+    cells = read_grid(how.grid, plain)
     evidence = evidence_path(config.out)
-    read = _settings_read(cells, config, recipe_of)
-    made_from = {**recipe_of(config, inputs), "config": read}
+    made_from = _recipe(cells, plain, how.criterion, how.per_shot, recipe_of)
     if not is_done(evidence, made_from, config.overwrite):
         _evaluate_cells(evidence, made_from, cells, config, evaluate, device)
-    written = read_yaml(evidence)
-    done = _checked_cells(evidence, written, cells, config.criterion)
+    stored = read_yaml(evidence)
+    done = _checked_cells(evidence, stored, cells, config)
     chosen = _chosen(evidence, done, config)
-    if len(done) < len(cells) or written.get("chosen") != chosen:
+    if len(done) < len(cells) or _today(stored.get("chosen"), config) != chosen:
         raise InputError(f"{evidence}: what it calls chosen is not the best of all cells; it was edited by hand")
-    record = {"criterion": config.criterion, "chosen": chosen, "evidence": evidence.name}
-    digest = _digest({**made_from, "chosen": chosen, "cells": done})
-    return Selection(_with_chosen(config, chosen), evidence, {**record, "digest": digest})
+    record = {"criterion": how.criterion, "chosen": chosen, "evidence": evidence.name, "digest": _digest(stored)}
+    return Choice(_with_chosen(replace(config, select=None), chosen, how.per_shot), evidence, record)
 
 
 def _chosen(evidence: Path, done: list[dict], config: SelectionConfig) -> dict:
     """The values of the best cell, or those of the best for each n."""
-    if not config.select_per_shot:
-        return _best(evidence, done, config.criterion)
-    return {str(n): _best(evidence, done, config.criterion, n) for n in config.shots}
+    criterion = config.select.criterion
+    if not config.select.per_shot:
+        return _best(evidence, done, criterion)
+    return {str(n): _best(evidence, done, criterion, n) for n in config.shots}
 
 
-def _with_chosen(config: Config, chosen: dict) -> list[Config]:
-    if not config.select_per_shot:
+def _with_chosen(config: Config, chosen: dict, per_shot: bool) -> list[Config]:
+    if not per_shot:
         return [with_values(config, chosen)]
     return [with_values(replace(config, shots=[n]), chosen[str(n)]) for n in config.shots]
 
 
-def joint_recipe(recipes: list[tuple[list[int], dict]]) -> dict:
+def joint_recipe(recipes: list[tuple[list[int], Recipe]]) -> Recipe:
     """One recipe for the results of several configs, each for some n: (shots, recipe) of each. A setting in which they
-    differ, or that not all of them read, is shown for each n that reads it."""
-    by_shot = {str(n): one["config"] for shots, one in recipes for n in shots}
+    differ, or that not all of them have, is shown for each n that has it."""
+    joint = joint_settings({str(n): flat(one["config"]) for shots, one in recipes for n in shots})
+    return recipes[0][1].but(config=nested({**joint, "shots": [n for shots, _ in recipes for n in shots]}))
+
+
+def joint_settings(by_shot: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """n -> settings by dotted name, as one: what all have alike once, else below the name for each n that has it."""
     joint = {}
-    for name in dict.fromkeys(name for config in by_shot.values() for name in config):
-        values = {n: config[name] for n, config in by_shot.items() if name in config}
+    for name in dict.fromkeys(name for settings in by_shot.values() for name in settings):
+        values = {n: settings[name] for n, settings in by_shot.items() if name in settings}
         first = next(iter(values.values()))
         alike = len(values) == len(by_shot) and all(value == first for value in values.values())
-        joint[name] = first if alike else values
-    return {**recipes[0][1], "config": {**joint, "shots": [n for shots, _ in recipes for n in shots]}}
+        joint |= {name: first} if alike else {f"{name}.{n}": value for n, value in values.items()}
+    return joint
 
 
 def evidence_path(out: Path) -> Path:
@@ -117,29 +120,49 @@ def evidence_path(out: Path) -> Path:
     return out.with_suffix(".selection.yaml")
 
 
-def _digest(content: dict) -> str:
+def _digest(stored: dict) -> str:
     """SHA-256 of what evidence says, without when and where it was made: made again it is the same."""
+    content = {name: stored[name] for name in ("stage", "config", "inputs", "chosen", "cells")}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _settings_read(cells: list[dict], config: SelectionConfig, recipe_of: Callable) -> dict[str, Any]:
-    """The settings that a choice depends on, under dotted names: those that a cell reads, and the cells.
-
-    Raises InputError for a setting of the grid that no cell reads: its values would be recorded as a choice.
-    """
+def _recipe(
+    cells: list[Cell], config: SelectionConfig, criterion: Criterion, per_shot: bool, recipe_of: Callable
+) -> Recipe:
+    """What a choice is made from: the inputs, the settings that a cell has, and the cells."""
     # What only names things is no difference between two choices.
-    config = replace(config, setup="validation", name=None, extractor=None)
-    read = {}
+    plain = replace(config, name=None, extractor=None)
+    made_from, settings = recipe_of(plain), {}
     for values in cells:
-        read |= flat(recipe_of(with_values(config, values), {})["config"])
-    for name in cells[0]:
-        if name not in read:
-            raise InputError(f"{config.select}: {name}: neither the classifier nor the augmentation at work reads it")
-    how = {"criterion": config.criterion} | ({"select_per_shot": True} if config.select_per_shot else {})
-    return {**how, **{n: read[n] for n in read if n not in cells[0]}, "cells": cells}
+        settings |= flat(recipe_of(with_values(plain, values))["config"])
+    how = {"criterion": criterion} | ({"select_per_shot": True} if per_shot else {})
+    common = {name: value for name, value in settings.items() if name not in cells[0]}
+    return made_from.but(
+        config={**how, **common, "cells": cells}, older=lambda stored: _older(made_from.older, config, stored)
+    )
 
 
-def read_grid(path: Path, config: SelectionConfig) -> list[dict[str, Any]]:
+def _older(older: Callable[[dict], dict], config: SelectionConfig, stored: dict) -> dict:
+    """The recipe of stored evidence, its cells too in today's names."""
+    today = older(stored)
+    cells = [_today(values, config) for values in stored["config"].get("cells", [])]
+    return {**today, "config": {**today["config"], "cells": cells}}
+
+
+def _today(values: Any, config: SelectionConfig) -> Any:
+    """Values of a cell, or of one for each n, under the names that settings have today."""
+    if not isinstance(values, dict):
+        return values
+    return {today: _today(value, config) for name, value in values.items() for today in _names_today(str(name), config)}
+
+
+def _names_today(name: str, config: SelectionConfig) -> list[str]:
+    if hasattr(config, "named_today"):
+        return config.named_today(name)
+    return [name_today(getattr(type(config), "renamed", {}), name)]
+
+
+def read_grid(path: Path, config: SelectionConfig) -> list[Cell]:
     """The cells of a grid file: every combination of its values, the last setting running fastest.
 
     Raises InputError for what is no grid of settings of `config`, and for a grid that would choose on the test setup.
@@ -148,57 +171,44 @@ def read_grid(path: Path, config: SelectionConfig) -> list[dict[str, Any]]:
     lists = list(grid.values()) if isinstance(grid, dict) else []
     if not lists or not all(isinstance(values, list) and values for values in lists):
         raise InputError(f"{path}: not a grid: it must hold lines of the form 'setting: [value, ...]'")
-    known = _settings_of(config)
     if "setup" in grid:
         raise InputError(f"{path}: setup: settings are chosen on the validation setup; choosing on test is refused")
-    for name in grid:
-        if name not in known:
-            raise InputError(f"{path}: no setting to choose: '{name}' (there are: {', '.join(known)})")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(type(config), "config")
+    axes: dict[str, list] = {}
     for name, values in grid.items():
-        grid[name] = [_checked(parser, config, name, value, path) for value in values]
-        if any(value in grid[name][:i] for i, value in enumerate(grid[name])):
-            raise InputError(f"{path}: {name}: a value is there twice")
-    cells = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
-    return json.loads(json.dumps(cells))  # plain numbers, as the evidence will have them
+        for value in values:
+            known, taken = _taken(path, config, str(name), value)
+            if taken in axes.setdefault(known, []):
+                raise InputError(f"{path}: {name}: a value is there twice")
+            axes[known].append(taken)
+    cells = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+    for values in cells:
+        _with_values_of(path, config, values)
+    return cells
 
 
-def with_values(config: Config, values: dict[str, Any]) -> Config:
-    """`config` with other values under dotted names."""
-    for name, value in values.items():
-        config = _replace(config, name.split("."), value)
-    return config
-
-
-def _replace(config: Any, keys: list[str], value: Any) -> Any:
-    key, *rest = keys
-    return replace(config, **{key: _replace(getattr(config, key), rest, value) if rest else value})
-
-
-def _settings_of(config: SelectionConfig) -> list[str]:
-    """Dotted names of what a grid may vary: the method's settings, neither files nor those of the protocol."""
+def _taken(path: Path, config: SelectionConfig, name: str, value: Any) -> tuple[str, Any]:
+    """A setting of a grid and one of its values as the settings take them; InputError for what cannot be chosen."""
     protocol = {field.name for field in fields(SelectionConfig)}
-    names = [name for name in names_of_values(config) if name not in protocol]
-    return list(flat({name: value for name, value in asdict(config).items() if name in names}))
+    if today := [one for one in _names_today(name, config) if one not in (name, f"{name}.name")]:
+        raise InputError(f"{path}: {name}: is called {today[0]} now")
+    settings = flat(values_of(_with_values_of(path, config, {name: value})))
+    known = name if name in settings else f"{name}.name"
+    if known not in settings or name.split(".")[0] in protocol:
+        there = [one for one in flat(values_of(config)) if one.split(".")[0] not in protocol]
+        raise InputError(f"{path}: no setting to choose: '{name}' (there are: {', '.join(there)})")
+    return known, settings[known]
 
 
-def _checked(parser: ArgumentParser, config: SelectionConfig, name: str, value: Any, path: Path) -> Any:
-    """`value` as the command line would take it; InputError if it would not."""
-    content = asdict(with_values(config, {name: value}))
+def _with_values_of(path: Path, config: Config, values: Cell) -> Config:
     try:
-        if (value is None and not _may_be_none(config, name)) or (
-            isinstance(value, float) and not math.isfinite(value)
-        ):
-            raise ArgumentError(None, "a value must be given, and numbers be finite")
-        return parser.parse_object({"config": content})[f"config.{name}"]
-    except ArgumentError as error:
-        raise InputError(f"{path}: {name}: {value!r} is no value of it ({' '.join(str(error).split())})") from None
+        return with_values(config, values)
+    except BadSetting as error:
+        raise InputError(f"{path}: {error}") from None
 
 
-def _may_be_none(config: SelectionConfig, name: str) -> bool:
-    *groups, key = name.split(".")
-    return type(None) in get_args(get_type_hints(type(reduce(getattr, groups, config)))[key])
+def with_values(config: Config, values: Cell) -> Config:
+    """`config` with other values under dotted names."""
+    return build(type(config), nested(values), config)
 
 
 def _evaluate_cells(
@@ -207,18 +217,17 @@ def _evaluate_cells(
     """Write the evidence: evaluate the cells that an unfinished file of the same recipe does not hold."""
     import scipy.stats  # noqa: F401 -- intervals need it; imported before the clock starts
 
-    provenance = Provenance()
-    config = replace(config, setup="validation")
-    benchmark = read_benchmark(config)
+    provenance, criterion = Provenance(), config.select.criterion
+    benchmark = read_benchmark(replace(config, setup="validation"))
     protocol = {"setup": "validation", "split_digest": benchmark.split.digest}
     with writing(evidence, made_from, resumable=True) as partial:
-        done = _checked_cells(partial, read_yaml(partial), cells, config.criterion) if partial_recipe(partial) else []
-        left = cells[len(done) :]
-        all_ranks = evaluate([with_values(config, values) for values in left], benchmark, device)
+        done = _checked_cells(partial, read_yaml(partial), cells, config) if partial_recipe(partial) else []
+        left, plain = cells[len(done) :], replace(config, select=None, setup="validation")
+        all_ranks = evaluate([with_values(plain, values) for values in left], benchmark, device)
         for i, (values, ranks) in enumerate(zip(left, all_ranks), start=len(done) + 1):
-            done.append(_entry(values, ranks, benchmark, config.criterion))
+            done.append(_entry(values, ranks, benchmark, criterion))
             write_yaml(partial, {**made_from, "protocol": protocol, "cells": done})
-            print(f"{made_from['stage']}: cell {i} of {len(cells)}, {_text(done[-1], config.criterion)}", flush=True)
+            print(f"{made_from['stage']}: cell {i} of {len(cells)}, {_text(done[-1], criterion)}", flush=True)
         chosen = _chosen(partial, done, config)
         made = {"chosen": chosen, **made_from, "protocol": protocol, "provenance": provenance.record(device)}
         write_yaml(partial, {**made, "cells": done})
@@ -250,11 +259,12 @@ def _mean_and_interval(trials: list[dict], criterion: str) -> tuple[float, float
     return float(by_trial.mean()), interval
 
 
-def _checked_cells(path: Path, written: Any, cells: list[dict], criterion: Criterion) -> list[dict]:
-    """What evidence, `written` in the file `path`, says of the first of `cells`, or of all; InputError unless every
-    mean is that of its trials."""
+def _checked_cells(path: Path, stored: Any, cells: list[Cell], config: SelectionConfig) -> list[dict]:
+    """What evidence, `stored` in the file `path`, says of the first of `cells`, or of all; InputError unless every mean
+    is that of its trials."""
+    criterion = config.select.criterion
     try:
-        done = written["cells"]
+        done = [{**cell, "values": _today(cell["values"], config)} for cell in stored["cells"]]
         sound = [cell["values"] for cell in done] == cells[: len(done)] and all(
             cell["trials"] and math.isclose(cell["mean"], _mean_and_interval(cell["trials"], criterion)[0])
             for cell in done

@@ -34,8 +34,6 @@ class BenchmarkConfig:
     """Name of the method in the tables; made up by the stage if not given."""
     extractor: str | None = None
     """Name of the features in the tables; that of the folder which holds them if not given."""
-    seed: NonNegativeInt = 0
-    """Of everything that is drawn at random."""
     overwrite: RunOnly[bool] = False
     """Make the results again though they stand."""
 
@@ -45,18 +43,26 @@ Metric = Literal["top1_novel", "top1_base", "top1_all", "top5_novel", "top5_base
 Criterion = Literal[Metric, "top1_novel_base", "top5_novel_base"]
 
 
-@dataclass(kw_only=True)
-class SelectionConfig(BenchmarkConfig):
-    """The settings of a stage of the benchmark that can choose its own."""
+@dataclass
+class Selection:
+    """How settings are chosen."""
 
-    select: Path | None = None
+    grid: Path
     """Grid file (setting: [values]): its best cell on the validation setup is reported on the test setup; with `--setup
     validation` it is chosen and nothing reported. Parts of a run (`trials`) on the test setup take no grid, as each
     would choose for itself: choose on the validation setup first, and give them the choice."""
     criterion: Criterion = "top5_novel_base"
     """What the best cell is best in: a mean over trials, n and, where two are named, groups of classes."""
-    select_per_shot: bool = False
+    per_shot: bool = False
     """Take the best cell for every n by itself."""
+
+
+@dataclass(kw_only=True)
+class SelectionConfig(BenchmarkConfig):
+    """The settings of a stage of the benchmark that can choose its own."""
+
+    select: Selection | None = None
+    """Choose settings first."""
 
 
 @dataclass(kw_only=True)

@@ -11,10 +11,13 @@ import numpy as np
 
 from lowshot.core.artifacts import digest, read_recipe
 from lowshot.core.errors import InputError
+from lowshot.data.additions import Run
 from lowshot.data.datasets.images import Images, read_images
 from lowshot.data.features import Features, check_same_space, read_features
+from lowshot.evaluation.benchmark import Benchmark
 from lowshot.evaluation.settings import BenchmarkConfig
 from lowshot.gan.model import gan_recipe
+from lowshot.gan.settings import Samples
 
 _FACTS = ("k", "trial", "semi_supervised", "shared_pool")
 
@@ -80,30 +83,31 @@ def _check_shots(path: Path, made_from: dict, run: tuple[int, int]) -> None:
         )
 
 
-def sample_files(template: Path, runs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], Path]:
+def sample_files(template: str, runs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], Path]:
     """The file of each run (trial, n), which stand for {trial} and {n_shot} in the template."""
     try:
-        return {(trial, n): Path(str(template).format(trial=trial, n_shot=n)) for trial, n in runs}
+        return {(trial, n): Path(template.format(trial=trial, n_shot=n)) for trial, n in runs}
     except (KeyError, IndexError, ValueError):
         raise InputError(f"{template}: not a template; {{trial}} and {{n_shot}} may stand in it") from None
 
 
 class SampleRows:
-    """Generated rows of every run, from GANs that were fine-tuned on the run's own shots."""
+    """Generated rows of every run as an addition, from GANs that were fine-tuned on the run's own shots."""
 
-    def __init__(self, files: dict[tuple[int, int], Path], config: BenchmarkConfig, train: Features) -> None:
-        self.files, self.rows = files, {}
+    def __init__(
+        self, settings: Samples, files: dict[tuple[int, int], Path], config: BenchmarkConfig, train: Features
+    ) -> None:
+        self.per_shot, self.files, self.rows = settings.per_shot, files, {}
         for run, path in files.items():
             self.rows[run], made_from = read_samples(path, train, config.split, config.draws)
             _check_shots(path, made_from, run)
 
-    def first(self, run: tuple[int, int], classes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first `n` samples of each of `classes` (C,): (features float32 (C n, D), labels int64 (C n,)); InputError
-        if there are fewer."""
-        samples = self.rows[run]
-        rows = [np.flatnonzero(samples.labels == c)[:n] for c in classes]
-        for c, found in zip(classes, rows):
+    def extend(self, run: Run, benchmark: Benchmark, seed: int) -> Run:
+        """The run with the first samples of each class, `per_shot` for each shot; InputError if there are fewer."""
+        samples, n = self.rows[run.key], self.per_shot * run.n_shot
+        rows = [np.flatnonzero(samples.labels == c)[:n] for c in benchmark.novel_classes]
+        for c, found in zip(benchmark.novel_classes, rows):
             if len(found) < n:
-                raise InputError(f"{self.files[run]}: {len(found)} samples of class {c}, samples_per_shot needs {n}")
+                raise InputError(f"{self.files[run.key]}: {len(found)} samples of class {c}, per_shot needs {n}")
         rows = np.concatenate(rows)
-        return samples.feats[rows], samples.labels[rows]
+        return run.joined(samples.feats[rows], samples.labels[rows])

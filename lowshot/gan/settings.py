@@ -1,7 +1,7 @@
 """Which networks a GAN has, and how they are trained."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from lowshot.core.settings import (
     ClosedUnitInterval,
@@ -10,6 +10,7 @@ from lowshot.core.settings import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    RunOnly,
     TwoOrMore,
 )
 from lowshot.representation.settings import LaunchSettings
@@ -17,6 +18,18 @@ from lowshot.representation.settings import LaunchSettings
 FinetuneMode = Literal["embed", "linear", "all"]
 # What generated images get, as results files name it.
 SCORES = ("fid", "kid", "precision", "recall", "density", "coverage", "class_accuracy")
+
+
+@dataclass
+class Samples:
+    """Features of a GAN's images, each run's of a GAN that was fine-tuned on its own shots."""
+
+    setting: ClassVar[str] = "semi_supervised"  # a GAN's checkpoint is chosen by unlabelled images
+
+    files: RunOnly[str]
+    """Features of the images of sample_gan.py, by a name in which {trial} and {n_shot} stand for those of a run."""
+    per_shot: PositiveInt = 3
+    """Samples of a novel class for each of its shots."""
 
 
 @dataclass(kw_only=True)

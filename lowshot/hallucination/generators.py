@@ -8,6 +8,7 @@ predicts d from (c, a, b) and uses pairs of raw features. The network's input is
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +18,10 @@ from lowshot.core.artifacts import read_json, write_json
 from lowshot.core.errors import InputError
 from lowshot.core.seeds import stream
 from lowshot.core.state_dicts import fill
+from lowshot.data.additions import Run
 from lowshot.data.features import Features
 from lowshot.data.protocol import Split
-from lowshot.hallucination.settings import PairScope, PairSource
+from lowshot.hallucination.settings import Generator
 
 _CHUNK = 8192
 
@@ -103,16 +105,14 @@ class Hallucinator:
     """Adds generated rows to a low-shot training set.
 
     Args:
-        generator_dir: folder of a trained generator.
+        settings: the folder of a trained generator, what pairs are drawn from and how many rows a class is to have.
         split: gives base classes and superclasses.
         train: the train features that are to be extended; InputError if they have another dimension or come from
         another extractor.
-        pairs: "centroids" draws two independent centroids of one base class; "features" two different training rows of
-        it.
-        scope: "all" takes any base class, "superclass" one of the seed's superclass.
     """
 
-    def __init__(self, generator_dir: Path, split: Split, train: Features, pairs: PairSource, scope: PairScope) -> None:
+    def __init__(self, settings: Generator, split: Split, train: Features) -> None:
+        generator_dir = settings.folder
         self.model, extractor = load_generator(generator_dir)
         dim = self.model.centroids.shape[2]
         if dim != train.dim:
@@ -125,26 +125,26 @@ class Hallucinator:
             raise InputError(
                 f"{generator_dir}: has centroids of class {min(other)}, which is no base class of this split"
             )
-        self.distinct = pairs == "features"
+        self.max_per_label, self.distinct = settings.max_per_label, settings.pairs == "features"
         self.pool = _feature_pool(train, split) if self.distinct else _centroid_pool(self.model)
-        self.superclass_of = split.superclass_of if scope == "superclass" else [0] * split.n_classes
+        self.superclass_of = split.superclass_of if settings.pair_scope == "superclass" else [0] * split.n_classes
         self.split = split
 
-    def extend(
-        self, feats: np.ndarray, labels: np.ndarray, max_per_label: int, seed: int, trial: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows that fill every class of `labels` up to `max_per_label`: (features float32 (M, D), labels int64 (M,)).
+    def extend(self, run: Run, benchmark: Any, seed: int) -> Run:
+        """The run with rows that fill every class up to `max_per_label`.
 
-        Seeds are drawn from the class's real rows, with replacement; generated rows never become seeds. Row j of a
-        class depends on (seed, trial, class, j) and the real rows only, so asking for more rows leaves the first ones
-        as they are.
+        Seeds are drawn from the class's rows in `run`, with replacement; generated rows never become seeds. Row j of a
+        class depends on (seed, trial, class, j) and those rows only, so asking for more rows leaves the first ones as
+        they are.
         """
-        parts = [self._draw(rows, int(c), max_per_label - len(rows), seed, trial)
-                 for c in np.unique(labels) if len(rows := np.flatnonzero(labels == c)) < max_per_label]  # fmt: skip
+        feats, labels = run.feats, run.labels
+        parts = [self._draw(rows, int(c), self.max_per_label - len(rows), seed, run.trial)
+                 for c in np.unique(labels)
+                 if len(rows := np.flatnonzero(labels == c)) < self.max_per_label]  # fmt: skip
         if not parts:
-            return np.empty((0, feats.shape[1]), np.float32), np.empty(0, np.int64)
+            return run
         seeds, starts, ends = (np.concatenate(column) for column in zip(*parts))
-        return self._generate(torch.from_numpy(feats[seeds]), starts, ends), labels[seeds]
+        return run.joined(self._generate(torch.from_numpy(feats[seeds]), starts, ends), labels[seeds])
 
     def _draw(
         self, rows: np.ndarray, label: int, n_new: int, seed: int, trial: int

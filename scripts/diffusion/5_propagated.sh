@@ -7,4 +7,4 @@ python diffusion.py $inputs --draws $out/data/draws.json --graph $graphs/$unlabe
   --select $configs/grids/steps-$dataset.yaml --select_per_shot true $background --propagated $graphs/propagated-$unlabelled.h5 \
   --out $graphs/propagated-$unlabelled.json
 python low_shot.py --config configs/shrink_hallucinate/low_shot-$dataset-$name.yaml $inputs --draws $out/data/draws.json \
-  --propagated $graphs/propagated-$unlabelled.h5 --out $results/test/linear_propagated.json
+  --add.propagated $graphs/propagated-$unlabelled.h5 --out $results/test/linear_propagated.json

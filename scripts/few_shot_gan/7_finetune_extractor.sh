@@ -10,7 +10,7 @@ for seed in $seeds; do
     python train_extractor.py --config $configs/train_extractor-$dataset-finetune.yaml --seed $seed --data $own/data --weights $own/$representation/extractor/model.pt \
       --shots "$3" --trial "$2" "${@:4}" --out "$folder/extractor"
     python save_features.py --extractor "$folder/extractor" --data $own/data --out "$folder/features"
-    python low_shot.py --classifier own_head --head "$folder/extractor" --train "$folder/features/train.h5" --test "$folder/features/test.h5" \
+    python low_shot.py --classifier own_head --classifier.extractor "$folder/extractor" --train "$folder/features/train.h5" --test "$folder/features/test.h5" \
       --split $own/data/split.json --draws $own/data/draws.json --shots "[$3]" --trials "[$2]" --extractor $representation --name "own head, $1" \
       --out "$results/seed$seed/own_head-$1-trial$2_k$3.json"
   }

@@ -6,7 +6,7 @@ for name in $representations; do
     --split $out/data/split.json --draws $out/data/draws.json"
   python low_shot.py --config $configs/low_shot-$dataset-$name.yaml $inputs --out $out/results/$name.json
   if [ -d $out/$name/generator ]; then
-    python low_shot.py --config $configs/low_shot-$dataset-$name-generated.yaml $inputs --generator $out/$name/generator \
+    python low_shot.py --config $configs/low_shot-$dataset-$name-generated.yaml $inputs --add.generator $out/$name/generator \
       --out $out/results/${name}_generated.json
   fi
 done

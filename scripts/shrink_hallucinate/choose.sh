@@ -8,7 +8,7 @@ for name in $representations; do
   python low_shot.py --config $configs/low_shot-$dataset-$name.yaml $inputs --select $configs/grids/low_shot.yaml \
     --out $out/validation/$name.json
   if [ -d $out/$name/generator ]; then
-    python low_shot.py --config $configs/low_shot-$dataset-$name-generated.yaml $inputs --generator $out/$name/generator \
+    python low_shot.py --config $configs/low_shot-$dataset-$name-generated.yaml $inputs --add.generator $out/$name/generator \
       --select $configs/grids/low_shot-generated.yaml --out $out/validation/${name}_generated.json
   fi
 done

@@ -1,0 +1,155 @@
+"""What adds training rows to the shots of a run: the interface, and what needs no model for it.
+
+Hallucinated features, samples of a GAN, propagated labels, repetition and rows of the user's own are *additions* of one
+low-shot classifier, combined in the order in which they are named. What an addition has to be is `Addition`.
+"""
+
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from lowshot.core.artifacts import open_h5, require_datasets
+from lowshot.core.errors import InputError
+from lowshot.core.settings import PositiveInt
+from lowshot.data.features import Features
+
+# What a method saw beside labelled training images: nothing, or unlabelled training images.
+Seen = Literal["inductive", "semi_supervised"]
+_ARRAYS = ("feats", "labels", "trials", "n_shots")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one (trial, n) learns novel classes from: its shots, and what was added. `feats` float32 (m, D), `labels`
+    int64 (m,)."""
+
+    trial: int
+    n_shot: int
+    feats: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """What the run's own random streams hang on, whichever runs are beside it."""
+        return self.trial, self.n_shot
+
+    def joined(self, feats: np.ndarray, labels: np.ndarray) -> "Run":
+        """The run with further rows (M, D) and their labels (M,) behind its own."""
+        return replace(self, feats=np.concatenate([self.feats, feats]), labels=np.concatenate([self.labels, labels]))
+
+    def taken(self, rows: np.ndarray) -> "Run":
+        """The run with those of its rows that the numbers (M,) name, in their order; a number may be there twice."""
+        return replace(self, feats=self.feats[rows], labels=self.labels[rows])
+
+
+class Addition(Protocol):
+    """An implementation, opened and checked.
+
+    A class of the user's own is a dataclass of its settings that has `extend` itself. It may say `setting` too: what
+    the method sees beside labelled training images, "inductive" unless it does; and `label`, its name in tables.
+    """
+
+    def extend(self, run: Run, benchmark: Any, seed: int) -> Run:
+        """The run with rows of its novel classes added.
+
+        Args:
+            run: shots, and what the additions before have added.
+            benchmark: `train` (all training features with their labels), `split`, `base_classes` and `novel_classes` of
+                the setup, `draws`; see `lowshot.evaluation.benchmark.Benchmark`.
+            seed: of everything that is drawn at random; see `lowshot.core.seeds.stream`.
+        """
+
+
+def check_extended(name: str, before: Run, after: Any) -> Run:
+    """What an addition made of a run; InputError, naming the addition, for rows that no classifier can learn from."""
+    if not isinstance(after, Run):
+        raise InputError(f"{name}: extend returned {type(after).__name__}, not a Run")
+    if after.feats.ndim != 2 or after.feats.shape[1] != before.feats.shape[1]:
+        raise InputError(
+            f"{name}: made rows of shape {after.feats.shape[1:]}, but features have {before.feats.shape[1:]}"
+        )
+    if after.labels.shape != after.feats.shape[:1] or after.labels.dtype.kind not in "iu":
+        raise InputError(f"{name}: labels {after.labels.dtype} {after.labels.shape} of {len(after.feats)} rows")
+    if not np.isfinite(after.feats).all():
+        raise InputError(f"{name}: made rows that hold NaN or infinity")
+    if other := sorted({*after.labels.tolist()} ^ {*before.labels.tolist()}):
+        raise InputError(f"{name}: class {other[0]} is no novel class of the run, or has no row left")
+    return replace(after, feats=after.feats.astype(np.float32), labels=after.labels.astype(np.int64))
+
+
+@dataclass
+class Repetition:
+    """Every class's rows again and again: the control of whatever makes new ones."""
+
+    max_per_label: PositiveInt = 20
+    """Rows of a novel class, shots included, to fill up to."""
+
+    def extend(self, run: Run, benchmark: Any, seed: int) -> Run:
+        rows = [np.flatnonzero(run.labels == c) for c in dict.fromkeys(run.labels.tolist())]
+        filled = [one[np.arange(max(len(one), self.max_per_label)) % len(one)] for one in rows]
+        return run.taken(np.concatenate(filled))
+
+
+@dataclass
+class RowsOfFile:
+    """Rows that the user made, in a file."""
+
+    file: Path
+    """An .h5 or .npz file of feats float (M, D), labels (class numbers of the split), trials and n_shots int (M,). Each
+    row joins the shots of its class in the run (trial, n) that it names."""
+    setting: Seen = "semi_supervised"
+    """What the rows were made from beside labelled training images: inductive (nothing), semi_supervised (unlabelled
+    images)."""
+
+
+class FileRows:
+    """The rows of a file, opened; InputError for a file that holds none, or rows of another dimension than `train`."""
+
+    def __init__(self, settings: RowsOfFile, train: Features) -> None:
+        self.path, self.rows = settings.file, _read_rows(settings.file)
+        if self.rows["feats"].shape[1] != train.dim:
+            dims = f"{self.rows['feats'].shape[1]} dimensions, but {train.path} has {train.dim}"
+            raise InputError(f"{self.path}: rows of {dims}")
+
+    def extend(self, run: Run, benchmark: Any, seed: int) -> Run:
+        """The run with its rows of the file; InputError if it has none, or one of another class."""
+        chosen = (self.rows["trials"] == run.trial) & (self.rows["n_shots"] == run.n_shot)
+        feats, labels = self.rows["feats"][chosen], self.rows["labels"][chosen]
+        if len(labels) == 0:
+            raise InputError(f"{self.path}: has no row of trial {run.trial}, n = {run.n_shot}")
+        for c in labels[~np.isin(labels, benchmark.novel_classes)][:1]:
+            raise InputError(f"{self.path}: has rows of class {c}, which is no novel class of this setup")
+        return run.joined(feats, labels)
+
+
+def _read_rows(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a rows file; InputError for one that is none."""
+    rows = _read_npz(path) if path.suffix == ".npz" else _read_h5(path)
+    n_rows = len(rows["feats"]) if rows["feats"].ndim == 2 else -1
+    if n_rows < 0 or rows["feats"].dtype.kind != "f" or not np.isfinite(rows["feats"]).all():
+        raise InputError(f"{path}: feats is {rows['feats'].dtype} {rows['feats'].shape}, not finite floats (M, D)")
+    for name in _ARRAYS[1:]:
+        if rows[name].shape != (n_rows,) or rows[name].dtype.kind not in "iu":
+            raise InputError(f"{path}: {name} is {rows[name].dtype} {rows[name].shape}, not integers ({n_rows},)")
+    return {**rows, "feats": rows["feats"].astype(np.float32)}
+
+
+def _read_h5(path: Path) -> dict[str, np.ndarray]:
+    with open_h5(path) as file:
+        require_datasets(file, list(_ARRAYS))
+        return {name: file[name][()] for name in _ARRAYS}
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in _ARRAYS}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except KeyError as error:
+        raise InputError(f"{path}: lacks the array {error}") from None
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not a readable .npz file ({error})") from None
