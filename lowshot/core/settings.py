@@ -317,8 +317,9 @@ def _takes_path(part: Part) -> bool:
 
 
 def paths_of(settings: Any) -> dict[str, Path]:
-    """The files and folders that settings of one choice or group name, by field."""
-    named = {name: getattr(settings, name) for name, part in parts_of(type(settings)).items() if _takes_path(part)}
+    """The files and folders that settings of one choice or group name, by field; without those that are run only."""
+    parts = {name: part for name, part in parts_of(type(settings)).items() if _takes_path(part) and not part.run_only}
+    named = {name: getattr(settings, name) for name in parts}
     return {name: path for name, path in named.items() if path is not None}
 
 
