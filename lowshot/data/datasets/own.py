@@ -1,7 +1,7 @@
 """Data sets of the user's own: a dataclass of settings whose method `read` returns what it holds.
 
     @dataclass(kw_only=True)
-    class Stripes(DrawnSplit, Shots):
+    class Stripes(DrawnSplit):
         n_images: PositiveInt = 20
 
         def read(self, source: Source) -> Content:
@@ -9,13 +9,12 @@
             return Content(Images(labels, is_test, pixels), class_names=["thin", "thick", ...])
 
 `source` has the folder `root` (None if the command names none) and the `seed` of what is drawn at random. The classes
-of `lowshot.data.datasets.settings` are for inheriting: with `DrawnSplit` and `Shots` the split and the shots have the
-settings that our data sets have, without them the defaults hold. `Content` says what else may be given: superclasses,
+of `lowshot.data.datasets.settings` are for inheriting: with `DrawnSplit` the split and the shots have the settings that
+they have in our data sets, without it the defaults hold. `Content` says what else may be given: superclasses,
 novel classes, a split. Images without classes are unlabelled, with -1 for every label.
 
 What is there already is recognised by the settings, by the file of the class, and by the names and sizes of all files
-below the root and below the paths among the settings; a class that knows better what it reads defines
-`digests(source)`, which returns name -> text.
+below the root; a class that knows better what it reads defines `digests(source)`, which returns name -> text.
 """
 
 from collections.abc import Iterable
@@ -25,10 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from lowshot.core.artifacts import digest
 from lowshot.core.choices import own_name
 from lowshot.core.errors import InputError
-from lowshot.core.settings import paths_of
 from lowshot.data.datasets.content import Content, Found, Source, listing_digest
 from lowshot.data.datasets.images import Images, check_images, open_image
 from lowshot.data.protocol import Split, check_split
@@ -37,22 +34,18 @@ from lowshot.data.protocol import Split, check_split
 def find(dataset: Any, source: Source) -> Found:
     """Look for a data set of the user's own; what it returns when it is read is checked."""
     name = own_name(type(dataset))
-    digests = dataset.digests(source) if hasattr(dataset, "digests") else _digests(dataset, source.root)
+    digests = dataset.digests(source) if hasattr(dataset, "digests") else _listing(source.root)
     if not _is_of(digests, dict, str):
         raise InputError(f"{name}: digests returned {_short(digests)}, not a dict of texts")
     return Found(digests, partial(_read, dataset, source, name), stays=source.root is not None)
 
 
-def _digests(dataset: Any, root: Path | None) -> dict[str, str]:
-    """Of all that the command names."""
-    places = paths_of(dataset) | ({"files": root} if root is not None else {})
-    return {name: digest(place) if place.is_file() else _listing(place) for name, place in places.items()}
-
-
-def _listing(folder: Path) -> str:
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    return listing_digest(folder, sorted(path for path in folder.rglob("*") if path.is_file()))
+def _listing(root: Path | None) -> dict[str, str]:
+    if root is None:
+        return {}
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder")
+    return {"files": listing_digest(root, sorted(path for path in root.rglob("*") if path.is_file()))}
 
 
 def _read(dataset: Any, source: Source, name: str) -> Content:

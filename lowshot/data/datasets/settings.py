@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from lowshot.core.choices import Registry
-from lowshot.core.settings import ClosedUnitInterval, NonNegativeInt, OpenUnitInterval, PositiveInt
+from lowshot.core.settings import ClosedUnitInterval, NonNegativeInt, OpenUnitInterval, PositiveInt, RunOnly
 from lowshot.data.protocol import Halves
 
 _Part = TypeVar("_Part")
@@ -36,8 +36,8 @@ class Capped:
 
 
 @dataclass(kw_only=True)
-class HalvedSplit:
-    """What is drawn of a split whose novel classes are fixed."""
+class HalvedSplit(Shots):
+    """What is drawn of a split whose novel classes are fixed, and the shots."""
 
     halves: Halves = "classes"
     """What is dealt to the validation and the test setup: single classes or whole superclasses."""
@@ -48,7 +48,7 @@ class HalvedSplit:
 
 @dataclass(kw_only=True)
 class DrawnSplit(HalvedSplit):
-    """What is drawn of a split with novel classes."""
+    """What is drawn of a split whose novel classes are drawn too, and the shots."""
 
     novel_fraction: ClosedUnitInterval = 0.4
     """Share of the classes that become novel."""
@@ -62,12 +62,12 @@ def part_of(dataset: object, part: type[_Part]) -> _Part:
 
 
 @dataclass(kw_only=True)
-class Glyphs(DrawnSplit, Shots, Capped):
+class Glyphs(DrawnSplit, Capped):
     """Characters that are rendered here; from no files."""
 
 
 @dataclass(kw_only=True)
-class Omniglot(HalvedSplit, Shots, Capped):
+class Omniglot(HalvedSplit, Capped):
     """The background alphabets are base, the evaluation alphabets novel."""
 
     image_size: PositiveInt | None = None
@@ -77,12 +77,12 @@ class Omniglot(HalvedSplit, Shots, Capped):
 
 
 @dataclass(kw_only=True)
-class Cifar100(DrawnSplit, Shots, Capped):
+class Cifar100(DrawnSplit, Capped):
     """With its own test part."""
 
 
 @dataclass(kw_only=True)
-class Emnist(DrawnSplit, Shots, Capped):
+class Emnist(DrawnSplit, Capped):
     """With its own test part where its file is there."""
 
     test_per_class: PositiveInt | None = None
@@ -90,7 +90,7 @@ class Emnist(DrawnSplit, Shots, Capped):
 
 
 @dataclass(kw_only=True)
-class Folder(DrawnSplit, Shots, Capped):
+class Folder(DrawnSplit, Capped):
     """The user's own images, in folders."""
 
     image_size: PositiveInt | None = None
@@ -103,12 +103,12 @@ class Folder(DrawnSplit, Shots, Capped):
 class ImageNet(Shots):
     """With the published split and the published shots."""
 
-    protocol: Path
+    protocol: RunOnly[Path]  # a recipe has the digests of its files
     """Folder with the published label_idx.json and splitfile_{1..5}.json."""
 
 
 @dataclass(kw_only=True)
-class Breeds(DrawnSplit, Shots, Capped):
+class Breeds(DrawnSplit, Capped):
     """Superclasses of ImageNet's classes."""
 
     name: Literal["living17", "nonliving26", "entity13", "entity30"]
