@@ -243,7 +243,7 @@ def _adapter(hint: Any) -> TypeAdapter:
 def describe(part: Part) -> str:
     """What a part may be, in words."""
     if part.kind in ("choice", "several"):
-        return f"{', '.join(part.what.classes)}, or your own as file.py:Class"
+        return part.what.names
     return "settings" if part.kind == "group" else _in_words(part.what)
 
 
