@@ -57,7 +57,9 @@ def test_results_say_what_made_them(folder):
     for name, choice in {"ridge": "classifier", "nearest_neighbour": "method"}.items():
         content = json.loads((folder / f"outputs/own/results/{name}.json").read_text())
         made_with = content["config"][choice]["name"]
-        assert made_with in {"my_classifier.py:Ridge", "my_method.py:NearestNeighbour"} and made_with in content["method"]
+        assert (
+            made_with in {"my_classifier.py:Ridge", "my_method.py:NearestNeighbour"} and made_with in content["method"]
+        )
         assert f"code of {choice}" in content["inputs"]
     noise = json.loads((folder / "outputs/own/results/noise.json").read_text())
     assert noise["config"]["add"]["names"] == ["my_rows.py:Noise", "repetition"]
