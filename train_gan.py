@@ -59,7 +59,7 @@ class StageConfig(GanSettings, ExtractorChoice):
     overwrite: RunOnly[bool] = False
     """make it again even if it is there"""
 
-    renamed: ClassVar = {"augment.mode": "augment.name"}
+    renamed: ClassVar = ExtractorChoice.renamed | {"augment.mode": "augment.name"}
 
 
 @dataclass(kw_only=True)
@@ -205,7 +205,7 @@ def _recipe(
     extractor, chosen = representation.chosen_extractor(config, images)
     if config.extractor is not None:
         representation.check_knows_base_only(config.extractor, config.data / "split.json")
-    files = {"images": config.data / "images.h5", "split": config.data / "split.json", "weights": config.weights}
+    files = {"images": config.data / "images.h5", "split": config.data / "split.json"}
     return extractor, recipe(stage, config, {**files, **inputs, **chosen})
 
 

@@ -22,7 +22,7 @@ from lowshot.core.errors import InputError
 _OWN = "lowshot_own_"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed by identity: it stands in annotations
 class Registry:
     """What there is of a kind: `classes` maps names to dataclasses of settings.
 

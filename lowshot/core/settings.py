@@ -336,6 +336,8 @@ def defaults_of(settings: Any) -> dict[str, Any]:
             values[field.name] = name | (values_of(default) if alike else defaults_of(value))
         elif part.kind == "several":
             values[field.name] = {"names": list(default), **{name: defaults_of(one) for name, one in value.items()}}
+        elif part.kind == "group" and default is None and value is not None:
+            values[field.name] = defaults_of(value)
         elif default is not MISSING:
             values[field.name] = _plain(part, default)
     return values

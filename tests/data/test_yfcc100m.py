@@ -106,18 +106,14 @@ def test_what_is_listed_begins_at_the_start(pool, root):
 def test_a_pool_has_neither_split_nor_draws(pool):
     assert sorted(path.name for path in pool.iterdir()) == ["config.json", "images.h5"]
     made_from = json.loads((pool / "config.json").read_text())
-    assert made_from["config"]["start"] == START and list(made_from["inputs"]) == ["zips"]
+    assert made_from["config"]["dataset"]["start"] == START and list(made_from["inputs"]) == ["zips"]
 
 
 def test_the_same_again_does_nothing_and_another_start_is_named(pool, root, capsys):
     preprocessing.main(config(root, pool, count=COUNT))
     assert "is there already" in capsys.readouterr().out
-    with pytest.raises(InputError, match=f"setting start was {START}, now {START + 1}"):
+    with pytest.raises(InputError, match=f"setting dataset.start was {START}, now {START + 1}"):
         preprocessing.main(config(root, pool, start=START + 1, count=COUNT))
-
-
-def test_other_data_sets_do_not_record_start_and_count(data):
-    assert not {"start", "count"} & set(json.loads((data / "config.json").read_text())["config"])
 
 
 @pytest.mark.parametrize(
