@@ -193,7 +193,7 @@ def _read(config: PretrainConfig | FinetuneConfig) -> tuple[Images, Split]:
     where = config.data / "images.h5"
     images = read_images(where)
     if images.pixels is None:
-        raise InputError(f"{where}: images on disk; a GAN needs stored pixels (preprocessing.py --image_size)")
+        raise InputError(f"{where}: images on disk; a GAN needs stored pixels (preprocessing.py --dataset.image_size)")
     return images, read_split(config.data / "split.json")
 
 
