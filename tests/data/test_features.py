@@ -120,8 +120,9 @@ def test_a_corrupt_image_leaves_nothing(tmp_path, image_folder):
     shutil.copytree(image_folder, root)
     options = {"dataset": {"name": "folder", "test_per_class": 4, "max_shots": 5}, "root": root}
     data = preprocessing.main(settings(preprocessing.Config, out=tmp_path / "data", **options))
-    small = {"model": "Conv4", "width": 0.25, "epochs": 0, "image_size": 16, "accelerator": "cpu", "num_workers": 0}
-    extractor = train_extractor.main(train_extractor.Config(data=data, out=tmp_path / "extractor", **small))
+    model = {"name": "Conv4", "width": 0.25, "image_size": 16}
+    small = {"model": model, "epochs": 0, "accelerator": "cpu", "num_workers": 0}
+    extractor = train_extractor.main(settings(train_extractor.Config, data=data, out=tmp_path / "extractor", **small))
     (root / "super1" / "class7" / "3.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"class7/3\.png: corrupt image"):
         save_features.main(

@@ -188,9 +188,9 @@ def test_one_pool_gives_one_feature_file(tmp_path, cifar_root):
 
     dataset = {"name": "cifar_fs", "max_shots": 3}
     data = main(settings(Config, dataset=dataset, root=cifar_root, out=tmp_path / "data"))
-    model = {"model": "ResNet12", "width": 0.1, "head": "cosine", "drop_rate": 0.1}
-    run = {"epochs": 1, "batch_size": 32, "accelerator": "cpu"}
-    extractor = train_extractor(TrainConfig(data=data, out=tmp_path / "extractor", **model, **run))
+    options = {"model": {"name": "ResNet12", "width": 0.1, "drop_rate": 0.1}, "head": "cosine", "epochs": 1,
+               "batch_size": 32, "accelerator": "cpu"}  # fmt: skip
+    extractor = train_extractor(settings(TrainConfig, data=data, out=tmp_path / "extractor", **options))
     out = save_features(SaveConfig(extractor=extractor, data=data, out=tmp_path / "features", accelerator="cpu"))
     assert [path.name for path in out.iterdir()] == ["train.h5"]
     assert len(read_features(out / "train.h5", 100).labels) == 300
@@ -216,9 +216,9 @@ def test_preprocessing_and_training_with_validation_classes(tmp_path, cifar_root
 
 def test_drop_rate_needs_resnet12(tmp_path, data):
     result = run_script(
-        "train_extractor.py", "--data", data, "--out", tmp_path / "x", "--model", "Conv4", "--drop_rate", 0.1
+        "train_extractor.py", "--data", data, "--out", tmp_path / "x", "--model", "Conv4", "--model.drop_rate", 0.1
     )
-    assert_refused(result, "drop_rate", "ResNet12")
+    assert_refused(result, "model.drop_rate: no setting of Conv4", "ResNet12")
 
 
 def test_a_published_split_takes_no_settings_of_ours(tmp_path, cifar_root):
