@@ -182,11 +182,17 @@ def _as_group(group: type, value: Any) -> dict[str, Any]:
 def as_several(value: Any) -> dict[str, Any]:
     """Names in order, each with what is given for it; the user's own go by the names of their classes."""
     if isinstance(value, dict) and _ITSELF in value:
-        return {**as_several(value[_ITSELF]), **as_several({k: v for k, v in value.items() if k != _ITSELF})}
+        return _joined(as_several(value[_ITSELF]), as_several({k: v for k, v in value.items() if k != _ITSELF}))
     if isinstance(value, str):
         value = _listed(value)
     given = value if isinstance(value, dict) else dict.fromkeys(value if isinstance(value, list) else [value])
     return dict(_keyed(str(name), one) for name, one in given.items())
+
+
+def _joined(older: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any]:
+    """Several of two sources, what `newer` gives of one first."""
+    both = {name: {**_as_dict(older[name]), **_as_dict(newer[name])} for name in newer if name in older}
+    return {**older, **newer, **both}
 
 
 def _keyed(name: str, value: Any) -> tuple[str, Any]:
@@ -290,9 +296,7 @@ def _merge_part(part: Part, older: Any, newer: Any) -> Any:
         other = newer.get("name", older.get("name")) != older.get("name")
         return newer if other else {**older, **newer}
     if part.kind == "several" and isinstance(newer, dict):
-        older, newer = as_several(older), as_several(newer)
-        both = {name: {**_as_dict(older[name]), **_as_dict(newer[name])} for name in newer if name in older}
-        return {**older, **newer, **both}
+        return _joined(as_several(older), as_several(newer))
     return newer
 
 
