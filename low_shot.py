@@ -51,7 +51,7 @@ from lowshot.core.choices import Registry, Several
 from lowshot.core.cli import run
 from lowshot.core.errors import Diverged, InputError
 from lowshot.core.imports import load
-from lowshot.core.settings import NonNegativeInt, flat
+from lowshot.core.settings import NonNegativeInt
 from lowshot.data.additions import Addition, FileRows, Repetition, RowsOfFile, Run, check_extended
 from lowshot.data.protocol import read_draws
 from lowshot.diffusion.settings import Propagated
@@ -64,7 +64,7 @@ from lowshot.evaluation.benchmark import (
     read_benchmark,
     write_results,
 )
-from lowshot.evaluation.selection import choose, evidence_path, joint_recipe, joint_settings
+from lowshot.evaluation.selection import by_setting, choose, evidence_path, joint_recipe
 from lowshot.evaluation.settings import SelectionConfig
 from lowshot.gan.settings import Samples
 from lowshot.hallucination.settings import Generator
@@ -129,10 +129,7 @@ class Config(SelectionConfig):
 
 
 def _today(stored: dict) -> dict:
-    config, inputs = dict(stored["config"]), dict(stored["inputs"])
-    for name, by_shot in config.items():  # options chosen for each n
-        if isinstance(by_shot, dict) and all(n.isdigit() and isinstance(one, dict) for n, one in by_shot.items()):
-            config[name] = joint_settings({n: flat(one) for n, one in by_shot.items()})
+    config, inputs = by_setting(stored["config"]), stored["inputs"]
     named = {name: name in inputs for name in ("propagated", "generator")}
     named |= {"samples": "samples_per_shot" in config, "repetition": config.pop("repetition", False)}
     names, filled = [name for name in named if named[name]], config.pop("max_per_label", None)

@@ -102,8 +102,9 @@ def _with_chosen(config: Config, chosen: dict, per_shot: bool) -> list[Config]:
 def joint_recipe(recipes: list[tuple[list[int], Recipe]]) -> Recipe:
     """One recipe for the results of several configs, each for some n: (shots, recipe) of each. A setting in which they
     differ, or that not all of them have, is shown for each n that has it."""
-    joint = joint_settings({str(n): flat(one["config"]) for shots, one in recipes for n in shots})
-    return recipes[0][1].but(config=nested({**joint, "shots": [n for shots, _ in recipes for n in shots]}))
+    together = {"shots": [n for shots, _ in recipes for n in shots]}
+    joint = joint_settings({str(n): flat({**one["config"], **together}) for shots, one in recipes for n in shots})
+    return recipes[0][1].but(config=nested(joint))
 
 
 def joint_settings(by_shot: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -115,6 +116,19 @@ def joint_settings(by_shot: dict[str, dict[str, Any]]) -> dict[str, Any]:
         alike = len(values) == len(by_shot) and all(value == first for value in values.values())
         joint |= {name: first} if alike else {f"{name}.{n}": value for n, value in values.items()}
     return joint
+
+
+def by_setting(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an older recipe, which had groups that differ by n whole for each n; one that has none as it
+    is."""
+    return {
+        name: joint_settings({n: flat(one) for n, one in value.items()}) if _is_by_shot(value) else value
+        for name, value in config.items()
+    }
+
+
+def _is_by_shot(value: Any) -> bool:
+    return isinstance(value, dict) and all(n.isdigit() and isinstance(one, dict) for n, one in value.items())
 
 
 def evidence_path(out: Path) -> Path:
