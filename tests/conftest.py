@@ -154,7 +154,8 @@ def extractor(tmp_path_factory, data) -> Path:
     from train_extractor import Config, main
 
     out = tmp_path_factory.mktemp("extractor") / "extractor"
-    return main(Config(data=data, out=out, model="Conv4", width=0.25, epochs=2, batch_size=16, accelerator="cpu"))
+    small = {"model": {"name": "Conv4", "width": 0.25}, "epochs": 2, "batch_size": 16, "accelerator": "cpu"}
+    return main(settings(Config, data=data, out=out, **small))
 
 
 @pytest.fixture(scope="session")
