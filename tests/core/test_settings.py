@@ -170,7 +170,7 @@ def test_what_cannot_be_is_named(values, cause):
 
 
 def test_what_must_be_given():
-    with pytest.raises(BadSetting, match="^out: must be given: a path$") as error:
+    with pytest.raises(BadSetting, match=r"^out: must be given: a path$") as error:
         build(Config, {})
     assert (error.value.key, error.value.cause) == ("out", "must be given: a path")
 
@@ -325,8 +325,9 @@ def test_plain_values_of_settings():
 
 
 def test_defaults_are_those_of_the_choices_at_work():
-    config = made(n=1, copies=2, loss={"name": "sgm", "weight": 1}, second={"name": "sgm", "weight": 1},
-                  optimiser={"loss": {"weight": 1}}, net={"name": "wide", "depth": 9}, add={"sgm": {"weight": 1}})  # fmt: skip
+    sgm = {"name": "sgm", "weight": 1}
+    config = made(n=1, copies=2, loss=sgm, second=sgm, optimiser={"loss": {"weight": 1}},
+                  net={"name": "wide", "depth": 9}, add={"sgm": {"weight": 1}})  # fmt: skip
     defaults = defaults_of(config)
     assert defaults["n"] == 5 and not {"out", "device"} & set(defaults)
     assert defaults["loss"] == {"name": "plain", "weight": 0.02, "squared": False}
@@ -415,7 +416,7 @@ class Outer:
 
 
 def test_an_error_of_the_class_names_where_it_stands():
-    with pytest.raises(BadSetting, match="^inner: low 2 is above high 1$"):
+    with pytest.raises(BadSetting, match=r"^inner: low 2 is above high 1$"):
         build(Outer, {"inner": {"low": 2}})
-    with pytest.raises(InputError, match="^low 2 is above high 1$"):
+    with pytest.raises(InputError, match=r"^low 2 is above high 1$"):
         build(Ordered, {"low": 2})
