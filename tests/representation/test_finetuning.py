@@ -171,9 +171,9 @@ def tuned(data, extractor, tmp_path_factory):
 
 def judge(data, folder, out, **changes):
     options = {"train": folder / "features" / "train.h5", "test": folder / "features" / "test.h5", "trials": [1],
-               "split": data / "split.json", "draws": data / "draws.json", "classifier": "own_head", "shots": [3],
-               "head": folder / "extractor"}  # fmt: skip
-    return read_json(low_shot.main(low_shot.Config(**options | changes, out=out)))
+               "split": data / "split.json", "draws": data / "draws.json", "shots": [3],
+               "classifier": {"name": "own_head", "extractor": folder / "extractor"}}  # fmt: skip
+    return read_json(low_shot.main(settings(low_shot.Config, **options | changes, out=out)))
 
 
 def test_the_own_head_is_judged(data, tuned, tmp_path):
@@ -183,7 +183,7 @@ def test_the_own_head_is_judged(data, tuned, tmp_path):
         right = model.classifier(torch.from_numpy(test.feats)).argmax(1).numpy() == test.labels
     novel = np.isin(test.labels, read_split(data / "split.json").novel_classes_2)
     assert result["trials"][0]["top1_novel"] == pytest.approx(right[novel].mean())
-    assert result["method"] == "own_head" and set(result["inputs"]) >= {"head"}
+    assert result["method"] == "own_head" and set(result["inputs"]) >= {"classifier.extractor"}
     assert result["protocol"]["setting"] == "inductive"
 
 
@@ -200,9 +200,8 @@ def test_a_head_that_has_learned_from_samples_says_so(data, extractor, samples, 
     [
         ({"shots": [2]}, "fine-tuned on 3 shots of trial 1; it serves no run of 2 of trial 1"),
         ({"trials": [1, 2]}, "serves no run of 3 of trial 2"),
-        ({"repetition": True}, "own_head: learns nothing"),
-        ({"head": None}, "own_head and head: give both"),
-        ({"classifier": "nearest_mean"}, "own_head and head: give both"),
+        ({"add": ["repetition"]}, "own_head: learns nothing"),
+        ({"classifier": "own_head"}, r"classifier\.extractor: must be given"),
     ],
 )
 def test_heads_and_features_serve_their_own_runs_only(data, tuned, tmp_path, changes, words):
@@ -212,4 +211,4 @@ def test_heads_and_features_serve_their_own_runs_only(data, tuned, tmp_path, cha
 
 def test_the_head_of_another_extractor_is_refused(data, extractor, tuned, tmp_path):
     with pytest.raises(InputError, match="holds features of another extractor"):
-        judge(data, tuned, tmp_path / "x.json", head=extractor)
+        judge(data, tuned, tmp_path / "x.json", classifier={"name": "own_head", "extractor": extractor})
