@@ -144,8 +144,8 @@ def data(tmp_path_factory, image_folder) -> Path:
     from preprocessing import Config, main
 
     out = tmp_path_factory.mktemp("data") / "data"
-    return main(Config(dataset="folder", root=image_folder, out=out, image_size=16, test_per_class=4, max_shots=5,
-                       n_trials=2, novel_fraction=0.4))  # fmt: skip
+    photos = {"name": "folder", "image_size": 16, "test_per_class": 4, "max_shots": 5, "n_trials": 2}
+    return main(settings(Config, dataset=photos, root=image_folder, out=out))
 
 
 @pytest.fixture(scope="session")

@@ -106,8 +106,8 @@ def build(
             built[field.name] = default
     try:
         return settings_class(**built)
-    except InputError as error:
-        raise (BadSetting(at[:-1], str(error)) if at else error) from None
+    except ValueError as error:
+        raise (BadSetting(at[:-1], str(error)) if at else InputError(str(error))) from None
 
 
 def _default(field: Field) -> Any:
@@ -179,11 +179,17 @@ def _as_group(group: type, value: Any) -> dict[str, Any]:
 def _as_several(value: Any) -> dict[str, Any]:
     """Names in order, each with what is given for it; the user's own go by the names of their classes."""
     if isinstance(value, dict) and _ITSELF in value:
-        return {**_as_several(value[_ITSELF]), **_as_several({k: v for k, v in value.items() if k != _ITSELF})}
+        return _joined(_as_several(value[_ITSELF]), _as_several({k: v for k, v in value.items() if k != _ITSELF}))
     if isinstance(value, str):
         value = _listed(value)
     given = value if isinstance(value, dict) else dict.fromkeys(value if isinstance(value, list) else [value])
     return dict(_keyed(str(name), one) for name, one in given.items())
+
+
+def _joined(older: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any]:
+    """Several of two sources, what `newer` gives of one first."""
+    both = {name: {**_as_dict(older[name]), **_as_dict(newer[name])} for name in newer if name in older}
+    return {**older, **newer, **both}
 
 
 def _keyed(name: str, value: Any) -> tuple[str, Any]:
@@ -270,23 +276,22 @@ def _in_words(hint: Any) -> str:
 def merge(settings_class: type, older: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any]:
     """Values of two sources, `newer` first; another choice leaves nothing of the settings of the older one."""
     parts, merged = parts_of(settings_class), dict(older)
+    defaults = {field.name: _default(field) for field in fields(settings_class)}
     for name, value in newer.items():
         part, before = parts.get(name), older.get(name)
-        merged[name] = value if part is None or before is None else _merge_part(part, before, value)
+        merged[name] = value if part is None or before is None else _merge_part(part, defaults[name], before, value)
     return merged
 
 
-def _merge_part(part: Part, older: Any, newer: Any) -> Any:
+def _merge_part(part: Part, default: Any, older: Any, newer: Any) -> Any:
     if part.kind == "group" and not (part.optional and newer in (None, "null")):
         return merge(part.what, _as_group(part.what, older), _as_group(part.what, newer))
     if part.kind == "choice" and newer not in (None, "null"):
         older, newer = _as_choice(older), _as_choice(newer)
-        other = newer.get("name", older.get("name")) != older.get("name")
-        return newer if other else {**older, **newer}
+        name = older.get("name") or (None if default in (MISSING, None) else part.what.name_of(default))
+        return newer if newer.get("name", name) != name else {**older, **newer}
     if part.kind == "several" and isinstance(newer, dict):
-        older, newer = _as_several(older), _as_several(newer)
-        both = {name: {**_as_dict(older[name]), **_as_dict(newer[name])} for name in newer if name in older}
-        return {**older, **newer, **both}
+        return _joined(_as_several(older), _as_several(newer))
     return newer
 
 
@@ -317,8 +322,9 @@ def _takes_path(part: Part) -> bool:
 
 
 def paths_of(settings: Any) -> dict[str, Path]:
-    """The files and folders that settings of one choice or group name, by field."""
-    named = {name: getattr(settings, name) for name, part in parts_of(type(settings)).items() if _takes_path(part)}
+    """The files and folders that settings of one choice or group name, by field; without those that are run only."""
+    parts = {name: part for name, part in parts_of(type(settings)).items() if _takes_path(part) and not part.run_only}
+    named = {name: getattr(settings, name) for name in parts}
     return {name: path for name, path in named.items() if path is not None}
 
 
