@@ -43,9 +43,10 @@ def test_every_block_is_run():
 
 
 def test_the_methods_are_those_that_the_registries_ask_for():
+    from lowshot.data.datasets.settings import DATASETS
+
     import low_shot
     from lowshot.classifiers.settings import CLASSIFIERS, METHODS
-    from lowshot.data.datasets.settings import DATASETS
     from lowshot.representation.settings import AUGMENTATIONS, BACKBONES, LOSSES
 
     registries = [LOSSES, BACKBONES, AUGMENTATIONS, DATASETS, CLASSIFIERS, METHODS, low_shot.ADDITIONS]
@@ -57,7 +58,9 @@ def test_results_say_what_made_them(folder):
     for name, choice in {"ridge": "classifier", "nearest_neighbour": "method"}.items():
         content = json.loads((folder / f"outputs/own/results/{name}.json").read_text())
         made_with = content["config"][choice]["name"]
-        assert made_with in {"my_classifier.py:Ridge", "my_method.py:NearestNeighbour"} and made_with in content["method"]
+        assert (
+            made_with in {"my_classifier.py:Ridge", "my_method.py:NearestNeighbour"} and made_with in content["method"]
+        )
         assert f"code of {choice}" in content["inputs"]
     noise = json.loads((folder / "outputs/own/results/noise.json").read_text())
     assert noise["config"]["add"]["names"] == ["my_rows.py:Noise", "repetition"]
@@ -76,7 +79,7 @@ def test_a_second_run_finds_all_there(folder, words):
 def test_changed_code_makes_another_result(folder):
     words = next(words for words in COMMANDS if "my_classifier.py:Ridge" in words)
     file = folder / "my_classifier.py"
-    before, times = file.read_text(), os.stat(file)
+    before, times = file.read_text(), file.stat()
     try:
         file.write_text(before + "\n# changed\n")
         assert_refused(run_script(*words[1:], folder=folder), "code of classifier")

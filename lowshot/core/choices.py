@@ -123,7 +123,8 @@ def suggestion(name: str, known: Any) -> str:
 def _from_file(path: Path, name: str) -> Any:
     if not path.is_file():
         raise InputError(f"{name}: {path}: no such file")
-    module_name = f"{_OWN}{path.stem}_{zlib.crc32(str(path.resolve()).encode()):x}"
+    code = path.read_bytes()  # a file that has changed since is another module
+    module_name = f"{_OWN}{path.stem}_{zlib.crc32(bytes(path.resolve()) + code):x}"
     if module_name in sys.modules:
         return sys.modules[module_name]
     spec = importlib.util.spec_from_file_location(module_name, path.resolve())

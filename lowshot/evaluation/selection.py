@@ -13,8 +13,10 @@ import hashlib
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -75,9 +77,9 @@ def choose(
     if not is_done(evidence, made_from, config.overwrite):
         _evaluate_cells(evidence, made_from, cells, config, evaluate, device)
     stored = read_yaml(evidence)
-    done = _checked_cells(evidence, stored, cells, config)
+    done = _checked_cells(evidence, stored, cells, how.criterion)
     chosen = _chosen(evidence, done, config)
-    if len(done) < len(cells) or _today(stored.get("chosen"), config) != chosen:
+    if len(done) < len(cells) or not _same_values(stored.get("chosen"), chosen):
         raise InputError(f"{evidence}: what it calls chosen is not the best of all cells; it was edited by hand")
     record = {"criterion": how.criterion, "chosen": chosen, "evidence": evidence.name, "digest": _digest(stored)}
     return Choice(_with_chosen(replace(config, select=None), chosen, how.per_shot), evidence, record)
@@ -135,31 +137,26 @@ def _recipe(
     made_from, settings = recipe_of(plain), {}
     for values in cells:
         settings |= flat(recipe_of(with_values(plain, values))["config"])
+    names = getattr(type(config), "renamed", {})
     how = {"criterion": criterion} | ({"select_per_shot": True} if per_shot else {})
     common = {name: value for name, value in settings.items() if name not in cells[0]}
-    return made_from.but(
-        config={**how, **common, "cells": cells}, older=lambda stored: _older(made_from.older, config, stored)
-    )
+    return made_from.but(config={**how, **common, "cells": cells}, older=partial(_older, made_from.older, names, cells))
 
 
-def _older(older: Callable[[dict], dict], config: SelectionConfig, stored: dict) -> dict:
+def _older(older: Callable[[dict], dict], names: dict[str, str], cells: list[Cell], stored: dict) -> dict:
     """The recipe of stored evidence, its cells too in today's names."""
-    today = older(stored)
-    cells = [_today(values, config) for values in stored["config"].get("cells", [])]
-    return {**today, "config": {**today["config"], "cells": cells}}
+    renamed = [
+        {_name_among(cells[0], name_today(names, name)): value for name, value in values.items()}
+        for values in stored["config"].get("cells", [])
+    ]
+    stored = older(stored)
+    return {**stored, "config": {**stored["config"], "cells": renamed}}
 
 
-def _today(values: Any, config: SelectionConfig) -> Any:
-    """Values of a cell, or of one for each n, under the names that settings have today."""
-    if not isinstance(values, dict):
-        return values
-    return {today: _today(value, config) for name, value in values.items() for today in _names_today(str(name), config)}
-
-
-def _names_today(name: str, config: SelectionConfig) -> list[str]:
-    if hasattr(config, "named_today"):
-        return config.named_today(name)
-    return [name_today(getattr(type(config), "renamed", {}), name)]
+def _name_among(known: Cell, name: str) -> str:
+    """A name as it is in `known`: that of any addition may stand for ADDITION (`add.ADDITION.max_per_label`)."""
+    pattern = re.escape(name).replace("ADDITION", r"\w+")
+    return next((one for one in known if re.fullmatch(pattern, one)), name)
 
 
 def read_grid(path: Path, config: SelectionConfig) -> list[Cell]:
@@ -189,8 +186,9 @@ def read_grid(path: Path, config: SelectionConfig) -> list[Cell]:
 def _taken(path: Path, config: SelectionConfig, name: str, value: Any) -> tuple[str, Any]:
     """A setting of a grid and one of its values as the settings take them; InputError for what cannot be chosen."""
     protocol = {field.name for field in fields(SelectionConfig)}
-    if today := [one for one in _names_today(name, config) if one not in (name, f"{name}.name")]:
-        raise InputError(f"{path}: {name}: is called {today[0]} now")
+    today = name_today(getattr(type(config), "renamed", {}), name)
+    if today not in (name, f"{name}.name"):
+        raise InputError(f"{path}: {name}: is called {today} now")
     settings = flat(values_of(_with_values_of(path, config, {name: value})))
     known = name if name in settings else f"{name}.name"
     if known not in settings or name.split(".")[0] in protocol:
@@ -220,17 +218,17 @@ def _evaluate_cells(
     provenance, criterion = Provenance(), config.select.criterion
     benchmark = read_benchmark(replace(config, setup="validation"))
     protocol = {"setup": "validation", "split_digest": benchmark.split.digest}
-    with writing(evidence, made_from, resumable=True) as partial:
-        done = _checked_cells(partial, read_yaml(partial), cells, config) if partial_recipe(partial) else []
+    with writing(evidence, made_from, resumable=True) as unfinished:
+        done = _checked_cells(unfinished, read_yaml(unfinished), cells, criterion) if partial_recipe(unfinished) else []
         left, plain = cells[len(done) :], replace(config, select=None, setup="validation")
         all_ranks = evaluate([with_values(plain, values) for values in left], benchmark, device)
         for i, (values, ranks) in enumerate(zip(left, all_ranks), start=len(done) + 1):
             done.append(_entry(values, ranks, benchmark, criterion))
-            write_yaml(partial, {**made_from, "protocol": protocol, "cells": done})
+            write_yaml(unfinished, {**made_from, "protocol": protocol, "cells": done})
             print(f"{made_from['stage']}: cell {i} of {len(cells)}, {_text(done[-1], criterion)}", flush=True)
-        chosen = _chosen(partial, done, config)
+        chosen = _chosen(unfinished, done, config)
         made = {"chosen": chosen, **made_from, "protocol": protocol, "provenance": provenance.record(device)}
-        write_yaml(partial, {**made, "cells": done})
+        write_yaml(unfinished, {**made, "cells": done})
     print(f"{made_from['stage']}: chose {chosen} -> {evidence}", flush=True)
 
 
@@ -259,22 +257,31 @@ def _mean_and_interval(trials: list[dict], criterion: str) -> tuple[float, float
     return float(by_trial.mean()), interval
 
 
-def _checked_cells(path: Path, stored: Any, cells: list[Cell], config: SelectionConfig) -> list[dict]:
+def _checked_cells(path: Path, stored: Any, cells: list[Cell], criterion: Criterion) -> list[dict]:
     """What evidence, `stored` in the file `path`, says of the first of `cells`, or of all; InputError unless every mean
     is that of its trials."""
-    criterion = config.select.criterion
     try:
-        done = [{**cell, "values": _today(cell["values"], config)} for cell in stored["cells"]]
-        sound = [cell["values"] for cell in done] == cells[: len(done)] and all(
+        done = [{**cell, "values": values} for cell, values in zip(stored["cells"], cells)]
+        sound = all(_same_values(cell["values"], one["values"]) for cell, one in zip(stored["cells"], done)) and all(
             cell["trials"] and math.isclose(cell["mean"], _mean_and_interval(cell["trials"], criterion)[0])
             for cell in done
             if not (cell["mean"] is None and cell["diverged"])
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         sound = False
-    if not sound:
+    if not sound or len(stored["cells"]) > len(cells):
         raise InputError(f"{path}: damaged: its cells are not those of the grid with the means of their trials")
     return done
+
+
+def _same_values(stored: Any, expected: dict) -> bool:
+    """Whether values are the same, whatever older names their settings have; nested for those chosen for each n."""
+    if not isinstance(stored, dict):
+        return False
+    pairs = list(zip(stored.values(), expected.values()))
+    return len(stored) == len(expected) and all(
+        _same_values(one, two) if isinstance(two, dict) else one == two for one, two in pairs
+    )
 
 
 def _text(cell: dict, criterion: str) -> str:
