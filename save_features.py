@@ -13,7 +13,7 @@ python save_features.py --extractor outputs/cifar100/resnet10_sgm/extractor --da
     --out outputs/cifar100/resnet10_sgm/features
 python save_features.py --timm resnet50.a1_in1k --data outputs/photos/data --out outputs/photos/resnet50/features
 python save_features.py --extractor outputs/cifar100/scgm_g/extractor --data outputs/cifar100/data --copies 5 \\
-    --support.flip true --out outputs/cifar100/scgm_g/features
+    --copies.augment.flip --out outputs/cifar100/scgm_g/features
 CPU, seconds:
 python save_features.py --extractor outputs/glyphs/conv4_sgm/extractor --data outputs/glyphs/data \\
     --out outputs/glyphs/try/features
@@ -23,23 +23,40 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import h5py
 import numpy as np
 from tqdm import tqdm
 
 from lowshot import core, gan, representation
-from lowshot.core.artifacts import building, is_done, merged, recipe
+from lowshot.core.artifacts import building, is_done, recipe
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
 from lowshot.core.settings import NetworkPrecision, NonNegativeInt, PositiveInt, RunOnly
 from lowshot.data.datasets.images import Images, images_file, read_images
 from lowshot.data.features import create_features
-from lowshot.representation.settings import AugmentationSettings, ExtractorChoice
+from lowshot.representation.settings import (
+    AUGMENTATIONS,
+    ExtractorChoice,
+    StandardAugmentation,
+    StretchingTimmModel,
+)
 
 # Of the views of an image: 0 and the next few are training's.
 _SUPPORT = 100
+
+
+@dataclass
+class Copies:
+    """Augmented copies of every image, whose features are saved too."""
+
+    n: PositiveInt
+    """how many (5 in Ni et al., 2022)"""
+    augment: Annotated[Any, AUGMENTATIONS] = field(default_factory=StandardAugmentation)
+    """random changes of the copies, of images on disk as the extractor views them"""
+    seed: NonNegativeInt = 0
+    """of these changes"""
 
 
 @dataclass(kw_only=True)
@@ -48,19 +65,15 @@ class Config(ExtractorChoice):
     """folder with images.h5, or another images file: samples.h5 of sample_gan.py"""
     out: Path
     """folder to write train.h5 and test.h5 to"""
-    resize: bool = False
-    """timm: stretch stored pixels of another size than the model takes"""
+    timm: StretchingTimmModel | None = None
+    """in the place of --extractor a model of timm by name"""
     layer: Literal["trunk"] | None = None
     """trunk: features as they are before the projection that train_scgm.py trains; embeddings if not given"""
-    copies: PositiveInt | None = None
-    """augmented copies of every image whose features are saved too (5 in Ni et al., 2022); none if not given"""
-    support: AugmentationSettings = field(default_factory=AugmentationSettings)
-    """random changes of the copies, of images on disk as the extractor views them"""
-    seed: NonNegativeInt = 0
-    """of the copies' changes"""
-    part: Literal["train", "test"] | None = None
+    copies: Copies | None = None
+    """augmented copies of every image, whose features are saved too; none if not given"""
+    part: RunOnly[Literal["train", "test"] | None] = None
     """make this file only; both if not given"""
-    batch_size: PositiveInt = 256
+    batch_size: RunOnly[PositiveInt] = 256
     """images at once; changes the speed only"""
     accelerator: RunOnly[str] = "auto"
     """where to compute: auto, cpu, cuda, ..."""
@@ -71,23 +84,22 @@ class Config(ExtractorChoice):
     overwrite: RunOnly[bool] = False
     """make them again even if they are there"""
 
+    renamed = ExtractorChoice.renamed | {"support": "copies.augment", "copies": "copies.n", "seed": "copies.seed"}
+
 
 def main(config: Config) -> Path:
     """Save both files and return their folder."""
     where = images_file(config.data)
     images = read_images(where)
-    model, chosen = representation.chosen_extractor(config, images, config.resize)
+    model, chosen = representation.chosen_extractor(config, images)
     if config.layer == "trunk":
         representation.drop_projection(model, config)
-    _check_copies(config, images)
-    made_from = merged(
-        recipe("save_features", config, {"images": where, "weights": config.weights}), gan.handed_on(where)
-    )
-    made_from["inputs"] |= chosen
-    for unread in ["batch_size", "part"] if config.copies else ["batch_size", "part", "support", "seed"]:
-        made_from["config"].pop(unread)
-    if config.extractor:
-        made_from["config"] |= representation.novel_classes_seen(config.extractor)
+    if config.copies:
+        _check_copies(config.copies)
+    of_samples = gan.handed_on(where)
+    facts = representation.handed_on(config.extractor) if config.extractor else {}
+    inputs = {"images": where, **chosen, **of_samples["inputs"]}
+    made_from = recipe("save_features", config, inputs, **of_samples["config"], **facts)
     fabric = core.open_fabric(config.accelerator, config.precision)
     network = fabric.to_device(model)
     for name, test in (("train", False), ("test", True)):
@@ -105,15 +117,12 @@ def main(config: Config) -> Path:
     return config.out
 
 
-def _check_copies(config: Config, images: Images) -> None:
-    """InputError for settings of copies that are not made, all alike, or made in a way that is not there."""
-    changes = config.support != AugmentationSettings()
-    if changes and not config.copies:
-        raise InputError("support: changes the copies of images, of which none are made; give --copies too")
-    if config.copies and not changes:
-        raise InputError(f"copies {config.copies}: all like the image; give a change, e.g. --support.flip true")
-    if config.support.resized_crop:
-        raise InputError("support.resized_crop: not for copies, whose images are loaded once; give support.crop_area")
+def _check_copies(copies: Copies) -> None:
+    """InputError for copies that are all alike, or made in a way that is not there."""
+    if copies.augment == StandardAugmentation():
+        raise InputError(f"copies {copies.n}: all like the image; give a change, e.g. --copies.augment.flip")
+    if isinstance(copies.augment, StandardAugmentation) and copies.augment.resized_crop:
+        raise InputError("copies.augment.resized_crop: images are loaded once; give copies.augment.crop_area")
 
 
 def extract(
@@ -132,16 +141,17 @@ def extract(
 
     What changes a copy is drawn from (seed, copy, number of the image in images.h5), and only from that.
     """
+    n_copies, augment, uniforms = 0, None, []
+    if copies := config.copies:
+        n_copies, augment = copies.n, representation.augmentation_of(copies.augment)
+        uniforms = [augment.uniforms(len(images), copies.seed, i + 1, _SUPPORT) for i in range(n_copies)]
     if not path.exists():
-        create_features(path, len(rows), network.dim, images.labels[rows], made_from, config.copies or 0).close()
-    draws = range(1, 1 + (config.copies or 0))
-    augment = representation.Augmentation(**vars(config.support))
-    uniforms = [augment.uniforms(len(images), config.seed, copy, _SUPPORT) for copy in draws]
+        create_features(path, len(rows), network.dim, images.labels[rows], made_from, n_copies).close()
 
     def features(unit: Any) -> np.ndarray:
         feats = representation.batch_features(network, unit, fabric)
         if not np.isfinite(feats).all():
-            raise InputError(f"{config.extractor or config.timm}: makes features that are NaN or infinite")
+            raise InputError(f"{config.extractor or config.timm.name}: makes features that are NaN or infinite")
         return feats
 
     with h5py.File(path, "r+") as file:
@@ -152,13 +162,13 @@ def extract(
         loaded = representation.batches(images, parts, network.config, None, config.num_workers)
         for part, pixels in tqdm(zip(parts, loaded), path.stem, len(parts), unit="batch"):
             unit, block = representation.to_unit(pixels, fabric.device), slice(done, done + len(part))
-            copies = (augment(unit, uniform[part].to(fabric.device)) for uniform in uniforms)
-            feats = np.stack([features(unit), *map(features, copies)], axis=1)
+            changed = (augment(unit, uniform[part].to(fabric.device)) for uniform in uniforms)
+            feats = np.stack([features(unit), *map(features, changed)], axis=1)
             if is_blank is not None:
                 is_blank[block] = blank = unlabelled[block] & (pixels.flatten(1).amax(1) == 0).numpy()
                 feats[blank] = 0
             file["all_feats"][block] = feats[:, 0]
-            if config.copies:
+            if n_copies:
                 file["augmented_feats"][block] = feats[:, 1:]
             done = block.stop
             file["count"][0] = done

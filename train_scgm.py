@@ -2,12 +2,13 @@
 
 Reads   DATA/images.h5, DATA/split.json (preprocessing.py); of the classes only their superclasses
 Writes  OUT/model.pt, OUT/config.json (together they rebuild the network), OUT/mixture.h5 (means, the assignment of
-        training images to subclasses, its sizes over time), OUT/log.jsonl, OUT/tensorboard/
+        training images to subclasses, its sizes over time), OUT/log.jsonl, OUT/tensorboard/; with --patience
+        OUT/last.pt, the last weights of the network beside the best
 
 python train_scgm.py --data outputs/cifar100/data --out outputs/cifar100/scgm_g/extractor --model ResNet12
 CPU, seconds:
 python train_scgm.py --data outputs/glyphs/data --out outputs/glyphs/scgm/extractor --model Conv4 --epochs 2 \
-    --n_cycles 1 --n_subclasses 40
+    --schedule.n_cycles 1 --method.n_subclasses 40
 Several processes: --devices 8, or
 torchrun --nproc-per-node 8 train_scgm.py ... --devices 8
 """
@@ -29,7 +30,7 @@ from lowshot.core.settings import RunOnly
 from lowshot.data.datasets.images import Images, read_images, rows_of
 from lowshot.data.protocol import Split, read_split
 from lowshot.representation.settings import NetworkChoice
-from lowshot.scgm.settings import ScgmSettings, has_mixture, settings_unread
+from lowshot.scgm.settings import ScgmSettings, has_mixture
 
 
 @dataclass(kw_only=True)
@@ -43,6 +44,8 @@ class Config(ScgmSettings, NetworkChoice):
     overwrite: RunOnly[bool] = False
     """make it again even if it is there"""
 
+    renamed = ScgmSettings.renamed | NetworkChoice.renamed
+
 
 def main(config: Config) -> Path:
     """Train and return the folder written."""
@@ -52,8 +55,6 @@ def main(config: Config) -> Path:
     chosen = choose_rows(config, images, split)
     inputs = {"images": where, "split": config.data / "split.json", "weights": config.weights}
     made_from = representation.training_recipe("train_scgm", config, inputs)
-    for name in settings_unread(config):
-        del made_from["config"][name]
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     with representation.image_training(config, config.out, made_from, config.overwrite) as (fabric, training):
@@ -97,10 +98,10 @@ def choose_rows(config: Config, images: Images, split: Split) -> Chosen:
         raise InputError(f"{where}: no training image of superclass {s} ({split.superclass_names[s]})")
     if len(superclasses) < 2:
         raise InputError(f"{config.data}/split.json: a single superclass, nothing can be learned from it")
-    if has_mixture(config) and not len(superclasses) <= config.n_subclasses <= len(train):
+    if has_mixture(config) and not len(superclasses) <= config.method.n_subclasses <= len(train):
         raise InputError(
-            f"n_subclasses {config.n_subclasses}: must lie between the {len(superclasses)} superclasses and the "
-            f"{len(train)} training images"
+            f"method.n_subclasses {config.method.n_subclasses}: must lie between the {len(superclasses)} superclasses "
+            f"and the {len(train)} training images"
         )
     places = np.where(np.isin(superclass_of, superclasses), np.searchsorted(superclasses, superclass_of), -1)
     return Chosen(train, held, superclasses, places)

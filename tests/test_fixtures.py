@@ -21,7 +21,7 @@ from conftest import ROOT, run_script
 
 FROZEN = ROOT / "tests" / "fixtures" / "d41a11c"
 # Commands that train a network, by how they begin.
-TRAINING = ("train_", "matching_network.py train")
+TRAINING = ("train_", "finetune_extractor.py", "matching_network.py train")
 # The recipe of predictions holds where the images were, so it is another one in every folder.
 KNOWS_ITS_PLACE = "predict.py classify"
 # Entries of results that say how they were made (what they say of files is proven by the test of "is there already"),

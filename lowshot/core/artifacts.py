@@ -163,9 +163,20 @@ def is_done(out: Path, made_from: Recipe, overwrite: bool) -> bool:
     out = Path(out)
     if overwrite or not out.exists():
         return False
-    _refuse_if_other(out, read_recipe(out) if not (out.is_dir() and not any(out.iterdir())) else None, made_from)
-    print(f"{made_from['stage']}: {out} is there already, made from the same inputs and settings")
+    stored = read_recipe(out) if not (out.is_dir() and not any(out.iterdir())) else None
+    _refuse_if_other(out, stored, made_from)
+    early = _ended_early(stored["config"])
+    print(f"{made_from['stage']}: {out} is there already, made from the same inputs and settings{early}")
     return True
+
+
+def _ended_early(config: dict) -> str:
+    """What there is to be said of a training that was ended before its schedule was, by its recipe's `config`."""
+    if "ended_after" not in config:
+        return ""
+    length = next((name for name in ("epochs", "steps", "n_steps", "n_episodes") if config.get(name)), None)
+    unit, total = (length.removeprefix("n_")[:-1], f" of {config[length]}") if length else ("step", "")
+    return f", but ended after {unit} {config['ended_after']}{total}; --overwrite true trains it to the end"
 
 
 def _refuse_if_other(path: Path, stored: dict | None, made_from: Recipe) -> None:

@@ -12,7 +12,7 @@ import inspect
 import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,23 @@ from lowshot.core.errors import InputError
 _OWN = "lowshot_own_"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed by identity: it stands in annotations
 class Registry:
     """What there is of a kind: `classes` maps names to dataclasses of settings.
 
     A class that serves several names has a field `name`. A name of the form PREFIX:REST belongs to the class under
     "PREFIX:". `method` is what a class of the user's own must define, as its signature; one of two, joined by " or ".
+    Without it there are none but ours.
     """
 
     kind: str
     classes: Mapping[str, type]
-    method: str
+    method: str | None = None
+
+    @property
+    def names(self) -> str:
+        """What there is, in words."""
+        return ", ".join(self.classes) + (", or your own as file.py:Class" if self.method else "")
 
     def find(self, name: str) -> type:
         """The class of a choice; InputError, with all names there are, for one that does not exist."""
@@ -41,29 +47,26 @@ class Registry:
         prefix, colon, rest = name.rpartition(":")
         if f"{prefix}:" in self.classes and rest:
             return self.classes[f"{prefix}:"]
-        if colon and prefix and rest:
+        if self.method and colon and prefix and rest:
             return self._own(name)
         meant = suggestion(name, self.classes)
-        raise InputError(
-            f"no {self.kind} is called '{name}'{meant}; there are {', '.join(self.classes)}, "
-            f"or your own as file.py:Class"
-        )
+        raise InputError(f"no {self.kind} is called '{name}'{meant}; there are {self.names}")
 
     def name_of(self, choice: Any) -> str:
         """The name of a choice: that under which it is registered, or where its class comes from."""
-        if hasattr(choice, "name"):
-            return choice.name
         for name, known in self.classes.items():
             if type(choice) is known:
-                return name
+                return getattr(choice, "name", name)
         return own_name(type(choice))
 
     def _own(self, name: str) -> type:
         own, methods = own_class(name), [one.partition("(")[0] for one in self.method.split(" or ")]
         if not (isinstance(own, type) and is_dataclass(own)):
             raise InputError(f"{name}: is not a dataclass, whose fields would be the settings of a {self.kind}")
-        if not any(callable(getattr(own, method, None)) for method in methods):
+        if not any(method in vars(one) for method in methods for one in own.__mro__):  # every class has a __call__
             raise InputError(f"{name}: defines no {self.method}, which makes it a {self.kind}")
+        if any(one.name == "name" for one in fields(own)):
+            raise InputError(f"{name}: has a setting 'name', which is the class itself here; give it another name")
         return own
 
 

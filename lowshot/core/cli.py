@@ -111,10 +111,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _refuse_older_names(config_class: type, values: dict[str, Any], where: Path | None) -> None:
-    """InputError for a setting under the name that it had in an older revision."""
-    older = getattr(config_class, "renamed", {})
+    """InputError for a setting under the name that it had in an older revision, or that another stage has now: a
+    config class may have a table `moved` of such beside that of `renamed`."""
+    older, moved = getattr(config_class, "renamed", {}), getattr(config_class, "moved", {})
     for key in flat(values):
         top = key.split(".")[0]
+        if top in moved:
+            raise InputError(f"{f'{where}: ' if where else '--'}{top}: is a setting of {moved[top]} now")
         prefix = next((one for one in sorted(older, key=len, reverse=True) if f"{key}.".startswith(f"{one}.")), None)
         if prefix is None or (top in parts_of(config_class) and top == prefix):
             continue

@@ -243,7 +243,7 @@ def _adapter(hint: Any) -> TypeAdapter:
 def describe(part: Part) -> str:
     """What a part may be, in words."""
     if part.kind in ("choice", "several"):
-        return f"{', '.join(part.what.classes)}, or your own as file.py:Class"
+        return part.what.names
     return "settings" if part.kind == "group" else _in_words(part.what)
 
 
@@ -335,6 +335,8 @@ def defaults_of(settings: Any) -> dict[str, Any]:
             values[field.name] = name | (values_of(default) if alike else defaults_of(value))
         elif part.kind == "several":
             values[field.name] = {"names": list(default), **{name: defaults_of(one) for name, one in value.items()}}
+        elif part.kind == "group" and default is None and value is not None:
+            values[field.name] = defaults_of(value)
         elif default is not MISSING:
             values[field.name] = _plain(part, default)
     return values

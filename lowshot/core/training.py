@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from lowshot.core.artifacts import Recipe, partial_path, partial_recipe, write_json, writing
+from lowshot.core.artifacts import Recipe, partial_path, partial_recipe, read_json, write_json, writing
 from lowshot.core.errors import InputError
 from lowshot.core.state_dicts import load_state
 
@@ -19,11 +19,13 @@ from lowshot.core.state_dicts import load_state
 class TrainingRun:
     """The unfinished folder of one training: `checkpoint.pt`, `log.jsonl` (one record a `step`) and TensorBoard events.
 
-    Nothing here knows what is trained: a checkpoint is any dictionary of tensors, numbers and strings.
+    Nothing here knows what is trained: a checkpoint is any dictionary of tensors, numbers and strings. A training that
+    ends before its schedule does, because the user wants it to, leaves the step in `ended_after`: the artifact says so.
     """
 
     def __init__(self, folder: Path, writes: bool) -> None:
         self.folder, self.writes = folder, writes
+        self.ended_after: int | None = None
         self.log_file, self.checkpoint = folder / "log.jsonl", folder / "checkpoint.pt"
         self.events = SummaryWriter(str(folder / "tensorboard")) if writes else None
 
@@ -37,7 +39,7 @@ class TrainingRun:
         if self.writes and self.log_file.exists():
             lines = self.log_file.read_text().splitlines(keepends=True)
             whole = [line for line in lines if line.endswith("}\n")]  # a kill may have cut the last one
-            self.log_file.write_text("".join(line for line in whole if json.loads(line)["step"] <= checkpoint["step"]))
+            self.log_file.write_text("".join(line for line in whole if _is_before(json.loads(line), checkpoint)))
         return checkpoint
 
     def save(self, step: int, checkpoint: dict) -> None:
@@ -58,11 +60,33 @@ class TrainingRun:
         for name, value in values.items():
             self.events.add_scalar(name, value, step)
 
+    def say_ended_early(self) -> None:
+        """Write `ended_after` into the recipe of what has been made, and into the log."""
+        where = self.folder / "config.json"
+        content = read_json(where)
+        content["config"]["ended_after"] = self.ended_after
+        write_json(where, content)
+        self.log(self.ended_after, ended_after=self.ended_after)
+
     def check_finite(self, loss: float, step: int) -> None:
         """InputError that names the step if the loss is NaN or infinite; the checkpoint stays."""
         if not math.isfinite(loss):
             kept = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint.exists() else "no checkpoint yet"
             raise InputError(f"loss is {loss} at step {step}; {kept}")
+
+
+# What the last records of a log say of the whole training.
+OF_THE_END = {"ended_after", "model_epoch"}
+
+
+def _is_before(record: dict, checkpoint: dict) -> bool:
+    """Whether a run that goes on from the checkpoint keeps the record."""
+    return record["step"] <= checkpoint["step"] and not record.keys() & OF_THE_END
+
+
+def last_step(total: int, end_after: int | None) -> int:
+    """Where a training of `total` steps (or epochs) ends that the user wants to end behind one of them."""
+    return total if end_after is None else min(total, end_after)
 
 
 @contextmanager
@@ -89,6 +113,8 @@ def training_run(out: Path, made_from: Recipe, overwrite: bool, writes: bool = T
             if not run.checkpoint.exists():
                 shutil.rmtree(folder)  # nothing to go on from
             raise
+        if run.ended_after is not None:
+            run.say_ended_early()
         run.events.close()
         run.checkpoint.unlink(missing_ok=True)
 
@@ -99,27 +125,3 @@ def refuse_other_leftover(out: Path, made_from: Recipe) -> None:
     stored = partial_recipe(partial)
     if stored is not None and (difference := made_from.difference(stored)):
         raise InputError(f"{partial}: an unfinished run of others ({difference}); --overwrite true throws it away")
-
-
-def learning_rate(
-    epoch: float,
-    n_epochs: int,
-    lr: float,
-    schedule: str,
-    step_epochs: int,
-    lr_decay: float,
-    warmup_epochs: int,
-    warmup_lr: float,
-    n_cycles: int | None = None,
-) -> float:
-    """The rate at a point of training: constant `warmup_lr` first, then `step` (times lr_decay every step_epochs) or
-    `cosine` to zero; with `n_cycles` that many cosines one after the other, which change with whole epochs only."""
-    if epoch < warmup_epochs:
-        return warmup_lr
-    if schedule == "step":
-        return lr * lr_decay ** int(epoch // step_epochs)
-    done, n_left = epoch - warmup_epochs, max(1, n_epochs - warmup_epochs)
-    if n_cycles:
-        n_left = max(1, n_left // n_cycles)
-        done = int(done) % n_left
-    return lr * 0.5 * (1 + math.cos(math.pi * done / n_left))

@@ -1,11 +1,13 @@
-"""Training-time augmentation of a whole batch at once: one affine map an image (crop and flip are part of it), then
-blur, then colours.
+"""Training-time augmentation of a whole batch at once. The standard one: one affine map an image (crop and flip are
+part of it), then blur, then colours.
 
 Every image owns a row of uniform numbers, drawn per epoch from (seed, epoch): what happens to an image depends neither
 on the batch it stands in nor on the number of processes.
 """
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,16 +21,18 @@ from kornia.enhance import (
 from kornia.filters import filter2d_separable, get_gaussian_kernel1d
 from torch import Tensor
 
+from lowshot.core.choices import own_name
+from lowshot.core.errors import InputError
 from lowshot.core.seeds import torch_stream
-from lowshot.representation.settings import AugmentationSettings
+from lowshot.representation.settings import StandardAugmentation
 
 _N_UNIFORMS = 18
 _CROP_TRIES = 10
 _N_MORE_UNIFORMS = 6 + 2 * _CROP_TRIES
 
 
-class Augmentation(AugmentationSettings):
-    """The changes of `AugmentationSettings`, done to a batch on its device."""
+class Augmentation(StandardAugmentation):
+    """The changes of `StandardAugmentation`, done to a batch on its device."""
 
     def uniforms(self, n_images: int, seed: int, epoch: int, view: int = 0) -> Tensor:
         """Random numbers of a view of an epoch, float32 in [0, 1): one row for each of `n_images` training images."""
@@ -62,6 +66,10 @@ class Augmentation(AugmentationSettings):
     def smallest_area(self) -> float | None:
         """Smallest share of the area of an image on disk that its decoder is to cut out; None for no cut."""
         return 0.08 if self.resized_crop and self.crop_area is None else self.crop_area
+
+    def without_crop(self) -> "Augmentation":
+        """For images from which a decoder has cut the part already."""
+        return replace(self, crop_area=None)
 
     @property
     def _moves(self) -> bool:
@@ -115,6 +123,40 @@ class Augmentation(AugmentationSettings):
             is_grey = u[:, 21].view(-1, 1, 1, 1) < self.grey_probability
             images = torch.where(is_grey, rgb_to_grayscale(images), images)
         return images
+
+
+class OwnAugmentation:
+    """A user's augmentation, in the form of `Augmentation`: it sees whole images."""
+
+    smallest_area = None
+
+    def __init__(self, choice: Any) -> None:
+        self.choice, self.name = choice, own_name(type(choice))
+        if not isinstance(getattr(choice, "n_uniforms", None), int):
+            raise InputError(f"{self.name}: has no n_uniforms, the random numbers that an image takes; 0 for none")
+
+    def uniforms(self, n_images: int, seed: int, epoch: int, view: int = 0) -> Tensor:
+        """As of `Augmentation`: (n_images, n_uniforms)."""
+        key = (epoch, view) if view else (epoch,)
+        return torch.rand(n_images, self.choice.n_uniforms, generator=torch_stream(seed, "augmentation", *key))
+
+    def __call__(self, images: Tensor, uniforms: Tensor) -> Tensor:
+        """Images in [0, 1] (B, C, H, W) and their rows of `uniforms` -> augmented images of the same shape."""
+        changed = self.choice(images, uniforms)
+        if changed.shape != images.shape:
+            raise InputError(f"{self.name}: makes {tuple(changed.shape)} of images {tuple(images.shape)}")
+        return changed
+
+    def without_crop(self) -> "OwnAugmentation":
+        """It cuts nothing that a decoder could."""
+        return self
+
+
+def augmentation_of(choice: Any) -> Augmentation | OwnAugmentation:
+    """What a chosen augmentation does; a class of the user's own may inherit from `Augmentation`."""
+    if isinstance(choice, Augmentation):
+        return choice
+    return Augmentation(**vars(choice)) if type(choice) is StandardAugmentation else OwnAugmentation(choice)
 
 
 def _grid(theta: Tensor, images: Tensor) -> Tensor:

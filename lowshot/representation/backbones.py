@@ -1,14 +1,16 @@
-"""Feature extractors: the published ResNets, ResNet-12, VGG-16-BN, Conv-4 and any model of timm, each with a classifier
-head over the classes of the split.
+"""Feature extractors: the published ResNets, ResNet-12, VGG-16-BN, Conv-4, any model of timm and the user's own, each
+with a classifier head over the classes of the split.
 
 The ResNets have the layout and the parameter names of Hariharan & Girshick's release, so that their checkpoints load
 once the `module.` prefix is gone (see `load_weights`). Every extractor takes images in [0, 1] and normalises them
 itself: what was trained on one scale cannot be run on another.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +18,12 @@ from torch import Tensor, nn
 from torchvision.ops import DropBlock2d
 from torchvision.transforms import v2
 
-from lowshot.core.artifacts import read_json, write_json
+from lowshot.core.artifacts import digest, read_json, write_json
+from lowshot.core.choices import code_file, named_class
 from lowshot.core.errors import InputError
 from lowshot.core.settings import NonNegativeInt, PositiveFloat, PositiveInt, checked
 from lowshot.core.state_dicts import fill, load_state, load_tensors
-from lowshot.representation.settings import HeadName, ModelName
+from lowshot.representation.settings import BACKBONES, HeadName
 from lowshot.representation.timm_models import is_timm, timm_preprocessing, timm_trunk, timm_weights
 
 _BLOCKS = {"ResNet10": [1, 1, 1, 1], "ResNet18": [2, 2, 2, 2], "ResNet34": [3, 4, 6, 3],
@@ -35,10 +38,10 @@ class ModelConfig:
     It takes images of `n_channels` and `image_size`; `crop_pct`, `crop_mode` and `interpolation` (timm's words) say how
     to make one of a picture: resize the short side to image_size / crop_pct, cut out the centre. A timm model repeats a
     grey channel, and stretches images to `input_size` if that is given. With `embedding` the features are projected to
-    that many dimensions.
+    that many dimensions. A backbone of the user's own goes by the name of its class and has `options`.
     """
 
-    name: ModelName
+    name: str
     n_classes: NonNegativeInt
     n_channels: PositiveInt
     image_size: PositiveInt
@@ -52,6 +55,7 @@ class ModelConfig:
     crop_pct: PositiveFloat = 0.875
     crop_mode: str = "center"
     embedding: NonNegativeInt = 0
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def small_images(self) -> bool:
@@ -225,15 +229,31 @@ class CosineHead(nn.Module):
 _HEADS = {"linear": partial(nn.Linear, bias=False), "cosine": CosineHead, "mlp": mlp_head}
 
 
-def _trunk(config: ModelConfig) -> tuple[nn.Module, int]:
+def _trunk(config: ModelConfig, own: Any) -> tuple[nn.Module, int]:
+    if own is not None:
+        return _own_trunk(config, own)
     if is_timm(config.name):
         return timm_trunk(config.name, config.input_size or config.image_size)
+    BACKBONES.find(config.name)
     make = {"Conv4": _conv4_trunk, "ResNet12": _resnet12_trunk, "VGG16BN": _vgg_trunk}
     trunk, dim = make.get(config.name, _resnet_trunk)(config)
     for layer in trunk.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return trunk, dim
+
+
+def _own_trunk(config: ModelConfig, own: Any) -> tuple[nn.Module, int]:
+    """What the user's class builds; how many features it makes is seen of a black image."""
+    trunk = own.build(config.n_channels, config.image_size)
+    if not isinstance(trunk, nn.Module):
+        raise InputError(f"{config.name}: builds a {type(trunk).__name__}, not a torch.nn.Module")
+    with torch.no_grad():
+        features = trunk.eval()(torch.zeros(1, config.n_channels, config.image_size, config.image_size))
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        made = f"of shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
+        raise InputError(f"{config.name}: makes features {made} of one image; a backbone makes (1, D)")
+    return trunk.train(), features.shape[1]
 
 
 def projection_head(dim: int, embedding: int) -> nn.Sequential:
@@ -245,13 +265,14 @@ class Extractor(nn.Module):
     """A trunk that makes features, maybe a projection of them, and a classifier over all classes of the split.
 
     `dim` is the feature dimension D. The linear classifier has no bias: SGM reads the features as the classifier's
-    gradient. With 0 classes there is none.
+    gradient. With 0 classes there is none. `own` is the backbone if it is the user's, an object that builds the trunk;
+    `code` is the file of its class.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, own: Any = None) -> None:
         super().__init__()
-        self.config = config
-        self.trunk, self.dim = _trunk(config)
+        self.config, self.code = config, None if own is None else code_file(type(own))
+        self.trunk, self.dim = _trunk(config, own)
         self.projection = projection_head(self.dim, config.embedding) if config.embedding else nn.Identity()
         self.dim = config.embedding or self.dim
         self.classifier = _HEADS[config.head](self.dim, config.n_classes) if config.n_classes else nn.Identity()
@@ -293,8 +314,8 @@ def timm_config(
     side = image_size or preprocessing["input_size"][1]
     if stored_size not in (None, side) and not resize:
         raise InputError(
-            f"{name}: takes images of {side} px, but the stored ones have {stored_size}: --resize true stretches them, "
-            f"--image_size {stored_size} runs it at their size"
+            f"{name}: takes images of {side} px, but the stored ones have {stored_size}: its setting resize stretches "
+            f"them where there is one, image_size {stored_size} runs it at their size"
         )
     config = ModelConfig(name, n_classes, n_channels, stored_size or side, head=head, embedding=embedding)
     config.mean, config.std = list(preprocessing["mean"]), list(preprocessing["std"])
@@ -311,17 +332,32 @@ def save_extractor(folder: Path, model: Extractor, made_from: dict) -> None:
     write_json(folder / "config.json", content)
 
 
-def load_extractor(folder: Path) -> Extractor:
-    """Rebuild an extractor from its folder, in evaluation mode."""
+def load_extractor(folder: Path, code: Sequence[str] = ()) -> Extractor:
+    """Rebuild an extractor from its folder, in evaluation mode.
+
+    `code` names classes of the user's own, ``file.py:Class``, that it may have been made with and that may be imported.
+    """
     where = Path(folder) / "config.json"
     content = read_json(where)
     try:
         described = {"crop_pct": _older_crop_pct(content), **content["model"]}
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{where}: does not describe an extractor ({error})") from None
-    model = Extractor(checked(ModelConfig, described, where))
+    config = checked(ModelConfig, described, where)
+    model = Extractor(config, _own_backbone(config, content, Path(folder), code))
     fill(model, Path(folder) / "model.pt")
     return model.eval()
+
+
+def _own_backbone(config: ModelConfig, content: dict, folder: Path, code: Sequence[str]) -> Any:
+    """The user's backbone that the extractor in `folder` was made with; None for one of ours, or of timm."""
+    known = named_class(BACKBONES, config.name, code, folder)
+    if known in BACKBONES.classes.values():
+        return None
+    inputs = content.get("inputs", {})
+    if digest(code_file(known)) not in (inputs.get("code of model"), inputs.get("code of extractor")):
+        print(f"{folder}: {code_file(known)} has changed since it was made")
+    return checked(known, config.options, folder / "config.json")
 
 
 def _older_crop_pct(content: dict) -> float:

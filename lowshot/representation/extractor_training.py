@@ -1,21 +1,65 @@
 """Training an extractor on class labels."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lowshot.core.artifacts import Recipe
+from lowshot.core.choices import is_own
 from lowshot.core.errors import InputError
-from lowshot.representation.image_training import Trainer
+from lowshot.data.datasets.images import Images
+from lowshot.representation.backbones import save_extractor
+from lowshot.representation.image_training import Trainer, image_training
 from lowshot.representation.loading import in_batches
-from lowshot.representation.losses import topk_correct, total_loss
-from lowshot.representation.settings import Mixup
+from lowshot.representation.losses import loss_of, topk_correct
+from lowshot.representation.networks import build_network, check_network
+from lowshot.representation.settings import LOSSES, SGM, BatchSGM, ExtractorStage, Plain
 
 
-def mixup_shares(mixup: Mixup, n: int, device: torch.device) -> Tensor:
+def check_stage(config: ExtractorStage) -> None:
+    """InputError for settings that exclude each other."""
+    check_network(config)
+    loss = LOSSES.name_of(config.loss)
+    if isinstance(config.loss, (SGM, BatchSGM)) and config.head != "linear":
+        raise InputError(f"loss {loss}: is the gradient of a linear head, not of a {config.head} one")
+    if config.mixup is not None and not isinstance(config.loss, Plain):
+        raise InputError(f"mixup: only the plain loss is blended, not {loss}")
+    if config.trained == []:
+        raise InputError("trained: names no part of the network")
+
+
+def train_extractor(
+    config: ExtractorStage,
+    made_from: Recipe,
+    images: Images,
+    rows: tuple[np.ndarray, np.ndarray],
+    n_classes: int,
+    patience: int = 0,
+) -> Path:
+    """Train the network that `config` names on the first of the `rows` of `images` and watch the others; write it, and
+    return its folder."""
+    with image_training(config, config.out, made_from, config.overwrite) as (fabric, training):
+        model = build_network(config, images, config.data / "images.h5", n_classes, config.head)
+        if config.trained is not None:
+            freeze(model, config.trained)
+        trained = ExtractorTrainer(config, fabric, training, model, images, *rows, patience).fit()
+        if fabric.is_global_zero:
+            save_extractor(training.folder, trained, made_from)
+    if fabric.is_global_zero:
+        print(f"{made_from['stage']}: wrote {config.out} (D = {model.dim})")
+    return config.out
+
+
+def mixup_shares(mixup: Any, n: int, device: torch.device) -> Tensor:
     """Each image's own share in a blend (n,), from torch's own generator."""
-    if mixup.distribution == "uniform":
+    if is_own(mixup):
+        return mixup.shares(n, device)
+    if mixup.name == "uniform":
         return mixup.alpha * torch.rand(n, device=device)
     alpha = torch.full((n,), mixup.alpha, device=device)
     return torch.distributions.Beta(alpha, alpha).sample()
@@ -35,15 +79,14 @@ def freeze(model: nn.Module, trained: list[str]) -> None:
 
 
 class ExtractorTrainer(Trainer):
-    """Cross-entropy on the classes, with a shrinking term if `settings.loss` names one."""
+    """Cross-entropy on the classes, or the loss that `settings.loss` names."""
 
     def _step(self, positions: np.ndarray, *views: Tensor) -> dict[str, Tensor]:
         labels = torch.from_numpy(self.images.labels[self.train_rows[positions]]).to(self.fabric.device)
-        s = self.settings
-        if s.mixup.alpha:
+        if self.settings.mixup is not None:
             return self._blended_step(*views, labels)
         scores, features = self.network(*views)
-        loss = total_loss(s.loss, s.loss_weight, scores, features, labels, self._average_over_processes)
+        loss = loss_of(self.settings.loss)(scores.float(), features.float(), labels, self.model)
         return {"loss": self._update(loss), "top1": topk_correct(scores.detach(), labels, 1) / len(labels)}
 
     def _blended_step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -61,11 +104,6 @@ class ExtractorTrainer(Trainer):
             for module in self.model.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
-
-    def _average_over_processes(self, gradient: Tensor) -> Tensor:
-        if self.fabric.world_size == 1:
-            return gradient
-        return self.fabric.all_gather(gradient, sync_grads=True).mean(dim=0)
 
     @torch.inference_mode()
     def _evaluate(self) -> dict[str, float]:

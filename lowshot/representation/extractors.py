@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from lowshot.core.runtime import pick_device
 from lowshot.data.datasets.images import Images
 from lowshot.representation.backbones import Extractor, ModelConfig, load_extractor, load_timm_weights, timm_config
 from lowshot.representation.loading import batches, in_batches, to_unit, view
-from lowshot.representation.settings import ExtractorChoice
+from lowshot.representation.settings import ExtractorChoice, TimmModel
 from lowshot.representation.timm_models import PREFIX, is_timm
 
 if TYPE_CHECKING:
@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 
 
 def open_extractor(
-    source: str | Path, *, weights: str | Path | None = None, image_size: int | None = None
+    source: str | Path,
+    *,
+    weights: str | Path | None = None,
+    image_size: int | None = None,
+    code: Sequence[str] = (),
 ) -> Extractor:
     """An extractor in evaluation mode, for pictures: the folder of a trained one, or ``"timm:NAME"``.
 
@@ -37,6 +41,7 @@ def open_extractor(
         source: folder of train_extractor.py or train_scgm.py, or a model of timm such as "timm:resnet50.a1_in1k".
         weights: timm: a .safetensors file or a state dict to read; by default its weights are downloaded by name.
         image_size: timm: side in pixels of the images that the network sees; its own if not given.
+        code: classes of your own, ``file.py:Class``, that the extractor was made with and that may be imported.
 
     Raises InputError for a folder that holds no extractor, a name that timm does not know, or weights that do not fit.
     """
@@ -45,7 +50,7 @@ def open_extractor(
             raise InputError(f"{source}: no such folder; a model of timm is named timm:NAME")
         if weights or image_size:
             raise InputError(f"{source}: weights and image_size belong to timm:NAME; an extractor's folder has its own")
-        return load_extractor(Path(source))
+        return load_extractor(Path(source), code)
     return _timm_extractor(str(source), weights and Path(weights), image_size=image_size)
 
 
@@ -56,26 +61,33 @@ def _timm_extractor(name: str, weights: Path | None, **form: Any) -> Extractor:
     return model.eval()
 
 
-def chosen_extractor(
-    choice: ExtractorChoice, images: Images | None = None, resize: bool = False
-) -> tuple[Extractor, dict[str, str]]:
-    """The extractor in evaluation mode, for `images` (None: for pictures on disk); its inputs for a recipe.
+def chosen_extractor(choice: ExtractorChoice, images: Images | None = None) -> tuple[Extractor, dict[str, str]]:
+    """The extractor in evaluation mode, for `images` (None: for pictures on disk); the inputs of a recipe by it, as
+    digests.
 
     Raises InputError if none or two are chosen, or if stored images have another form than it takes; to a timm model's
-    size they can be stretched (`resize`).
+    size they can be stretched.
     """
     if (choice.extractor is None) == (choice.timm is None):
         raise InputError("give either --extractor FOLDER or --timm NAME")
-    if choice.extractor is not None:
-        if choice.weights or choice.image_size or resize:
-            raise InputError("weights, image_size and resize belong to --timm; an extractor's folder has its own")
-        model = load_extractor(choice.extractor)
-        if images is not None:
-            _check_form(model, images, choice.extractor)
-        return model, {"extractor": digest(choice.extractor)}
-    form = {} if images is None else {"n_channels": images.n_channels, "stored_size": images.size}
-    model = _timm_extractor(PREFIX + choice.timm, choice.weights, image_size=choice.image_size, resize=resize, **form)
-    return model, {"extractor": fingerprint(model)}
+    if choice.timm is not None:
+        model = _chosen_timm(choice.timm, images)
+        return model, {"extractor": fingerprint(model), **_digests(weights=choice.timm.weights)}
+    model = load_extractor(choice.extractor, choice.code)
+    if images is not None:
+        _check_form(model, images, choice.extractor)
+    return model, _digests(**{"extractor": choice.extractor, "code of extractor": model.code})
+
+
+def _digests(**files: Path | None) -> dict[str, str]:
+    return {name: digest(file) for name, file in files.items() if file is not None}
+
+
+def _chosen_timm(choice: TimmModel, images: Images | None) -> Extractor:
+    form = {"image_size": choice.image_size, "resize": getattr(choice, "resize", False)}
+    if images is not None:
+        form |= {"n_channels": images.n_channels, "stored_size": images.size}
+    return _timm_extractor(PREFIX + choice.name, choice.weights, **form)
 
 
 @torch.inference_mode()
@@ -176,8 +188,16 @@ def drop_projection(model: Extractor, choice: ExtractorChoice) -> None:
     Raises InputError if it has no projection.
     """
     if not model.config.embedding:
-        raise InputError(f"layer trunk: {choice.extractor or choice.timm} has no projection to leave out")
+        raise InputError(f"layer trunk: {choice.extractor or choice.timm.name} has no projection to leave out")
     model.dim, model.projection = model.projection[0].in_features, torch.nn.Identity()
+
+
+def handed_on(folder: Path) -> dict:
+    """What features must say of the extractor in `folder`: what it has learned of novel classes, and
+    `extractor_ended_after`, the epoch behind which its training was ended early."""
+    made_from = read_recipe(folder) or {"config": {}}
+    ended = {"extractor_ended_after": made_from["config"].get("ended_after")}
+    return novel_classes_seen(folder) | {name: epoch for name, epoch in ended.items() if epoch is not None}
 
 
 def novel_classes_seen(folder: Path) -> dict:
@@ -216,7 +236,8 @@ def _check_form(model: Extractor, images: Images, folder: Path) -> None:
 
 def fingerprint(model: Extractor) -> str:
     """SHA-256 of an extractor's configuration and weights."""
-    state = hashlib.sha256(json.dumps(asdict(model.config)).encode())
+    config = {name: value for name, value in asdict(model.config).items() if name != "options"}  # a timm model has none
+    state = hashlib.sha256(json.dumps(config).encode())
     for name, value in model.state_dict().items():
         state.update(name.encode())
         state.update(value.contiguous().numpy())

@@ -1,10 +1,11 @@
 """Training an image network: one loop for every loss, optimiser and number of processes."""
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,38 +14,45 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from lowshot.core.artifacts import recipe
+from lowshot.core.artifacts import Recipe, recipe
+from lowshot.core.choices import is_own
 from lowshot.core.errors import InputError
 from lowshot.core.runtime import open_fabric
 from lowshot.core.seeds import stream, torch_stream
-from lowshot.core.training import TrainingRun, learning_rate, refuse_other_leftover, training_run
+from lowshot.core.training import TrainingRun, last_step, refuse_other_leftover, training_run
 from lowshot.data.datasets.images import Images
-from lowshot.representation.augmentation import Augmentation
+from lowshot.representation.augmentation import augmentation_of
 from lowshot.representation.loading import batches, in_batches, to_unit
-from lowshot.representation.networks import settings_read
-from lowshot.representation.settings import LaunchSettings, TrainingSettings
+from lowshot.representation.settings import (
+    SGD,
+    Adam,
+    Cosine,
+    HoldoutSettings,
+    LaunchSettings,
+    StandardAugmentation,
+    TrainingSettings,
+)
 
 
-def training_recipe(stage: str, config: TrainingSettings, inputs: dict[str, Path | None]) -> dict:
-    """The recipe of a trained network: only the settings that are read."""
-    made_from = settings_read(config, recipe(stage, config, inputs))
-    if config.devices > 1:  # batch norm sees the images of its own process
-        made_from["config"]["devices"] = config.devices
-    return made_from
+def training_recipe(stage: str, config: TrainingSettings, inputs: dict[str, Path | None]) -> Recipe:
+    """The recipe of a trained network. Batch norm sees the images of its own process, so it counts of how many."""
+    return recipe(stage, config, inputs, **({"devices": config.devices} if config.devices > 1 else {}))
 
 
 def check_training(config: TrainingSettings, images: Images, n_rows: int) -> None:
     """InputError for settings by which `n_rows` of the images cannot be trained on."""
-    n_annealed = config.epochs - config.warmup_epochs
-    if config.schedule == "cosine" and config.n_cycles and n_annealed % config.n_cycles:
-        raise InputError(f"n_cycles {config.n_cycles}: the {n_annealed} epochs are not so many equal cycles")
+    schedule, augment = config.schedule, config.augment
+    if isinstance(schedule, Cosine) and schedule.n_cycles:
+        n_annealed = config.epochs - schedule.warmup_epochs
+        if n_annealed % schedule.n_cycles:
+            raise InputError(f"schedule.n_cycles {schedule.n_cycles}: the {n_annealed} epochs are not so many cycles")
     if min(config.batch_size, n_rows) < 2 * config.devices:
         raise InputError(f"batch_size {config.batch_size}: each process needs two of {n_rows} images a step")
-    if config.augment.resized_crop and images.pixels is not None:
+    if isinstance(augment, StandardAugmentation) and augment.resized_crop and images.pixels is not None:
         raise InputError("augment.resized_crop: only for images on disk, these are stored pixels")
 
 
-def hold_out(config: TrainingSettings, images: Images, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(config: HoldoutSettings, images: Images, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Training `rows` as (rows to train on, rows to watch), ascending; InputError for settings they cannot serve."""
     if config.patience and not config.holdout:
         raise InputError("patience needs a holdout above 0: early stopping watches the held-out loss")
@@ -77,7 +85,8 @@ def image_training(
 class Trainer:
     """Trains `model`, which has a `config` (ModelConfig), on `images[train_rows]` and watches `images[held_rows]`.
 
-    How a step is made, and what is logged of it, is a subclass's matter.
+    With `patience` it ends after so many epochs without a better loss of these. How a step is made, and what is logged
+    of it, is a subclass's matter.
 
     Each epoch's order, augmentation and dropped blocks depend on (seed, epoch) only, and checkpoints are kept after
     epochs: a killed run ends up with the weights of an uninterrupted one. With several processes each takes every
@@ -95,15 +104,18 @@ class Trainer:
         images: Images,
         train_rows: np.ndarray,
         held_rows: np.ndarray,
+        patience: int = 0,
     ) -> None:
         self.settings, self.fabric, self.run, self.model, self.images = settings, fabric, run, model, images
-        self.train_rows, self.held_rows = train_rows, held_rows
+        self.train_rows, self.held_rows, self.patience = train_rows, held_rows, patience
+        self.augment = augmentation_of(settings.augment)
         self.network, self.optimizer = fabric.setup(model, build_optimizer(settings, model))
         self.saved_at = time.monotonic()
         self.progress = {"epoch": 0, "best_loss": float("inf"), "best_epoch": -1, "best_state": None}
 
     def fit(self) -> nn.Module:
-        """All epochs, from the last checkpoint if there is one; returns the final (with patience: best) network."""
+        """All epochs, from the last checkpoint if there is one; returns the final network. With patience it is the best
+        one, and the last one's weights are kept beside it."""
         if checkpoint := self.run.resume():
             self.model.load_state_dict(checkpoint["model"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
@@ -118,17 +130,44 @@ class Trainer:
                 record |= self._evaluate()
             self._keep_best(record)
             self.progress["epoch"] += 1
-            self.run.log(self.progress["epoch"], **record)
+            self._tell(record)
             if self._checkpoint_is_due():
                 self._save()
+        if self.progress["epoch"] < self.settings.epochs and not self._is_out_of_patience():
+            self.run.ended_after = self.progress["epoch"]
         if self.progress["best_state"] is not None:
-            self.model.load_state_dict(self.progress["best_state"])
+            self._change_to_best()
         return self.model
 
     def _has_ended(self) -> bool:
-        """After all epochs, or out of patience."""
-        epoch, patience = self.progress["epoch"], self.settings.patience
-        return epoch >= self.settings.epochs or (bool(patience) and epoch - 1 - self.progress["best_epoch"] >= patience)
+        """After all epochs, or as many as the user wants, or out of patience."""
+        last = last_step(self.settings.epochs, self.settings.end_after)
+        return self.progress["epoch"] >= last or self._is_out_of_patience()
+
+    def _is_out_of_patience(self) -> bool:
+        waited = self.progress["epoch"] - 1 - self.progress["best_epoch"]
+        return bool(self.patience) and waited >= self.patience
+
+    def _tell(self, record: dict[str, float]) -> None:
+        """Log an epoch; what is watched of it has a line of its own on the terminal."""
+        epoch = self.progress["epoch"]
+        self.run.log(epoch, **record)
+        watched = ", ".join(f"{name} {record[name]:.3f}" for name in ("held_loss", "held_top1") if name in record)
+        if watched and self.fabric.is_global_zero:
+            tqdm.write(f"epoch {epoch}/{self.settings.epochs}: {watched}", file=sys.stderr)
+
+    def _change_to_best(self) -> None:
+        """The last weights go into a file of their own, and the best ones take their place."""
+        if self.run.writes:
+            torch.save(self._extractor().state_dict(), self.run.folder / "last.pt")
+        self.run.log(
+            self.progress["epoch"], model_epoch=self.progress["best_epoch"] + 1, last_epoch=self.progress["epoch"]
+        )
+        self.model.load_state_dict(self.progress["best_state"])
+
+    def _extractor(self) -> nn.Module:
+        """What of the model is kept."""
+        return self.model
 
     def _checkpoint_is_due(self) -> bool:
         """By the first process's clock; weights that end a run are checked in any case."""
@@ -145,7 +184,7 @@ class Trainer:
         self.saved_at = time.monotonic()
 
     def _keep_best(self, record: dict[str, float]) -> None:
-        if not self.settings.patience or record["held_loss"] >= self.progress["best_loss"]:
+        if not self.patience or record["held_loss"] >= self.progress["best_loss"]:
             return
         state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.progress |= {"best_loss": record["held_loss"], "best_epoch": self.progress["epoch"], "best_state": state}
@@ -184,14 +223,14 @@ class Trainer:
 
     def _batches(self, epoch: int, steps: list[np.ndarray], view: int = 0) -> Iterator[Tensor]:
         """The images of every step (positions in `train_rows`), augmented; each `view` of an epoch is another one."""
-        augment, seed = Augmentation(**vars(self.settings.augment)), self.settings.seed
+        augment, seed = self.augment, self.settings.seed
         uniforms = augment.uniforms(len(self.train_rows), seed, epoch, view)
         crop = None if augment.smallest_area is None else (seed, epoch, view)
         rows = [self.train_rows[step] for step in steps]
         workers = self.settings.num_workers
         loaded = batches(self.images, rows, self.model.config, crop, workers, augment.smallest_area)
         if self.images.pixels is None:
-            augment = replace(augment, crop_area=None)  # the decoder has cut already
+            augment = augment.without_crop()  # the decoder has cut already
         for step, pixels in zip(steps, loaded):
             yield augment(to_unit(pixels, self.fabric.device), uniforms[step].to(self.fabric.device))
 
@@ -208,9 +247,7 @@ class Trainer:
         return [batch[rank::n] for batch in whole if len(batch) > n]  # batch norm needs two images
 
     def _set_rate(self, epoch: float) -> float:
-        s = self.settings
-        warmup = s.warmup_epochs, s.warmup_lr
-        rate = learning_rate(epoch, s.epochs, s.lr, s.schedule, s.step_epochs, s.lr_decay, *warmup, s.n_cycles)
+        rate = self.settings.schedule.rate(epoch, self.settings.epochs, self.settings.lr)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
@@ -239,13 +276,29 @@ def _numbers(record: dict[str, Tensor]) -> dict[str, float]:
 
 
 def build_optimizer(settings: TrainingSettings, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD on everything alike, or Adam that leaves batch norm undecayed (analogy_cifar spec 2.3)."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if settings.optimizer == "sgd":
-        momentum, decay = settings.momentum, settings.weight_decay
-        return torch.optim.SGD(trained, settings.lr, momentum, weight_decay=decay)
+    """The optimiser that the settings choose, of the parameters that are trained."""
+    choice = settings.optimizer
+    if is_own(choice):
+        return choice.build(model, settings.lr, settings.weight_decay)
+    return _OPTIMIZERS[type(choice)](choice, model, settings.lr, settings.weight_decay)
+
+
+def _sgd(choice: SGD, model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """On everything alike."""
+    return torch.optim.SGD(_trained(model), lr, choice.momentum, weight_decay=weight_decay)
+
+
+def _adam(choice: Adam, model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """Batch norm is not decayed (analogy_cifar spec 2.3)."""
     norms = [p for m in model.modules() if isinstance(m, _BatchNorm) for p in m.parameters()]
     chosen = {id(p) for p in norms}
-    decayed = [p for p in trained if id(p) not in chosen]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": norms, "weight_decay": 0.0}]
-    return torch.optim.Adam(groups, settings.lr, betas=(0.5, 0.999))
+    decayed = [p for p in _trained(model) if id(p) not in chosen]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": norms, "weight_decay": 0.0}]
+    return torch.optim.Adam(groups, lr, betas=(0.5, 0.999))
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+_OPTIMIZERS: dict[type, Any] = {SGD: _sgd, Adam: _adam}

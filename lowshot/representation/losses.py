@@ -6,14 +6,20 @@ i's cross-entropy with respect to a bias-free classifier. All sums run over all 
 """
 
 from collections.abc import Callable
+from typing import Any
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from lowshot.representation.settings import LossName
+from lowshot.core.choices import is_own, own_name
+from lowshot.core.errors import InputError
+from lowshot.representation.settings import L2, SGM, BatchSGM
+
+Loss = Callable[[Tensor, Tensor, Tensor, nn.Module], Tensor]
 
 
-def l2(features: Tensor) -> Tensor:
+def l2(scores: Tensor, features: Tensor, labels: Tensor) -> Tensor:
     """Half the mean squared feature norm."""
     return features.square().sum(dim=1).mean() / 2
 
@@ -23,33 +29,58 @@ def sgm(scores: Tensor, features: Tensor, labels: Tensor) -> Tensor:
     return (_delta(scores, labels).square().sum(dim=1) * features.square().sum(dim=1)).mean()
 
 
-def batchsgm(
-    scores: Tensor, features: Tensor, labels: Tensor, average: Callable[[Tensor], Tensor] = lambda g: g
-) -> Tensor:
+def batchsgm(scores: Tensor, features: Tensor, labels: Tensor) -> Tensor:
     """Squared Frobenius norm of the batch's mean gradient, (K, D); never above `sgm` (Jensen).
 
-    `average` takes the mean gradient of this process to that of all processes: the norm of a mean is no mean of norms.
+    The batch is that of all processes: the norm of a mean is no mean of norms.
     """
-    return average(_delta(scores, labels).T @ features / len(features)).square().sum()
+    return _mean_of_processes(_delta(scores, labels).T @ features / len(features)).square().sum()
+
+
+def _mean_of_processes(gradient: Tensor) -> Tensor:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return gradient
+    from torch.distributed.nn.functional import all_reduce  # sends gradients back too; not in every build of torch
+
+    return all_reduce(gradient) / torch.distributed.get_world_size()
 
 
 def _delta(scores: Tensor, labels: Tensor) -> Tensor:
     return F.one_hot(labels, scores.shape[1]) - scores.softmax(dim=1)
 
 
-def total_loss(
-    name: LossName, weight: float, scores: Tensor, features: Tensor, labels: Tensor, average: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Cross-entropy + weight * term, in float32. scores (N, K), features (N, D), labels int64 (N,)."""
-    scores, features = scores.float(), features.float()
-    loss = F.cross_entropy(scores, labels)
-    if name == "plain" or weight == 0:  # not 0 * term: features that overflow would make it NaN
-        return loss
-    if name == "l2":
-        return loss + weight * l2(features)
-    if name == "sgm":
-        return loss + weight * sgm(scores, features, labels)
-    return loss + weight * batchsgm(scores, features, labels, average)
+_TERMS = {L2: l2, SGM: sgm, BatchSGM: batchsgm}
+
+
+def loss_of(choice: Any) -> Loss:
+    """The loss that a choice stands for: cross-entropy + weight * term, or the user's own in the place of both.
+
+    It is given float32 scores (N, K) and features (N, D), int64 labels (N,) and the network.
+    """
+    return _own_loss(choice) if is_own(choice) else _shrinking_loss(choice)
+
+
+def _shrinking_loss(choice: Any) -> Loss:
+    term = _TERMS.get(type(choice))
+
+    def loss(scores: Tensor, features: Tensor, labels: Tensor, model: nn.Module) -> Tensor:
+        value = F.cross_entropy(scores, labels)
+        if term is None or choice.weight == 0:  # not 0 * term: features that overflow would make it NaN
+            return value
+        return value + choice.weight * term(scores, features, labels)
+
+    return loss
+
+
+def _own_loss(choice: Any) -> Loss:
+    def loss(scores: Tensor, features: Tensor, labels: Tensor, model: nn.Module) -> Tensor:
+        value = choice(scores, features, labels, model)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            form = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(f"{own_name(type(choice))}: returns {form}, not a tensor of one number")
+        return value.squeeze()
+
+    return loss
 
 
 def topk_correct(scores: Tensor, labels: Tensor, k: int) -> Tensor:

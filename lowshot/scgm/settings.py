@@ -1,21 +1,22 @@
 """How an extractor is trained on superclasses."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal
 
+from lowshot.core.choices import Registry
 from lowshot.core.settings import ClosedUnitInterval, NonNegativeFloat, PositiveFloat, PositiveInt
-from lowshot.representation.settings import TrainingSettings
+from lowshot.representation.settings import SCHEDULES, Cosine, HoldoutSettings
+
+
+@dataclass
+class Coarse:
+    """Cross-entropy of superclasses only."""
 
 
 @dataclass(kw_only=True)
-class ScgmSettings(TrainingSettings):
-    """How an extractor is trained on superclasses; defaults are the published ones (spec 6)."""
+class MixtureSettings:
+    """Of the methods that assign images to subclasses."""
 
-    method: Literal["scgm_g", "scgm_a", "coarse", "ancor"] = "scgm_g"
-    """scgm_g: the mixture; scgm_a: the mixture, and contrast within superclasses against a momentum encoder; baselines:
-    coarse, cross-entropy of superclasses only, and ancor, with the contrast but without the mixture"""
-    embedding: PositiveInt = 128
-    """dimensions of the embedding"""
     n_subclasses: PositiveInt = 100
     """subclasses of all superclasses together"""
     alpha: NonNegativeFloat = 0.5
@@ -34,37 +35,65 @@ class ScgmSettings(TrainingSettings):
     """the assignment's iteration ends where it changes less, summed over images"""
     max_iterations: PositiveInt = 1001
     """and here at the latest"""
+    detach_means: bool = False
+    """the mixture's terms do not move the means (the released SCGM-A, whose subclass means stay as they began)"""
+
+
+@dataclass(kw_only=True)
+class ContrastSettings:
+    """Of the methods with a momentum encoder."""
+
     contrast_tau: PositiveFloat = 0.2
     """temperature of the contrast"""
     key_momentum: ClosedUnitInterval = 0.999
     """of the encoder that makes keys"""
     queue_length: PositiveInt = 65536
     """keys of a superclass that are kept; never more than it has images"""
-    detach_means: bool = False
-    """the mixture's terms do not move the means (the released SCGM-A, whose subclass means stay as they began)"""
+
+
+@dataclass(kw_only=True)
+class ScgmG(MixtureSettings):
+    """The mixture."""
+
+
+@dataclass(kw_only=True)
+class ScgmA(ContrastSettings, MixtureSettings):
+    """The mixture, and contrast within superclasses against a momentum encoder."""
+
+
+@dataclass(kw_only=True)
+class Ancor(ContrastSettings):
+    """The contrast without the mixture."""
+
+
+METHODS = Registry("method", {"scgm_g": ScgmG, "scgm_a": ScgmA, "coarse": Coarse, "ancor": Ancor})
+
+
+@dataclass(kw_only=True)
+class ScgmSettings(HoldoutSettings):
+    """How an extractor is trained on superclasses; defaults are the published ones (spec 6)."""
+
+    method: Annotated[Any, METHODS] = field(default_factory=ScgmG)
+    """scgm_g: the mixture; scgm_a: the mixture, and contrast within superclasses against a momentum encoder; baselines:
+    coarse, cross-entropy of superclasses only, and ancor, with the contrast but without the mixture"""
+    embedding: PositiveInt = 128
+    """dimensions of the embedding"""
     epochs: PositiveInt = 200
     lr: PositiveFloat = 0.03
-    schedule: Literal["step", "cosine"] = "cosine"
-    n_cycles: PositiveInt | None = 10
+    schedule: Annotated[Any, SCHEDULES] = field(default_factory=lambda: Cosine(n_cycles=10))
 
-
-_OF_MIXTURE = {"n_subclasses", "alpha", "tau", "tau2", "e_step_every", "e_step_view", "exponent", "residual",
-               "max_iterations", "detach_means"}  # fmt: skip
-
-
-_OF_CONTRAST = {"contrast_tau", "key_momentum", "queue_length"}
-
-
-def settings_unread(settings: ScgmSettings) -> set[str]:
-    """Names of those settings that the method does not read."""
-    return (set() if has_mixture(settings) else _OF_MIXTURE) | (set() if has_contrast(settings) else _OF_CONTRAST)
+    renamed = (
+        HoldoutSettings.renamed
+        | {"method": "method.name"}
+        | {f"{one.name}": f"method.{one.name}" for one in fields(ScgmA)}
+    )
 
 
 def has_mixture(settings: ScgmSettings) -> bool:
     """Whether the method assigns images to subclasses."""
-    return settings.method.startswith("scgm")
+    return isinstance(settings.method, MixtureSettings)
 
 
 def has_contrast(settings: ScgmSettings) -> bool:
     """Whether the method has a momentum encoder."""
-    return settings.method in ("scgm_a", "ancor")
+    return isinstance(settings.method, ContrastSettings)

@@ -25,17 +25,16 @@ from lowshot.scgm.settings import ScgmSettings, has_contrast, has_mixture
 
 def build_model(settings: ScgmSettings, extractor: Extractor, superclasses: np.ndarray) -> ScgmModel:
     """The model for training images of `superclasses` int64 (N,), in 0..C-1."""
-    sizes = torch.from_numpy(np.bincount(superclasses))
-    form = len(sizes), settings.embedding
+    method, sizes = settings.method, torch.from_numpy(np.bincount(superclasses))
+    form, queues, options = (len(sizes), settings.embedding), None, {"n_e_steps": 0}
     if has_mixture(settings):
-        means = Mixture(form[0], settings.n_subclasses, form[1], settings.tau, settings.tau2)
+        means = Mixture(form[0], method.n_subclasses, form[1], method.tau, method.tau2)
+        options = {"n_e_steps": -(-settings.epochs // method.e_step_every), "detach_means": method.detach_means}
     else:
         means = Superclasses(*form)
-    queues = ClassQueues(sizes, settings.embedding, settings.queue_length) if has_contrast(settings) else None
-    n_e_steps = -(-settings.epochs // settings.e_step_every)
-    return ScgmModel(
-        extractor, means, queues, len(superclasses), n_e_steps, settings.contrast_tau, settings.detach_means
-    )
+    if has_contrast(settings):
+        queues, options["contrast_tau"] = ClassQueues(sizes, form[1], method.queue_length), method.contrast_tau
+    return ScgmModel(extractor, means, queues, len(superclasses), **options)
 
 
 class ScgmTrainer(Trainer):
@@ -55,21 +54,21 @@ class ScgmTrainer(Trainer):
         held_rows: np.ndarray,
         superclass_of: np.ndarray,
     ) -> None:
-        super().__init__(settings, fabric, run, model, images, train_rows, held_rows)
+        super().__init__(settings, fabric, run, model, images, train_rows, held_rows, settings.patience)
+        self.method = settings.method
         self.n_views = 2 if has_contrast(settings) else 1
         self.superclass_of = superclass_of
         self.superclasses = torch.from_numpy(superclass_of[images.labels[train_rows]]).to(fabric.device)
 
     def _before_epoch(self, epoch: int) -> dict[str, float]:
         """The E-step, where one is due."""
-        every = self.settings.e_step_every
-        if not has_mixture(self.settings) or epoch % every:
+        if not has_mixture(self.settings) or epoch % self.method.e_step_every:
             return {}
-        s, model = self.settings, self.model
-        found = assign_subclasses(self._log_joint(epoch), s.exponent, s.residual, s.max_iterations)
+        method, model, number = self.method, self.model, epoch // self.method.e_step_every
+        found = assign_subclasses(self._log_joint(epoch), method.exponent, method.residual, method.max_iterations)
         model.subclasses.copy_(found.labels)
-        model.sizes[epoch // every] = found.labels.bincount(minlength=s.n_subclasses)
-        sizes = model.sizes[epoch // every]
+        model.sizes[number] = found.labels.bincount(minlength=method.n_subclasses)
+        sizes = model.sizes[number]
         record = {"residual": found.residual, "iterations": float(found.n_iterations)}
         record |= {"smallest_subclass": sizes.min().item(), "largest_subclass": sizes.max().item()}
         return record | _agreement("assigned", self.images.labels[self.train_rows], found.labels.cpu().numpy())
@@ -81,11 +80,11 @@ class ScgmTrainer(Trainer):
         # No short last one: batch norm needs two images of every process.
         parts = np.array_split(order, max(1, len(order) // self.settings.batch_size))
         local = [part[rank::n] for part in parts]
-        augmented = self.settings.e_step_view == "augmented"
+        augmented = self.method.e_step_view == "augmented"
         self.network.train(augmented)
         rows = [self.train_rows[part] for part in local]
         loaded = self._batches(epoch, local, self.n_views) if augmented else self._unchanged(rows)
-        scores = torch.zeros(len(order), self.settings.n_subclasses, device=self.fabric.device)
+        scores = torch.zeros(len(order), self.method.n_subclasses, device=self.fabric.device)
         bar = tqdm(zip(local, loaded), f"E-step of epoch {epoch + 1}", len(local), disable=rank > 0, unit="batch")
         for positions, batch in bar:
             with self.fabric.autocast():
@@ -97,20 +96,24 @@ class ScgmTrainer(Trainer):
         return scores
 
     def _step(self, positions: np.ndarray, *views: Tensor) -> dict[str, Tensor]:
-        s, rows = self.settings, torch.from_numpy(positions).to(self.fabric.device)
+        rows = torch.from_numpy(positions).to(self.fabric.device)
         superclasses, keys = self.superclasses[rows], None
-        if has_contrast(s):
+        if has_contrast(self.settings):
             with self.fabric.autocast():
-                keys = self.model.keys(views[1], s.key_momentum)
+                keys = self.model.keys(views[1], self.method.key_momentum)
         losses, scores = self.network(views[0], rows, superclasses, keys)
-        weights = {"superclass": 1, "contrast": 1, "subclass": s.alpha, "superclass_of_subclass": s.alpha}
+        alpha = self.method.alpha if has_mixture(self.settings) else 0
+        weights = {"superclass": 1, "contrast": 1, "subclass": alpha, "superclass_of_subclass": alpha}
         value = self._update(sum(weights[name] * loss for name, loss in losses.items()))
-        if has_contrast(s):
+        if has_contrast(self.settings):
             gathered = [self.fabric.all_gather(one).flatten(0, -one.ndim) if self.fabric.world_size > 1 else one
                         for one in (keys, superclasses, rows)]  # fmt: skip
             self.model.queues.add(*gathered)
         record = {"loss": value, "top1": _top1(scores, superclasses)}
         return record | {f"loss_{name}": loss.detach() for name, loss in losses.items()}
+
+    def _extractor(self) -> Extractor:
+        return self.model.extractor
 
     @torch.inference_mode()
     def _evaluate(self) -> dict[str, float]:

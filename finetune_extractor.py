@@ -1,0 +1,86 @@
+"""Fine-tune a feature extractor on a few shots of the novel classes, and on generated images of them.
+
+Reads   DATA/images.h5, DATA/split.json, DATA/draws.json (preprocessing.py), the weights of an extractor that knows the
+        base classes only (train_extractor.py), and maybe images of sample_gan.py
+Writes  OUT/model.pt, OUT/config.json (together they rebuild the network), OUT/log.jsonl, OUT/tensorboard/
+
+python finetune_extractor.py --data outputs/emnist_fs/seed0/data --model Conv4 \
+    --weights outputs/emnist_fs/seed0/conv4/extractor/model.pt --shots 5 \
+    --samples outputs/emnist_fs/seed0/samples/supervised/trial1_k5/samples.h5 \
+    --trained classifier --mixup beta --epochs 100 --lr 0.01 --out outputs/emnist_fs/seed0/conv4_k5/extractor
+Several processes: --devices 8, or
+torchrun --nproc-per-node 8 finetune_extractor.py ... --devices 8
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lowshot import gan, representation
+from lowshot.core.artifacts import is_done, renamed
+from lowshot.core.cli import run
+from lowshot.core.errors import InputError
+from lowshot.core.settings import PositiveInt
+from lowshot.data.datasets.images import Images, read_images, with_more
+from lowshot.data.protocol import Split, read_split
+from lowshot.representation.settings import ExtractorStage
+
+
+@dataclass(kw_only=True)
+class Config(ExtractorStage):
+    shots: PositiveInt
+    """learn from the first so many shots of every novel class; watched are those images of the novel classes that
+    train_gan.py validates on"""
+    trial: PositiveInt = 1
+    """whose shots these are"""
+    repeat_shots: PositiveInt = 1
+    """how often an epoch shows every shot (published: pad_length); as many steps as with samples beside them"""
+    samples: Path | None = None
+    """images file of sample_gan.py to learn from beside the shots, of a GAN that was fine-tuned on the same ones"""
+
+    @staticmethod
+    def older(stored: dict) -> dict:
+        """Recipes of older revisions are those of train_extractor.py, whose other settings were off then."""
+        if stored["stage"] == "train_extractor" and stored["config"].get("shots"):
+            off = ("validation_classes", "holdout", "patience")
+            config = {name: value for name, value in stored["config"].items() if name not in off}
+            stored = {**stored, "stage": "finetune_extractor", "config": config}
+        return renamed(Config.renamed, stored)
+
+
+def main(config: Config) -> Path:
+    """Fine-tune and return the folder written."""
+    representation.check_stage(config)
+    if not (config.weights or representation.starts_pretrained(config)):
+        raise InputError("weights: must be given: there is nothing to fine-tune in a fresh network")
+    where = config.data / "images.h5"
+    images, split = read_images(where), read_split(config.data / "split.json")
+    inputs = {"images": where, "split": config.data / "split.json", "weights": config.weights,
+              "draws": config.data / "draws.json", "samples": config.samples}  # fmt: skip
+    images, *rows = few_shot_images(config, images, split)
+    made_from = representation.training_recipe("finetune_extractor", config, inputs)
+    if is_done(config.out, made_from, config.overwrite):
+        return config.out
+    return representation.train_extractor(config, made_from, images, rows, split.n_classes)
+
+
+def few_shot_images(config: Config, images: Images, split: Split) -> tuple[Images, np.ndarray, np.ndarray]:
+    """The images with the samples behind them; the rows to train on, shots and samples alike; the rows to watch."""
+    if config.weights:
+        representation.check_knows_base_only(config.weights.parent, config.data / "split.json")
+    rows = gan.read_few_shot_rows(images, split, config.data, config.shots, config.trial)
+    learned = np.tile(rows.supports, config.repeat_shots)
+    if config.samples is not None:
+        made_for = config.data / "split.json", config.data / "draws.json"
+        samples = gan.read_sample_images(config.samples, *made_for, config.trial, config.shots)
+        learned = np.concatenate([learned, len(images) + np.arange(len(samples))])
+        images = with_more(images, samples, config.samples)
+    representation.check_training(config, images, len(learned))
+    return images, learned, rows.validation
+
+
+if __name__ == "__main__":
+    run(main, Config, __doc__)
