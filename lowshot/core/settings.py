@@ -148,8 +148,8 @@ def _found(registry: Registry, name: Any, at: str) -> type:
 
 
 def _build_choice(registry: Registry, given: dict[str, Any], default: Any, at: str) -> Any:
-    name = given.pop("name", None) or (default is not None and registry.name_of(default))
-    if not name:
+    name = given.pop("name", None if default is None else registry.name_of(default))
+    if name is None:
         raise BadSetting(f"{at}.name", f"must be given: {describe(Part('choice', registry, False, False))}")
     found = _found(registry, name, at) if name != (default and registry.name_of(default)) else type(default)
     known = parts_of(found)
