@@ -27,8 +27,8 @@ from lowshot.representation.augmentation import Augmentation
 from lowshot.representation.backbones import Extractor, ModelConfig
 from lowshot.representation.image_training import build_optimizer
 from lowshot.representation.loading import batches, in_batches, to_unit
-from lowshot.representation.losses import total_loss
-from lowshot.representation.settings import TrainingSettings
+from lowshot.representation.losses import loss_of
+from lowshot.representation.settings import Plain, TrainingSettings
 
 AUGMENTATIONS = {
     "shift and flip": Augmentation(shift_pixels=4, flip=True),
@@ -73,7 +73,7 @@ def main(config: Config) -> None:
 def time_steps(config: Config, images: Images, augment: Augmentation) -> tuple[list[float], list[float]]:
     """(seconds of loading and augmenting, seconds of the whole step) of every timed step."""
     model = Extractor(ModelConfig("Conv4", 100, 3, 32)).to(memory_format=torch.channels_last).train()
-    optimizer = build_optimizer(TrainingSettings(), model)
+    optimizer, loss = build_optimizer(TrainingSettings(), model), loss_of(Plain())
     uniforms = augment.uniforms(len(images), 0, 0)
     parts = in_batches(np.random.default_rng(1).permutation(len(images)), config.batch_size)
     loader, loading, whole = batches(images, parts, model.config), [], []
@@ -82,9 +82,9 @@ def time_steps(config: Config, images: Images, augment: Augmentation) -> tuple[l
         batch = augment(to_unit(next(loader), torch.device("cpu")), uniforms[part])
         labels = torch.from_numpy(images.labels[part])
         loaded = time.perf_counter()
-        loss = total_loss("plain", 0.0, *model(batch), labels, lambda g: g)
+        value = loss(*model(batch), labels, model)
         optimizer.zero_grad()
-        loss.backward()
+        value.backward()
         optimizer.step()
         loading.append(loaded - start)
         whole.append(time.perf_counter() - start)

@@ -29,9 +29,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lowshot.core.runtime import open_fabric
+from lowshot.core.settings import build
 from lowshot.core.training import TrainingRun
 from lowshot.data.datasets.images import Images
-from lowshot.representation.augmentation import Augmentation
 from lowshot.representation.networks import build_network
 from lowshot.representation.settings import NetworkChoice
 from lowshot.scgm.assignment import assign_subclasses
@@ -103,7 +103,7 @@ def share(n_images: int, methods: list[str]) -> None:
             clock = EncoderClock(trainer)
             rounds = [(clock.time(trainer._before_epoch, epoch), clock.time(trainer._train_epoch, epoch))
                       for epoch in (0, 2)]  # fmt: skip
-        every = trainer.settings.e_step_every
+        every = trainer.method.e_step_every
         e_step, epoch = np.median([one[0] for one in rounds], 0), np.median([one[1] for one in rounds], 0)
         shares = [1 - (one[0][1] / every + one[1][1]) / (one[0][0] / every + one[1][0]) for one in rounds]
         report(
@@ -156,8 +156,7 @@ def make_trainer(method: str, images: Images, folder: Path) -> ScgmTrainer:
     """With the recipe's settings, but for assignments that take all iterations they may."""
     torch.manual_seed(0)
     recipe = yaml.safe_load(RECIPE.read_text())
-    augment = Augmentation(**recipe.pop("augment"))
-    settings = Recipe(**recipe, augment=augment, method=method, residual=1e-9)
+    settings = build(Recipe, {**recipe, "method": {**recipe["method"], "name": method, "residual": 1e-9}})
     extractor = build_network(settings, images, RECIPE, 0, embedding=settings.embedding)
     superclass_of = np.arange(N_CLASSES) * N_SUPERCLASSES // N_CLASSES
     rows = np.arange(len(images))

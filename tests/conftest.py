@@ -144,8 +144,8 @@ def data(tmp_path_factory, image_folder) -> Path:
     from preprocessing import Config, main
 
     out = tmp_path_factory.mktemp("data") / "data"
-    return main(Config(dataset="folder", root=image_folder, out=out, image_size=16, test_per_class=4, max_shots=5,
-                       n_trials=2, novel_fraction=0.4))  # fmt: skip
+    photos = {"name": "folder", "image_size": 16, "test_per_class": 4, "max_shots": 5, "n_trials": 2}
+    return main(settings(Config, dataset=photos, root=image_folder, out=out))
 
 
 @pytest.fixture(scope="session")
@@ -154,7 +154,8 @@ def extractor(tmp_path_factory, data) -> Path:
     from train_extractor import Config, main
 
     out = tmp_path_factory.mktemp("extractor") / "extractor"
-    return main(Config(data=data, out=out, model="Conv4", width=0.25, epochs=2, batch_size=16, accelerator="cpu"))
+    small = {"model": {"name": "Conv4", "width": 0.25}, "epochs": 2, "batch_size": 16, "accelerator": "cpu"}
+    return main(settings(Config, data=data, out=out, **small))
 
 
 @pytest.fixture(scope="session")

@@ -43,10 +43,9 @@ def test_every_block_is_run():
 
 
 def test_the_methods_are_those_that_the_registries_ask_for():
-    from lowshot.data.datasets.settings import DATASETS
-
     import low_shot
     from lowshot.classifiers.settings import CLASSIFIERS, METHODS
+    from lowshot.data.datasets.settings import DATASETS
     from lowshot.representation.settings import AUGMENTATIONS, BACKBONES, LOSSES
 
     registries = [LOSSES, BACKBONES, AUGMENTATIONS, DATASETS, CLASSIFIERS, METHODS, low_shot.ADDITIONS]

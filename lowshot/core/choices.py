@@ -79,7 +79,7 @@ class Several:
 
 def is_own(choice: Any) -> bool:
     """Whether the class of a choice is the user's."""
-    return not type(choice).__module__.startswith("lowshot.")
+    return type(choice).__module__.partition(".")[0] != "lowshot"
 
 
 def own_name(own: type) -> str:

@@ -7,7 +7,7 @@ for seed in $seeds; do
   # The extractor fine-tuned as NAME on K shots of TRIAL, with more arguments for samples: finetune NAME TRIAL K ...
   finetune() {
     local folder=$own/finetuned/$1/trial$2_k$3
-    python train_extractor.py --config $configs/train_extractor-$dataset-finetune.yaml --seed $seed --data $own/data --weights $own/$representation/extractor/model.pt \
+    python finetune_extractor.py --config $configs/finetune_extractor-$dataset.yaml --seed $seed --data $own/data --weights $own/$representation/extractor/model.pt \
       --shots "$3" --trial "$2" "${@:4}" --out "$folder/extractor"
     python save_features.py --extractor "$folder/extractor" --data $own/data --out "$folder/features"
     python low_shot.py --classifier own_head --classifier.extractor "$folder/extractor" --train "$folder/features/train.h5" --test "$folder/features/test.h5" \

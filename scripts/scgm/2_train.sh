@@ -4,7 +4,8 @@
 source "$(dirname "$0")/common.sh"
 for seed in $seeds; do
   for method in $methods; do
-    python train_scgm.py --config $configs/train_scgm-$settings-$representation.yaml --method $method --seed $seed --devices "${DEVICES:-1}" $precision \
+    # shellcheck disable=SC2086
+    python train_scgm.py $(configs_of $method) --method $method --seed $seed --devices "${DEVICES:-1}" $precision \
       --data $out/data --out $out/scgm/${representation}_${method}_seed$seed/extractor
   done
 done

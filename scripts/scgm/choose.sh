@@ -5,11 +5,11 @@
 set -- cifar100
 source "$(dirname "$0")/common.sh"
 data=$out/data_validation
-python preprocessing.py $prepared $data_root --validation_share 0.1 --out $data
-while read -r name changes; do
+python preprocessing.py $prepared $data_root --dataset.validation_share 0.1 --out $data
+while read -r name method changes; do
   folder=$out/scgm_validation/$name
   # shellcheck disable=SC2086
-  python train_scgm.py --config $configs/train_scgm-$settings-$representation.yaml --holdout 0 $precision $changes --data $data --out $folder/extractor
+  python train_scgm.py $(configs_of $method) --method $method --holdout 0 $precision $changes --data $data --out $folder/extractor
   python save_features.py --config $configs/save_features-$settings.yaml $precision --extractor $folder/extractor --data $data --out $folder/features
   for kind in "5way --n_way 5 --n_episodes 400" "allway --n_way all --n_episodes 60" "intra --n_way all --within_superclass true --n_episodes 400"; do
     # shellcheck disable=SC2086
@@ -17,19 +17,19 @@ while read -r name changes; do
       ${kind#* } --out $out/results_scgm_validation/${name}_${kind%% *}.json
   done
 done <<'CHANGES'
-coarse --method coarse
-coarse_rate0.05 --method coarse --lr 0.05
-coarse_rate0.05_parts0.2 --method coarse --lr 0.05 --augment.crop_area 0.2
-scgm_g --method scgm_g
-scgm_g_tau2_1 --method scgm_g --tau2 1
-scgm_g_tau0.2 --method scgm_g --tau 0.2
-scgm_g_rate0.05 --method scgm_g --lr 0.05
-scgm_g_rate0.05_tau0.05 --method scgm_g --lr 0.05 --tau 0.05
-scgm_g_rate0.05_parts0.2 --method scgm_g --lr 0.05 --augment.crop_area 0.2
-scgm_g_rate0.05_parts0.2_subclasses200 --method scgm_g --lr 0.05 --augment.crop_area 0.2 --n_subclasses 200
-scgm_g_rate0.05_parts0.2_alpha0.25_clean --method scgm_g --lr 0.05 --augment.crop_area 0.2 --alpha 0.25 --e_step_view clean
-scgm_g_rate0.05_parts0.2_alpha1_clean_every1 --method scgm_g --lr 0.05 --augment.crop_area 0.2 --alpha 1 --e_step_view clean --e_step_every 1
-scgm_a_rate0.05_parts0.2_alpha1_clean --method scgm_a --lr 0.05 --augment.crop_area 0.2 --alpha 1 --e_step_view clean
+coarse coarse
+coarse_rate0.05 coarse --lr 0.05
+coarse_rate0.05_parts0.2 coarse --lr 0.05 --augment.crop_area 0.2
+scgm_g scgm_g
+scgm_g_tau2_1 scgm_g --method.tau2 1
+scgm_g_tau0.2 scgm_g --method.tau 0.2
+scgm_g_rate0.05 scgm_g --lr 0.05
+scgm_g_rate0.05_tau0.05 scgm_g --lr 0.05 --method.tau 0.05
+scgm_g_rate0.05_parts0.2 scgm_g --lr 0.05 --augment.crop_area 0.2
+scgm_g_rate0.05_parts0.2_subclasses200 scgm_g --lr 0.05 --augment.crop_area 0.2 --method.n_subclasses 200
+scgm_g_rate0.05_parts0.2_alpha0.25_clean scgm_g --lr 0.05 --augment.crop_area 0.2 --method.alpha 0.25 --method.e_step_view clean
+scgm_g_rate0.05_parts0.2_alpha1_clean_every1 scgm_g --lr 0.05 --augment.crop_area 0.2 --method.alpha 1 --method.e_step_view clean --method.e_step_every 1
+scgm_a_rate0.05_parts0.2_alpha1_clean scgm_a --lr 0.05 --augment.crop_area 0.2 --method.alpha 1 --method.e_step_view clean
 CHANGES
 for coarse in coarse coarse_rate0.05 coarse_rate0.05_parts0.2; do
   python parse_results.py --results $out/results_scgm_validation --reference $coarse --out $out/report_scgm_validation-$coarse

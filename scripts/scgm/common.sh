@@ -20,3 +20,9 @@ results=$out/results_scgm
 configs=configs/scgm
 # The four BREEDS benchmarks share their settings.
 case $dataset in living17 | nonliving26 | entity*) settings=breeds ;; *) settings=$dataset ;; esac
+# The files of a method: what all share, and what it has of its own.
+configs_of() {
+  local shared=$configs/train_scgm-$settings-$representation
+  echo "--config $shared.yaml"
+  [ ! -e "$shared-$1.yaml" ] || echo "--config $shared-$1.yaml"
+}

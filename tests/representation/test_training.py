@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_refused, run_process, run_script
+from conftest import ROOT, assert_refused, run_process, run_script, settings
 
 import train_extractor
 from lowshot.core import cli
@@ -252,9 +252,8 @@ def test_images_on_disk_train_and_a_corrupt_one_is_named(tmp_path, image_folder,
 
     root = tmp_path / "photos"
     shutil.copytree(image_folder, root)
-    data = preprocessing.main(
-        preprocessing.Config(dataset="folder", root=root, out=tmp_path / "data", test_per_class=4, max_shots=5)
-    )
+    photos = {"name": "folder", "test_per_class": 4, "max_shots": 5}
+    data = preprocessing.main(settings(preprocessing.Config, dataset=photos, root=root, out=tmp_path / "data"))
     options = {"epochs": 1, "image_size": 16, "num_workers": num_workers, "augment": Augmentation(resized_crop=True)}
     train_extractor.main(config(data, tmp_path / "whole", **options))
     for image in sorted(root.rglob("*.png"))[::2]:
