@@ -108,8 +108,8 @@ def build(
             built[field.name] = default
     try:
         return settings_class(**built)
-    except InputError as error:
-        raise (BadSetting(at[:-1], str(error)) if at else error) from None
+    except ValueError as error:
+        raise (BadSetting(at[:-1], str(error)) if at else InputError(str(error))) from None
 
 
 def _default(field: Field) -> Any:
@@ -126,16 +126,20 @@ def _build_part(part: Part, value: Any, default: Any, at: str) -> Any:
         return build(part.what, _as_group(part.what, value), base, f"{at}.")
     if part.kind == "choice":
         return _build_choice(part.what, _as_choice(value), None if default is MISSING else default, at)
-    given = as_several(value)
-    return {name: _build_one(part.what, name, one, default, f"{at}.{name}") for name, one in given.items()}
+    before = default if isinstance(default, dict) else {}
+    built = {
+        name: _build_one(part.what, name, one, before.get(name), f"{at}.{name}")
+        for name, one in as_several(value).items()
+    }
+    return built if _names_anew(value) else {**before, **built}
 
 
-def _build_one(registry: Registry, key: str, value: Any, default: Any, at: str) -> Any:
+def _build_one(registry: Registry, key: str, value: Any, base: Any, at: str) -> Any:
     """One of several choices; its name is its key, unless it is the user's own."""
-    given = _as_dict(value)
-    name = given.pop("name", key)
-    base = default.get(key) if isinstance(default, dict) else None
-    return _build_choice(registry, {"name": name, **_as_group(_found(registry, name, at), given)}, base, at)
+    given, known = _as_dict(value), key if base is None else registry.name_of(base)
+    name = given.pop("name", known)
+    found = type(base) if base is not None and name == known else _found(registry, name, at)
+    return _build_choice(registry, {"name": name, **_as_group(found, given)}, base, at)
 
 
 def _found(registry: Registry, name: Any, at: str) -> type:
@@ -146,8 +150,8 @@ def _found(registry: Registry, name: Any, at: str) -> type:
 
 
 def _build_choice(registry: Registry, given: dict[str, Any], default: Any, at: str) -> Any:
-    name = given.pop("name", None) or (default is not None and registry.name_of(default))
-    if not name:
+    name = given.pop("name", None if default is None else registry.name_of(default))
+    if name is None:
         raise BadSetting(f"{at}.name", f"must be given: {describe(Part('choice', registry, False, False))}")
     found = _found(registry, name, at) if name != (default and registry.name_of(default)) else type(default)
     known = parts_of(found)
@@ -182,17 +186,21 @@ def _as_group(group: type, value: Any) -> dict[str, Any]:
 def as_several(value: Any) -> dict[str, Any]:
     """Names in order, each with what is given for it; the user's own go by the names of their classes."""
     if isinstance(value, dict) and _ITSELF in value:
-        return _joined(as_several(value[_ITSELF]), as_several({k: v for k, v in value.items() if k != _ITSELF}))
+        named, below = as_several(value[_ITSELF]), as_several({k: v for k, v in value.items() if k != _ITSELF})
+        return {**named, **{name: {**_as_dict(named.get(name)), **_as_dict(one)} for name, one in below.items()}}
     if isinstance(value, str):
         value = _listed(value)
-    given = value if isinstance(value, dict) else dict.fromkeys(value if isinstance(value, list) else [value])
-    return dict(_keyed(str(name), one) for name, one in given.items())
+    given = value.items() if isinstance(value, dict) else [(one, None) for one in _in_list(value)]
+    keyed: dict[str, Any] = {}
+    for key, one in (_keyed(str(name), one) for name, one in given):
+        if key in keyed:
+            raise InputError(f"'{key}' is there twice; each goes by the name of its class")
+        keyed[key] = one
+    return keyed
 
 
-def _joined(older: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any]:
-    """Several of two sources, what `newer` gives of one first."""
-    both = {name: {**_as_dict(older[name]), **_as_dict(newer[name])} for name in newer if name in older}
-    return {**older, **newer, **both}
+def _in_list(value: Any) -> list:
+    return value if isinstance(value, list) else [value]
 
 
 def _keyed(name: str, value: Any) -> tuple[str, Any]:
@@ -282,22 +290,36 @@ def _in_words(hint: Any) -> str:
 def merge(settings_class: type, older: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any]:
     """Values of two sources, `newer` first; another choice leaves nothing of the settings of the older one."""
     parts, merged = parts_of(settings_class), dict(older)
+    defaults = {field.name: _default(field) for field in fields(settings_class)}
     for name, value in newer.items():
         part, before = parts.get(name), older.get(name)
-        merged[name] = value if part is None or before is None else _merge_part(part, before, value)
+        merged[name] = value if part is None or before is None else _merge_part(part, defaults[name], before, value)
     return merged
 
 
-def _merge_part(part: Part, older: Any, newer: Any) -> Any:
+def _merge_part(part: Part, default: Any, older: Any, newer: Any) -> Any:
     if part.kind == "group" and not (part.optional and newer in (None, "null")):
         return merge(part.what, _as_group(part.what, older), _as_group(part.what, newer))
     if part.kind == "choice" and newer not in (None, "null"):
         older, newer = _as_choice(older), _as_choice(newer)
-        other = newer.get("name", older.get("name")) != older.get("name")
-        return newer if other else {**older, **newer}
-    if part.kind == "several" and isinstance(newer, dict):
-        return _joined(as_several(older), as_several(newer))
-    return newer
+        name = older.get("name") or (None if default in (MISSING, None) else part.what.name_of(default))
+        return newer if newer.get("name", name) != name else {**older, **newer}
+    return _merge_several(part.what, older, newer) if part.kind == "several" else newer
+
+
+def _merge_several(registry: Registry, older: Any, newer: Any) -> dict[str, Any]:
+    """Those named anew in the place of the older ones; settings alone change what they are settings of, or add it."""
+    before, given = as_several(older), as_several(newer)
+    both = {}
+    for name in given.keys() & before.keys():
+        found = registry.find(str(_as_dict(before[name]).get("name", name)))
+        both[name] = {**_as_group(found, before[name]), **_as_group(found, given[name])}
+    return {**given, **both} if _names_anew(newer) else {**before, **given, **both}
+
+
+def _names_anew(value: Any) -> bool:
+    """Whether what is given of several choices says which they are, and not only settings of them."""
+    return not isinstance(value, dict) or _ITSELF in value
 
 
 def values_of(settings: Any) -> dict[str, Any]:
