@@ -444,8 +444,10 @@ from dataclasses import dataclass
 @dataclass
 class Mirror:
     below: float = 0.5
+    n_uniforms = 1
 
     def __call__(self, images, uniforms):
+        assert uniforms.shape == (len(images), 1)
         return images.flip(3).where((uniforms[:, 0] < self.below).view(-1, 1, 1, 1), images)
 """
 
