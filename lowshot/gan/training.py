@@ -158,9 +158,8 @@ class GanTrainer:
         noise = torch_stream(s.seed, "noise", step)
         z = torch.randn(s.batch_size, self.gan.config.z_dim, generator=noise)[local].to(self.fabric.device)
         # Of images generated for the generator's update, then of real, generated and unlabelled ones for the other.
-        uniforms = torch.rand(4, s.batch_size, self.augment.n_uniforms, generator=noise)[:, local].to(
-            self.fabric.device
-        )
+        uniforms = torch.rand(4, s.batch_size, self.augment.n_uniforms, generator=noise)
+        uniforms = uniforms[:, local].to(self.fabric.device)
         with self.fabric.autocast():
             fake = self.gan.generator(z, labels)
         losses = self._generator_step(step, fake, labels, z, uniforms[0])
