@@ -122,25 +122,36 @@ class Config(SelectionConfig):
 
     @staticmethod
     def older(stored: dict) -> dict:
-        """The recipe of results from before choices had settings of their own."""
-        if not isinstance(stored["config"].get("classifier"), str):
+        """The recipe of results from before choices had settings of their own; those chosen for each n stood below
+        their names, n by n."""
+        if stored["stage"] != "low_shot" or {"add", "add.names"} & stored["config"].keys():
             return stored
-        return _today(stored)
+        parts = {str(n): _today(stored, str(n)) for n in stored["config"]["shots"]}
+        config = joint_settings({n: part["config"] for n, part in parts.items()})
+        return {**next(iter(parts.values())), "config": config}
 
 
-def _today(stored: dict) -> dict:
-    config, inputs = dict(stored["config"]), dict(stored["inputs"])
-    for name, by_shot in config.items():  # options chosen for each n
-        if isinstance(by_shot, dict) and all(n.isdigit() and isinstance(one, dict) for n, one in by_shot.items()):
-            config[name] = joint_settings({n: flat(one) for n, one in by_shot.items()})
+def _today(stored: dict, n_shot: str) -> dict:
+    """What an older recipe says of one n, under today's names."""
+    config, inputs = flat(_of_shot(stored["config"], n_shot)), stored["inputs"]
+    own = {"linear_sgd": "sgd.", "logistic_regression": "logistic.", "mlp": "mlp."}
+    read = own.get(config["classifier"], f"methods.{config['classifier']}.")
+    of_any = *own.values(), "methods."
+    config = {name: one for name, one in config.items() if name.startswith(read) or not name.startswith(of_any)}
     named = {name: name in inputs for name in ("propagated", "generator")}
     named |= {"samples": "samples_per_shot" in config, "repetition": config.pop("repetition", False)}
     names, filled = [name for name in named if named[name]], config.pop("max_per_label", None)
-    config |= {f"add.{name}.max_per_label": filled for name in names if name != "samples" and filled is not None}
+    config |= {f"add.{name}.max_per_label": filled for name in names if name != "samples"}
     files = {"generator": "add.generator.folder", "propagated": "add.propagated.file", "head": "classifier.extractor"}
     kept = {name: value for name, value in Config.renamed.items() if name not in ("criterion", "select_per_shot")}
     today = renamed(kept, {**stored, "config": {**config, "add.names": names}})
     return {**today, "inputs": {files.get(name, name): value for name, value in inputs.items()}}
+
+
+def _of_shot(config: dict, n_shot: str) -> dict:
+    by_shot = {name for name, one in config.items() if isinstance(one, dict) and all(map(str.isdigit, one))}
+    known = {name: one for name, one in config.items() if name not in by_shot or n_shot in one}
+    return {name: one[n_shot] if name in by_shot else one for name, one in known.items()}
 
 
 def main(config: Config) -> Path:

@@ -105,7 +105,10 @@ def named_class(registry: Registry, name: str, code: Sequence[str], where: Path)
     Raises InputError, with the words to type, for a class of the user's own that `code` does not name.
     """
     if ":" not in name or any(name.startswith(prefix) for prefix in registry.classes if prefix.endswith(":")):
-        return registry.find(name)
+        try:
+            return registry.find(name)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
     for given in code:
         if own_name(found := registry.find(given)) == name:
             return found

@@ -14,11 +14,11 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 
@@ -39,6 +39,8 @@ from lowshot.evaluation.settings import Criterion, SelectionConfig
 
 Config = TypeVar("Config", bound=SelectionConfig)
 Cell = dict[str, Any]  # values by dotted names
+# What is evaluated, and with which random numbers: nothing to choose.
+_PROTOCOL = {"seed", *(field.name for field in fields(SelectionConfig))}
 
 
 class Choice(NamedTuple):
@@ -102,8 +104,9 @@ def _with_chosen(config: Config, chosen: dict, per_shot: bool) -> list[Config]:
 def joint_recipe(recipes: list[tuple[list[int], Recipe]]) -> Recipe:
     """One recipe for the results of several configs, each for some n: (shots, recipe) of each. A setting in which they
     differ, or that not all of them have, is shown for each n that has it."""
-    joint = joint_settings({str(n): flat(one["config"]) for shots, one in recipes for n in shots})
-    return recipes[0][1].but(config=nested({**joint, "shots": [n for shots, _ in recipes for n in shots]}))
+    all_shots = {"shots": [n for shots, _ in recipes for n in shots]}
+    by_shot = {str(n): flat({**one["config"], **all_shots}) for shots, one in recipes for n in shots}
+    return recipes[0][1].but(config=nested(joint_settings(by_shot)))
 
 
 def joint_settings(by_shot: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -134,23 +137,32 @@ def _recipe(
     """What a choice is made from: the inputs, the settings that a cell has, and the cells."""
     # What only names things is no difference between two choices.
     plain = replace(config, name=None, extractor=None)
-    made_from, settings = recipe_of(plain), {}
-    for values in cells:
-        settings |= flat(recipe_of(with_values(plain, values))["config"])
-    names = getattr(type(config), "renamed", {})
+    made_from, names = recipe_of(plain), getattr(type(config), "renamed", {})
     how = {"criterion": criterion} | ({"select_per_shot": True} if per_shot else {})
-    common = {name: value for name, value in settings.items() if name not in cells[0]}
+    common = _common((recipe_of(with_values(plain, values))["config"] for values in cells), cells)
     return made_from.but(config={**how, **common, "cells": cells}, older=partial(_older, made_from.older, names, cells))
 
 
+def _common(configs: Iterable[dict], cells: list[Cell]) -> dict[str, Any]:
+    """The settings of all cells beside those that the grid has; one in which they differ, as the choices of a cell may
+    have settings of their own, below its name by the number of the cell."""
+    settings = {
+        str(i): {name: value for name, value in flat(config).items() if name not in values}
+        for i, (config, values) in enumerate(zip(configs, cells))
+    }
+    return joint_settings(settings)
+
+
 def _older(older: Callable[[dict], dict], names: dict[str, str], cells: list[Cell], stored: dict) -> dict:
-    """The recipe of stored evidence, its cells too in today's names."""
+    """The recipe of stored evidence, its settings and its cells in today's names."""
+    common, found = dict(stored["config"]), stored["config"].get("cells", [])
+    common.pop("cells", None)
+    today = [older({**stored, "config": {**common, **values}}) for values in found] or [older(stored)]
     renamed = [
-        {_name_among(cells[0], name_today(names, name)): value for name, value in values.items()}
-        for values in stored["config"].get("cells", [])
+        {_name_among(cells[0], name_today(names, name)): value for name, value in values.items()} for values in found
     ]
-    stored = older(stored)
-    return {**stored, "config": {**stored["config"], "cells": renamed}}
+    config = _common((one["config"] for one in today), renamed)
+    return {**today[0], "config": {**config, "cells": renamed}}
 
 
 def _name_among(known: Cell, name: str) -> str:
@@ -170,10 +182,14 @@ def read_grid(path: Path, config: SelectionConfig) -> list[Cell]:
         raise InputError(f"{path}: not a grid: it must hold lines of the form 'setting: [value, ...]'")
     if "setup" in grid:
         raise InputError(f"{path}: setup: settings are chosen on the validation setup; choosing on test is refused")
+    grid = {str(name): values for name, values in grid.items()}
+    for name in grid:
+        _check_name(path, config, name)
+    first = {name: values[0] for name, values in grid.items()}
     axes: dict[str, list] = {}
     for name, values in grid.items():
         for value in values:
-            known, taken = _taken(path, config, str(name), value)
+            known, taken = _taken(path, config, name, {**first, name: value})
             if taken in axes.setdefault(known, []):
                 raise InputError(f"{path}: {name}: a value is there twice")
             axes[known].append(taken)
@@ -183,18 +199,25 @@ def read_grid(path: Path, config: SelectionConfig) -> list[Cell]:
     return cells
 
 
-def _taken(path: Path, config: SelectionConfig, name: str, value: Any) -> tuple[str, Any]:
-    """A setting of a grid and one of its values as the settings take them; InputError for what cannot be chosen."""
-    protocol = {field.name for field in fields(SelectionConfig)}
+def _check_name(path: Path, config: SelectionConfig, name: str) -> None:
+    """InputError for a setting of a grid that has another name now, or that is one of the protocol."""
     today = name_today(getattr(type(config), "renamed", {}), name)
     if today not in (name, f"{name}.name"):
         raise InputError(f"{path}: {name}: is called {today} now")
-    settings = flat(values_of(_with_values_of(path, config, {name: value})))
+    if name.split(".")[0] in _PROTOCOL:
+        _refuse(path, config, name)
+
+
+def _refuse(path: Path, config: SelectionConfig, name: str) -> NoReturn:
+    there = [one for one in flat(values_of(config)) if one.split(".")[0] not in _PROTOCOL]
+    raise InputError(f"{path}: no setting to choose: '{name}' (there are: {', '.join(there)})")
+
+
+def _taken(path: Path, config: SelectionConfig, name: str, values: Cell) -> tuple[str, Any]:
+    """The setting `name` of a grid and its value, as settings that take all `values` have them."""
+    settings = flat(values_of(_with_values_of(path, config, values)))
     known = name if name in settings else f"{name}.name"
-    if known not in settings or name.split(".")[0] in protocol:
-        there = [one for one in flat(values_of(config)) if one.split(".")[0] not in protocol]
-        raise InputError(f"{path}: no setting to choose: '{name}' (there are: {', '.join(there)})")
-    return known, settings[known]
+    return (known, settings[known]) if known in settings else _refuse(path, config, name)
 
 
 def _with_values_of(path: Path, config: Config, values: Cell) -> Config:

@@ -60,20 +60,22 @@ def generator(tmp_path):
     return folder
 
 
-def new_rows(hallucinator, shots, labels, max_per_label, trial=1):
-    """Features and labels of what a run of these shots is extended by."""
-    hallucinator.max_per_label = max_per_label
-    run = hallucinator.extend(Run(trial, 1, shots, labels), None, seed=0)
-    assert np.array_equal(run.feats[: len(shots)], shots) and np.array_equal(run.labels[: len(shots)], labels)
-    return run.feats[len(shots) :], run.labels[len(shots) :]
-
-
 def spy(hallucinator):
     """Make the generator return (seed, from, to, 0) of every row."""
     hallucinator.model.forward = lambda seed, start, end: torch.stack(
         [seed[:, 0], start[:, 0], end[:, 0], torch.zeros(len(seed))], 1
     )
     return hallucinator
+
+
+def new_rows(hallucinator, shots, labels, n_rows, trial=1):
+    """(rows, labels) that join shots (S, D) of classes `labels` for `n_rows` of each."""
+    hallucinator.max_per_label, run = n_rows, Run(trial, 1, shots, np.array(labels))
+    extended = hallucinator.extend(run, None, seed=0)
+    n = len(labels)
+    assert extended.key == run.key and np.array_equal(extended.feats[:n], shots)
+    assert extended.labels[:n].tolist() == list(labels)
+    return extended.feats[n:], extended.labels[n:]
 
 
 @pytest.mark.parametrize(("dim", "n"), [(512, 1_312_256), (2048, 4_459_520)])
@@ -85,7 +87,7 @@ def test_published_sizes(dim, n):
 
 def test_counts_labels_and_untouched_classes(generator):
     hallucinator = Hallucinator(Generator(generator), SPLIT, features())
-    shots, labels = np.random.default_rng(0).random((8, 4), np.float32), np.array([4] * 3 + [5] * 5)
+    shots, labels = np.random.default_rng(0).random((8, 4), np.float32), [4] * 3 + [5] * 5
     new, new_labels = new_rows(hallucinator, shots, labels, 5)
     assert new.shape == (2, 4) and new.dtype == np.float32 and new_labels.tolist() == [4, 4]
     assert new_rows(hallucinator, shots, labels, 3)[0].shape == (0, 4)
@@ -93,9 +95,15 @@ def test_counts_labels_and_untouched_classes(generator):
     assert np.array_equal(new, again), "a second call gives the same rows"
 
 
+def test_it_fills_up_to_what_its_settings_say(generator):
+    hallucinator = Hallucinator(Generator(generator, max_per_label=7), SPLIT, features())
+    run = Run(1, 1, np.ones((3, 4), np.float32), np.array([4, 5, 5]))
+    assert np.bincount(hallucinator.extend(run, None, 0).labels).tolist() == [0, 0, 0, 0, 7, 7]
+
+
 def test_more_rows_leave_the_first_as_they_are_and_trials_differ(generator):
     hallucinator = spy(Hallucinator(Generator(generator), SPLIT, features()))
-    shots, labels = np.random.default_rng(0).random((3, 4), np.float32), np.array([4, 4, 4])
+    shots, labels = np.random.default_rng(0).random((3, 4), np.float32), [4, 4, 4]
     few, many = (new_rows(hallucinator, shots, labels, m)[0] for m in (10, 200))
     assert np.array_equal(few, many[:7])
     assert not np.array_equal(few, new_rows(hallucinator, shots, labels, 10, trial=2)[0])
@@ -104,7 +112,7 @@ def test_more_rows_leave_the_first_as_they_are_and_trials_differ(generator):
 def test_seeds_and_pairs_are_drawn_uniformly_from_one_class(generator):
     hallucinator = spy(Hallucinator(Generator(generator), SPLIT, features()))
     shots = np.array([[1.0] * 4, [2.0] * 4], np.float32)
-    new, _ = new_rows(hallucinator, shots, np.array([4, 4]), 4002)
+    new, _ = new_rows(hallucinator, shots, [4, 4], 4002)
     assert Counter(new[:, 0]).keys() == {1.0, 2.0} and abs((new[:, 0] == 1).mean() - 0.5) < 0.05
     assert (new[:, 1] // 3 == new[:, 2] // 3).all(), "both centroids are of one class"
     assert len(Counter(map(tuple, new[:, 1:3]))) == 4 * 9, "every ordered pair, a centroid with itself included"
@@ -113,8 +121,8 @@ def test_seeds_and_pairs_are_drawn_uniformly_from_one_class(generator):
 def test_pairs_of_features_are_distinct_rows_of_one_base_class(generator):
     train = features()
     train.feats[:] = np.arange(30, dtype=np.float32)[:, None]
-    hallucinator = spy(Hallucinator(Generator(generator, "features"), SPLIT, train))
-    new, _ = new_rows(hallucinator, train.feats[20:21], np.array([4]), 2001)
+    hallucinator = spy(Hallucinator(Generator(generator, pairs="features"), SPLIT, train))
+    new, _ = new_rows(hallucinator, train.feats[20:21], [4], 2001)
     assert (new[:, 1] != new[:, 2]).all() and (new[:, 1] // 5 == new[:, 2] // 5).all()
     assert len(Counter(map(tuple, new[:, 1:3]))) == 4 * 5 * 4
     assert new[:, 1:3].max() < 20, "novel rows lend no differences"
@@ -123,8 +131,8 @@ def test_pairs_of_features_are_distinct_rows_of_one_base_class(generator):
 def test_superclass_scope_takes_the_seeds_superclass(generator):
     train = features()
     train.feats[:] = np.repeat(np.arange(6, dtype=np.float32), 5)[:, None]
-    hallucinator = spy(Hallucinator(Generator(generator, "features", pair_scope="superclass"), SPLIT, train))
-    new, labels = new_rows(hallucinator, train.feats[[20, 25]], np.array([4, 5]), 101)
+    chosen = Generator(generator, pairs="features", pair_scope="superclass")
+    new, labels = new_rows(spy(Hallucinator(chosen, SPLIT, train)), train.feats[[20, 25]], [4, 5], 101)
     assert set(new[labels == 4, 1]) == {0.0, 1.0} and set(new[labels == 5, 1]) == {2.0, 3.0}
 
 
@@ -132,7 +140,7 @@ def test_superclass_without_base_class(generator):
     split = Split("toy", list("abcdef"), ["x", "y"], [0, 0, 0, 0, 0, 1], [0, 1, 2, 3], [4, 5], [0, 1], [4], [2, 3], [5])
     hallucinator = Hallucinator(Generator(generator, pair_scope="superclass"), split, features())
     with pytest.raises(InputError, match=r"class 5 \(f\): no base class shares its superclass"):
-        new_rows(hallucinator, np.zeros((1, 4), np.float32), np.array([5]), 5)
+        new_rows(hallucinator, np.zeros((1, 4), np.float32), [5], 5)
 
 
 def test_features_of_another_dimension_or_extractor(generator):
