@@ -11,7 +11,7 @@ def chain(root, image_folder) -> list[list]:
     data, first, gan = root / "data", root / "conv4", root / "gan"
     inputs = ["--train", first / "features" / "train.h5", "--test", first / "features" / "test.h5",
               "--split", data / "split.json", "--draws", data / "draws.json", "--shots", "[1,5]"]  # fmt: skip
-    sgd = ["--sgd.n_steps", 60, "--sgd.batch_size", 40]
+    sgd = ["--classifier.n_steps", 60, "--classifier.batch_size", 40]
     small = ["--data", data, "--extractor", first / "extractor", "--batch_size", 8, "--steps", 4, "--score_every", 2,
              "--accelerator", "cpu"]  # fmt: skip
     return [
@@ -27,7 +27,7 @@ def chain(root, image_folder) -> list[list]:
         ["train_analogy_generator.py", "--quadruplets", first / "quadruplets.h5", "--n_steps", 50,
          "--extractor", first / "extractor", "--out", first / "generator"],
         ["low_shot.py", *inputs, *sgd, "--out", root / "results" / "plain.json"],
-        ["low_shot.py", *inputs, *sgd, "--generator", first / "generator", "--max_per_label", 5,
+        ["low_shot.py", *inputs, *sgd, "--add.generator", first / "generator", "--add.generator.max_per_label", 5,
          "--out", root / "results" / "generated.json"],
         ["train_gan.py", "pretrain", *small, "--ngf", 16, "--ndf", 2, "--z_dim", 4, "--out", gan / "pretrained"],
         ["train_gan.py", "finetune", *small, "--gan", gan / "pretrained", "--k", 5, "--semi_supervised", "true",
@@ -39,7 +39,7 @@ def chain(root, image_folder) -> list[list]:
         ["score_samples.py", *inputs[:-2], "--samples", gan / "samples" / "train.h5", "--reference", "test",
          "--out", root / "results" / "scores.json"],
         ["low_shot.py", *inputs[:-2], "--shots", "[5]", "--trials", "[1]", "--classifier", "logistic_regression",
-         "--samples", gan / "samples" / "train.h5", "--samples_per_shot", 2,
+         "--add.samples", gan / "samples" / "train.h5", "--add.samples.per_shot", 2,
          "--out", root / "results" / "samples.json"],
         ["finetune_extractor.py", "--data", data, "--model", "Conv4", "--model.width", 0.25, "--epochs", 2,
          "--batch_size", 16, "--weights", first / "extractor" / "model.pt", "--shots", 5,
