@@ -112,8 +112,7 @@ def main(config: Config) -> Path:
             _print_estimate(config, processes)
         else:
             _run(process_config, processes)
-    only_chosen = config.select is not None and config.setup == "validation"
-    return evidence_path(config.out) if only_chosen else config.out
+    return evidence_path(config.out) if _only_chooses(config) else config.out
 
 
 @contextmanager
@@ -134,15 +133,15 @@ def _process_outputs(config: Config, processes: core.Processes) -> Iterator[Conf
         yield replace(config, out=Path(folder) / config.out.name, label=label)
 
 
+def _only_chooses(config: Config) -> bool:
+    """Whether settings are to be chosen and nothing reported."""
+    return config.select is not None and config.setup == "validation"
+
+
 def _run(config: Config, processes: core.Processes) -> None:
-    configs, chosen = [config], {}
-    if config.select is not None:
-        _load()
-        configs, _, record = choose(config, _recipe, partial(_evaluate, processes=processes), processes.device.type)
-        if config.setup == "validation":
-            return
-        chosen = {"selection": record}
-    configs = [_of_setup(one) for one in configs]
+    configs, chosen = _chosen(config, processes)
+    if _only_chooses(config):
+        return
     made_from = joint_recipe([(one.shots, _recipe(one)) for one in configs])
     digests = {name: record["digest"] for name, record in chosen.items()}
     made_from = made_from.but(inputs={**made_from["inputs"], **digests})
@@ -157,6 +156,25 @@ def _run(config: Config, processes: core.Processes) -> None:
         _label_images(config.label, configs, graph, benchmark, left[config.label.out], processes)
     if config.out not in left:
         return
+    runs, history = _runs_and_history(configs, graph, benchmark, processes)
+    more = {**chosen, **({"history": history} if history else {})}
+    name, setting = _method(graph, config.fuse)
+    write_results(config, made_from, benchmark, name, setting, runs, provenance, processes.device.type, **more)
+
+
+def _chosen(config: Config, processes: core.Processes) -> tuple[list[Config], dict[str, dict]]:
+    """The settings to run, one for all n or one for each, and what results say of their choice."""
+    if config.select is None:
+        return [_of_setup(config)], {}
+    _load()
+    configs, _, record = choose(config, _recipe, partial(_evaluate, processes=processes), processes.device.type)
+    return [_of_setup(one) for one in configs], {"selection": record}
+
+
+def _runs_and_history(
+    configs: list[Config], graph: diffusion.Graph, benchmark: Benchmark, processes: core.Processes
+) -> tuple[Ranks, list[dict]]:
+    """The runs of all configs, and the accuracies after each step that is to be recorded."""
     earlier = [past for one in configs for past in _earlier(one)]
     ranks = list(_ranks_of([*configs, *earlier], graph, benchmark, processes))
     history = [
@@ -164,10 +182,7 @@ def _run(config: Config, processes: core.Processes) -> None:
         for one, runs in zip(earlier, ranks[len(configs) :])
         for entry in benchmark.accuracies(runs)
     ]
-    runs = {key: row for part in ranks[: len(configs)] for key, row in part.items()}
-    more = {**chosen, **({"history": history} if history else {})}
-    name, setting = _method(graph, config.fuse)
-    write_results(config, made_from, benchmark, name, setting, runs, provenance, processes.device.type, **more)
+    return {key: row for part in ranks[: len(configs)] for key, row in part.items()}, history
 
 
 def _load() -> None:
@@ -183,7 +198,7 @@ def _print_estimate(config: Config, processes: core.Processes) -> None:
     cells = [with_values(plain, values) for values in grid]
     longest = max(cells, key=lambda cell: cell.n_steps)
     parts = {"choice of settings": [replace(cell, setup="validation") for cell in cells]} if config.select else {}
-    if not (config.select and config.setup == "validation"):
+    if not _only_chooses(config):
         parts |= {"results": [longest, *_earlier(longest)]}
         parts |= {"labelled images": [longest]} if config.label else {}
     _load()
