@@ -24,7 +24,7 @@ Settings chosen on the validation setup, results on the test setup (grid.yaml: `
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -43,11 +43,9 @@ from lowshot.core.artifacts import (
     Recipe,
     digest,
     is_done,
-    name_today,
     read_recipe,
     recipe,
     renamed,
-    writing,
 )
 from lowshot.core.choices import Registry, Several
 from lowshot.core.cli import run
@@ -66,7 +64,7 @@ from lowshot.evaluation.benchmark import (
     read_benchmark,
     write_results,
 )
-from lowshot.evaluation.selection import choose, joint_recipe, joint_settings
+from lowshot.evaluation.selection import choose, evidence_path, joint_recipe, joint_settings
 from lowshot.evaluation.settings import SelectionConfig
 from lowshot.gan.settings import Samples
 from lowshot.hallucination.settings import Generator
@@ -122,32 +120,38 @@ class Config(SelectionConfig):
         "select_per_shot": "select.per_shot",
     }
 
-    def named_today(self, name: str) -> list[str]:
-        """The names that an older setting has today; several additions may share it."""
-        today = name_today(self.renamed, name)
-        return [today.replace("ADDITION", one) for one in self.add] if "ADDITION" in today else [today]
-
     @staticmethod
     def older(stored: dict) -> dict:
-        """The recipe of results from before choices had settings of their own."""
-        if not isinstance(stored["config"].get("classifier"), str):
+        """The recipe of results from before choices had settings of their own; those chosen for each n stood below
+        their names, n by n."""
+        if stored["stage"] != "low_shot" or {"add", "add.names"} & stored["config"].keys():
             return stored
-        return _today(stored)
+        parts = {str(n): _today(stored, str(n)) for n in stored["config"]["shots"]}
+        config = joint_settings({n: part["config"] for n, part in parts.items()})
+        return {**next(iter(parts.values())), "config": config}
 
 
-def _today(stored: dict) -> dict:
-    config, inputs = dict(stored["config"]), dict(stored["inputs"])
-    for name, by_shot in config.items():  # options chosen for each n
-        if isinstance(by_shot, dict) and all(n.isdigit() and isinstance(one, dict) for n, one in by_shot.items()):
-            config[name] = joint_settings({n: flat(one) for n, one in by_shot.items()})
+def _today(stored: dict, n_shot: str) -> dict:
+    """What an older recipe says of one n, under today's names."""
+    config, inputs = flat(_of_shot(stored["config"], n_shot)), stored["inputs"]
+    own = {"linear_sgd": "sgd.", "logistic_regression": "logistic.", "mlp": "mlp."}
+    read = own.get(config["classifier"], f"methods.{config['classifier']}.")
+    of_any = *own.values(), "methods."
+    config = {name: one for name, one in config.items() if name.startswith(read) or not name.startswith(of_any)}
     named = {name: name in inputs for name in ("propagated", "generator")}
     named |= {"samples": "samples_per_shot" in config, "repetition": config.pop("repetition", False)}
     names, filled = [name for name in named if named[name]], config.pop("max_per_label", None)
-    config |= {f"add.{name}.max_per_label": filled for name in names if name != "samples" and filled is not None}
+    config |= {f"add.{name}.max_per_label": filled for name in names if name != "samples"}
     files = {"generator": "add.generator.folder", "propagated": "add.propagated.file", "head": "classifier.extractor"}
     kept = {name: value for name, value in Config.renamed.items() if name not in ("criterion", "select_per_shot")}
     today = renamed(kept, {**stored, "config": {**config, "add.names": names}})
     return {**today, "inputs": {files.get(name, name): value for name, value in inputs.items()}}
+
+
+def _of_shot(config: dict, n_shot: str) -> dict:
+    by_shot = {name for name, one in config.items() if isinstance(one, dict) and all(map(str.isdigit, one))}
+    known = {name: one for name, one in config.items() if name not in by_shot or n_shot in one}
+    return {name: one[n_shot] if name in by_shot else one for name, one in known.items()}
 
 
 def main(config: Config) -> Path:
@@ -158,9 +162,11 @@ def main(config: Config) -> Path:
     check_settings(config)
     if config.scores is not None and config.scores.suffix != ".h5":
         raise InputError(f"{config.scores}: scores are a .h5 file")
+    outputs = _outputs(config)
+    if config.overwrite or not all(out.exists() for out in outputs):
+        _load(config)
     configs, chosen = [config], {}
     if config.select is not None:
-        _load(config)
         configs, evidence, record = choose(config, _recipe, _evaluate, core.pick_device().type)
         if config.setup == "validation":
             return evidence
@@ -168,19 +174,25 @@ def main(config: Config) -> Path:
     made_from = joint_recipe([(one.shots, _recipe(one)) for one in configs])
     digests = {name: record["digest"] for name, record in chosen.items()}
     made_from = made_from.but(inputs={**made_from["inputs"], **digests})
-    outputs = [out for out in (config.scores, config.out) if out is not None]
     done = [is_done(out, made_from, config.overwrite) for out in outputs]
     if all(done):
         return config.out
-    _load(config)
     device, provenance = core.pick_device().type, Provenance()
     benchmark = read_benchmark(config)
-    with _keeping(config, made_from, benchmark) as keep:
+    keeping = diffusion.keeping_scores(config.scores, made_from, config, benchmark) if config.scores else nullcontext()
+    with keeping as keep:
         parts = [_ranks(one, benchmark, device, keep) for one in configs]
     ranks = {key: row for part in parts for key, row in part.items()}
     setting = _setting(configs, benchmark)
     write_results(config, made_from, benchmark, _joint_name(configs), setting, ranks, provenance, device, **chosen)
     return config.out
+
+
+def _outputs(config: Config) -> list[Path]:
+    """What is to be written: scores, if they are wanted, and the results; or the evidence if only a choice is."""
+    if config.select is not None and config.setup == "validation":
+        return [evidence_path(config.out)]
+    return [out for out in (config.scores, config.out) if out is not None]
 
 
 def _load(config: Config) -> None:
@@ -196,17 +208,7 @@ def _load(config: Config) -> None:
         if kind in used:
             load(room, name)
     if config.scores is not None:
-        load(diffusion, "ScoreFile")
-
-
-@contextmanager
-def _keeping(config: Config, made_from: Recipe, benchmark: Benchmark) -> Iterator[evaluation.Keep | None]:
-    """What keeps the scores of a run, if they are wanted."""
-    if config.scores is None:
-        yield None
-        return
-    with writing(config.scores) as partial, diffusion.ScoreFile(partial, made_from, config, benchmark) as file:
-        yield file.put
+        load(diffusion, "keeping_scores")
 
 
 def _evaluate(configs: list[Config], benchmark: Benchmark, device: str) -> Iterator[Ranks | Diverged]:

@@ -53,9 +53,9 @@ class Config:
 
 def main(config: Config) -> Path:
     """Write the quadruplets file and return its path."""
-    made_from = recipe("make_quadruplet", config, {"features": config.features, "split": config.split})
-    if extractor := (read_recipe(config.features) or {"inputs": {}})["inputs"].get("extractor"):
-        made_from["inputs"]["extractor"] = extractor
+    extractor = (read_recipe(config.features) or {"inputs": {}})["inputs"].get("extractor")
+    inputs = {"features": config.features, "split": config.split, "extractor": extractor}
+    made_from = recipe("make_quadruplet", config, inputs)
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     split = read_split(config.split)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lowshot import report
-from lowshot.core.artifacts import is_done, read_recipe, recipe, write_json, writing
+from lowshot.core.artifacts import Recipe, is_done, read_recipe, recipe, write_json, writing
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
 from lowshot.core.settings import RunOnly
@@ -101,10 +101,10 @@ def _inputs(config: Config, files: dict[str, dict]) -> dict[str, Path | None]:
     return {f"results/{name}": config.results / name for name in files} | data | pictured
 
 
-def _is_stale(out: Path, made_from: dict) -> bool:
+def _is_stale(out: Path, made_from: Recipe) -> bool:
     """Whether `out` is a report made from others: it holds nothing of its own, so it can be made again unasked."""
     stored = read_recipe(out) if (out / "config.json").exists() else None
-    stale = stored is not None and stored["stage"] == made_from["stage"] and stored != made_from
+    stale = stored is not None and stored["stage"] == made_from["stage"] and made_from.difference(stored) is not None
     if stale:
         print(f"parse_results: {out} was made from other results or settings; making it again")
     return stale

@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 
 from lowshot import core, gan
-from lowshot.core.artifacts import is_done, merged, recipe, writing
+from lowshot.core.artifacts import is_done, recipe, writing
 from lowshot.core.cli import run
 from lowshot.core.settings import NonNegativeInt, PositiveInt, RunOnly
 from lowshot.data.datasets.images import Images, write_images
@@ -52,7 +52,8 @@ def main(config: Config) -> Path:
     import torch
 
     split = read_split(config.split)
-    made_from = merged(recipe("sample_gan", config, {}), gan.samples_recipe(config.gan, config.split))
+    of_gan = gan.samples_recipe(config.gan, config.split)
+    made_from = recipe("sample_gan", config, of_gan["inputs"], **of_gan["config"])
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     trained, device = gan.load_gan(config.gan), core.pick_device()

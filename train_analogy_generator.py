@@ -63,10 +63,8 @@ def main(config: Config) -> Path:
     chosen = mined.numbers[mined.scores > config.min_score].astype(np.int64)
     if len(chosen) == 0:
         raise InputError(f"{config.quadruplets}: no quadruplet scores above {config.min_score}")
-    inputs = {"quadruplets": config.quadruplets, "critic": config.extractor}
+    inputs = {"quadruplets": config.quadruplets, "critic": config.extractor, "extractor": mined.extractor}
     made_from = recipe("train_analogy_generator", config, inputs)
-    if mined.extractor:
-        made_from["inputs"]["extractor"] = mined.extractor
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     torch.manual_seed(config.seed)

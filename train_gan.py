@@ -1,7 +1,7 @@
 """Train a class-conditional GAN: `pretrain` one on the base classes, `finetune` it on a few shots of the novel ones.
 
 pretrain  reads   DATA/images.h5, DATA/split.json; an extractor that was trained on the same base classes, for scores
-                  and maybe (--class_embedding features) what classes are known by
+                  and maybe (--network.class_embedding features) what classes are known by
 finetune  reads   the same, DATA/draws.json, and the folder that `pretrain` wrote
 both      write   OUT/model.pt, OUT/config.json (together they rebuild the networks), OUT/log.jsonl, OUT/tensorboard/
 
@@ -26,18 +26,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
 from lowshot import gan, representation
-from lowshot.core.artifacts import is_done, read_recipe, recipe
+from lowshot.core.artifacts import Recipe, is_done, read_recipe, recipe
 from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
 from lowshot.core.settings import NonNegativeInt, PositiveInt, RunOnly
 from lowshot.data.datasets.images import Images, read_images, rows_of
 from lowshot.data.protocol import Split, read_split
-from lowshot.gan.settings import DiscriminatorAugmentationSettings, FinetuneMode, GanNetwork, GanSettings
+from lowshot.gan.settings import (
+    CHANGES,
+    NETWORKS,
+    FinetuneMode,
+    FixedChanges,
+    GanSettings,
+    ModulatedNetwork,
+    NetworkSizes,
+    PublishedNetwork,
+)
 from lowshot.representation.settings import ExtractorChoice
 
 
@@ -50,15 +59,19 @@ class StageConfig(GanSettings, ExtractorChoice):
     overwrite: RunOnly[bool] = False
     """make it again even if it is there"""
 
+    renamed: ClassVar = ExtractorChoice.renamed | {"augment.mode": "augment.name"}
+
 
 @dataclass(kw_only=True)
-class PretrainConfig(StageConfig, GanNetwork):
+class PretrainConfig(StageConfig, NetworkSizes):
     """Train a GAN on the base classes."""
 
-    class_embedding: Literal["table", "features"] = "table"
-    """what networks know a class by: a vector of its own, drawn at random and learned, as published; or the mean of its
-    images' features (when fine-tuning: of its shots'), which weights common to all classes map: for classes that are
-    too many to be learned one by one"""
+    network: Annotated[Any, NETWORKS] = field(default_factory=ModulatedNetwork)
+    """generator: as published, or one whose convolutions are modulated by a style"""
+
+    renamed: ClassVar = StageConfig.renamed | {
+        "network": "network.name", "film": "network.film", "class_embedding": "network.class_embedding",
+    }  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -80,12 +93,10 @@ class FinetuneConfig(StageConfig):
     """let the unlabelled pool of the novel classes feed the unconditional loss (needs --alpha above 0)"""
     shared_pool: bool = False
     """take all training images of the novel classes both for the unlabelled pool and for validation, as released"""
-    augment: DiscriminatorAugmentationSettings = field(
-        default_factory=lambda: DiscriminatorAugmentationSettings("fixed", 0.4)
-    )
+    augment: Annotated[Any, CHANGES] = field(default_factory=lambda: FixedChanges(0.4))
     """changes of all images that the discriminator sees; adaptive ones do not notice that it learns shots by heart"""
     steps: NonNegativeInt = 4000
-    """updates of the discriminator; 0: the shots only say what classes are (pretrain --class_embedding features)"""
+    """updates of the discriminator; 0: the shots only say what classes are, for networks that know them by features"""
     score_every: PositiveInt = 500
 
 
@@ -93,19 +104,24 @@ def pretrain(config: PretrainConfig) -> Path:
     """Train on the base classes and return the folder written."""
     where = config.data / "images.h5"
     images, split = _read(config)
-    network_settings = {f.name: getattr(config, f.name) for f in fields(GanNetwork)}
-    if config.network == "published" and config.class_embedding == "features":
-        raise InputError("class_embedding features: only for network modulated; the published one has a table a block")
     extractor, made_from = _recipe("train_gan pretrain", config, images, {})
-    n_features = extractor.dim if config.class_embedding == "features" else 0
-    described = gan.GanConfig(split.n_classes, images.n_channels, images.size, n_features, **network_settings)
+    described = _networks(config, images, split, extractor)
     gan.check_sizes(described, str(where))
     base = rows_of(images, split, split.base_classes, where)
-    if config.network == "modulated":
-        del made_from["config"]["film"]
-    if config.class_embedding == "table":  # as in all GANs of before there was another
-        del made_from["config"]["class_embedding"]
     return _train(config, made_from, images, extractor, lambda: gan.Gan(described, config.ema), base, {"base": base})
+
+
+def _networks(
+    config: PretrainConfig, images: Images, split: Split, extractor: representation.Extractor
+) -> gan.GanConfig:
+    """Which networks are trained, as their folder describes them."""
+    chosen, sizes = config.network, {one.name: getattr(config, one.name) for one in fields(NetworkSizes)}
+    by_features = isinstance(chosen, ModulatedNetwork) and chosen.class_embedding == "features"
+    film = {"film": chosen.film} if isinstance(chosen, PublishedNetwork) else {}
+    return gan.GanConfig(
+        split.n_classes, images.n_channels, images.size, extractor.dim if by_features else 0,
+        network=NETWORKS.name_of(chosen), **film, **sizes,
+    )  # fmt: skip
 
 
 def finetune(config: FinetuneConfig) -> Path:
@@ -139,7 +155,7 @@ def finetune(config: FinetuneConfig) -> Path:
 
 def _train(
     config: PretrainConfig | FinetuneConfig,
-    made_from: dict,
+    made_from: Recipe,
     images: Images,
     extractor: representation.Extractor,
     start: Callable[[], gan.Gan],
@@ -149,8 +165,6 @@ def _train(
     modes: tuple[FinetuneMode, FinetuneMode] = ("all", "all"),
 ) -> Path:
     """Train the GAN of `start` on rows of `images`, and write it."""
-    if config.augment.mode == "fixed" and not config.augment.p:
-        raise InputError("augment.mode fixed: give augment.p, the probability, or mode none")
     if config.batch_size % config.devices:
         raise InputError(f"batch_size {config.batch_size}: is not to be shared equally by {config.devices} processes")
     if is_done(config.out, made_from, config.overwrite):
@@ -179,22 +193,20 @@ def _read(config: PretrainConfig | FinetuneConfig) -> tuple[Images, Split]:
     where = config.data / "images.h5"
     images = read_images(where)
     if images.pixels is None:
-        raise InputError(f"{where}: images on disk; a GAN needs stored pixels (preprocessing.py --image_size)")
+        raise InputError(f"{where}: images on disk; a GAN needs stored pixels (preprocessing.py --dataset.image_size)")
     return images, read_split(config.data / "split.json")
 
 
 def _recipe(
     stage: str, config: PretrainConfig | FinetuneConfig, images: Images, inputs: dict[str, Path]
-) -> tuple[representation.Extractor, dict]:
+) -> tuple[representation.Extractor, Recipe]:
     """The extractor, and what the GAN is made from; InputError if the extractor has learned novel classes, whose images
     it is to score."""
     extractor, chosen = representation.chosen_extractor(config, images)
     if config.extractor is not None:
         representation.check_knows_base_only(config.extractor, config.data / "split.json")
-    files = {"images": config.data / "images.h5", "split": config.data / "split.json", "weights": config.weights}
-    made_from = recipe(stage, config, {**files, **inputs})
-    made_from["inputs"] |= chosen
-    return extractor, made_from
+    files = {"images": config.data / "images.h5", "split": config.data / "split.json"}
+    return extractor, recipe(stage, config, {**files, **inputs, **chosen})
 
 
 def _open_pretrained(config: FinetuneConfig, images: Images) -> gan.Gan:

@@ -7,7 +7,7 @@ Writes    JSON lines and Markdown rows on stdout.
     python benchmarks/episodes.py --n_episodes 100  a quick look
 
 Episodes are 5-way 1-shot with 15 queries. Both sides start from features in memory and end with accuracies; the one
-side draws and evaluates all episodes in batches (`lowshot.evaluation.episodes.evaluate`), the other has a loop over
+side draws and evaluates all episodes in batches (`evaluate_episodes`), the other has a loop over
 episodes as people write it: np.random.choice for the classes and for the images of every class. It comes in two forms:
 with means and distances in numpy, and with scikit-learn's NearestCentroid. Runs of all sides alternate; medians are
 reported, of the clock and of the processor's time, which counts where other work runs beside.
@@ -35,8 +35,8 @@ from sklearn.neighbors import NearestCentroid
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lowshot.classifiers.methods import METHODS
-from lowshot.classifiers.settings import MethodOptions
+from lowshot.classifiers.methods import score_tasks
+from lowshot.classifiers.settings import METHODS, NearestMeanOptions
 from lowshot.core.cli import run
 from lowshot.core.settings import PositiveInt
 from lowshot.data.protocol import make_split
@@ -91,8 +91,7 @@ def make_features() -> tuple[np.ndarray, np.ndarray]:
 
 
 def evaluate_batched(feats: np.ndarray, pool: Pool, n_episodes: int) -> np.ndarray:
-    method, options = METHODS["nearest_mean"], MethodOptions().nearest_mean
-    episodes = evaluate_episodes(torch.from_numpy(feats), pool, SAMPLING, n_episodes, method, options)
+    episodes = evaluate_episodes(torch.from_numpy(feats), pool, SAMPLING, n_episodes, NearestMeanOptions())
     return np.array([one["accuracy"] for one in episodes])
 
 
@@ -131,7 +130,7 @@ def count_differences(feats: torch.Tensor, pool: Pool, n_episodes: int, name: st
     sampling = Sampling(n_way=N_WAY, n_shots=[1, 5], n_queries=N_QUERIES)
     rows = next(draw_tasks(pool, sampling, range(n_episodes)))
     for _, tasks in gather_tasks(feats, rows, sampling.n_shots):
-        ours = METHODS[name].score(tasks, getattr(MethodOptions(), name), 0).argmax(2).numpy()
+        ours = score_tasks(METHODS.classes[name](), tasks, 0).argmax(2).numpy()
         for episode, predicted in enumerate(ours):
             model = NearestCentroid() if name == "nearest_mean" else LogisticRegression(max_iter=1000)
             support, labels = tasks.support_features[episode].double().numpy(), tasks.support_labels[episode].numpy()

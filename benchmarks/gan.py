@@ -36,12 +36,11 @@ from lowshot.core.cli import run_commands
 from lowshot.core.settings import NonNegativeFloat, NonNegativeInt, PositiveInt
 from lowshot.data.datasets.images import Images, write_images
 from lowshot.data.protocol import make_split
-from lowshot.gan.augmentation import DiscriminatorAugmentation
 from lowshot.gan.data import Examples
 from lowshot.gan.losses import discriminator_losses, generator_losses, weighted
 from lowshot.gan.model import Gan
 from lowshot.gan.networks import DiscriminatorOutput, GanConfig
-from lowshot.gan.settings import GanSettings
+from lowshot.gan.settings import GanSettings, NoChanges
 from lowshot.gan.training import GanTrainer
 from lowshot.representation.backbones import Extractor, ModelConfig, save_extractor
 
@@ -159,7 +158,7 @@ def steps(config: StepsConfig) -> None:
 
 def _ours(labels: np.ndarray, alpha: float) -> Callable[[int], object]:
     images = torch.randint(0, 256, (N_IMAGES, 3, SIDE, SIDE), dtype=torch.uint8)
-    known, augment = Examples(images, torch.from_numpy(labels)), DiscriminatorAugmentation("none")
+    known, augment = Examples(images, torch.from_numpy(labels)), NoChanges()
     settings = GanSettings(lr=2e-4, d_lr=2e-4, beta1=0.9, beta2=0.9, ema=0, r1=0, alpha=alpha, augment=augment)
     pool, fabric = known if alpha else None, Fabric(accelerator="cpu")
     return GanTrainer(settings, fabric, None, Gan(CONFIG), nn.Identity(), {}, known, pool)._step

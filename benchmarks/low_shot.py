@@ -143,10 +143,10 @@ def time_ours(folder: Path, n_published: int, coarsen: int) -> Ours:
     files |= {"split": folder / "split.json", "draws": folder / "draws.json", "out": folder / f"{n_steps}.json"}
     arguments = [word for name, path in files.items() for word in (f"--{name}", str(path))]
     arguments += [
-        f"--sgd.n_steps={n_steps}",
-        f"--sgd.lr={lr}",
-        f"--sgd.momentum={momentum}",
-        f"--sgd.batch_size={BATCH}",
+        f"--classifier.n_steps={n_steps}",
+        f"--classifier.lr={lr}",
+        f"--classifier.momentum={momentum}",
+        f"--classifier.batch_size={BATCH}",
     ]
     _, wall_s, cpu_s = timed([sys.executable, ROOT / "low_shot.py", *arguments])
     return Ours(n_steps, wall_s, cpu_s, json.loads(files["out"].read_text())["trials"])

@@ -15,8 +15,9 @@ def chain(root, image_folder) -> list[list]:
     small = ["--data", data, "--extractor", first / "extractor", "--batch_size", 8, "--steps", 4, "--score_every", 2,
              "--accelerator", "cpu"]  # fmt: skip
     return [
-        ["preprocessing.py", "--dataset", "folder", "--root", image_folder, "--image_size", 16, "--test_per_class", 4,
-         "--max_shots", 5, "--n_trials", 2, "--novel_fraction", 0.4, "--out", data],
+        ["preprocessing.py", "--dataset", "folder", "--root", image_folder, "--dataset.image_size", 16,
+         "--dataset.test_per_class", 4, "--dataset.max_shots", 5, "--dataset.n_trials", 2,
+         "--dataset.novel_fraction", 0.4, "--out", data],
         ["train_extractor.py", "--data", data, "--model", "Conv4", "--model.width", 0.25, "--epochs", 2,
          "--batch_size", 16, "--loss", "sgm", "--accelerator", "cpu", "--out", first / "extractor"],
         ["save_features.py", "--extractor", first / "extractor", "--data", data, "--accelerator", "cpu",

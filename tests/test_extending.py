@@ -78,7 +78,7 @@ def test_a_second_run_finds_all_there(folder, words):
 def test_changed_code_makes_another_result(folder):
     words = next(words for words in COMMANDS if "my_classifier.py:Ridge" in words)
     file = folder / "my_classifier.py"
-    before, times = file.read_text(), os.stat(file)
+    before, times = file.read_text(), file.stat()
     try:
         file.write_text(before + "\n# changed\n")
         assert_refused(run_script(*words[1:], folder=folder), "code of classifier")

@@ -156,3 +156,33 @@ def test_help_imports_no_heavy_library():
     for path in STAGES:
         done = subprocess.run([sys.executable, "-c", code, path.name], capture_output=True, text=True, cwd=ROOT)
         assert done.stdout.strip() == "[]", (path.name, done.stdout, done.stderr)
+
+
+def edited_recipes(source: str) -> list[str]:
+    """Statements that change the config or the inputs of a recipe which is made already."""
+
+    def of_a_recipe(node):
+        parts = [one for one in ast.walk(node) if isinstance(one, ast.Subscript)]
+        return any(ast.unparse(one.slice) in ("'config'", "'inputs'") for one in parts)
+
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        targets = node.targets if isinstance(node, (ast.Delete, ast.Assign)) else []
+        targets = [node.target] if isinstance(node, ast.AugAssign) else targets
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            targets = [node.func.value] if node.func.attr in ("pop", "update", "setdefault", "clear") else []
+        if any(of_a_recipe(one) for one in targets):
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_what_counts_as_an_edited_recipe():
+    assert edited_recipes("made['config']['lr'] = 1") and edited_recipes("del made['config']['lr']")
+    assert edited_recipes("made['inputs'] |= more") and edited_recipes("made['config'].pop('lr')")
+    assert edited_recipes("config = made['config']['lr']\nfiles.pop('x')\ndel rows[0]") == []
+
+
+@pytest.mark.parametrize("path", [*PACKAGE, *STAGES], ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_recipes_are_made_once(path):
+    """A setting that is not read is not there: nothing is taken out of a recipe, or put in, after it was made."""
+    assert edited_recipes(path.read_text(encoding="utf-8")) == []

@@ -28,7 +28,7 @@ def test_a_process_of_its_own(tmp_path, script):
 def test_a_refusal(tmp_path, run):
     """In one line and with exit code 2 by the parser and by the stage."""
     arguments = ["preprocessing.py", "--dataset", "folder", "--root", tmp_path, "--out", tmp_path / "out"]
-    assert_refused(run(*arguments, "--max_shots", "few"), "max_shots", "few")
+    assert_refused(run(*arguments, "--dataset.max_shots", "few"), "max_shots", "few")
     assert_refused(run(*arguments), str(tmp_path))
     assert not list(tmp_path.iterdir())
 

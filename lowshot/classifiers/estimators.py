@@ -31,6 +31,12 @@ from lowshot.core.runtime import pick_device
 from lowshot.core.settings import checked
 
 Apply = Callable[[np.ndarray], np.ndarray]
+# The classifiers of the benchmark that learn from rows.
+_LEARNED = Registry(
+    CLASSIFIERS.kind,
+    {name: one for name, one in CLASSIFIERS.classes.items() if one is not OwnHead},
+    CLASSIFIERS.method,
+)
 
 
 def few_shot_scores(
@@ -270,13 +276,12 @@ class FewShotClassifier(_Classifier):
 
 
 def _known_classifier(classifier: Any) -> Any:
-    """The settings of a classifier of the benchmark that learns from rows, by its name or given."""
-    known = {name: one for name, one in CLASSIFIERS.classes.items() if one is not OwnHead}
+    """The settings of a classifier that learns from rows, by its name or given."""
     if not isinstance(classifier, str):
-        return _checked(CLASSIFIERS, classifier)
-    if classifier not in known:
-        raise InputError(f"classifier '{classifier}': there are {', '.join(known)}")
-    return known[classifier]()
+        return _checked(_LEARNED, classifier)
+    if classifier not in _LEARNED.classes:
+        raise InputError(f"classifier '{classifier}': there are {', '.join(_LEARNED.classes)}")
+    return _LEARNED.classes[classifier]()
 
 
 class LowShotClassifier(_Classifier):

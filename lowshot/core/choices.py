@@ -14,12 +14,13 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from lowshot.core.errors import InputError
 
 # Modules of files that are no part of a package get names of their own, so that they shadow nothing.
 _OWN = "lowshot_own_"
+_HERE = Path(__file__)
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity: it stands in annotations
@@ -61,12 +62,17 @@ class Registry:
 
     def _own(self, name: str) -> type:
         own, methods = own_class(name), [one.partition("(")[0] for one in self.method.split(" or ")]
+        kind = f"{'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind}"
         if not (isinstance(own, type) and is_dataclass(own)):
-            raise InputError(f"{name}: is not a dataclass, whose fields would be the settings of a {self.kind}")
+            raise InputError(f"{name}: is not a dataclass, whose fields would be the settings of {kind}")
         if not any(method in vars(one) for method in methods for one in own.__mro__):  # every class has a __call__
-            raise InputError(f"{name}: defines no {self.method}, which makes it a {self.kind}")
+            raise InputError(f"{name}: defines no {self.method}, which makes it {kind}")
         if any(one.name == "name" for one in fields(own)):
             raise InputError(f"{name}: has a setting 'name', which is the class itself here; give it another name")
+        try:
+            get_type_hints(own)
+        except Exception as error:
+            raise InputError(f"{name}: an annotation is none ({type(error).__name__}: {error})") from None
         return own
 
 
@@ -79,7 +85,7 @@ class Several:
 
 def is_own(choice: Any) -> bool:
     """Whether the class of a choice is the user's."""
-    return not type(choice).__module__.startswith("lowshot.")
+    return type(choice).__module__.partition(".")[0] != "lowshot"
 
 
 def own_name(own: type) -> str:
@@ -99,7 +105,10 @@ def named_class(registry: Registry, name: str, code: Sequence[str], where: Path)
     Raises InputError, with the words to type, for a class of the user's own that `code` does not name.
     """
     if ":" not in name or any(name.startswith(prefix) for prefix in registry.classes if prefix.endswith(":")):
-        return registry.find(name)
+        try:
+            return registry.find(name)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
     for given in code:
         if own_name(found := registry.find(given)) == name:
             return found
@@ -126,7 +135,8 @@ def suggestion(name: str, known: Any) -> str:
 def _from_file(path: Path, name: str) -> Any:
     if not path.is_file():
         raise InputError(f"{name}: {path}: no such file")
-    module_name = f"{_OWN}{path.stem}_{zlib.crc32(str(path.resolve()).encode()):x}"
+    code = path.read_bytes()  # a file that has changed since is another module
+    module_name = f"{_OWN}{path.stem}_{zlib.crc32(bytes(path.resolve()) + code):x}"
     if module_name in sys.modules:
         return sys.modules[module_name]
     spec = importlib.util.spec_from_file_location(module_name, path.resolve())
@@ -150,8 +160,9 @@ def _run(load: Callable[[], Any], name: str, beside: Path) -> Any:
     try:
         return load()
     except Exception as error:
-        frames = inspect.trace()
-        at = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}: " if len(frames) > 1 else ""
+        files = [(Path(frame.filename), frame.lineno) for frame in inspect.trace()[1:]]
+        lines = [f"{file.name}, line {n}: " for file, n in files if file.is_relative_to(beside) and file != _HERE]
+        at = lines[-1] if lines else ""
         raise InputError(f"{name}: cannot be imported ({at}{type(error).__name__}: {error})") from None
     finally:
         sys.path.remove(str(beside))

@@ -9,19 +9,23 @@ import textwrap
 import warnings
 from collections.abc import Callable
 from dataclasses import MISSING, fields
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
 import yaml
 from docstring_parser import parse_from_object
 
-from lowshot.core.artifacts import read_yaml
-from lowshot.core.choices import suggestion
+from lowshot.core.artifacts import name_today, read_yaml
+from lowshot.core.choices import Registry, code_file, is_own, suggestion
 from lowshot.core.errors import InputError
-from lowshot.core.settings import BadSetting, Part, build, describe, flat, merge, nested, parts_of
+from lowshot.core.settings import BadSetting, Part, as_several, build, describe, flat, merge, nested, parts_of
 
-_ASKS = {"-h", "--help", "--print_config"}
+_HELP = {"-h", "--help"}
+_ASKS = {*_HELP, "--print_config"}
+_WIDTH = 118
+# What a file, or the line (None), gives: values by the names of settings, nested.
+Source = tuple[Path | None, dict[str, Any]]
 
 
 def run(main: Callable, config_class: type, description: str | None) -> None:
@@ -41,8 +45,8 @@ def run_commands(commands: dict[str, tuple[Callable, type]], description: str | 
         _call(main, config_class, arguments[1:], f"{script} {arguments[0]}", config_class.__doc__)
         return
     if arguments and arguments[0] in _ASKS:
-        shown = "".join(f"  {name:12}{one.__doc__ or ''}\n" for name, (_, one) in commands.items())
-        usage = f"usage: {script} {{{','.join(commands)}}} --setting value ..."
+        shown = "\n".join(f"  {name:12}{one.__doc__ or ''}" for name, (_, one) in commands.items())
+        usage = f"usage: {script} {{{','.join(commands)}}} --setting value ...; each has a --help of its own"
         print(usage, (description or "").strip(), shown, sep="\n\n")
         return
     given = f"'{arguments[0]}'{suggestion(arguments[0], commands)}" if arguments else "none is given"
@@ -51,16 +55,15 @@ def run_commands(commands: dict[str, tuple[Callable, type]], description: str | 
 
 def _call(main: Callable, config_class: type, arguments: list[str], script: str, description: str | None) -> None:
     warnings.filterwarnings("ignore", message=".*nested tensors.*")
+    asked, words = _ASKS.intersection(arguments), [word for word in arguments if word not in _ASKS]
     try:
-        asked = next((word for word in arguments if word in _ASKS), None)
-        if asked in ("-h", "--help"):
-            print(_help(config_class, arguments, script, description or ""))
-            return
-        config = parse(config_class, [word for word in arguments if word != asked])
-        if asked:
-            print(yaml.safe_dump(_shown(config), sort_keys=False, default_flow_style=None), end="")
-            return
-        main(config)
+        if asked & _HELP:
+            print(_help(config_class, words, script, description or ""))
+        elif asked:
+            shown = _shown(parse(config_class, words))
+            print(yaml.safe_dump(shown, sort_keys=False, default_flow_style=None, allow_unicode=True), end="")
+        else:
+            main(parse(config_class, words))
     except (InputError, OSError) as error:
         _refuse(script.split()[0], str(error))
     except KeyboardInterrupt:
@@ -74,33 +77,39 @@ def _refuse(script: str, message: str) -> None:
 
 def parse(config_class: type, arguments: list[str]) -> Any:
     """The settings that a command line gives; InputError, which names the file of a setting that stands in one."""
-    given = _given(arguments)
-    files = {Path(file): nested(_read(Path(file))) for file in given.pop("config", [])}
-    for where, values in [*files.items(), (None, nested(given))]:
-        _refuse_older_names(config_class, values, where)
-    values = reduce(lambda older, newer: merge(config_class, older, newer), [*files.values(), nested(given)], {})
+    sources = _sources(config_class, arguments)
     try:
-        return build(config_class, values)
+        return build(config_class, _merged(config_class, sources))
     except BadSetting as error:
-        where = [file for file, part in files.items() if error.key in flat(part) and error.key not in given]
-        raise InputError(f"{where[-1]}: {error}" if where else f"--{error}") from None
+        where = _source_of(error.key, sources)
+        raise InputError(f"--{error}" if where is None else f"{where}: {error}") from None
 
 
-def _given(arguments: list[str]) -> dict[str, Any]:
-    """Texts by setting, as they stand on the line: one, a list of several, "true" for a switch; `config` is a list."""
-    given: dict[str, Any] = {}
-    name = None
+def _sources(config_class: type, arguments: list[str]) -> list[Source]:
+    """What the files and the line give, the weakest first."""
+    given = _given(arguments)
+    files = given.pop("config", None)
+    if files == []:
+        raise InputError("--config: must name a YAML file")
+    line = {name: True if not words else words[0] if len(words) == 1 else words for name, words in given.items()}
+    sources = [*((Path(file), _read(Path(file))) for file in files or []), (None, line)]
+    for where, values in sources:
+        _refuse_older_names(config_class, values, where)
+    return [(where, nested(values)) for where, values in sources]
+
+
+def _given(arguments: list[str]) -> dict[str, list[str]]:
+    """The words of each setting; of one that is given twice the last ones count, of `config` all."""
+    given: dict[str, list[str]] = {}
     for word in arguments:
         if word.startswith("--") and len(word) > 2:
             name, equals, value = word[2:].partition("=")
-            values = given.setdefault(name, []) if name == "config" else given.__setitem__(name, []) or given[name]
-            values += [value] if equals else []
-        elif name is None:
-            raise InputError(f"'{word}': settings are given as --name value")
-        else:
+            given[name] = (given.get(name, []) if name == "config" else []) + ([value] if equals else [])
+        elif given:
             given[name].append(word)
-    single = {name: (values or ["true"])[0] if len(values) < 2 else values for name, values in given.items()}
-    return single | ({"config": given["config"]} if "config" in given else {})
+        else:
+            raise InputError(f"'{word}': settings are given as --name value")
+    return given
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -114,85 +123,106 @@ def _refuse_older_names(config_class: type, values: dict[str, Any], where: Path 
     """InputError for a setting under the name that it had in an older revision, or that another stage has now: a
     config class may have a table `moved` of such beside that of `renamed`."""
     older, moved = getattr(config_class, "renamed", {}), getattr(config_class, "moved", {})
-    for key in flat(values):
-        top = key.split(".")[0]
+    at = "--" if where is None else f"{where}: "
+    for key in (key.rstrip(".") for key in flat(values)):
+        top, today = key.split(".")[0], name_today(older, key)
         if top in moved:
-            raise InputError(f"{f'{where}: ' if where else '--'}{top}: is a setting of {moved[top]} now")
-        prefix = next((one for one in sorted(older, key=len, reverse=True) if f"{key}.".startswith(f"{one}.")), None)
-        if prefix is None or (top in parts_of(config_class) and top == prefix):
-            continue
-        key = key.rstrip(".")
-        newer = older[prefix] + key[len(prefix) :]
-        raise InputError(f"{f'{where}: ' if where else '--'}{key}: is called {newer} now")
+            raise InputError(f"{at}{top}: is a setting of {moved[top]} now")
+        if today != key and not today.startswith(f"{key}."):
+            raise InputError(f"{at}{key}: is called {today.removesuffix('.name')} now")
 
 
-def _shown(config: Any) -> dict[str, Any]:
-    """All settings as plain values, paths too."""
-    shown = {}
-    for name, part in parts_of(type(config)).items():
-        value = getattr(config, name)
-        if part.kind == "value":
-            shown[name] = [_text_or_plain(one) for one in value] if isinstance(value, list) else _text_or_plain(value)
-        elif value is not None:
-            shown[name] = _shown_part(part, value)
-    return shown
+def _merged(config_class: type, sources: list[Source]) -> dict[str, Any]:
+    return reduce(partial(merge, config_class), (values for _, values in sources), {})
+
+
+def _source_of(key: str, sources: list[Source]) -> Path | None:
+    """Where the setting of that dotted name, or else what belongs to it, stands."""
+    places = {name.rstrip("."): where for where, values in sources for name in flat(values)}
+    akin = [name for name in places if f"{name}.".startswith(f"{key}.") or f"{key}.".startswith(f"{name}.")]
+    return next((places[name] for name in (key, f"{key}.name", *reversed(akin)) if name in places), None)
+
+
+def _shown(settings: Any) -> dict[str, Any]:
+    """All settings as plain values that `--config` reads back."""
+    parts = parts_of(type(settings))
+    return {name: _shown_part(part, getattr(settings, name)) for name, part in parts.items()}
 
 
 def _shown_part(part: Part, value: Any) -> Any:
-    if part.kind == "several":
-        return {name: {"name": part.what.name_of(one), **_shown(one)} for name, one in value.items()}
-    return ({"name": part.what.name_of(value)} if part.kind == "choice" else {}) | _shown(value)
+    if value is None or part.kind == "value":
+        return [_plain(one) for one in value] if isinstance(value, list) else _plain(value)
+    if part.kind == "group":
+        return _shown(value)
+    if part.kind == "choice":
+        return {"name": _name_to_give(part.what, value), **_shown(value)}
+    return {key: {"name": _name_to_give(part.what, one), **_shown(one)} for key, one in value.items()}
 
 
-def _text_or_plain(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def _name_to_give(registry: Registry, choice: Any) -> str:
+    """The name by which a choice is found again; a class of the user's own by the path of its file."""
+    name = registry.name_of(choice)
+    return str(code_file(type(choice)).parent / name) if is_own(choice) and ".py:" in name else name
+
+
 def _help(config_class: type, arguments: list[str], script: str, description: str) -> str:
-    """The description, then every setting with what it may be; of a choice the settings of the one that is named."""
-    given = _given([word for word in arguments if word not in _ASKS])
-    given.pop("config", None)
-    lines = [f"usage: {script} --setting value ... [--config FILE.yaml]", "", description.strip(), "", "settings:"]
-    return "\n".join(lines + _help_lines(config_class, nested(given), ""))
+    """The description, then every setting with what it may be; of a choice the settings of the one that is given."""
+    usage = f"usage: {script} --setting value ... [--config FILE.yaml ...] [--print_config]"
+    has_choices = any(part.kind in ("choice", "several") for part in parts_of(config_class).values())
+    more = " (those of another choice: name it before --help)" if has_choices else ""
+    given = _merged(config_class, _sources(config_class, arguments))
+    return "\n".join([usage, "", description.strip(), "", f"settings{more}:", *_help_lines(config_class, given, "")])
 
 
 def _help_lines(settings_class: type, given: dict[str, Any], at: str) -> list[str]:
-    lines, texts = [], _texts(settings_class)
-    for field in (field for field in fields(settings_class) if field.init):
-        part = parts_of(settings_class)[field.name]
-        default = field.default_factory() if field.default_factory is not MISSING else field.default
-        lines += [f"  --{at}{field.name} {_form(part, default)}"]
-        if field.name in texts:
-            lines += textwrap.wrap(texts[field.name], 112, initial_indent="      ", subsequent_indent="      ")
-        below, value = _below(part, default, given.get(field.name))
-        if below is not None:
-            lines += _help_lines(below, value, f"{at}{field.name}.")
+    lines, texts, parts = [], _texts(settings_class), parts_of(settings_class)
+    defaults = {one.name: one.default_factory() if one.default_factory is not MISSING else one.default
+                for one in fields(settings_class) if one.init}  # fmt: skip
+    for name in sorted(defaults, key=lambda name: defaults[name] is not MISSING):
+        part, default = parts[name], defaults[name]
+        lines += _wrapped(f"--{at}{name} ({_form(part, default, at + name)})", 2, 8)
+        lines += _wrapped(texts.get(name, ""), 6, 6)
+        for key, (below, values) in _below(part, default, given.get(name)).items():
+            lines += _help_lines(below, values, f"{at}{name}{key}.")
     return lines
 
 
-def _below(part: Part, default: Any, given: Any) -> tuple[type | None, dict[str, Any]]:
-    """The class whose settings are shown below a part, and what is given of them."""
-    values = given if isinstance(given, dict) else {"": given}
+def _wrapped(text: str, first: int, others: int) -> list[str]:
+    return textwrap.wrap(" ".join(text.split()), _WIDTH, initial_indent=" " * first, subsequent_indent=" " * others)
+
+
+def _below(part: Part, default: Any, given: Any) -> dict[str, tuple[type, dict[str, Any]]]:
+    """The classes whose settings are shown below a part, and what is given of them, by what their names end in."""
+    values = given if isinstance(given, dict) else {}
     if part.kind == "group":
-        return part.what, values
-    if part.kind == "choice":
-        name = values.get("name") or values.get("")
-        if name:
-            return part.what.find(str(name)), values
-        return (None if default is MISSING or default is None else type(default)), values
-    return None, {}
-
-
-def _form(part: Part, default: Any) -> str:
-    if default is MISSING:
-        return f"({describe(part)}; must be given)"
-    if part.kind == "choice":
-        return f"({describe(part)}; default: {'none' if default is None else part.what.name_of(default)})"
+        return {"": (part.what, values)}
     if part.kind == "several":
-        return f"(any of {describe(part)})"
+        found = {key: one if isinstance(one, dict) else {} for key, one in as_several(given or {}).items()}
+        return {f".{key}": (part.what.find(one.get("name", key)), one) for key, one in found.items()}
+    name = values.get("name", values.get("", given)) if part.kind == "choice" else None
+    if isinstance(name, str) and name != "null":
+        return {"": (part.what.find(name), values)}
+    return {"": (type(default), values)} if part.kind == "choice" and default not in (None, MISSING) else {}
+
+
+def _form(part: Part, default: Any, key: str) -> str:
+    """What a setting may be, and is by default, in words."""
+    may_be = describe(part).removesuffix(" or null") if default is None else describe(part)
     if part.kind == "group":
-        return "(settings; none unless given)" if default is None else "(settings)"
-    return f"({describe(part)}; default: {'none' if default is None else default})"
+        first = next(iter(parts_of(part.what)))
+        return f"a single value is {key}.{first}; none unless given" if default is None else "settings"
+    if part.kind == "several":
+        return f"any of {may_be}"
+    if default is MISSING:
+        return f"{may_be}; must be given"
+    if default is None:
+        return f"{may_be}; none unless given"
+    shown = part.what.name_of(default) if part.kind == "choice" else default
+    return f"{may_be}; default: {str(shown).lower() if isinstance(shown, bool) else shown}"
 
 
 def _texts(settings_class: type) -> dict[str, str]:

@@ -6,6 +6,7 @@ says what it may be, the string below it is its help. A group or choice that is 
 setting: ``classifier: mlp`` is short for ``classifier: {name: mlp}``.
 """
 
+import json
 import types
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -65,8 +66,9 @@ def parts_of(settings_class: type) -> dict[str, Part]:
 
 def _part_of(hint: Any) -> Part:
     run_only = get_origin(hint) is Annotated and _RUN_ONLY in get_args(hint)
-    options = [one for one in _alternatives(hint) if one is not types.NoneType]
-    optional = len(options) < len(_alternatives(hint))
+    members = _alternatives(_bare(hint) if run_only else hint)
+    options = [one for one in members if one is not types.NoneType]
+    optional = len(options) < len(members)
     for one in options:
         marks = get_args(one)[1:] if get_origin(one) is Annotated else ()
         for mark in marks:
@@ -106,8 +108,8 @@ def build(
             built[field.name] = default
     try:
         return settings_class(**built)
-    except InputError as error:
-        raise (BadSetting(at[:-1], str(error)) if at else error) from None
+    except ValueError as error:
+        raise (BadSetting(at[:-1], str(error)) if at else InputError(str(error))) from None
 
 
 def _default(field: Field) -> Any:
@@ -124,16 +126,20 @@ def _build_part(part: Part, value: Any, default: Any, at: str) -> Any:
         return build(part.what, _as_group(part.what, value), base, f"{at}.")
     if part.kind == "choice":
         return _build_choice(part.what, _as_choice(value), None if default is MISSING else default, at)
-    given = _as_several(value)
-    return {name: _build_one(part.what, name, one, default, f"{at}.{name}") for name, one in given.items()}
+    before = default if isinstance(default, dict) else {}
+    built = {
+        name: _build_one(part.what, name, one, before.get(name), f"{at}.{name}")
+        for name, one in as_several(value).items()
+    }
+    return built if _names_anew(value) else {**before, **built}
 
 
-def _build_one(registry: Registry, key: str, value: Any, default: Any, at: str) -> Any:
+def _build_one(registry: Registry, key: str, value: Any, base: Any, at: str) -> Any:
     """One of several choices; its name is its key, unless it is the user's own."""
-    given = _as_dict(value)
-    name = given.pop("name", key)
-    base = default.get(key) if isinstance(default, dict) else None
-    return _build_choice(registry, {"name": name, **_as_group(_found(registry, name, at), given)}, base, at)
+    given, known = _as_dict(value), key if base is None else registry.name_of(base)
+    name = given.pop("name", known)
+    found = type(base) if base is not None and name == known else _found(registry, name, at)
+    return _build_choice(registry, {"name": name, **_as_group(found, given)}, base, at)
 
 
 def _found(registry: Registry, name: Any, at: str) -> type:
@@ -144,8 +150,8 @@ def _found(registry: Registry, name: Any, at: str) -> type:
 
 
 def _build_choice(registry: Registry, given: dict[str, Any], default: Any, at: str) -> Any:
-    name = given.pop("name", None) or (default is not None and registry.name_of(default))
-    if not name:
+    name = given.pop("name", None if default is None else registry.name_of(default))
+    if name is None:
         raise BadSetting(f"{at}.name", f"must be given: {describe(Part('choice', registry, False, False))}")
     found = _found(registry, name, at) if name != (default and registry.name_of(default)) else type(default)
     known = parts_of(found)
@@ -173,17 +179,28 @@ def _as_group(group: type, value: Any) -> dict[str, Any]:
     """A single value is that of the first setting; a switch ("true") that of none."""
     given = _as_dict(value)
     single = given.pop(_ITSELF, None)
-    return given if single in (True, "true", None) else {**given, next(iter(parts_of(group))): single}
+    switched_on = single is True or single in ("true", None)  # 1 is a value, though it equals True
+    return given if switched_on else {**given, next(iter(parts_of(group))): single}
 
 
-def _as_several(value: Any) -> dict[str, Any]:
+def as_several(value: Any) -> dict[str, Any]:
     """Names in order, each with what is given for it; the user's own go by the names of their classes."""
     if isinstance(value, dict) and _ITSELF in value:
-        return {**_as_several(value[_ITSELF]), **_as_several({k: v for k, v in value.items() if k != _ITSELF})}
+        named, below = as_several(value[_ITSELF]), as_several({k: v for k, v in value.items() if k != _ITSELF})
+        return {**named, **{name: {**_as_dict(named.get(name)), **_as_dict(one)} for name, one in below.items()}}
     if isinstance(value, str):
         value = _listed(value)
-    given = value if isinstance(value, dict) else dict.fromkeys(value if isinstance(value, list) else [value])
-    return dict(_keyed(str(name), one) for name, one in given.items())
+    given = value.items() if isinstance(value, dict) else [(one, None) for one in _in_list(value)]
+    keyed: dict[str, Any] = {}
+    for key, one in (_keyed(str(name), one) for name, one in given):
+        if key in keyed:
+            raise InputError(f"'{key}' is there twice; each goes by the name of its class")
+        keyed[key] = one
+    return keyed
+
+
+def _in_list(value: Any) -> list:
+    return value if isinstance(value, list) else [value]
 
 
 def _keyed(name: str, value: Any) -> tuple[str, Any]:
@@ -193,23 +210,21 @@ def _keyed(name: str, value: Any) -> tuple[str, Any]:
 
 
 def _checked_value(part: Part, value: Any, at: str) -> Any:
-    try:
-        return _adapter(part.what).validate_python(_readable(part.what, value))
+    try:  # a truth value is no number, and a switch alone no text
+        return _adapter(part.what).validate_python(_readable(part.what, value), strict=isinstance(value, bool) or None)
     except ValidationError:
-        shown = f"'{value}'" if isinstance(value, str) else value
+        shown = f"'{value}'" if isinstance(value, str) else json.dumps(value, default=str)
         raise BadSetting(at, f"{shown}: must be {describe(part)}") from None
 
 
 def _readable(hint: Any, value: Any) -> Any:
-    """`value` as its type takes it: a text in brackets as a list; a truth value as text, which is no number."""
+    """`value` as its type takes it: a text in brackets as a list, and a single value where only lists are taken."""
+    if isinstance(value, str) and _takes_list(hint):
+        value = _listed(value)
     if isinstance(value, list):
-        return [_readable(None, one) for one in value]
-    if isinstance(value, bool):
-        return str(value).lower()
-    if not _takes_list(hint):
-        return value
-    value = _listed(value) if isinstance(value, str) else value
-    return value if isinstance(value, list) or not _takes_only_lists(hint) or value is None else [value]
+        return _without_truths(value)
+    alone = value is not None and not isinstance(value, bool) and _takes_only_lists(hint)
+    return [value] if alone else value
 
 
 def _listed(value: str) -> Any:
@@ -217,9 +232,14 @@ def _listed(value: str) -> Any:
     if not (value.startswith("[") and value.endswith("]")):
         return value
     try:
-        return [str(one).lower() if isinstance(one, bool) else one for one in yaml.safe_load(value)]
+        return _without_truths(yaml.safe_load(value))
     except yaml.YAMLError:
         return value
+
+
+def _without_truths(values: list) -> list:
+    """Truth values as texts, which are no numbers."""
+    return [str(one).lower() if isinstance(one, bool) else one for one in values]
 
 
 def _takes_list(hint: Any) -> bool:
@@ -270,24 +290,36 @@ def _in_words(hint: Any) -> str:
 def merge(settings_class: type, older: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any]:
     """Values of two sources, `newer` first; another choice leaves nothing of the settings of the older one."""
     parts, merged = parts_of(settings_class), dict(older)
+    defaults = {field.name: _default(field) for field in fields(settings_class)}
     for name, value in newer.items():
         part, before = parts.get(name), older.get(name)
-        merged[name] = value if part is None or before is None else _merge_part(part, before, value)
+        merged[name] = value if part is None or before is None else _merge_part(part, defaults[name], before, value)
     return merged
 
 
-def _merge_part(part: Part, older: Any, newer: Any) -> Any:
+def _merge_part(part: Part, default: Any, older: Any, newer: Any) -> Any:
     if part.kind == "group" and not (part.optional and newer in (None, "null")):
         return merge(part.what, _as_group(part.what, older), _as_group(part.what, newer))
     if part.kind == "choice" and newer not in (None, "null"):
         older, newer = _as_choice(older), _as_choice(newer)
-        other = newer.get("name", older.get("name")) != older.get("name")
-        return newer if other else {**older, **newer}
-    if part.kind == "several" and isinstance(newer, dict):
-        older, newer = _as_several(older), _as_several(newer)
-        both = {name: {**_as_dict(older[name]), **_as_dict(newer[name])} for name in newer if name in older}
-        return {**older, **newer, **both}
-    return newer
+        name = older.get("name") or (None if default in (MISSING, None) else part.what.name_of(default))
+        return newer if newer.get("name", name) != name else {**older, **newer}
+    return _merge_several(part.what, older, newer) if part.kind == "several" else newer
+
+
+def _merge_several(registry: Registry, older: Any, newer: Any) -> dict[str, Any]:
+    """Those named anew in the place of the older ones; settings alone change what they are settings of, or add it."""
+    before, given = as_several(older), as_several(newer)
+    both = {}
+    for name in given.keys() & before.keys():
+        found = registry.find(str(_as_dict(before[name]).get("name", name)))
+        both[name] = {**_as_group(found, before[name]), **_as_group(found, given[name])}
+    return {**given, **both} if _names_anew(newer) else {**before, **given, **both}
+
+
+def _names_anew(value: Any) -> bool:
+    """Whether what is given of several choices says which they are, and not only settings of them."""
+    return not isinstance(value, dict) or _ITSELF in value
 
 
 def values_of(settings: Any) -> dict[str, Any]:
@@ -317,8 +349,9 @@ def _takes_path(part: Part) -> bool:
 
 
 def paths_of(settings: Any) -> dict[str, Path]:
-    """The files and folders that settings of one choice or group name, by field."""
-    named = {name: getattr(settings, name) for name, part in parts_of(type(settings)).items() if _takes_path(part)}
+    """The files and folders that settings of one choice or group name, by field; without those that are run only."""
+    parts = {name: part for name, part in parts_of(type(settings)).items() if _takes_path(part) and not part.run_only}
+    named = {name: getattr(settings, name) for name in parts}
     return {name: path for name, path in named.items() if path is not None}
 
 
@@ -383,5 +416,6 @@ def nested(values: dict[str, Any]) -> dict[str, Any]:
             if not isinstance(node.get(group), dict):
                 node[group] = {_ITSELF: node[group]} if group in node else {}
             node = node[group]
-        node[key] = {**node[key], _ITSELF: value} if isinstance(node.get(key), dict) else value
+        both = isinstance(node.get(key), dict)
+        node[key] = {**node[key], **_as_dict(value)} if both else value
     return tree

@@ -65,19 +65,32 @@ class Addition(Protocol):
 
 def check_extended(name: str, before: Run, after: Any) -> Run:
     """What an addition made of a run; InputError, naming the addition, for rows that no classifier can learn from."""
-    if not isinstance(after, Run):
-        raise InputError(f"{name}: extend returned {type(after).__name__}, not a Run")
-    if after.feats.ndim != 2 or after.feats.shape[1] != before.feats.shape[1]:
-        raise InputError(
-            f"{name}: made rows of shape {after.feats.shape[1:]}, but features have {before.feats.shape[1:]}"
-        )
-    if after.labels.shape != after.feats.shape[:1] or after.labels.dtype.kind not in "iu":
-        raise InputError(f"{name}: labels {after.labels.dtype} {after.labels.shape} of {len(after.feats)} rows")
-    if not np.isfinite(after.feats).all():
-        raise InputError(f"{name}: made rows that hold NaN or infinity")
-    if other := sorted({*after.labels.tolist()} ^ {*before.labels.tolist()}):
+    if not isinstance(after, Run) or after.key != before.key:
+        raise InputError(f"{name}: extend returned {_in_words(after)}, not {_in_words(before)}")
+    feats, labels = after.feats, after.labels
+    if not isinstance(feats, np.ndarray) or not isinstance(labels, np.ndarray):
+        raise InputError(f"{name}: rows and labels are {type(feats).__name__} and {type(labels).__name__}, not arrays")
+    if feats.ndim != 2 or feats.shape[1] != before.feats.shape[1] or feats.dtype.kind not in "fiu":
+        shape = ("m", *before.feats.shape[1:])
+        raise InputError(f"{name}: rows are {feats.dtype} {feats.shape}, not numbers ({', '.join(map(str, shape))})")
+    if labels.shape != feats.shape[:1] or labels.dtype.kind not in "iu":
+        raise InputError(f"{name}: labels are {labels.dtype} {labels.shape}, not integers ({len(feats)},)")
+    feats = _as_float32(feats)
+    if not np.isfinite(feats).all():
+        raise InputError(f"{name}: made rows that hold NaN, infinity or numbers beyond float32")
+    if other := sorted({*labels.tolist()} ^ {*before.labels.tolist()}):
         raise InputError(f"{name}: class {other[0]} is no novel class of the run, or has no row left")
-    return replace(after, feats=after.feats.astype(np.float32), labels=after.labels.astype(np.int64))
+    return replace(after, feats=feats, labels=labels.astype(np.int64))
+
+
+def _in_words(run: Any) -> str:
+    return f"the Run of trial {run.trial}, n = {run.n_shot}" if isinstance(run, Run) else type(run).__name__
+
+
+def _as_float32(feats: np.ndarray) -> np.ndarray:
+    """Numbers beyond float32 become infinite, which is told later."""
+    with np.errstate(over="ignore"):
+        return feats.astype(np.float32, copy=False)
 
 
 @dataclass
@@ -128,28 +141,30 @@ class FileRows:
 def _read_rows(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a rows file; InputError for one that is none."""
     rows = _read_npz(path) if path.suffix == ".npz" else _read_h5(path)
-    n_rows = len(rows["feats"]) if rows["feats"].ndim == 2 else -1
-    if n_rows < 0 or rows["feats"].dtype.kind != "f" or not np.isfinite(rows["feats"]).all():
-        raise InputError(f"{path}: feats is {rows['feats'].dtype} {rows['feats'].shape}, not finite floats (M, D)")
+    feats = rows["feats"]
+    if feats.ndim != 2 or feats.dtype.kind != "f" or not np.isfinite(_as_float32(feats)).all():
+        raise InputError(f"{path}: feats is {feats.dtype} {feats.shape}, not finite floats (M, D)")
     for name in _ARRAYS[1:]:
-        if rows[name].shape != (n_rows,) or rows[name].dtype.kind not in "iu":
-            raise InputError(f"{path}: {name} is {rows[name].dtype} {rows[name].shape}, not integers ({n_rows},)")
-    return {**rows, "feats": rows["feats"].astype(np.float32)}
+        if rows[name].shape != feats.shape[:1] or rows[name].dtype.kind not in "iu":
+            raise InputError(f"{path}: {name} is {rows[name].dtype} {rows[name].shape}, not integers ({len(feats)},)")
+    return {"feats": _as_float32(feats), **{name: rows[name].astype(np.int64) for name in _ARRAYS[1:]}}
 
 
 def _read_h5(path: Path) -> dict[str, np.ndarray]:
     with open_h5(path) as file:
         require_datasets(file, list(_ARRAYS))
-        return {name: file[name][()] for name in _ARRAYS}
+        return {name: np.asarray(file[name]) for name in _ARRAYS}
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in _ARRAYS}
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except KeyError as error:
-        raise InputError(f"{path}: lacks the array {error}") from None
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+            held = {name: file[name] for name in _ARRAYS if name in file}
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:  # TypeError: a single array
         raise InputError(f"{path}: not a readable .npz file ({error})") from None
+    for name in _ARRAYS:
+        if name not in held:
+            raise InputError(f"{path}: lacks the array '{name}'")
+    return held

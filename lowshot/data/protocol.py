@@ -104,7 +104,7 @@ def make_split(
         dataset, list(class_names), list(superclass_names), list(superclass_of), base.tolist(), novel.tolist(),
         seed=seed, **halved,
     )  # fmt: skip
-    _check_split(split, f"split of {dataset}")
+    check_split(split, f"split of {dataset}")
     if empty := [name for name, members in halved.items() if not members]:
         raise InputError(f"split of {dataset}: {empty[0]} is empty ({len(base)} base and {len(novel)} novel classes)")
     return split
@@ -132,7 +132,7 @@ def published_split(
         novel_classes=sorted([*validation, *test]), novel_classes_1=sorted(validation), novel_classes_2=sorted(test),
         base_classes_1=base[first].tolist(), base_classes_2=base[~first].tolist(), seed=seed,
     )  # fmt: skip
-    _check_split(split, f"split of {dataset}")
+    check_split(split, f"split of {dataset}")
     return split
 
 
@@ -169,7 +169,7 @@ def read_split(path: Path) -> Split:
             split = _from_label_idx(content, Path(path))
         else:
             split = Split(**{name: content[name] for name in Split.__dataclass_fields__})
-        _check_split(split, str(path))
+        check_split(split, str(path))
     except InputError:
         raise
     except KeyError as error:
@@ -193,7 +193,8 @@ def _from_label_idx(content: dict, path: Path) -> Split:
                  base_classes=base, novel_classes=novel, **parts)  # fmt: skip
 
 
-def _check_split(split: Split, where: str) -> None:
+def check_split(split: Split, where: str) -> None:
+    """InputError, naming `where` it comes from, for a split that does not hold together."""
     for name in _CLASS_LISTS:
         numbers = getattr(split, name)
         if not all(type(c) is int and 0 <= c < split.n_classes for c in numbers):
@@ -301,7 +302,12 @@ def _row_lists(content: object, path: Path) -> list[np.ndarray]:
 
 
 def check_draws(
-    draws: dict[int, list[np.ndarray]], labels: np.ndarray, classes: np.ndarray, n_shot: int, where: Path, train: Path
+    draws: dict[int, list[np.ndarray]],
+    labels: np.ndarray,
+    classes: np.ndarray,
+    n_shot: int,
+    where: Path | str,
+    train: Path | str,
 ) -> None:
     """InputError unless in every trial each of `classes` has `n_shot` distinct rows of `labels` (N,) with its label."""
     for trial, rows_of in draws.items():

@@ -6,8 +6,8 @@ from .estimates import estimate_text as estimate_text
 from .estimates import fitting_width as fitting_width
 from .estimates import seconds_around as seconds_around
 from .fusion import KeptScores as KeptScores
-from .fusion import ScoreFile as ScoreFile
 from .fusion import fuse as fuse
+from .fusion import keeping_scores as keeping_scores
 from .graph import LISTS as LISTS
 from .graph import TEST_LISTS as TEST_LISTS
 from .graph import TRAIN_LISTS as TRAIN_LISTS

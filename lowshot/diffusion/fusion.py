@@ -4,6 +4,8 @@ scores.h5: `log_probabilities` float32 (runs, N, classes) of the test images, in
 `classes` (ascending); `trials`, `n_shots` int64 (runs,).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -11,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowshot.core.artifacts import open_h5, require_datasets, write_recipe
+from lowshot.core.artifacts import Recipe, open_h5, require_datasets, write_recipe, writing
 from lowshot.core.errors import InputError
 from lowshot.evaluation.benchmark import Benchmark, check_made_for, input_files
+from lowshot.evaluation.runs import Keep
 from lowshot.evaluation.settings import BenchmarkConfig
 
 SCHEMA = "lowshot-scores-1"
@@ -22,30 +25,24 @@ _DATASETS = ("log_probabilities", "classes", "trials", "n_shots")
 _UNIFORM = 0.01
 
 
-class ScoreFile:
-    """scores.h5 being written: space for all runs of `config`."""
+@contextmanager
+def keeping_scores(path: Path, made_from: Recipe, config: BenchmarkConfig, benchmark: Benchmark) -> Iterator[Keep]:
+    """What is given the scores of some test images of a run, over the setup's classes or over all of the data set, and
+    keeps their log-probabilities in the file `path`."""
+    runs = {run: i for i, run in enumerate(benchmark.runs(config.shots))}
+    with writing(path) as partial, h5py.File(partial, "w") as file:
+        shape = len(runs), len(benchmark.test_labels), len(benchmark.classes)
+        kept = file.create_dataset("log_probabilities", shape, np.float32)
+        file["classes"] = benchmark.classes
+        file["trials"], file["n_shots"] = np.array(list(runs)).T
+        write_recipe(file, SCHEMA, made_from)
 
-    def __init__(self, path: Path, made_from: dict, config: BenchmarkConfig, benchmark: Benchmark) -> None:
-        self.classes = benchmark.classes
-        self.runs = {run: i for i, run in enumerate(benchmark.runs(config.shots))}
-        self.file = h5py.File(path, "w")
-        shape = len(self.runs), len(benchmark.test_labels), len(self.classes)
-        self.scores = self.file.create_dataset("log_probabilities", shape, np.float32)
-        self.file["classes"] = self.classes
-        self.file["trials"], self.file["n_shots"] = np.array(list(self.runs)).T
-        write_recipe(self.file, SCHEMA, made_from)
+        def keep(run: tuple[int, int], rows: slice, scores: Tensor) -> None:
+            if scores.shape[1] != len(benchmark.classes):
+                scores = scores[:, torch.from_numpy(benchmark.classes).to(scores.device)]
+            kept[runs[run], rows] = torch.log_softmax(scores.float(), 1).cpu().numpy()
 
-    def __enter__(self) -> "ScoreFile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-
-    def put(self, run: tuple[int, int], rows: slice, scores: Tensor) -> None:
-        """Scores (rows, classes) of some test images, over the setup's classes or over all of the data set."""
-        if scores.shape[1] != len(self.classes):
-            scores = scores[:, torch.from_numpy(self.classes).to(scores.device)]
-        self.scores[self.runs[run], rows] = torch.log_softmax(scores.float(), 1).cpu().numpy()
+        yield keep
 
 
 class KeptScores:

@@ -13,10 +13,12 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 
@@ -37,6 +39,8 @@ from lowshot.evaluation.settings import Criterion, SelectionConfig
 
 Config = TypeVar("Config", bound=SelectionConfig)
 Cell = dict[str, Any]  # values by dotted names
+# What is evaluated, and with which random numbers: nothing to choose.
+_PROTOCOL = {"seed", *(field.name for field in fields(SelectionConfig))}
 
 
 class Choice(NamedTuple):
@@ -75,9 +79,9 @@ def choose(
     if not is_done(evidence, made_from, config.overwrite):
         _evaluate_cells(evidence, made_from, cells, config, evaluate, device)
     stored = read_yaml(evidence)
-    done = _checked_cells(evidence, stored, cells, config)
+    done = _checked_cells(evidence, stored, cells, how.criterion)
     chosen = _chosen(evidence, done, config)
-    if len(done) < len(cells) or _today(stored.get("chosen"), config) != chosen:
+    if len(done) < len(cells) or not _same_values(stored.get("chosen"), chosen):
         raise InputError(f"{evidence}: what it calls chosen is not the best of all cells; it was edited by hand")
     record = {"criterion": how.criterion, "chosen": chosen, "evidence": evidence.name, "digest": _digest(stored)}
     return Choice(_with_chosen(replace(config, select=None), chosen, how.per_shot), evidence, record)
@@ -100,8 +104,9 @@ def _with_chosen(config: Config, chosen: dict, per_shot: bool) -> list[Config]:
 def joint_recipe(recipes: list[tuple[list[int], Recipe]]) -> Recipe:
     """One recipe for the results of several configs, each for some n: (shots, recipe) of each. A setting in which they
     differ, or that not all of them have, is shown for each n that has it."""
-    joint = joint_settings({str(n): flat(one["config"]) for shots, one in recipes for n in shots})
-    return recipes[0][1].but(config=nested({**joint, "shots": [n for shots, _ in recipes for n in shots]}))
+    all_shots = {"shots": [n for shots, _ in recipes for n in shots]}
+    by_shot = {str(n): flat({**one["config"], **all_shots}) for shots, one in recipes for n in shots}
+    return recipes[0][1].but(config=nested(joint_settings(by_shot)))
 
 
 def joint_settings(by_shot: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -132,34 +137,38 @@ def _recipe(
     """What a choice is made from: the inputs, the settings that a cell has, and the cells."""
     # What only names things is no difference between two choices.
     plain = replace(config, name=None, extractor=None)
-    made_from, settings = recipe_of(plain), {}
-    for values in cells:
-        settings |= flat(recipe_of(with_values(plain, values))["config"])
+    made_from, names = recipe_of(plain), getattr(type(config), "renamed", {})
     how = {"criterion": criterion} | ({"select_per_shot": True} if per_shot else {})
-    common = {name: value for name, value in settings.items() if name not in cells[0]}
-    return made_from.but(
-        config={**how, **common, "cells": cells}, older=lambda stored: _older(made_from.older, config, stored)
-    )
+    common = _common((recipe_of(with_values(plain, values))["config"] for values in cells), cells)
+    return made_from.but(config={**how, **common, "cells": cells}, older=partial(_older, made_from.older, names, cells))
 
 
-def _older(older: Callable[[dict], dict], config: SelectionConfig, stored: dict) -> dict:
-    """The recipe of stored evidence, its cells too in today's names."""
-    today = older(stored)
-    cells = [_today(values, config) for values in stored["config"].get("cells", [])]
-    return {**today, "config": {**today["config"], "cells": cells}}
+def _common(configs: Iterable[dict], cells: list[Cell]) -> dict[str, Any]:
+    """The settings of all cells beside those that the grid has; one in which they differ, as the choices of a cell may
+    have settings of their own, below its name by the number of the cell."""
+    settings = {
+        str(i): {name: value for name, value in flat(config).items() if name not in values}
+        for i, (config, values) in enumerate(zip(configs, cells))
+    }
+    return joint_settings(settings)
 
 
-def _today(values: Any, config: SelectionConfig) -> Any:
-    """Values of a cell, or of one for each n, under the names that settings have today."""
-    if not isinstance(values, dict):
-        return values
-    return {today: _today(value, config) for name, value in values.items() for today in _names_today(str(name), config)}
+def _older(older: Callable[[dict], dict], names: dict[str, str], cells: list[Cell], stored: dict) -> dict:
+    """The recipe of stored evidence, its settings and its cells in today's names."""
+    common, found = dict(stored["config"]), stored["config"].get("cells", [])
+    common.pop("cells", None)
+    today = [older({**stored, "config": {**common, **values}}) for values in found] or [older(stored)]
+    renamed = [
+        {_name_among(cells[0], name_today(names, name)): value for name, value in values.items()} for values in found
+    ]
+    config = _common((one["config"] for one in today), renamed)
+    return {**today[0], "config": {**config, "cells": renamed}}
 
 
-def _names_today(name: str, config: SelectionConfig) -> list[str]:
-    if hasattr(config, "named_today"):
-        return config.named_today(name)
-    return [name_today(getattr(type(config), "renamed", {}), name)]
+def _name_among(known: Cell, name: str) -> str:
+    """A name as it is in `known`: that of any addition may stand for ADDITION (`add.ADDITION.max_per_label`)."""
+    pattern = re.escape(name).replace("ADDITION", r"\w+")
+    return next((one for one in known if re.fullmatch(pattern, one)), name)
 
 
 def read_grid(path: Path, config: SelectionConfig) -> list[Cell]:
@@ -173,10 +182,14 @@ def read_grid(path: Path, config: SelectionConfig) -> list[Cell]:
         raise InputError(f"{path}: not a grid: it must hold lines of the form 'setting: [value, ...]'")
     if "setup" in grid:
         raise InputError(f"{path}: setup: settings are chosen on the validation setup; choosing on test is refused")
+    grid = {str(name): values for name, values in grid.items()}
+    for name in grid:
+        _check_name(path, config, name)
+    first = {name: values[0] for name, values in grid.items()}
     axes: dict[str, list] = {}
     for name, values in grid.items():
         for value in values:
-            known, taken = _taken(path, config, str(name), value)
+            known, taken = _taken(path, config, name, {**first, name: value})
             if taken in axes.setdefault(known, []):
                 raise InputError(f"{path}: {name}: a value is there twice")
             axes[known].append(taken)
@@ -186,17 +199,25 @@ def read_grid(path: Path, config: SelectionConfig) -> list[Cell]:
     return cells
 
 
-def _taken(path: Path, config: SelectionConfig, name: str, value: Any) -> tuple[str, Any]:
-    """A setting of a grid and one of its values as the settings take them; InputError for what cannot be chosen."""
-    protocol = {field.name for field in fields(SelectionConfig)}
-    if today := [one for one in _names_today(name, config) if one not in (name, f"{name}.name")]:
-        raise InputError(f"{path}: {name}: is called {today[0]} now")
-    settings = flat(values_of(_with_values_of(path, config, {name: value})))
+def _check_name(path: Path, config: SelectionConfig, name: str) -> None:
+    """InputError for a setting of a grid that has another name now, or that is one of the protocol."""
+    today = name_today(getattr(type(config), "renamed", {}), name)
+    if today not in (name, f"{name}.name"):
+        raise InputError(f"{path}: {name}: is called {today} now")
+    if name.split(".")[0] in _PROTOCOL:
+        _refuse(path, config, name)
+
+
+def _refuse(path: Path, config: SelectionConfig, name: str) -> NoReturn:
+    there = [one for one in flat(values_of(config)) if one.split(".")[0] not in _PROTOCOL]
+    raise InputError(f"{path}: no setting to choose: '{name}' (there are: {', '.join(there)})")
+
+
+def _taken(path: Path, config: SelectionConfig, name: str, values: Cell) -> tuple[str, Any]:
+    """The setting `name` of a grid and its value, as settings that take all `values` have them."""
+    settings = flat(values_of(_with_values_of(path, config, values)))
     known = name if name in settings else f"{name}.name"
-    if known not in settings or name.split(".")[0] in protocol:
-        there = [one for one in flat(values_of(config)) if one.split(".")[0] not in protocol]
-        raise InputError(f"{path}: no setting to choose: '{name}' (there are: {', '.join(there)})")
-    return known, settings[known]
+    return (known, settings[known]) if known in settings else _refuse(path, config, name)
 
 
 def _with_values_of(path: Path, config: Config, values: Cell) -> Config:
@@ -220,17 +241,17 @@ def _evaluate_cells(
     provenance, criterion = Provenance(), config.select.criterion
     benchmark = read_benchmark(replace(config, setup="validation"))
     protocol = {"setup": "validation", "split_digest": benchmark.split.digest}
-    with writing(evidence, made_from, resumable=True) as partial:
-        done = _checked_cells(partial, read_yaml(partial), cells, config) if partial_recipe(partial) else []
+    with writing(evidence, made_from, resumable=True) as unfinished:
+        done = _checked_cells(unfinished, read_yaml(unfinished), cells, criterion) if partial_recipe(unfinished) else []
         left, plain = cells[len(done) :], replace(config, select=None, setup="validation")
         all_ranks = evaluate([with_values(plain, values) for values in left], benchmark, device)
         for i, (values, ranks) in enumerate(zip(left, all_ranks), start=len(done) + 1):
             done.append(_entry(values, ranks, benchmark, criterion))
-            write_yaml(partial, {**made_from, "protocol": protocol, "cells": done})
+            write_yaml(unfinished, {**made_from, "protocol": protocol, "cells": done})
             print(f"{made_from['stage']}: cell {i} of {len(cells)}, {_text(done[-1], criterion)}", flush=True)
-        chosen = _chosen(partial, done, config)
+        chosen = _chosen(unfinished, done, config)
         made = {"chosen": chosen, **made_from, "protocol": protocol, "provenance": provenance.record(device)}
-        write_yaml(partial, {**made, "cells": done})
+        write_yaml(unfinished, {**made, "cells": done})
     print(f"{made_from['stage']}: chose {chosen} -> {evidence}", flush=True)
 
 
@@ -259,22 +280,31 @@ def _mean_and_interval(trials: list[dict], criterion: str) -> tuple[float, float
     return float(by_trial.mean()), interval
 
 
-def _checked_cells(path: Path, stored: Any, cells: list[Cell], config: SelectionConfig) -> list[dict]:
+def _checked_cells(path: Path, stored: Any, cells: list[Cell], criterion: Criterion) -> list[dict]:
     """What evidence, `stored` in the file `path`, says of the first of `cells`, or of all; InputError unless every mean
     is that of its trials."""
-    criterion = config.select.criterion
     try:
-        done = [{**cell, "values": _today(cell["values"], config)} for cell in stored["cells"]]
-        sound = [cell["values"] for cell in done] == cells[: len(done)] and all(
+        done = [{**cell, "values": values} for cell, values in zip(stored["cells"], cells)]
+        sound = all(_same_values(cell["values"], one["values"]) for cell, one in zip(stored["cells"], done)) and all(
             cell["trials"] and math.isclose(cell["mean"], _mean_and_interval(cell["trials"], criterion)[0])
             for cell in done
             if not (cell["mean"] is None and cell["diverged"])
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         sound = False
-    if not sound:
+    if not sound or len(stored["cells"]) > len(cells):
         raise InputError(f"{path}: damaged: its cells are not those of the grid with the means of their trials")
     return done
+
+
+def _same_values(stored: Any, expected: dict) -> bool:
+    """Whether values are the same, whatever older names their settings have; nested for those chosen for each n."""
+    if not isinstance(stored, dict):
+        return False
+    pairs = list(zip(stored.values(), expected.values()))
+    return len(stored) == len(expected) and all(
+        _same_values(one, two) if isinstance(two, dict) else one == two for one, two in pairs
+    )
 
 
 def _text(cell: dict, criterion: str) -> str:

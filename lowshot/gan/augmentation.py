@@ -8,29 +8,38 @@ A generator does not learn the changes as long as they leave most images as they
 """
 
 import math
+from typing import Any
 
 import torch
 from kornia.geometry.transform import warp_affine
 from torch import Tensor
 
-from lowshot.gan.settings import DiscriminatorAugmentationSettings
+from lowshot.core.choices import is_own
+from lowshot.gan.settings import AdaptiveChanges, FixedChanges, NoChanges
 
 N_UNIFORMS = 9
 _LARGEST_SHIFT = 0.125
 _LARGEST_PROBABILITY = 0.8  # Karras et al. (2020): above it generators learn the changes
 
 
-class DiscriminatorAugmentation(DiscriminatorAugmentationSettings):
-    """The changes of `DiscriminatorAugmentationSettings`, done to a batch on its device."""
+class DiscriminatorAugmentation:
+    """The changes that settings of `lowshot.gan.settings.CHANGES` name, done to a batch on its device."""
+
+    def __init__(self, settings: Any) -> None:
+        self.settings, self.adapts = settings, isinstance(settings, AdaptiveChanges)
+        self.first_p = settings.p if isinstance(settings, FixedChanges) else 0.0
 
     def adapted(self, p: Tensor, real_logits: Tensor, n_images: int) -> Tensor:
         """The probability `p` (a scalar) after `n_images` more real images with such logits."""
-        step = (real_logits.sign().mean() - self.target).sign() * n_images / self.n_images
-        return (p + step).clamp(0, _LARGEST_PROBABILITY) if self.mode == "adaptive" else p
+        s = self.settings
+        step = (real_logits.sign().mean() - s.target).sign() * n_images / s.n_images
+        return (p + step).clamp(0, _LARGEST_PROBABILITY)
 
     def __call__(self, images: Tensor, uniforms: Tensor, p: Tensor) -> Tensor:
         """Images (B, C, S, S) changed by `uniforms` (B, N_UNIFORMS) in [0, 1); outside of them is their reflection."""
-        if self.mode == "none" or not self.changes:
+        if is_own(self.settings):
+            return self.settings(images, uniforms)
+        if isinstance(self.settings, NoChanges) or not self.settings.changes:
             return images
         size = images.shape[-1]
         maps = self._maps(uniforms, p, size)
@@ -38,7 +47,7 @@ class DiscriminatorAugmentation(DiscriminatorAugmentationSettings):
 
     def _maps(self, u: Tensor, p: Tensor, size: int) -> Tensor:
         """(B, 2, 3) in pixels, from where an image's points are to where they come to be."""
-        happens = {name: name in self.changes for name in ("flip", "rotate90", "translate", "rotate")}
+        happens = {name: name in self.settings.changes for name in ("flip", "rotate90", "translate", "rotate")}
         mirror = torch.where((u[:, 0] < p / 2) & happens["flip"], -1.0, 1.0)
         # Where it happens, u / p is uniform again.
         turns = torch.where((u[:, 1] < p) & happens["rotate90"], (4 * u[:, 1] / p.clamp(min=1e-8)).floor(), 0.0)

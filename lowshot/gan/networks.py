@@ -11,7 +11,7 @@ Images are in [-1, 1], of any number of channels (published: three, for grey cha
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,14 +20,14 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from lowshot.core.errors import InputError
 from lowshot.core.settings import NonNegativeInt, PositiveInt
-from lowshot.gan.settings import FinetuneMode, GanNetwork
+from lowshot.gan.settings import FinetuneMode, NetworkSizes
 
 _SMALLEST_SIDE = 2  # of the constant: instance norm has nothing to normalise by in a single pixel
 _SMALLEST_IMAGE = 16  # the discriminator halves it four times
 
 
 @dataclass
-class GanConfig(GanNetwork):
+class GanConfig(NetworkSizes):
     """All that is needed to rebuild both networks."""
 
     n_classes: PositiveInt
@@ -35,6 +35,9 @@ class GanConfig(GanNetwork):
     image_size: PositiveInt
     n_features: NonNegativeInt = 0
     """dimensions of the features that say what classes are; 0: every class has a learned vector"""
+    network: Literal["published", "modulated"] = "modulated"
+    film: Literal["relu", "affine"] = "relu"
+    """of the published one"""
 
     @property
     def blocks(self) -> list[int]:

@@ -1,8 +1,11 @@
 """Which networks a GAN has, and how they are trained."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
+from annotated_types import Gt, Le
+
+from lowshot.core.choices import Registry
 from lowshot.core.settings import (
     ClosedUnitInterval,
     Momentum,
@@ -33,11 +36,9 @@ class Samples:
 
 
 @dataclass(kw_only=True)
-class GanNetwork:
-    """Which networks are trained, and how large they are."""
+class NetworkSizes:
+    """How large the networks are."""
 
-    network: Literal["published", "modulated"] = "modulated"
-    """generator: as published, or one whose convolutions are modulated by a style"""
     ngf: PositiveInt = 64
     """channels of the generator's constant, halved by every doubling of the side"""
     blocks_per_res: list[NonNegativeInt] | None = None
@@ -45,9 +46,6 @@ class GanNetwork:
     halved as often. If not given, one behind each of as many as there can be, four at most"""
     z_dim: PositiveInt = 16
     """dimensions of the noise, and of the generator's embedding of a class"""
-    film: Literal["relu", "affine"] = "relu"
-    """published: relu, scales and shifts are never negative, half of them zero at first, as released; affine, they
-    start around 1 and 0 and take any sign"""
     ndf: PositiveInt = 16
     """channels of the discriminator's first block, an eighth of its last"""
     spectral_norm: bool = False
@@ -55,23 +53,66 @@ class GanNetwork:
 
 
 @dataclass
-class DiscriminatorAugmentationSettings:
-    """Which changes there are, and how often each happens to an image."""
+class PublishedNetwork:
+    """The published generator: FiLM by noise and class in every block."""
 
-    mode: Literal["none", "fixed", "adaptive"] = "adaptive"
-    """none; with a fixed probability, as published; or with one that grows while the discriminator is surer of real
-    images than `target` says, and shrinks while it is less"""
-    p: ClosedUnitInterval = 0.0
-    """fixed: the probability"""
-    target: ClosedUnitInterval = 0.6
-    """adaptive: mean sign of the discriminator's logits of real images to be kept"""
-    n_images: PositiveInt = 100_000
-    """adaptive: real images seen while the probability moves by 1 at most"""
-    changes: list[Literal["flip", "rotate90", "translate", "rotate"]] = field(
-        default_factory=lambda: ["flip", "rotate90", "translate", "rotate"]
-    )
+    film: Literal["relu", "affine"] = "relu"
+    """relu, scales and shifts are never negative, half of them zero at first, as released; affine, they start around 1
+    and 0 and take any sign"""
+
+
+@dataclass
+class ModulatedNetwork:
+    """A generator whose convolutions are modulated by a style."""
+
+    class_embedding: Literal["table", "features"] = "table"
+    """what networks know a class by: a vector of its own, drawn at random and learned, as published; or the mean of its
+    images' features (when fine-tuning: of its shots'), which weights common to all classes map: for classes that are
+    too many to be learned one by one"""
+
+
+NETWORKS = Registry("network", {"published": PublishedNetwork, "modulated": ModulatedNetwork})
+
+
+Change = Literal["flip", "rotate90", "translate", "rotate"]
+
+
+@dataclass(kw_only=True)
+class _Changes:
+    changes: list[Change] = field(default_factory=lambda: list(get_args(Change)))
     """mirror left to right; turn by a multiple of 90 degrees; shift by up to an eighth of the side, in whole pixels;
     rotate by any angle, once before and once after the others"""
+
+
+@dataclass
+class NoChanges:
+    """Images as they are."""
+
+
+@dataclass
+class FixedChanges(_Changes):
+    """Each change with a fixed probability, as published."""
+
+    p: Annotated[float, Gt(0), Le(1)]
+    """the probability"""
+
+
+@dataclass
+class AdaptiveChanges(_Changes):
+    """Each change with a probability that grows from 0 while the discriminator is surer of real images than `target`
+    says, and shrinks while it is less."""
+
+    target: ClosedUnitInterval = 0.6
+    """mean sign of the discriminator's logits of real images to be kept"""
+    n_images: PositiveInt = 100_000
+    """real images seen while the probability moves by 1 at most"""
+
+
+CHANGES = Registry(
+    "discriminator augmentation",
+    {"none": NoChanges, "fixed": FixedChanges, "adaptive": AdaptiveChanges},
+    "__call__(images, uniforms)",
+)
 
 
 @dataclass(kw_only=True)
@@ -110,7 +151,7 @@ class GanSettings(LaunchSettings):
     ema: ClosedUnitInterval = 0.999
     """share of the past in the running average of the generator's weights, reached after ten thousand updates (n / (n +
     10) in the n-th, if that is less); 0 takes the last weights"""
-    augment: DiscriminatorAugmentationSettings = field(default_factory=DiscriminatorAugmentationSettings)
+    augment: Annotated[Any, CHANGES] = field(default_factory=AdaptiveChanges)
     """changes of all images that the discriminator sees"""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """of the networks; losses are always float32"""

@@ -87,8 +87,8 @@ class GanTrainer:
             for chosen, lr in zip(self.trained, (s.lr, s.d_lr))
         ]
         self.progress = {"step": 0, "best_fid": float("inf"), "best_step": 0, "best_state": None}
-        self.augment = DiscriminatorAugmentation(**vars(s.augment))
-        self.p = torch.tensor(float(s.augment.p if s.augment.mode == "fixed" else 0), device=fabric.device)
+        self.augment = DiscriminatorAugmentation(s.augment)
+        self.p = torch.tensor(self.augment.first_p, device=fabric.device)
 
     def fit(self) -> Gan:
         """All steps, from the last checkpoint if there is one; returns the networks as they were at the best FID."""
@@ -208,7 +208,7 @@ class GanTrainer:
             losses["penalty"] = self._gradient_penalty(seen[:n], labels)
             loss = loss + _PENALTY_EVERY * s.r1 / 2 * losses["penalty"]
         self._update(1, loss)
-        if s.augment.mode == "adaptive":
+        if self.augment.adapts:
             self.p = self.augment.adapted(self.p, self.fabric.all_gather(real.conditional.detach()), s.batch_size)
         return {f"d_{name}": loss.detach() for name, loss in losses.items()}
 

@@ -23,7 +23,7 @@ kinds=${KINDS:-$default_kinds}
 precision=${PRECISION:+--precision $PRECISION}
 # Where the images are: DATA_ROOT=/datasets. Without it data/, where they are downloaded to. MAX_PER_CLASS=800 keeps so many images of a class.
 data_root=${DATA_ROOT:+--root $DATA_ROOT}
-max_per_class=${MAX_PER_CLASS:+--max_per_class $MAX_PER_CLASS}
+max_per_class=${MAX_PER_CLASS:+--dataset.max_per_class $MAX_PER_CLASS}
 # SHOTS and TRIALS as commands take them.
 list() { echo "[$(echo $* | tr ' ' ,)]"; }
 out=outputs/$dataset

@@ -7,7 +7,7 @@ import torch
 from lowshot.classifiers import mlp as mlp_module
 from lowshot.classifiers.convex import fit_logistic_regression, objective
 from lowshot.classifiers.linear import TrialTrainer, _draw_novel, _Pool, fit_linear_sgd
-from lowshot.classifiers.methods import CLASSIFIERS
+from lowshot.classifiers.methods import fit_classifier
 from lowshot.classifiers.mlp import MLPs, _split_and_repeat, fit_mlp
 from lowshot.classifiers.problem import Problem, Run
 from lowshot.classifiers.settings import LogisticOptions, MLPOptions, SGDOptions
@@ -112,10 +112,10 @@ SMALL = {
 def test_a_run_does_not_depend_on_the_others(name):
     problem = make_problem([(1, 1), (1, 5), (2, 1), (3, 5)])
     queries = torch.rand(9, DIM)
-    together = CLASSIFIERS[name].fit(problem, SMALL[name], 0, "cpu")(queries)
+    together = fit_classifier(SMALL[name], problem, 0, "cpu")(queries)
     assert together.shape == (4, 9, N_CLASSES)
     for i in range(4):
-        alone = CLASSIFIERS[name].fit(only(problem, i), SMALL[name], 0, "cpu")(queries)[0]
+        alone = fit_classifier(SMALL[name], only(problem, i), 0, "cpu")(queries)[0]
         torch.testing.assert_close(together[i], alone, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(together[0], together[2])
 
@@ -150,9 +150,8 @@ def test_logistic_regression_is_the_optimum():
 
 def test_classes_outside_the_setup_stay_outputs_but_never_win():
     problem = make_problem([(1, 5)])
-    for name in ("logistic_regression", "linear_sgd"):
-        options = LogisticOptions() if name == "logistic_regression" else SGDOptions(n_steps=2000, batch_size=20)
-        scores = CLASSIFIERS[name].fit(problem, options, 0, "cpu")(torch.from_numpy(problem.base_feats))[0]
+    for settings in (LogisticOptions(), SGDOptions(n_steps=2000, batch_size=20)):
+        scores = fit_classifier(settings, problem, 0, "cpu")(torch.from_numpy(problem.base_feats))[0]
         assert scores.shape[1] == N_CLASSES and scores.argmax(1).max() < N_BASE + N_NOVEL
 
 

@@ -1,7 +1,6 @@
 """Few-shot methods and low-shot classifiers on arrays: numbers of the methods themselves, checked arguments."""
 
 import pickle
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -14,18 +13,17 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 
 import lowshot
 from lowshot import FewShotClassifier, LowShotClassifier, few_shot_scores
-from lowshot.classifiers.methods import CLASSIFIERS, METHODS
+from lowshot.classifiers.methods import fit_classifier, score_tasks
 from lowshot.classifiers.problem import Problem, Run
 from lowshot.classifiers.settings import (
-    ClassifierName,
+    METHODS,
+    RECOMMENDED,
     CosineOptions,
     FeatureTransform,
-    FewShotMethod,
-    InductiveMethod,
     LogisticOptions,
-    MethodOptions,
     MLPOptions,
     NearestMeanOptions,
+    OwnHead,
     SGDOptions,
 )
 from lowshot.classifiers.tasks import Tasks
@@ -49,27 +47,22 @@ def task():
     return *rows(np.arange(N_WAY), 2, rng), *rows(np.arange(N_WAY), 5, rng)
 
 
-def test_names_of_methods_are_those_of_their_settings():
-    assert list(METHODS) == list(FewShotMethod.__args__)
-    assert [name for name in METHODS if not METHODS[name].transductive] == list(InductiveMethod.__args__)
-    assert set(ClassifierName.__args__) == {*METHODS, *CLASSIFIERS}
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_defaults_are_those_of_the_recipe(method):
-    config = yaml.safe_load((ROOT / f"configs/few_shot/episodes-{method}.yaml").read_text())
+@pytest.mark.parametrize("name", METHODS.classes)
+def test_defaults_are_those_of_the_recipe(name):
+    config = yaml.safe_load((ROOT / f"configs/few_shot/episodes-{name}.yaml").read_text())
+    method = config["method"] if isinstance(config["method"], dict) else {"name": config["method"]}
+    assert method.pop("name") == name
     transform = FeatureTransform(**config.get("transform", {}))
-    options = asdict(getattr(MethodOptions(), method)) | config.get("methods", {}).get(method, {})
-    assert (METHODS[method].transform, asdict(METHODS[method].options)) == (transform, options)
+    assert RECOMMENDED[name] == (METHODS.classes[name](**method), transform)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS.classes)
 def test_a_method_comes_with_its_transform(task, method):
     support, labels, queries, truth = task
-    chosen = METHODS[method]
+    chosen = RECOMMENDED[method]
     transform = fitted_transform(chosen.transform, BASE)
     tasks = Tasks(*(torch.from_numpy(one)[None] for one in (transform(support), labels, transform(queries))), N_WAY)
-    expected = chosen.score(tasks, chosen.options, 0)[0].numpy()
+    expected = score_tasks(chosen.method, tasks, 0)[0].numpy()
     assert np.allclose(few_shot_scores(method, support, labels, queries, base_features=BASE), expected, atol=1e-6)
 
     names = np.array(["oak", "elm", "ash", "yew"])
@@ -90,7 +83,7 @@ def test_one_task_is_a_batch_of_one(task):
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint64])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS.classes)
 def test_arrays_of_any_kind(task, method, kind):
     support, labels, queries, _ = task
     expected = few_shot_scores(method, support, labels, queries, base_features=BASE)
@@ -99,7 +92,7 @@ def test_arrays_of_any_kind(task, method, kind):
     assert np.allclose(found, expected, atol=1e-4)
 
 
-def test_transform_and_options_can_be_chosen(task):
+def test_transform_and_settings_can_be_chosen(task):
     support, labels, queries, _ = task
     plain = few_shot_scores("nearest_mean", support, labels, queries)
     means = np.stack([support[labels == c].mean(0) for c in range(N_WAY)])
@@ -107,12 +100,12 @@ def test_transform_and_options_can_be_chosen(task):
     assert np.allclose(plain, distances.min(1, keepdims=True) - distances, atol=1e-4)
     unit = few_shot_scores("nearest_mean", support, labels, queries, feature_transform=FeatureTransform(normalise=True))
     assert not np.allclose(plain, unit)
-    untrained = few_shot_scores("cosine", support, labels, queries, options=CosineOptions(n_steps=0))
+    untrained = few_shot_scores(CosineOptions(n_steps=0), support, labels, queries)
     assert not np.allclose(untrained, few_shot_scores("cosine", support, labels, queries))
 
 
 def test_estimators_are_those_of_scikit_learn():
-    classifier = FewShotClassifier("cosine", options=CosineOptions(lr=0.1), seed=3)
+    classifier = FewShotClassifier(CosineOptions(lr=0.1), seed=3)
     assert clone(classifier).get_params() == classifier.get_params()
     assert clone(LowShotClassifier("mlp")).classifier == "mlp"
 
@@ -133,11 +126,11 @@ def test_estimators_are_those_of_scikit_learn():
         ({"support": np.full((8, DIM), np.inf, np.float32)}, "support_features: holds NaN, inf"),
         ({"support": np.full((8, DIM), "x")}, "support_features: holds <U1, not numbers"),
         ({"method": "laplacian_shot", "base_features": BASE[:, 1:]}, "base_features: 5 dimensions, 6 are needed"),
-        (
-            {"options": NearestMeanOptions(), "method": "cosine"},
-            "options of cosine: must be CosineOptions, not Nearest",
-        ),
-        ({"options": CosineOptions(lr=-1), "method": "cosine"}, "options of cosine: "),
+        ({"method": SGDOptions()}, "is no few-shot method; give a name, one of NearestMeanOptions, "),
+        ({"method": CosineOptions}, "is no few-shot method; give a name, one of NearestMeanOptions, "),
+        ({"method": None}, "None: is no few-shot method"),
+        ({"method": CosineOptions(lr=-1)}, "CosineOptions: lr: -1: must be a number above 0"),
+        ({"method": NearestMeanOptions("l2")}, "NearestMeanOptions: metric: 'l2': must be one of euclidean, cosine"),
         ({"feature_transform": "L2N"}, "feature_transform: must be FeatureTransform, not str"),
         ({"method": "pt_map", "queries": np.zeros((1, DIM), np.float32)}, "one query: a transductive method"),
         ({"queries": np.full((3, DIM), 1e300)}, "query_features: holds NaN, infinity or numbers beyond float32"),
@@ -208,23 +201,23 @@ def low_shot():
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("given", "settings"),
     [
         ("logistic_regression", LogisticOptions()),
-        ("linear_sgd", SGDOptions(n_steps=400, batch_size=80)),
-        ("mlp", MLPOptions(lr=0.01, hidden=16, max_epochs=40)),
+        (sgd := SGDOptions(n_steps=400, batch_size=80), sgd),
+        (mlp := MLPOptions(lr=0.01, hidden=16, max_epochs=40), mlp),
     ],
 )
-def test_a_low_shot_classifier_is_that_of_the_benchmark(low_shot, name, options):
+def test_a_low_shot_classifier_is_that_of_the_benchmark(low_shot, given, settings):
     base, base_labels, novel, novel_labels, test, truth = low_shot
-    classifier = LowShotClassifier(name, options=options, device="cpu")
+    classifier = LowShotClassifier(given, device="cpu")
     classifier.fit(base, base_labels, novel, novel_labels)
     assert classifier.classes_.tolist() == [f"{10 * c:02d}" for c in range(8)]
     assert classifier.novel_classes_.tolist() == ["40", "50", "60", "70"]
 
     numbers = [np.array([int(label) // 10 for label in labels]) for labels in (base_labels, novel_labels)]
     problem = Problem(base, numbers[0], [Run(1, 3, novel, numbers[1])], 4, 4, 8)
-    expected = CLASSIFIERS[name].fit(problem, options, 0, "cpu")(torch.from_numpy(test))[0].numpy()
+    expected = fit_classifier(settings, problem, 0, "cpu")(torch.from_numpy(test))[0].numpy()
     assert np.allclose(classifier.decision_function(test), expected, atol=1e-5)
     assert pickle.dumps(classifier)  # so that joblib can hand it to other processes
     assert np.allclose(classifier.predict_proba(test).sum(1), 1, atol=1e-5)
@@ -242,8 +235,8 @@ def test_a_low_shot_classifier_transforms_all_rows_alike(low_shot):
 
 def test_divergence_is_an_error(low_shot):
     base, base_labels, novel, novel_labels, test, _ = low_shot
-    options = SGDOptions(lr=1e30, n_steps=50, batch_size=80)
-    classifier = LowShotClassifier("linear_sgd", options=options).fit(base, base_labels, novel, novel_labels)
+    diverging = SGDOptions(lr=1e30, n_steps=50, batch_size=80)
+    classifier = LowShotClassifier(diverging).fit(base, base_labels, novel, novel_labels)
     with pytest.raises(lowshot.InputError, match="training diverged"):
         classifier.predict(test)
 
@@ -256,12 +249,18 @@ def test_divergence_is_an_error(low_shot):
         ({"novel_labels": ["00"] * 12}, "class 00: has base and novel rows"),
         ({"base_labels": ["00"]}, "base_labels: has shape \\(1,\\) for 160 rows"),
         ({"novel_labels": np.arange(12)}, "novel_labels int64: give one kind"),
-        ({"options": MLPOptions()}, "options of logistic_regression: must be LogisticOptions, not MLPOptions"),
+        ({"classifier": OwnHead("extractor")}, "is no classifier"),
+        (
+            {"classifier": NearestMeanOptions()},
+            "NearestMeanOptions.* is no classifier; give a name, one of SGDOptions, ",
+        ),
+        ({"classifier": LogisticOptions}, "is no classifier"),
+        ({"classifier": MLPOptions(lr=0)}, "MLPOptions: lr: 0: must be a number above 0"),
     ],
 )
 def test_refused_low_shot_rows(low_shot, change, message):
     names = ("base", "base_labels", "novel", "novel_labels")
     given = dict(zip(names, low_shot)) | change
-    classifier = LowShotClassifier(given.get("classifier", "logistic_regression"), options=given.get("options"))
+    classifier = LowShotClassifier(given.get("classifier", "logistic_regression"))
     with pytest.raises(lowshot.InputError, match=message):
         classifier.fit(*(given[name] for name in names))

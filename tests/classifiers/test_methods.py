@@ -10,27 +10,35 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid, NearestNeighbors
 
+from lowshot.classifiers import settings as module
 from lowshot.classifiers.cosine import _batches, cross_entropy_gradient
 from lowshot.classifiers.laplacian_shot import nearest_queries
-from lowshot.classifiers.methods import METHODS
+from lowshot.classifiers.methods import _FITS, _SCORES, score_tasks
 from lowshot.classifiers.pt_map import balancing
 from lowshot.classifiers.settings import (
+    BENCHMARK_CLASSIFIERS,
+    CLASSIFIERS,
+    INDUCTIVE_METHODS,
+    METHODS,
+    RECOMMENDED,
     CosineOptions,
     FeatureTransform,
     LaplacianShotOptions,
-    MethodOptions,
     NearestMeanOptions,
     PTMapOptions,
+    Recommended,
+    is_transductive,
 )
 from lowshot.classifiers.tasks import Tasks, class_means, squared_distances
 from lowshot.classifiers.transform import fitted_transform
+from lowshot.core.choices import Registry
 
-INDUCTIVE = [name for name, method in METHODS.items() if not method.transductive]
-TRANSDUCTIVE = [name for name, method in METHODS.items() if method.transductive]
+INDUCTIVE = [name for name, method in METHODS.classes.items() if not is_transductive(method)]
+TRANSDUCTIVE = [name for name, method in METHODS.classes.items() if is_transductive(method)]
 
 
-def score(name, tasks, options=None, seed=0):
-    return METHODS[name].score(tasks, options or getattr(MethodOptions(), name), seed)
+def score(name, tasks, method=None, seed=0):
+    return score_tasks(method or METHODS.classes[name](), tasks, seed)
 
 
 def random_tasks(n_tasks=6, n_way=4, n_shot=2, n_queries=5, dim=8, noise=1.0, seed=0):
@@ -214,7 +222,7 @@ def test_squared_distances_far_from_the_origin(dim, offset):
 # ---------------------------------------------------------------- symmetries
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", METHODS.classes)
 def test_a_task_does_not_depend_on_those_beside_it(name, monkeypatch):
     monkeypatch.setattr("lowshot.classifiers.tasks._BLOCK_ELEMENTS", 500)  # two of the tasks
     tasks, _ = random_tasks()
@@ -226,7 +234,7 @@ def test_a_task_does_not_depend_on_those_beside_it(name, monkeypatch):
     assert torch.allclose(score(name, tasks[order]), together[order], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", METHODS.classes)
 def test_rows_classes_and_queries_may_come_in_any_order(name):
     tasks, _ = random_tasks()
     rows, classes, queries = (torch.randperm(n, generator=torch.Generator().manual_seed(n)) for n in (8, 4, 20))
@@ -237,15 +245,15 @@ def test_rows_classes_and_queries_may_come_in_any_order(name):
     assert torch.allclose(score(name, shuffled)[:, :, classes], expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", METHODS.classes)
 def test_transductive_is_who_looks_at_the_other_queries(name):
     tasks, _ = random_tasks()
     half = Tasks(tasks.support_features, tasks.support_labels, tasks.query_features[:, :10], 4)
     same = torch.allclose(score(name, half), score(name, tasks)[:, :10], atol=1e-4)
-    assert same != METHODS[name].transductive
+    assert same != is_transductive(METHODS.classes[name])
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", METHODS.classes)
 def test_one_query_and_uneven_shots(name):
     tasks = one_task([[0.0, 9], [2, 9], [1, 8], [9, 0]], [0, 0, 0, 1], [[8, 1]])
     scores = score(name, tasks)
@@ -253,7 +261,7 @@ def test_one_query_and_uneven_shots(name):
     assert scores.argmax() == 1 or name == "pt_map"  # which gives each class half of the query
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", METHODS.classes)
 def test_scores_are_finite_for_features_of_any_size(name):
     tasks, _ = random_tasks()
     for factor in (1e-4, 1e4):
@@ -261,7 +269,7 @@ def test_scores_are_finite_for_features_of_any_size(name):
         assert score(name, large).isfinite().all()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", METHODS.classes)
 def test_inputs_are_left_alone(name):
     tasks, _ = random_tasks()
     before = tasks.support_features.clone(), tasks.query_features.clone()
@@ -286,7 +294,7 @@ def test_transductive_methods_find_the_clusters_that_misleading_shots_miss(name)
     assert accuracy["nearest_mean"] < 0.9 and accuracy[name] > accuracy["nearest_mean"] + 0.1
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", METHODS.classes)
 def test_methods_learn(name):
     tasks, truth = random_tasks(n_tasks=40, n_way=5, n_shot=5, n_queries=8, dim=16, noise=0.8, seed=1)
     assert (score(name, tasks).argmax(-1) == truth).float().mean() > 0.9
@@ -318,7 +326,7 @@ def test_cosine_with_batches_hangs_on_the_seed_alone():
     assert torch.allclose(score("cosine", tasks[3:], options, 0), first[3:], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "logistic_regression"])
+@pytest.mark.parametrize("name", [name for name in METHODS.classes if name != "logistic_regression"])
 def test_many_classes_rows_and_queries_in_one_task(name):
     """What the low-shot benchmark asks for, smaller."""
     n_way, n_queries, dim = 100, 1500, 16
@@ -377,10 +385,26 @@ def test_simple_shot_ignores_what_it_removes():
     assert torch.allclose(*scores, atol=1e-4)
 
 
-def test_every_method_has_its_settings():
-    assert list(vars(MethodOptions())) == list(METHODS)
-    assert INDUCTIVE == ["nearest_mean", "logistic_regression", "cosine"]
+# ---------------------------------------------------------------- which there are
+
+
+def test_every_choice_has_work_and_every_work_is_a_choice():
+    assert set(_FITS) == set(CLASSIFIERS.classes.values()) and set(_SCORES) == set(METHODS.classes.values())
+    defined = {one for one in vars(module).values() if isinstance(one, type) and one.__module__ == module.__name__}
+    choices = [one for one in vars(module).values() if isinstance(one, Registry)]
+    registered = {one for choice in choices for one in choice.classes.values()}
+    assert defined - {FeatureTransform, Recommended} == registered and len(choices) == 4
+    assert all(callable(one) for one in [*_FITS.values(), *_SCORES.values()])
+
+
+def test_methods_by_name():
+    assert INDUCTIVE == list(INDUCTIVE_METHODS.classes) == ["nearest_mean", "logistic_regression", "cosine"]
     assert TRANSDUCTIVE == ["laplacian_shot", "prototype_refinement", "pt_map"]
+    assert list(CLASSIFIERS.classes) == ["linear_sgd", "logistic_regression", "mlp", "own_head"]
+    assert {name: type(one.method) for name, one in RECOMMENDED.items()} == METHODS.classes
+    both = BENCHMARK_CLASSIFIERS.classes
+    assert both == {**METHODS.classes, **CLASSIFIERS.classes}  # logistic_regression is the benchmark's own there
+    assert len(both) == len(METHODS.classes) + len(CLASSIFIERS.classes) - 1
 
 
 def test_class_means_of_uneven_classes():

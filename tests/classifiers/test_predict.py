@@ -2,26 +2,25 @@
 
 import csv
 import shutil
-from dataclasses import fields
-from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import run_script
+from conftest import run_script, settings
 from PIL import Image
 from safetensors.torch import save_file
 
 import predict
-from lowshot.classifiers.methods import METHODS
+from lowshot.classifiers.methods import score_tasks
 from lowshot.classifiers.photos import load_classifier
-from lowshot.classifiers.settings import FeatureTransform, InductiveOptions
+from lowshot.classifiers.settings import INDUCTIVE_METHODS, METHODS, FeatureTransform, is_transductive
 from lowshot.classifiers.tasks import Tasks
 from lowshot.core.artifacts import read_json, write_json
 from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
+from lowshot.core.settings import parts_of
 from lowshot.data.datasets.folder import find_images
 from lowshot.data.datasets.images import open_image
 from lowshot.data.features import read_features, write_features
@@ -77,15 +76,14 @@ def test_two_commands(tmp_path, photos, extractor):
 
 @pytest.mark.parametrize("method", ["nearest_mean", "logistic_regression", "cosine"])
 def test_a_saved_classifier_is_the_method_itself(tmp_path, photos, extractor, method):
-    saved = load_classifier(
-        predict.fit(FitConfig(extractor=extractor, images=photos / "few", out=tmp_path / "c", method=method))
-    )
+    config = settings(FitConfig, extractor=extractor, images=photos / "few", out=tmp_path / "c", method=method)
+    saved = load_classifier(predict.fit(config))
     few = sorted((photos / "few").rglob("*.png"))
     feats = load_extractor(extractor).features(pixels(*few)).detach()
     queries = load_extractor(extractor).features(pixels(*sorted((photos / "new" / "class3").iterdir()))).detach()
     labels = torch.tensor([int(path.parent.name[-1]) for path in few])
     tasks = Tasks(F.normalize(feats)[None], labels[None], F.normalize(queries)[None], 10)
-    expected = METHODS[method].score(tasks, saved.options, 0)[0].softmax(-1)
+    expected = score_tasks(METHODS.classes[method](), tasks, 0)[0].softmax(-1)
     assert torch.equal(saved.support_labels, labels) and torch.allclose(
         saved.support_features, tasks.support_features[0]
     )
@@ -93,9 +91,9 @@ def test_a_saved_classifier_is_the_method_itself(tmp_path, photos, extractor, me
 
 
 def test_the_offered_methods_are_those_that_judge_an_image_alone():
-    offered = get_args(get_type_hints(FitConfig)["method"])
-    assert set(offered) == {field.name for field in fields(InductiveOptions)}
-    assert set(offered) == {name for name, method in METHODS.items() if not method.transductive}
+    offered = parts_of(FitConfig)["method"].what
+    assert offered is INDUCTIVE_METHODS and offered.method == METHODS.method
+    assert offered.classes == {name: one for name, one in METHODS.classes.items() if not is_transductive(one)}
 
 
 def test_the_centre_of_the_base_classes_is_kept(tmp_path, photos, extractor, features, data):
@@ -140,7 +138,7 @@ def test_a_timm_classifier_needs_nothing_but_its_folder(tmp_path, photos):
         (tmp_path / "one" / f"class{c}").mkdir(parents=True)
         shutil.copy(photos / "few" / f"class{c}" / "0.png", tmp_path / "one" / f"class{c}")
     options = {"timm": "test_resnet", "weights": tmp_path / "w.safetensors", "image_size": 48, "method": "nearest_mean"}
-    made = predict.fit(FitConfig(images=tmp_path / "one", out=tmp_path / "c", **options))
+    made = predict.fit(settings(FitConfig, images=tmp_path / "one", out=tmp_path / "c", **options))
     (tmp_path / "w.safetensors").unlink()
     out = predict.classify(ClassifyConfig(classifier=made, images=tmp_path / "one", out=tmp_path / "p.json"))
     best = [row["classes"][0]["class"] for row in read_json(out)["predictions"]]
@@ -243,8 +241,8 @@ def test_photos_that_cannot_make_a_classifier(tmp_path, photos, extractor, featu
     config.transform = FeatureTransform(centre=True)
     refused("transform.centre, base_features and split need each other")
     config.transform, config.base_features = FeatureTransform(), None
-    config.methods.cosine.lr = 1.0
-    refused("methods.cosine: the method is logistic_regression, which does not read them")
+    config.method = METHODS.classes["pt_map"]()
+    refused("method: is transductive")
 
 
 @pytest.mark.parametrize(("side", "message"), [(32, "16 dimensions, but the extractor makes 64"), (16, "by another")])
@@ -303,10 +301,11 @@ def test_broken_classifiers_are_named(tmp_path, photos, classifier):
     write_json(tmp_path / "c" / "config.json", {**content, "schema": "lowshot-extractor-1"})
     refused("schema lowshot-classifier-1")
     write_json(tmp_path / "c" / "config.json", {**content, "method": "oracle"})
-    refused(r"c/config\.json: .*method")
+    refused(r"c/config\.json: no few-shot method is called 'oracle'")
     for wrong in (
-        {"class_names": 5}, {"class_names": None}, {"options": {"C": "x"}}, {"options": {"C": -1}}, {"options": 1},
-        {"options": {"c": 1}}, {"transform": {"power": -1}}, {"invert": "perhaps"},
+        {"class_names": {"a": 1}}, {"class_names": None}, {"class_names": [["a"]]}, {"options": {"C": "x"}},
+        {"options": {"C": -1}}, {"options": 1}, {"options": {"c": 1}}, {"options": {"name": "cosine"}},
+        {"transform": {"power": -1}}, {"invert": "perhaps"},
     ):  # fmt: skip
         write_json(tmp_path / "c" / "config.json", {**content, **wrong})
         refused(r"c/config\.json: ")

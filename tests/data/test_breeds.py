@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_script
+from conftest import run_script, settings
 from PIL import Image
 
 import preprocessing
@@ -17,6 +17,7 @@ from lowshot.data.datasets import breeds
 from lowshot.data.datasets.breeds import BENCHMARKS, Benchmark, choose_classes
 from lowshot.data.datasets.content import Source
 from lowshot.data.datasets.images import read_images
+from lowshot.data.datasets.settings import Breeds
 from lowshot.data.protocol import read_split
 
 PUBLISHED = Path(os.environ.get("LOWSHOT_DATA", "../shared/data")) / "breeds"
@@ -70,7 +71,7 @@ def small_root(tmp_path, monkeypatch):
 
 
 def find(root: Path):
-    return breeds.find("living17", Source(root))
+    return breeds.find(Breeds(name="living17"), Source(root))
 
 
 @needs_published
@@ -173,9 +174,7 @@ def test_damaged_files(small_root, name, content, cause):
 def test_preprocessing_refuses(tmp_path):
     config = {"dataset": "entity13", "root": tmp_path, "out": tmp_path / "data"}
     with pytest.raises(InputError, match=r"breeds/class_hierarchy\.txt: no such file"):
-        preprocessing.main(preprocessing.Config(**config))
-    with pytest.raises(InputError, match="--protocol: entity13 has no use for it"):
-        preprocessing.main(preprocessing.Config(**config, protocol=tmp_path))
+        preprocessing.main(settings(preprocessing.Config, **config))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -185,7 +184,7 @@ def test_preprocessing_of_living17(tmp_path):
     root, out = tmp_path / "imagenet", tmp_path / "data"
     chosen = choose_classes(PUBLISHED, BENCHMARKS["living17"])
     write_images(root, [wnid for classes in chosen.values() for wnid in classes])
-    arguments = ["--dataset", "living17", "--root", root, "--out", out, "--max_shots", 3]
+    arguments = ["--dataset", "living17", "--root", root, "--out", out, "--dataset.max_shots", 3]
     shutil.copytree(PUBLISHED, root / "breeds")
     result = run_script("preprocessing.py", *arguments)
     assert result.returncode == 0, result.stderr

@@ -19,6 +19,7 @@ from lowshot.data.datasets.cifar100 import read_pickle
 from lowshot.data.datasets.content import Source, cap, downloading, hold_out
 from lowshot.data.datasets.emnist import read_idx
 from lowshot.data.datasets.images import Images, open_image, read_images, write_images
+from lowshot.data.datasets.settings import Cifar100, Emnist, Folder, ImageNet, Omniglot
 
 REAL = Path(os.environ.get("LOWSHOT_DATA", "../shared/data"))
 RECIPE = {"stage": "preprocessing", "config": {}, "inputs": {}}
@@ -180,7 +181,7 @@ def omniglot_root(tmp_path):
 
 
 def test_omniglot(omniglot_root):
-    content = omniglot.find(Source(omniglot_root, test_per_class=1)).read()
+    content = omniglot.find(Omniglot(test_per_class=1), Source(omniglot_root)).read()
     assert content.class_names[1::2] == ["Greek/character02", "Latin/character02", "Tengwar/character02"]
     assert content.superclass_names == ["Greek", "Latin", "Tengwar"]
     assert content.superclass_of == [0, 0, 1, 1, 2, 2]
@@ -192,18 +193,18 @@ def test_omniglot(omniglot_root):
 
 
 def test_omniglot_from_its_own_folder_and_at_its_own_size(omniglot_root):
-    found = omniglot.find(Source(omniglot_root / "omniglot-py", test_per_class=1, image_size=105))
-    assert found.digests == omniglot.find(Source(omniglot_root)).digests
+    found = omniglot.find(Omniglot(test_per_class=1, image_size=105), Source(omniglot_root / "omniglot-py"))
+    assert found.digests == omniglot.find(Omniglot(), Source(omniglot_root)).digests
     assert found.read().images.pixels.shape == (24, 105, 105, 1)
 
 
 def test_omniglot_that_is_not_there(tmp_path):
-    refused(lambda: omniglot.find(Source(tmp_path)), "images_background: no such folder")
+    refused(lambda: omniglot.find(Omniglot(), Source(tmp_path)), "images_background: no such folder")
 
 
 def test_omniglot_with_an_empty_character(omniglot_root):
     (omniglot_root / "omniglot-py" / "images_evaluation" / "Tengwar" / "character03").mkdir()
-    refused(lambda: omniglot.find(Source(omniglot_root)), "Tengwar/character03: holds no image")
+    refused(lambda: omniglot.find(Omniglot(), Source(omniglot_root)), "Tengwar/character03: holds no image")
 
 
 # --- cifar100
@@ -227,14 +228,14 @@ def save_cifar(root: Path, **changes) -> Path:
 
 def test_cifar100(tmp_path):
     base = save_cifar(tmp_path)
-    content = cifar100.find(Source(tmp_path)).read()
+    content = cifar100.find(Cifar100(), Source(tmp_path)).read()
     assert content.class_names == ["apple", "bear", "cat"]
     assert [content.superclass_names[s] for s in content.superclass_of] == ["food", "animals", "animals"]
     assert content.images.pixels.shape == (9, 32, 32, 3)
     assert content.images.is_test.tolist() == [False] * 6 + [True] * 3
     flat = read_pickle(base / "train")["data"][0]
     assert content.images.pixels[0, 0, 1].tolist() == [flat[1], flat[1024 + 1], flat[2048 + 1]]
-    assert cifar100.find(Source(base)).digests == cifar100.find(Source(tmp_path)).digests
+    assert cifar100.find(Cifar100(), Source(base)).digests == cifar100.find(Cifar100(), Source(tmp_path)).digests
 
 
 class Malicious:
@@ -290,11 +291,11 @@ def test_damaged_pickles(tmp_path):
 )
 def test_damaged_cifar100(tmp_path, changes, cause):
     save_cifar(tmp_path, **changes)
-    refused(lambda: cifar100.find(Source(tmp_path)).read(), cause)
+    refused(lambda: cifar100.find(Cifar100(), Source(tmp_path)).read(), cause)
 
 
 def test_cifar100_that_is_not_there(tmp_path):
-    refused(lambda: cifar100.find(Source(tmp_path)), "no such file")
+    refused(lambda: cifar100.find(Cifar100(), Source(tmp_path)), "no such file")
 
 
 # --- emnist
@@ -320,7 +321,7 @@ def save_emnist(root: Path, parts=("train", "test"), split="bymerge", first_labe
 def test_emnist(tmp_path, below):
     (tmp_path / below).mkdir(parents=True, exist_ok=True)
     upright = save_emnist(tmp_path / below)
-    content = emnist.find(Source(tmp_path)).read()
+    content = emnist.find(Emnist(), Source(tmp_path)).read()
     assert content.class_names == ["7", "A", "b"]
     assert [content.superclass_names[s] for s in content.superclass_of] == ["digits", "uppercase", "lowercase"]
     assert np.array_equal(content.images.pixels[:15, ..., 0], upright)
@@ -329,44 +330,44 @@ def test_emnist(tmp_path, below):
 
 def test_emnist_split_that_counts_from_one(tmp_path):
     save_emnist(tmp_path, split="letters", first_label=1)
-    assert emnist.find(Source(tmp_path)).read().images.labels[:3].tolist() == [0, 1, 2]
+    assert emnist.find(Emnist(), Source(tmp_path)).read().images.labels[:3].tolist() == [0, 1, 2]
 
 
 def test_emnist_with_one_part_holds_images_out(tmp_path):
     save_emnist(tmp_path, parts=("test",))
-    images = emnist.find(Source(tmp_path, test_per_class=2)).read().images
+    images = emnist.find(Emnist(test_per_class=2), Source(tmp_path)).read().images
     assert np.bincount(images.labels[images.is_test]).tolist() == [2, 2, 2]
-    assert emnist.find(Source(tmp_path)).read().images.is_test.sum() == 3
+    assert emnist.find(Emnist(), Source(tmp_path)).read().images.is_test.sum() == 3
 
 
 def test_emnist_files_that_are_not_there(tmp_path):
-    refused(lambda: emnist.find(Source(tmp_path)), "holds no emnist-<split>-mapping.txt")
+    refused(lambda: emnist.find(Emnist(), Source(tmp_path)), "holds no emnist-<split>-mapping.txt")
     save_emnist(tmp_path, parts=())
-    refused(lambda: emnist.find(Source(tmp_path)), "holds neither emnist-bymerge-train")
+    refused(lambda: emnist.find(Emnist(), Source(tmp_path)), "holds neither emnist-bymerge-train")
     save_emnist(tmp_path)
     (tmp_path / "emnist-bymerge-train-labels-idx1-ubyte.gz").unlink()
-    refused(lambda: emnist.find(Source(tmp_path)), r"train-labels-idx1-ubyte\.gz: no such file")
+    refused(lambda: emnist.find(Emnist(), Source(tmp_path)), r"train-labels-idx1-ubyte\.gz: no such file")
 
 
 def test_several_emnist_splits(tmp_path):
     for split in ("letters", "digits"):
         save_emnist(tmp_path, split=split)
-    refused(lambda: emnist.find(Source(tmp_path)), "several splits, none of them bymerge")
+    refused(lambda: emnist.find(Emnist(), Source(tmp_path)), "several splits, none of them bymerge")
 
 
 def test_emnist_test_part_and_held_out_images(tmp_path):
     save_emnist(tmp_path)
-    refused(emnist.find(Source(tmp_path, test_per_class=2)).read, "has a test part of its own")
+    refused(emnist.find(Emnist(test_per_class=2), Source(tmp_path)).read, "has a test part of its own")
 
 
 def test_emnist_labels_that_have_no_name(tmp_path):
     save_emnist(tmp_path)
     save_idx(tmp_path / "emnist-bymerge-test-labels-idx1-ubyte.gz", np.full(15, 9))
-    refused(emnist.find(Source(tmp_path)).read, "holds label 9")
+    refused(emnist.find(Emnist(), Source(tmp_path)).read, "holds label 9")
     save_idx(tmp_path / "emnist-bymerge-test-labels-idx1-ubyte.gz", np.zeros(4))
-    refused(emnist.find(Source(tmp_path)).read, "15 images, but .* has 4 labels")
+    refused(emnist.find(Emnist(), Source(tmp_path)).read, "15 images, but .* has 4 labels")
     (tmp_path / "emnist-bymerge-mapping.txt").write_text("zero 48")
-    refused(emnist.find(Source(tmp_path)).read, "not lines of a label")
+    refused(emnist.find(Emnist(), Source(tmp_path)).read, "not lines of a label")
 
 
 def test_damaged_idx_files(tmp_path):
@@ -388,7 +389,7 @@ def test_damaged_idx_files(tmp_path):
 
 @pytest.mark.skipif(not (REAL / "emnist").is_dir(), reason="no real EMNIST files (LOWSHOT_DATA)")
 def test_real_emnist():
-    content = emnist.find(Source(REAL / "emnist")).read()
+    content = emnist.find(Emnist(), Source(REAL / "emnist")).read()
     assert "".join(content.class_names) == "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"
     assert len(content.images) == 116_323
     mean = content.images.pixels[content.images.labels == content.class_names.index("T")].mean(axis=0)[..., 0]
@@ -404,7 +405,7 @@ def test_folder_of_classes(tmp_path):
             save_image(tmp_path / name / f"{i}.png", colour)
     (tmp_path / "red" / "notes.txt").write_text("no image")
     (tmp_path / ".hidden").mkdir()
-    content = folder.find(Source(tmp_path)).read()
+    content = folder.find(Folder(), Source(tmp_path)).read()
     assert content.class_names == ["blue", "red"]
     assert content.superclass_of == [None, None]
     assert content.images.paths[:2].tolist() == ["blue/0.png", "blue/1.png"]
@@ -416,7 +417,7 @@ def test_folder_of_superclasses_stored_as_pixels(tmp_path):
     for name in ("animal/cat", "animal/dog", "thing/cat"):
         for i in range(3):
             save_image(tmp_path / name / f"{i}.JPG", (0, 200, 0), size=(40 + i, 30))
-    content = folder.find(Source(tmp_path, image_size=16)).read()
+    content = folder.find(Folder(image_size=16), Source(tmp_path)).read()
     assert content.class_names == ["animal/cat", "animal/dog", "thing/cat"]
     assert (content.superclass_names, content.superclass_of) == (["animal", "thing"], [0, 0, 1])
     assert content.images.pixels.shape == (9, 16, 16, 3)
@@ -429,17 +430,17 @@ def test_folder_with_a_corrupt_image(tmp_path, image_size):
         save_image(tmp_path / "a" / f"{i}.png", size=(60, 60))
     whole = (tmp_path / "a" / "3.png").read_bytes()
     (tmp_path / "a" / "3.png").write_bytes(whole[: len(whole) // 2])
-    refused(folder.find(Source(tmp_path, image_size=image_size)).read, r"a/3\.png: corrupt image")
+    refused(folder.find(Folder(image_size=image_size), Source(tmp_path)).read, r"a/3\.png: corrupt image")
 
 
 def test_folders_that_cannot_be_read(tmp_path):
-    refused(lambda: folder.find(Source(tmp_path / "none")), "none: no such folder")
-    refused(lambda: folder.find(Source(tmp_path)), "holds no class folders")
+    refused(lambda: folder.find(Folder(), Source(tmp_path / "none")), "none: no such folder")
+    refused(lambda: folder.find(Folder(), Source(tmp_path)), "holds no class folders")
     (tmp_path / "a").mkdir()
-    refused(lambda: folder.find(Source(tmp_path)), "a: holds no image")
+    refused(lambda: folder.find(Folder(), Source(tmp_path)), "a: holds no image")
     save_image(tmp_path / "a" / "x.png")
     save_image(tmp_path / "b" / "c" / "x.png")
-    refused(lambda: folder.find(Source(tmp_path)), "use one level of classes for all")
+    refused(lambda: folder.find(Folder(), Source(tmp_path)), "use one level of classes for all")
 
 
 @pytest.mark.parametrize("link", ["a/link.png", "link"])
@@ -448,16 +449,16 @@ def test_folder_with_a_link_that_leads_out(tmp_path, link):
     save_image(tmp_path / "root" / "a" / "x.png")
     target = tmp_path / "outside" / ("x.png" if link.endswith("png") else "")
     (tmp_path / "root" / link).symlink_to(target)
-    refused(lambda: folder.find(Source(tmp_path / "root")), "a link that leads out of")
+    refused(lambda: folder.find(Folder(), Source(tmp_path / "root")), "a link that leads out of")
 
 
 def test_folder_digest_follows_names_and_sizes(tmp_path):
     save_image(tmp_path / "a" / "1.png")
     save_image(tmp_path / "b" / "1.png")
-    before = folder.find(Source(tmp_path)).digests
-    assert folder.find(Source(tmp_path)).digests == before
+    before = folder.find(Folder(), Source(tmp_path)).digests
+    assert folder.find(Folder(), Source(tmp_path)).digests == before
     save_image(tmp_path / "b" / "2.png")
-    assert folder.find(Source(tmp_path)).digests != before
+    assert folder.find(Folder(), Source(tmp_path)).digests != before
 
 
 # --- imagenet
@@ -480,12 +481,13 @@ def imagenet_root(tmp_path):
     return tmp_path
 
 
-def source_of(root: Path, **options) -> Source:
-    return Source(root, protocol=root / "protocol", **{"n_trials": 3, "max_shots": 2} | options)
+def find_imagenet(root: Path, **options):
+    options = {"n_trials": 3, "max_shots": 2} | options
+    return imagenet.find(ImageNet(protocol=root / "protocol", **options), Source(root))
 
 
 def test_imagenet_rows_follow_the_published_order(imagenet_root):
-    content = imagenet.find(source_of(imagenet_root)).read()
+    content = find_imagenet(imagenet_root).read()
     assert content.class_names == ["n04", "n01", "n03", "n02"]
     assert content.images.paths[:4].tolist() == [
         "train/n04/n04_1.JPEG", "train/n04/n04_2.JPEG", "train/n04/n04_3.JPEG", "train/n01/n01_1.JPEG",
@@ -500,23 +502,22 @@ def test_imagenet_rows_follow_the_published_order(imagenet_root):
 
 
 def test_imagenet_takes_the_first_trials_and_shots(imagenet_root):
-    draws = imagenet.find(source_of(imagenet_root, n_trials=1, max_shots=1)).read().draws
+    draws = find_imagenet(imagenet_root, n_trials=1, max_shots=1).read().draws
     assert [[rows.tolist() for rows in classes] for classes in draws.values()] == [[[1], [4], [7], [10]]]
 
 
 def test_imagenet_refusals(imagenet_root):
-    refused(lambda: imagenet.find(Source(imagenet_root)), "--protocol: imagenet needs the folder")
-    refused(lambda: imagenet.find(source_of(imagenet_root, n_trials=5)), r"splitfile_4\.json: no such file")
-    refused(imagenet.find(source_of(imagenet_root, max_shots=5)).read, "trial 1, class 0: 2 draws, fewer")
+    refused(lambda: find_imagenet(imagenet_root, n_trials=5), r"splitfile_4\.json: no such file")
+    refused(find_imagenet(imagenet_root, max_shots=5).read, "trial 1, class 0: 2 draws, fewer")
     save_image(imagenet_root / "train" / "n04" / "n04_0.JPEG")
-    refused(imagenet.find(source_of(imagenet_root)).read, "is of class")
+    refused(find_imagenet(imagenet_root).read, "is of class")
     (imagenet_root / "val" / "n01" / "ILSVRC2012_val_1.JPEG").unlink()
-    refused(lambda: imagenet.find(source_of(imagenet_root)), "val/n01: holds no image")
+    refused(lambda: find_imagenet(imagenet_root), "val/n01: holds no image")
     (imagenet_root / "val" / "n01").rmdir()
-    refused(lambda: imagenet.find(source_of(imagenet_root)), "the protocol names this class")
+    refused(lambda: find_imagenet(imagenet_root), "the protocol names this class")
 
 
 @pytest.mark.skipif(not (REAL / "imagenet_lowshot").is_dir(), reason="no published protocol files (LOWSHOT_DATA)")
 def test_the_published_draws_are_refused_for_other_images():
-    source = Source(Path("root"), protocol=REAL / "imagenet_lowshot")
-    refused(lambda: imagenet.published_draws(source, np.repeat(np.arange(1000), 1000)), "is (past|of class)")
+    published, labels = ImageNet(protocol=REAL / "imagenet_lowshot"), np.repeat(np.arange(1000), 1000)
+    refused(lambda: imagenet.published_draws(published, labels, Path("train")), "is (past|of class)")

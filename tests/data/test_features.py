@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import assert_refused, run_script
+from conftest import assert_refused, run_script, settings
 
 import save_features
 from lowshot.core.artifacts import partial_path
@@ -102,8 +102,9 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path, data, extractor, featur
 def test_images_of_another_form_are_refused(tmp_path, data, extractor, image_folder):
     import preprocessing
 
-    options = {"dataset": "folder", "root": image_folder, "test_per_class": 4, "max_shots": 5}
-    other = preprocessing.main(preprocessing.Config(out=tmp_path / "other", image_size=20, **options))
+    photos = {"name": "folder", "test_per_class": 4, "max_shots": 5, "image_size": 20}
+    options = {"dataset": photos, "root": image_folder, "out": tmp_path / "other"}
+    other = preprocessing.main(settings(preprocessing.Config, **options))
     result = run_script("save_features.py", "--extractor", extractor, "--data", other, "--out", tmp_path / "f")
     assert_refused(result, "20 pixels a side", "16")
     assert not (tmp_path / "f").exists()
@@ -117,10 +118,11 @@ def test_a_corrupt_image_leaves_nothing(tmp_path, image_folder):
 
     root = tmp_path / "photos"
     shutil.copytree(image_folder, root)
-    options = {"dataset": "folder", "root": root, "test_per_class": 4, "max_shots": 5}
-    data = preprocessing.main(preprocessing.Config(out=tmp_path / "data", **options))
-    small = {"model": "Conv4", "width": 0.25, "epochs": 0, "image_size": 16, "accelerator": "cpu", "num_workers": 0}
-    extractor = train_extractor.main(train_extractor.Config(data=data, out=tmp_path / "extractor", **small))
+    options = {"dataset": {"name": "folder", "test_per_class": 4, "max_shots": 5}, "root": root}
+    data = preprocessing.main(settings(preprocessing.Config, out=tmp_path / "data", **options))
+    model = {"name": "Conv4", "width": 0.25, "image_size": 16}
+    small = {"model": model, "epochs": 0, "accelerator": "cpu", "num_workers": 0}
+    extractor = train_extractor.main(settings(train_extractor.Config, data=data, out=tmp_path / "extractor", **small))
     (root / "super1" / "class7" / "3.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"class7/3\.png: corrupt image"):
         save_features.main(

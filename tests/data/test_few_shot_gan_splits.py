@@ -13,11 +13,13 @@ from lowshot.data.datasets import emnist, few_shot_gan
 from lowshot.data.datasets.content import Source
 from lowshot.data.datasets.few_shot_gan import novel_classes, shuffled_rows
 from lowshot.data.datasets.images import read_images
+from lowshot.data.datasets.settings import Emnist, FewShotGan
 from lowshot.data.protocol import read_draws, read_split
 
 REAL = Path(os.environ.get("LOWSHOT_DATA", "../shared/data")) / "emnist"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"LOWSHOT_DATA: no folder {REAL}")
 
+EMNIST_FS = FewShotGan(name="emnist_fs")
 EMNIST = [[0, 3, 9, 19, 21, 23, 36, 39, 44, 46], [0, 5, 8, 9, 11, 12, 15, 16, 37, 43],
           [7, 8, 11, 15, 18, 22, 31, 34, 40, 46], [0, 3, 8, 10, 19, 21, 24, 39, 41, 42],
           [1, 5, 8, 9, 23, 30, 36, 39, 40, 46]]  # fmt: skip
@@ -57,7 +59,7 @@ def test_published_order_of_images(n, c, first):
 def small_emnist(monkeypatch, root):
     """Read as emnist_fs, two of its four classes being few-shot."""
     monkeypatch.setitem(few_shot_gan.SETS, "emnist_fs", few_shot_gan.SETS["emnist_fs"]._replace(n_classes=4, n_novel=2))
-    return few_shot_gan.find("emnist_fs", Source(root, max_shots=3, n_trials=2, seed=1)).read()
+    return few_shot_gan.find(FewShotGan(name="emnist_fs", max_shots=3, n_trials=2), Source(root, seed=1)).read()
 
 
 def write_emnist(root, split="bymerge"):
@@ -90,7 +92,8 @@ def test_both_parts_are_one_pool_of_which_a_fifth_is_for_test(tmp_path, monkeypa
 def test_fewer_images_a_class_keep_the_shots(tmp_path, monkeypatch):
     write_emnist(tmp_path)
     whole = small_emnist(monkeypatch, tmp_path)
-    capped = few_shot_gan.find("emnist_fs", Source(tmp_path, max_shots=3, seed=2, max_per_class=5)).read()
+    few = FewShotGan(name="emnist_fs", max_shots=3, max_per_class=5)
+    capped = few_shot_gan.find(few, Source(tmp_path, seed=2)).read()
     assert np.bincount(capped.images.labels).tolist() == [5] * 4 and capped.images.is_test.sum() == 4
     for c in range(4):
         shots = [one.images.pixels[one.images.rows(test=False)[one.draws[1][c]]] for one in (whole, capped)]
@@ -100,28 +103,29 @@ def test_fewer_images_a_class_keep_the_shots(tmp_path, monkeypatch):
 def test_the_balanced_split_comes_first(tmp_path):
     for split in ("bymerge", "balanced"):
         write_emnist(tmp_path, split)
-    found = few_shot_gan.SETS["emnist_fs"].find(Source(tmp_path))
+    found = few_shot_gan.find(EMNIST_FS, Source(tmp_path))
     (tmp_path / "emnist-balanced-train-images-idx3-ubyte.gz").write_bytes(b"changed")
-    assert few_shot_gan.SETS["emnist_fs"].find(Source(tmp_path)).digests != found.digests
-    assert emnist.find(Source(tmp_path)).digests == found.digests  # still by ByMerge, which held the same
+    assert few_shot_gan.find(EMNIST_FS, Source(tmp_path)).digests != found.digests
+    assert emnist.find(Emnist(), Source(tmp_path)).digests == found.digests  # still by ByMerge, which held the same
 
 
 def test_unequal_classes_need_a_bound(tmp_path, monkeypatch):
     write_emnist(tmp_path)
     save_idx(tmp_path / "emnist-bymerge-test-labels-idx1-ubyte.gz", np.repeat([0, 0, 1, 2, 3], 4))
-    with pytest.raises(InputError, match=r"classes of 14 to 18 images; .* any other needs --max_per_class"):
+    with pytest.raises(InputError, match=r"classes of 14 to 18 images; .* any other needs --dataset.max_per_class"):
         small_emnist(monkeypatch, tmp_path)
 
 
 def test_another_number_of_classes_is_refused(tmp_path):
     write_emnist(tmp_path)
     with pytest.raises(InputError, match="4 classes; the split of emnist_fs is of 47"):
-        few_shot_gan.find("emnist_fs", Source(tmp_path)).read()
+        few_shot_gan.find(EMNIST_FS, Source(tmp_path)).read()
 
 
 @needs_real
 def test_emnist_from_the_command_line(tmp_path):
-    options = ["--dataset", "emnist_fs", "--root", REAL, "--max_per_class", 50, "--max_shots", 25, "--n_trials", 1]
+    options = ["--dataset", "emnist_fs", "--root", REAL, "--dataset.max_per_class", 50,
+               "--dataset.max_shots", 25, "--dataset.n_trials", 1]  # fmt: skip
     result = run_script("preprocessing.py", *options, "--out", tmp_path / "data")
     assert result.returncode == 0, result.stderr
     split, images = read_split(tmp_path / "data/split.json"), read_images(tmp_path / "data/images.h5")
@@ -130,5 +134,5 @@ def test_emnist_from_the_command_line(tmp_path):
     assert np.bincount(images.labels).tolist() == [50] * 47 and images.is_test.sum() == 47 * 10
     draws = read_draws(tmp_path / "data/draws.json")[1]
     assert all((images.labels[images.rows(test=False)[rows]] == c).all() for c, rows in enumerate(draws))
-    refused = run_script("preprocessing.py", *options, "--validation_share", 0.1, "--out", tmp_path / "other")
-    assert_refused(refused, "validation_share", "comes with a split of its own")
+    refused = run_script("preprocessing.py", *options, "--dataset.validation_share", 0.1, "--out", tmp_path / "other")
+    assert_refused(refused, "--dataset.validation_share: no setting of emnist_fs")

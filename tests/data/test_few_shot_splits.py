@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import assert_refused, run_script
+from conftest import assert_refused, run_script, settings
 from PIL import Image
 
 from lowshot.core.artifacts import read_json
 from lowshot.core.errors import InputError
-from lowshot.data.datasets import few_shot
+from lowshot.data.datasets import few_shot, registry
 from lowshot.data.datasets.content import Source
 from lowshot.data.datasets.images import read_images
+from lowshot.data.datasets.settings import DATASETS, CifarFewShot, MiniImageNet, OmniglotVinyals, TieredImageNet
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split
 
@@ -44,7 +45,7 @@ def cifar_root(tmp_path):
 
 @pytest.mark.parametrize(("name", "sizes"), [("cifar_fs", [64, 16, 20]), ("fc100", [60, 20, 20])])
 def test_cifar_splits(cifar_root, name, sizes):
-    content = few_shot.find_cifar(name, Source(cifar_root)).read()
+    content = few_shot.find_cifar(CifarFewShot(name=name), Source(cifar_root)).read()
     split = content.split
     assert [len(split.base_classes), len(split.novel_classes_1), len(split.novel_classes_2)] == sizes
     assert split.dataset == name
@@ -58,7 +59,7 @@ def test_cifar_with_other_classes(cifar_root):
     meta["fine_label_names"][0] = "unicorn"
     (cifar_root / "meta").write_bytes(pickle.dumps(meta))
     with pytest.raises(InputError, match="only one of the published lists"):
-        few_shot.find_cifar("fc100", Source(cifar_root)).read()
+        few_shot.find_cifar(CifarFewShot(name="fc100"), Source(cifar_root)).read()
 
 
 @needs_real
@@ -101,7 +102,7 @@ def omniglot_root(tmp_path):
 def test_omniglot_rotations_are_classes(omniglot_root, monkeypatch):
     monkeypatch.setattr(few_shot, "_VINYALS_TRAIN_OF_EVALUATION", 1)
     monkeypatch.setattr(few_shot, "_VINYALS_SIZES", [3, 1, 2])
-    content = few_shot.find_omniglot(Source(omniglot_root)).read()
+    content = few_shot.find_omniglot(OmniglotVinyals(), Source(omniglot_root)).read()
     split, images = content.split, content.images
     assert split.n_classes == 24 and len(images) == 48
     assert [len(split.base_classes), len(split.novel_classes_1), len(split.novel_classes_2)] == [12, 4, 8]
@@ -115,7 +116,7 @@ def test_omniglot_rotations_are_classes(omniglot_root, monkeypatch):
 
 def test_omniglot_of_another_size(omniglot_root):
     with pytest.raises(InputError, match="6 characters; the split is of Omniglot's 1623"):
-        few_shot.find_omniglot(Source(omniglot_root)).read()
+        few_shot.find_omniglot(OmniglotVinyals(), Source(omniglot_root)).read()
 
 
 @pytest.mark.parametrize("name", ["mini_imagenet", "tiered_imagenet"])
@@ -124,7 +125,7 @@ def test_folders(tmp_path, name):
         for c in classes:
             for i in range(3):
                 image(tmp_path / part / c / f"{i}.jpg")
-    content = getattr(few_shot, f"find_{name}")(Source(tmp_path)).read()
+    content = registry.find(DATASETS.find(name)(), Source(tmp_path)).read()
     split = content.split
     assert split.class_names == list("abcde")
     assert (split.base_classes, split.novel_classes_1, split.novel_classes_2) == ([0, 1], [2], [3, 4])
@@ -132,7 +133,7 @@ def test_folders(tmp_path, name):
     (tmp_path / "test" / "a").mkdir()
     image(tmp_path / "test" / "a" / "0.jpg")
     with pytest.raises(InputError, match="class a stands in two of train, val and test"):
-        getattr(few_shot, f"find_{name}")(Source(tmp_path)).read()
+        registry.find(DATASETS.find(name)(), Source(tmp_path)).read()
 
 
 def test_mini_imagenet_csv(tmp_path):
@@ -141,14 +142,14 @@ def test_mini_imagenet_csv(tmp_path):
         (tmp_path / f"{part}.csv").write_text("\n".join(["filename,label", *lines]) + "\n")
         for line in lines:
             image(tmp_path / "images" / line.split(",")[0])
-    content = few_shot.find_mini_imagenet(Source(tmp_path)).read()
+    content = few_shot.find_mini_imagenet(MiniImageNet(), Source(tmp_path)).read()
     assert content.split.class_names == list("abcd") and content.images.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     (tmp_path / "val.csv").write_text("filename,label\n../secret.jpg,c\n")
     with pytest.raises(InputError, match="line 2 is not 'filename,label'"):
-        few_shot.find_mini_imagenet(Source(tmp_path))
+        few_shot.find_mini_imagenet(MiniImageNet(), Source(tmp_path))
     (tmp_path / "val.csv").write_text("filename,label\nabsent.jpg,c\n")
     with pytest.raises(InputError, match=r"absent.jpg: no such image \(val.csv names it\)"):
-        few_shot.find_mini_imagenet(Source(tmp_path))
+        few_shot.find_mini_imagenet(MiniImageNet(), Source(tmp_path))
 
 
 def save_tiered(root: Path, **changes) -> None:
@@ -168,14 +169,14 @@ def save_tiered(root: Path, **changes) -> None:
 
 def test_tiered_imagenet_pickles(tmp_path):
     save_tiered(tmp_path)
-    content = few_shot.find_tiered_imagenet(Source(tmp_path)).read()
+    content = few_shot.find_tiered_imagenet(TieredImageNet(), Source(tmp_path)).read()
     assert content.images.pixels.shape == (6, 6, 6, 3)
     groups = [content.superclass_names[g] for g in content.superclass_of]
     assert groups == ["train coarse 0"] * 2 + ["train coarse 1", "val coarse 0"] + ["test coarse 0"] * 2
     assert content.split.novel_classes_2 == [4, 5]
     save_tiered(tmp_path, label_general_str=None)
     with pytest.raises(InputError, match=r"train_labels.pkl: not the labels of tieredImageNet"):
-        few_shot.find_tiered_imagenet(Source(tmp_path)).read()
+        few_shot.find_tiered_imagenet(TieredImageNet(), Source(tmp_path)).read()
 
 
 def test_one_pool_gives_one_feature_file(tmp_path, cifar_root):
@@ -185,10 +186,11 @@ def test_one_pool_gives_one_feature_file(tmp_path, cifar_root):
     from train_extractor import Config as TrainConfig
     from train_extractor import main as train_extractor
 
-    data = main(Config(dataset="cifar_fs", root=cifar_root, out=tmp_path / "data", max_shots=3))
-    model = {"model": "ResNet12", "width": 0.1, "head": "cosine", "drop_rate": 0.1}
-    run = {"epochs": 1, "batch_size": 32, "accelerator": "cpu"}
-    extractor = train_extractor(TrainConfig(data=data, out=tmp_path / "extractor", **model, **run))
+    dataset = {"name": "cifar_fs", "max_shots": 3}
+    data = main(settings(Config, dataset=dataset, root=cifar_root, out=tmp_path / "data"))
+    options = {"model": {"name": "ResNet12", "width": 0.1, "drop_rate": 0.1}, "head": "cosine", "epochs": 1,
+               "batch_size": 32, "accelerator": "cpu"}  # fmt: skip
+    extractor = train_extractor(settings(TrainConfig, data=data, out=tmp_path / "extractor", **options))
     out = save_features(SaveConfig(extractor=extractor, data=data, out=tmp_path / "features", accelerator="cpu"))
     assert [path.name for path in out.iterdir()] == ["train.h5"]
     assert len(read_features(out / "train.h5", 100).labels) == 300
@@ -198,7 +200,7 @@ def test_preprocessing_and_training_with_validation_classes(tmp_path, cifar_root
     out = tmp_path / "data"
     assert (
         run_script(
-            "preprocessing.py", "--dataset", "fc100", "--root", cifar_root, "--out", out, "--max_shots", 3
+            "preprocessing.py", "--dataset", "fc100", "--root", cifar_root, "--out", out, "--dataset.max_shots", 3
         ).returncode
         == 0
     )
@@ -214,15 +216,15 @@ def test_preprocessing_and_training_with_validation_classes(tmp_path, cifar_root
 
 def test_drop_rate_needs_resnet12(tmp_path, data):
     result = run_script(
-        "train_extractor.py", "--data", data, "--out", tmp_path / "x", "--model", "Conv4", "--drop_rate", 0.1
+        "train_extractor.py", "--data", data, "--out", tmp_path / "x", "--model", "Conv4", "--model.drop_rate", 0.1
     )
-    assert_refused(result, "drop_rate", "ResNet12")
+    assert_refused(result, "model.drop_rate: no setting of Conv4", "ResNet12")
 
 
 def test_a_published_split_takes_no_settings_of_ours(tmp_path, cifar_root):
     result = run_script("preprocessing.py", "--dataset", "fc100", "--root", cifar_root, "--out", tmp_path / "x",
-                        "--halves", "superclasses")  # fmt: skip
-    assert_refused(result, "halves", "fc100 comes with a split of its own")
+                        "--dataset.halves", "superclasses")  # fmt: skip
+    assert_refused(result, "--dataset.halves: no setting of fc100", "n_trials, max_shots")
 
 
 def test_sgm_needs_a_linear_head(tmp_path, data):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_script
+from conftest import run_script, settings
 from PIL import Image
 
 import preprocessing
@@ -28,9 +28,9 @@ def root(tmp_path):
     return tmp_path / "images"
 
 
-def config_of(root: Path, **options) -> Config:
-    defaults = {"dataset": "folder", "out": root.parent / "out", "root": root, "image_size": 8, "max_shots": 4}
-    return Config(**defaults | options)
+def config_of(root: Path, out: str = "out", seed: int = 0, overwrite: bool = False, **dataset) -> Config:
+    dataset = {"name": "folder", "image_size": 8, "max_shots": 4} | dataset
+    return settings(Config, dataset=dataset, root=root, out=root.parent / out, seed=seed, overwrite=overwrite)
 
 
 def command_line(*arguments: str) -> subprocess.CompletedProcess:
@@ -51,7 +51,7 @@ def test_what_is_written(root):
     check_draws(draws, train_labels, np.arange(8), 4, config.out / "draws.json", config.out / "images.h5")
     stored = json.loads((config.out / "config.json").read_text())
     assert stored["schema"] == preprocessing.SCHEMA
-    assert stored["config"]["novel_per_superclass"] == 2
+    assert stored["config"]["dataset"]["novel_per_superclass"] == 2
     assert "root" not in stored["config"]
     assert set(stored["inputs"]) == {"images"}
 
@@ -76,7 +76,7 @@ def test_other_settings_or_images_are_named(root):
 
 
 def test_two_runs_write_the_same(root):
-    first, second = (main(config_of(root, out=root.parent / name)) for name in ("one", "two"))
+    first, second = (main(config_of(root, out=name)) for name in ("one", "two"))
     for name in ("split.json", "draws.json", "config.json"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
     assert np.array_equal(read_images(first / "images.h5").pixels, read_images(second / "images.h5").pixels)
@@ -87,9 +87,9 @@ def test_max_per_class(root):
     assert np.bincount(images.labels[images.rows(test=False)]).tolist() == [2] * 8
 
 
-def test_a_validation_part_leaves_the_test_images_out(root, tmp_path):
+def test_a_validation_part_leaves_the_test_images_out(root):
     """Half of the four training images of a class in place of its test image; the same classes, under another name."""
-    whole, part = (main(config_of(root, out=tmp_path / str(share), max_shots=2, validation_share=share))
+    whole, part = (main(config_of(root, out=str(share), max_shots=2, validation_share=share))
                    for share in (None, 0.5))  # fmt: skip
     images, kept = read_images(whole / "images.h5"), read_images(part / "images.h5")
     assert (
@@ -101,7 +101,6 @@ def test_a_validation_part_leaves_the_test_images_out(root, tmp_path):
     assert split.novel_classes_2 == other.novel_classes_2 and split.base_classes_1 == other.base_classes_1
     draws = json.loads((part / "draws.json").read_text())
     assert draws != json.loads((whole / "draws.json").read_text())
-    assert "validation_share" not in json.loads((whole / "config.json").read_text())["config"]
 
 
 @pytest.mark.parametrize(
@@ -110,16 +109,10 @@ def test_a_validation_part_leaves_the_test_images_out(root, tmp_path):
         ({"max_shots": 5}, r"max_shots 5: class 0 \(group0/class0\) has 4 training images"),
         ({"test_per_class": 5}, "none is left beside 5 for test"),
         ({"validation_share": 0.9}, "none is left beside 4 for test"),
-        (
-            {"dataset": "fc100", "image_size": None, "validation_share": 0.1},
-            "--validation_share: fc100 comes with a split",
-        ),
         ({"novel_per_superclass": 4}, "novel_per_superclass 4"),
         ({"novel_fraction": 1.0}, "base_classes_1 is empty"),
-        ({"protocol": Path("x")}, "--protocol: folder has no use for it"),
-        ({"dataset": "glyphs", "image_size": None}, "--root: glyphs has no use for it"),
-        ({"dataset": "cifar100"}, "--image_size: cifar100 has no use for it"),
-        ({"dataset": "imagenet", "image_size": None}, "--protocol: imagenet needs the folder"),
+        ({"protocol": "x"}, r"dataset.protocol: no setting of folder \(it is one of imagenet\)"),
+        ({"name": "cifar100"}, r"dataset.image_size: no setting of cifar100 \(it is one of omniglot, folder, "),
     ],
 )
 def test_refusals_leave_nothing_behind(root, options, cause):
@@ -128,9 +121,15 @@ def test_refusals_leave_nothing_behind(root, options, cause):
     assert [p.name for p in root.parent.iterdir()] == ["images"]
 
 
+def test_glyphs_are_read_from_no_files(root):
+    with pytest.raises(InputError, match=r"--root .*images: glyphs are read from no files"):
+        main(settings(Config, dataset="glyphs", root=root, out=root.parent / "out"))
+
+
 def test_glyphs(tmp_path, monkeypatch):
     monkeypatch.setattr(drawing, "SCRIPTS", {name: drawing.SCRIPTS[name] for name in ("hebrew", "nko")})
-    out = main(Config("glyphs", tmp_path / "out", halves="superclasses", novel_per_superclass=5))
+    out = main(settings(Config, out=tmp_path / "out",
+                        dataset={"name": "glyphs", "halves": "superclasses", "novel_per_superclass": 5}))  # fmt: skip
     images, split = read_images(out / "images.h5"), read_split(out / "split.json")
     assert images.pixels.shape == (24 * 70, 28, 28, 1)
     assert np.bincount(images.labels[images.is_test]).tolist() == [20] * 24
@@ -140,7 +139,7 @@ def test_glyphs(tmp_path, monkeypatch):
 
 def test_command_line(root):
     out = root.parent / "out"
-    done = command_line("--dataset", "folder", "--root", str(root), "--out", str(out), "--max_shots", "4")
+    done = command_line("--dataset", "folder", "--root", str(root), "--out", str(out), "--dataset.max_shots", "4")
     assert (done.returncode, done.stderr) == (0, "")
     assert "8 classes, 32 train and 8 test images" in done.stdout
     assert read_images(out / "images.h5").paths is not None
@@ -149,7 +148,7 @@ def test_command_line(root):
 def test_command_line_with_a_corrupt_image(root):
     out = root.parent / "out"
     (root / "group1" / "class7" / "2.png").write_bytes(b"no image")
-    done = command_line("--dataset", "folder", "--root", str(root), "--out", str(out), "--max_shots", "4")
+    done = command_line("--dataset", "folder", "--root", str(root), "--out", str(out), "--dataset.max_shots", "4")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "2.png: corrupt image" in done.stderr

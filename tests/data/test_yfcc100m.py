@@ -3,12 +3,13 @@
 import io
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from conftest import run_script
+from conftest import run_script, settings
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -58,8 +59,9 @@ def pool(tmp_path_factory, root) -> Path:
     """The images START .. START + COUNT - 1 through the script."""
     out = tmp_path_factory.mktemp("pool") / "data"
     result = run_script(
-        "preprocessing.py", "--dataset", "yfcc100m", "--root", root, "--start", START, "--count", COUNT, "--out", out
-    )
+        "preprocessing.py", "--dataset", "yfcc100m", "--root", root, "--dataset.start", START, "--dataset.count", COUNT,
+        "--out", out,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "10 unlabelled images" in result.stdout
     return out
@@ -74,9 +76,8 @@ def pool_features(tmp_path_factory, pool, extractor) -> Path:
 
 
 def config(root: Path, out: Path, **changes) -> preprocessing.Config:
-    return preprocessing.Config(
-        **{"dataset": "yfcc100m", "root": root, "out": out, "start": START, "count": 3} | changes
-    )
+    dataset = {"name": "yfcc100m", "start": START, "count": 3} | changes
+    return settings(preprocessing.Config, dataset=dataset, root=root, out=out)
 
 
 # Where images are
@@ -105,18 +106,14 @@ def test_what_is_listed_begins_at_the_start(pool, root):
 def test_a_pool_has_neither_split_nor_draws(pool):
     assert sorted(path.name for path in pool.iterdir()) == ["config.json", "images.h5"]
     made_from = json.loads((pool / "config.json").read_text())
-    assert made_from["config"]["start"] == START and list(made_from["inputs"]) == ["zips"]
+    assert made_from["config"]["dataset"]["start"] == START and list(made_from["inputs"]) == ["zips"]
 
 
 def test_the_same_again_does_nothing_and_another_start_is_named(pool, root, capsys):
     preprocessing.main(config(root, pool, count=COUNT))
     assert "is there already" in capsys.readouterr().out
-    with pytest.raises(InputError, match=f"setting start was {START}, now {START + 1}"):
+    with pytest.raises(InputError, match=f"setting dataset.start was {START}, now {START + 1}"):
         preprocessing.main(config(root, pool, start=START + 1, count=COUNT))
-
-
-def test_other_data_sets_do_not_record_start_and_count(data):
-    assert not {"start", "count"} & set(json.loads((data / "config.json").read_text())["config"])
 
 
 @pytest.mark.parametrize(
@@ -124,18 +121,20 @@ def test_other_data_sets_do_not_record_start_and_count(data):
     [
         ({"start": 12_346_008, "count": 1000}, r"12/347\.zip: no such zip"),
         ({"start": 0, "count": 1}, r"00/000\.zip: no such zip"),
-        ({"count": None}, "--count: yfcc100m needs"),
-        ({"start": N_IMAGES - 1, "count": 2}, "past the last image, 99999999"),
-        ({"n_trials": 3}, "--n_trials: yfcc100m has no classes"),
-        ({"novel_fraction": 0.5}, "--novel_fraction: yfcc100m has no classes"),
-        ({"image_size": 32}, "--image_size: yfcc100m has no use for it"),
-        ({"dataset": "glyphs"}, "--(count|root|start): glyphs has no use for it"),
+        ({"start": N_IMAGES - 1, "count": 2}, "past image 99999999, the last"),
+        ({"n_trials": 3}, "dataset.n_trials: no setting of yfcc100m .*; its settings are: count, start"),
+        ({"image_size": 32}, r"dataset.image_size: no setting of yfcc100m \(it is one of omniglot, folder, "),
     ],
 )
 def test_refused(tmp_path, root, changes, cause):
     with pytest.raises(InputError, match=cause):
         preprocessing.main(config(root, tmp_path / "out", **changes))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_seed_has_nothing_to_choose(tmp_path, root):
+    with pytest.raises(InputError, match="--seed 1: nothing of yfcc100m is drawn"):
+        preprocessing.main(replace(config(root, tmp_path / "out"), seed=1))
 
 
 def test_a_cut_off_zip_is_refused(tmp_path):

@@ -16,8 +16,7 @@ from torch.nn import functional as F
 import episodes as stage
 import parse_results
 import save_features
-from lowshot.classifiers.methods import METHODS
-from lowshot.classifiers.settings import FeatureTransform, MethodOptions
+from lowshot.classifiers.settings import METHODS, FeatureTransform
 from lowshot.core.artifacts import partial_path, read_json, write_json
 from lowshot.core.errors import InputError
 from lowshot.data.datasets.images import read_images
@@ -228,16 +227,16 @@ def test_rows_of_an_augmented_support(n_way, within):
             assert (tasks.query_features < 1000).all()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", METHODS.classes)
 def test_every_method_learns_from_copies(name, config):
     feats = torch.from_numpy(stored(config.features, "all_feats"))
-    pool, options = make_pool(LABELS, SPLIT, np.arange(10), config, "f"), getattr(MethodOptions(), name)
+    pool, method = make_pool(LABELS, SPLIT, np.arange(10), config, "f"), METHODS.classes[name]()
     far = 50 * F.one_hot(torch.from_numpy(LABELS), 10).float()  # only the copies tell the classes apart
     copies = far[:, None].expand(-1, 2, -1)
-    right = evaluate_episodes(far, pool, config, 6, METHODS[name], options, copies)
-    wrong = evaluate_episodes(torch.ones(len(far), 10), pool, config, 6, METHODS[name], options, copies)
+    right = evaluate_episodes(far, pool, config, 6, method, copies)
+    wrong = evaluate_episodes(torch.ones(len(far), 10), pool, config, 6, method, copies)
     assert {one["accuracy"] for one in right} == {1.0} and np.mean([one["accuracy"] for one in wrong]) < 0.5
-    assert len(evaluate_episodes(feats, pool, config, 6, METHODS[name], options, feats[:, None])) == 12
+    assert len(evaluate_episodes(feats, pool, config, 6, method, feats[:, None])) == 12
 
 
 @pytest.mark.parametrize(

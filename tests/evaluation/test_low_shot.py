@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import h5py
 import numpy as np
@@ -12,20 +11,27 @@ from conftest import assert_refused, run_script
 
 import diffusion
 import low_shot
-from lowshot import hallucination
-from lowshot.classifiers.methods import CLASSIFIERS, METHODS
+from lowshot import evaluation, hallucination
 from lowshot.classifiers.settings import (
+    BENCHMARK_CLASSIFIERS,
+    CLASSIFIERS,
+    METHODS,
     CosineOptions,
     FeatureTransform,
-    MethodOptions,
+    MLPOptions,
+    NearestMeanOptions,
+    PTMapOptions,
     SGDOptions,
-    SupportLogisticOptions,
 )
 from lowshot.core.artifacts import write_json
 from lowshot.core.errors import InputError
+from lowshot.core.settings import parts_of
+from lowshot.data.additions import Repetition
 from lowshot.data.features import write_features
 from lowshot.data.protocol import Split, draws_to_json, make_draws
-from lowshot.diffusion.settings import EdgeOptions
+from lowshot.diffusion.settings import EdgeOptions, Propagated
+from lowshot.evaluation.settings import Selection
+from lowshot.hallucination.settings import Generator
 
 N_CLASSES, DIM, ROWS = 8, 5, 12
 SIX = {f"top{k}_{name}" for k in (1, 5) for name in ("novel", "base", "all")}
@@ -50,9 +56,9 @@ def tiny_config(tmp_path):
     for trial, rows in draws.items():
         write_json(tmp_path / f"splitfile_{trial}.json", [r.tolist() for r in rows])
     files = {"train": folder / "train.h5", "test": folder / "test.h5", "split": tmp_path / "split.json"}
-    sgd = SGDOptions(n_steps=20, batch_size=20)
+    draws, out = tmp_path / "draws.json", tmp_path / "out" / "r.json"
     return low_shot.Config(
-        **files, draws=tmp_path / "draws.json", out=tmp_path / "out" / "r.json", shots=[1, 5], sgd=sgd
+        **files, draws=draws, out=out, shots=[1, 5], classifier=SGDOptions(n_steps=20, batch_size=20)
     )
 
 
@@ -82,31 +88,36 @@ def test_results_file(config):
         assert one["top1_novel"] <= one["top5_novel"]
 
 
-@pytest.mark.parametrize("classifier", ["linear_sgd", "cosine", "pt_map"])
+SMALL_SGD = SGDOptions(n_steps=20, batch_size=20)
+
+
+@pytest.mark.parametrize("classifier", [SMALL_SGD, CosineOptions(lr=1.0, batch_size=8), PTMapOptions()])
 def test_a_part_gives_the_numbers_of_the_whole(config, classifier):
-    settings = {"classifier": classifier, "methods": MethodOptions(cosine=CosineOptions(lr=1.0, batch_size=8))}
-    whole = {(one["trial"], one["n_shot"]): one for one in results(config, **settings)["trials"]}
-    part = results(config, **settings, shots=[5], trials=[2])["trials"]
+    whole = {(one["trial"], one["n_shot"]): one for one in results(config, classifier=classifier)["trials"]}
+    part = results(config, classifier=classifier, shots=[5], trials=[2])["trials"]
     assert len(part) == 1 and part[0] == whole[2, 5]
 
 
 def test_a_classifier_is_named_by_its_registry():
-    names = get_args(get_type_hints(low_shot.Config)["classifier"])
-    assert len(set(names)) == len(names) and set(names) == CLASSIFIERS.keys() | METHODS.keys()
+    assert parts_of(low_shot.Config)["classifier"].what is BENCHMARK_CLASSIFIERS
+    assert BENCHMARK_CLASSIFIERS.classes.keys() == CLASSIFIERS.classes.keys() | METHODS.classes.keys()
 
 
 TRANSDUCTIVE = {"laplacian_shot", "prototype_refinement", "pt_map"}
 
 
-@pytest.mark.parametrize("classifier", sorted(CLASSIFIERS.keys() - {"own_head"} | METHODS.keys()))
+SMALL = {"linear_sgd": SMALL_SGD, "mlp": MLPOptions(hidden=4, max_epochs=2)}
+
+
+@pytest.mark.parametrize("classifier", sorted(BENCHMARK_CLASSIFIERS.classes.keys() - {"own_head"}))
 def test_both_setups_and_every_classifier(config, classifier):
-    small = {"mlp": low_shot.MLPOptions(hidden=4, max_epochs=2)}
     for setup in ("validation", "test"):
-        content = results(config, classifier=classifier, setup=setup, **small)
+        chosen = SMALL.get(classifier) or BENCHMARK_CLASSIFIERS.classes[classifier]()
+        content = results(config, classifier=chosen, setup=setup)
         assert content["protocol"]["setup"] == setup and len(content["trials"]) == 6
         assert content["protocol"]["setting"] == ("transductive" if classifier in TRANSDUCTIVE else "inductive")
         assert content["method"] == classifier
-        if classifier not in CLASSIFIERS:  # four ways: every image is among its five best
+        if classifier not in CLASSIFIERS.classes:  # four ways: every image is among its five best
             assert {one["top5_novel"] for one in content["trials"]} == {1.0}
             assert np.mean([one["top1_all"] for one in content["trials"]]) > 0.4
 
@@ -145,7 +156,7 @@ def unit(feats):
     ],
 )
 def test_simple_shot_by_hand(config, transform, name, by_hand):
-    content = results(config, classifier="nearest_mean", transform=transform)
+    content = results(config, classifier=NearestMeanOptions(), transform=transform)
     assert content["method"] == name
     for one in content["trials"]:
         expected = six_by_hand(config, one["trial"], one["n_shot"], by_hand)
@@ -156,9 +167,9 @@ def test_every_classifier_sees_transformed_features(config, monkeypatch, tmp_pat
     """The centre is that of the setup's base rows, and generated rows are transformed as well."""
     (tmp_path / "generator").mkdir()
     monkeypatch.setattr(hallucination, "Hallucinator", StubHallucinator)
-    added = {"generator": tmp_path / "generator", "max_per_label": 4}
+    added = {"add": {"generator": Generator(tmp_path / "generator", max_per_label=4)}}
     problem, content = captured_problem(config, monkeypatch, transform=FeatureTransform(centre=True), **added)
-    assert content["method"].startswith("linear_sgd (centred) + generator")
+    assert content["method"] == "linear_sgd (centred) + generator (centroids, all)"
     raw, _ = captured_problem(config, monkeypatch, **added)
     centre = raw.base_feats.mean(0)
     assert np.abs(problem.base_feats.mean(0)).max() < 1e-5
@@ -166,16 +177,20 @@ def test_every_classifier_sees_transformed_features(config, monkeypatch, tmp_pat
         assert np.allclose(one.feats, before.feats - centre, atol=1e-5)
 
 
-def test_settings_of_other_classifiers_are_not_part_of_the_results(config, capsys):
-    """What did not influence a result does not make it another one."""
-    content = results(config, classifier="cosine")
-    assert set(content["config"]["methods"]) == {"cosine"} and not {"sgd", "mlp", "criterion"} & set(content["config"])
-    low_shot.main(replace(config, classifier="cosine", sgd=SGDOptions(lr=9.0)))
-    assert "there already" in capsys.readouterr().out
-    plain = results(config)["config"]
-    assert "sgd" in plain and not {"methods", "mlp", "max_per_label", "pairs", "pair_scope"} & set(plain)
-    filled = results(config, repetition=True)["config"]
-    assert "max_per_label" in filled and not {"pairs", "pair_scope"} & set(filled)
+def test_results_hold_the_settings_of_what_was_at_work(config):
+    """And of nothing else: what did not influence a result does not make it another one."""
+    plain = {"setup": "test", "shots": [1, 5], "trials": None, "name": None, "extractor": None, "select": None,
+             "transform": {"power": 0.0, "centre": False, "normalise": False}, "seed": 0}  # fmt: skip
+    content = results(config, classifier=CosineOptions(n_steps=1))["config"]
+    assert content == {
+        **plain, "classifier": {"name": "cosine", "scale": 10.0, "lr": 0.01, "n_steps": 1, "batch_size": 1000},
+        "add": {"names": []},
+    }  # fmt: skip
+    filled = results(config, classifier=NearestMeanOptions(), add={"repetition": Repetition(3)})["config"]
+    assert filled == {
+        **plain, "classifier": {"name": "nearest_mean", "metric": "euclidean"},
+        "add": {"names": ["repetition"], "repetition": {"max_per_label": 3}},
+    }  # fmt: skip
 
 
 def test_published_files_give_the_same_numbers(config, tmp_path):
@@ -203,14 +218,15 @@ def test_second_run_does_nothing_and_other_settings_stop(config, capsys):
 
 def captured_problem(config, monkeypatch, **changes):
     """The problem that main hands to the classifier."""
-    seen, real = [], CLASSIFIERS["linear_sgd"]
+    seen, real = [], evaluation.rank_runs
 
-    def fit(problem, *rest):
+    def rank_runs(classifier, problem, *rest):
         seen.append(problem)
-        return real.fit(problem, *rest)
+        return real(classifier, problem, *rest)
 
-    monkeypatch.setitem(CLASSIFIERS, "linear_sgd", real._replace(fit=fit))
+    monkeypatch.setattr(evaluation, "rank_runs", rank_runs)
     content = results(config, **changes)
+    monkeypatch.setattr(evaluation, "rank_runs", real)
     return seen[0], content
 
 
@@ -223,7 +239,7 @@ def test_only_the_setups_classes_are_used(config, monkeypatch):
 
 
 def test_repetition_fills_every_novel_class(config, monkeypatch):
-    problem, content = captured_problem(config, monkeypatch, repetition=True, max_per_label=4)
+    problem, content = captured_problem(config, monkeypatch, add={"repetition": Repetition(4)})
     assert content["method"] == "linear_sgd + repetition"
     assert [len(run.labels) for run in problem.runs] == [8, 10] * 3
     one_shot = problem.runs[0]
@@ -231,20 +247,25 @@ def test_repetition_fills_every_novel_class(config, monkeypatch):
 
 
 class StubHallucinator:
-    def __init__(self, generator_dir, split, train, pairs, scope):
-        self.dim = train.dim
+    """Fills every class with rows that hold the number of their trial."""
 
-    def extend(self, feats, labels, max_per_label, seed, trial):
-        n_shot = np.bincount(labels).max()
-        new = np.repeat(np.unique(labels), max(0, max_per_label - n_shot))
-        return np.full((len(new), self.dim), trial, np.float32), new
+    def __init__(self, settings, split, train):
+        self.settings, self.dim = settings, train.dim
+
+    def extend(self, run, benchmark, seed):
+        counts = np.bincount(run.labels)
+        classes = np.unique(run.labels)
+        new = np.repeat(classes, np.maximum(self.settings.max_per_label - counts[classes], 0))
+        return run.joined(np.full((len(new), self.dim), run.trial, np.float32), new)
 
 
 def test_generated_rows_join_the_shots(config, monkeypatch, tmp_path):
     (tmp_path / "generator").mkdir()
     monkeypatch.setattr(hallucination, "Hallucinator", StubHallucinator)
-    problem, content = captured_problem(config, monkeypatch, generator=tmp_path / "generator", max_per_label=4)
-    assert content["method"].startswith("linear_sgd + generator") and "generator" in content["inputs"]
+    added = {"generator": Generator(tmp_path / "generator", max_per_label=4)}
+    problem, content = captured_problem(config, monkeypatch, add=added)
+    assert content["method"] == "linear_sgd + generator (centroids, all)"
+    assert "add.generator.folder" in content["inputs"] and content["protocol"]["setting"] == "inductive"
     assert [len(run.labels) for run in problem.runs] == [8, 10] * 3
     assert (problem.runs[2].feats[2:] == 2).all() and problem.runs[2].labels.dtype == np.int64
 
@@ -255,7 +276,7 @@ def test_generated_rows_join_the_shots(config, monkeypatch, tmp_path):
 def test_kept_scores_are_those_that_were_judged(config, tmp_path):
     """Of a method that scores the setup's classes only, and of one that scores all."""
     path = tmp_path / "scores.h5"
-    for classifier in ("nearest_mean", "linear_sgd"):
+    for classifier in (NearestMeanOptions(), SMALL_SGD):
         content = results(config, classifier=classifier, scores=path)
         with h5py.File(path) as file, h5py.File(config.test) as test:
             assert file.attrs["schema"] == "lowshot-scores-1" and file["classes"][:].tolist() == [2, 3, 6, 7]
@@ -266,14 +287,14 @@ def test_kept_scores_are_those_that_were_judged(config, tmp_path):
         assert runs == [(one["trial"], one["n_shot"]) for one in content["trials"]]
         for one, own in zip(content["trials"], scores):
             share = (np.array([2, 3, 6, 7])[own.argmax(1)] == truth).mean()
-            assert share == pytest.approx(one["top1_all"]) if classifier == "nearest_mean" else share >= one["top1_all"]
+            assert share == pytest.approx(one["top1_all"]) if classifier != SMALL_SGD else share >= one["top1_all"]
 
 
 def test_scores_of_a_choice_for_every_n(config, tmp_path):
     grid, path = tmp_path / "grid.yaml", tmp_path / "scores.h5"
     grid.write_text("transform.power: [0.25, 1.0]\ntransform.centre: [true, false]\ntransform.normalise: [false, true]")
-    own = {"classifier": "nearest_mean", "scores": path}
-    content = results(config, select=grid, select_per_shot=True, **own)
+    own = {"classifier": NearestMeanOptions(), "scores": path}
+    content = results(config, select=Selection(grid, per_shot=True), **own)
     with h5py.File(path) as file:
         together, n_shots = file["log_probabilities"][:], file["n_shots"][:]
     for n, values in content["selection"]["chosen"].items():
@@ -300,7 +321,7 @@ def test_keeping_scores_changes_no_results_and_is_done_once(config, tmp_path, ca
 def test_no_scores_of_a_run_that_failed(config, tmp_path):
     path = tmp_path / "out" / "scores.h5"
     with pytest.raises(InputError, match="NaN"):
-        low_shot.main(replace(config, sgd=SGDOptions(lr=1e30, n_steps=20, batch_size=20), scores=path))
+        low_shot.main(replace(config, classifier=replace(SMALL_SGD, lr=1e30), scores=path))
     assert not config.out.exists() and not list(path.parent.glob("scores*"))
     with pytest.raises(InputError, match=r"scores\.json: scores are a \.h5 file"):
         low_shot.main(replace(config, scores=tmp_path / "scores.json"))
@@ -318,8 +339,8 @@ def propagated(request, clusters, tmp_path_factory):
                            n_steps=2, edges=EdgeOptions(k=6), propagated=folder / "p.h5", n_propagated=9,
                            background=clusters.unlabelled if request.param == "graph" else None)  # fmt: skip
     diffusion.main(own)
-    config = low_shot.Config(**files, out=folder / "r.json", shots=[1, 4], max_per_label=7, propagated=own.propagated,
-                             sgd=SGDOptions(n_steps=20, batch_size=20))  # fmt: skip
+    config = low_shot.Config(**files, out=folder / "r.json", shots=[1, 4], classifier=SMALL_SGD,
+                             add={"propagated": Propagated(own.propagated, max_per_label=7)})  # fmt: skip
     with h5py.File(own.propagated) as file:
         return config, {name: file[name][:] for name in file}, np.load(clusters.unlabelled)
 
@@ -332,8 +353,9 @@ def test_propagated_rows_join_the_shots(propagated, monkeypatch):
     """Unlabelled images only, at most max_per_label with the shots, the surest first."""
     config, rows, background = propagated
     problem, content = captured_problem(config, monkeypatch)
-    assert content["method"] == "linear_sgd + propagated labels" and "propagated" in content["inputs"]
-    assert content["protocol"]["setting"] == "semi_supervised" and content["config"]["max_per_label"] == 7
+    assert content["method"] == "linear_sgd + propagated labels" and "add.propagated.file" in content["inputs"]
+    assert content["protocol"]["setting"] == "semi_supervised"
+    assert content["config"]["add"] == {"names": ["propagated"], "propagated": {"max_per_label": 7}}
     with h5py.File(config.train) as file:
         train, labels = file["all_feats"][:], file["all_labels"][:]
     with h5py.File(config.test) as file:
@@ -355,28 +377,42 @@ def test_propagated_rows_join_the_shots(propagated, monkeypatch):
 
 def test_shots_alone_where_they_are_enough(propagated, monkeypatch):
     config, _, _ = propagated
-    problem, _ = captured_problem(config, monkeypatch, max_per_label=4)
+    few = {"propagated": replace(config.add["propagated"], max_per_label=4)}
+    problem, _ = captured_problem(config, monkeypatch, add=few)
     assert all((np.bincount(one.labels)[[7, 9, 11]] == 4).all() for one in problem.runs if one.n_shot == 4)
     assert all(len(one.labels) > 3 for one in problem.runs if one.n_shot == 1)
 
 
 def test_a_generator_fills_what_propagated_rows_leave(propagated, monkeypatch, tmp_path):
-    class Filling(StubHallucinator):
-        def extend(self, feats, labels, max_per_label, seed, trial):
-            new = np.concatenate([np.full(max(0, max_per_label - (labels == c).sum()), c) for c in np.unique(labels)])
-            return np.full((len(new), self.dim), 77, np.float32), new
-
     config, rows, _ = propagated
     (tmp_path / "generator").mkdir()
-    monkeypatch.setattr(hallucination, "Hallucinator", Filling)
-    problem, content = captured_problem(config, monkeypatch, generator=tmp_path / "generator", max_per_label=12)
-    assert content["method"].startswith("linear_sgd + propagated labels + generator")
+    monkeypatch.setattr(hallucination, "Hallucinator", StubHallucinator)
+    both = {name: replace(one, max_per_label=12) for name, one in config.add.items()}
+    both["generator"] = Generator(tmp_path / "generator", max_per_label=12)
+    problem, content = captured_problem(config, monkeypatch, add=both)
+    assert content["method"] == "linear_sgd + propagated labels + generator (centroids, all)"
     for one in problem.runs:
         assert (np.bincount(one.labels)[[7, 9, 11]] == 12).all()
         for c in (7, 9, 11):
             own = (rows["trials"] == one.trial) & (rows["n_shots"] == one.n_shot) & (rows["labels"] == c)
             n_real = one.n_shot + min(own.sum(), 12 - one.n_shot)
-            assert ((one.feats == 77).all(1) & (one.labels == c)).sum() == 12 - n_real
+            assert ((one.feats == one.trial).all(1) & (one.labels == c)).sum() == 12 - n_real
+
+
+def test_additions_work_in_the_order_in_which_they_are_named(propagated, monkeypatch, tmp_path):
+    """What comes first has filled the classes when the next one comes."""
+    config, _, _ = propagated
+    (tmp_path / "generator").mkdir()
+    monkeypatch.setattr(hallucination, "Hallucinator", StubHallucinator)
+    first, second = config.add["propagated"], Generator(tmp_path / "generator", max_per_label=7)
+    problem, content = captured_problem(config, monkeypatch, add={"generator": second, "propagated": first})
+    assert content["config"]["add"]["names"] == ["generator", "propagated"]
+    assert content["method"] == "linear_sgd + generator (centroids, all) + propagated labels"
+    for one in problem.runs:
+        assert (np.bincount(one.labels)[[7, 9, 11]] == 7).all()
+        assert (one.feats[3 * one.n_shot :] == one.trial).all()  # no place is left for a propagated row
+    with pytest.raises(InputError, match=r"setting add\.names was \['generator', 'propagated'\], now \['propagated', "):
+        low_shot.main(replace(config, add={"propagated": first, "generator": second}))
 
 
 def test_where_nothing_was_labelled_nothing_is_added(propagated, monkeypatch, tmp_path):
@@ -389,7 +425,7 @@ def test_where_nothing_was_labelled_nothing_is_added(propagated, monkeypatch, tm
             values = file[name][:][kept]
             del file[name]
             file[name] = values
-    problem, _ = captured_problem(config, monkeypatch, propagated=path)
+    problem, _ = captured_problem(config, monkeypatch, add={"propagated": Propagated(path)})
     assert [len(one.labels) for one in problem.runs if one.n_shot == 1] == [3, 3]
 
 
@@ -411,9 +447,8 @@ def test_propagated_rows_of_something_else_are_refused(propagated, clusters, tmp
     refused(r"p\.h5: made from another train file", train=tmp_path / "train.h5")
     refused(r"p\.h5: of the test setup, not validation", setup="validation")
     refused(r"p\.h5: was not made for trial 1, n = 2", shots=[1, 2])
-    refused("lacks the dataset 'feats'", propagated=clusters.background)
-    refused(r"nowhere\.h5: no such file", propagated=tmp_path / "nowhere.h5")
-    refused("give one of the two", repetition=True)
+    refused("lacks the dataset 'feats'", add={"propagated": Propagated(clusters.background)})
+    refused(r"nowhere\.h5: no such file", add={"propagated": Propagated(tmp_path / "nowhere.h5")})
 
 
 def damage(config, name, change):
@@ -472,11 +507,10 @@ BAD_SETTINGS = [
     ({"shots": [1, 1]}, "each once"),
     ({"shots": [7]}, "largest n of 7"),
     ({"trials": [4]}, "no trial 4"),
-    ({"generator": Path("g"), "repetition": True}, "one of the two"),
-    ({"methods": MethodOptions(logistic_regression=SupportLogisticOptions(C=2.0))}, "methods.logistic_regression"),
+    ({"add": {"generator": Generator(Path("g"))}}, "g: no such file or folder"),
     ({"out": Path("results.txt")}, ".json"),
     ({"train": Path("missing.h5")}, "missing.h5"),
-    ({"sgd": SGDOptions(n_steps=5, batch_size=1000)}, "batch_size 1000"),
+    ({"classifier": SGDOptions(n_steps=5, batch_size=1000)}, "batch_size 1000"),
 ]
 
 
@@ -488,7 +522,7 @@ def test_bad_settings(config, changes, message):
 
 def test_divergence_is_reported(config):
     with pytest.raises(InputError, match="NaN"):
-        low_shot.main(replace(config, sgd=SGDOptions(lr=1e30, n_steps=20, batch_size=20)))
+        low_shot.main(replace(config, classifier=replace(SMALL_SGD, lr=1e30)))
     assert not config.out.exists()
 
 
@@ -499,7 +533,9 @@ def command(config, *more):
 
 
 def test_script(config):
-    done = command(config, "--shots", "[1,5]", "--trials", "[1,2]", "--sgd.n_steps", "5", "--sgd.batch_size", "20")
+    done = command(
+        config, "--shots", "[1,5]", "--trials", "[1,2]", "--classifier.n_steps", "5", "--classifier.batch_size", "20"
+    )
     assert done.returncode == 0, done.stderr
     assert len(json.loads(config.out.read_text())["trials"]) == 4
 
@@ -513,7 +549,7 @@ def test_script_with_a_transductive_method(config):
 
 def test_script_lists_the_classifiers(config):
     done = command(config, "--classifier", "knn")
-    assert_refused(done, "knn", *METHODS, *CLASSIFIERS)
+    assert_refused(done, "knn", *BENCHMARK_CLASSIFIERS.classes)
 
 
 def test_script_refuses_in_one_line(config):

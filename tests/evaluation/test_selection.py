@@ -13,20 +13,37 @@ from test_low_shot import SIX, command, results, tiny_config
 
 import diffusion
 import low_shot
-from lowshot.classifiers.methods import METHODS
-from lowshot.core.artifacts import partial_path
+from lowshot.classifiers.settings import METHODS, CosineOptions, NearestMeanOptions, SGDOptions
+from lowshot.core.artifacts import Recipe, partial_path
 from lowshot.core.errors import InputError
+from lowshot.data.additions import Repetition
 from lowshot.evaluation.selection import joint_recipe
+from lowshot.evaluation.settings import Selection
+from lowshot.gan.settings import Samples
+from lowshot.hallucination.settings import Generator
 from lowshot.report.results import read_files
 
-GRID = "sgd.lr: [0.001, 0.3]\nmax_per_label: [2, 5]"
-CELLS = [{"sgd.lr": lr, "max_per_label": rows} for lr in (0.001, 0.3) for rows in (2, 5)]
+LR, FILLED = "classifier.lr", "add.repetition.max_per_label"
+GRID = f"{LR}: [0.001, 0.3]\n{FILLED}: [2, 5]"
+CELLS = [{LR: lr, FILLED: rows} for lr in (0.001, 0.3) for rows in (2, 5)]
 
 
 @pytest.fixture
 def config(tmp_path):
     (tmp_path / "grid.yaml").write_text(GRID)
-    return replace(tiny_config(tmp_path), select=tmp_path / "grid.yaml", repetition=True, criterion="top1_novel_base")
+    select = Selection(tmp_path / "grid.yaml", criterion="top1_novel_base")
+    return replace(tiny_config(tmp_path), select=select, add={"repetition": Repetition()})
+
+
+def of_cell(config, cell):
+    """The settings that a cell of `CELLS` stands for."""
+    repetition = Repetition(cell[FILLED])
+    return {"classifier": replace(config.classifier, lr=cell[LR]), "add": {"repetition": repetition}}
+
+
+def choosing(config, **how):
+    """The same with another way to choose."""
+    return replace(config, select=replace(config.select, **how))
 
 
 def evidence_of(config):
@@ -47,7 +64,7 @@ def judged(monkeypatch):
         if len(seen) == seen.kill_at:
             raise KeyboardInterrupt
         setup = "validation" if set(benchmark.classes) == {0, 1, 4, 5} else "test"
-        seen.append((setup, config.sgd.lr, config.max_per_label))
+        seen.append((setup, getattr(config.classifier, "lr", None), config.add["repetition"].max_per_label))
         return real(config, benchmark, device)
 
     monkeypatch.setattr(low_shot, "_ranks", watched)
@@ -60,14 +77,13 @@ def test_the_choice_is_the_best_cell(config, criterion):
     groups = criterion.split("_")[1:]
     plain, means = replace(config, select=None, out=config.out.with_name("plain.json")), []
     for cell in CELLS:
-        sgd = replace(config.sgd, lr=cell["sgd.lr"])
-        trials = results(plain, setup="validation", sgd=sgd, max_per_label=cell["max_per_label"])["trials"]
+        trials = results(plain, setup="validation", **of_cell(config, cell))["trials"]
         values = [
             [one[f"{criterion[:4]}_{group}"] for one in trials if one["trial"] == t for group in groups]
             for t in (1, 2, 3)
         ]
         means.append(np.mean(values, axis=1))
-    content = json.loads(low_shot.main(replace(config, criterion=criterion)).read_text())
+    content = json.loads(low_shot.main(choosing(config, criterion=criterion)).read_text())
     evidence = evidence_of(config)
     assert evidence["protocol"]["setup"] == "validation" and [cell["values"] for cell in evidence["cells"]] == CELLS
     for cell, by_trial in zip(evidence["cells"], means):
@@ -77,15 +93,14 @@ def test_the_choice_is_the_best_cell(config, criterion):
     best = CELLS[int(np.argmax([by_trial.mean() for by_trial in means]))]
     assert content["selection"]["chosen"] == evidence["chosen"] == best
     assert content["selection"]["criterion"] == criterion and content["protocol"]["setup"] == "test"
-    sgd = replace(config.sgd, lr=best["sgd.lr"])
-    expected = results(plain, sgd=sgd, max_per_label=best["max_per_label"])
+    expected = results(plain, **of_cell(config, best))
     assert content["trials"] == expected["trials"] and content["config"] == expected["config"]
 
 
 def test_the_test_setup_is_judged_once_after_the_choice(config, judged):
     low_shot.main(config)
     assert [setup for setup, *_ in judged] == ["validation"] * 4 + ["test"]
-    assert {"sgd.lr": judged[-1][1], "max_per_label": judged[-1][2]} == evidence_of(config)["chosen"]
+    assert {LR: judged[-1][1], FILLED: judged[-1][2]} == evidence_of(config)["chosen"]
 
 
 def test_on_validation_only_the_choice_is_made(config, judged):
@@ -99,15 +114,15 @@ def test_what_stands_is_not_made_again(config, judged, capsys):
     low_shot.main(config)
     low_shot.main(config)
     assert len(judged) == 5 and capsys.readouterr().out.count("there already") == 2
-    low_shot.main(replace(config, sgd=replace(config.sgd, lr=7.0)))  # the grid overrides it
+    low_shot.main(replace(config, classifier=replace(config.classifier, lr=7.0)))  # the grid overrides it
     assert len(judged) == 5
     with pytest.raises(InputError, match="setting criterion was top1_novel_base, now top1_all"):
-        low_shot.main(replace(config, criterion="top1_all"))
-    config.select.write_text("sgd.lr: [0.3]")
+        low_shot.main(choosing(config, criterion="top1_all"))
+    config.select.grid.write_text("classifier.lr: [0.3]")
     with pytest.raises(InputError, match="setting cells was"):
         low_shot.main(config)
     low_shot.main(replace(config, overwrite=True))
-    assert evidence_of(config)["chosen"] == {"sgd.lr": 0.3}
+    assert evidence_of(config)["chosen"] == {LR: 0.3}
 
 
 @pytest.mark.parametrize("kill_at", [0, 1, 3])
@@ -138,15 +153,15 @@ def test_an_unfinished_grid_of_other_settings_is_not_continued(config, judged):
 
 
 def test_a_cell_that_diverges_is_not_taken(config):
-    config.select.write_text("sgd.lr: [1.0e+30, 0.3]")
+    config.select.grid.write_text("classifier.lr: [1.0e+30, 0.3]")
     low_shot.main(config)
     diverged, trained = evidence_of(config)["cells"]
     assert diverged["mean"] is None and "NaN" in diverged["diverged"] and trained["mean"] > 0
-    assert evidence_of(config)["chosen"] == {"sgd.lr": 0.3}
+    assert evidence_of(config)["chosen"] == {LR: 0.3}
 
 
 def test_a_grid_of_diverging_cells_is_refused(config):
-    config.select.write_text("sgd.lr: [1.0e+30]")
+    config.select.grid.write_text("classifier.lr: [1.0e+30]")
     with pytest.raises(InputError, match="every cell of the grid diverged"):
         low_shot.main(config)
     assert not config.out.exists() and not config.out.with_suffix(".selection.yaml").exists()
@@ -157,14 +172,16 @@ def test_an_edited_choice_is_refused(config):
     evidence = config.out.with_suffix(".selection.yaml")
     content = evidence_of(config)
     content["chosen"] = next(cell for cell in CELLS if cell != content["chosen"])
-    evidence.write_text(yaml.safe_dump(content))
+    evidence.write_text(yaml.safe_dump(content, sort_keys=False))
     with pytest.raises(InputError, match="edited by hand"):
         low_shot.main(config)
 
 
 def test_of_equal_cells_the_first_is_taken(config):
-    config.select.write_text("transform.centre: [true, false]")
-    low_shot.main(replace(config, classifier="nearest_mean", criterion="top5_novel_base"))  # four ways: always 1
+    config.select.grid.write_text("transform.centre: [true, false]")
+    low_shot.main(
+        replace(choosing(config, criterion="top5_novel_base"), classifier=NearestMeanOptions())
+    )  # four ways: always 1
     assert [cell["mean"] for cell in evidence_of(config)["cells"]] == [1.0, 1.0]
     assert evidence_of(config)["chosen"] == {"transform.centre": True}
 
@@ -176,7 +193,7 @@ DAMAGE = [
     lambda content: content["cells"][0].update(mean=None),
     lambda content: content["cells"][0].update(mean=0.999),
     lambda content: content["cells"][0].update(trials=[]),
-    lambda content: content["cells"][0]["values"].update({"sgd.lr": 0.5}),
+    lambda content: content["cells"][0]["values"].update({LR: 0.5}),
     lambda content: content["cells"][0]["trials"][0].pop("top1_novel"),
 ]
 
@@ -184,7 +201,7 @@ DAMAGE = [
 def assert_damage_is_named(config, path, changes):
     for change in changes:
         change(content := yaml.safe_load(whole := path.read_text()))
-        path.write_text(yaml.safe_dump(content))
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
         with pytest.raises(InputError, match=re.escape(str(path))):
             low_shot.main(config)
         path.write_text(whole)
@@ -217,8 +234,8 @@ def test_parts_of_a_run_do_not_choose_for_themselves(config):
 
 
 def test_results_without_the_choice_are_no_results_with_it(config):
-    config.select.write_text("sgd.lr: [0.3]")
-    low_shot.main(replace(config, select=None, sgd=replace(config.sgd, lr=0.3)))
+    config.select.grid.write_text("classifier.lr: [0.3]")
+    low_shot.main(replace(config, select=None, classifier=replace(config.classifier, lr=0.3)))
     with pytest.raises(InputError, match="input selection has another content"):
         low_shot.main(config)
 
@@ -230,87 +247,146 @@ def test_evidence_made_again_is_the_same(config, judged, capsys):
     assert len(judged) == 9 and f"{config.out} is there already" in capsys.readouterr().out
 
 
-UNREAD = [
-    ({"repetition": False}, "max_per_label: [2, 5]"),
-    ({}, "pairs: [centroids, features]"),
-    ({}, "mlp.lr: [0.1]"),
-    ({"classifier": "nearest_mean"}, "sgd.lr: [0.1, 1.0]"),
-    ({"classifier": "nearest_mean"}, "methods.logistic_regression.C: [0.1, 1.0]"),
-    ({"classifier": "logistic_regression"}, "methods.logistic_regression.C: [0.1, 1.0]"),
-    ({}, "classifier: [cosine, nearest_mean]\nsgd.lr: [0.1, 1.0]"),
+NOT_THERE = [
+    ({}, "mlp.lr: [0.1]", "mlp.lr: is called classifier.lr now"),
+    (
+        {},
+        "classifier.hidden: [8]",
+        "classifier.hidden: no setting of linear_sgd (it is one of mlp); its settings are: lr",
+    ),
+    (
+        {"classifier": NearestMeanOptions()},
+        "classifier.lr: [0.1, 1.0]",
+        "classifier.lr: no setting of nearest_mean (it",
+    ),
+    ({}, "classifier: [cosine, nearest_mean]\nclassifier.lr: [0.1, 1.0]", "classifier.lr: no setting of nearest_mean"),
+    ({}, "classifier.C: [0.1, 1.0]", "classifier.C: no setting of linear_sgd"),
+    ({}, "add.generator.pairs: [centroids, features]", "add.generator.folder: must be given"),
+    (
+        {},
+        "add.repetition.pairs: [centroids]",
+        "add.repetition.pairs: no setting of repetition (it is one of generator)",
+    ),
+    ({"add": {}}, "max_per_label: [2, 5]", "max_per_label: is called add.ADDITION.max_per_label now"),
 ]
 
 
-@pytest.mark.parametrize(("changes", "text"), UNREAD)
-def test_a_setting_that_nothing_reads_is_not_chosen(config, changes, text):
-    config.select.write_text(text)
-    name = text.splitlines()[-1].split(":")[0]
-    with pytest.raises(
-        InputError, match=rf"grid\.yaml: {name}: neither the classifier nor the augmentation .* reads it"
-    ):
+@pytest.mark.parametrize(("changes", "text", "message"), NOT_THERE)
+def test_a_setting_that_is_not_there_is_not_chosen(config, changes, text, message):
+    config.select.grid.write_text(text)
+    with pytest.raises(InputError) as caught:
         low_shot.main(replace(config, train=Path("missing.h5"), **changes))
+    assert f"grid.yaml: {message}" in str(caught.value)
     assert not config.out.parent.exists()
 
 
-def test_a_choice_depends_on_what_its_cells_read(config, judged):
-    """Of all classifiers that the grid tries, and of no other."""
-    config.select.write_text("classifier: [nearest_mean, linear_sgd]")
+def test_a_choice_depends_on_what_its_cells_have(config, judged):
+    """On the settings of all classifiers that the grid tries, and of no other."""
+    config.select.grid.write_text("classifier: [nearest_mean, linear_sgd]")
     low_shot.main(config)
-    low_shot.main(replace(config, classifier="cosine", mlp=low_shot.MLPOptions(lr=0.3), pairs="features"))
     assert len(judged) == 3
-    with pytest.raises(InputError, match=r"setting sgd\.lr was"):
-        low_shot.main(replace(config, sgd=replace(config.sgd, lr=7.0)))
+    with pytest.raises(InputError, match=r"setting classifier\.lr\.1 was 0\.1, now 7\.0"):
+        low_shot.main(replace(config, classifier=replace(config.classifier, lr=7.0)))
+    other = NearestMeanOptions("cosine")  # and linear_sgd as it is by default
+    with pytest.raises(InputError, match=r"setting classifier\.batch_size\.1 was 20, now 1000"):
+        low_shot.main(replace(config, classifier=other))
+
+
+def test_classifiers_that_have_settings_of_one_name_are_told_apart(config, judged):
+    """linear_sgd and cosine both have a rate: what is written of a choice holds that of both."""
+    config.select.grid.write_text("classifier: [linear_sgd, cosine]")
+    low_shot.main(config)
+    stored = evidence_of(config)["config"]
+    assert (stored["classifier.lr.0"], stored["classifier.lr.1"]) == (0.1, 0.01)
+    assert stored["classifier.momentum.0"] == 0.9 and stored["classifier.scale.1"] == 10
+    with pytest.raises(InputError, match=r"setting classifier\.lr\.0 was 0\.1, now 7\.0"):
+        low_shot.main(replace(config, classifier=replace(config.classifier, lr=7.0)))
+
+
+def test_a_grid_over_one_addition_leaves_the_others(config, tmp_path, monkeypatch):
+    from test_low_shot import StubHallucinator, captured_problem
+
+    from lowshot import hallucination
+
+    (tmp_path / "generator").mkdir()
+    monkeypatch.setattr(hallucination, "Hallucinator", StubHallucinator)
+    config.select.grid.write_text("add.repetition.max_per_label: [9]")
+    added = {"generator": Generator(tmp_path / "generator", max_per_label=3), "repetition": Repetition()}
+    problem, content = captured_problem(replace(config, select=None), monkeypatch, select=config.select, add=added)
+    assert content["config"]["add"]["names"] == ["generator", "repetition"]
+    assert content["config"]["add"]["repetition"] == {"max_per_label": 9}
+    assert (np.bincount(problem.runs[0].labels)[problem.runs[0].labels] == 9).all()
+    assert (problem.runs[0].feats == 1).all(1).sum() == 2 * 6  # two generated rows of three, three times
+
+
+def test_a_grid_may_add(config):
+    """What a grid sets of an addition is there, as on the line."""
+    content = json.loads(low_shot.main(replace(config, add={})).read_text())
+    assert content["config"]["add"]["names"] == ["repetition"] and content["method"] == "linear_sgd + repetition"
 
 
 def test_classifiers_and_transforms_can_be_chosen(config):
-    config.select.write_text("classifier: [cosine, nearest_mean]\ntransform.centre: [false, true]\n"
-                             "methods.nearest_mean.metric: [cosine]\ntransform.power: [5e-1]")  # fmt: skip
+    config.select.grid.write_text("classifier: [cosine, nearest_mean]\ntransform.centre: [false, true]\n"
+                                  "transform.power: [5e-1]")  # fmt: skip
     content = json.loads(low_shot.main(config).read_text())
     chosen = content["selection"]["chosen"]
-    assert content["config"]["classifier"] == chosen["classifier"] and chosen["transform.power"] == 0.5
+    assert content["config"]["classifier"]["name"] == chosen["classifier.name"] and chosen["transform.power"] == 0.5
     assert content["config"]["transform"]["centre"] is chosen["transform.centre"]
-    assert [cell["values"]["classifier"] for cell in evidence_of(config)["cells"]] == ["cosine"] * 2 + [
-        "nearest_mean"
-    ] * 2
+    names = [cell["values"]["classifier.name"] for cell in evidence_of(config)["cells"]]
+    assert names == ["cosine"] * 2 + ["nearest_mean"] * 2
+
+
+def test_settings_of_a_classifier_that_the_grid_names(config):
+    config.select.grid.write_text("classifier.metric: [cosine, euclidean]\nclassifier: [nearest_mean]")
+    content = json.loads(low_shot.main(config).read_text())
+    assert content["config"]["classifier"].keys() == {"name", "metric"}
+    assert [cell["values"]["classifier.metric"] for cell in evidence_of(config)["cells"]] == ["cosine", "euclidean"]
 
 
 BAD_GRIDS = [
     ("setup: [test]", "choosing on test is refused"),
     ("setup: [validation, test]", "choosing on test is refused"),
-    ("sgd.rate: [1.0]", "'sgd.rate' (there are: classifier, transform.power"),
-    ("sgd: [1.0]", "no setting to choose: 'sgd'"),
+    ("classifier.rate: [1.0]", "classifier.rate: no setting of linear_sgd"),
+    ("transform.rate: [1.0]", "transform.rate: no such setting"),
+    ("transform: [1.0]", "no setting to choose: 'transform' (there are: classifier.name, classifier.lr"),
+    ("sgd.lr: [1.0]", "sgd.lr: is called classifier.lr now"),
+    ("methods.cosine.lr: [1.0]", "methods.cosine.lr: is called classifier.lr now"),
+    ("pairs: [centroids]", "pairs: is called add.generator.pairs now"),
+    ("repetition: [true]", "repetition: is called add.repetition now"),
     ("seed: [0, 1]", "no setting to choose: 'seed'"),
-    ("generator: [a, b]", "no setting to choose: 'generator'"),
-    ("sgd.n_steps: [10, many]", "'many' is no value"),
-    ("sgd.lr: [-1.0]", "-1.0 is no value"),
-    ("sgd.lr: [.inf]", "inf is no value"),
-    ("sgd.lr: [null]", "None is no value"),
-    ("classifier: [null]", "None is no value"),
-    ("repetition: [null, true]", "None is no value"),
+    ("train: [a.h5, b.h5]", "no setting to choose: 'train'"),
+    ("select.criterion: [top1_all]", "no setting to choose: 'select.criterion'"),
+    ("classifier.n_steps: [10, many]", "classifier.n_steps: 'many': must be a whole number above 0"),
+    ("classifier.lr: [-1.0]", "classifier.lr: -1.0: must be a number above 0"),
+    ("classifier.lr: [.inf]", "classifier.lr: inf: must be a number above 0"),
+    ("classifier.lr: [null]", "classifier.lr: None: must be a number above 0"),
+    ("classifier.lr: [true]", "classifier.lr: True: must be a number above 0"),
+    ("classifier: [null]", "classifier.name: must be given: linear_sgd, "),
     ("classifier: [knn]", "nearest_mean"),
-    ("sgd.lr: 1.0", "setting: [value, ...]"),
-    ("sgd.lr: []", "setting: [value, ...]"),
+    ("classifier.lr: 1.0", "setting: [value, ...]"),
+    ("classifier.lr: []", "setting: [value, ...]"),
     ("", "not a grid"),
     ("{}", "not a grid"),
     ("[1, 2]", "not a grid"),
-    ("sgd.lr: [1.0, 1]", "twice"),
-    ("sgd.lr: [1.0", "not valid YAML"),
-    ("sgd.lr: !!python/object/apply:os.getcwd []", "not valid YAML"),
+    ("classifier.lr: [1.0, 1]", "twice"),
+    ("classifier: [cosine]\nclassifier.name: [cosine]", "twice"),
+    ("classifier.lr: [1.0", "not valid YAML"),
+    ("classifier.lr: !!python/object/apply:os.getcwd []", "not valid YAML"),
 ]
 
 
 @pytest.mark.parametrize(("text", "message"), BAD_GRIDS)
 def test_bad_grids_are_refused_before_any_work(config, text, message):
-    config.select.write_text(text)
+    config.select.grid.write_text(text)
     with pytest.raises(InputError) as caught:
         low_shot.main(replace(config, train=Path("missing.h5")))
-    assert message in str(caught.value) and str(config.select) in str(caught.value)
+    assert message in str(caught.value) and str(config.select.grid) in str(caught.value)
     assert not config.out.parent.exists()
 
 
 def test_a_missing_grid_is_named(config):
     with pytest.raises(InputError, match=r"nowhere\.yaml: no such file"):
-        low_shot.main(replace(config, select=Path("nowhere.yaml")))
+        low_shot.main(choosing(config, grid=Path("nowhere.yaml")))
 
 
 def test_evidence_is_no_results_file(config):
@@ -319,13 +395,13 @@ def test_evidence_is_no_results_file(config):
 
 
 def test_script(config):
-    settings = ["--select", config.select, "--shots", "[1]", "--repetition", "true"]
-    small = ["--sgd.n_steps", "5", "--sgd.batch_size", "20"]
+    settings = ["--select", config.select.grid, "--shots", "[1]", "--add", "repetition"]
+    small = ["--classifier.n_steps", "5", "--classifier.batch_size", "20"]
     done = command(config, *settings, *small)
     assert done.returncode == 0, done.stderr
     assert "cell 4 of 4" in done.stdout and evidence_of(config)["protocol"]["setup"] == "validation"
     assert json.loads(config.out.read_text())["selection"]["evidence"] == "r.selection.yaml"
-    config.select.write_text("setup: [test]")
+    config.select.grid.write_text("setup: [test]")
     assert_refused(command(config, *settings, *small), "grid.yaml", "choosing on test is refused")
 
 
@@ -345,10 +421,10 @@ def by_shot(config):
 
 
 def test_a_choice_for_every_n_equals_separate_runs(config):
-    config.select.write_text("transform.power: [0.25, 1.0]\ntransform.normalise: [false, true]\n"
+    config.select.grid.write_text("transform.power: [0.25, 1.0]\ntransform.normalise: [false, true]\n"
                              "transform.centre: [false, true]")  # fmt: skip
-    config = replace(config, classifier="nearest_mean", repetition=False, shots=[5, 1, 2])
-    content = json.loads(low_shot.main(replace(config, select_per_shot=True)).read_text())
+    config = replace(config, classifier=NearestMeanOptions(), add={}, shots=[5, 1, 2])
+    content = json.loads(low_shot.main(choosing(config, per_shot=True)).read_text())
     best = by_shot(config)
     assert best["1"] != best["5"]  # or the test shows nothing
     assert content["selection"]["chosen"] == evidence_of(config)["chosen"] == best
@@ -357,63 +433,74 @@ def test_a_choice_for_every_n_equals_separate_runs(config):
         transform = {name.split(".")[1]: value for name, value in best[str(n)].items()}
         alone = results(plain, shots=[n], transform=low_shot.FeatureTransform(**transform))
         assert [one for one in content["trials"] if one["n_shot"] == n] == alone["trials"]
-        assert content["config"]["transform"][str(n)] == alone["config"]["transform"]
+        shown = {
+            name: one[str(n)] if isinstance(one, dict) else one for name, one in content["config"]["transform"].items()
+        }
+        assert shown == alone["config"]["transform"]
     assert content["config"]["shots"] == [5, 1, 2] and content["method"] == "nearest_mean (settings by n)"
 
 
 def test_a_classifier_chosen_for_every_n(config, monkeypatch):
-    """They read different settings, and one is transductive."""
+    """They have different settings, and one is transductive."""
     better = {("cosine", 1), ("prototype_refinement", 5)}
 
     def judged(config, benchmark, device, keep=None):
-        rank = {n: 0 if (config.classifier, n) in better else 9 for n in config.shots}
+        name = {SGDOptions: "linear_sgd", CosineOptions: "cosine"}.get(type(config.classifier), "prototype_refinement")
+        rank = {n: 0 if (name, n) in better else 9 for n in config.shots}
         return {(t, n): np.full(len(benchmark.test_labels), rank[n]) for t in benchmark.draws for n in config.shots}
 
     monkeypatch.setattr(low_shot, "_ranks", judged)
-    config.select.write_text("classifier: [linear_sgd, cosine, prototype_refinement]\nmethods.cosine.lr: [0.1]")
-    content = json.loads(low_shot.main(replace(config, select_per_shot=True, repetition=False)).read_text())
-    assert content["config"]["classifier"] == {"1": "cosine", "5": "prototype_refinement"}
-    assert content["config"]["methods"]["1"].keys() == {"cosine"}
-    assert content["config"]["methods"]["5"].keys() == {"prototype_refinement"} and "sgd" not in content["config"]
+    config.select.grid.write_text("classifier: [linear_sgd, cosine, prototype_refinement]")
+    content = json.loads(low_shot.main(replace(choosing(config, per_shot=True), add={})).read_text())
+    assert content["config"]["classifier"] == {
+        "name": {"1": "cosine", "5": "prototype_refinement"},
+        "scale": {"1": 10.0, "5": 1.0},
+        "n_steps": {"1": 100, "5": 1},
+        "lr": {"1": 0.01},
+        "batch_size": {"1": 1000},
+    }
     assert content["method"] == "cosine, prototype_refinement (settings by n)"
     assert content["protocol"]["setting"] == "transductive"
 
 
 def test_a_transductive_choice_is_called_one(config):
-    config.select.write_text("classifier: [pt_map]")
-    content = json.loads(low_shot.main(replace(config, repetition=False)).read_text())
+    config.select.grid.write_text("classifier: [pt_map]")
+    content = json.loads(low_shot.main(replace(config, add={})).read_text())
     assert content["method"] == "pt_map" and content["protocol"]["setting"] == "transductive"
 
 
 def test_a_choice_for_every_n_is_another_than_one_for_all(config, judged, capsys):
-    low_shot.main(replace(config, select_per_shot=True))
+    low_shot.main(choosing(config, per_shot=True))
     assert [setup for setup, *_ in judged] == ["validation"] * 4 + ["test"] * 2
-    low_shot.main(replace(config, select_per_shot=True))
+    low_shot.main(choosing(config, per_shot=True))
     assert len(judged) == 6 and capsys.readouterr().out.count("there already") == 2
     with pytest.raises(InputError, match="setting select_per_shot was True, now absent"):
         low_shot.main(config)
     content = evidence_of(config)
     content["chosen"]["1"] = next(cell for cell in CELLS if cell != content["chosen"]["1"])
-    config.out.with_suffix(".selection.yaml").write_text(yaml.safe_dump(content))
+    config.out.with_suffix(".selection.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     with pytest.raises(InputError, match="edited by hand"):
-        low_shot.main(replace(config, select_per_shot=True))
+        low_shot.main(choosing(config, per_shot=True))
 
 
 def test_a_cell_that_diverges_is_taken_for_no_n(config):
-    config.select.write_text("sgd.lr: [1.0e+30, 0.3]")
-    low_shot.main(replace(config, select_per_shot=True))
-    assert evidence_of(config)["chosen"] == {"1": {"sgd.lr": 0.3}, "5": {"sgd.lr": 0.3}}
+    config.select.grid.write_text("classifier.lr: [1.0e+30, 0.3]")
+    low_shot.main(choosing(config, per_shot=True))
+    assert evidence_of(config)["chosen"] == {"1": {LR: 0.3}, "5": {LR: 0.3}}
 
 
 def test_joint_recipe_by_hand():
-    one = {"stage": "s", "config": {"shots": [1, 2], "a": 1, "b": {"c": 1}, "only": 5}, "inputs": {"x": "y"}}
-    two = {"stage": "s", "config": {"shots": [5], "a": 1, "b": {"c": 2}, "other": None}, "inputs": {"x": "y"}}
+    def recipe_of(config):
+        return Recipe({"stage": "s", "config": config, "inputs": {"x": "y"}}, {}, lambda stored: stored)
+
+    one = recipe_of({"shots": [1, 2], "a": 1, "b": {"c": 1, "e": 3}, "only": 5})
+    two = recipe_of({"shots": [5], "a": 1, "b": {"c": 2, "e": 3}, "other": None})
     joint = joint_recipe([([1, 2], one), ([5], two)])
     assert joint["stage"] == "s" and joint["inputs"] == {"x": "y"}
     assert joint["config"] == {
         "shots": [1, 2, 5],
         "a": 1,
-        "b": {"1": {"c": 1}, "2": {"c": 1}, "5": {"c": 2}},
+        "b": {"c": {"1": 1, "2": 1, "5": 2}, "e": 3},
         "only": {"1": 5, "2": 5},
         "other": {"5": None},
     }
@@ -429,9 +516,11 @@ def test_the_grids_of_the_recipes_are_accepted(config):
             files = {name: getattr(config, name) for name in ("test", "split", "draws", "out")}
             stage, own = diffusion, diffusion.Config(**files, train=missing, graph=missing, scores=missing, select=grid)
         else:
-            classifier = grid.stem if grid.stem in METHODS else "linear_sgd"
-            stage, own = low_shot, replace(config, train=missing, classifier=classifier, select=grid)
+            known = METHODS.classes.get(grid.stem, SGDOptions)()
+            stage, own = low_shot, replace(config, train=missing, classifier=known, select=Selection(grid))
+            if grid.stem == "low_shot-generated":
+                own = replace(own, add={"generator": Generator(missing)})
             if grid.parents[1].name == "few_shot_gan":
-                own = replace(own, samples=missing, repetition=False)
+                own = replace(own, add={"samples": Samples(str(missing))})
         with pytest.raises(InputError, match=r"missing\.h5: no such file"):  # after all that is said of the grid
             stage.main(own)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lowshot.gan.augmentation import N_UNIFORMS, DiscriminatorAugmentation
+from lowshot.gan.settings import AdaptiveChanges, FixedChanges, NoChanges
 
 ON, HALF, OFF = 0.0, 0.5, 0.999
 
@@ -15,10 +16,8 @@ def uniforms(**places) -> torch.Tensor:
     return torch.tensor([[places.get(name, OFF if name not in ("x", "y") else HALF) for name in order]])
 
 
-def changed(image: torch.Tensor, p: float = 0.8, changes: list[str] | None = None, **places) -> torch.Tensor:
-    augment = DiscriminatorAugmentation(mode="fixed", p=p)
-    if changes is not None:
-        augment.changes = changes
+def changed(image: torch.Tensor, p: float = 0.8, **places) -> torch.Tensor:
+    augment = DiscriminatorAugmentation(FixedChanges(p))
     return augment(image, uniforms(**places), torch.tensor(p))
 
 
@@ -56,12 +55,12 @@ def test_how_often_each_change_happens():
     ramp = torch.linspace(-1, 1, 8).view(1, 1, 1, 8).expand(n, 1, 8, 8)  # not changed by a shift downwards
     u = torch.rand(n, N_UNIFORMS)
     for change, expected in (("flip", p / 2), ("rotate90", p * 3 / 4), ("rotate", p)):
-        augment = DiscriminatorAugmentation(mode="fixed", p=p, changes=[change])
+        augment = DiscriminatorAugmentation(FixedChanges(p, changes=[change]))
         moved = (augment(ramp, u, torch.tensor(p)) - ramp).abs().amax((1, 2, 3)) > 1e-3
         assert moved.float().mean().item() == pytest.approx(expected, abs=0.012), change
-    none = DiscriminatorAugmentation(mode="fixed", p=p, changes=[])
+    none = DiscriminatorAugmentation(FixedChanges(p, changes=[]))
     assert torch.equal(none(ramp, u, torch.tensor(p)), ramp)
-    off = DiscriminatorAugmentation(mode="none", p=p)
+    off = DiscriminatorAugmentation(NoChanges())
     assert torch.equal(off(ramp, u, torch.tensor(p)), ramp)
 
 
@@ -72,12 +71,24 @@ def test_gradients_pass_through(image):
 
 
 def test_the_probability_follows_the_logits_of_real_images():
-    adaptive, p = DiscriminatorAugmentation(n_images=1000), torch.tensor(0.5)
+    adaptive, p = DiscriminatorAugmentation(AdaptiveChanges(n_images=1000)), torch.tensor(0.5)
     sure, unsure = torch.ones(10), torch.tensor([1.0, -1.0] * 5)  # mean signs 1 and 0 around the target of 0.6
     assert adaptive.adapted(p, sure, 32).item() == pytest.approx(0.532)
     assert adaptive.adapted(p, unsure, 32).item() == pytest.approx(0.468)
     assert adaptive.adapted(torch.tensor(0.799), sure, 32).item() == pytest.approx(0.8)  # never above
     assert adaptive.adapted(torch.tensor(0.0), unsure, 32).item() == 0
-    assert DiscriminatorAugmentation(mode="fixed", p=0.4).adapted(torch.tensor(0.4), sure, 32).item() == pytest.approx(
-        0.4
-    )
+
+
+def test_the_first_probability_and_whether_it_adapts():
+    parts = [DiscriminatorAugmentation(one) for one in (NoChanges(), FixedChanges(0.4), AdaptiveChanges())]
+    assert [(one.first_p, one.adapts) for one in parts] == [(0, False), (0.4, False), (0, True)]
+
+
+def test_changes_of_the_users_own(image):
+    class Mirror:
+        def __call__(self, images, uniforms):
+            assert uniforms.shape == (1, N_UNIFORMS)
+            return images.flip(3)
+
+    augment = DiscriminatorAugmentation(Mirror())
+    assert torch.equal(augment(image, uniforms(), torch.tensor(0.0)), image.flip(3)) and not augment.adapts

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_refused, run_process, run_script
+from conftest import ROOT, assert_refused, run_process, run_script, settings
 from lightning_fabric import Fabric
 
 import low_shot
@@ -23,7 +23,7 @@ import sample_gan
 import save_features
 import score_samples
 import train_gan
-from lowshot.core.artifacts import read_json, write_json
+from lowshot.core.artifacts import read_json, recipe, write_json
 from lowshot.core.errors import InputError
 from lowshot.core.seeds import torch_stream
 from lowshot.data.datasets.images import read_images
@@ -37,6 +37,7 @@ from lowshot.gan.losses import generator_losses, weighted
 from lowshot.gan.model import Gan, from_bytes, load_gan, sample_noise, to_bytes
 from lowshot.gan.networks import GanConfig
 from lowshot.gan.scores import image_scores
+from lowshot.gan.settings import FixedChanges
 from lowshot.representation.backbones import load_extractor
 from lowshot.representation.loading import to_tensor
 
@@ -48,12 +49,12 @@ FEW = {name: value for name, value in SMALL.items() if name not in ("ngf", "bloc
 
 def pretrain(data, extractor, out, **changes):
     options = {"steps": 10, "data": data, "extractor": extractor, "out": out}
-    return train_gan.pretrain(train_gan.PretrainConfig(**SMALL | options | changes))
+    return train_gan.pretrain(settings(train_gan.PretrainConfig, **SMALL | options | changes))
 
 
 def finetune(data, extractor, gan, out, **changes):
     options = {"steps": 6, "data": data, "extractor": extractor, "gan": gan, "out": out, "k": 3}
-    return train_gan.finetune(train_gan.FinetuneConfig(**FEW | options | changes))
+    return train_gan.finetune(settings(train_gan.FinetuneConfig, **FEW | options | changes))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def gans(tmp_path_factory, data, extractor):
 @pytest.fixture(scope="module")
 def by_features(gans):
     """A GAN that knows classes by their features, fine-tuned on three shots of trial 1, and told of them only."""
-    options = {"class_embedding": "features", "mismatch": 1.0, "steps": 2}
+    options = {"network": {"class_embedding": "features"}, "mismatch": 1.0, "steps": 2}
     before = pretrain(gans.data, gans.extractor, gans.folder / "by_features", **options)
     return SimpleNamespace(
         pretrained=before,
@@ -268,8 +269,11 @@ def test_what_cannot_be_known_by_features_is_refused(gans, by_features, tmp_path
     with pytest.raises(InputError, match=r"by_features: knows no class \d+: fine-tune it on shots"):
         sample_gan.main(sample_gan.Config(out=tmp_path / "x.h5", **options))
     sample_gan.main(sample_gan.Config(out=tmp_path / "b.h5", classes="base", **options))
-    with pytest.raises(InputError, match="class_embedding features: only for network modulated"):
-        pretrain(gans.data, gans.extractor, tmp_path / "x", class_embedding="features", network="published")
+    published = {"name": "published", "class_embedding": "features"}
+    with pytest.raises(
+        InputError, match=r"network\.class_embedding: no setting of published \(it is one of modulated\)"
+    ):
+        pretrain(gans.data, gans.extractor, tmp_path / "x", network=published)
     with pytest.raises(InputError, match=r"steps 0: .*pretrained has nothing to know novel classes by"):
         finetune(gans.data, gans.extractor, gans.pretrained, tmp_path / "x", steps=0)
     with pytest.raises(InputError, match="steps 0: nothing learns from the unlabelled images"):
@@ -315,11 +319,11 @@ def one_step(gans, p: float = 0.5, **changes):
     images = read_images(gans.data / "images.h5")
     known = gan_data.examples(images, images.rows(test=False), torch.device("cpu"))
     options = {"batch_size": 8, "alpha": 0.5, "gamma": 2.0, "lr": 1e-3, "d_lr": 3e-3, "ema": 0.9, "r1": 0.7,
-               "augment": DiscriminatorAugmentation("fixed", p)}  # fmt: skip
-    settings = training.GanSettings(**options | changes)
+               "augment": FixedChanges(p)}  # fmt: skip
+    gan_settings = training.GanSettings(**options | changes)
     gan = load_gan(gans.pretrained)
     fabric = Fabric(accelerator="cpu")
-    return training.GanTrainer(settings, fabric, None, gan, None, {}, known, known), deepcopy(gan), known
+    return training.GanTrainer(gan_settings, fabric, None, gan, None, {}, known, known), deepcopy(gan), known
 
 
 @pytest.mark.parametrize("mismatch", [None, 0.6])
@@ -328,7 +332,7 @@ def test_one_step_by_hand(gans, mismatch):
     before that update, in one pass, changed by other numbers, and learns at its own rate."""
     trainer, gan, known = one_step(gans, mismatch=mismatch)
     trainer._step(16)
-    s = trainer.settings
+    s, augment = trainer.settings, DiscriminatorAugmentation(trainer.settings.augment)
     g_optimizer, d_optimizer = (torch.optim.AdamW(net.parameters(), lr, (s.beta1, s.beta2), weight_decay=s.weight_decay)
                                 for net, lr in ((gan.generator, 1e-3), (gan.discriminator, 3e-3)))  # fmt: skip
     rows, pool = (gan_data.Shuffled(len(known.labels), 8, 0, name).batch(16) for name in ("order", "unlabelled order"))
@@ -337,11 +341,11 @@ def test_one_step_by_hand(gans, mismatch):
     labels, p = known.labels[rows], torch.tensor(0.5)
     gan.train()
     fake = gan.generator(z, labels)
-    losses = generator_losses(gan.discriminator(s.augment(fake, uniforms[0], p), labels), z)
+    losses = generator_losses(gan.discriminator(augment(fake, uniforms[0], p), labels), z)
     weighted(losses, 2.0, 0.5).backward(inputs=list(gan.generator.parameters()))
     g_optimizer.step()
     real, other = from_bytes(known.pixels[rows]), from_bytes(known.pixels[pool])
-    seen = [s.augment(one, u, p) for one, u in zip((real, fake.detach(), other), uniforms[1:])]
+    seen = [augment(one, u, p) for one, u in zip((real, fake.detach(), other), uniforms[1:])]
     judged = [gan.discriminator(one, labels) for one in seen]
     image = seen[0].requires_grad_(True)
     (slope,) = torch.autograd.grad(gan.discriminator(image, labels).conditional.sum(), image, create_graph=True)
@@ -359,7 +363,7 @@ def test_one_step_by_hand(gans, mismatch):
 
 
 def test_the_probability_of_changes_is_adapted_and_resumed(gans, tmp_path, monkeypatch):
-    augment = DiscriminatorAugmentation(target=0.0, n_images=100)
+    augment = {"name": "adaptive", "target": 0.0, "n_images": 100}
     whole = pretrain(gans.data, gans.extractor, tmp_path / "whole", augment=augment)
     values = [record["augment_p"] for record in records(whole)]
     assert len(set(values)) > 1 and 0 < max(values) <= 0.8
@@ -416,9 +420,75 @@ def test_a_batch_must_be_shared_equally(gans, tmp_path):
         pretrain(gans.data, gans.extractor, tmp_path / "x", devices=3)
 
 
-def test_fixed_changes_need_a_probability(gans, tmp_path):
-    with pytest.raises(InputError, match=r"augment\.mode fixed: give augment\.p"):
-        pretrain(gans.data, gans.extractor, tmp_path / "x", augment=DiscriminatorAugmentation("fixed"))
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--augment=fixed"], "--augment.p: must be given: a number above 0 up to 1"),
+        (["--augment=fixed", "--augment.p=0"], "--augment.p: '0': must be a number above 0 up to 1"),
+        (["--augment.p=0.5"], "--augment.p: no setting of adaptive (it is one of fixed)"),
+        (["--augment.mode=fixed"], "--augment.mode: is called augment.name now"),
+        (["--film=affine"], "--film: is called network.film now"),
+        (["--class_embedding=features"], "--class_embedding: is called network.class_embedding now"),
+        (["--network=my_nets.py:Net"], "no network is called 'my_nets.py:Net'; there are published, modulated"),
+    ],
+)
+def test_settings_of_other_choices_are_refused(given, words, tmp_path):
+    paths = [f"--data={tmp_path}", f"--extractor={tmp_path}", f"--out={tmp_path}/x"]
+    assert_refused(run_script("train_gan.py", "pretrain", *paths, *given), words)
+
+
+OWN = """
+from dataclasses import dataclass
+
+
+@dataclass
+class Mirror:
+    below: float = 0.5
+
+    def __call__(self, images, uniforms):
+        return images.flip(3).where((uniforms[:, 0] < self.below).view(-1, 1, 1, 1), images)
+"""
+
+
+def test_changes_of_the_users_own_are_trained_with(gans, tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+    options = {"augment": {"name": f"{tmp_path}/mine.py:Mirror", "below": 0.3}, "steps": 2}
+    mirrored = pretrain(gans.data, gans.extractor, tmp_path / "gan", **options)
+    made_from = read_json(mirrored / "config.json")
+    assert made_from["config"]["augment"] == {"name": "mine.py:Mirror", "below": 0.3}
+    assert "code of augment" in made_from["inputs"]
+    assert differing(mirrored, pretrain(gans.data, gans.extractor, tmp_path / "plain", augment="none", steps=2))
+    options["augment"] |= {"below": 0.0}  # never
+    never = pretrain(gans.data, gans.extractor, tmp_path / "never", **options)
+    assert differing(never, tmp_path / "plain") == []
+
+
+# Recipes of revision d41a11c, which held the settings of all changes, and of film only for the published network.
+CHANGES = {"p": 0.0, "target": 0.6, "n_images": 100_000, "changes": ["flip", "rotate90", "translate", "rotate"]}
+
+
+@pytest.mark.parametrize(
+    ("older", "today"),
+    [
+        ({"network": "modulated", "augment": CHANGES | {"mode": "adaptive"}}, {}),
+        ({"network": "modulated", "augment": CHANGES | {"mode": "adaptive", "p": 0.4}}, {}),  # it was never read
+        ({"network": "modulated", "class_embedding": "features", "augment": CHANGES | {"mode": "none"}},
+         {"network": {"class_embedding": "features"}, "augment": "none"}),
+        ({"network": "published", "film": "affine", "augment": CHANGES | {"mode": "fixed", "p": 0.3}},
+         {"network": {"name": "published", "film": "affine"}, "augment": {"name": "fixed", "p": 0.3}}),
+    ],
+)  # fmt: skip
+def test_what_an_older_revision_trained_is_there_already(gans, older, today):
+    def made_from(**changes):
+        options = {"data": gans.data, "extractor": gans.extractor, "out": "x"}
+        return recipe("train_gan pretrain", settings(train_gan.PretrainConfig, **SMALL | options | changes), {})
+
+    now = made_from(**today)
+    stored = {**now, "config": {name: v for name, v in now["config"].items() if name not in ("network", "augment")}}
+    stored["config"] |= older
+    assert now.difference(stored) is None and now.difference(dict(now)) is None
+    assert made_from(**today | {"augment": {"name": "fixed", "p": 0.9}}).difference(stored)
+    assert made_from(**today | {"network": {"name": "published", "film": "relu"}}).difference(stored)
 
 
 def test_a_judge_that_has_learned_novel_classes_is_refused(gans, tmp_path):
@@ -468,11 +538,11 @@ def test_pixels_are_rounded():
     assert to_bytes(torch.tensor([-1.0, 1.0, 0.0, -1 + 1.6 / 127.5, 1.2])).tolist() == [0, 255, 128, 2, 255]
 
 
-def benchmark(gans, features, sampled, out, **changes):
+def benchmark(gans, features, sampled, out, per_shot=2, **changes):
     options = {"train": features / "train.h5", "test": features / "test.h5", "split": gans.data / "split.json",
                "draws": gans.data / "draws.json", "classifier": "nearest_mean", "shots": [3], "trials": [1],
-               "samples": sampled, "samples_per_shot": 2}  # fmt: skip
-    return low_shot.main(low_shot.Config(**options | changes, out=out))
+               "add": {"samples": {"files": str(sampled), "per_shot": per_shot}}}  # fmt: skip
+    return low_shot.main(settings(low_shot.Config, **options | changes, out=out))
 
 
 def test_samples_join_the_shots(gans, features, sampled, tmp_path):
@@ -498,8 +568,7 @@ def test_samples_join_the_shots(gans, features, sampled, tmp_path):
     [
         ({"shots": [2]}, "fine-tuned on 3 shots of trial 1, not 2 of trial 1"),
         ({"trials": [2]}, "fine-tuned on 3 shots of trial 1, not 3 of trial 2"),
-        ({"samples_per_shot": 5}, r"12 samples of class \d, samples_per_shot needs 15"),
-        ({"repetition": True}, "repetition is the control"),
+        ({"per_shot": 5}, r"12 samples of class \d, per_shot needs 15"),
     ],
 )
 def test_samples_of_other_shots_are_refused(gans, features, sampled, tmp_path, changes, words):

@@ -12,10 +12,12 @@ from conftest import assert_refused, run_script
 import train_analogy_generator as stage
 from lowshot.core.errors import InputError
 from lowshot.core.training import TrainingRun
+from lowshot.data.additions import Run
 from lowshot.data.features import Features
 from lowshot.data.protocol import Split
 from lowshot.hallucination.generators import AnalogyGenerator, Hallucinator, load_generator, save_generator
 from lowshot.hallucination.quadruplets import read_quadruplets
+from lowshot.hallucination.settings import Generator
 from lowshot.hallucination.training import RULES, GeneratorTrainer, build_critic
 
 MADE_FROM = {"stage": "train_analogy_generator", "config": {}, "inputs": {"extractor": "E"}}
@@ -66,6 +68,16 @@ def spy(hallucinator):
     return hallucinator
 
 
+def new_rows(hallucinator, shots, labels, n_rows, trial=1):
+    """(rows, labels) that join shots (S, D) of classes `labels` for `n_rows` of each."""
+    hallucinator.max_per_label, run = n_rows, Run(trial, 1, shots, np.array(labels))
+    extended = hallucinator.extend(run, None, seed=0)
+    n = len(labels)
+    assert extended.key == run.key and np.array_equal(extended.feats[:n], shots)
+    assert extended.labels[:n].tolist() == list(labels)
+    return extended.feats[n:], extended.labels[n:]
+
+
 @pytest.mark.parametrize(("dim", "n"), [(512, 1_312_256), (2048, 4_459_520)])
 def test_published_sizes(dim, n):
     model = AnalogyGenerator(dim, 512, 1, 1)
@@ -74,27 +86,33 @@ def test_published_sizes(dim, n):
 
 
 def test_counts_labels_and_untouched_classes(generator):
-    hallucinator = Hallucinator(generator, SPLIT, features(), "centroids", "all")
-    shots, labels = np.random.default_rng(0).random((8, 4), np.float32), np.array([4] * 3 + [5] * 5)
-    new, new_labels = hallucinator.extend(shots, labels, 5, seed=0, trial=1)
+    hallucinator = Hallucinator(Generator(generator), SPLIT, features())
+    shots, labels = np.random.default_rng(0).random((8, 4), np.float32), [4] * 3 + [5] * 5
+    new, new_labels = new_rows(hallucinator, shots, labels, 5)
     assert new.shape == (2, 4) and new.dtype == np.float32 and new_labels.tolist() == [4, 4]
-    assert hallucinator.extend(shots, labels, 3, 0, 1)[0].shape == (0, 4)
-    again, _ = hallucinator.extend(shots, labels, 5, 0, 1)
+    assert new_rows(hallucinator, shots, labels, 3)[0].shape == (0, 4)
+    again, _ = new_rows(hallucinator, shots, labels, 5)
     assert np.array_equal(new, again), "a second call gives the same rows"
 
 
+def test_it_fills_up_to_what_its_settings_say(generator):
+    hallucinator = Hallucinator(Generator(generator, max_per_label=7), SPLIT, features())
+    run = Run(1, 1, np.ones((3, 4), np.float32), np.array([4, 5, 5]))
+    assert np.bincount(hallucinator.extend(run, None, 0).labels).tolist() == [0, 0, 0, 0, 7, 7]
+
+
 def test_more_rows_leave_the_first_as_they_are_and_trials_differ(generator):
-    hallucinator = spy(Hallucinator(generator, SPLIT, features(), "centroids", "all"))
-    shots, labels = np.random.default_rng(0).random((3, 4), np.float32), np.array([4, 4, 4])
-    few, many = (hallucinator.extend(shots, labels, m, 0, 1)[0] for m in (10, 200))
+    hallucinator = spy(Hallucinator(Generator(generator), SPLIT, features()))
+    shots, labels = np.random.default_rng(0).random((3, 4), np.float32), [4, 4, 4]
+    few, many = (new_rows(hallucinator, shots, labels, m)[0] for m in (10, 200))
     assert np.array_equal(few, many[:7])
-    assert not np.array_equal(few, hallucinator.extend(shots, labels, 10, 0, 2)[0])
+    assert not np.array_equal(few, new_rows(hallucinator, shots, labels, 10, trial=2)[0])
 
 
 def test_seeds_and_pairs_are_drawn_uniformly_from_one_class(generator):
-    hallucinator = spy(Hallucinator(generator, SPLIT, features(), "centroids", "all"))
+    hallucinator = spy(Hallucinator(Generator(generator), SPLIT, features()))
     shots = np.array([[1.0] * 4, [2.0] * 4], np.float32)
-    new, _ = hallucinator.extend(shots, np.array([4, 4]), 4002, 0, 1)
+    new, _ = new_rows(hallucinator, shots, [4, 4], 4002)
     assert Counter(new[:, 0]).keys() == {1.0, 2.0} and abs((new[:, 0] == 1).mean() - 0.5) < 0.05
     assert (new[:, 1] // 3 == new[:, 2] // 3).all(), "both centroids are of one class"
     assert len(Counter(map(tuple, new[:, 1:3]))) == 4 * 9, "every ordered pair, a centroid with itself included"
@@ -103,8 +121,8 @@ def test_seeds_and_pairs_are_drawn_uniformly_from_one_class(generator):
 def test_pairs_of_features_are_distinct_rows_of_one_base_class(generator):
     train = features()
     train.feats[:] = np.arange(30, dtype=np.float32)[:, None]
-    hallucinator = spy(Hallucinator(generator, SPLIT, train, "features", "all"))
-    new, _ = hallucinator.extend(train.feats[20:21], np.array([4]), 2001, 0, 1)
+    hallucinator = spy(Hallucinator(Generator(generator, pairs="features"), SPLIT, train))
+    new, _ = new_rows(hallucinator, train.feats[20:21], [4], 2001)
     assert (new[:, 1] != new[:, 2]).all() and (new[:, 1] // 5 == new[:, 2] // 5).all()
     assert len(Counter(map(tuple, new[:, 1:3]))) == 4 * 5 * 4
     assert new[:, 1:3].max() < 20, "novel rows lend no differences"
@@ -113,30 +131,30 @@ def test_pairs_of_features_are_distinct_rows_of_one_base_class(generator):
 def test_superclass_scope_takes_the_seeds_superclass(generator):
     train = features()
     train.feats[:] = np.repeat(np.arange(6, dtype=np.float32), 5)[:, None]
-    hallucinator = spy(Hallucinator(generator, SPLIT, train, "features", "superclass"))
-    new, labels = hallucinator.extend(train.feats[[20, 25]], np.array([4, 5]), 101, 0, 1)
+    chosen = Generator(generator, pairs="features", pair_scope="superclass")
+    new, labels = new_rows(spy(Hallucinator(chosen, SPLIT, train)), train.feats[[20, 25]], [4, 5], 101)
     assert set(new[labels == 4, 1]) == {0.0, 1.0} and set(new[labels == 5, 1]) == {2.0, 3.0}
 
 
 def test_superclass_without_base_class(generator):
     split = Split("toy", list("abcdef"), ["x", "y"], [0, 0, 0, 0, 0, 1], [0, 1, 2, 3], [4, 5], [0, 1], [4], [2, 3], [5])
-    hallucinator = Hallucinator(generator, split, features(), "centroids", "superclass")
+    hallucinator = Hallucinator(Generator(generator, pair_scope="superclass"), split, features())
     with pytest.raises(InputError, match=r"class 5 \(f\): no base class shares its superclass"):
-        hallucinator.extend(np.zeros((1, 4), np.float32), np.array([5]), 5, 0, 1)
+        new_rows(hallucinator, np.zeros((1, 4), np.float32), [5], 5)
 
 
 def test_features_of_another_dimension_or_extractor(generator):
     with pytest.raises(InputError, match=r"4 dimensions, but train\.h5 has 6"):
-        Hallucinator(generator, SPLIT, features(dim=6), "centroids", "all")
+        Hallucinator(Generator(generator), SPLIT, features(dim=6))
     with pytest.raises(InputError, match="another extractor"):
-        Hallucinator(generator, SPLIT, features(extractor="F"), "centroids", "all")
-    Hallucinator(generator, SPLIT, features(extractor=None), "centroids", "all")
+        Hallucinator(Generator(generator), SPLIT, features(extractor="F"))
+    Hallucinator(Generator(generator), SPLIT, features(extractor=None))
 
 
 def test_a_generator_of_another_split_would_leak_novel_classes(generator):
     split = Split("toy", list("abcdef"), [], [None] * 6, [0, 1, 2, 4], [3, 5], [0, 1], [3], [2, 4], [5])
     with pytest.raises(InputError, match="centroids of class 3, which is no base class"):
-        Hallucinator(generator, split, features(), "centroids", "all")
+        Hallucinator(Generator(generator), split, features())
 
 
 def test_a_folder_whose_parts_do_not_fit(generator):

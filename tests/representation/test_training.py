@@ -265,11 +265,8 @@ def test_images_on_disk_train_and_a_corrupt_one_is_named(tmp_path, image_folder,
 
     root = tmp_path / "photos"
     shutil.copytree(image_folder, root)
-    data = preprocessing.main(
-        settings(
-            preprocessing.Config, dataset="folder", root=root, out=tmp_path / "data", test_per_class=4, max_shots=5
-        )
-    )
+    photos = {"name": "folder", "test_per_class": 4, "max_shots": 5}
+    data = preprocessing.main(settings(preprocessing.Config, dataset=photos, root=root, out=tmp_path / "data"))
     options = {"epochs": 1, "num_workers": num_workers, "augment": {"resized_crop": True}}
     options["model"] = {"name": "Conv4", "width": 0.25, "image_size": 16}
     train_extractor.main(config(data, tmp_path / "whole", **options))

@@ -22,6 +22,7 @@ from lowshot.core.artifacts import digest, read_json
 from lowshot.core.errors import InputError
 from lowshot.data.datasets.content import Content, Found, Source, listing_digest
 from lowshot.data.datasets.imagenet import list_classes, read_listed
+from lowshot.data.datasets.settings import Breeds
 
 
 class Benchmark(NamedTuple):
@@ -45,15 +46,15 @@ _ROOT_NODE = "n00001740"
 _HIERARCHY, _CLASSES, _NAMES = "class_hierarchy.txt", "dataset_class_info.json", "node_names.txt"
 
 
-def find(name: str, source: Source) -> Found:
-    """List the images of every class of the benchmark `name`."""
-    root = source.root.resolve()
+def find(settings: Breeds, source: Source) -> Found:
+    """List the images of every class of a benchmark."""
+    root = source.folder.resolve()
     folder = root / "breeds"
     digests = {file: digest(folder / file) for file in (_HIERARCHY, _CLASSES, _NAMES)}
-    chosen = choose_classes(folder, BENCHMARKS[name])
-    files = list_classes(root, list(chain.from_iterable(chosen.values())), f"{name} has this class")
+    chosen = choose_classes(folder, BENCHMARKS[settings.name])
+    files = list_classes(root, list(chain.from_iterable(chosen.values())), f"{settings.name} has this class")
     digests |= {part: listing_digest(root, chain.from_iterable(classes)) for part, classes in files.items()}
-    return Found(digests, partial(_read, root, chosen, files))
+    return Found(digests, partial(_read, root, chosen, files), stays=True)
 
 
 def choose_classes(folder: Path, benchmark: Benchmark) -> dict[str, list[str]]:

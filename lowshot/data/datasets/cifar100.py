@@ -15,15 +15,16 @@ from lowshot.core.artifacts import digest
 from lowshot.core.errors import InputError
 from lowshot.data.datasets.content import Content, Found, Source, downloading
 from lowshot.data.datasets.images import Images
+from lowshot.data.datasets.settings import Cifar100
 
 _FILES = ("train", "test", "meta")
 
 
-def find(source: Source) -> Found:
+def find(settings: Cifar100, source: Source) -> Found:
     """Look for ROOT/cifar-100-python/{train,test,meta} (or ROOT/train, ...); download where no root is given."""
-    root = source.root if (source.root / "meta").is_file() else source.root / "cifar-100-python"
-    if source.may_download and not (root / "meta").is_file():
-        _download(source.root)
+    root = source.folder if (source.folder / "meta").is_file() else source.folder / "cifar-100-python"
+    if source.root is None and not (root / "meta").is_file():
+        _download(source.folder)
     return Found({name: digest(root / name) for name in _FILES}, partial(_read, root))
 
 

@@ -19,19 +19,15 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".we
 
 @dataclass(frozen=True)
 class Source:
-    """Where a reader looks, and the settings that some readers heed (see each reader)."""
+    """Where a data set is looked for (`root`, None if none is given), and the `seed` of all that is drawn of it."""
 
-    root: Path = Path("data")
-    may_download: bool = False
-    image_size: int | None = None
-    test_per_class: int | None = None
-    protocol: Path | None = None
+    root: Path | None = None
     seed: int = 0
-    n_trials: int = 5
-    max_shots: int = 20
-    max_per_class: int | None = None
-    start: int = 0
-    count: int | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where our own readers look; without a root they may download what is not there."""
+        return self.root or Path("data")
 
 
 @dataclass
@@ -57,10 +53,14 @@ class Content:
 
 @dataclass(frozen=True)
 class Found:
-    """A data set that is there but not read yet: `digests` (name -> digest of what `read` will read) for the recipe."""
+    """A data set that is there but not read yet: `digests` (name -> digest of what `read` will read) for the recipe.
+
+    `stays`: its images are not copied but stay below the root, which therefore belongs to the recipe.
+    """
 
     digests: dict[str, str]
     read: Callable[[], Content]
+    stays: bool = False
 
 
 @contextmanager

@@ -18,13 +18,14 @@ from lowshot.core.artifacts import digest
 from lowshot.core.errors import InputError
 from lowshot.data.datasets.content import Content, Found, Source, downloading, hold_out, superclasses
 from lowshot.data.datasets.images import Images
+from lowshot.data.datasets.settings import Emnist
 
 
-def find(source: Source, preferred: str = "bymerge") -> Found:
+def find(settings: Emnist, source: Source, preferred: str = "bymerge") -> Found:
     """Look for emnist-<split>-mapping.txt in ROOT, ROOT/EMNIST/raw, ROOT/emnist or ROOT/gzip."""
-    folders = [source.root / name for name in ("", "EMNIST/raw", "emnist", "gzip")]
-    if source.may_download and not any(any(folder.glob("emnist-*-mapping.txt")) for folder in folders):
-        _download(source.root)
+    folders = [source.folder / name for name in ("", "EMNIST/raw", "emnist", "gzip")]
+    if source.root is None and not any(any(folder.glob("emnist-*-mapping.txt")) for folder in folders):
+        _download(source.folder)
     mapping = _mapping(source, folders, preferred)
     stem = mapping.name.removesuffix("-mapping.txt")
     files = {"mapping": mapping}
@@ -37,7 +38,7 @@ def find(source: Source, preferred: str = "bymerge") -> Found:
             files |= pair
     if len(files) == 1:
         raise InputError(f"{mapping.parent}: holds neither {stem}-train-*-ubyte.gz nor {stem}-test-*-ubyte.gz")
-    return Found({name: digest(file) for name, file in files.items()}, partial(_read, source, files))
+    return Found({name: digest(file) for name, file in files.items()}, partial(_read, settings, source, files))
 
 
 def _download(root: Path) -> None:
@@ -54,11 +55,11 @@ def _mapping(source: Source, folders: list[Path], preferred: str) -> Path:
     chosen = next(([path] for name in names for path in mappings if path.name == name), mappings)
     if len(chosen) != 1:
         what = f"several splits, none of them {preferred} or bymerge" if chosen else "no emnist-<split>-mapping.txt"
-        raise InputError(f"{source.root}: holds {what}")
+        raise InputError(f"{source.folder}: holds {what}")
     return chosen[0]
 
 
-def _read(source: Source, files: dict[str, Path]) -> Content:
+def _read(settings: Emnist, source: Source, files: dict[str, Path]) -> Content:
     characters = _characters(files["mapping"])
     class_names = list(characters.values())
     pixels, labels, is_test = [], [], []
@@ -70,9 +71,9 @@ def _read(source: Source, files: dict[str, Path]) -> Content:
             is_test.append(np.full(len(numbers), part == "test"))
     labels, is_test = np.concatenate(labels), np.concatenate(is_test)
     if len(pixels) == 1:
-        is_test = hold_out(labels, source.test_per_class or 0.2, source.seed, class_names)
-    elif source.test_per_class is not None:
-        raise InputError("--test_per_class: this EMNIST has a test part of its own")
+        is_test = hold_out(labels, settings.test_per_class or 0.2, source.seed, class_names)
+    elif settings.test_per_class is not None:
+        raise InputError("--dataset.test_per_class: this EMNIST has a test part of its own")
     kinds, kind_of = superclasses([_kind(name) for name in class_names])
     return Content(Images(labels, is_test, np.concatenate(pixels)), class_names, kinds, kind_of)
 

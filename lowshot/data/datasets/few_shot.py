@@ -21,17 +21,25 @@ from lowshot.data.datasets import cifar100, omniglot
 from lowshot.data.datasets.cifar100 import read_pickle
 from lowshot.data.datasets.content import Content, Found, Source, image_files, listing_digest, subfolders, superclasses
 from lowshot.data.datasets.images import Images
+from lowshot.data.datasets.settings import (
+    Cifar100,
+    CifarFewShot,
+    MiniImageNet,
+    Omniglot,
+    OmniglotVinyals,
+    TieredImageNet,
+)
 from lowshot.data.protocol import published_split
 
 _CIFAR_CLASSES = Path(__file__).with_name("cifar100_few_shot.json")
 _PARTS = ("train", "val", "test")
 
 
-def find_cifar(name: str, source: Source) -> Found:
+def find_cifar(settings: CifarFewShot, source: Source) -> Found:
     """CIFAR-FS (Bertinetto et al., ICLR 2019) or FC100 (Oreshkin et al., NeurIPS 2018): the 600 images of each class of
     CIFAR-100, the test part included."""
-    found = cifar100.find(source)
-    return Found(found.digests, lambda: _read_cifar(name, source, found.read()))
+    found = cifar100.find(Cifar100(), source)
+    return Found(found.digests, lambda: _read_cifar(settings.name, source, found.read()))
 
 
 def _read_cifar(name: str, source: Source, content: Content) -> Content:
@@ -43,10 +51,11 @@ def _read_cifar(name: str, source: Source, content: Content) -> Content:
     return _pooled(name, content, parts, source.seed)
 
 
-def find_omniglot(source: Source) -> Found:
+def find_omniglot(settings: OmniglotVinyals, source: Source) -> Found:
     """Omniglot as Vinyals et al. (NeurIPS 2016) split it and Prototypical Networks (Snell et al., NeurIPS 2017) use it:
     1028, 172 and 423 characters, and their rotations by 90, 180 and 270 degrees as classes of their own."""
-    found = omniglot.find(replace(source, test_per_class=1))  # whose test marks are not used
+    as_it_is = Omniglot(image_size=settings.image_size, test_per_class=1)  # whose test marks are not used
+    found = omniglot.find(as_it_is, source)
     return Found(found.digests, lambda: _read_omniglot(source, found.read()))
 
 
@@ -69,7 +78,7 @@ def vinyals_parts(class_names: list[str], n_background: int) -> list[list[int]]:
 def _read_omniglot(source: Source, content: Content) -> Content:
     parts = vinyals_parts(content.class_names, content.novel_classes[0])
     if [len(part) for part in parts] != _VINYALS_SIZES:
-        raise InputError(f"{source.root}: {len(content.class_names)} characters; the split is of Omniglot's 1623")
+        raise InputError(f"{source.folder}: {len(content.class_names)} characters; the split is of Omniglot's 1623")
     n, n_groups = len(content.class_names), len(content.superclass_names)
     turned = [_turn(content, quarter) for quarter in range(4)]
     images = [part.images for part in turned]
@@ -101,7 +110,7 @@ def _turn(content: Content, quarter: int) -> Content:
     )
 
 
-def find_mini_imagenet(source: Source) -> Found:
+def find_mini_imagenet(settings: MiniImageNet, source: Source) -> Found:
     """mini-ImageNet in one of its two common forms: ROOT/{train,val,test}/<class>/* or ROOT/{train,val,test}.csv
     (Ravi & Larochelle, ICLR 2017: lines `filename,label`) beside ROOT/images/."""
     root = _root(source, "mini-imagenet")
@@ -110,7 +119,7 @@ def find_mini_imagenet(source: Source) -> Found:
     return _found_paths("mini_imagenet", root, {part: _read_csv(root, part) for part in _PARTS}, source.seed)
 
 
-def find_tiered_imagenet(source: Source) -> Found:
+def find_tiered_imagenet(settings: TieredImageNet, source: Source) -> Found:
     """tieredImageNet (Ren et al., ICLR 2018): ROOT/{train,val,test}/<class>/*, or the published pickles
     ROOT/{train,val,test}_{images_png,labels}.pkl, whose superclasses are kept. Decoded, the whole set is 16.5 GB; with
     the folder form the images stay on disk."""
@@ -120,11 +129,11 @@ def find_tiered_imagenet(source: Source) -> Found:
     digests = {
         name: digest(root / f"{name}.pkl") for part in _PARTS for name in (f"{part}_images_png", f"{part}_labels")
     }
-    return Found(digests, partial(_read_tiered, root, source.seed))
+    return Found(digests, partial(_read_tiered, root, source.seed), stays=True)  # recipes name the root of either form
 
 
 def _root(source: Source, folder: str) -> Path:
-    return (source.root / folder if (source.root / folder).is_dir() else source.root).resolve()
+    return (source.folder / folder if (source.folder / folder).is_dir() else source.folder).resolve()
 
 
 def _find_folders(name: str, root: Path, source: Source) -> Found:
@@ -135,7 +144,7 @@ def _find_folders(name: str, root: Path, source: Source) -> Found:
 def _found_paths(name: str, root: Path, lists: dict[str, dict[str, list[Path]]], seed: int) -> Found:
     """Images on disk: part -> class -> files."""
     files = (file for classes in lists.values() for rows in classes.values() for file in rows)
-    return Found({"images": listing_digest(root, files)}, partial(_read_paths, name, root, lists, seed))
+    return Found({"images": listing_digest(root, files)}, partial(_read_paths, name, root, lists, seed), stays=True)
 
 
 def _read_csv(root: Path, part: str) -> dict[str, list[Path]]:

@@ -11,7 +11,6 @@ evaluates both.
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy as np
 from lowshot.core.errors import InputError
 from lowshot.data.datasets import cifar100, emnist, omniglot
 from lowshot.data.datasets.content import Content, Found, Source, only_rows, rows_by_class
+from lowshot.data.datasets.settings import Cifar100, Emnist, FewShotGan, Omniglot, OmniglotFewShotGan
 from lowshot.data.protocol import make_draws
 
 TRAIN_SHARE = 0.8
@@ -27,22 +27,34 @@ TRAIN_SHARE = 0.8
 class FewShotSet(NamedTuple):
     """What `find` reads, of which so many classes are few-shot ones."""
 
-    find: Callable[[Source], Found]
+    find: Callable[[FewShotGan, Source], Found]
     n_classes: int
     n_novel: int
 
 
+def _find_emnist(settings: FewShotGan, source: Source) -> Found:
+    return emnist.find(Emnist(), source, preferred="balanced")
+
+
+def _find_omniglot(settings: OmniglotFewShotGan, source: Source) -> Found:
+    return omniglot.find(Omniglot(image_size=settings.image_size, test_per_class=1), source)
+
+
+def _find_cifar(settings: FewShotGan, source: Source) -> Found:
+    return cifar100.find(Cifar100(), source)
+
+
 SETS = {
-    "emnist_fs": FewShotSet(partial(emnist.find, preferred="balanced"), 47, 10),
-    "omniglot_fs": FewShotSet(lambda source: omniglot.find(replace(source, test_per_class=1)), 1623, 212),
-    "cifar100_fs": FewShotSet(cifar100.find, 100, 20),
+    "emnist_fs": FewShotSet(_find_emnist, 47, 10),
+    "omniglot_fs": FewShotSet(_find_omniglot, 1623, 212),
+    "cifar100_fs": FewShotSet(_find_cifar, 100, 20),
 }
 
 
-def find(name: str, source: Source) -> Found:
-    """Look for the data set `name` of SETS; its own test marks are not used."""
-    found = SETS[name].find(source)
-    return Found(found.digests, lambda: _read(name, source, found.read()))
+def find(settings: FewShotGan, source: Source) -> Found:
+    """Look for a data set of SETS; its own test marks are not used."""
+    found = SETS[settings.name].find(settings, source)
+    return Found(found.digests, lambda: _read(settings, source, found.read()))
 
 
 def novel_classes(n_classes: int, n_novel: int, seed: int) -> list[int]:
@@ -58,24 +70,26 @@ def shuffled_rows(labels: np.ndarray, n_classes: int) -> list[np.ndarray]:
     return rows_of
 
 
-def _read(name: str, source: Source, content: Content) -> Content:
-    n = len(content.class_names)
-    if n != SETS[name].n_classes:
-        raise InputError(f"{source.root}: {n} classes; the split of {name} is of {SETS[name].n_classes}")
+def _read(settings: FewShotGan, source: Source, content: Content) -> Content:
+    s, n = settings, len(content.class_names)
+    if n != SETS[s.name].n_classes:
+        raise InputError(f"{source.folder}: {n} classes; the split of {s.name} is of {SETS[s.name].n_classes}")
     images = content.images
     counts = np.bincount(images.labels, minlength=n)
-    if name == "emnist_fs" and source.max_per_class is None and counts.min() < counts.max():
+    if s.name == "emnist_fs" and s.max_per_class is None and counts.min() < counts.max():
         raise InputError(
-            f"{source.root}: classes of {counts.min()} to {counts.max()} images; emnist_fs is of the balanced EMNIST, "
-            "any other needs --max_per_class"
+            f"{source.folder}: classes of {counts.min()} to {counts.max()} images; emnist_fs is of the balanced EMNIST"
+            ", any other needs --dataset.max_per_class"
         )
-    kept = [rows[: source.max_per_class] for rows in shuffled_rows(images.labels, n)]
+    kept = [rows[: s.max_per_class] for rows in shuffled_rows(images.labels, n)]
     train = [rows[: int(TRAIN_SHARE * len(rows))] for rows in kept]
     is_test = np.ones(len(images), bool)
     is_test[np.concatenate(train)] = False
     row_of = np.cumsum(~is_test) - 1  # of a training image, among them
     images = only_rows(replace(images, is_test=is_test), np.sort(np.concatenate(kept)))
     train_labels = images.labels[images.rows(test=False)]
-    draws = make_draws(train_labels, content.class_names, source.n_trials, source.max_shots, source.seed)
-    draws[1] = [row_of[rows[: source.max_shots]] for rows in train]
-    return replace(content, images=images, novel_classes=novel_classes(n, SETS[name].n_novel, source.seed), draws=draws)
+    draws = make_draws(train_labels, content.class_names, s.n_trials, s.max_shots, source.seed)
+    draws[1] = [row_of[rows[: s.max_shots]] for rows in train]
+    return replace(
+        content, images=images, novel_classes=novel_classes(n, SETS[s.name].n_novel, source.seed), draws=draws
+    )

@@ -27,14 +27,16 @@ from lowshot.data.datasets.content import (
     superclasses,
 )
 from lowshot.data.datasets.images import Images, open_image, to_square
+from lowshot.data.datasets.settings import Folder
 
 
-def find(source: Source) -> Found:
+def find(settings: Folder, source: Source) -> Found:
     """List the class folders of ROOT and their images."""
-    root = source.root.resolve()
+    root = source.folder.resolve()
     classes = find_classes(root)
     files = [file for part in classes.values() for file in part]
-    return Found({"images": listing_digest(root, files)}, partial(_read, source, root, classes))
+    read = partial(_read, settings, source, root, classes)
+    return Found({"images": listing_digest(root, files)}, read, stays=settings.image_size is None)
 
 
 def find_classes(root: Path) -> dict[Path, list[Path]]:
@@ -96,19 +98,19 @@ def _check_inside(path: Path, root: Path) -> None:
         raise InputError(f"{os.fsencode(path)!r}: the name is not UTF-8") from None
 
 
-def _read(source: Source, root: Path, classes: dict[Path, list[Path]]) -> Content:
+def _read(settings: Folder, source: Source, root: Path, classes: dict[Path, list[Path]]) -> Content:
     names = [folder.relative_to(root).as_posix() for folder in classes]
     labels = np.repeat(np.arange(len(names)), [len(files) for files in classes.values()])
-    is_test = hold_out(labels, source.test_per_class or 0.2, source.seed, names)
+    is_test = hold_out(labels, settings.test_per_class or 0.2, source.seed, names)
     files = [file for part in classes.values() for file in part]
-    if source.image_size is None:
+    if settings.image_size is None:
         for _ in _each(files, _check):
             pass
         paths = np.array([file.relative_to(root).as_posix() for file in files], object)
         images = Images(labels, is_test, paths=paths, root=root)
     else:
-        pixels = np.empty((len(files), source.image_size, source.image_size, 3), np.uint8)
-        for row, square in enumerate(_each(files, partial(_square, size=source.image_size))):
+        pixels = np.empty((len(files), settings.image_size, settings.image_size, 3), np.uint8)
+        for row, square in enumerate(_each(files, partial(_square, size=settings.image_size))):
             pixels[row] = square
         images = Images(labels, is_test, pixels)
     groups, superclass_of = superclasses([name.split("/")[0] for name in names]) if "/" in names[0] else ([], [])

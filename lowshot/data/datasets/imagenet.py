@@ -16,20 +16,19 @@ from lowshot.core.artifacts import digest
 from lowshot.core.errors import InputError
 from lowshot.data.datasets.content import Content, Found, Source, image_files, listing_digest
 from lowshot.data.datasets.images import Images
+from lowshot.data.datasets.settings import ImageNet
 from lowshot.data.protocol import check_draws, read_draws, read_split
 
 
-def find(source: Source) -> Found:
+def find(settings: ImageNet, source: Source) -> Found:
     """List the images of every class of the published protocol."""
-    if source.protocol is None:
-        raise InputError("--protocol: imagenet needs the folder with label_idx.json and splitfile_{1..5}.json")
-    root = source.root.resolve()
-    split = read_split(source.protocol / "label_idx.json")
+    root = source.folder.resolve()
+    split = read_split(settings.protocol / "label_idx.json")
     files = list_classes(root, split.class_names, "the protocol names this class")
     digests = {part: listing_digest(root, chain.from_iterable(classes)) for part, classes in files.items()}
-    names = ["label_idx.json", *(f"splitfile_{trial}.json" for trial in range(1, source.n_trials + 1))]
-    digests |= {name: digest(source.protocol / name) for name in names}
-    return Found(digests, partial(_read, source, root, files))
+    names = ["label_idx.json", *(f"splitfile_{trial}.json" for trial in range(1, settings.n_trials + 1))]
+    digests |= {name: digest(settings.protocol / name) for name in names}
+    return Found(digests, partial(_read, settings, root, files), stays=True)
 
 
 def list_classes(root: Path, wnids: list[str], why: str) -> dict[str, list[list[Path]]]:
@@ -55,16 +54,17 @@ def read_listed(root: Path, files: dict[str, list[list[Path]]]) -> Images:
     return Images(np.concatenate(labels), is_test, paths=paths, root=root)
 
 
-def _read(source: Source, root: Path, files: dict[str, list[list[Path]]]) -> Content:
-    split, images = read_split(source.protocol / "label_idx.json"), read_listed(root, files)
-    draws = published_draws(source, images.labels[~images.is_test])
+def _read(settings: ImageNet, root: Path, files: dict[str, list[list[Path]]]) -> Content:
+    split, images = read_split(settings.protocol / "label_idx.json"), read_listed(root, files)
+    draws = published_draws(settings, images.labels[~images.is_test], root / "train")
     return Content(images, split.class_names, split=replace(split, dataset="imagenet"), draws=draws)
 
 
-def published_draws(source: Source, train_labels: np.ndarray) -> dict[int, list[np.ndarray]]:
-    """The first `max_shots` rows a class of the published trials 1..n_trials, checked against the rows' labels (N,)."""
-    template = source.protocol / "splitfile_{trial}.json"
-    draws = read_draws(template, list(range(1, source.n_trials + 1)))
+def published_draws(settings: ImageNet, train_labels: np.ndarray, train: Path) -> dict[int, list[np.ndarray]]:
+    """The first `max_shots` rows a class of the published trials 1..n_trials, checked against the rows' labels (N,),
+    which are those of the images in the folder `train`."""
+    template = settings.protocol / "splitfile_{trial}.json"
+    draws = read_draws(template, list(range(1, settings.n_trials + 1)))
     every_class = np.arange(train_labels.max() + 1)
-    check_draws(draws, train_labels, every_class, source.max_shots, template, source.root / "train")
-    return {trial: [rows[: source.max_shots] for rows in classes] for trial, classes in draws.items()}
+    check_draws(draws, train_labels, every_class, settings.max_shots, template, train)
+    return {trial: [rows[: settings.max_shots] for rows in classes] for trial, classes in draws.items()}

@@ -78,8 +78,9 @@ def read_images(path: Path) -> Images:
         except OSError as error:
             raise InputError(f"{path}: cannot be read to its end ({error})") from None
         root = Path(file.attrs["root"]) if paths is not None else None
-    _check(path, labels, is_test, pixels, paths)
-    return Images(labels, is_test, pixels, paths, root)
+    images = Images(labels, is_test, pixels, paths, root)
+    check_images(images, path)
+    return images
 
 
 def with_more(images: Images, more: Images, where: Path) -> Images:
@@ -92,19 +93,17 @@ def with_more(images: Images, more: Images, where: Path) -> Images:
     return replace(images, **parts)
 
 
-def _check(
-    path: Path, labels: np.ndarray, is_test: np.ndarray, pixels: np.ndarray | None, paths: np.ndarray | None
-) -> None:
-    stored = pixels if pixels is not None else paths
-    if not len(stored) == len(labels) == len(is_test):
-        raise InputError(
-            f"{path}: {len(stored)} images, {len(labels)} labels and {len(is_test)} test marks do not agree"
-        )
-    if pixels is not None and (pixels.ndim != 4 or pixels.dtype != np.uint8):
-        raise InputError(f"{path}: pixels are {pixels.dtype} of shape {pixels.shape}, not uint8 (N, H, W, C)")
-    for name in paths if paths is not None else []:
+def check_images(images: Images, where: Path | str) -> None:
+    """InputError, naming `where` they come from, unless all parts of the images agree and have the form of theirs."""
+    stored = images.pixels if images.pixels is not None else images.paths
+    n, n_labels, n_marks = len(stored), len(images.labels), len(images.is_test)
+    if not n == n_labels == n_marks:
+        raise InputError(f"{where}: {n} images, {n_labels} labels and {n_marks} test marks do not agree")
+    if images.pixels is not None and (images.pixels.ndim != 4 or images.pixels.dtype != np.uint8):
+        raise InputError(f"{where}: pixels are {stored.dtype} of shape {stored.shape}, not uint8 (N, H, W, C)")
+    for name in images.paths if images.pixels is None else []:
         if name.startswith("/") or ".." in name.split("/"):
-            raise InputError(f"{path}: image path '{name}' leads out of the root folder")
+            raise InputError(f"{where}: image path '{name}' leads out of the root folder")
 
 
 def open_image(path: Path) -> Image.Image:

@@ -25,22 +25,23 @@ from lowshot.data.datasets.content import (
     superclasses,
 )
 from lowshot.data.datasets.images import Images, open_image
+from lowshot.data.datasets.settings import Omniglot
 
 _PARTS = ("images_background", "images_evaluation")
 
 
-def find(source: Source) -> Found:
+def find(settings: Omniglot, source: Source) -> Found:
     """Look for ROOT/omniglot-py/images_* (or ROOT/images_*); download where neither they nor a root are given."""
-    root = source.root if (source.root / _PARTS[0]).is_dir() else source.root / "omniglot-py"
-    if source.may_download and not (root / _PARTS[0]).is_dir():
+    root = source.folder if (source.folder / _PARTS[0]).is_dir() else source.folder / "omniglot-py"
+    if source.root is None and not (root / _PARTS[0]).is_dir():
         from torchvision import datasets  # takes seconds, and only a download needs it
 
-        with downloading("omniglot", source.root):
+        with downloading("omniglot", source.folder):
             for background in (True, False):
-                datasets.Omniglot(str(source.root), background=background, download=True)
+                datasets.Omniglot(str(source.folder), background=background, download=True)
     classes = [_classes(root / part) for part in _PARTS]
     digest = listing_digest(root, (file for part in classes for files in part.values() for file in files))
-    return Found({"images": digest}, partial(_read, source, *classes))
+    return Found({"images": digest}, partial(_read, settings, source, *classes))
 
 
 def _classes(folder: Path) -> dict[str, list[Path]]:
@@ -55,16 +56,18 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     return drawings
 
 
-def _read(source: Source, background: dict[str, list[Path]], evaluation: dict[str, list[Path]]) -> Content:
+def _read(
+    settings: Omniglot, source: Source, background: dict[str, list[Path]], evaluation: dict[str, list[Path]]
+) -> Content:
     for name in background.keys() & evaluation.keys():
-        raise InputError(f"{source.root}: {name} stands in both images_background and images_evaluation")
+        raise InputError(f"{source.folder}: {name} stands in both images_background and images_evaluation")
     drawings = background | evaluation
     names = list(drawings)
     labels = np.repeat(np.arange(len(names)), [len(files) for files in drawings.values()])
-    size = source.image_size or 28
+    size = settings.image_size or 28
     files = [file for part in drawings.values() for file in part]
     pixels = np.stack([_ink(file, size) for file in tqdm(files, "omniglot", unit="image", leave=False, disable=None)])
-    is_test = hold_out(labels, source.test_per_class or 10, source.seed, names)
+    is_test = hold_out(labels, settings.test_per_class or 10, source.seed, names)
     alphabets, superclass_of = superclasses([name.split("/")[0] for name in names])
     novel = list(range(len(background), len(names)))
     return Content(Images(labels, is_test, pixels[..., None]), names, alphabets, superclass_of, novel)

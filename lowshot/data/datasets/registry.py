@@ -1,9 +1,9 @@
-"""Which data sets there are, and which settings of preprocessing each of them heeds."""
+"""Who reads which data set."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from typing import Any
 
+from lowshot.core.choices import is_own
 from lowshot.data.datasets import (
     breeds,
     cifar100,
@@ -14,36 +14,30 @@ from lowshot.data.datasets import (
     glyphs,
     imagenet,
     omniglot,
+    own,
     yfcc100m,
 )
+from lowshot.data.datasets import settings as s
 from lowshot.data.datasets.content import Found, Source
 
-
-class Reader(NamedTuple):
-    """`find` looks for the data set; `heeds` names those settings that only some data sets have a use for;
-    `fixes_split`: it comes with a published split; without `labelled` there is nothing to split or draw."""
-
-    find: Callable[[Source], Found]
-    heeds: set[str]
-    fixes_split: bool = False
-    labelled: bool = True
-
-
-READERS = {
-    "glyphs": Reader(glyphs.find, {"max_per_class"}),
-    "omniglot": Reader(omniglot.find, {"root", "max_per_class", "test_per_class", "image_size"}),
-    "cifar100": Reader(cifar100.find, {"root", "max_per_class"}),
-    "emnist": Reader(emnist.find, {"root", "max_per_class", "test_per_class"}),
-    "folder": Reader(folder.find, {"root", "max_per_class", "test_per_class", "image_size"}),
-    "imagenet": Reader(imagenet.find, {"root", "protocol"}, True),
-    "cifar_fs": Reader(partial(few_shot.find_cifar, "cifar_fs"), {"root", "max_per_class"}, True),
-    "fc100": Reader(partial(few_shot.find_cifar, "fc100"), {"root", "max_per_class"}, True),
-    "omniglot_vinyals": Reader(few_shot.find_omniglot, {"root", "max_per_class", "image_size"}, True),
-    "mini_imagenet": Reader(few_shot.find_mini_imagenet, {"root", "max_per_class"}, True),
-    "tiered_imagenet": Reader(few_shot.find_tiered_imagenet, {"root", "max_per_class"}, True),
-    "emnist_fs": Reader(partial(few_shot_gan.find, "emnist_fs"), {"root", "max_per_class"}, True),
-    "omniglot_fs": Reader(partial(few_shot_gan.find, "omniglot_fs"), {"root", "max_per_class", "image_size"}, True),
-    "cifar100_fs": Reader(partial(few_shot_gan.find, "cifar100_fs"), {"root", "max_per_class"}, True),
-    **{name: Reader(partial(breeds.find, name), {"root", "max_per_class"}) for name in breeds.BENCHMARKS},
-    "yfcc100m": Reader(yfcc100m.find, {"root", "start", "count"}, labelled=False),
+READERS: dict[type, Callable[[Any, Source], Found]] = {
+    s.Glyphs: glyphs.find,
+    s.Omniglot: omniglot.find,
+    s.Cifar100: cifar100.find,
+    s.Emnist: emnist.find,
+    s.Folder: folder.find,
+    s.ImageNet: imagenet.find,
+    s.CifarFewShot: few_shot.find_cifar,
+    s.OmniglotVinyals: few_shot.find_omniglot,
+    s.MiniImageNet: few_shot.find_mini_imagenet,
+    s.TieredImageNet: few_shot.find_tiered_imagenet,
+    s.FewShotGan: few_shot_gan.find,
+    s.OmniglotFewShotGan: few_shot_gan.find,
+    s.Breeds: breeds.find,
+    s.Yfcc100m: yfcc100m.find,
 }
+
+
+def find(dataset: Any, source: Source) -> Found:
+    """Look for a data set by its settings; the user's own read themselves."""
+    return own.find(dataset, source) if is_own(dataset) else READERS[type(dataset)](dataset, source)

@@ -16,25 +16,28 @@ import numpy as np
 from lowshot.core.errors import InputError
 from lowshot.data.datasets.content import Content, Found, Source, listing_digest
 from lowshot.data.datasets.images import Images
+from lowshot.data.datasets.settings import Yfcc100m
 
 N_IMAGES = 10**8
 _A_ZIP = 1000
 
 
-def find(source: Source) -> Found:
+def find(settings: Yfcc100m, source: Source) -> Found:
     """List the zips that hold the wanted images; InputError that names one that is not there."""
-    if source.count is None:
-        raise InputError("--count: yfcc100m needs the number of images to take, from --start on")
-    end = source.start + source.count
+    if source.seed:
+        raise InputError(f"--seed {source.seed}: nothing of yfcc100m is drawn at random")
+    start, end = settings.start, settings.start + settings.count
     if end > N_IMAGES:
-        raise InputError(f"--start {source.start} --count {source.count}: leads past the last image, {N_IMAGES - 1}")
-    root = source.root.resolve()
-    numbers = range(source.start, end)
-    zips = [root / archive(i) for i in range(source.start - source.start % _A_ZIP, end, _A_ZIP)]
+        raise InputError(
+            f"--dataset.start {start} --dataset.count {settings.count}: past image {N_IMAGES - 1}, the last"
+        )
+    root = source.folder.resolve()
+    numbers = range(start, end)
+    zips = [root / archive(i) for i in range(start - start % _A_ZIP, end, _A_ZIP)]
     for path in zips:
         if not path.is_file():
             raise InputError(f"{path}: no such zip; images {numbers[0]}..{numbers[-1]} are wanted")
-    return Found({"zips": listing_digest(root, zips)}, partial(_read, root, zips, numbers))
+    return Found({"zips": listing_digest(root, zips)}, partial(_read, root, zips, numbers), stays=True)
 
 
 def archive(i: int) -> str:
