@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass
 
-from lowshot.core.settings import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from lowshot.core.settings import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    RunOnly,
+)
 
 
 @dataclass(kw_only=True)
@@ -11,6 +18,8 @@ class MatchingSettings:
 
     n_episodes: PositiveInt = 60_000
     """steps of gradient descent, one episode each"""
+    end_after: RunOnly[PositiveInt | None] = None
+    """end behind this one; an unfinished run that is past it ends at once, its last checkpoint kept as the model"""
     n_way: PositiveInt | None = None
     """base classes of an episode; all if not given"""
     max_shots: PositiveInt = 10

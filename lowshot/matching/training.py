@@ -5,7 +5,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
-from lowshot.core.training import TrainingRun
+from lowshot.core.training import TrainingRun, last_step
 from lowshot.matching.network import ClassRows, MatchingNetwork, draw_episode
 from lowshot.matching.settings import MatchingSettings
 
@@ -46,12 +46,14 @@ class MatchingTrainer:
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self.fabric.strategy.precision.load_state_dict(checkpoint["precision"])
             first = checkpoint["step"]
-        interval = max(1, min(500, n_episodes // 20))
+        interval, last = max(1, min(500, n_episodes // 20)), last_step(n_episodes, self.settings.end_after)
         with tqdm(initial=first, total=n_episodes, desc="matching", unit="episode") as bar:
-            for start in range(first, n_episodes, interval):
-                stop = min(start + interval, n_episodes)
+            for start in range(first, last, interval):
+                stop = min(start + interval, last)
                 self.run.log(stop, **self._train_episodes(start, stop, bar))
                 self.run.save(stop, self._states())
+        if max(first, last) < n_episodes:
+            self.run.ended_after = max(first, last)
         return self.model
 
     def _states(self) -> dict:
