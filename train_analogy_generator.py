@@ -39,6 +39,8 @@ class Config:
     """learning rate; the rule's own is 0.1 (published: 1 for SGM features) or 1e-4"""
     n_steps: PositiveInt | None = None
     """most steps of gradient descent; the rule's own is 120000, or 500 passes with early stopping"""
+    end_after: RunOnly[PositiveInt | None] = None
+    """end behind this step; an unfinished run that is past it ends at once, its last checkpoint kept as the model"""
     batch_size: PositiveInt | None = None
     """quadruplets a step; the rule's own is 128 or 32"""
     mse_weight: NonNegativeFloat = 10.0
@@ -79,6 +81,7 @@ def main(config: Config) -> Path:
             model,
             critic.to(device),
             torch.from_numpy(chosen).to(device),
+            config.end_after,
         )
         hallucination.save_generator(training.folder, trainer.fit().cpu(), made_from)
     print(f"train_analogy_generator: wrote {config.out}")

@@ -178,16 +178,17 @@ def _help(config_class: type, arguments: list[str], script: str, description: st
     return "\n".join([usage, "", description.strip(), "", f"settings{more}:", *_help_lines(config_class, given, "")])
 
 
-def _help_lines(settings_class: type, given: dict[str, Any], at: str) -> list[str]:
+def _help_lines(settings_class: type, given: dict[str, Any], at: str, named: bool = False) -> list[str]:
+    """Of every setting; where the class is `named` by a choice, its name is no setting of its own."""
     lines, texts, parts = [], _texts(settings_class), parts_of(settings_class)
     defaults = {one.name: one.default_factory() if one.default_factory is not MISSING else one.default
-                for one in fields(settings_class) if one.init}  # fmt: skip
+                for one in fields(settings_class) if one.init and not (named and one.name == "name")}  # fmt: skip
     for name in sorted(defaults, key=lambda name: defaults[name] is not MISSING):
         part, default = parts[name], defaults[name]
         lines += _wrapped(f"--{at}{name} ({_form(part, default, at + name)})", 2, 8)
         lines += _wrapped(texts.get(name, ""), 6, 6)
         for key, (below, values) in _below(part, default, given.get(name)).items():
-            lines += _help_lines(below, values, f"{at}{name}{key}.")
+            lines += _help_lines(below, values, f"{at}{name}{key}.", part.kind != "group")
     return lines
 
 

@@ -213,8 +213,13 @@ def _checked_value(part: Part, value: Any, at: str) -> Any:
     try:  # a truth value is no number, and a switch alone no text
         return _adapter(part.what).validate_python(_readable(part.what, value), strict=isinstance(value, bool) or None)
     except ValidationError:
-        shown = f"'{value}'" if isinstance(value, str) else json.dumps(value, default=str)
-        raise BadSetting(at, f"{shown}: must be {describe(part)}") from None
+        raise BadSetting(at, f"{_as_written(value)}: must be {describe(part)}") from None
+
+
+def _as_written(value: Any) -> str:
+    if isinstance(value, str):
+        return f"'{value}'"
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def _readable(hint: Any, value: Any) -> Any:

@@ -123,6 +123,9 @@ class GanSettings(LaunchSettings):
 
     steps: PositiveInt = 100_000
     """updates of the discriminator"""
+    end_after: RunOnly[PositiveInt | None] = None
+    """end behind this step; an unfinished run that is past it ends at once, the best networks of its last checkpoint
+    kept"""
     batch_size: PositiveInt = 32
     """labelled images a step, and as many generated and unlabelled ones, over all processes together"""
     lr: PositiveFloat = 4e-4

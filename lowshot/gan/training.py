@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from lowshot.core.errors import InputError
 from lowshot.core.seeds import stream, torch_stream
-from lowshot.core.training import TrainingRun
+from lowshot.core.training import TrainingRun, last_step
 from lowshot.gan.augmentation import DiscriminatorAugmentation
 from lowshot.gan.data import Examples, Shuffled
 from lowshot.gan.losses import discriminator_losses, generator_losses, mismatch_loss, weighted
@@ -98,10 +98,13 @@ class GanTrainer:
             self.fabric.barrier()  # no process may take the checkpoint of this one for something to resume
             self._record(0, {})
         s, first = self.settings, self.progress["step"]
+        last = last_step(s.steps, s.end_after)
         with tqdm(total=s.steps, initial=first, unit="step", disable=not self.fabric.is_global_zero) as bar:
-            while (start := self.progress["step"]) < s.steps:
-                stop = min(s.steps, (start // s.score_every + 1) * s.score_every)
+            while (start := self.progress["step"]) < last:
+                stop = min(last, (start // s.score_every + 1) * s.score_every)
                 self._record(stop, self._train(range(start, stop), bar))
+        if self.progress["step"] < s.steps:
+            self.run.ended_after = self.progress["step"]
         self.gan.load_state_dict(self.progress["best_state"])
         return self.gan
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from lowshot.core.errors import InputError
 from lowshot.core.seeds import stream
-from lowshot.core.training import TrainingRun
+from lowshot.core.training import TrainingRun, last_step
 from lowshot.hallucination.generators import AnalogyGenerator
 from lowshot.hallucination.quadruplets import Quadruplets
 from lowshot.hallucination.settings import RuleName
@@ -66,6 +66,7 @@ class GeneratorTrainer:
         model: AnalogyGenerator,
         critic: nn.Module,
         quadruplets: Tensor,
+        end_after: int | None = None,
     ) -> None:
         self.rule, self.mse_weight, self.seed, self.run = rule, mse_weight, seed, run
         self.model, self.critic = model, critic
@@ -73,6 +74,7 @@ class GeneratorTrainer:
         self.train, self.held = quadruplets[:n_train], quadruplets[n_train:]
         self.steps_a_pass = -(-n_train // rule.batch_size)
         self.n_steps = rule.n_steps or 500 * self.steps_a_pass
+        self.last_step = last_step(self.n_steps, end_after)
         self.optimizer = self._build_optimizer()
         self.progress = {"step": 0, "best_loss": float("inf"), "best_step": 0, "best_state": None}
 
@@ -91,8 +93,8 @@ class GeneratorTrainer:
             self.progress = {name: checkpoint[name] for name in self.progress}
         interval = self.steps_a_pass if self.rule.patience else max(1, min(2000, self.n_steps // 10))
         bar = tqdm(initial=self.progress["step"], total=self.n_steps, desc="generator", unit="step")
-        while self.progress["step"] < self.n_steps and not self._out_of_patience():
-            stop = min(self.n_steps, self.progress["step"] + interval)
+        while self.progress["step"] < self.last_step and not self._out_of_patience():
+            stop = min(self.last_step, self.progress["step"] + interval)
             record = self._train_steps(self.progress["step"], stop)
             bar.update(stop - self.progress["step"])
             self.progress["step"] = stop
@@ -102,6 +104,8 @@ class GeneratorTrainer:
             states = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
             self.run.save(stop, {**self.progress, **states})
         bar.close()
+        if self.progress["step"] < self.n_steps and not self._out_of_patience():
+            self.run.ended_after = self.progress["step"]
         if self.progress["best_state"] is not None:
             self.model.load_state_dict(self.progress["best_state"])
         return self.model

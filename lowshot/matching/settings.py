@@ -18,6 +18,8 @@ class MatchingSettings:
 
     n_episodes: PositiveInt = 60_000
     """steps of gradient descent, one episode each"""
+    end_after: RunOnly[PositiveInt | None] = None
+    """end behind this one; an unfinished run that is past it ends at once, its last checkpoint kept as the model"""
     n_way: PositiveInt | None = None
     """base classes of an episode; all if not given"""
     max_shots: PositiveInt = 10
@@ -38,6 +40,3 @@ class MatchingSettings:
     """L2 on every parameter"""
     seed: NonNegativeInt = 0
     """of initialisation and episodes"""
-    end_after: RunOnly[PositiveInt | None] = None
-    """end behind this episode of the schedule, which stays that of all episodes; an unfinished run that is past it ends
-    at once, its last checkpoint kept as the network"""

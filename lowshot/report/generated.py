@@ -58,7 +58,8 @@ def read_gan(folder: Path, data: Path, images: Images, split: Split) -> TrainedG
         classes, rows = split.novel_classes, read_few_shot_rows(images, split, data, *shots).supports
     else:
         classes, rows = split.base_classes, rows_of(images, split, split.base_classes, data / "images.h5")
-    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    log = [record for record in map(json.loads, lines) if "fid" in record]  # the last may say that training ended early
     config = made_from["config"]
     weights = {"adversarial": 1.0, "noise": config["gamma"], "unconditional": config["alpha"]}
     weights["mismatch"] = config.get("mismatch") or 0  # older GANs do not say

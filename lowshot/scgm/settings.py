@@ -83,9 +83,7 @@ class ScgmSettings(HoldoutSettings):
     schedule: Annotated[Any, SCHEDULES] = field(default_factory=lambda: Cosine(n_cycles=10))
 
     renamed = (
-        HoldoutSettings.renamed
-        | {"method": "method.name"}
-        | {f"{one.name}": f"method.{one.name}" for one in fields(ScgmA)}
+        HoldoutSettings.renamed | {"method": "method.name"} | {one.name: f"method.{one.name}" for one in fields(ScgmA)}
     )
 
 

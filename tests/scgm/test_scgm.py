@@ -16,7 +16,7 @@ from scipy.special import logsumexp
 from torch import Tensor, nn
 
 from lowshot.core.errors import InputError
-from lowshot.core.training import learning_rate
+from lowshot.core.settings import build
 from lowshot.scgm.assignment import Assignment, assign_subclasses
 from lowshot.scgm.contrast import ClassQueues, angular_logits
 from lowshot.scgm.mixture import Mixture, Superclasses
@@ -345,7 +345,9 @@ def test_the_model_of_each_method():
     """Queues are no longer than a class, means are Glorot-uniform, and only what a method needs is there."""
     superclasses = np.repeat([0, 1, 2], [50, 3, 9])
     for method, mixture, contrast in (("scgm_g", 1, 0), ("scgm_a", 1, 1), ("coarse", 0, 0), ("ancor", 0, 1)):
-        chosen = ScgmSettings(method=method, n_subclasses=20, embedding=8, queue_length=10, epochs=11)
+        sizes = {"n_subclasses": 20} if mixture else {}
+        sizes |= {"queue_length": 10} if contrast else {}
+        chosen = build(ScgmSettings, {"method": {"name": method, **sizes}, "embedding": 8, "epochs": 11})
         model = build_model(chosen, Lookup(torch.randn(4, 8)), superclasses)
         assert (model.mixture is not None, model.queues is not None) == (bool(mixture), bool(contrast))
         assert (model.key_extractor is not None) == bool(contrast)
@@ -359,7 +361,7 @@ def test_the_model_of_each_method():
 
 def test_published_cyclic_rates():
     published = {0: 0.03, 1: 0.02981533, 10: 0.015, 19: 0.00018467, 20: 0.03, 199: 0.00018467}
-    rates = {e: learning_rate(e, 200, 0.03, "cosine", 30, 0.1, 0, 0.01, n_cycles=10) for e in published}
+    rates = {e: ScgmSettings().schedule.rate(e, 200, 0.03) for e in published}
     assert rates == pytest.approx(published, abs=1e-8)
-    within = learning_rate(10.9, 200, 0.03, "cosine", 30, 0.1, 0, 0.01, n_cycles=10)
+    within = ScgmSettings().schedule.rate(10.9, 200, 0.03)
     assert within == rates[10]  # the rate of an epoch does not change within it

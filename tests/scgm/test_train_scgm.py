@@ -331,8 +331,8 @@ def test_two_processes_agree_on_everything(tmp_path, data, monkeypatch):
         "scgm.ScgmTrainer = Told\n"
         "run(train_scgm.main, train_scgm.Config, '')\n"
     )
-    options = ["--model", "Conv4", "--model.width", 0.1, "--accelerator", "cpu", "--epochs", 2,
-               "--schedule.n_cycles", 1, "--batch_size", 32, "--method", "scgm_a", "--method.n_subclasses", 10, "--method.e_step_every", 1,
+    options = ["--model", "Conv4", "--model.width", 0.1, "--accelerator", "cpu", "--epochs", 2, "--batch_size", 32,
+               "--schedule.n_cycles", 1, "--method", "scgm_a", "--method.n_subclasses", 10, "--method.e_step_every", 1,
                "--method.queue_length", 9, "--devices", 2, "--holdout", 0.2, "--patience", 2]  # fmt: skip
     result = run_process(worker, "--data", data, "--out", tmp_path / "out", *options)
     assert result.returncode == 0 and "D = 128" in result.stdout, result.stderr
