@@ -16,26 +16,25 @@ python build_graph.py complete --train features/train.h5 --test features/test.h5
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import h5py
 import numpy as np
 
 from lowshot import core, diffusion
-from lowshot.core.artifacts import building, is_done, open_h5, read_recipe, recipe
+from lowshot.core.artifacts import Recipe, building, is_done, open_h5, read_recipe, recipe, renamed
 from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
 from lowshot.core.settings import NonNegativeInt, PositiveInt, RunOnly
 from lowshot.data.features import Features, check_classes, check_same_space, check_setup, read_features
 from lowshot.data.protocol import Setup, read_split
 from lowshot.data.rows import Rows, blocks, open_raw, open_rows
-from lowshot.diffusion.settings import IndexKind
+from lowshot.diffusion.settings import LISTS, AutoIndex, Background, PublishedLists
 
-# Above, comparing all vectors of a set among themselves takes hours on a CPU.
-EXACT_BELOW = 1_000_000
+PCA_DIM = 256
 
 
 @dataclass(kw_only=True)
@@ -46,12 +45,9 @@ class GraphConfig:
     """The graph file to write (.h5)."""
     k: PositiveInt = 32
     """Neighbours of a node, itself included; diffusion may use fewer."""
-    pca_dim: PositiveInt | None = 256
-    """Dimensions that a PCA leaves of features which have more; null for none (`complete` follows its background)."""
-    index: Literal["auto", IndexKind] = "auto"
-    """Search of the background: exact, IVF-Flat, or (auto) exact below a million rows."""
-    n_probe: PositiveInt = 256
-    """ivf: lists that a query looks into; fewer are faster and find less."""
+    pca_dim: PositiveInt | None = PCA_DIM
+    """Dimensions that a PCA leaves of features which have more; null for none. A graph completed from a background has
+    the PCA of that."""
     seed: NonNegativeInt = 0
     """Of the rows that the PCA and the index are fitted on."""
     overwrite: RunOnly[bool] = False
@@ -70,10 +66,24 @@ class BackgroundConfig(GraphConfig):
     """Rows to take from the start; all if not given."""
     precision: Literal["float32", "float16"] = "float32"
     """In which vectors are stored and searched."""
-    ids: Path | None = None
-    """Published lists in place of a search: headerless int32 (rows, K), K being the number in the extension."""
-    similarities: Path | None = None
-    """Their inner products: headerless float32 (rows, K)."""
+    index: Annotated[Any, LISTS] = field(default_factory=AutoIndex)
+    """How neighbours are found: auto is exact below a million rows and IVF-Flat above; published takes lists that are
+    there in place of a search."""
+
+    renamed = {  # noqa: RUF012 -- no field
+        "index": "index.name",
+        "n_probe": "index.n_probe",
+        "ids": "index.ids",
+        "similarities": "index.similarities",
+    }
+
+    @staticmethod
+    def older(stored: dict) -> dict:
+        """The recipe of a graph from before indices had settings of their own."""
+        names, inputs = BackgroundConfig.renamed, stored["inputs"]
+        published = {"index.name": "published"} if "ids" in inputs else {}
+        inputs = {names[name] if name in ("ids", "similarities") else name: one for name, one in inputs.items()}
+        return renamed(names, {**stored, "config": {**published, **stored["config"]}, "inputs": inputs})
 
 
 @dataclass(kw_only=True)
@@ -86,13 +96,28 @@ class CompleteConfig(GraphConfig):
     """Features of the test images."""
     split: Path
     """split.json, or the published label_idx.json."""
-    background: Path | None = None
-    """Graph that `background` wrote; none if not given."""
+    background: Background | None = None
+    """The background whose nodes the graph has as well."""
     setup: Setup = "test"
     """Halves of the classes that the graph is for."""
     unlabelled: Literal["none", "novel", "all"] = "none"
     """Training images that are nodes beside those of the setup's base classes: none, those of its novel classes, or all
     there are."""
+
+    renamed = {"index": "background.index.name", "n_probe": "background.index.n_probe"}  # noqa: RUF012 -- no field
+
+    def __post_init__(self) -> None:
+        if self.background is None:
+            return
+        if self.pca_dim not in (None, PCA_DIM):
+            raise InputError(f"pca_dim {self.pca_dim}: the PCA is that of the background {self.background.file}")
+        self.pca_dim = None
+
+    @staticmethod
+    def older(stored: dict) -> dict:
+        """The recipe of a graph from before indices had settings of their own; with a background it had no pca_dim."""
+        pca = {"pca_dim": None} if "background" in stored["inputs"] else {}
+        return renamed(CompleteConfig.renamed, {**stored, "config": {**pca, **stored["config"]}})
 
 
 def background(config: BackgroundConfig) -> Path:
@@ -102,7 +127,7 @@ def background(config: BackgroundConfig) -> Path:
         return config.out
     rows = open_rows(config.features, config.dim, config.n_rows)
     _check_size(len(rows), config.k)
-    published = read_published(config, len(rows)) if config.ids else None
+    published = read_published(config.index, len(rows), config.k) if isinstance(config.index, PublishedLists) else None
     with building(config.out, made_from) as partial:
         if not partial.exists():
             pca = diffusion.fit_projection(rows, config.pca_dim, config.seed)
@@ -115,28 +140,15 @@ def background(config: BackgroundConfig) -> Path:
     return config.out
 
 
-def _background_recipe(config: BackgroundConfig) -> dict:
-    if (config.ids is None) != (config.similarities is None):
-        raise InputError("ids, similarities: published lists are two files; give both or none")
-    inputs = {"features": config.features, "ids": config.ids, "similarities": config.similarities}
-    made_from = recipe("build_graph background", config, inputs)
-    if extractor := _extractor(config.features):
-        made_from["inputs"]["extractor"] = extractor
-    if config.ids:
-        _drop_unread(made_from, "index", "n_probe")
-    return made_from
+def _background_recipe(config: BackgroundConfig) -> Recipe:
+    inputs = {"features": config.features, "extractor": _extractor(config.features)}
+    return recipe("build_graph background", config, inputs)
 
 
 def _extractor(features: Path) -> str | None:
     """The digest of what made the features, if the file says."""
     made_from = read_recipe(features) if features.suffix in {".h5", ".hdf5"} else None
     return made_from and made_from["inputs"].get("extractor")
-
-
-def _drop_unread(made_from: dict, *names: str) -> None:
-    """Settings that are not read are no difference between two graphs."""
-    for name in names:
-        del made_from["config"][name]
 
 
 def _check_size(n_nodes: int, k: int) -> None:
@@ -146,31 +158,31 @@ def _check_size(n_nodes: int, k: int) -> None:
         raise InputError(f"{n_nodes} nodes: ids are of 32 bits, which number 2^31 - 1 at most")
 
 
-def read_published(config: BackgroundConfig, n_rows: int) -> diffusion.Lists:
-    """The raw lists, ids int32 and similarities float32 (n_rows, K), as read-only maps.
+def read_published(lists: PublishedLists, n_rows: int, k: int) -> diffusion.Lists:
+    """The first k of the raw lists, ids int32 and similarities float32 (n_rows, k), as read-only maps.
 
-    Raises InputError unless both have one K, no less than k, and hold rows 0..n_rows-1, none twice in a list, and no
-    NaN.
+    Raises InputError unless both have one length, no less than k, and hold rows 0..n_rows-1, none twice in a list, and
+    no NaN.
     """
-    lists = []
-    for path, dtype in ((config.ids, np.int32), (config.similarities, np.float32)):
-        n_columns, rest = divmod(path.stat().st_size, 4 * n_rows)
-        if rest or n_columns < config.k:
-            raise InputError(
-                f"{path}: {path.stat().st_size} bytes are no lists of k {config.k} or more for {n_rows} rows"
-            )
-        named = re.fullmatch(r"\.(?:int|float)(\d+)", path.suffix)
-        if named and int(named[1]) != n_columns:
-            raise InputError(f"{path}: has lists of {n_columns} for {n_rows} rows, but its name says {named[1]}")
-        lists.append(open_raw(path, dtype, n_columns))
-    if lists[0].shape != lists[1].shape:
-        raise InputError(
-            f"{config.similarities}: lists of {lists[1].shape[1]}, but {config.ids} has {lists[0].shape[1]}"
-        )
-    ids, similarities = (one[:, : config.k] for one in lists)
-    diffusion.check_lists(ids, similarities, n_rows, f"{config.ids}, {config.similarities.name}")
-    diffusion.check_distinct(ids, f"{config.ids}")
+    arrays = _open_list(lists.ids, np.int32, n_rows, k), _open_list(lists.similarities, np.float32, n_rows, k)
+    lengths = [array.shape[1] for array in arrays]
+    if lengths[0] != lengths[1]:
+        raise InputError(f"{lists.similarities}: lists of {lengths[1]}, but {lists.ids} has {lengths[0]}")
+    ids, similarities = (array[:, :k] for array in arrays)
+    diffusion.check_lists(ids, similarities, n_rows, f"{lists.ids}, {lists.similarities.name}")
+    diffusion.check_distinct(ids, f"{lists.ids}")
     return ids, similarities
+
+
+def _open_list(path: Path, dtype: type, n_rows: int, k: int) -> np.ndarray:
+    n_bytes = path.stat().st_size
+    n_columns, rest = divmod(n_bytes, 4 * n_rows)
+    if rest or n_columns < k:
+        raise InputError(f"{path}: {n_bytes} bytes are no lists of k {k} or more for {n_rows} rows")
+    named = re.fullmatch(r"\.(?:int|float)(\d+)", path.suffix)
+    if named and int(named[1]) != n_columns:
+        raise InputError(f"{path}: has lists of {n_columns} for {n_rows} rows, but its name says {named[1]}")
+    return open_raw(path, dtype, n_columns)
 
 
 def write_background(partial: Path, rows: Rows, published: diffusion.Lists | None, config: BackgroundConfig) -> float:
@@ -184,7 +196,7 @@ def write_background(partial: Path, rows: Rows, published: diffusion.Lists | Non
     if published:
         _check_published(published, vectors, config)
     else:
-        index = diffusion.Index(vectors, _index_kind(config, len(rows)), device, config.n_probe, config.seed)
+        index = diffusion.Index(vectors, config.index, device, config.seed)
 
     def lists_of(part: slice) -> diffusion.Lists:
         found = _in_order(published, part) if published else index.search(vectors[part], config.k)
@@ -207,7 +219,9 @@ def _check_published(published: diffusion.Lists, vectors: np.ndarray, config: Ba
     listed = ids[rows] >= 0
     error = np.abs(diffusion.listed_products(ids, vectors, rows) - similarities[rows])[listed]
     if len(error) == 0 or np.median(error) > 0.01:
-        raise InputError(f"{config.ids}: not the lists of {config.features}: similarities differ from inner products")
+        raise InputError(
+            f"{config.index.ids}: not the lists of {config.features}: similarities differ from inner products"
+        )
 
 
 def _report_zeros(vectors: np.ndarray, features: Path) -> None:
@@ -216,19 +230,15 @@ def _report_zeros(vectors: np.ndarray, features: Path) -> None:
         print(f"build_graph: {features}: {n_zeros} rows are zero; they have no neighbours but themselves")
 
 
-def _index_kind(config: GraphConfig, n_vectors: int) -> IndexKind:
-    return ("exact" if n_vectors < EXACT_BELOW else "ivf") if config.index == "auto" else config.index
-
-
 def complete(config: CompleteConfig) -> Path:
     """Write the graph of a setup and return its path."""
-    inputs = {name: getattr(config, name) for name in ("train", "test", "split", "background")}
+    far_file = config.background and config.background.file
+    inputs = {"train": config.train, "test": config.test, "split": config.split, "background": far_file}
     made_from = recipe("build_graph complete", config, inputs)
-    _drop_unread(made_from, *(("pca_dim",) if config.background else ("index", "n_probe")))
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     chosen = choose_rows(config)
-    far = read_background(config, chosen.train) if config.background else None
+    far = read_background(far_file, config.k, chosen.train) if far_file else None
     n_nodes = len(chosen.node_rows) + (far.n_nodes if far else 0)
     _check_size(n_nodes, config.k)
 
@@ -272,15 +282,15 @@ def choose_rows(config: CompleteConfig) -> Chosen:
     return Chosen(train, base_rows, node_rows, test.feats[np.isin(test.labels, setup_classes)])
 
 
-def read_background(config: CompleteConfig, train: Features) -> diffusion.Graph:
-    """The graph of the background; InputError if it cannot be completed with the features `train`."""
-    graph = diffusion.read_graph(config.background)
+def read_background(path: Path, k: int, train: Features) -> diffusion.Graph:
+    """The graph of a background; InputError if it cannot be completed, to lists of k, with the features `train`."""
+    graph = diffusion.read_graph(path)
     if graph.train_rows is not None:
         raise InputError(f"{graph.path}: is completed already; --background takes what `background` wrote")
     if graph.input_dim != train.dim:
         raise InputError(f"{graph.path}: of features of {graph.input_dim} dimensions, but {train.path} has {train.dim}")
-    if graph.k < config.k:
-        raise InputError(f"{graph.path}: has lists of {graph.k} neighbours, fewer than k {config.k}")
+    if graph.k < k:
+        raise InputError(f"{graph.path}: has lists of {graph.k} neighbours, fewer than k {k}")
     known = graph.inputs.get("extractor")
     if known and train.extractor and known != train.extractor:
         raise InputError(f"{graph.path}: from another extractor than {train.path}")
@@ -296,7 +306,7 @@ def write_completed(
 
     @cache  # not made where a killed run is past it
     def index() -> diffusion.Index:
-        return diffusion.Index(far.vectors, _index_kind(config, far.n_nodes), device, config.n_probe, config.seed)
+        return diffusion.Index(far.vectors, config.background.index, device, config.seed)
 
     def lists_of(queries: np.ndarray) -> diffusion.Lists:
         found = diffusion.exact_search(queries, vectors, k, device)

@@ -38,6 +38,7 @@ from lowshot.core.settings import PositiveInt
 from lowshot.diffusion.graph import Graph, add_nodes
 from lowshot.diffusion.neighbours import Index, Lists, exact_search, merge, recall, shifted
 from lowshot.diffusion.projection import Projection
+from lowshot.diffusion.settings import InvertedFile
 
 
 @dataclass
@@ -88,7 +89,7 @@ def exact(config: ExactConfig) -> None:
 
 def ivf(config: IvfConfig) -> None:
     vectors = clustered(config.n_vectors, config.dim, 1)
-    index, *build = timed(lambda: Index(vectors, "ivf", "cpu"))
+    index, *build = timed(lambda: Index(vectors, InvertedFile(), "cpu"))
     report("ivf", f"inverted file of {index.inverted_file.nlist} lists built", *build)
     true, *spent = timed(lambda: exact_search(vectors[: config.n_queries], vectors, 30))
     report("ivf", f"exact, {config.n_queries} queries", *spent, recall=1.0)
@@ -104,7 +105,7 @@ def trial(config: TrialConfig) -> None:
         clustered(n, config.dim, seed)
         for seed, n in enumerate((config.n_background, config.n_base, config.n_test, config.n_new), start=1)
     )
-    index, *spent = timed(lambda: Index(background, "ivf", "cpu"))
+    index, *spent = timed(lambda: Index(background, InvertedFile(), "cpu"))
     report("trial", "inverted file of the background built (kept)", *spent)
     index.inverted_file.nprobe = 2
     background_lists, *spent = timed(lambda: index.search(background, 32))

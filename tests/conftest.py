@@ -176,6 +176,7 @@ def clusters(tmp_path_factory) -> SimpleNamespace:
     from lowshot.core.artifacts import write_json
     from lowshot.data.features import write_features
     from lowshot.data.protocol import Split, draws_to_json, make_draws
+    from lowshot.diffusion.settings import Background
 
     folder, rng = tmp_path_factory.mktemp("clusters"), np.random.default_rng(0)
     made = SimpleNamespace(folder=folder, **{n: folder / f"{n}.h5" for n in ("train", "test", "background")},
@@ -197,7 +198,11 @@ def clusters(tmp_path_factory) -> SimpleNamespace:
     background(BackgroundConfig(features=made.unlabelled, out=made.background, k=8))
     files = {"train": made.train, "test": made.test, "split": made.split, "k": 8}
     for setup in ("validation", "test"):
-        for name, more in (("graph", {"background": made.background}), ("bare", {}), ("images", {"unlabelled": "all"})):
+        for name, more in (
+            ("graph", {"background": Background(made.background)}),
+            ("bare", {}),
+            ("images", {"unlabelled": "all"}),
+        ):
             out = Path(str(getattr(made, name)).format(setup=setup))
             complete(CompleteConfig(**files, **more, setup=setup, out=out))
     return made

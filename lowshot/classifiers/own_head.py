@@ -5,7 +5,7 @@ import torch
 from lowshot.classifiers.problem import Problem, Scorer
 from lowshot.classifiers.settings import OwnHead
 from lowshot.core.errors import InputError
-from lowshot.representation.backbones import load_extractor
+from lowshot.representation.backbones import load_head
 
 
 def load_own_head(problem: Problem, options: OwnHead, seed: int, device: str) -> Scorer:
@@ -13,12 +13,12 @@ def load_own_head(problem: Problem, options: OwnHead, seed: int, device: str) ->
 
     Raises InputError if it has none, or one for other features or classes than the problem's.
     """
-    model, extractor = load_extractor(options.extractor), options.extractor
-    dim, n_classes = model.dim, model.config.n_classes
+    classifier, dim, n_classes = load_head(options.extractor)
     if (dim, n_classes) != (problem.dim, problem.n_classes):
         needed = f"{problem.n_classes} from {problem.dim}"
-        raise InputError(f"{extractor}: its head is for {n_classes} classes from {dim} dimensions, not for {needed}")
-    head = model.classifier.to(device)
+        form = f"{n_classes} classes from {dim} dimensions"
+        raise InputError(f"{options.extractor}: its head is for {form}, not for {needed}")
+    head = classifier.to(device)
 
     @torch.inference_mode()
     def score(feats: torch.Tensor) -> torch.Tensor:

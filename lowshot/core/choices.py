@@ -14,12 +14,13 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from lowshot.core.errors import InputError
 
 # Modules of files that are no part of a package get names of their own, so that they shadow nothing.
 _OWN = "lowshot_own_"
+_HERE = Path(__file__)
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity: it stands in annotations
@@ -61,12 +62,17 @@ class Registry:
 
     def _own(self, name: str) -> type:
         own, methods = own_class(name), [one.partition("(")[0] for one in self.method.split(" or ")]
+        kind = f"{'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind}"
         if not (isinstance(own, type) and is_dataclass(own)):
-            raise InputError(f"{name}: is not a dataclass, whose fields would be the settings of a {self.kind}")
+            raise InputError(f"{name}: is not a dataclass, whose fields would be the settings of {kind}")
         if not any(method in vars(one) for method in methods for one in own.__mro__):  # every class has a __call__
-            raise InputError(f"{name}: defines no {self.method}, which makes it a {self.kind}")
+            raise InputError(f"{name}: defines no {self.method}, which makes it {kind}")
         if any(one.name == "name" for one in fields(own)):
             raise InputError(f"{name}: has a setting 'name', which is the class itself here; give it another name")
+        try:
+            get_type_hints(own)
+        except Exception as error:
+            raise InputError(f"{name}: an annotation is none ({type(error).__name__}: {error})") from None
         return own
 
 
@@ -154,8 +160,9 @@ def _run(load: Callable[[], Any], name: str, beside: Path) -> Any:
     try:
         return load()
     except Exception as error:
-        frames = inspect.trace()
-        at = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}: " if len(frames) > 1 else ""
+        files = [(Path(frame.filename), frame.lineno) for frame in inspect.trace()[1:]]
+        lines = [f"{file.name}, line {n}: " for file, n in files if file.is_relative_to(beside) and file != _HERE]
+        at = lines[-1] if lines else ""
         raise InputError(f"{name}: cannot be imported ({at}{type(error).__name__}: {error})") from None
     finally:
         sys.path.remove(str(beside))

@@ -129,7 +129,7 @@ def _refuse_older_names(config_class: type, values: dict[str, Any], where: Path 
         if top in moved:
             raise InputError(f"{at}{top}: is a setting of {moved[top]} now")
         if today != key and not today.startswith(f"{key}."):
-            raise InputError(f"{at}{key}: is called {today} now")
+            raise InputError(f"{at}{key}: is called {today.removesuffix('.name')} now")
 
 
 def _merged(config_class: type, sources: list[Source]) -> dict[str, Any]:

@@ -108,8 +108,8 @@ def build(
             built[field.name] = default
     try:
         return settings_class(**built)
-    except InputError as error:
-        raise (BadSetting(at[:-1], str(error)) if at else error) from None
+    except ValueError as error:
+        raise (BadSetting(at[:-1], str(error)) if at else InputError(str(error))) from None
 
 
 def _default(field: Field) -> Any:
@@ -290,19 +290,20 @@ def _in_words(hint: Any) -> str:
 def merge(settings_class: type, older: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any]:
     """Values of two sources, `newer` first; another choice leaves nothing of the settings of the older one."""
     parts, merged = parts_of(settings_class), dict(older)
+    defaults = {field.name: _default(field) for field in fields(settings_class)}
     for name, value in newer.items():
         part, before = parts.get(name), older.get(name)
-        merged[name] = value if part is None or before is None else _merge_part(part, before, value)
+        merged[name] = value if part is None or before is None else _merge_part(part, defaults[name], before, value)
     return merged
 
 
-def _merge_part(part: Part, older: Any, newer: Any) -> Any:
+def _merge_part(part: Part, default: Any, older: Any, newer: Any) -> Any:
     if part.kind == "group" and not (part.optional and newer in (None, "null")):
         return merge(part.what, _as_group(part.what, older), _as_group(part.what, newer))
     if part.kind == "choice" and newer not in (None, "null"):
         older, newer = _as_choice(older), _as_choice(newer)
-        other = newer.get("name", older.get("name")) != older.get("name")
-        return newer if other else {**older, **newer}
+        name = older.get("name") or (None if default in (MISSING, None) else part.what.name_of(default))
+        return newer if newer.get("name", name) != name else {**older, **newer}
     return _merge_several(part.what, older, newer) if part.kind == "several" else newer
 
 

@@ -12,10 +12,12 @@ import torch
 
 from lowshot.core.seeds import stream
 from lowshot.data.rows import BLOCK, blocks, sample_rows
-from lowshot.diffusion.settings import IndexKind
+from lowshot.diffusion.settings import AutoIndex, ExactIndex, InvertedFile
 
 Lists = tuple[np.ndarray, np.ndarray]
 
+# From here on an index that is chosen automatically is not exact.
+EXACT_BELOW = 1_000_000
 # Vectors that are converted, or compared in torch, at once: bounds the memory of a search.
 VECTORS_AT_ONCE = 2**15
 # Points for each list that k-means is given, and those it must have (faiss warns below).
@@ -25,16 +27,21 @@ POINTS_PER_LIST, MIN_POINTS_PER_LIST = 100, 39
 class Index:
     """Finds the vectors (N, d) of largest inner product; `vectors` may be a memory map, float32 or float16.
 
-    `ivf` is faiss' IVF-Flat as in Douze et al. (CVPR 2018, section 3): 4 floor(sqrt N) lists by spherical k-means,
-    `n_probe` of them scanned for a query. The k-means sample is drawn at random and normalised (the released code takes
-    the first rows, not normalised); small sets have fewer lists. `exact` compares all.
+    An inverted file is faiss' IVF-Flat as in Douze et al. (CVPR 2018, section 3): 4 floor(sqrt N) lists by spherical
+    k-means, `n_probe` of them scanned for a query. The k-means sample is drawn at random and normalised (the released
+    code takes the first rows, not normalised); small sets have fewer lists.
     """
 
     def __init__(
-        self, vectors: np.ndarray, kind: IndexKind, device: str | torch.device, n_probe: int = 256, seed: int = 0
+        self,
+        vectors: np.ndarray,
+        settings: AutoIndex | ExactIndex | InvertedFile,
+        device: str | torch.device,
+        seed: int = 0,
     ) -> None:
         self.vectors, self.device = vectors, torch.device(device)
-        self.inverted_file = _build_ivf(vectors, self.device, n_probe, seed) if kind == "ivf" else None
+        exact = isinstance(settings, ExactIndex) or (isinstance(settings, AutoIndex) and len(vectors) < EXACT_BELOW)
+        self.inverted_file = None if exact else _build_ivf(vectors, self.device, settings.n_probe, seed)
 
     def search(self, queries: np.ndarray, k: int) -> Lists:
         """Lists of `queries` (Q, d); fewer than k where the lists scanned hold fewer."""

@@ -1,15 +1,80 @@
 """How a graph is searched and weighted, and what a step of diffusion does."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from lowshot.core.choices import Registry
 from lowshot.core.settings import ClosedUnitInterval, PositiveFloat, PositiveInt
 
-IndexKind = Literal["exact", "ivf"]
+
+@dataclass(frozen=True)
+class ExactIndex:
+    """All vectors are compared."""
+
+
+@dataclass(frozen=True)
+class InvertedFile:
+    """IVF-Flat: only vectors of the lists nearest to the query are compared."""
+
+    n_probe: PositiveInt = 256
+    """Lists that a query looks into; fewer are faster and find less."""
+
+
+@dataclass(frozen=True)
+class AutoIndex:
+    """Exact below a million vectors; from there on, where that takes hours on a CPU, an inverted file."""
+
+    n_probe: PositiveInt = 256
+    """From a million vectors on: lists that a query looks into; fewer are faster and find less."""
+
+
+@dataclass(frozen=True)
+class PublishedLists:
+    """Lists that somebody else found."""
+
+    ids: Path
+    """Headerless int32 (rows, K), K being the number in the extension."""
+    similarities: Path
+    """Their inner products: headerless float32 (rows, K)."""
+
+
+INDEXES = Registry("index", {"auto": AutoIndex, "exact": ExactIndex, "ivf": InvertedFile})
+LISTS = Registry("index", {**INDEXES.classes, "published": PublishedLists})
+
+
+@dataclass
+class Background:
+    """A background that a setup's graph is completed with."""
+
+    file: Path
+    """Graph that `background` wrote; its PCA is that of the whole graph."""
+    index: Annotated[Any, INDEXES] = field(default_factory=AutoIndex)
+    """How neighbours in the background are found: auto is exact below a million rows and IVF-Flat above."""
 
 
 Symmetry = Literal["sum", "max", "mutual"]
+
+
+@dataclass(frozen=True)
+class ConstantWeight:
+    """1 for every edge."""
+
+
+@dataclass(frozen=True)
+class SimilarityWeight:
+    """The inner product of its ends, 0 if negative."""
+
+
+@dataclass(frozen=True)
+class GaussianWeight:
+    """exp(-d^2 / (2 sigma^2)) of the distance d of its ends."""
+
+    sigma: PositiveFloat = 0.5
+    """Width, on unit vectors."""
+
+
+WEIGHTS = Registry("weight", {"constant": ConstantWeight, "similarity": SimilarityWeight, "gaussian": GaussianWeight})
 
 
 @dataclass(frozen=True)
@@ -18,10 +83,8 @@ class EdgeOptions:
 
     k: PositiveInt = 30
     """Neighbours of a node, itself included, and of a test image; at most those that the graph holds."""
-    weight: Literal["constant", "similarity", "gaussian"] = "constant"
+    weight: Annotated[Any, WEIGHTS] = field(default_factory=ConstantWeight)
     """Of an edge: 1; the inner product of its ends, 0 if negative; or exp(-d^2 / (2 sigma^2)) of their distance d."""
-    sigma: PositiveFloat = 0.5
-    """gaussian: its width, on unit vectors."""
     symmetry: Symmetry = "sum"
     """Both directions of an edge are added, as published; or the larger counts, or the smaller (mutual edges only)."""
 

@@ -15,6 +15,7 @@ from sklearn.preprocessing import normalize
 from lowshot.core.artifacts import digest, open_h5, read_recipe, require_datasets
 from lowshot.core.errors import InputError
 from lowshot.core.seeds import stream
+from lowshot.core.settings import flat
 from lowshot.data.features import Features
 from lowshot.data.protocol import Split
 from lowshot.report.figures import OKABE_ITO, figure_at, project
@@ -55,7 +56,9 @@ def read_means(folder: Path) -> Means:
         mixture = _read_mixture(file) if "subclass_means" in file else ()
     if mixture and mixture[0].shape[1] != superclass_means.shape[1]:
         raise InputError(f"{path}: means of {mixture[0].shape[1]} and of {superclass_means.shape[1]} dimensions")
-    n_epochs, every = int(made_from["config"]["epochs"]), int(made_from["config"].get("e_step_every", 0))
+    config = flat(made_from["config"])
+    every = int(config.get("method.e_step_every", config.get("e_step_every", 0)))  # the second in older recipes
+    n_epochs = int(config.get("ended_after", config["epochs"]))
     if mixture:  # a training out of patience has fewer
         n_epochs = min(n_epochs, every * len(mixture[1]))
         mixture = (*mixture, every * np.arange(len(mixture[1])))

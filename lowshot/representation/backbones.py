@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -337,24 +337,51 @@ def load_extractor(folder: Path, code: Sequence[str] = ()) -> Extractor:
 
     `code` names classes of the user's own, ``file.py:Class``, that it may have been made with and that may be imported.
     """
-    where = Path(folder) / "config.json"
+    config, inputs = _described(Path(folder))
+    model = Extractor(config, _own_backbone(config, inputs, Path(folder), code))
+    fill(model, Path(folder) / "model.pt")
+    return model.eval()
+
+
+class Head(NamedTuple):
+    """The classifier of an extractor: from features of `dim` dimensions to scores of `n_classes`."""
+
+    classifier: nn.Module
+    dim: int
+    n_classes: int
+
+
+def load_head(folder: Path) -> Head:
+    """The classifier of the extractor in a folder, in evaluation mode; the network below it is not built."""
+    config, path = _described(Path(folder))[0], Path(folder) / "model.pt"
+    if not config.n_classes:
+        raise InputError(f"{folder}: has no classifier")
+    state = {name: value for name, value in load_tensors(path).items() if name.startswith("classifier.")}
+    dim = next((value.shape[1] for value in state.values() if value.ndim == 2), 0)
+    classifier = _HEADS[config.head](dim, config.n_classes)
+    try:
+        classifier.load_state_dict({name.removeprefix("classifier."): value for name, value in state.items()})
+    except RuntimeError:
+        raise InputError(f"{path}: holds no {config.head} classifier of {config.n_classes} classes") from None
+    return Head(classifier.eval(), dim, config.n_classes)
+
+
+def _described(folder: Path) -> tuple[ModelConfig, dict[str, str]]:
+    """What the config.json of an extractor says of it, and the digests of what it was made from."""
+    where = folder / "config.json"
     content = read_json(where)
     try:
         described = {"crop_pct": _older_crop_pct(content), **content["model"]}
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{where}: does not describe an extractor ({error})") from None
-    config = checked(ModelConfig, described, where)
-    model = Extractor(config, _own_backbone(config, content, Path(folder), code))
-    fill(model, Path(folder) / "model.pt")
-    return model.eval()
+    return checked(ModelConfig, described, where), content.get("inputs", {})
 
 
-def _own_backbone(config: ModelConfig, content: dict, folder: Path, code: Sequence[str]) -> Any:
+def _own_backbone(config: ModelConfig, inputs: dict[str, str], folder: Path, code: Sequence[str]) -> Any:
     """The user's backbone that the extractor in `folder` was made with; None for one of ours, or of timm."""
     known = named_class(BACKBONES, config.name, code, folder)
     if known in BACKBONES.classes.values():
         return None
-    inputs = content.get("inputs", {})
     if digest(code_file(known)) not in (inputs.get("code of model"), inputs.get("code of extractor")):
         print(f"{folder}: {code_file(known)} has changed since it was made")
     return checked(known, config.options, folder / "config.json")

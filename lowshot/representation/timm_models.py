@@ -67,7 +67,7 @@ def timm_weights(name: str, side: int, file: Path | None) -> dict[str, Tensor]:
             donor = create()
         except (OSError, RuntimeError) as error:
             raise InputError(
-                f"{name}: no weights could be downloaded ({_line(error)}); a local file goes with --weights"
+                f"{name}: no weights could be downloaded ({_line(error)}); give a local file as weights"
             ) from None
     else:
         state = _read(file)

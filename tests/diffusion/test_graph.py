@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
-from conftest import assert_refused, run_script
+from conftest import assert_refused, run_script, settings
 
 import build_graph
 import lowshot.data.rows as rows_room
 from build_graph import BackgroundConfig, CompleteConfig
 from lowshot import diffusion
-from lowshot.core.artifacts import digest, partial_path, read_recipe, write_json
+from lowshot.core.artifacts import digest, partial_path, read_recipe, recipe, write_json
 from lowshot.core.errors import InputError
 from lowshot.data.features import write_features
 from lowshot.data.protocol import draws_to_json, make_draws, read_split
@@ -21,6 +21,7 @@ from lowshot.data.protocol import make_split as draw_split
 from lowshot.data.rows import open_rows
 from lowshot.diffusion.graph import Graph, add_nodes, read_graph
 from lowshot.diffusion.neighbours import exact_search, with_self
+from lowshot.diffusion.settings import ExactIndex
 from lowshot.evaluation.benchmark import read_benchmark
 from lowshot.evaluation.settings import BenchmarkConfig
 
@@ -56,14 +57,16 @@ def background(files) -> Path:
     return build_graph.background(background_config(files, files.folder / "background.h5"))
 
 
-def background_config(files: SimpleNamespace, out: Path, **settings) -> BackgroundConfig:
+def background_config(files: SimpleNamespace, out: Path, **more) -> BackgroundConfig:
     inputs = {"features": files.unlabelled, "dim": DIM}
-    return BackgroundConfig(out=out, **{**inputs, "k": K, "pca_dim": 8, **settings})
+    return settings(BackgroundConfig, out=out, **{**inputs, "k": K, "pca_dim": 8, **more})
 
 
-def complete_config(files: SimpleNamespace, out: Path, **settings) -> CompleteConfig:
+def complete_config(files: SimpleNamespace, out: Path, **more) -> CompleteConfig:
+    """A background has the PCA."""
     inputs = {"train": files.train, "test": files.test, "split": files.split}
-    return CompleteConfig(out=out, **{**inputs, "k": K, "pca_dim": 8, **settings})
+    pca = {} if more.get("background") else {"pca_dim": 8}
+    return settings(CompleteConfig, out=out, **{**inputs, "k": K, **pca, **more})
 
 
 def read_features_of(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -148,8 +151,9 @@ def test_background_has_the_nearest_of_all(background):
 
 
 def test_a_prefix_in_half_precision_with_an_inverted_file(files, tmp_path):
-    settings = {"n_rows": 120, "precision": "float16", "index": "ivf", "n_probe": 1, "pca_dim": None}
-    graph = read_graph(build_graph.background(background_config(files, tmp_path / "b.h5", **settings)))
+    index = {"name": "ivf", "n_probe": 1}
+    config = background_config(files, tmp_path / "b.h5", n_rows=120, precision="float16", index=index, pca_dim=None)
+    graph = read_graph(build_graph.background(config))
     assert graph.vectors.dtype == np.float16 and graph.vectors.shape == (120, DIM) and graph.pca.mean is None
     assert (graph.ids == np.arange(120)[:, None]).any(axis=1).all()
     with h5py.File(tmp_path / "b.h5") as file:
@@ -181,13 +185,15 @@ def test_published_lists_in_place_of_a_search(files, background, tmp_path):
     ids, similarities = (np.array(one) for one in exact_search(graph.vectors, graph.vectors, 8))
     ids[4, 1], ids[9, 2] = -1, -1  # missing entries of IVF
     similarities[4, 1], ids[20, 0] = np.nan, -1
-    paths = published(files, tmp_path, ids, similarities)
-    taken = read_graph(build_graph.background(background_config(files, tmp_path / "b.h5", **paths)))
+    index = {"name": "published", **published(files, tmp_path, ids, similarities)}
+    taken = read_graph(build_graph.background(background_config(files, tmp_path / "b.h5", index=index)))
     same = np.setdiff1d(np.arange(N_BACKGROUND), [4, 9, 20])
     np.testing.assert_array_equal(taken.ids[same], graph.ids[same])
     np.testing.assert_array_equal(taken.ids[4], [*graph.ids[4, [0, 2, 3, 4, 5]], -1])  # the first k columns only
     assert set(taken.ids[20]) == {20, *graph.ids[20, 1:]}
-    assert "index" not in read_recipe(tmp_path / "b.h5")["config"]
+    made_from = read_recipe(tmp_path / "b.h5")
+    assert made_from["config"]["index"] == {"name": "published"}
+    assert made_from["inputs"].keys() == {"features", "index.ids", "index.similarities"}
 
 
 @pytest.mark.parametrize(
@@ -200,7 +206,7 @@ def test_published_lists_in_place_of_a_search(files, background, tmp_path):
         ("name", "its name says 8"),
         ("width", "lists of 9, but"),
         ("other", "not the lists of"),
-        ("one", "give both"),
+        ("one", "index.similarities: must be given"),
     ],
 )
 def test_published_lists_that_are_refused(bad, words, files, background, tmp_path):
@@ -215,17 +221,16 @@ def test_published_lists_that_are_refused(bad, words, files, background, tmp_pat
     elif bad == "other":
         ids = ids[::-1]
     paths = published(files, tmp_path, ids, similarities)
-    settings = {"n_rows": None, **paths}
+    n_rows = 100 if bad == "name" else None
     if bad == "short":
         paths["ids"].write_bytes(paths["ids"].read_bytes()[:-32])
-    elif bad == "name":
-        settings |= {"n_rows": 100}
     elif bad == "width":
-        settings["similarities"] = published(files, tmp_path, *(np.zeros((N_BACKGROUND, 9)),) * 2)["similarities"]
+        paths["similarities"] = published(files, tmp_path, *(np.zeros((N_BACKGROUND, 9)),) * 2)["similarities"]
     elif bad == "one":
-        del settings["similarities"]
+        del paths["similarities"]
     with pytest.raises(InputError, match=words):
-        build_graph.background(background_config(files, tmp_path / "b.h5", **settings))
+        index = {"name": "published", **paths}
+        build_graph.background(background_config(files, tmp_path / "b.h5", n_rows=n_rows, index=index))
     assert not (tmp_path / "b.h5").exists() and not partial_path(tmp_path / "b.h5").exists()
 
 
@@ -235,8 +240,9 @@ def test_published_lists_that_are_refused(bad, words, files, background, tmp_pat
 @pytest.mark.parametrize("with_background", [False, True])
 @pytest.mark.parametrize("unlabelled", ["none", "novel", "all"])
 def test_completed_graph_is_that_of_all_nodes_at_once(files, background, tmp_path, with_background, unlabelled):
-    settings = {"unlabelled": unlabelled, "background": background if with_background else None}
-    graph = read_graph(build_graph.complete(complete_config(files, tmp_path / "g.h5", **settings)))
+    far = background if with_background else None
+    config = complete_config(files, tmp_path / "g.h5", unlabelled=unlabelled, background=far)
+    graph = read_graph(build_graph.complete(config))
     base, novel = read_split(files.split).setup("test")
     nodes = {"none": base, "novel": [*base, *novel], "all": np.arange(N_CLASSES)}[unlabelled]
     feats, labels = read_features_of(files.train)
@@ -268,8 +274,8 @@ def test_the_pca_without_a_background_is_that_of_the_base_rows(files, tmp_path):
 @pytest.mark.parametrize("with_background", [False, True])
 @pytest.mark.parametrize("k", [K, 4])
 def test_added_nodes_are_found_as_if_built_with_them(files, background, tmp_path, with_background, k):
-    settings = {"background": background if with_background else None}
-    graph = read_graph(build_graph.complete(complete_config(files, tmp_path / "g.h5", **settings)))
+    far = background if with_background else None
+    graph = read_graph(build_graph.complete(complete_config(files, tmp_path / "g.h5", background=far)))
     feats, labels = read_features_of(files.train)
     new = graph.project(feats[np.isin(labels, read_split(files.split).setup("test")[1])][:9])
     ids, similarities, test_ids, test_similarities, multiply_adds = add_nodes(graph, new, k)
@@ -345,8 +351,36 @@ def test_a_graph_is_made_once(files, background, tmp_path, capsys):
     assert "is there already" in capsys.readouterr().out
     with pytest.raises(InputError, match="seed was 0, now 1"):
         build_graph.complete(replace(config, seed=1))
-    build_graph.complete(replace(config, pca_dim=3))  # not read: the background has the PCA
     assert read_graph(config.out).inputs.keys() == {"train", "test", "split", "background"}
+
+
+def test_a_background_brings_its_pca_along(files, background, tmp_path):
+    config = complete_config(files, tmp_path / "g.h5", background=background)
+    assert read_recipe(build_graph.complete(config))["config"]["pca_dim"] is None
+    with pytest.raises(InputError, match="pca_dim 3: the PCA is that of the background"):
+        replace(config, pca_dim=3)
+
+
+OLDER = {
+    "auto": ({"index": "auto", "n_probe": 256}, {}),
+    "exact": ({"index": "exact", "n_probe": 17}, {"name": "exact"}),  # which never read it
+    "ivf": ({"index": "ivf", "n_probe": 17}, {"name": "ivf", "n_probe": 17}),
+}
+
+
+@pytest.mark.parametrize(("older", "index"), OLDER.values(), ids=OLDER)
+def test_recipes_from_before_indices_had_settings(files, background, tmp_path, older, index):
+    config = background_config(files, tmp_path / "b.h5", index=index)
+    today = build_graph._background_recipe(config)
+    stored = {**today, "config": {**{k: v for k, v in today["config"].items() if k != "index"}, **older}}
+    assert today.difference(today) is None and today.difference(stored) is None
+    assert today.difference({**stored, "config": {**stored["config"], "n_probe": 18}}) == (
+        None if config.index == ExactIndex() else f"setting index.n_probe was 18, now {config.index.n_probe}"
+    )
+    config = complete_config(files, tmp_path / "g.h5", background={"file": background, "index": index})
+    today = recipe("build_graph complete", config, {"background": background})
+    plain = {k: v for k, v in today["config"].items() if k not in ("background", "pca_dim")}
+    assert today.difference(today) is None and today.difference({**today, "config": {**plain, **older}}) is None
 
 
 def test_the_script(files, tmp_path):
@@ -361,16 +395,16 @@ def test_a_background_that_is_refused(bad, words, files, tmp_path):
     feats = np.fromfile(files.unlabelled, np.float32).reshape(-1, DIM)
     feats[93, 4] = np.nan
     np.save(tmp_path / "rows.npy", feats)
-    settings = {"k": 101, "n_rows": 100} if bad == "k" else {"features": tmp_path / "rows.npy", "pca_dim": None}
+    more = {"k": 101, "n_rows": 100} if bad == "k" else {"features": tmp_path / "rows.npy", "pca_dim": None}
     with pytest.raises(InputError, match=words):
-        build_graph.background(background_config(files, tmp_path / "b.h5", **settings))
+        build_graph.background(background_config(files, tmp_path / "b.h5", **more))
     assert not partial_path(tmp_path / "b.h5").exists()
 
 
 def test_a_completion_that_is_refused(files, background, tmp_path):
-    def refused(words: str, **settings) -> None:
+    def refused(words: str, **more) -> None:
         with pytest.raises(InputError, match=words):
-            build_graph.complete(complete_config(files, tmp_path / "g.h5", **settings))
+            build_graph.complete(complete_config(files, tmp_path / "g.h5", **more))
         assert list(tmp_path.glob("g*")) == []
 
     few, labels = np.ones((30, 4), np.float32), np.arange(30) % N_CLASSES

@@ -11,6 +11,7 @@ import lowshot.diffusion.neighbours as neighbours
 import lowshot.diffusion.projection as projection_room
 from lowshot.diffusion.neighbours import Index, exact_search, merge, recall, with_self
 from lowshot.diffusion.projection import Projection, fit_projection
+from lowshot.diffusion.settings import AutoIndex, ExactIndex, InvertedFile
 
 
 def unit_vectors(n: int, dim: int, seed: int = 0) -> np.ndarray:
@@ -68,7 +69,7 @@ def test_nothing_to_search_for_or_in():
     assert (ids == -1).all() and (similarities == -np.inf).all()
 
 
-@pytest.mark.parametrize("kind", ["exact", "ivf"])
+@pytest.mark.parametrize("kind", [ExactIndex(), InvertedFile()], ids=["exact", "ivf"])
 def test_zero_vectors_have_no_neighbours_and_are_nobodys(kind):
     vectors = np.concatenate([np.zeros((1, 2)), [[1, 0], [-1, 0], [0, 1]]]).astype(np.float32)
     ids, similarities = Index(vectors, kind, "cpu").search(vectors, 4)
@@ -80,15 +81,15 @@ def test_zero_vectors_have_no_neighbours_and_are_nobodys(kind):
 def test_inverted_file_that_probes_all_lists_is_exact_and_fewer_find_less():
     vectors = unit_vectors(3000, 16)
     queries = vectors[:200]
-    assert_same(Index(vectors, "ivf", "cpu", n_probe=1000).search(queries, 10), brute_force(queries, vectors, 10))
-    few, again = (Index(vectors, "ivf", "cpu", n_probe=2, seed=1).search(vectors, 10) for _ in range(2))
+    assert_same(Index(vectors, InvertedFile(1000), "cpu").search(queries, 10), brute_force(queries, vectors, 10))
+    few, again = (Index(vectors, InvertedFile(2), "cpu", seed=1).search(vectors, 10) for _ in range(2))
     np.testing.assert_array_equal(few[0], again[0])
     assert 0.1 < recall(few[0], vectors, "cpu", seed=0) < 0.9
 
 
 def test_inverted_file_of_float16_vectors():
     vectors = unit_vectors(2000, 16).astype(np.float16)
-    found = Index(vectors, "ivf", "cpu", n_probe=1000).search(vectors[:100], 10)[0]
+    found = Index(vectors, InvertedFile(1000), "cpu").search(vectors[:100], 10)[0]
     assert (found == brute_force(vectors[:100], vectors, 10)[0]).mean() > 0.99
 
 
@@ -203,3 +204,10 @@ def test_pca_of_a_sample_depends_on_the_seed_only(monkeypatch):
     monkeypatch.setattr(rows_room, "BLOCK", 33)
     np.testing.assert_array_equal(fit_projection(feats, 3, seed=0).components, one.components)
     assert not np.allclose(fit_projection(feats, 3, seed=1).components, one.components)
+
+
+def test_an_automatic_index_is_exact_where_that_is_quick(monkeypatch):
+    vectors = np.eye(50, dtype=np.float32)
+    assert Index(vectors, AutoIndex(), "cpu").inverted_file is None
+    monkeypatch.setattr(neighbours, "EXACT_BELOW", 50)
+    assert Index(vectors, AutoIndex(1), "cpu").inverted_file.nprobe == 1

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from lowshot.core.errors import InputError
-from lowshot.representation.backbones import Extractor, ModelConfig, load_extractor, load_weights, save_extractor
+from lowshot.representation.backbones import (
+    Extractor,
+    ModelConfig,
+    load_extractor,
+    load_head,
+    load_weights,
+    save_extractor,
+)
 
 MADE_FROM = {"stage": "train_extractor", "config": {}, "inputs": {}}
 
@@ -116,3 +123,27 @@ def test_refused_weights(tmp_path):
 def test_too_small_images_are_refused():
     with pytest.raises(InputError, match="16 px"):
         build("Conv4", 12)
+
+
+@pytest.mark.parametrize("head", ["linear", "cosine", "mlp"])
+def test_the_head_alone(tmp_path, head):
+    model = build("Conv4", head=head)
+    save_extractor(tmp_path, model.eval(), MADE_FROM)
+    found, features = load_head(tmp_path), torch.rand(3, model.dim)
+    assert (found.dim, found.n_classes) == (64, 5)
+    assert torch.equal(found.classifier(features), model.classifier(features))
+
+
+def test_heads_that_are_not_there(tmp_path):
+    save_extractor(tmp_path, build("Conv4", n_classes=0), MADE_FROM)
+    with pytest.raises(InputError, match="has no classifier"):
+        load_head(tmp_path)
+    save_extractor(tmp_path, build("Conv4"), MADE_FROM)
+    torch.save(build("Conv4", n_classes=7).state_dict(), tmp_path / "model.pt")
+    with pytest.raises(InputError, match=r"model\.pt: holds no linear classifier of 5 classes"):
+        load_head(tmp_path)
+
+
+def test_names_that_are_no_backbone(tmp_path):
+    with pytest.raises(InputError, match="no backbone is called 'ResNet11', did you mean 'ResNet1"):
+        build("ResNet11")

@@ -6,12 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import assert_refused, run_script
+from conftest import assert_refused, run_script, settings
 
+import finetune_extractor
 import low_shot
 import sample_gan
 import save_features
-import train_extractor
 import train_gan
 from lowshot.core.artifacts import read_json, write_json
 from lowshot.core.errors import InputError
@@ -24,8 +24,7 @@ from lowshot.representation.extractor_training import ExtractorTrainer, mixup_sh
 from lowshot.representation.settings import Mixup
 
 OPTIONS = {
-    "model": "Conv4",
-    "width": 0.25,
+    "model": {"name": "Conv4", "width": 0.25},
     "epochs": 2,
     "batch_size": 8,
     "accelerator": "cpu",
@@ -36,7 +35,7 @@ OPTIONS = {
 
 def tune(data, extractor, out, **changes):
     options = OPTIONS | {"weights": extractor / "model.pt", "shots": 3} | changes
-    return train_extractor.main(train_extractor.Config(data=data, out=out, **options))
+    return finetune_extractor.main(settings(finetune_extractor.Config, data=data, out=out, **options))
 
 
 @pytest.fixture(scope="module")
@@ -110,13 +109,13 @@ def test_mixup_by_hand(data, extractor, tmp_path, monkeypatch):
         return record
 
     monkeypatch.setattr(ExtractorTrainer, "_blended_step", noted)
-    tune(data, extractor, tmp_path / "mixed", mixup=Mixup(1.0), trained=["classifier"])
+    tune(data, extractor, tmp_path / "mixed", mixup="beta", trained=["classifier"])
     assert len(seen) == 4 and all(found == pytest.approx(expected, rel=1e-4) for found, expected in seen)
 
 
 def test_shares_of_mixup():
     torch.manual_seed(0)
-    uniform, beta = (mixup_shares(Mixup(0.4, name), 4000, torch.device("cpu")) for name in ("uniform", "beta"))
+    uniform, beta = (mixup_shares(Mixup(name, 0.4), 4000, torch.device("cpu")) for name in ("uniform", "beta"))
     assert uniform.min() >= 0 and 0.39 < uniform.max() <= 0.4 and uniform.mean().item() == pytest.approx(0.2, abs=0.01)
     assert beta.mean().item() == pytest.approx(0.5, abs=0.03)
     assert beta.var().item() == pytest.approx(1 / (4 * 1.8), abs=0.01)  # a b / (a + b)^2 (a + b + 1)
@@ -127,11 +126,10 @@ def test_shares_of_mixup():
     [
         ({"shots": 2}, "fine-tuned on 3 shots of trial 1, not 2 of trial 1"),
         ({"trial": 2}, "fine-tuned on 3 shots of trial 1, not 3 of trial 2"),
-        ({"shots": None}, "samples, trial and repeat_shots: are for fine-tuning"),
-        ({"holdout": 0.5}, "holdout and patience are for training on base classes"),
+        ({"holdout": 0.5}, "holdout: no such setting"),
         ({"trained": []}, "trained: names no part"),
-        ({"schedule": "cosine", "n_cycles": 2, "epochs": 3}, "n_cycles 2: the 3 epochs are not"),
-        ({"loss": "l2", "mixup": Mixup(1.0)}, "only the plain loss is blended, not l2"),
+        ({"schedule": {"name": "cosine", "n_cycles": 2}, "epochs": 3}, "n_cycles 2: the 3 epochs are not"),
+        ({"loss": "l2", "mixup": "beta"}, "only the plain loss is blended, not l2"),
         ({"shots": 6}, "5 draws, fewer than the largest n of 6"),
     ],
 )
@@ -150,14 +148,14 @@ def test_a_network_that_may_know_novel_classes_is_refused(data, extractor, tuned
     write_json(tmp_path / "other" / "config.json", made_from)
     with pytest.raises(InputError, match="other: trained on another split than"):
         tune(data, tmp_path / "other", tmp_path / "x")
-    with pytest.raises(InputError, match="shots: are to fine-tune a network"):
+    with pytest.raises(InputError, match="weights: must be given"):
         tune(data, extractor, tmp_path / "x", weights=None)
 
 
 def test_images_that_are_no_samples_are_refused(data, extractor, tmp_path):
     where = ["--data", data, "--weights", extractor / "model.pt", "--out", tmp_path / "x"]
-    few = ["--shots", 3, "--samples", data / "images.h5", "--model", "Conv4", "--width", 0.25]
-    result = run_script("train_extractor.py", *where, *few)
+    few = ["--shots", 3, "--samples", data / "images.h5", "--model", "Conv4", "--model.width", 0.25]
+    result = run_script("finetune_extractor.py", *where, *few)
     assert_refused(result, "images.h5", "not images that sample_gan.py made")
 
 
@@ -165,15 +163,17 @@ def test_images_that_are_no_samples_are_refused(data, extractor, tmp_path):
 def tuned(data, extractor, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tuned")
     made = tune(data, extractor, folder / "extractor")
-    save_features.main(save_features.Config(extractor=made, data=data, out=folder / "features", accelerator="cpu"))
+    save_features.main(
+        settings(save_features.Config, extractor=made, data=data, out=folder / "features", accelerator="cpu")
+    )
     return folder
 
 
 def judge(data, folder, out, **changes):
     options = {"train": folder / "features" / "train.h5", "test": folder / "features" / "test.h5", "trials": [1],
-               "split": data / "split.json", "draws": data / "draws.json", "classifier": "own_head", "shots": [3],
-               "head": folder / "extractor"}  # fmt: skip
-    return read_json(low_shot.main(low_shot.Config(**options | changes, out=out)))
+               "split": data / "split.json", "draws": data / "draws.json", "shots": [3],
+               "classifier": {"name": "own_head", "extractor": folder / "extractor"}}  # fmt: skip
+    return read_json(low_shot.main(settings(low_shot.Config, **options | changes, out=out)))
 
 
 def test_the_own_head_is_judged(data, tuned, tmp_path):
@@ -183,13 +183,15 @@ def test_the_own_head_is_judged(data, tuned, tmp_path):
         right = model.classifier(torch.from_numpy(test.feats)).argmax(1).numpy() == test.labels
     novel = np.isin(test.labels, read_split(data / "split.json").novel_classes_2)
     assert result["trials"][0]["top1_novel"] == pytest.approx(right[novel].mean())
-    assert result["method"] == "own_head" and set(result["inputs"]) >= {"head"}
+    assert result["method"] == "own_head" and set(result["inputs"]) >= {"classifier.extractor"}
     assert result["protocol"]["setting"] == "inductive"
 
 
 def test_a_head_that_has_learned_from_samples_says_so(data, extractor, samples, tmp_path):
     made = tune(data, extractor, tmp_path / "extractor", samples=samples)
-    save_features.main(save_features.Config(extractor=made, data=data, out=tmp_path / "features", accelerator="cpu"))
+    save_features.main(
+        settings(save_features.Config, extractor=made, data=data, out=tmp_path / "features", accelerator="cpu")
+    )
     assert judge(data, tmp_path, tmp_path / "own.json")["protocol"]["setting"] == "semi_supervised"
 
 
@@ -198,9 +200,8 @@ def test_a_head_that_has_learned_from_samples_says_so(data, extractor, samples, 
     [
         ({"shots": [2]}, "fine-tuned on 3 shots of trial 1; it serves no run of 2 of trial 1"),
         ({"trials": [1, 2]}, "serves no run of 3 of trial 2"),
-        ({"repetition": True}, "own_head: learns nothing"),
-        ({"head": None}, "own_head and head: give both"),
-        ({"classifier": "nearest_mean"}, "own_head and head: give both"),
+        ({"add": ["repetition"]}, "own_head: learns nothing"),
+        ({"classifier": "own_head"}, r"classifier\.extractor: must be given"),
     ],
 )
 def test_heads_and_features_serve_their_own_runs_only(data, tuned, tmp_path, changes, words):
@@ -210,4 +211,4 @@ def test_heads_and_features_serve_their_own_runs_only(data, tuned, tmp_path, cha
 
 def test_the_head_of_another_extractor_is_refused(data, extractor, tuned, tmp_path):
     with pytest.raises(InputError, match="holds features of another extractor"):
-        judge(data, tuned, tmp_path / "x.json", head=extractor)
+        judge(data, tuned, tmp_path / "x.json", classifier={"name": "own_head", "extractor": extractor})

@@ -69,7 +69,8 @@ def test_training_cuts_once(ramps, stored):
     pixels = np.stack([np.asarray(Image.open(ramps.root / path)) for path in ramps.paths])
     images = Images(ramps.labels, ramps.is_test, pixels) if stored else ramps
     trainer = SimpleNamespace(
-        settings=SimpleNamespace(augment=augment, seed=3, num_workers=0),
+        settings=SimpleNamespace(seed=3, num_workers=0),
+        augment=augment,
         fabric=SimpleNamespace(device=torch.device("cpu")),
         train_rows=np.arange(30),
         images=images,

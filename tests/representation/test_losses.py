@@ -6,33 +6,32 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowshot.representation.losses import batchsgm, l2, sgm, topk_correct, total_loss
+from lowshot.representation.losses import batchsgm, l2, loss_of, sgm, topk_correct
+from lowshot.representation.settings import L2, SGM, BatchSGM, Plain
 
 FEATURES = torch.tensor([[1.0, 2.0], [0.0, 3.0]])
 SCORES = torch.tensor([[1.0, 0.0, -1.0], [0.5, 0.5, 0.0]])
 LABELS = torch.tensor([0, 2])
 
 
-def same(gradient):
-    return gradient
-
-
 def test_published_fixture():
     assert F.cross_entropy(SCORES, LABELS).item() == pytest.approx(0.932813, abs=1e-6)
-    assert l2(FEATURES).item() == pytest.approx(3.5, abs=1e-6)
+    assert l2(SCORES, FEATURES, LABELS).item() == pytest.approx(3.5, abs=1e-6)
     assert sgm(SCORES, FEATURES, LABELS).item() == pytest.approx(4.424246, abs=1e-5)
     assert batchsgm(SCORES, FEATURES, LABELS).item() == pytest.approx(1.901260, abs=1e-5)
 
 
-@pytest.mark.parametrize(("name", "term"), [("plain", 0.0), ("l2", 3.5), ("sgm", 4.424246), ("batchsgm", 1.901260)])
-def test_total_adds_the_weighted_term(name, term):
-    total = total_loss(name, 0.5, SCORES, FEATURES, LABELS, same).item()
+@pytest.mark.parametrize(
+    ("choice", "term"), [(Plain(), 0), (L2(0.5), 3.5), (SGM(0.5), 4.424246), (BatchSGM(0.5), 1.90126)]
+)
+def test_total_adds_the_weighted_term(choice, term):
+    total = loss_of(choice)(SCORES, FEATURES, LABELS, None).item()
     assert total == pytest.approx(0.932813 + 0.5 * term, abs=1e-5)
 
 
 def test_weight_zero_is_plain_even_where_features_overflow():
     huge = torch.full((2, 2), 1e30)
-    assert torch.isfinite(total_loss("l2", 0.0, SCORES, huge, LABELS, same))
+    assert torch.isfinite(loss_of(L2(0))(SCORES, huge, LABELS, None))
 
 
 @given(st.integers(0, 10_000))

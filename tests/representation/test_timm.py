@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from conftest import settings
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -42,15 +43,24 @@ def weights(tmp_path_factory):
     return path
 
 
+def save(weights, data, out, **options):
+    """Features of the images through test_resnet, run at 16 px."""
+    timm_model = {"name": "test_resnet", "weights": weights, "image_size": 16} | options
+    return save_features.main(settings(save_features.Config, timm=timm_model, data=data, out=out, accelerator="cpu"))
+
+
+def train(data, out, model="timm:test_resnet", **options):
+    """An extractor of that model, run at 16 px."""
+    chosen = {"name": model, "image_size": 16} if isinstance(model, str) else model
+    return train_extractor.main(
+        settings(train_extractor.Config, data=data, out=out, model=chosen, accelerator="cpu", **options)
+    )
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory, data, weights):
     """Features of the 16 px images through test_resnet run at 16 px."""
-    return save_features.main(
-        save_features.Config(
-            timm="test_resnet", weights=weights, image_size=16, data=data, out=tmp_path_factory.mktemp("f"),
-            accelerator="cpu",
-        )
-    )  # fmt: skip
+    return save(weights, data, tmp_path_factory.mktemp("f"))
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
@@ -177,14 +187,9 @@ def test_a_folder_rebuilds_the_network_alone(tmp_path):
 
 
 def test_features_of_a_model_and_of_its_converted_folder_are_equal(tmp_path, data, weights, saved):
-    folder = train_extractor.main(
-        train_extractor.Config(
-            data=data, out=tmp_path / "extractor", model="timm:test_resnet", weights=weights, image_size=16, epochs=0,
-            accelerator="cpu",
-        )
-    )  # fmt: skip
+    folder = train(data, tmp_path / "extractor", weights=weights, epochs=0)
     again = save_features.main(
-        save_features.Config(extractor=folder, data=data, out=tmp_path / "f", accelerator="cpu", batch_size=7)
+        settings(save_features.Config, extractor=folder, data=data, out=tmp_path / "f", accelerator="cpu", batch_size=7)
     )
     one, two = read_features(saved / "test.h5"), read_features(again / "test.h5")
     assert one.dim == 96 and np.allclose(one.feats, two.feats, atol=1e-5)
@@ -193,40 +198,32 @@ def test_features_of_a_model_and_of_its_converted_folder_are_equal(tmp_path, dat
 
 
 def test_a_model_of_another_size_is_refused(tmp_path, data, weights):
-    with pytest.raises(InputError, match=r"takes images of 160 px, .* have 16: --resize .* --image_size 16") as error:
-        save_features.main(save_features.Config(timm="test_resnet", weights=weights, data=data, out=tmp_path / "f"))
+    with pytest.raises(InputError, match=r"takes images of 160 px, .* have 16: .* resize .* image_size 16") as error:
+        save(weights, data, tmp_path / "f", image_size=None)
     assert "\n" not in str(error.value) and not (tmp_path / "f").exists()
 
 
 def test_features_that_stand_are_not_made_again(data, weights, saved, capsys):
-    options = {"timm": "test_resnet", "weights": weights, "image_size": 16, "data": data, "accelerator": "cpu"}
-    save_features.main(save_features.Config(out=saved, **options))
+    save(weights, data, saved)
     assert capsys.readouterr().out.count("is there already") == 2
 
 
 def test_features_of_other_weights_are_told_apart(tmp_path, data, saved):
     save_file(donor(seed=1).state_dict(), tmp_path / "other.safetensors")
-    options = {"timm": "test_resnet", "weights": tmp_path / "other.safetensors", "image_size": 16, "data": data}
     with pytest.raises(InputError, match=r"train\.h5: made from others .* has another content"):
-        save_features.main(save_features.Config(out=saved, accelerator="cpu", **options))
+        save(tmp_path / "other.safetensors", data, saved)
 
 
 def test_without_a_network_a_name_is_refused(tmp_path, data, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    options = {"timm": "test_resnet", "image_size": 16, "data": data, "accelerator": "cpu"}
-    with pytest.raises(InputError, match=r"^timm:test_resnet: no weights could be downloaded .* --weights$"):
-        save_features.main(save_features.Config(out=tmp_path / "f", **options))
+    with pytest.raises(InputError, match=r"^timm:test_resnet: no weights could be downloaded .* weights$"):
+        save(None, data, tmp_path / "f")
     assert not (tmp_path / "f").exists()
 
 
 def test_fine_tuning(tmp_path, data, weights):
-    out = train_extractor.main(
-        train_extractor.Config(
-            data=data, out=tmp_path / "extractor", model="timm:test_resnet", weights=weights, image_size=16, epochs=3,
-            batch_size=20, loss="sgm", lr=0.02, accelerator="cpu",
-        )
-    )  # fmt: skip
+    out = train(data, tmp_path / "extractor", weights=weights, epochs=3, batch_size=20, loss="sgm", lr=0.02)
     losses = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0]
     model = load_extractor(out)
@@ -234,22 +231,23 @@ def test_fine_tuning(tmp_path, data, weights):
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("options", "words"),
     [
-        ({"model": "timm:test_resnet"}, ["160 px", "have 16"]),
-        ({"model": "timm:test_resnet", "width": 0.5}, ["width 0.5"]),
-        ({"model": "Conv4", "pretrained": True}, ["pretrained", "Conv4"]),
-        ({"model": "timm:test_resnet", "pretrained": True, "weights": "w.pt"}, ["pretrained and weights"]),
+        ({"model": {"name": "timm:test_resnet"}}, ["160 px", "have 16"]),
+        ({"model": {"name": "timm:test_resnet", "width": 0.5}}, ["model.width", "no setting of timm:test_resnet"]),
+        ({"model": {"name": "Conv4", "pretrained": True}}, ["model.pretrained", "no setting of Conv4", "timm:"]),
+        ({"model": {"name": "timm:test_resnet", "pretrained": True}, "weights": "w.pt"}, ["pretrained and weights"]),
+        ({"model": {"name": "Conv4", "image_size": 32}}, ["model.image_size 32", "pixels of 16 px"]),
     ],
 )
-def test_refused_settings(tmp_path, data, settings, words):
+def test_refused_settings(tmp_path, data, options, words):
     with pytest.raises(InputError) as error:
-        train_extractor.main(train_extractor.Config(data=data, out=tmp_path / "out", accelerator="cpu", **settings))
+        train(data, tmp_path / "out", **options)
     assert all(word in str(error.value) for word in words), error.value
     assert not list(tmp_path.iterdir())
 
 
 def test_one_extractor_must_be_chosen(tmp_path, data, extractor):
-    for chosen in ({}, {"extractor": extractor, "timm": "test_resnet"}, {"extractor": extractor, "image_size": 16}):
+    for chosen in ({}, {"extractor": extractor, "timm": "test_resnet"}):
         with pytest.raises(InputError, match=r"--timm"):
-            save_features.main(save_features.Config(data=data, out=tmp_path / "f", **chosen))
+            save_features.main(settings(save_features.Config, data=data, out=tmp_path / "f", **chosen))

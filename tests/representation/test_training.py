@@ -1,6 +1,7 @@
 """Training an extractor: resume, early stopping, several processes, non-finite losses, refused input."""
 
 import dataclasses
+import importlib
 import json
 import os
 import shutil
@@ -14,20 +15,20 @@ from conftest import ROOT, assert_refused, run_process, run_script, settings
 
 import train_extractor
 from lowshot.core import cli
-from lowshot.core.artifacts import flat, partial_path, read_json
+from lowshot.core.artifacts import partial_path, read_json
 from lowshot.core.cli import parse
 from lowshot.core.errors import InputError
-from lowshot.core.training import learning_rate
+from lowshot.core.settings import flat
 from lowshot.data.datasets.images import Images
-from lowshot.representation.augmentation import Augmentation
 from lowshot.representation.backbones import ModelConfig
 from lowshot.representation.extractor_training import ExtractorTrainer
 from lowshot.representation.loading import batches
+from lowshot.representation.settings import Cosine, Steps
 
 
 def config(data, out, **options):
-    defaults = {"model": "Conv4", "width": 0.25, "epochs": 3, "batch_size": 16, "accelerator": "cpu", "loss": "sgm"}
-    return train_extractor.Config(data=data, out=out, **(defaults | options))
+    small = {"model": {"name": "Conv4", "width": 0.25}, "epochs": 3, "batch_size": 16, "accelerator": "cpu"}
+    return settings(train_extractor.Config, data=data, out=out, **(small | {"loss": "sgm"} | options))
 
 
 def weights(folder):
@@ -56,7 +57,7 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path, data, monkeypatch
 
 
 def test_dropped_blocks_do_not_keep_a_resumed_run_from_the_same_weights(tmp_path, data, monkeypatch):
-    options = {"model": "ResNet12", "width": 0.1, "drop_rate": 0.3, "epochs": 2}
+    options = {"model": {"name": "ResNet12", "width": 0.1, "drop_rate": 0.3}, "epochs": 2}
     whole = weights(train_extractor.main(config(data, tmp_path / "whole", **options)))
     train_epoch = ExtractorTrainer._train_epoch
     monkeypatch.setattr(ExtractorTrainer, "_train_epoch", lambda self, e: 1 / 0 if e else train_epoch(self, e))
@@ -125,7 +126,7 @@ from lightning_fabric import Fabric
 from lowshot.representation.backbones import Extractor, ModelConfig
 from lowshot.data.datasets.images import read_images
 from lowshot.representation.extractor_training import ExtractorTrainer
-from lowshot.representation.settings import ExtractorSettings
+from lowshot.representation.settings import BatchSGM, ExtractorSettings
 from lowshot.core.training import TrainingRun
 
 fabric = Fabric(accelerator="cpu", devices=int(sys.argv[2]))
@@ -137,7 +138,7 @@ for i, layer in enumerate(model.trunk):
         model.trunk[i] = torch.nn.Identity()
 images, out = read_images(Path(sys.argv[1]) / "images.h5"), Path(sys.argv[3])
 out.mkdir(exist_ok=True)
-settings = ExtractorSettings(loss="batchsgm", loss_weight=1.0, epochs=2, batch_size=20, lr=0.005)
+settings = ExtractorSettings(loss=BatchSGM(1.0), epochs=2, batch_size=20, lr=0.005)
 run = TrainingRun(out, writes=fabric.is_global_zero)
 ExtractorTrainer(settings, fabric, run, model, images, images.rows(False), np.empty(0, int)).fit()
 if fabric.is_global_zero:
@@ -161,7 +162,7 @@ def test_two_processes_train_as_one(tmp_path, data):
 
 
 def test_two_processes_from_the_command_line(tmp_path, data):
-    options = ["--model", "Conv4", "--width", 0.25, "--epochs", 2, "--batch_size", 20, "--accelerator", "cpu"]
+    options = ["--model", "Conv4", "--model.width", 0.25, "--epochs", 2, "--batch_size", 20, "--accelerator", "cpu"]
     result = run_process("train_extractor.py", "--data", data, *options, "--out", tmp_path / "two", "--devices", 2)
     assert result.returncode == 0, result.stderr
     assert len((tmp_path / "two" / "log.jsonl").read_text().splitlines()) == 2
@@ -217,22 +218,34 @@ def test_a_model_of_the_folder_rebuilds_it(extractor):
 
 
 def test_schedules():
-    published = [learning_rate(e, 90, 0.1, "step", 30, 0.1, 1, 0.01) for e in (0, 1, 29, 30, 89)]
+    published = [Steps(warmup_epochs=1).rate(e, 90, 0.1) for e in (0, 1, 29, 30, 89)]
     assert published == pytest.approx([0.01, 0.1, 0.1, 0.01, 0.001])
-    cosine = [learning_rate(e, 10, 0.2, "cosine", 30, 0.1, 0, 0.01) for e in (0, 5, 10)]
+    cosine = [Cosine().rate(e, 10, 0.2) for e in (0, 5, 10)]
     assert cosine == pytest.approx([0.2, 0.1, 0.0])
+    warmed = [Cosine(warmup_epochs=2, warmup_lr=0.05).rate(e, 12, 0.2) for e in (0, 1.9, 2, 7, 12)]
+    assert warmed == pytest.approx([0.05, 0.05, 0.2, 0.1, 0.0])
+    cycles = [Cosine(n_cycles=2).rate(e, 8, 0.2) for e in (0, 2.9, 4, 6)]
+    assert cycles == pytest.approx([0.2, 0.1, 0.2, 0.1])
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--modle", "Conv4"], ["unrecognized", "modle"]),
+        (["--modle", "Conv4"], ["no such setting", "modle", "did you mean 'model'"]),
         (["--lr", "-1"], ["lr"]),
         (["--model", "ResNet11"], ["model"]),
         (["--patience", "3"], ["patience", "holdout"]),
         (["--seed", "-1"], ["seed"]),
         (["--batch_size", "1"], ["batch_size 1", "two"]),
         (["--augment.resized_crop", "true"], ["resized_crop", "stored pixels"]),
+        (["--loss", "sgm", "--head", "cosine"], ["loss sgm", "linear head"]),
+        (["--loss", "l2", "--mixup", "beta"], ["mixup", "not l2"]),
+        (["--schedule", "cosine", "--schedule.decay", "2"], ["schedule.decay", "no setting of cosine", "step"]),
+        (["--schedule.n_cycles", "2"], ["schedule.n_cycles", "no setting of step", "cosine"]),
+        (["--width", "0.5"], ["--width: is called model.width now"]),
+        (["--loss_weight", "0.5"], ["--loss_weight: is called loss.weight now"]),
+        (["--warmup_epochs", "1"], ["--warmup_epochs: is called schedule.warmup_epochs now"]),
+        (["--shots", "5"], ["--shots: is a setting of finetune_extractor.py now"]),
     ],
 )
 def test_bad_settings_are_one_line(tmp_path, data, arguments, words):
@@ -254,7 +267,8 @@ def test_images_on_disk_train_and_a_corrupt_one_is_named(tmp_path, image_folder,
     shutil.copytree(image_folder, root)
     photos = {"name": "folder", "test_per_class": 4, "max_shots": 5}
     data = preprocessing.main(settings(preprocessing.Config, dataset=photos, root=root, out=tmp_path / "data"))
-    options = {"epochs": 1, "image_size": 16, "num_workers": num_workers, "augment": Augmentation(resized_crop=True)}
+    options = {"epochs": 1, "num_workers": num_workers, "augment": {"resized_crop": True}}
+    options["model"] = {"name": "Conv4", "width": 0.25, "image_size": 16}
     train_extractor.main(config(data, tmp_path / "whole", **options))
     for image in sorted(root.rglob("*.png"))[::2]:
         image.write_bytes(image.read_bytes()[:60])
@@ -299,20 +313,26 @@ def test_settings_from_the_command_line_are_of_plain_types(tmp_path, monkeypatch
     cli.run(seen.append, train_extractor.Config, None)
     values = list(flat(dataclasses.asdict(seen[0])).values())
     assert {type(value) for value in values} <= {int, float, str, bool, type(None), list, type(tmp_path)}
-    assert [seen[0].lr, seen[0].epochs, seen[0].model, seen[0].augment.blur_sigma] == [0.1, 2, "Conv4", 0.5]
+    assert [seen[0].lr, seen[0].epochs, seen[0].model.name, seen[0].augment.blur_sigma] == [0.1, 2, "Conv4", 0.5]
+
+
+def completed(config_class, file):
+    """The settings of a file, with those that must be given beside it."""
+    words = ["--config", str(file)]
+    while True:
+        try:
+            return parse(config_class, words)
+        except InputError as error:
+            name, _, cause = str(error).partition(": ")
+            assert cause.startswith("must be given") and name not in words, error
+            words += [name, "1"]
 
 
 def test_every_recipe_config_is_accepted():
     """A file under configs/ sets only options that its stage has, to values that it takes."""
-    import importlib
-    from dataclasses import MISSING, fields
-
     files = sorted((ROOT / "configs").glob("*/*.yaml"))
     assert files
     for file in files:
         name, *variant = file.stem.split("-")
         stage = importlib.import_module(name)
-        config_class = stage.COMMANDS[variant[-1]][1] if hasattr(stage, "COMMANDS") else stage.Config
-        required = [f.name for f in fields(config_class) if "Path" in str(f.type) and f.default is MISSING]
-        given = [word for name in required for word in (f"--{name}", "x")]
-        assert parse(config_class, [*given, "--config", str(file)]), file
+        assert completed(stage.COMMANDS[variant[-1]][1] if hasattr(stage, "COMMANDS") else stage.Config, file)

@@ -8,17 +8,17 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_refused, run_process, run_script
+from conftest import ROOT, assert_refused, run_process, run_script, settings
 
 import save_features
 import train_scgm
 from lowshot.core.artifacts import read_json, write_json
 from lowshot.core.errors import InputError
 from lowshot.core.seeds import stream
+from lowshot.core.settings import flat
 from lowshot.data.datasets.images import Images, read_images, write_images
 from lowshot.data.features import read_features
 from lowshot.report.mixture import read_means
-from lowshot.representation.augmentation import Augmentation
 from lowshot.scgm import model as scgm_model
 from lowshot.scgm import training
 from lowshot.scgm.model import ScgmModel
@@ -28,12 +28,16 @@ METHODS = ["scgm_g", "scgm_a", "coarse", "ancor"]
 
 
 # Of 100 training images: three whole batches and one of four.
-OPTIONS = {"model": "Conv4", "width": 0.1, "epochs": 3, "n_cycles": 1, "batch_size": 32, "accelerator": "cpu",
-           "n_subclasses": 10, "e_step_every": 2}  # fmt: skip
+OPTIONS = {"model": {"name": "Conv4", "width": 0.1}, "epochs": 3, "schedule": {"n_cycles": 1}, "batch_size": 32,
+           "accelerator": "cpu"}  # fmt: skip
+MIXTURE = {"n_subclasses": 10, "e_step_every": 2}
 
 
-def config(data, out, **options):
-    return train_scgm.Config(data=data, out=out, **(OPTIONS | options))
+def config(data, out, method="scgm_g", **options):
+    """`method` by name, its mixture small, or with settings of its own beside that."""
+    chosen = {"name": method} if isinstance(method, str) else method
+    mixture = MIXTURE if chosen["name"].startswith("scgm") else {}
+    return settings(train_scgm.Config, data=data, out=out, method={**mixture, **chosen}, **(OPTIONS | options))
 
 
 def train(data, out, **options):
@@ -131,7 +135,8 @@ def test_a_baseline_has_means_of_superclasses_only(tmp_path, data):
 
 
 def test_the_embedding_is_what_features_are(tmp_path, data, trained):
-    out = save_features.main(save_features.Config(extractor=trained, data=data, out=tmp_path, accelerator="cpu"))
+    chosen = {"extractor": trained, "data": data, "out": tmp_path, "accelerator": "cpu"}
+    out = save_features.main(settings(save_features.Config, **chosen))
     for name, n_rows in (("train", 100), ("test", 40)):
         features = read_features(out / f"{name}.h5", 10)
         assert features.feats.shape == (n_rows, 128) and features.feats.min() < 0
@@ -154,8 +159,9 @@ def killed(tmp_path, data, monkeypatch, owner, name, at, *options):
         f"{owner}.{name} = killed\n"
         "run(train_scgm.main, train_scgm.Config, '')\n"
     )
-    settings = [item for key, value in OPTIONS.items() for item in (f"--{key}", value)]
-    return run_process(worker, "--data", data, "--out", tmp_path / "out", "--method", "scgm_a", *settings, *options)
+    values = flat(OPTIONS | {"method": {"name": "scgm_a", **MIXTURE}})
+    words = [item for key, value in values.items() for item in (f"--{key}", value)]
+    return run_process(worker, "--data", data, "--out", tmp_path / "out", *words, *options)
 
 
 def test_a_process_killed_in_the_e_step_ends_the_same(tmp_path, data, trained, monkeypatch):
@@ -219,21 +225,21 @@ def test_a_run_killed_in_the_first_e_step_leaves_nothing(tmp_path, data, monkeyp
 def test_a_second_run_skips_and_other_settings_are_refused(data, trained, capsys):
     train(data, trained, method="scgm_a")
     assert "is there already" in capsys.readouterr().out
-    with pytest.raises(InputError, match=r"setting tau was 0\.1, now 0\.2"):
-        train(data, trained, method="scgm_a", tau=0.2)
+    with pytest.raises(InputError, match=r"setting method\.tau was 0\.1, now 0\.2"):
+        train(data, trained, method={"name": "scgm_a", "tau": 0.2})
 
 
 def test_an_unfinished_run_with_other_settings_is_not_continued(tmp_path, data, trained):
     shutil.copytree(trained, tmp_path / "out.partial")
     with pytest.raises(InputError, match="unfinished run"):
-        train(data, tmp_path / "out", method="scgm_a", alpha=0.25)
+        train(data, tmp_path / "out", method={"name": "scgm_a", "alpha": 0.25})
 
 
 def test_assignments_come_as_often_as_asked(tmp_path, data):
     """Every epoch too, where the release never makes one; the epochs in between keep the last."""
     every = [[1, 2, 3], [1, 3], [1]]
     for n, expected in zip((1, 2, 5), every):
-        out = train(data, tmp_path / str(n), e_step_every=n)
+        out = train(data, tmp_path / str(n), method={"name": "scgm_g", "e_step_every": n})
         log = records(out)
         assert [record["step"] for record in log if "residual" in record] == expected
         assert len(mixture(out)["sizes"]) == len(expected)
@@ -253,7 +259,8 @@ def test_a_clean_view_leaves_the_network_as_it_is(tmp_path, data, monkeypatch):
     log_joint = ScgmTrainer._log_joint
     monkeypatch.setattr(ScgmTrainer, "_log_joint", twice)
     for view, same in (("clean", True), ("augmented", False)):
-        train(data, tmp_path / view, e_step_view=view, epochs=1, augment=Augmentation(flip=True, shift_pixels=2))
+        method, augment = {"name": "scgm_g", "e_step_view": view}, {"flip": True, "shift_pixels": 2}
+        train(data, tmp_path / view, method=method, epochs=1, augment=augment)
         assert torch.allclose(*kept["scores"], atol=1e-5) == kept["same"] == same
 
 
@@ -271,7 +278,8 @@ def test_half_precision_is_the_network_s_only(tmp_path, data, monkeypatch):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_loss_is_the_weighted_sum_of_its_terms(tmp_path, data, method):
-    for record in records(train(data, tmp_path / "out", method=method, alpha=0.125)):
+    weighted = {"name": method} | ({"alpha": 0.125} if method.startswith("scgm") else {})
+    for record in records(train(data, tmp_path / "out", method=weighted)):
         terms = {name: value for name, value in record.items() if name.startswith("loss_")}
         weights_of = {name: 0.125 if "subclass" in name else 1 for name in terms}
         assert record["loss"] == pytest.approx(sum(weights_of[name] * value for name, value in terms.items()), rel=1e-5)
@@ -295,8 +303,9 @@ def test_settings_and_views_reach_their_places(tmp_path, data, monkeypatch):
     monkeypatch.setattr(scgm_model, "angular_logits", lambda *a: seen["tau"].add(a[-1]) or logits(*a))
     monkeypatch.setattr(training, "assign_subclasses", lambda *a: seen["assign"].add(a[1:]) or assign(*a))
     monkeypatch.setattr(training, "stream", lambda *_: stream(0, "order", 0))  # the E-step in the epoch's order
-    train(data, tmp_path / "out", method="scgm_a", epochs=1, contrast_tau=0.3, key_momentum=0.9, exponent=20,
-          residual=0.05, max_iterations=301, augment=Augmentation(shift_pixels=3, border="border"))  # fmt: skip
+    method = {"name": "scgm_a", "contrast_tau": 0.3, "key_momentum": 0.9, "exponent": 20, "residual": 0.05,
+              "max_iterations": 301}  # fmt: skip
+    train(data, tmp_path / "out", method=method, epochs=1, augment={"shift_pixels": 3, "border": "border"})
     assert seen["tau"] == {0.3} and seen["momentum"] == {0.9} and seen["assign"] == {(20, 0.05, 301)}
     views = [view[:32] for view in seen["views"].values()]
     assert len(views) == 3
@@ -322,10 +331,9 @@ def test_two_processes_agree_on_everything(tmp_path, data, monkeypatch):
         "scgm.ScgmTrainer = Told\n"
         "run(train_scgm.main, train_scgm.Config, '')\n"
     )
-    options = ["--model", "Conv4", "--width", 0.1, "--accelerator", "cpu", "--epochs", 2, "--n_cycles", 1,
-               "--batch_size", 32, "--n_subclasses", 10, "--e_step_every", 1,
-               "--method", "scgm_a", "--queue_length", 9, "--devices", 2, "--holdout", 0.2,
-               "--patience", 2]  # fmt: skip
+    options = ["--model", "Conv4", "--model.width", 0.1, "--accelerator", "cpu", "--epochs", 2,
+               "--schedule.n_cycles", 1, "--batch_size", 32, "--method", "scgm_a", "--method.n_subclasses", 10, "--method.e_step_every", 1,
+               "--method.queue_length", 9, "--devices", 2, "--holdout", 0.2, "--patience", 2]  # fmt: skip
     result = run_process(worker, "--data", data, "--out", tmp_path / "out", *options)
     assert result.returncode == 0 and "D = 128" in result.stdout, result.stderr
     one, two = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
@@ -352,23 +360,27 @@ def test_scores_that_are_nan_name_the_batch(tmp_path, data, monkeypatch):
 
 def test_a_last_image_alone_is_no_batch(tmp_path, data):
     """Of 99 images two a batch, in neither step: batch norm, which ends with one pixel an image here, needs two."""
-    out = train(data, tmp_path / "out", model="VGG16BN", batch_size=2, epochs=1, holdout=0.01)
+    out = train(data, tmp_path / "out", model={"name": "VGG16BN", "width": 0.1}, batch_size=2, epochs=1, holdout=0.01)
     assert mixture(out)["sizes"].sum() == 99
 
 
 def test_a_superclass_with_a_single_class_works(tmp_path, data, changed):
     superclass_of = [0, 0, 0, 0, 0, 1, 1, 1, 1, 2]
     folder = changed(superclass_of=superclass_of, superclass_names=["a", "b", "c"])
-    out = train(folder, tmp_path / "out", method="scgm_a", n_subclasses=3, epochs=1)
+    out = train(folder, tmp_path / "out", method={"name": "scgm_a", "n_subclasses": 3}, epochs=1)
     assert mixture(out)["superclasses"].tolist() == [0, 1, 2]
     assert mixture(out)["superclass_means"].shape == (3, 128)
 
 
 def test_base_classes_only(tmp_path, data):
     split = read_json(data / "split.json")
-    out = train(data, tmp_path / "out", classes="base", n_subclasses=4, epochs=1)
+    out = train(data, tmp_path / "out", classes="base", method={"name": "scgm_g", "n_subclasses": 4}, epochs=1)
     labels = read_images(data / "images.h5").labels[mixture(out)["rows"]]
     assert sorted(set(labels.tolist())) == sorted(split["base_classes"])
+
+
+def subclasses(n):
+    return {"method": {"name": "scgm_g", "n_subclasses": n}}
 
 
 def refused_folder(name, data, changed):
@@ -387,11 +399,11 @@ def refused_folder(name, data, changed):
         ("no superclasses", {}, r"split\.json: the split of \S+ has no superclasses to learn from"),
         ("no image", {}, r"images\.h5: no training image of superclass 1 \(super1\)"),
         ("one superclass", {}, "a single superclass"),
-        ("", {"n_subclasses": 1}, "n_subclasses 1: .* the 2 superclasses"),
-        ("", {"n_subclasses": 101}, "n_subclasses 101: .* the 100 training images"),
-        ("", {"n_subclasses": 91, "holdout": 0.1}, "the 90 training images"),
+        ("", subclasses(1), "n_subclasses 1: .* the 2 superclasses"),
+        ("", subclasses(101), "n_subclasses 101: .* the 100 training images"),
+        ("", {**subclasses(91), "holdout": 0.1}, "the 90 training images"),
         ("", {"patience": 2}, "patience needs a holdout"),
-        ("", {"epochs": 8, "n_cycles": 3}, "n_cycles 3: the 8 epochs are not so many equal cycles"),
+        ("", {"epochs": 8, "schedule": {"n_cycles": 3}}, "n_cycles 3: the 8 epochs are not so many cycles"),
         ("", {"batch_size": 2, "devices": 2}, "each process needs two"),
     ],
 )
@@ -403,17 +415,20 @@ def test_bad_input_is_named(tmp_path, data, changed, what, options, words):
 
 def test_early_stopping_leaves_only_assignments_that_the_kept_network_has_seen(tmp_path, data):
     """Without progress patience ends the training; no row of sizes is one of an assignment that was never made."""
-    out = train(data, tmp_path / "out", epochs=8, holdout=0.2, patience=1, e_step_every=1, lr=1e-30)
+    method = {"name": "scgm_g", "e_step_every": 1}
+    out = train(data, tmp_path / "out", method=method, epochs=8, holdout=0.2, patience=1, lr=1e-30)
     sizes, means = mixture(out)["sizes"], read_means(out)
     assert 1 <= len(sizes) <= len(records(out)) < 8 and set(sizes.sum(1).tolist()) == {80}
     assert means.epochs.tolist() == list(range(len(sizes))) and means.n_epochs == len(sizes)
 
 
-def test_a_baseline_does_not_ask_for_subclasses(tmp_path, data):
-    train(data, tmp_path / "out", method="coarse", n_subclasses=1, epochs=1)
+def test_a_baseline_has_no_subclasses(tmp_path, data):
+    result = run_script("train_scgm.py", "--data", data, "--out", tmp_path / "out", "--method", "coarse",
+                        "--method.n_subclasses", 4)  # fmt: skip
+    assert_refused(result, "method.n_subclasses", "no setting of coarse", "scgm_g, scgm_a")
 
 
 def test_the_command_line_refuses_in_one_line(tmp_path, data):
-    result = run_script("train_scgm.py", "--data", data, "--out", tmp_path / "out", "--n_subclasses", 1)
+    result = run_script("train_scgm.py", "--data", data, "--out", tmp_path / "out", "--method.n_subclasses", 1)
     assert_refused(result, "n_subclasses 1", "2 superclasses")
     assert not list(tmp_path.iterdir())
