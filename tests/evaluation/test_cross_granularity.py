@@ -28,8 +28,13 @@ from lowshot.hallucination.clustering import clustering_scores
 from lowshot.report import mixture, results
 from lowshot.representation.augmentation import Augmentation
 from lowshot.representation.backbones import Extractor, ModelConfig, load_extractor, save_extractor
+from lowshot.representation.settings import StandardAugmentation
 
-FLIP = Augmentation(flip=True, shift_pixels=2)
+FLIP = Augmentation(flip=True, shift_pixels=2)  # as --copies.augment.flip --copies.augment.shift_pixels 2
+
+
+def flipped(n, seed):
+    return save_features.Copies(n, StandardAugmentation(flip=True, shift_pixels=2), seed)
 
 
 def save(**changes):
@@ -63,7 +68,7 @@ def scgm(tmp_path_factory, data):
 def embedded(tmp_path_factory, data, scgm):
     """test.h5 of `data`: 10 classes in 2 superclasses, 4 images each, 3 copies of each."""
     out = tmp_path_factory.mktemp("scgm_features") / "features"
-    return save(extractor=scgm, data=data, out=out, copies=3, support=FLIP, seed=1)
+    return save(extractor=scgm, data=data, out=out, copies=flipped(3, seed=1))
 
 
 # Features
@@ -85,15 +90,14 @@ def test_copies_are_features_of_images_changed_by_seed_image_and_copy(data, scgm
 
 
 def test_copies_do_not_hang_on_batches_nor_on_how_many_there_are(tmp_path, data, scgm, embedded):
-    other = save(extractor=scgm, data=data, out=tmp_path, copies=2, support=FLIP, seed=1, batch_size=7)
+    other = save(extractor=scgm, data=data, out=tmp_path, copies=flipped(2, seed=1), batch_size=7)
     assert np.allclose(stored(other), stored(embedded)[:, :2], atol=1e-5)
-    seeded = save(extractor=scgm, data=data, out=tmp_path / "s", copies=1, support=FLIP, seed=2)
+    seeded = save(extractor=scgm, data=data, out=tmp_path / "s", copies=flipped(1, seed=2))
     assert not np.allclose(stored(seeded), stored(embedded)[:, :1], atol=1e-3)
 
 
 def test_copies_of_a_killed_run_go_on_where_it_stopped(tmp_path, data, scgm, embedded):
-    options = {"extractor": scgm, "data": data, "out": tmp_path, "copies": 3, "support": FLIP, "seed": 1}
-    options["batch_size"] = 16
+    options = {"extractor": scgm, "data": data, "out": tmp_path, "copies": flipped(3, seed=1), "batch_size": 16}
     done = save(**options)
     done.rename(partial_path(done))
     with h5py.File(partial_path(done), "r+") as file:  # as a kill after the first block leaves it
@@ -107,7 +111,7 @@ def test_copies_of_a_killed_run_go_on_where_it_stopped(tmp_path, data, scgm, emb
 def test_files_without_copies_are_made_as_before(data, extractor, features, capsys):
     assert "augmented_feats" not in h5py.File(features / "test.h5")
     settings = json.loads(h5py.File(features / "test.h5").attrs["config"])
-    assert {name for name, value in settings.items() if value is not None} == {"precision", "resize"}
+    assert {name for name, value in settings.items() if value is not None} == {"precision"}
     save(extractor=extractor, data=data, out=features)
     assert "there already" in capsys.readouterr().out
 
@@ -125,9 +129,8 @@ def test_features_of_the_trunk(tmp_path, data, scgm, embedded):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"copies": 2}, ["copies 2", "all like the image"]),
-        ({"support": FLIP}, ["support", "give --copies"]),
-        ({"copies": 2, "support": Augmentation(resized_crop=True)}, ["resized_crop"]),
+        ({"copies": save_features.Copies(2)}, ["copies 2", "all like the image"]),
+        ({"copies": save_features.Copies(2, StandardAugmentation(resized_crop=True))}, ["resized_crop"]),
         ({"layer": "trunk"}, ["layer trunk", "extractor", "no projection"]),
     ],
 )
@@ -501,7 +504,7 @@ def test_means_that_do_not_fit(tmp_path, scgm, embedded, data, features):
 def test_the_scripts_one_after_another(tmp_path, data, scgm):
     features, out = tmp_path / "scgm" / "features", tmp_path / "results" / "within.json"
     done = run_script("save_features.py", "--extractor", scgm, "--data", data, "--out", features, "--part", "test",
-                      "--copies", "2", "--support.flip", "true", "--accelerator", "cpu")  # fmt: skip
+                      "--copies", "2", "--copies.augment.flip", "true", "--accelerator", "cpu")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert [path.name for path in features.iterdir()] == ["test.h5"]
     done = run_script("episodes.py", "--features", features / "test.h5", "--split", data / "split.json", "--out", out,
