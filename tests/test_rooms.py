@@ -184,5 +184,5 @@ def test_what_counts_as_an_edited_recipe():
 
 @pytest.mark.parametrize("path", [*PACKAGE, *STAGES], ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_recipes_are_made_once(path):
-    """A setting that is not read is not there: nothing is taken out of a recipe, or put in, after it was made."""
+    """A setting that is not read is not there: nothing is taken out of a recipe, or changed, after it was made."""
     assert edited_recipes(path.read_text(encoding="utf-8")) == []

@@ -64,8 +64,7 @@ class TrainingRun:
         """Write `ended_after` into the recipe of what has been made, and into the log."""
         where = self.folder / "config.json"
         content = read_json(where)
-        content["config"]["ended_after"] = self.ended_after
-        write_json(where, content)
+        write_json(where, {**content, "config": {**content["config"], "ended_after": self.ended_after}})
         self.log(self.ended_after, ended_after=self.ended_after)
 
     def check_finite(self, loss: float, step: int) -> None:

@@ -28,6 +28,7 @@ class DiscriminatorAugmentation:
     def __init__(self, settings: Any) -> None:
         self.settings, self.adapts = settings, isinstance(settings, AdaptiveChanges)
         self.first_p = settings.p if isinstance(settings, FixedChanges) else 0.0
+        self.n_uniforms = getattr(settings, "n_uniforms", N_UNIFORMS)
 
     def adapted(self, p: Tensor, real_logits: Tensor, n_images: int) -> Tensor:
         """The probability `p` (a scalar) after `n_images` more real images with such logits."""
@@ -36,7 +37,7 @@ class DiscriminatorAugmentation:
         return (p + step).clamp(0, _LARGEST_PROBABILITY)
 
     def __call__(self, images: Tensor, uniforms: Tensor, p: Tensor) -> Tensor:
-        """Images (B, C, S, S) changed by `uniforms` (B, N_UNIFORMS) in [0, 1); outside of them is their reflection."""
+        """Images (B, C, S, S) changed by `uniforms` (B, n_uniforms) in [0, 1); outside of them is their reflection."""
         if is_own(self.settings):
             return self.settings(images, uniforms)
         if isinstance(self.settings, NoChanges) or not self.settings.changes:

@@ -108,6 +108,8 @@ class AdaptiveChanges(_Changes):
     """real images seen while the probability moves by 1 at most"""
 
 
+# One of the user's own changes images (B, C, S, S) in [-1, 1] by `uniforms` (B, n_uniforms) in [0, 1), and lets
+# gradients pass; it may say how many `n_uniforms` an image needs, 9 unless it does.
 CHANGES = Registry(
     "discriminator augmentation",
     {"none": NoChanges, "fixed": FixedChanges, "adaptive": AdaptiveChanges},

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from lowshot.core.errors import InputError
 from lowshot.core.seeds import stream, torch_stream
 from lowshot.core.training import TrainingRun
-from lowshot.gan.augmentation import N_UNIFORMS, DiscriminatorAugmentation
+from lowshot.gan.augmentation import DiscriminatorAugmentation
 from lowshot.gan.data import Examples, Shuffled
 from lowshot.gan.losses import discriminator_losses, generator_losses, mismatch_loss, weighted
 from lowshot.gan.model import Gan, from_bytes, make_images
@@ -158,7 +158,8 @@ class GanTrainer:
         noise = torch_stream(s.seed, "noise", step)
         z = torch.randn(s.batch_size, self.gan.config.z_dim, generator=noise)[local].to(self.fabric.device)
         # Of images generated for the generator's update, then of real, generated and unlabelled ones for the other.
-        uniforms = torch.rand(4, s.batch_size, N_UNIFORMS, generator=noise)[:, local].to(self.fabric.device)
+        uniforms = torch.rand(4, s.batch_size, self.augment.n_uniforms, generator=noise)
+        uniforms = uniforms[:, local].to(self.fabric.device)
         with self.fabric.autocast():
             fake = self.gan.generator(z, labels)
         losses = self._generator_step(step, fake, labels, z, uniforms[0])

@@ -2,11 +2,24 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
 
-from lowshot.core.artifacts import digest, is_done, partial_path, read_recipe, recipe, settings, write_json, writing
+from lowshot.core.artifacts import (
+    digest,
+    is_done,
+    name_today,
+    partial_path,
+    read_recipe,
+    recipe,
+    renamed,
+    write_json,
+    writing,
+)
+from lowshot.core.choices import Registry
 from lowshot.core.errors import InputError
+from lowshot.core.settings import RunOnly, build
 
 
 @dataclass
@@ -19,7 +32,36 @@ class Config:
     out: Path
     lr: float = 0.1
     inner: Inner = field(default_factory=Inner)
-    overwrite: bool = False
+    overwrite: RunOnly[bool] = False
+
+
+@dataclass
+class Sgd:
+    lr: float = 0.1
+    momentum: float = 0.9
+
+
+@dataclass
+class Adam:
+    lr: float = 0.001
+    start: Path | None = None
+
+
+Sgd.__module__ = Adam.__module__ = "lowshot.tests"  # as if they were ours, whose code no recipe holds
+OPTIMIZERS = Registry("optimizer", {"sgd": Sgd, "adam": Adam}, "steps(parameters)")
+
+
+@dataclass(kw_only=True)
+class Choosing:
+    optimizer: Annotated[Any, OPTIMIZERS] = field(default_factory=Sgd)
+    epochs: int = 90
+    depth: int | None = None
+
+    renamed = {"optimizer": "optimizer.name", "lr": "optimizer.lr", "momentum": "optimizer.momentum"}  # noqa: RUF012
+
+
+def chosen(inputs=None, **values):
+    return recipe("stage", build(Choosing, values), inputs or {})
 
 
 def made(tmp_path, **changes):
@@ -27,7 +69,7 @@ def made(tmp_path, **changes):
 
 
 def test_settings_leave_out_paths_and_what_only_changes_the_run(tmp_path):
-    assert settings(Config(tmp_path)) == {"lr": 0.1, "inner": {"flip": False}}
+    assert made(tmp_path)["config"] == {"lr": 0.1, "inner": {"flip": False}}
 
 
 def test_a_file_appears_only_when_complete(tmp_path):
@@ -97,3 +139,67 @@ def test_recipe_of_foreign_files_is_none(tmp_path):
     (tmp_path / "list.json").write_text("[1]")
     assert read_recipe(tmp_path / "list.json") is None
     assert partial_path(Path("a/train.h5")) == Path("a/train.partial.h5")
+
+
+def test_a_recipe_by_hand(tmp_path):
+    (tmp_path / "start.json").write_text("{}")
+    whole = chosen({"data": tmp_path / "start.json", "known": "abc", "none": None}, optimizer="sgd")
+    empty = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"  # SHA-256 of "{}"
+    assert whole == {"stage": "stage", "inputs": {"data": empty, "known": "abc"},
+                     "config": {"optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9}, "epochs": 90,
+                                "depth": None}}  # fmt: skip
+    started = chosen(optimizer={"name": "adam", "start": tmp_path / "start.json"})
+    assert started["inputs"] == {"optimizer.start": empty}
+    assert started["config"]["optimizer"] == {"name": "adam", "lr": 0.001}
+    assert recipe("stage", Choosing(), {}, seen=[1, 2])["config"]["seen"] == [1, 2]
+
+
+def stored(**config):
+    return {"stage": "stage", "config": config, "inputs": {}}
+
+
+ALIKE = {
+    "today's form": {"optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9}, "epochs": 90, "depth": None},
+    "older names": {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "epochs": 90},
+    "a setting that came later": {"optimizer": "sgd", "lr": 0.1},
+    "null for what has no value": {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "depth": None},
+}
+OTHERS = {
+    "setting optimizer.lr was 0.2, now 0.1": {"optimizer": "sgd", "lr": 0.2},
+    "setting optimizer.lr was 0.001, now 0.1": {"optimizer": "adam", "lr": 0.001},
+    "setting epochs was 5, now 90": {"optimizer": "sgd", "lr": 0.1, "epochs": 5},
+    "setting depth was 3, now None": {"optimizer": "sgd", "lr": 0.1, "depth": 3},
+    "setting gone was 3, now absent": {"optimizer": "sgd", "lr": 0.1, "gone": 3},
+}
+
+
+@pytest.mark.parametrize("case", ALIKE)
+def test_recipes_of_older_revisions_count_as_the_same(case):
+    assert chosen().difference(stored(**ALIKE[case])) is None
+
+
+@pytest.mark.parametrize("difference", OTHERS)
+def test_what_differs_is_named(difference):
+    assert chosen().difference(stored(**OTHERS[difference])) == difference
+
+
+def test_settings_of_a_choice_that_was_not_at_work_are_no_difference():
+    """Older recipes hold those of all choices; today's hold what the choice has."""
+    older = {"optimizer": "adam", "lr": 0.001, "momentum": 0.5, "epochs": 90}
+    assert chosen(optimizer="adam").difference(stored(**older)) is None
+    assert chosen(optimizer={"name": "sgd", "lr": 0.001}).difference(stored(**older)) is not None
+
+
+def test_what_a_finished_training_says_of_its_run_is_no_difference():
+    assert chosen().difference(stored(optimizer="sgd", ended_after=3)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "today"),
+    [("loss", "loss.name"), ("loss.weight", "loss.weight"), ("sgd.lr", "classifier.lr"), ("sgd", "classifier"),
+     ("methods.cosine.lr", "classifier.lr"), ("methods.other.lr", "methods.other.lr"), ("sgdr", "sgdr")],
+)  # fmt: skip
+def test_names_of_today_by_a_table(name, today):
+    names = {"loss": "loss.name", "sgd": "classifier", "methods": "methods", "methods.cosine": "classifier"}
+    assert name_today(names, name) == today
+    assert renamed(names, stored(**{name: 1}))["config"] == {today: 1}

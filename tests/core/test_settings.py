@@ -131,7 +131,6 @@ def test_what_is_not_given_is_the_default():
         ("sizes", "all", "all"),
         ("sizes", "[2]", [2]),
         ("label", 5, "5"),
-        ("label", True, "true"),
         ("switch", "true", True),
         ("switch", False, False),
         ("out", "a/b", Path("a/b")),
@@ -147,7 +146,8 @@ def test_texts_and_plain_values_are_taken(name, given, value):
     [
         ({"n": "0"}, "n: '0': must be a whole number above 0"),
         ({"n": 1.5}, "n: 1.5: must be a whole number above 0"),
-        ({"n": True}, "n: True: must be a whole number above 0"),
+        ({"label": True}, "label: true: must be text or null"),
+        ({"n": True}, "n: true: must be a whole number above 0"),
         ({"share": 1.2}, "share: 1.2: must be a number from 0 up to 1 or null"),
         ({"share": "nan"}, "share: 'nan': must be a number from 0 up to 1 or null"),
         ({"kind": "c"}, "kind: 'c': must be one of a, b"),

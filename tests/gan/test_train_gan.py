@@ -426,7 +426,7 @@ def test_a_batch_must_be_shared_equally(gans, tmp_path):
         (["--augment=fixed"], "--augment.p: must be given: a number above 0 up to 1"),
         (["--augment=fixed", "--augment.p=0"], "--augment.p: '0': must be a number above 0 up to 1"),
         (["--augment.p=0.5"], "--augment.p: no setting of adaptive (it is one of fixed)"),
-        (["--augment.mode=fixed"], "--augment.mode: is called augment.name now"),
+        (["--augment.mode=fixed"], "--augment.mode: is called augment now"),
         (["--film=affine"], "--film: is called network.film now"),
         (["--class_embedding=features"], "--class_embedding: is called network.class_embedding now"),
         (["--network=my_nets.py:Net"], "no network is called 'my_nets.py:Net'; there are published, modulated"),
@@ -444,8 +444,10 @@ from dataclasses import dataclass
 @dataclass
 class Mirror:
     below: float = 0.5
+    n_uniforms = 1
 
     def __call__(self, images, uniforms):
+        assert uniforms.shape == (len(images), 1)
         return images.flip(3).where((uniforms[:, 0] < self.below).view(-1, 1, 1, 1), images)
 """
 
