@@ -68,6 +68,16 @@ class FromUnlabelled(Doubled):
     setting = "semi_supervised"
 
 
+@dataclass
+class FromTestImages(Doubled):
+    setting = "transductive"
+
+
+@dataclass
+class FromWhat(Doubled):
+    setting = "semi-supervised"
+
+
 class NoDataclass:
     def score(self, tasks, seed):
         pass
@@ -156,6 +166,8 @@ def test_an_addition_of_ones_own(config):
     more = ("--add", "my_code.py:FromUnlabelled", "--add.FromUnlabelled.shift", "-9", "--overwrite")
     moved = made(low_shot_by(config, *mean, *more), config)
     assert moved["trials"] != plain["trials"] and moved["protocol"]["setting"] == "semi_supervised"
+    seen = made(low_shot_by(config, *mean, "--add", "my_code.py:FromTestImages", "--overwrite"), config)
+    assert seen["protocol"]["setting"] == "transductive"
 
 
 def test_ours_and_ones_own_in_the_order_of_the_line(config):
@@ -257,6 +269,7 @@ BAD = [
         ["--classifier", "my_code.py:MeansOfTasks", "--classifier.squeeze"],
         "score gave (48, 4), not a tensor of scores (1,",
     ),
+    (["--add", "my_code.py:FromWhat"], "add.FromWhat: its setting is 'semi-supervised', not one of inductive, trans"),
     (["--add", "my_code.py:Means"], "my_code.py:Means: defines no extend(run, benchmark, seed)"),
     ([*DOUBLED, "--add.Doubled.shift", "x"], "--add.Doubled.shift: 'x': must be a number"),
     ([*DOUBLED, "--add.Doubled.shift", "inf"], "--add.Doubled.shift: 'inf': must be a number"),
