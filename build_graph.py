@@ -104,7 +104,11 @@ class CompleteConfig(GraphConfig):
     """Training images that are nodes beside those of the setup's base classes: none, those of its novel classes, or all
     there are."""
 
-    renamed = {"index": "background.index.name", "n_probe": "background.index.n_probe"}  # noqa: RUF012 -- no field
+    renamed = {  # noqa: RUF012 -- no field
+        "index": "background.index.name",
+        "n_probe": "background.index.n_probe",
+        "index.n_probe": "background.index.n_probe",
+    }
 
     def __post_init__(self) -> None:
         if self.background is None:

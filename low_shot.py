@@ -28,7 +28,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from lowshot import classifiers, core, diffusion, evaluation, gan, hallucination
 from lowshot.classifiers.settings import (
@@ -223,6 +223,7 @@ def _evaluate(configs: list[Config], benchmark: Benchmark, device: str) -> Itera
 def _recipe(config: Config) -> Recipe:
     """The recipe of the results."""
     _check_own_head(config)
+    _check_additions(config)
     samples = {f"samples_{trial}_{n}": path for (trial, n), path in _sample_files(config).items()}
     return recipe("low_shot", config, {**input_files(config), **samples})
 
@@ -243,6 +244,18 @@ def _check_own_head(config: Config) -> None:
     head = config.classifier.extractor
     if (read_recipe(config.train) or {"inputs": {}})["inputs"].get("extractor") != digest(head):
         raise InputError(f"{head}: {config.train} holds features of another extractor")
+
+
+def _check_additions(config: Config) -> None:
+    """InputError for an addition that does not say what it sees in the words that results have for it."""
+    for name, one in config.add.items():
+        if (seen := _seen(one)) not in get_args(Setting):
+            raise InputError(f"add.{name}: its setting is '{seen}', not one of {', '.join(get_args(Setting))}")
+
+
+def _seen(addition: Any) -> str:
+    """What an addition sees beside labelled training images; nothing unless it says so."""
+    return getattr(addition, "setting", "inductive")
 
 
 def _ranks(config: Config, benchmark: Benchmark, device: str, keep: evaluation.Keep | None = None) -> Ranks:
@@ -284,10 +297,10 @@ def _extended(run: Run, additions: dict[str, Addition], benchmark: Benchmark, se
 def _setting(configs: list[Config], benchmark: Benchmark) -> Setting:
     """What the method saw beside labelled training rows: test images, unlabelled training rows (a GAN's checkpoint is
     chosen by such), or nothing."""
-    if any(is_transductive(one.classifier) for one in configs):
+    seen = {_seen(one) for config in configs for one in config.add.values()}
+    if "transductive" in seen or any(is_transductive(one.classifier) for one in configs):
         return "transductive"
-    settings = {getattr(one, "setting", "inductive") for config in configs for one in config.add.values()}
-    return "semi_supervised" if benchmark.train.saw_samples or "semi_supervised" in settings else "inductive"
+    return "semi_supervised" if benchmark.train.saw_samples or "semi_supervised" in seen else "inductive"
 
 
 def _joint_name(configs: list[Config]) -> str:

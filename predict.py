@@ -68,7 +68,8 @@ class FitConfig(ExtractorChoice):
     overwrite: RunOnly[bool] = False
     """make it again even if it is there"""
 
-    renamed = {"method": "method.name", "methods": "method"}  # noqa: RUF012
+    renamed = ExtractorChoice.renamed | {"method": "method.name", "methods": "method"}
+    renamed |= {f"methods.{one}": "method" for one in INDUCTIVE_METHODS.classes}
 
 
 @dataclass(kw_only=True)
@@ -105,7 +106,7 @@ def fit(config: FitConfig) -> Path:
     _check(config)
     extractor, chosen = representation.chosen_extractor(config)
     files = [file for part in classes.values() for file in part]
-    read = {"weights": config.weights, "base_features": config.base_features, "split": config.split}
+    read = {"base_features": config.base_features, "split": config.split}
     made_from = recipe("predict", config, {**read, **chosen, "images": listing_digest(root, files)})
     if is_done(config.out, made_from, config.overwrite):
         return config.out
@@ -172,7 +173,7 @@ def classify(config: ClassifyConfig) -> Path:
     classifier = classifiers.load_classifier(config.classifier, config.code)
     files = choose_files(config.images)
     listed = listing_digest(Path("/"), [file.absolute() for file in files.values()])
-    made_from = recipe("predict", config, {"classifier": config.classifier, "images": listed})
+    made_from = recipe("predict", config, {"classifier": config.classifier, **classifier.code, "images": listed})
     is_table = config.out.suffix == ".csv"
     record = config.out.with_name(config.out.name + ".json") if is_table else config.out
     if config.out.exists() and not config.overwrite and not record.exists():

@@ -12,7 +12,7 @@ python train_analogy_generator.py --quadruplets outputs/glyphs/conv4_sgm/quadrup
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,8 @@ class Config:
     """folder to write the generator to"""
     extractor: Path | None = None
     """folder whose classifier scores the generated features; without it a linear one is fitted to the centroids"""
+    code: RunOnly[list[str]] = field(default_factory=list)
+    """classes of your own, file.py:Class, that the extractor was made with and that this command may import"""
     rule: RuleName = "hariharan2017"
     """what is predicted, and how trained: ICCV 2017 (b from a, c, d; SGD) or the CIFAR system (d from c, a, b; Adam)"""
     lr: PositiveFloat | None = None
@@ -68,7 +70,7 @@ def main(config: Config) -> Path:
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     torch.manual_seed(config.seed)
-    critic = hallucination.build_critic(mined, config.quadruplets, config.extractor, made_from["inputs"])
+    critic = hallucination.build_critic(mined, config.quadruplets, config.extractor, made_from["inputs"], config.code)
     device = core.pick_device()
     rule = hallucination.chosen_rule(config.rule, config.lr, config.n_steps, config.batch_size)
     model = hallucination.build_generator(mined, config.hidden, config.rule).to(device)

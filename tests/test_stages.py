@@ -98,9 +98,10 @@ CLOCKED = [
     f"diffusion.py --graph graphs/novel-test.h5 --edges.k 3 {ONE_RUN}",
     f"diffusion.py --graph graphs/novel-test.h5 --edges.k 3 {ONE_RUN} --dry_run true",
     f"score_samples.py --samples gan/samples/train.h5 --n_images 6 --n_neighbours 1 {FILES} --out new.json",
-    "low_shot.py --config inputs.yaml --classifier logistic_regression --propagated scores/propagated.h5 "
-    "--generator conv4/generator --scores new.h5 --out new.json",
-    "low_shot.py --config inputs.yaml --sgd.n_steps 5 --sgd.batch_size 20 --select grids/low_shot.yaml --out new.json",
+    "low_shot.py --config inputs.yaml --classifier logistic_regression --add.propagated scores/propagated.h5 "
+    "--add.generator conv4/generator --scores new.h5 --out new.json",
+    "low_shot.py --config inputs.yaml --classifier.n_steps 5 --classifier.batch_size 20 "
+    "--select grids/low_shot_today.yaml --out new.json",
     "diffusion.py --config inputs.yaml --edges.k 3 --graph graphs/novel-{setup}.h5 --select grids/diffusion.yaml "
     "--out new.json",
     "diffusion.py --config inputs.yaml --edges.k 3 --graph graphs/novel-test.h5 --fuse scores/plain.h5 --out new.json",

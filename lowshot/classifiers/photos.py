@@ -13,8 +13,8 @@ from lowshot.classifiers.methods import score_tasks
 from lowshot.classifiers.settings import INDUCTIVE_METHODS, FeatureTransform
 from lowshot.classifiers.tasks import Tasks
 from lowshot.classifiers.transform import apply_transform
-from lowshot.core.artifacts import read_json, write_json
-from lowshot.core.choices import named_class
+from lowshot.core.artifacts import digest, read_json, write_json
+from lowshot.core.choices import code_file, is_own, named_class
 from lowshot.core.errors import InputError
 from lowshot.core.settings import checked
 from lowshot.core.state_dicts import load_tensors
@@ -37,6 +37,12 @@ class PhotoClassifier:
     transform: FeatureTransform
     base_mean: Tensor | None = None
     invert: bool = False
+
+    @property
+    def code(self) -> dict[str, Path | None]:
+        """The files of the user's own classes that it is made with, named for a recipe."""
+        method = code_file(type(self.method)) if is_own(self.method) else None
+        return {"code of extractor": self.extractor.code, "code of method": method}
 
     def predict_proba(self, features: np.ndarray) -> np.ndarray:
         """Features (Q, D) as the extractor makes them -> softmax of the method's scores, float32 (Q, classes)."""
@@ -96,6 +102,8 @@ def load_classifier(folder: str | Path, code: Sequence[str] = ()) -> PhotoClassi
     described = {name: content[name] for name in _Description.__dataclass_fields__ if name in content}
     description = checked(_Description, described, where)
     method = checked(named_class(INDUCTIVE_METHODS, description.method, code, where), description.options, where)
+    if is_own(method) and digest(code_file(type(method))) != content.get("inputs", {}).get("code of method"):
+        print(f"{folder}: {code_file(type(method))} has changed since it was made")
     transform = checked(FeatureTransform, description.transform, where)
     extractor, tensors = load_extractor(Path(folder) / "extractor", code), load_tensors(Path(folder) / "model.pt")
     _check(Path(folder) / "model.pt", tensors, len(description.class_names), extractor.dim, transform.centre)

@@ -1,13 +1,13 @@
 """Which classifiers and few-shot methods there are, and the settings of each."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from annotated_types import Gt, Le
 
 from lowshot.core.choices import Registry
-from lowshot.core.settings import Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, RunOnly
+from lowshot.core.settings import Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 @dataclass
@@ -119,8 +119,6 @@ class PTMapOptions:
 class OwnHead:
     extractor: Path
     """Folder of the extractor whose features these are."""
-    code: RunOnly[list[str]] = field(default_factory=list)
-    """Classes of your own that the extractor was made with and that this command may import."""
 
 
 # Base and novel classes jointly: the runs of the low-shot benchmark.

@@ -86,10 +86,16 @@ class Recipe(dict):
         new = flat(self["config"])
         old = {name: self.defaults[name] for name in new if name in self.defaults} | flat(stored["config"])
         for name in sorted({*old, *new}):
-            unread = name not in new and any(f"{group}.name" in new for group in _groups(name))
-            if old.get(name) != new.get(name) and not unread:
+            if old.get(name) != new.get(name) and not _was_unread(name, new):
                 return f"setting {name} was {old.get(name, 'absent')}, now {new.get(name, 'absent')}"
         return None
+
+
+def _was_unread(name: str, new: dict[str, Any]) -> bool:
+    """Whether a setting is one of a choice that `new` has, but not of what is chosen there, nor a part of one that is,
+    as what was chosen for each n stands below its setting."""
+    groups = list(_groups(name))
+    return not new.keys() & {name, *groups} and any(f"{group}.name" in new for group in groups)
 
 
 def _groups(name: str) -> Iterator[str]:

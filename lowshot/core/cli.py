@@ -42,15 +42,21 @@ def run_commands(commands: dict[str, tuple[Callable, type]], description: str | 
     script, arguments = Path(sys.argv[0]).name, sys.argv[1:]
     if arguments and arguments[0] in commands:
         main, config_class = commands[arguments[0]]
-        _call(main, config_class, arguments[1:], f"{script} {arguments[0]}", config_class.__doc__)
+        _call(main, config_class, arguments[1:], f"{script} {arguments[0]}", _about(config_class))
         return
     if arguments and arguments[0] in _ASKS:
-        shown = "\n".join(f"  {name:12}{one.__doc__ or ''}" for name, (_, one) in commands.items())
+        shown = "\n".join(f"  {name:12}{_about(one)}" for name, (_, one) in commands.items())
         usage = f"usage: {script} {{{','.join(commands)}}} --setting value ...; each has a --help of its own"
         print(usage, (description or "").strip(), shown, sep="\n\n")
         return
     given = f"'{arguments[0]}'{suggestion(arguments[0], commands)}" if arguments else "none is given"
     _refuse(script, f"the first word must be one of {', '.join(commands)}: {given}")
+
+
+def _about(config_class: type) -> str:
+    """What its docstring says; a dataclass without one is given its signature, which is no help."""
+    said = config_class.__doc__ or ""
+    return "" if said.startswith(f"{config_class.__name__}(") else said
 
 
 def _call(main: Callable, config_class: type, arguments: list[str], script: str, description: str | None) -> None:

@@ -49,7 +49,8 @@ class Addition(Protocol):
     """An implementation, opened and checked.
 
     A class of the user's own is a dataclass of its settings that has `extend` itself. It may say `setting` too: what
-    the method sees beside labelled training images, "inductive" unless it does; and `label`, its name in tables.
+    the method sees beside labelled training images, "semi_supervised" (unlabelled ones), "transductive" (test images)
+    or, unless it does, "inductive" (none); and `label`, its name in tables.
     """
 
     def extend(self, run: Run, benchmark: Any, seed: int) -> Run:

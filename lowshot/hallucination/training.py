@@ -1,5 +1,6 @@
 """Training an analogy generator on quadruplets: both papers' rules, one loop."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -175,17 +176,19 @@ def fit_critic(centroids: Tensor, labels: Tensor) -> nn.Linear:
     return critic
 
 
-def build_critic(mined: Quadruplets, where: Path, extractor: Path | None, inputs: dict[str, str]) -> nn.Module:
+def build_critic(
+    mined: Quadruplets, where: Path, extractor: Path | None, inputs: dict[str, str], code: Sequence[str] = ()
+) -> nn.Module:
     """The frozen classifier (N, D) -> (N, classes): the extractor's own, or one fitted to the centroids.
 
-    Raises InputError if the extractor (digests in `inputs`) is not the one that the features behind the quadruplets of
-    the file `where` come from.
+    `code` names classes of the user's own that may be imported for the extractor. Raises InputError if the extractor
+    (digests in `inputs`) is not the one that the features behind the quadruplets of the file `where` come from.
     """
     n_clusters, dim = mined.centroids.shape[1:]
     if extractor is None:
         labels = torch.from_numpy(mined.labels).repeat_interleave(n_clusters)
         return fit_critic(torch.from_numpy(mined.centroids.reshape(-1, dim)), labels).requires_grad_(False)
-    model = load_extractor(extractor)
+    model = load_extractor(extractor, code)
     if model.dim != dim:
         raise InputError(f"{extractor}: makes features of {model.dim} dimensions, but {where} has {dim}")
     if inputs["critic"] != inputs.get("extractor", inputs["critic"]):

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import run_script, settings
+from conftest import assert_refused, run_script, settings
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -137,7 +137,8 @@ def test_a_timm_classifier_needs_nothing_but_its_folder(tmp_path, photos):
     for c in range(10):
         (tmp_path / "one" / f"class{c}").mkdir(parents=True)
         shutil.copy(photos / "few" / f"class{c}" / "0.png", tmp_path / "one" / f"class{c}")
-    options = {"timm": "test_resnet", "weights": tmp_path / "w.safetensors", "image_size": 48, "method": "nearest_mean"}
+    timm_model = {"name": "test_resnet", "weights": tmp_path / "w.safetensors", "image_size": 48}
+    options = {"timm": timm_model, "method": "nearest_mean"}
     made = predict.fit(settings(FitConfig, images=tmp_path / "one", out=tmp_path / "c", **options))
     (tmp_path / "w.safetensors").unlink()
     out = predict.classify(ClassifyConfig(classifier=made, images=tmp_path / "one", out=tmp_path / "p.json"))
@@ -315,7 +316,7 @@ def test_broken_classifiers_are_named(tmp_path, photos, classifier):
     for wrong in ({"crop_pct": 0}, {"image_size": -3}, {"image_size": "x"}, {"name": 1}, {"width": None}, {"new": 1}):
         model = {**described["model"], **wrong}
         write_json(tmp_path / "c" / "extractor" / "config.json", {**described, "model": model})
-        refused(r"c/extractor/config\.json: ")
+        refused(r"c/extractor(/config\.json)?: ")
     tensors = torch.load(tmp_path / "c" / "model.pt", weights_only=True)
     for wrong in (
         {"support_labels": 3}, {"support_labels": torch.tensor(3)}, {"support_features": torch.zeros(50)},
@@ -343,3 +344,93 @@ def test_an_unknown_method_is_refused_with_the_names(photos, monkeypatch, capsys
         run_commands({"fit": (predict.fit, FitConfig), "classify": (predict.classify, ClassifyConfig)}, predict.__doc__)
     error = capsys.readouterr().err
     assert all(word in error for word in ("method", "nearest_mean", "logistic_regression", "cosine", "pt_map"))
+
+
+# --- a method of the user's own ---
+
+FARTHEST = '''
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class Farthest:
+    """The class of the farthest photo, or of the closest one."""
+
+    sign: float = 1.0
+    transductive = {transductive}
+
+    def score(self, tasks, seed):
+        distances = torch.cdist(tasks.query_features, tasks.support_features)
+        own = tasks.support_labels[:, None, None] == torch.arange(tasks.n_way)[:, None]
+        return (self.sign * distances[:, :, None]).masked_fill(~own, -1e9).amax(-1)
+'''
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder with the user's file, which commands name without a folder."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "my_method.py").write_text(FARTHEST.format(transductive=False))
+    return folder
+
+
+def fit_own(folder, photos, extractor, *more):
+    return run_script("predict.py", "fit", "--extractor", extractor, "--images", photos / "few", "--out", folder / "c",
+                      "--method", "my_method.py:Farthest", *more, folder=folder)  # fmt: skip
+
+
+def classify_own(folder, photos, *more):
+    return run_script("predict.py", "classify", "--classifier", folder / "c", "--images", photos / "few", "--out",
+                      folder / "p.json", "--top_k", "1", *more, folder=folder)  # fmt: skip
+
+
+CODE = ("--code", "my_method.py:Farthest")
+
+
+def test_a_classifier_of_the_users_own_method(own, photos, extractor):
+    """Its code runs only where a command names it."""
+    made = fit_own(own, photos, extractor, "--method.sign", "-1")
+    assert made.returncode == 0, made.stderr
+    content = read_json(own / "c" / "config.json")
+    assert content["method"] == "my_method.py:Farthest" and content["options"] == {"sign": -1.0}
+    assert content["config"]["method"] == {"name": "my_method.py:Farthest", "sign": -1.0}
+    assert len(content["inputs"]["code of method"]) == 64
+    refused = classify_own(own, photos)
+    assert_refused(refused, "c/config.json: was made with my_method.py:Farthest", "--code my_method.py:Farthest")
+    assert_refused(classify_own(own, photos, "--code", "my_method.py:Other"), "my_method.py defines no 'Other'")
+    named = classify_own(own, photos, *CODE)
+    assert named.returncode == 0 and "has changed" not in named.stdout, named.stderr
+    rows = read_json(own / "p.json")["predictions"]  # of the very photos: the closest one is the photo itself
+    assert all(row["classes"][0]["class"] == row["image"].split("/")[0] for row in rows) and len(rows) == 50
+    assert "is there already" in fit_own(own, photos, extractor, "--method.sign", "-1").stdout
+    assert_refused(fit_own(own, photos, extractor), "setting method.sign was -1.0, now 1.0")
+
+
+def test_changed_code_of_a_method(own, photos, extractor):
+    assert fit_own(own, photos, extractor).returncode == 0
+    assert classify_own(own, photos, *CODE).returncode == 0
+    (own / "my_method.py").write_text(FARTHEST.format(transductive=False) + "\n# changed\n")
+    assert_refused(fit_own(own, photos, extractor), "c: made from others", "code of method")
+    assert_refused(classify_own(own, photos, *CODE), "p.json: made from others", "code of method")
+    again = classify_own(own, photos, *CODE, "--overwrite")
+    assert again.returncode == 0 and "my_method.py has changed since it was made" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--method.power", "2"], FARTHEST, "--method.power: no setting of my_method.py:Farthest"),
+        (["--method.sign", "few"], FARTHEST, "--method.sign: 'few': must be a number"),
+        ([], FARTHEST.replace("{transductive}", "True"), "method: is transductive"),
+        ([], FARTHEST.replace("def score", "def scores"), "my_method.py:Farthest: defines no score(tasks, seed)"),
+        ([], FARTHEST.replace("@dataclass", ""), "my_method.py:Farthest: is not a dataclass"),
+        ([], "import nothing_of_this_name", "(my_method.py, line 1: ModuleNotFoundError"),
+    ],
+)
+def test_a_method_that_cannot_be(own, photos, extractor, words, code, message):
+    (own / "my_method.py").write_text(code.replace("{transductive}", "False"))
+    assert_refused(fit_own(own, photos, extractor, *words), message)
+    assert not (own / "c").exists()
