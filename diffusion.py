@@ -3,16 +3,16 @@
 Reads     the setup's graph (build_graph.py complete), train and test features, split, draws and, if wanted, a grid of
           settings and the scores of a classifier (low_shot.py --scores) to fuse with.
 Writes    one results JSON with six accuracies for every trial and n; with a grid, the evidence of the choice beside it;
-          if wanted, the rows that it labelled, for low_shot.py --propagated.
+          if wanted, the rows that it labelled, for low_shot.py --add.propagated.
 
-    python diffusion.py --graph graph-test.h5 --train features/train.h5 --test features/test.h5 --split split.json \
-        --draws draws.json --out results/diffusion.json
+    python diffusion.py --graph graph-test.h5 --train features/train.h5 --test features/test.h5 --split split.json \\
+        --draws draws.json --out results/diffusion.json [--fuse scores.h5] [--label propagated.h5]
 
 The number of steps chosen on the validation setup for every n, results on the test setup (grid.yaml:
 `n_steps: [0, 1, 2, 3]`):
 
-    python diffusion.py --graph "graph-{setup}.h5" --train features/train.h5 --test features/test.h5 \
-        --split split.json --draws draws.json --out results/diffusion.json --select grid.yaml --select_per_shot true
+    python diffusion.py --graph "graph-{setup}.h5" --train features/train.h5 --test features/test.h5 \\
+        --split split.json --draws draws.json --out results/diffusion.json --select grid.yaml --select.per_shot
 
 Several processes share the classes: torchrun --nproc-per-node 2 diffusion.py ...
 """
@@ -34,15 +34,23 @@ import numpy as np
 from tqdm import tqdm
 
 from lowshot import core, diffusion, evaluation
-from lowshot.core.artifacts import Provenance, is_done, partial_path, recipe, writing
+from lowshot.core.artifacts import Provenance, Recipe, is_done, partial_path, recipe, renamed, writing
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
 from lowshot.core.imports import load
-from lowshot.core.settings import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from lowshot.diffusion.settings import EdgeOptions, Precision, StepOptions
+from lowshot.core.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, RunOnly, values_of
+from lowshot.diffusion.settings import EdgeOptions, Fusion, Labelling, Precision, StepOptions
 from lowshot.evaluation.benchmark import Benchmark, Ranks, check_settings, input_files, read_benchmark, write_results
-from lowshot.evaluation.selection import choose, evidence_path, joint_recipe, read_grid, with_values
+from lowshot.evaluation.selection import by_setting, choose, evidence_path, joint_recipe, read_grid, with_values
 from lowshot.evaluation.settings import SelectionConfig, Ties
+
+# What recipes of older revisions call the settings that they hold.
+OLDER_NAMES = {
+    "edges.weight": "edges.weight.name",
+    "edges.sigma": "edges.weight.sigma",
+    "fusion_weight": "fuse.weight",
+    "n_propagated": "label.n_rows",
+}
 
 
 @dataclass(kw_only=True)
@@ -62,25 +70,33 @@ class Config(SelectionConfig):
     the true class loses."""
     precision: Precision = "float32"
     """In which labels are stored between steps; sums are float32."""
-    scores: Path | None = None
-    """Scores of a classifier on the same shots (low_shot.py --scores) to fuse with; `{setup}` as in graph."""
-    fusion_weight: ClosedUnitInterval = 0.5
-    """Weight of diffusion in the fusion; the classifier has the rest."""
+    fuse: Fusion | None = None
+    """Fuse the scores with those of a classifier."""
     history: NonNegativeInt = 0
     """Accuracies after 0, 1, ... this many steps are recorded as well."""
-    propagated: Path | None = None
-    """File to write those unlabelled images to that are surest of a novel class (.h5)."""
-    n_propagated: PositiveInt = 20
-    """Images of a class to write there."""
-    background: Path | None = None
-    """propagated: the features that the background graph was built from, if its images may be written."""
-    slice_width: PositiveInt | None = None
-    """Classes worked on at a time; chosen by the memory there is unless given. Changes no result."""
-    memory_gib: PositiveFloat | None = None
+    label: RunOnly[Labelling | None] = None
+    """Write the unlabelled images that are surest of a novel class; changes no result."""
+    slice_width: RunOnly[PositiveInt | None] = None
+    """Classes worked on at a time; chosen by the memory there is unless given."""
+    memory_gib: RunOnly[PositiveFloat | None] = None
     """Memory that a process stays below, on a GPU that of the GPU; what is available unless given. Mapped files do not
     count, as the system can take their memory back."""
-    dry_run: bool = False
+    dry_run: RunOnly[bool] = False
     """Print the memory and time that all the work takes, as if nothing stood yet, and end. Takes seconds."""
+
+    renamed = {  # noqa: RUF012 -- no field
+        **OLDER_NAMES,
+        "scores": "fuse.scores",
+        "propagated": "label.out",
+        "background": "label.background",
+        "criterion": "select.criterion",
+        "select_per_shot": "select.per_shot",
+    }
+
+    @staticmethod
+    def older(stored: dict) -> dict:
+        """The recipe of results, or of labelled images, from before choices had settings of their own."""
+        return renamed(OLDER_NAMES, {**stored, "config": by_setting(stored["config"])})
 
 
 def main(config: Config) -> Path:
@@ -89,15 +105,14 @@ def main(config: Config) -> Path:
     Returns the path of what was written last: the results, or the evidence if only a choice was asked for.
     """
     check_settings(config)
-    if config.propagated is not None and config.propagated.suffix != ".h5":
-        raise InputError(f"{config.propagated}: labelled images are a .h5 file")
+    if config.label is not None and config.label.out.suffix != ".h5":
+        raise InputError(f"{config.label.out}: labelled images are a .h5 file")
     with core.open_processes() as processes, _process_outputs(config, processes) as process_config:
         if config.dry_run:
             _print_estimate(config, processes)
         else:
             _run(process_config, processes)
-    only_chosen = config.select is not None and config.setup == "validation"
-    return evidence_path(config.out) if only_chosen else config.out
+    return evidence_path(config.out) if _only_chooses(config) else config.out
 
 
 @contextmanager
@@ -110,51 +125,64 @@ def _process_outputs(config: Config, processes: core.Processes) -> Iterator[Conf
         return
     with TemporaryDirectory() as folder, redirect_stdout(None):
         evidence = evidence_path(config.out)
-        outputs = [config.out, evidence, partial_path(evidence), *([config.propagated] if config.propagated else [])]
-        for path in outputs:
+        for path in [config.out, evidence, partial_path(evidence), *([config.label.out] if config.label else [])]:
             if path.exists():
                 shutil.copy(path, folder)
         processes.wait()
-        propagated = config.propagated and Path(folder) / config.propagated.name
-        yield replace(config, out=Path(folder) / config.out.name, propagated=propagated)
+        label = config.label and replace(config.label, out=Path(folder) / config.label.out.name)
+        yield replace(config, out=Path(folder) / config.out.name, label=label)
+
+
+def _only_chooses(config: Config) -> bool:
+    """Whether settings are to be chosen and nothing reported."""
+    return config.select is not None and config.setup == "validation"
 
 
 def _run(config: Config, processes: core.Processes) -> None:
-    configs, chosen = [config], {}
-    if config.select is not None:
-        _load()
-        inputs = _inputs(replace(config, setup="validation"))
-        evaluate = partial(_evaluate, processes=processes)
-        configs, _, record = choose(config, inputs, _recipe, evaluate, processes.device.type)
-        chosen = {"selection": record}
-        if config.setup == "validation":
-            return
-    made_from = joint_recipe([(one.shots, _recipe(one, _inputs(one))) for one in configs])
-    made_from["inputs"] |= {name: record["digest"] for name, record in chosen.items()}
-    requested = {config.out: made_from}
-    if config.propagated is not None:
-        settings = {**made_from["config"], "n_propagated": config.n_propagated}
-        requested = {config.propagated: {**made_from, "config": settings}, **requested}
+    configs, chosen = _chosen(config, processes)
+    if _only_chooses(config):
+        return
+    made_from = joint_recipe([(one.shots, _recipe(one)) for one in configs])
+    digests = {name: record["digest"] for name, record in chosen.items()}
+    made_from = made_from.but(inputs={**made_from["inputs"], **digests})
+    requested = _labelled(config, made_from) | {config.out: made_from}
     left = {out: made for out, made in requested.items() if not is_done(out, made, config.overwrite)}
     if not left:
         return
     _load()
     provenance, benchmark = Provenance(), read_benchmark(config)
-    if config.propagated in left:
-        _label_images(config, configs, benchmark, left[config.propagated], processes)
+    graph = diffusion.open_setup_graph(configs[0].graph, config)
+    if config.label is not None and config.label.out in left:
+        _label_images(config.label, configs, graph, benchmark, left[config.label.out], processes)
     if config.out not in left:
         return
+    runs, history = _runs_and_history(configs, graph, benchmark, processes)
+    more = {**chosen, **({"history": history} if history else {})}
+    name, setting = _method(graph, config.fuse)
+    write_results(config, made_from, benchmark, name, setting, runs, provenance, processes.device.type, **more)
+
+
+def _chosen(config: Config, processes: core.Processes) -> tuple[list[Config], dict[str, dict]]:
+    """The settings to run, one for all n or one for each, and what results say of their choice."""
+    if config.select is None:
+        return [_of_setup(config)], {}
+    _load()
+    configs, _, record = choose(config, _recipe, partial(_evaluate, processes=processes), processes.device.type)
+    return [_of_setup(one) for one in configs], {"selection": record}
+
+
+def _runs_and_history(
+    configs: list[Config], graph: diffusion.Graph, benchmark: Benchmark, processes: core.Processes
+) -> tuple[Ranks, list[dict]]:
+    """The runs of all configs, and the accuracies after each step that is to be recorded."""
     earlier = [past for one in configs for past in _earlier(one)]
-    ranks = list(_evaluate([*configs, *earlier], benchmark, processes.device.type, processes))
+    ranks = list(_ranks_of([*configs, *earlier], graph, benchmark, processes))
     history = [
         {"n_steps": one.n_steps, **entry}
         for one, runs in zip(earlier, ranks[len(configs) :])
         for entry in benchmark.accuracies(runs)
     ]
-    runs = {key: row for part in ranks[: len(configs)] for key, row in part.items()}
-    more = {**chosen, **({"history": history} if history else {})}
-    name, setting = _method(config)
-    write_results(config, made_from, benchmark, name, setting, runs, provenance, processes.device.type, **more)
+    return {key: row for part in ranks[: len(configs)] for key, row in part.items()}, history
 
 
 def _load() -> None:
@@ -165,20 +193,23 @@ def _load() -> None:
 
 def _print_estimate(config: Config, processes: core.Processes) -> None:
     """Memory and time of all that `_run` does; of a choice to be made, as if the most steps were chosen."""
-    cells = [with_values(config, values) for values in read_grid(config.select, config)] if config.select else [config]
+    plain = replace(config, select=None)
+    grid = read_grid(config.select.grid, plain) if config.select else [{}]
+    cells = [with_values(plain, values) for values in grid]
     longest = max(cells, key=lambda cell: cell.n_steps)
     parts = {"choice of settings": [replace(cell, setup="validation") for cell in cells]} if config.select else {}
-    if not (config.select and config.setup == "validation"):
+    if not _only_chooses(config):
         parts |= {"results": [longest, *_earlier(longest)]}
-        parts |= {"labelled images": [longest]} if config.propagated else {}
+        parts |= {"labelled images": [longest]} if config.label else {}
     _load()
     jobs, reading = {}, diffusion.seconds_around()
     for what, configs in parts.items():
         start = perf_counter()
+        configs = [_of_setup(one) for one in configs]
         benchmark = read_benchmark(configs[0])
-        recipe("diffusion", config, _inputs(configs[0]))
+        _recipe(configs[0])
         for alike in _alike(configs).values():
-            graph = diffusion.open_setup_graph(_of_setup(configs[0], "graph"), configs[0])
+            graph = diffusion.open_setup_graph(configs[0].graph, configs[0])
             job = _job([configs[i] for i in alike], graph, benchmark, processes, what == "labelled images")
             jobs[f"{what}, part {len(jobs) + 1}"] = job, _width(job, config, processes)
         reading += perf_counter() - start
@@ -193,26 +224,39 @@ def _earlier(config: Config) -> list[Config]:
     return [replace(config, n_steps=t) for t in range(config.history + 1)] if config.history else []
 
 
-def _inputs(config: Config) -> dict[str, Path | None]:
-    return {**input_files(config), **{name: _of_setup(config, name) for name in ("graph", "scores")}}
+def _of_setup(config: Config) -> Config:
+    """With the files of the config's setup."""
+
+    def filled(path: Path) -> Path:
+        return Path(str(path).replace("{setup}", config.setup))
+
+    fuse = config.fuse and replace(config.fuse, scores=filled(config.fuse.scores))
+    return replace(config, graph=filled(config.graph), fuse=fuse)
 
 
-def _of_setup(config: Config, name: str) -> Path | None:
-    path = getattr(config, name)
-    return path and Path(str(path).replace("{setup}", config.setup))
+def _recipe(config: Config) -> Recipe:
+    """The recipe of the results."""
+    own = _of_setup(config)
+    inputs = {**input_files(own), "graph": own.graph, "scores": own.fuse and own.fuse.scores}
+    return recipe("diffusion", own, inputs)
 
 
-def _recipe(config: Config, inputs: dict[str, Path | None]) -> dict:
-    """The recipe of the results: only the settings that are read."""
-    made_from = recipe("diffusion", config, inputs)
-    unread = {"criterion", "select_per_shot", "seed", "n_propagated", "slice_width", "memory_gib", "dry_run"}
-    unread |= {"fusion_weight"} if config.scores is None else set()
-    if config.edges.weight != "gaussian":
-        made_from["config"]["edges"].pop("sigma")
-    return {**made_from, "config": {name: v for name, v in made_from["config"].items() if name not in unread}}
+def _labelled(config: Config, made_from: Recipe) -> dict[Path, Recipe]:
+    """The file of labelled images, if it is wanted, and its recipe: that of the results, and how many images."""
+    if config.label is None:
+        return {}
+    return {config.label.out: made_from.but(config={**made_from["config"], "label": values_of(config.label)})}
 
 
 def _evaluate(configs: list[Config], benchmark: Benchmark, _: str, processes: core.Processes) -> Iterator[Ranks]:
+    """The runs of cells of a grid, which have one setup."""
+    configs = [_of_setup(one) for one in configs]
+    yield from _ranks_of(configs, diffusion.open_setup_graph(configs[0].graph, configs[0]), benchmark, processes)
+
+
+def _ranks_of(
+    configs: list[Config], graph: diffusion.Graph, benchmark: Benchmark, processes: core.Processes
+) -> Iterator[Ranks]:
     """The true classes' ranks of every run of each of `configs`, which have one setup. Those that differ only in the
     number of steps and in what is done after them share the work."""
     ranks: dict[int, Ranks] = {}
@@ -220,7 +264,7 @@ def _evaluate(configs: list[Config], benchmark: Benchmark, _: str, processes: co
     for i in range(len(configs)):
         if i not in ranks:
             ranks |= {j: {} for j in alike_of[i]}
-            for key, scores in _scores([configs[j] for j in alike_of[i]], benchmark, processes):
+            for key, scores in _scores([configs[j] for j in alike_of[i]], graph, benchmark, processes):
                 for j, final in zip(alike_of[i], scores):
                     ranks[j][key] = _ranks(final, benchmark, configs[j].ties)
         yield ranks[i]
@@ -235,23 +279,22 @@ def _alike(configs: list[Config]) -> dict[str, list[int]]:
 
 
 def _scores(
-    configs: list[Config], benchmark: Benchmark, processes: core.Processes
+    configs: list[Config], graph: diffusion.Graph, benchmark: Benchmark, processes: core.Processes
 ) -> Iterator[tuple[tuple[int, int], Iterator[np.ndarray]]]:
     """Every run of configs that share the steps, with the final scores (N, classes) of each, made when asked for."""
-    first = configs[0]
-    job = _job(configs, diffusion.open_setup_graph(_of_setup(first, "graph"), first), benchmark, processes)
+    first, job = configs[0], _job(configs, graph, benchmark, processes)
     graphs, work = job.graphs, _work(job, first, processes)
     runs = benchmark.runs(first.shots)
-    kept = diffusion.KeptScores(_of_setup(first, "scores"), first, runs) if first.scores is not None else None
+    kept = diffusion.KeptScores(first.fuse.scores, first, runs) if first.fuse is not None else None
     for trial, n in tqdm(runs, "diffusion", unit="run", disable=None if processes.rank == 0 else True):
-        graph = graphs.of(trial, n)
+        at = graphs.of(trial, n)
         by_step = diffusion.propagate(
-            graph.adjacency, graph.labels, graph.test_ids, job.steps, first.step, first.precision, work
+            at.adjacency, at.labels, at.test_ids, job.steps, first.step, first.precision, work
         )
         by_step = {step: processes.total(scores) for step, scores in by_step.items()}
         classified = kept.of(trial, n) if kept is not None else None
-        yield (trial, n), (_final(one, by_step[one.n_steps], graph.labels, classified) for one in configs)
-        del graph  # before the next one is made
+        yield (trial, n), (_final(one, by_step[one.n_steps], at.labels, classified) for one in configs)
+        del at  # before the next one is made
 
 
 def _final(config: Config, scores: np.ndarray, labels: diffusion.Labels, classified: np.ndarray | None) -> np.ndarray:
@@ -259,7 +302,7 @@ def _final(config: Config, scores: np.ndarray, labels: diffusion.Labels, classif
     if config.class_prior:
         counts = np.bincount(labels.columns, minlength=labels.n_columns)
         scores = scores * (counts**config.class_prior).astype(np.float32)
-    return scores if classified is None else diffusion.fuse(scores, classified, config.fusion_weight)
+    return scores if classified is None else diffusion.fuse(scores, classified, config.fuse.weight)
 
 
 def _ranks(scores: np.ndarray, benchmark: Benchmark, ties: Ties) -> np.ndarray:
@@ -283,9 +326,9 @@ def _job(
 
     def finish(scores: np.ndarray) -> None:
         labels = diffusion.Labels(np.arange(1), np.arange(1), scores.shape[1])
-        _ranks(_final(first, scores, labels, scores if first.scores else None), benchmark, first.ties)
+        _ranks(_final(first, scores, labels, scores if first.fuse else None), benchmark, first.ties)
 
-    n_final = int(any(config.class_prior or config.scores for config in configs))  # one at a time
+    n_final = int(any(config.class_prior or config.fuse for config in configs))  # one at a time
     n_evaluated = 0 if assigning else len(configs)
     return diffusion.Job(
         graphs, first.shots, steps, first.step, first.precision, n_evaluated, n_final, finish, assigning
@@ -308,11 +351,15 @@ def _work(job: diffusion.Job, config: Config, processes: core.Processes) -> diff
 
 
 def _label_images(
-    config: Config, configs: list[Config], benchmark: Benchmark, made_from: dict, processes: core.Processes
+    label: Labelling,
+    configs: list[Config],
+    graph: diffusion.Graph,
+    benchmark: Benchmark,
+    made_from: Recipe,
+    processes: core.Processes,
 ) -> None:
     """Write the unlabelled images of every run that are surest of a novel class."""
-    graph = diffusion.open_setup_graph(_of_setup(config, "graph"), config)
-    pool = diffusion.UnlabelledPool(graph, benchmark, config.background)
+    pool = diffusion.UnlabelledPool(graph, benchmark, label.background)
     parts = []
     for one in configs:
         job = _job([one], graph, benchmark, processes, assigning=True)
@@ -322,20 +369,18 @@ def _label_images(
             columns, values = diffusion.assign(at.adjacency, at.labels, one.n_steps, one.step, one.precision, work)
             highest = processes.largest(values)
             columns = -processes.largest(np.where(values == highest, -columns, -at.labels.n_columns))
-            parts.append(pool.surest(key, at.labels, columns, highest, config.n_propagated))
+            parts.append(pool.surest(key, at.labels, columns, highest, label.n_rows))
             del at  # before the next one is made
-    with writing(config.propagated) as unfinished:
+    with writing(label.out) as unfinished:
         diffusion.write_propagated(unfinished, made_from, parts)
-    print(f"diffusion: {sum(len(part['labels']) for part in parts)} labelled images -> {config.propagated}")
+    print(f"diffusion: {sum(len(part['labels']) for part in parts)} labelled images -> {label.out}")
 
 
-def _method(config: Config) -> tuple[str, Literal["inductive", "semi_supervised"]]:
+def _method(graph: diffusion.Graph, fuse: Fusion | None) -> tuple[str, Literal["inductive", "semi_supervised"]]:
     """Name and setting by the unlabelled images that are nodes."""
-    graph = diffusion.read_graph(_of_setup(config, "graph"))
     images = {"none": [], "novel": ["novel images"], "all": ["all training images"]}[graph.unlabelled]
     images += [f"{graph.n_background} background images"] if graph.n_background else []
-    fused = " + classifier" if config.scores is not None else ""
-    name = f"diffusion{fused} ({', '.join(images) or 'no unlabelled images'})"
+    name = f"diffusion{' + classifier' if fuse else ''} ({', '.join(images) or 'no unlabelled images'})"
     return name, "semi_supervised" if images else "inductive"
 
 

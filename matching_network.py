@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from lowshot import core, evaluation, matching
-from lowshot.core.artifacts import Provenance, is_done, recipe
+from lowshot.core.artifacts import Provenance, is_done, read_recipe, recipe
 from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
 from lowshot.core.imports import load
-from lowshot.core.settings import NetworkPrecision, PositiveInt, RunOnly
+from lowshot.core.settings import NetworkPrecision, NonNegativeInt, PositiveInt, RunOnly
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split
 from lowshot.evaluation.benchmark import Benchmark, check_settings, input_files, read_benchmark, write_results
@@ -59,6 +59,8 @@ class TestConfig(BenchmarkConfig):
     """Folder that `train` wrote"""
     rows_per_class: PositiveInt = 100
     """Support rows of a base class; the shots of a novel class are repeated up to as many"""
+    seed: NonNegativeInt = 0
+    """Of the support rows of base classes"""
 
 
 def train(config: TrainConfig) -> Path:
@@ -72,9 +74,8 @@ def train(config: TrainConfig) -> Path:
         raise InputError(
             f"n_way {config.n_way}: must be 2 or more, and {config.split} has {len(base.classes)} base classes"
         )
-    made_from = recipe("matching_network train", config, {"features": config.features, "split": config.split})
-    if features.extractor:
-        made_from["inputs"]["extractor"] = features.extractor
+    inputs = {"features": config.features, "split": config.split, "extractor": features.extractor}
+    made_from = recipe("matching_network train", config, inputs)
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     if not config.overwrite:
@@ -92,7 +93,9 @@ def train(config: TrainConfig) -> Path:
 def test(config: TestConfig) -> Path:
     """Run every trial and n and write the results file; returns its path."""
     check_settings(config)
-    made_from = recipe("matching_network test", config, {"model": config.model, **input_files(config)})
+    ended = (read_recipe(config.model) or {"config": {}})["config"].get("ended_after")
+    handed_on = {} if ended is None else {"model_ended_after": ended}
+    made_from = recipe("matching_network test", config, {"model": config.model, **input_files(config)}, **handed_on)
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     load(matching)

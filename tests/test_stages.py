@@ -104,8 +104,7 @@ CLOCKED = [
     "--select grids/low_shot_today.yaml --out new.json",
     "diffusion.py --config inputs.yaml --edges.k 3 --graph graphs/novel-{setup}.h5 --select grids/diffusion.yaml "
     "--out new.json",
-    "diffusion.py --config inputs.yaml --edges.k 3 --graph graphs/novel-test.h5 --scores scores/plain.h5 "
-    "--out new.json",
+    "diffusion.py --config inputs.yaml --edges.k 3 --graph graphs/novel-test.h5 --fuse scores/plain.h5 --out new.json",
     "episodes.py --features conv4/features/test.h5 --split prepared/split.json --n_way 2 --n_shots [1] --n_queries 1 "
     "--n_episodes 2 --method logistic_regression --out new.json",
 ]

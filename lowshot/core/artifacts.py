@@ -134,12 +134,13 @@ def renamed(names: dict[str, str], stored: dict) -> dict:
 def name_today(names: dict[str, str], name: str) -> str:
     """The dotted name of a setting today, by a table as of `renamed`.
 
-    An older name that is the beginning of its newer one ("loss" -> "loss.name") stands for itself alone.
+    An older name that is the beginning of its newer one ("loss" -> "loss.name") stands for itself alone, and for its
+    values by number ("loss.5").
     """
     for older in sorted(names, key=len, reverse=True):
-        whole = names[older].startswith(f"{older}.")
-        if name == older or (name.startswith(f"{older}.") and not whole):
-            return names[older] + name[len(older) :]
+        rest, whole = name[len(older) :], names[older].startswith(f"{older}.")
+        if name == older or (name.startswith(f"{older}.") and (not whole or rest[1:].isdigit())):
+            return names[older] + rest
     return name
 
 

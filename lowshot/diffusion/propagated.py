@@ -38,7 +38,7 @@ class UnlabelledPool:
         if not graph.n_background:
             return
         if background is None:
-            raise InputError(f"{graph.path}: has background nodes; give --background, the features it was built from")
+            raise InputError(f"{graph.path}: has background nodes; give their features as --label.background")
         self.background = open_rows(background, benchmark.train.dim, graph.n_background)
         first = self.background[:1000]
         built_from = graph.vectors[len(graph.train_rows) :][: len(first)]

@@ -10,7 +10,7 @@ from lowshot.core.errors import InputError
 from lowshot.diffusion.adjacency import Adjacency, expected_entries, symmetrise
 from lowshot.diffusion.graph import Graph, add_nodes, read_graph
 from lowshot.diffusion.propagation import Labels, TestLists
-from lowshot.diffusion.settings import EdgeOptions
+from lowshot.diffusion.settings import ConstantWeight, EdgeOptions, SimilarityWeight
 from lowshot.evaluation.benchmark import Benchmark, check_made_for
 from lowshot.evaluation.settings import BenchmarkConfig
 
@@ -79,7 +79,7 @@ class RunGraphs:
         graph, benchmark, options = self.graph, self.benchmark, self.options
         rows = benchmark.shot_rows(next(iter(benchmark.draws)), n_shot).ravel()
         n_added = 0 if self._are_nodes(rows) else len(rows)
-        n_nodes, weighted = graph.n_nodes + n_added, options.weight != "constant"
+        n_nodes, weighted = graph.n_nodes + n_added, not isinstance(options.weight, ConstantWeight)
         needed = np.arange(0) if all_needed else TestLists(graph.test_ids[:, : options.k]).nodes
         n_needed = n_nodes if all_needed else len(needed)
         n_entries, needed_entries = expected_entries(
@@ -113,11 +113,11 @@ class RunGraphs:
 
 def edge_weights(similarities: np.ndarray, options: EdgeOptions) -> np.ndarray | None:
     """Weights float32 (N, k) of the listed edges; None where all weigh 1. |a - b|^2 = 2 - 2 a.b on unit vectors."""
-    if options.weight == "constant":
+    if isinstance(options.weight, ConstantWeight):
         return None
-    if options.weight == "similarity":
+    if isinstance(options.weight, SimilarityWeight):
         return np.maximum(similarities, 0)
-    return np.exp((similarities - 1) / np.float32(options.sigma**2))
+    return np.exp((similarities - 1) / np.float32(options.weight.sigma**2))
 
 
 def edge_weights_bytes(n_nodes: int, k: int, weighted: bool) -> int:

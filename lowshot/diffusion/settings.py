@@ -1,4 +1,4 @@
-"""How a graph is searched and weighted, and what a step of diffusion does."""
+"""How a graph is searched and weighted, what a step of diffusion does, and what is made of its labels."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,6 +100,28 @@ class Propagated:
     """Rows file of diffusion.py."""
     max_per_label: PositiveInt = 20
     """Rows of a novel class, shots included, to fill up to."""
+
+
+@dataclass
+class Fusion:
+    """Late fusion with a classifier."""
+
+    scores: Path
+    """Scores of the classifier on the same shots (low_shot.py --scores); `{setup}` as in graph."""
+    weight: ClosedUnitInterval = 0.5
+    """Weight of diffusion; the classifier has the rest."""
+
+
+@dataclass
+class Labelling:
+    """Unlabelled images that are to be written with the labels that reach them."""
+
+    out: Path
+    """File to write those to that are surest of a novel class (.h5)."""
+    n_rows: PositiveInt = 20
+    """Images of a class to write there."""
+    background: Path | None = None
+    """The features that the background graph was built from, if its images may be written."""
 
 
 Precision = Literal["float32", "bfloat16"]

@@ -40,3 +40,6 @@ class MatchingSettings:
     """L2 on every parameter"""
     seed: NonNegativeInt = 0
     """of initialisation and episodes"""
+    end_after: RunOnly[PositiveInt | None] = None
+    """end behind this episode of the schedule, which stays that of all episodes; an unfinished run that is past it ends
+    at once, its last checkpoint kept as the network"""

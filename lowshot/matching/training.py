@@ -39,21 +39,23 @@ class MatchingTrainer:
         self.network, self.optimizer = fabric.setup(model, optimizer)
 
     def fit(self) -> MatchingNetwork:
-        """All episodes, from the last checkpoint if there is one; returns the final network."""
+        """All episodes, or as many as the user wants, from the last checkpoint if there is one; returns the final
+        network."""
         first, n_episodes = 0, self.settings.n_episodes
         if checkpoint := self.run.resume():
             self.model.load_state_dict(checkpoint["model"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self.fabric.strategy.precision.load_state_dict(checkpoint["precision"])
             first = checkpoint["step"]
-        interval, last = max(1, min(500, n_episodes // 20)), last_step(n_episodes, self.settings.end_after)
-        with tqdm(initial=first, total=n_episodes, desc="matching", unit="episode") as bar:
+        last = max(first, last_step(n_episodes, self.settings.end_after))
+        interval = max(1, min(500, n_episodes // 20))
+        with tqdm(initial=first, total=last, desc="matching", unit="episode") as bar:
             for start in range(first, last, interval):
                 stop = min(start + interval, last)
                 self.run.log(stop, **self._train_episodes(start, stop, bar))
                 self.run.save(stop, self._states())
-        if max(first, last) < n_episodes:
-            self.run.ended_after = max(first, last)
+        if last < n_episodes:
+            self.run.ended_after = last
         return self.model
 
     def _states(self) -> dict:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lowshot.diffusion import adjacency as room
 from lowshot.diffusion.adjacency import symmetrise
 from lowshot.diffusion.run_graphs import edge_weights
-from lowshot.diffusion.settings import EdgeOptions
+from lowshot.diffusion.settings import EdgeOptions, GaussianWeight, SimilarityWeight
 
 HOWS = ("sum", "max", "mutual")
 
@@ -252,10 +252,10 @@ def test_product_with_a_vector(weighted, block_entries):
 def test_weights_of_edges_by_hand():
     similarities = np.float32([[1, 0.5, -0.25, -np.inf]])
     assert edge_weights(similarities, EdgeOptions()) is None
-    assert edge_weights(similarities, EdgeOptions(weight="similarity")).tolist() == [[1, 0.5, 0, 0]]
+    assert edge_weights(similarities, EdgeOptions(weight=SimilarityWeight())).tolist() == [[1, 0.5, 0, 0]]
     vectors = np.array([[1, 0], [0.6, 0.8]], np.float32)
     squared_distance = ((vectors[0] - vectors[1]) ** 2).sum()
-    gaussian = edge_weights(np.float32([[1, vectors[0] @ vectors[1]]]), EdgeOptions(weight="gaussian", sigma=0.7))
+    gaussian = edge_weights(np.float32([[1, vectors[0] @ vectors[1]]]), EdgeOptions(weight=GaussianWeight(0.7)))
     np.testing.assert_allclose(gaussian, [[1, np.exp(-squared_distance / (2 * 0.7**2))]], rtol=1e-6)
     assert gaussian.dtype == np.float32
-    assert edge_weights(np.float32([[-np.inf]]), EdgeOptions(weight="gaussian")).item() == 0
+    assert edge_weights(np.float32([[-np.inf]]), EdgeOptions(weight=GaussianWeight())).item() == 0

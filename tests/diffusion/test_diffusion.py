@@ -24,12 +24,24 @@ import lowshot.diffusion.adjacency as adjacency_room
 from build_graph import CompleteConfig, complete
 from diffusion import Config
 from lowshot import diffusion as diffusion_room
+from lowshot.classifiers.settings import LogisticOptions
 from lowshot.core.artifacts import digest, partial_path, read_recipe, write_json
 from lowshot.core.errors import InputError
 from lowshot.core.runtime import Processes
 from lowshot.data.features import write_features
 from lowshot.diffusion.fusion import fuse
-from lowshot.diffusion.settings import EdgeOptions, StepOptions
+from lowshot.diffusion.settings import (
+    Background,
+    ConstantWeight,
+    EdgeOptions,
+    Fusion,
+    GaussianWeight,
+    Labelling,
+    SimilarityWeight,
+    StepOptions,
+)
+from lowshot.evaluation.selection import joint_recipe
+from lowshot.evaluation.settings import Selection
 
 EDGES = EdgeOptions(k=6)
 CLASSES = np.array([1, 3, 5, 7, 9, 11])  # of the test setup, 7, 9, 11 novel
@@ -184,8 +196,8 @@ def test_options_of_edges_and_steps_reach_the_work(config):
     plain = scores_of(config)
     for change in (
         {"edges": replace(EDGES, k=5)},
-        {"edges": replace(EDGES, weight="similarity")},
-        {"edges": replace(EDGES, weight="gaussian", sigma=0.3)},
+        {"edges": replace(EDGES, weight=SimilarityWeight())},
+        {"edges": replace(EDGES, weight=GaussianWeight(0.3))},
         {"edges": replace(EDGES, symmetry="max")},
         {"step": StepOptions(restart=0.2)},
         {"step": StepOptions(clamp=True)},
@@ -201,7 +213,9 @@ def scores_of(config: Config) -> np.ndarray:
     from lowshot.evaluation.benchmark import read_benchmark
 
     with open_processes() as processes:
-        runs = [(key, list(scores)) for key, scores in diffusion._scores([config], read_benchmark(config), processes)]
+        own = diffusion._of_setup(config)
+        graph = diffusion_room.open_setup_graph(own.graph, own)
+        runs = [(key, list(one)) for key, one in diffusion._scores([own], graph, read_benchmark(own), processes)]
     return np.stack([scores for _, (scores,) in runs])
 
 
@@ -228,7 +242,7 @@ def test_diffusion_helps_where_few_images_have_labels(tmp_path):
 
     files = {"train": tmp_path / "train.h5", "test": tmp_path / "test.h5", "split": tmp_path / "split.json"}
     far = background(BackgroundConfig(features=tmp_path / "background.npy", out=tmp_path / "b.h5", k=30))
-    complete(CompleteConfig(**files, background=far, out=tmp_path / "graph.h5", k=30))
+    complete(CompleteConfig(**files, background=Background(far), out=tmp_path / "graph.h5", k=30))
     config = Config(**files, draws=tmp_path / "draws.json", graph=tmp_path / "graph.h5", out=tmp_path / "r.json",
                     shots=[2], history=4)  # fmt: skip
     history = results(config)["history"]
@@ -239,10 +253,10 @@ def test_diffusion_helps_where_few_images_have_labels(tmp_path):
 # --- choice of settings ---
 
 
-def write_grid(config: Config, text: str) -> Config:
+def write_grid(config: Config, text: str, **how) -> Config:
     grid = config.out.parent.parent / "grid.yaml"
     grid.write_text(text)
-    return replace(config, select=grid)
+    return replace(config, select=Selection(grid, **how))
 
 
 def evidence_of(config: Config) -> dict:
@@ -250,8 +264,10 @@ def evidence_of(config: Config) -> dict:
 
 
 def test_cells_that_share_steps_are_judged_as_if_alone(config):
-    chosen = write_grid(config, "n_steps: [0, 3, 1]\nedges.k: [6, 4]\nties: [lowest_class, against]")
-    content = results(chosen, criterion="top1_all")
+    chosen = write_grid(
+        config, "n_steps: [0, 3, 1]\nedges.k: [6, 4]\nties: [lowest_class, against]", criterion="top1_all"
+    )
+    content = results(chosen)
     cells = evidence_of(chosen)["cells"]
     assert len(cells) == 12
     for cell in cells:
@@ -267,8 +283,8 @@ def test_cells_that_share_steps_are_judged_as_if_alone(config):
 
 def test_steps_chosen_for_every_n(config):
     """The results are those of separate runs."""
-    chosen = write_grid(config, "n_steps: [0, 1, 2, 4]")
-    content = results(chosen, select_per_shot=True, criterion="top1_novel")
+    chosen = write_grid(config, "n_steps: [0, 1, 2, 4]", per_shot=True, criterion="top1_novel")
+    content = results(chosen)
     cells = evidence_of(chosen)["cells"]
     by_shot = {}
     for n in SHOTS:
@@ -312,9 +328,19 @@ def test_on_validation_only_the_choice_is_made(config):
     assert diffusion.main(chosen) == config.out
 
 
-@pytest.mark.parametrize("text", ["fusion_weight: [0.1, 0.9]", "edges.sigma: [0.1, 0.9]", "n_propagated: [1, 2]"])
-def test_a_setting_that_nothing_reads_is_not_chosen(config, text):
-    with pytest.raises(InputError, match=f"{text.split(':')[0]}: neither"):
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("fuse.weight: [0.1, 0.9]", "fuse.scores: must be given"),
+        ("edges.weight.sigma: [0.1, 0.9]", "edges.weight.sigma: no setting of constant"),
+        ("label.n_rows: [1, 2]", "label.out: must be given"),
+        ("slice_width: [1, 2]", "no setting to choose: 'slice_width'"),
+        ("fusion_weight: [0.1, 0.9]", "fusion_weight: is called fuse.weight now"),
+        ("edges.sigma: [0.1, 0.9]", "edges.sigma: is called edges.weight.sigma now"),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_not_chosen(config, text, words):
+    with pytest.raises(InputError, match=words):
         diffusion.main(write_grid(config, text))
 
 
@@ -330,9 +356,8 @@ def test_a_graph_of_one_setup_cannot_choose(config):
 
 def test_what_stands_is_not_made_again(config, capsys):
     before = diffusion.main(config).stat().st_mtime_ns
-    assert diffusion.main(replace(config, slice_width=1, memory_gib=1.0, seed=7)).stat().st_mtime_ns == before
+    assert diffusion.main(replace(config, slice_width=1, memory_gib=1.0)).stat().st_mtime_ns == before
     assert "there already" in capsys.readouterr().out
-    assert diffusion.main(replace(config, fusion_weight=0.1, edges=replace(EDGES, sigma=9.0))) == config.out  # not read
     with pytest.raises(InputError, match="setting n_steps was 2, now 3"):
         diffusion.main(replace(config, n_steps=3))
     with pytest.raises(InputError, match="input graph has another content"):
@@ -341,15 +366,37 @@ def test_what_stands_is_not_made_again(config, capsys):
     assert json.loads(config.out.read_text())["config"]["n_steps"] == 3
 
 
+def test_recipes_from_before_choices_had_settings(config, scored):
+    """What stood at the top, or in a group with what it was not read with, in the form of revision d41a11c."""
+    edges, files = {"k": 6, "symmetry": "sum"}, {"fuse": Fusion(scored[2], 0.3)}
+
+    def same(today, **older) -> bool:
+        return today.difference({**today, "config": {**plain, **older}}) is None
+
+    today = diffusion._recipe(replace(config, edges=replace(EDGES, weight=GaussianWeight(0.3)), **files))
+    plain = {name: value for name, value in today["config"].items() if name not in ("edges", "fuse", "select")}
+    weighted = {**edges, "weight": "gaussian", "sigma": 0.3}
+    assert same(today, edges=weighted, fusion_weight=0.3) and same(today, **today["config"])
+    assert not same(today, edges=weighted, fusion_weight=0.4)
+    assert not same(today, edges={**weighted, "sigma": 0.4}, fusion_weight=0.3)
+    assert same(diffusion._recipe(config), edges={**edges, "weight": "constant"})
+    by_n = [replace(config, shots=[1]), replace(config, shots=[4], n_steps=3, edges=EdgeOptions(5, GaussianWeight()))]
+    today = joint_recipe([(one.shots, diffusion._recipe(one)) for one in by_n])
+    groups = {"1": {**edges, "weight": "constant"}, "4": {**edges, "k": 5, "weight": "gaussian", "sigma": 0.5}}
+    assert same(today, n_steps={"1": 2, "4": 3}, edges=groups)
+    groups["1"]["k"] = 7
+    assert not same(today, n_steps={"1": 2, "4": 3}, edges=groups)
+
+
 def test_a_second_output_overwrites_no_other_results(clusters, config, tmp_path):
     """Only one of two outputs stands, and was made with other settings."""
     diffusion.main(config)
     before = config.out.read_bytes()
-    files = {"propagated": tmp_path / "p.h5", "background": clusters.unlabelled}
+    label = Labelling(tmp_path / "p.h5", background=clusters.unlabelled)
     with pytest.raises(InputError, match="setting n_steps was 2, now 3"):
-        diffusion.main(replace(config, n_steps=3, **files))
+        diffusion.main(replace(config, n_steps=3, label=label))
     assert config.out.read_bytes() == before and not (tmp_path / "p.h5").exists()
-    diffusion.main(replace(config, **files))
+    diffusion.main(replace(config, label=label))
     assert json.loads(config.out.read_text())["trials"] == json.loads(before)["trials"]
 
 
@@ -357,21 +404,21 @@ def test_a_killed_run_leaves_nothing_half_written(clusters, config, tmp_path, mo
     def stop(*_):
         raise KeyboardInterrupt
 
-    wanted = replace(config, propagated=tmp_path / "out" / "p.h5", background=clusters.unlabelled)
+    wanted = replace(config, label=Labelling(tmp_path / "out" / "p.h5", background=clusters.unlabelled))
     for room, name in ((diffusion, "_scores"), (diffusion_room, "write_propagated"), (diffusion, "write_results")):
         with monkeypatch.context() as patch:
             patch.setattr(room, name, stop)
             with pytest.raises(KeyboardInterrupt):
                 diffusion.main(wanted)
         assert not config.out.exists() and not list(tmp_path.glob("out/*partial*"))
-        assert wanted.propagated.exists() == (name != "write_propagated")
-        wanted.propagated.unlink(missing_ok=True)
+        assert wanted.label.out.exists() == (name != "write_propagated")
+        wanted.label.out.unlink(missing_ok=True)
     diffusion.main(wanted)
-    assert config.out.exists() and wanted.propagated.exists()
+    assert config.out.exists() and wanted.label.out.exists()
 
 
 def test_an_estimate_writes_nothing(clusters, config, capsys):
-    wanted = {"history": 2, "propagated": config.out.with_name("p.h5"), "background": clusters.unlabelled}
+    wanted = {"history": 2, "label": Labelling(config.out.with_name("p.h5"), background=clusters.unlabelled)}
     chosen = write_grid(config, "n_steps: [1, 3]\nedges.k: [4, 6]")
     diffusion.main(replace(chosen, dry_run=True, **wanted))
     assert "GiB" in capsys.readouterr().out and not list(config.out.parent.glob("*"))
@@ -397,11 +444,11 @@ def torchrun(config: Config, *more: object) -> subprocess.CompletedProcess:
 
 def test_two_processes_make_the_same_files(clusters, config, tmp_path):
     wanted = replace(write_grid(config, "n_steps: [1, 2]\nedges.weight: [constant, gaussian]"), history=2,
-                     step=StepOptions(restart=0.25), propagated=tmp_path / "one.h5",
-                     background=clusters.unlabelled)  # fmt: skip
+                     step=StepOptions(restart=0.25),
+                     label=Labelling(tmp_path / "one.h5", background=clusters.unlabelled))  # fmt: skip
     one = results(wanted, out=tmp_path / "out" / "one.json")
-    done = torchrun(wanted, "--select", wanted.select, "--history", 2, "--propagated", tmp_path / "two.h5",
-                    "--background", clusters.unlabelled, "--slice_width", 1)  # fmt: skip
+    done = torchrun(wanted, "--select", wanted.select.grid, "--history", 2, "--label", tmp_path / "two.h5",
+                    "--label.background", clusters.unlabelled, "--slice_width", 1)  # fmt: skip
     assert done.returncode == 0, done.stderr
     two = json.loads(config.out.read_text())
     assert two["trials"] == one["trials"] and two["history"] == one["history"] and two["config"] == one["config"]
@@ -440,9 +487,8 @@ def run_in_threads(config: Config, size: int) -> list[Config]:
     """The configurations of all processes, each with outputs of its own, when they have run."""
     shared, barrier = [None] * size, threading.Barrier(size, timeout=60)
     outputs = [config.out.parent / str(rank) for rank in range(size)]
-    configs = [
-        replace(config, out=folder / "r.json", propagated=config.propagated and folder / "p.h5") for folder in outputs
-    ]
+    labels = [config.label and replace(config.label, out=folder / "p.h5") for folder in outputs]
+    configs = [replace(config, out=folder / "r.json", label=one) for folder, one in zip(outputs, labels)]
     with ThreadPoolExecutor(size) as pool:
         processes = [InThreads(rank, size, shared, barrier) for rank in range(size)]
         list(pool.map(diffusion._run, configs, processes))
@@ -467,11 +513,10 @@ def test_of_equally_sure_classes_of_two_processes_the_lowest_is_assigned(cluster
         return np.where(nodes % 10 == 0, 0, 4 - work.process), np.where(nodes % 10 == 0, 0, sure).astype(np.float32)
 
     monkeypatch.setattr(diffusion_room, "assign", assigned)
-    own = replace(
-        config, propagated=Path("p.h5"), background=clusters.unlabelled, n_propagated=999, trials=[1], shots=[1]
-    )
+    label = Labelling(Path("p.h5"), n_rows=999, background=clusters.unlabelled)
+    own = replace(config, label=label, trials=[1], shots=[1])
     for one in run_in_threads(own, 2):
-        with h5py.File(one.propagated) as file:
+        with h5py.File(one.label.out) as file:
             n_by_class = dict(zip(*np.unique(file["labels"][:], return_counts=True)))
         assert n_by_class == {7: 24 * 8, 9: 24}  # 240 background images; nodes that end in 0 were reached by nobody
 
@@ -484,8 +529,8 @@ def test_other_processes_write_to_copies(config, capsys):
     for path in (out, evidence, partial_path(evidence), propagated):
         path.write_text(path.name)
     second = Processes(1, 1, torch.device("cpu"))
-    with diffusion._process_outputs(replace(config, propagated=propagated), second) as own:
-        assert own.out.parent == own.propagated.parent != out.parent
+    with diffusion._process_outputs(replace(config, label=Labelling(propagated)), second) as own:
+        assert own.out.parent == own.label.out.parent != out.parent
         for path in own.out.parent.iterdir():
             assert path.read_text() == path.name
             path.write_text("changed")
@@ -514,7 +559,7 @@ def scored(clusters, tmp_path_factory):
     """(low_shot.py's configuration, its results, file of its scores) on the test setup."""
     folder = tmp_path_factory.mktemp("scored")
     files = {name: getattr(clusters, name) for name in ("train", "test", "split", "draws")}
-    config = low_shot.Config(**files, out=folder / "r.json", shots=SHOTS, classifier="logistic_regression",
+    config = low_shot.Config(**files, out=folder / "r.json", shots=SHOTS, classifier=LogisticOptions(),
                              scores=folder / "scores.h5")  # fmt: skip
     return config, json.loads(low_shot.main(config).read_text()), config.scores
 
@@ -526,7 +571,7 @@ def test_weight_zero_is_the_classifier_among_the_setups_classes(config, scored):
         log_probabilities = file["log_probabilities"][:]
         runs = list(zip(file["trials"][:].tolist(), file["n_shots"][:].tolist()))
     assert runs == [(t, n) for t in (1, 2) for n in SHOTS]
-    content = results(config, scores=scored[2], fusion_weight=0.0)
+    content = results(config, fuse=Fusion(scored[2], 0.0))
     _, truth = read(config.test)
     truth = truth[np.isin(truth, CLASSES)]
     for one, scores, plain in zip(content["trials"], log_probabilities, scored[1]["trials"]):
@@ -539,7 +584,7 @@ def test_weight_zero_is_the_classifier_among_the_setups_classes(config, scored):
 
 
 def test_weight_one_is_diffusion(config, scored):
-    assert results(config, scores=scored[2], fusion_weight=1.0)["trials"] == results(config)["trials"]
+    assert results(config, fuse=Fusion(scored[2], 1.0))["trials"] == results(config)["trials"]
 
 
 def test_fused_scores_are_judged(clusters, config, scored):
@@ -548,7 +593,7 @@ def test_fused_scores_are_judged(clusters, config, scored):
             run: scores.astype(np.float64)
             for run, scores in zip(zip(file["trials"][:], file["n_shots"][:]), file["log_probabilities"])
         }
-    for one in results(config, scores=scored[2], fusion_weight=0.4)["trials"]:
+    for one in results(config, fuse=Fusion(scored[2], 0.4))["trials"]:
         by_hand = ByHand(clusters, "graph", one["trial"], one["n_shot"])
         fused = fuse(by_hand.scores(2), known[one["trial"], one["n_shot"]], 0.4)
         expected = by_hand.six(fused)
@@ -556,9 +601,9 @@ def test_fused_scores_are_judged(clusters, config, scored):
 
 
 def test_scores_of_something_else_are_refused(clusters, config, scored, tmp_path):
-    def refused(words: str, **changes) -> None:
+    def refused(words: str, scores: Path = scored[2], **changes) -> None:
         with pytest.raises(InputError, match=words):
-            diffusion.main(replace(config, **{"scores": scored[2], **changes}))
+            diffusion.main(replace(config, fuse=Fusion(scores), **changes))
         assert not config.out.exists()
 
     draws = json.loads(clusters.draws.read_text())
@@ -581,10 +626,11 @@ def test_the_weight_of_the_fusion_can_be_chosen(clusters, config, scored, tmp_pa
     for setup in ("validation", "test"):
         own = replace(scored[0], setup=setup, out=tmp_path / f"{setup}.json", scores=tmp_path / f"scores-{setup}.h5")
         low_shot.main(own)
-    chosen = write_grid(config, "fusion_weight: [0.0, 0.5, 1.0]\nn_steps: [1, 2]")
-    content = results(chosen, scores=tmp_path / "scores-{setup}.h5", criterion="top1_all")
+    chosen = write_grid(config, "fuse.weight: [0.0, 0.5, 1.0]\nn_steps: [1, 2]", criterion="top1_all")
+    content = results(chosen, fuse=Fusion(tmp_path / "scores-{setup}.h5"))
     values = content["selection"]["chosen"]
-    alone = results(config, scores=tmp_path / "scores-test.h5", **values)
+    fuse_alone = Fusion(tmp_path / "scores-test.h5", values["fuse.weight"])
+    alone = results(config, fuse=fuse_alone, n_steps=values["n_steps"])
     assert content["trials"] == alone["trials"] and content["inputs"]["scores"] == alone["inputs"]["scores"]
     assert len({cell["mean"] for cell in evidence_of(chosen)["cells"]}) > 1
 
@@ -592,9 +638,9 @@ def test_the_weight_of_the_fusion_can_be_chosen(clusters, config, scored, tmp_pa
 # --- images that get a label ---
 
 
-def labelled_images(config: Config, clusters, **changes) -> dict[str, np.ndarray]:
+def labelled_images(config: Config, background: Path | None = None, n_rows=20, **changes) -> dict[str, np.ndarray]:
     path = config.out.parent / "propagated.h5"
-    diffusion.main(replace(config, overwrite=True, propagated=path, **changes))
+    diffusion.main(replace(config, overwrite=True, label=Labelling(path, n_rows, background), **changes))
     with h5py.File(path) as file:
         assert file.attrs["schema"] == "lowshot-propagated-1"
         return {name: file[name][:] for name in file}
@@ -604,7 +650,7 @@ def labelled_images(config: Config, clusters, **changes) -> dict[str, np.ndarray
 def test_the_surest_unlabelled_images_are_labelled(clusters, config, kind, monkeypatch):
     monkeypatch.setattr(rows_room, "BLOCK", 50)
     source = {"graph": clusters.unlabelled, "images": None}[kind]
-    rows = labelled_images(config, clusters, graph=getattr(clusters, kind), background=source, n_propagated=5)
+    rows = labelled_images(config, source, 5, graph=getattr(clusters, kind))
     for trial, n in [(t, n) for t in (1, 2) for n in SHOTS]:
         by_hand = ByHand(clusters, kind, trial, n)
         state, unlabelled = by_hand.state(2), ~by_hand.initial.any(1)
@@ -619,11 +665,11 @@ def test_the_surest_unlabelled_images_are_labelled(clusters, config, kind, monke
 
 
 def test_images_of_a_choice_for_every_n(clusters, config):
-    chosen = write_grid(config, "n_steps: [1, 2, 4]")
-    rows = labelled_images(chosen, clusters, background=clusters.unlabelled, select_per_shot=True)
+    chosen = write_grid(config, "n_steps: [1, 2, 4]", per_shot=True)
+    rows = labelled_images(chosen, clusters.unlabelled)
     values = json.loads(config.out.read_text())["selection"]["chosen"]
     for n in SHOTS:
-        alone = labelled_images(config, clusters, background=clusters.unlabelled, shots=[n], **values[str(n)])
+        alone = labelled_images(config, clusters.unlabelled, shots=[n], **values[str(n)])
         mine = rows["n_shots"] == n
         for name, column in alone.items():
             np.testing.assert_array_equal(rows[name][mine], column)
@@ -632,7 +678,7 @@ def test_images_of_a_choice_for_every_n(clusters, config):
 def test_images_need_the_features_that_the_background_was_built_from(clusters, config, tmp_path):
     def refused(words: str, **changes) -> None:
         with pytest.raises(InputError, match=words):
-            labelled_images(config, clusters, **changes)
+            labelled_images(config, **changes)
         assert not list(config.out.parent.glob("*"))
 
     config.out.parent.mkdir()
@@ -640,7 +686,7 @@ def test_images_need_the_features_that_the_background_was_built_from(clusters, c
     np.save(tmp_path / "other.npy", feats[::-1])
     np.save(tmp_path / "short.npy", feats[:100])
     np.save(tmp_path / "narrow.npy", feats[:, :5])
-    refused("give --background")
+    refused("give their features as --label.background")
     refused(r"other\.npy: not the features", background=tmp_path / "other.npy")
     refused(r"short\.npy: has 100 rows, fewer", background=tmp_path / "short.npy")
     refused(r"narrow\.npy: has 5 dimensions", background=tmp_path / "narrow.npy")
@@ -683,7 +729,7 @@ def test_missing_neighbours_are_skipped(clusters, config, tmp_path):
             ids[::3, 5:], similarities[::3, 5:] = -1, np.nan
             file[f"{name}ids"][...], file[f"{name}similarities"][...] = ids, similarities
 
-    for weight in ("constant", "gaussian"):
+    for weight in (ConstantWeight(), GaussianWeight()):
         graph = spoiled(clusters.folder / "images-test.h5", tmp_path / "gaps.h5", change)
         content = results(config, graph=graph, edges=replace(EDGES, weight=weight))
         assert (
@@ -723,9 +769,9 @@ def test_a_class_without_labelled_images_is_refused(clusters, config, tmp_path):
     assert not config.out.exists()
 
 
-def test_outputs_have_the_suffix_of_their_format(clusters, config, tmp_path):
+def test_outputs_have_the_suffix_of_their_format(config, tmp_path):
     with pytest.raises(InputError, match=r"p\.json: .*\.h5"):
-        diffusion.main(replace(config, propagated=tmp_path / "p.json", background=clusters.unlabelled))
+        diffusion.main(replace(config, label=Labelling(tmp_path / "p.json")))
 
 
 def test_the_script_refuses_in_one_line(config):

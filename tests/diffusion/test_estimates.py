@@ -27,7 +27,8 @@ from lowshot.diffusion.projection import Projection
 from lowshot.diffusion.propagation import Labels, Spread, Work, assign, propagate
 from lowshot.diffusion.propagation import TestLists as NodesOfTests
 from lowshot.diffusion.run_graphs import RunGraphs, edge_weights
-from lowshot.diffusion.settings import EdgeOptions, StepOptions
+from lowshot.diffusion.settings import ConstantWeight, EdgeOptions, GaussianWeight, Labelling, StepOptions
+from lowshot.evaluation.settings import Selection
 
 K, DIM = 8, 16
 
@@ -65,7 +66,7 @@ def matrix_of(job: Job):
 # --- sizes ---
 
 
-@pytest.mark.parametrize("weight", ["constant", "gaussian"])
+@pytest.mark.parametrize("weight", [ConstantWeight(), GaussianWeight()], ids=["constant", "gaussian"])
 @pytest.mark.parametrize("symmetry", ["sum", "max", "mutual"])
 def test_entries_are_counted_without_making_the_matrix(symmetry, weight):
     """A list that names a node twice counts it twice here, once in a matrix with weights: hence not exactly."""
@@ -110,7 +111,11 @@ def test_terms_are_the_arrays_of_the_code():
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not forget peaks")
 @pytest.mark.parametrize(
     ("width", "precision", "weight", "assigning"),
-    [(64, "float32", "constant", False), (64, "bfloat16", "gaussian", False), (32, "bfloat16", "constant", True)],
+    [
+        (64, "float32", ConstantWeight(), False),
+        (64, "bfloat16", GaussianWeight(), False),
+        (32, "bfloat16", ConstantWeight(), True),
+    ],
 )
 def test_the_peak_of_memory_is_right(width, precision, weight, assigning, monkeypatch):
     """Beyond libraries, which are at work already. Arrays are so large that they are given back when freed, if the
@@ -223,7 +228,7 @@ def test_seconds_are_counts_times_rates(monkeypatch):
     assert added["search of the shots"] == 4 and added["symmetric matrix"] == 4 * 2
 
 
-@pytest.mark.parametrize("more", [{"weight": "gaussian"}, {"symmetry": "max"}])
+@pytest.mark.parametrize("more", [{"weight": GaussianWeight()}, {"symmetry": "max"}])
 @pytest.mark.parametrize("assigning", [False, True])
 def test_every_kind_of_job_can_be_measured(more, assigning):
     job = a_job(known=False, edges=EdgeOptions(k=6, **more), precision="bfloat16", assigning=assigning)
@@ -263,7 +268,7 @@ def test_a_dry_run_prints_and_writes_nothing(flags, tmp_path):
 def test_a_dry_run_counts_choice_results_and_labelled_images(config, tmp_path, capsys):
     grid = tmp_path / "grid.yaml"
     grid.write_text(yaml.safe_dump({"n_steps": [0, 2], "edges.k": [4, 6]}))
-    wanted = replace(config, select=grid, history=4, propagated=tmp_path / "p.h5", dry_run=True)
+    wanted = replace(config, select=Selection(grid), history=4, label=Labelling(tmp_path / "p.h5"), dry_run=True)
     diffusion.main(wanted)
     parts = re.findall(r"^(.*), part (\d): (\d+) runs", capsys.readouterr().out, re.M)
     # Cells with the same lists share the steps.
@@ -283,8 +288,8 @@ def test_what_cannot_fit_is_refused(flags, tmp_path):
 
 def test_labelled_images_that_cannot_fit_are_refused(config, clusters, tmp_path):
     with pytest.raises(InputError, match="memory: slices of 8 classes"):
-        labelled = {"propagated": tmp_path / "p.h5", "background": clusters.unlabelled}
-        diffusion.main(replace(config, **labelled, slice_width=8, memory_gib=0.1))
+        label = Labelling(tmp_path / "p.h5", background=clusters.unlabelled)
+        diffusion.main(replace(config, label=label, slice_width=8, memory_gib=0.1))
     assert list(tmp_path.iterdir()) == []
 
 

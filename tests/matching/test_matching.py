@@ -237,6 +237,47 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path, data, features, m
     assert [record["lr"] for record in log] == pytest.approx([0.1] * 12 + [0.01] * 8), "the rate at a record's end"
 
 
+def test_a_training_that_is_ended_early(tmp_path, data, features, files, monkeypatch, capsys):
+    """The weights are those of the whole training at that episode, and the network and its results say so."""
+    options, kept = {"n_episodes": 40, "step_episodes": 10}, {}
+    train_episode = MatchingTrainer._train_episode
+
+    def watched(self, number):
+        kept[number] = {name: value.clone() for name, value in self.model.state_dict().items()}
+        return train_episode(self, number)
+
+    monkeypatch.setattr(MatchingTrainer, "_train_episode", watched)
+    stage.train(train_config(features, data, tmp_path / "whole", **options))
+    config = train_config(features, data, tmp_path / "early", end_after=15, **options)
+    stage.train(config)
+    weights = torch.load(config.out / "model.pt", weights_only=True)
+    assert all(torch.equal(weights[name], kept[15][name]) for name in weights)
+    assert read_json(config.out / "config.json")["config"]["ended_after"] == 15
+    capsys.readouterr()
+    stage.train(train_config(features, data, tmp_path / "early", **options))
+    assert "ended after episode 15 of 40" in capsys.readouterr().out
+    out = tmp_path / "r.json"
+    stage.test(stage.TestConfig(model=config.out, out=out, rows_per_class=4, shots=[1], trials=[1], **files))
+    assert read_json(out)["config"]["model_ended_after"] == 15
+
+
+def test_an_unfinished_run_that_is_past_the_end_keeps_its_checkpoint(tmp_path, data, features, monkeypatch):
+    train_episode = MatchingTrainer._train_episode
+
+    def killed(self, number):
+        if number == 29:
+            raise KeyboardInterrupt
+        return train_episode(self, number)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MatchingTrainer, "_train_episode", killed)
+        stage.train(train_config(features, data, tmp_path / "out", n_episodes=40))
+    monkeypatch.setattr(MatchingTrainer, "_train_episode", lambda self, number: 1 / 0)
+    out = stage.train(train_config(features, data, tmp_path / "out", n_episodes=40, end_after=5))
+    assert read_json(out / "config.json")["config"]["ended_after"] == 28
+    assert not (out / "checkpoint.pt").exists()
+
+
 def test_both_commands(tmp_path, data, files):
     model = tmp_path / "matching"
     flags = ["--features", files["train"], "--split", files["split"], "--n_episodes", 5, "--accelerator", "cpu"]
