@@ -17,6 +17,7 @@ from lowshot.classifiers.settings import METHODS, CosineOptions, NearestMeanOpti
 from lowshot.core.artifacts import Recipe, partial_path
 from lowshot.core.errors import InputError
 from lowshot.data.additions import Repetition
+from lowshot.diffusion.settings import Fusion
 from lowshot.evaluation.selection import joint_recipe
 from lowshot.evaluation.settings import Selection
 from lowshot.gan.settings import Samples
@@ -514,7 +515,8 @@ def test_the_grids_of_the_recipes_are_accepted(config):
         missing = Path("missing.h5")
         if grid.parents[1].name == "diffusion":
             files = {name: getattr(config, name) for name in ("test", "split", "draws", "out")}
-            stage, own = diffusion, diffusion.Config(**files, train=missing, graph=missing, scores=missing, select=grid)
+            files |= dict.fromkeys(("train", "graph"), missing)
+            stage, own = diffusion, diffusion.Config(**files, fuse=Fusion(missing), select=Selection(grid))
         else:
             known = METHODS.classes.get(grid.stem, SGDOptions)()
             stage, own = low_shot, replace(config, train=missing, classifier=known, select=Selection(grid))
