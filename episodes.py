@@ -26,7 +26,7 @@ import numpy as np
 
 from lowshot import classifiers, core, evaluation, hallucination, report
 from lowshot.classifiers.settings import METHODS, FeatureTransform, NearestMeanOptions, is_transductive
-from lowshot.core.artifacts import Provenance, is_done, recipe, renamed, write_json, writing
+from lowshot.core.artifacts import Provenance, is_done, recipe, write_json, writing
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
 from lowshot.core.imports import load
@@ -34,6 +34,7 @@ from lowshot.core.settings import PositiveInt, RunOnly, TwoOrMore, defaults_of, 
 from lowshot.data.features import Features, check_same_space, check_setup, read_copies, read_features
 from lowshot.data.protocol import Setup, Split, read_split
 from lowshot.evaluation.benchmark import extractor_name
+from lowshot.evaluation.older import EPISODES_NAMES, results_today
 from lowshot.evaluation.settings import Sampling
 
 _CLUSTERINGS = 5  # seeds of --clustering, counted from --seed
@@ -70,14 +71,8 @@ class Config(Sampling):
     overwrite: RunOnly[bool] = False
     """Make the results again though they stand."""
 
-    @staticmethod
-    def older(stored: dict) -> dict:
-        """The recipe of results in today's names; null stood there for what was not asked for."""
-        added_later = ("augmented_support", "classes")
-        config = {k: v for k, v in stored["config"].items() if not (k in added_later and v is None)}
-        return renamed(Config.renamed, {**stored, "config": config})
-
-    renamed = {"method": "method.name", **{f"methods.{name}": "method" for name in METHODS.classes}}  # noqa: RUF012
+    older = staticmethod(results_today)
+    renamed = EPISODES_NAMES
 
 
 def main(config: Config) -> Path:

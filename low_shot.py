@@ -45,13 +45,12 @@ from lowshot.core.artifacts import (
     is_done,
     read_recipe,
     recipe,
-    renamed,
 )
 from lowshot.core.choices import Registry, Several
 from lowshot.core.cli import run
 from lowshot.core.errors import Diverged, InputError
 from lowshot.core.imports import load
-from lowshot.core.settings import NonNegativeInt, flat
+from lowshot.core.settings import NonNegativeInt
 from lowshot.data.additions import Addition, FileRows, Repetition, RowsOfFile, Run, check_extended
 from lowshot.data.protocol import read_draws
 from lowshot.diffusion.settings import Propagated
@@ -64,7 +63,8 @@ from lowshot.evaluation.benchmark import (
     read_benchmark,
     write_results,
 )
-from lowshot.evaluation.selection import choose, evidence_path, joint_recipe, joint_settings
+from lowshot.evaluation.older import LOW_SHOT_NAMES, results_today
+from lowshot.evaluation.selection import choose, evidence_path, joint_recipe
 from lowshot.evaluation.settings import SelectionConfig
 from lowshot.gan.settings import Samples
 from lowshot.hallucination.settings import Generator
@@ -101,57 +101,8 @@ class Config(SelectionConfig):
     seed: NonNegativeInt = 0
     """Of everything that is drawn at random."""
 
-    renamed = {  # noqa: RUF012 -- no field
-        "classifier": "classifier.name",
-        "sgd": "classifier",
-        "logistic": "classifier",
-        "mlp": "classifier",
-        **{f"methods.{name}": "classifier" for name in BENCHMARK_CLASSIFIERS.classes},
-        "head": "classifier.extractor",
-        "generator": "add.generator",
-        "pairs": "add.generator.pairs",
-        "pair_scope": "add.generator.pair_scope",
-        "propagated": "add.propagated",
-        "samples": "add.samples",
-        "samples_per_shot": "add.samples.per_shot",
-        "repetition": "add.repetition",
-        "max_per_label": "add.ADDITION.max_per_label",
-        "criterion": "select.criterion",
-        "select_per_shot": "select.per_shot",
-    }
-
-    @staticmethod
-    def older(stored: dict) -> dict:
-        """The recipe of results from before choices had settings of their own; those chosen for each n stood below
-        their names, n by n."""
-        if stored["stage"] != "low_shot" or {"add", "add.names"} & stored["config"].keys():
-            return stored
-        parts = {str(n): _today(stored, str(n)) for n in stored["config"]["shots"]}
-        config = joint_settings({n: part["config"] for n, part in parts.items()})
-        return {**next(iter(parts.values())), "config": config}
-
-
-def _today(stored: dict, n_shot: str) -> dict:
-    """What an older recipe says of one n, under today's names."""
-    config, inputs = flat(_of_shot(stored["config"], n_shot)), stored["inputs"]
-    own = {"linear_sgd": "sgd.", "logistic_regression": "logistic.", "mlp": "mlp."}
-    read = own.get(config["classifier"], f"methods.{config['classifier']}.")
-    of_any = *own.values(), "methods."
-    config = {name: one for name, one in config.items() if name.startswith(read) or not name.startswith(of_any)}
-    named = {name: name in inputs for name in ("propagated", "generator")}
-    named |= {"samples": "samples_per_shot" in config, "repetition": config.pop("repetition", False)}
-    names, filled = [name for name in named if named[name]], config.pop("max_per_label", None)
-    config |= {f"add.{name}.max_per_label": filled for name in names if name != "samples"}
-    files = {"generator": "add.generator.folder", "propagated": "add.propagated.file", "head": "classifier.extractor"}
-    kept = {name: value for name, value in Config.renamed.items() if name not in ("criterion", "select_per_shot")}
-    today = renamed(kept, {**stored, "config": {**config, "add.names": names}})
-    return {**today, "inputs": {files.get(name, name): value for name, value in inputs.items()}}
-
-
-def _of_shot(config: dict, n_shot: str) -> dict:
-    by_shot = {name for name, one in config.items() if isinstance(one, dict) and all(map(str.isdigit, one))}
-    known = {name: one for name, one in config.items() if name not in by_shot or n_shot in one}
-    return {name: one[n_shot] if name in by_shot else one for name, one in known.items()}
+    older = staticmethod(results_today)
+    renamed = LOW_SHOT_NAMES | {"criterion": "select.criterion", "select_per_shot": "select.per_shot"}
 
 
 def main(config: Config) -> Path:

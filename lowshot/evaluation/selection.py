@@ -150,10 +150,15 @@ def _recipe(
     """What a choice is made from: the inputs, the settings that a cell has, and the cells."""
     # What only names things is no difference between two choices.
     plain = replace(config, name=None, extractor=None)
-    made_from, names = recipe_of(plain), getattr(type(config), "renamed", {})
+    recipes, names = [recipe_of(with_values(plain, values)) for values in cells], getattr(type(config), "renamed", {})
     how = {"criterion": criterion} | ({"select_per_shot": True} if per_shot else {})
-    common = _common((recipe_of(with_values(plain, values))["config"] for values in cells), cells)
-    return made_from.but(config={**how, **common, "cells": cells}, older=partial(_older, made_from.older, names, cells))
+    common = _common((one["config"] for one in recipes), cells)
+    inputs = joint_settings({str(i): one["inputs"] for i, one in enumerate(recipes)})
+    return recipes[0].but(
+        inputs=inputs,
+        config={**how, **common, "cells": cells},
+        older=partial(_older, recipes[0].older, names, cells),
+    )
 
 
 def _common(configs: Iterable[dict], cells: list[Cell]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from scipy import stats
 from lowshot.classifiers.settings import FeatureTransform
 from lowshot.core.artifacts import flat, read_json
 from lowshot.core.errors import InputError
+from lowshot.evaluation.older import results_today
 from lowshot.evaluation.settings import Metric
 from lowshot.gan.settings import SCORES
 
@@ -38,15 +39,16 @@ _ROWS = {
 _LOWEST = {"adjusted_rand": -1, "kid": -np.inf}
 _HIGHEST = {"fid": np.inf, "kid": np.inf, "density": np.inf}
 # What the tasks of one job array may differ in, and what names a system already.
-_NOT_OF_THE_RUN = {"shots", "trials", "n_shots", "n_episodes", "method", "name", "extractor", "clustering", "reference"}
+_NOT_OF_THE_RUN = {"shots", "trials", "n_shots", "n_episodes", "name", "extractor", "clustering", "reference"}
 # What makes episodes another kind of task, whose numbers stand in tables of their own, and no other system.
 _KIND = {"n_way", "n_queries", "dirichlet", "within_superclass", "classes"}
 # The plainest classifiers are shown first, and others compared with them.
 _PLAIN = r"(?:linear_sgd|nearest_mean)\b"
 # The end of an extractor's name that makes it one of several repeats of a training.
 _SEED = r"_seed(\d{1,9})$"
-# Inputs that all tasks of one run share (draws may be one file a trial; samples may be made for one trial).
-_SHARED_INPUTS = {"test", "features", "generator", "graph", "scores"}
+# Inputs that all tasks of one run share (draws may be one file a trial; samples may be made for one trial), by how
+# their names begin.
+_SHARED_INPUTS = ("test", "features", "add.generator.", "graph", "scores", "code of ")
 
 
 def read_files(folder: Path, report: Path | None = None) -> dict[str, dict]:
@@ -337,12 +339,16 @@ def system_names(files: dict[str, dict]) -> dict[str, str]:
 
 def _fingerprint(content: dict) -> dict[str, str]:
     """What two files must share to be parts of one run; digests tell apart extractors or generators of one name."""
-    config = {key: value for key, value in content["config"].items() if key not in _NOT_OF_THE_RUN | _KIND}
+    today = results_today({"stage": content.get("stage"), "config": content["config"], "inputs": {}, **content})
     # A setting that is not given is no difference to a file made before there was such a setting.
-    chosen = {key: json.dumps(value) for key, value in flat(config).items() if value is not None}
-    inputs = content.get("inputs", {})
-    names = _SHARED_INPUTS - ({"test"} if "head" in inputs else set())  # each run's head has features of its own
-    shared = {key: str(value)[:8] for key, value in inputs.items() if key.split("_")[0] in names}
+    chosen = {key: value for key, value in flat(today["config"]).items() if value is not None}
+    chosen = {
+        key: json.dumps(value) for key, value in chosen.items() if key.split(".")[0] not in _NOT_OF_THE_RUN | _KIND
+    }
+    names = _SHARED_INPUTS
+    if "classifier.extractor" in today["inputs"]:  # each run's head has features of its own
+        names = [name for name in names if name != "test"]
+    shared = {key: str(value)[:8] for key, value in today["inputs"].items() if key.startswith(tuple(names))}
     return {**chosen, **shared, "setting": str(content["protocol"]["setting"])}
 
 

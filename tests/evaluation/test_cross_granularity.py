@@ -393,6 +393,19 @@ def test_results_of_before_these_settings_are_of_one_run_with_newer_ones(folder)
     frame = results.episodes(results.read_files(folder))
     part = frame[frame["file"].isin(["novel.json", "older.json"])]
     assert part["system"].unique().tolist() == ["scgm: nearest_mean"] and part["task"].nunique() == 1
+    content["config"] |= {"method": "nearest_mean", "methods": {"nearest_mean": {"metric": "euclidean"}},
+                          "augmented_support": None, "classes": None}  # fmt: skip
+    write_json(folder / "older.json", content)
+    assert results.episodes(results.read_files(folder))["system"].equals(frame["system"])
+
+
+def test_methods_under_a_name_of_the_users_are_told_apart_by_their_settings(folder):
+    content = read_json(folder / "novel.json") | {"method": "mine"}
+    for metric in ("euclidean", "cosine"):
+        content["config"]["method"] = {"name": "nearest_mean", "metric": metric}
+        write_json(folder / f"{metric}.json", content)
+    systems = set(results.episodes(results.read_files(folder))["system"])
+    assert {'scgm: mine (method.metric="cosine")', 'scgm: mine (method.metric="euclidean")'} <= systems
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from lowshot.core.settings import parts_of
 from lowshot.data.additions import Repetition
 from lowshot.data.features import write_features
 from lowshot.data.protocol import Split, draws_to_json, make_draws
-from lowshot.diffusion.settings import EdgeOptions, Propagated
+from lowshot.diffusion.settings import EdgeOptions, Labelling, Propagated
 from lowshot.evaluation.settings import Selection
 from lowshot.hallucination.settings import Generator
 
@@ -335,13 +335,13 @@ def propagated(request, clusters, tmp_path_factory):
     """(low_shot.py's configuration on `clusters`, the rows that diffusion labelled, where they are from)."""
     folder = tmp_path_factory.mktemp("propagated")
     files = {name: getattr(clusters, name) for name in ("train", "test", "split", "draws")}
+    label = Labelling(folder / "p.h5", 9, clusters.unlabelled if request.param == "graph" else None)
     own = diffusion.Config(**files, graph=getattr(clusters, request.param), out=folder / "d.json", shots=[1, 4],
-                           n_steps=2, edges=EdgeOptions(k=6), propagated=folder / "p.h5", n_propagated=9,
-                           background=clusters.unlabelled if request.param == "graph" else None)  # fmt: skip
+                           n_steps=2, edges=EdgeOptions(k=6), label=label)  # fmt: skip
     diffusion.main(own)
     config = low_shot.Config(**files, out=folder / "r.json", shots=[1, 4], classifier=SMALL_SGD,
-                             add={"propagated": Propagated(own.propagated, max_per_label=7)})  # fmt: skip
-    with h5py.File(own.propagated) as file:
+                             add={"propagated": Propagated(label.out, max_per_label=7)})  # fmt: skip
+    with h5py.File(label.out) as file:
         return config, {name: file[name][:] for name in file}, np.load(clusters.unlabelled)
 
 
@@ -418,7 +418,7 @@ def test_additions_work_in_the_order_in_which_they_are_named(propagated, monkeyp
 def test_where_nothing_was_labelled_nothing_is_added(propagated, monkeypatch, tmp_path):
     config, _, _ = propagated
     path = tmp_path / "p.h5"
-    path.write_bytes(config.propagated.read_bytes())
+    path.write_bytes(config.add["propagated"].file.read_bytes())
     with h5py.File(path, "r+") as file:
         kept = file["n_shots"][:] == 4
         for name in ("feats", "labels", "trials", "n_shots", "places"):

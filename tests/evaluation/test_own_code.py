@@ -210,6 +210,21 @@ def test_settings_of_ones_own_are_chosen_like_ours(config, tmp_path):
     assert "there already" in low_shot_by(config, *words).stdout
 
 
+def test_a_classifier_of_ones_own_among_others(config, tmp_path):
+    """From another folder, which is no part of what is chosen; what was chosen hangs on its code."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "my_own.py").write_text(CODE)
+    (tmp_path / "grid.yaml").write_text('classifier: [nearest_mean, "sub/my_own.py:MeansOfTasks"]\n')
+    words = ("--select", "grid.yaml", "--select.criterion", "top1_all")
+    made(low_shot_by(config, *words), config)
+    evidence = read_yaml(config.out.with_suffix(".selection.yaml"))
+    names = [cell["values"]["classifier.name"] for cell in evidence["cells"]]
+    assert names == ["nearest_mean", "my_own.py:MeansOfTasks"] and "code of classifier.1" in evidence["inputs"]
+    assert "there already" in low_shot_by(config, *words).stdout
+    (tmp_path / "sub" / "my_own.py").write_text(f"{CODE}\n# changed\n")
+    assert_refused(low_shot_by(config, *words), "r.selection.yaml: made from others (input code of classifier.1 has")
+
+
 def test_a_module_by_its_name(config):
     """As it is imported from where the command runs."""
     (config.split.parent / "a_module_of_mine.py").write_text(CODE)

@@ -101,6 +101,54 @@ def test_runs_that_differ_in_a_setting_are_two_systems_named_by_it(tmp_path):
     assert names == ["conv4: plain (sgd.learning_rate=0.1)", "conv4: plain (sgd.learning_rate=0.5)"]
 
 
+TRANSFORM = {"power": 0.0, "centre": False, "normalise": False}
+OLDER = {"seed": 0, "trials": [1], "transform": TRANSFORM, "classifier": "linear_sgd", "sgd": {"lr": 0.1},
+         "pairs": "centroids", "pair_scope": "all", "repetition": False, "max_per_label": 5, "shots": [1]}  # fmt: skip
+NEWER = {"seed": 0, "trials": [2], "transform": TRANSFORM, "classifier": {"name": "linear_sgd", "lr": 0.1},
+         "shots": [1], "add": {"names": ["generator"],
+                 "generator": {"pairs": "centroids", "pair_scope": "all", "max_per_label": 5}}}  # fmt: skip
+
+
+def with_generator(name, digest="g"):
+    return {"draws": "d" * 64, name: digest * 64}
+
+
+def test_trials_of_an_older_revision_are_of_one_system_with_todays(tmp_path):
+    """Settings had other names, and so had files."""
+    older = content(values={(1, 1): 0.2}, config=OLDER, inputs=with_generator("generator"))
+    newer = content(values={(2, 1): 0.4}, config=NEWER, inputs=with_generator("add.generator.folder"))
+    write(tmp_path, older=older, newer=newer)
+    assert results.read_results(tmp_path)["system"].unique().tolist() == ["conv4: plain"]
+    write(tmp_path, newer=newer | {"inputs": with_generator("add.generator.folder", "h")})
+    assert set(results.read_results(tmp_path)["system"]) == {
+        "conv4: plain (add.generator.folder=gggggggg)", "conv4: plain (add.generator.folder=hhhhhhhh)"
+    }  # fmt: skip
+    faster = {**NEWER, "classifier": {"name": "linear_sgd", "lr": 0.5}}
+    write(tmp_path, newer=newer | {"config": faster})
+    names = {"conv4: plain (classifier.lr=0.1)", "conv4: plain (classifier.lr=0.5)"}
+    assert set(results.read_results(tmp_path)["system"]) == names
+
+
+def test_settings_chosen_for_each_n_in_an_older_revision(tmp_path):
+    older = {name: value for name, value in OLDER.items() if name not in ("pairs", "pair_scope", "max_per_label")}
+    older |= {"sgd": {"1": {"lr": 0.1}, "5": {"lr": 0.5}}, "shots": [1, 5]}
+    newer = NEWER | {"classifier": {"name": "linear_sgd", "lr": {"1": 0.1, "5": 0.5}}, "add": {"names": []}}
+    write(
+        tmp_path, older=content(values={(1, 1): 0.2}, config=older), newer=content(values={(2, 1): 0.4}, config=newer)
+    )
+    assert results.read_results(tmp_path)["system"].unique().tolist() == ["conv4: plain"]
+
+
+def test_code_of_ones_own_that_has_changed_makes_another_system(tmp_path):
+    own = {"classifier": {"name": "mine.py:Mine"}, "shots": [1], "add": {"names": []}}
+    for i, digest in enumerate("xy", start=1):
+        inputs = {"draws": "d" * 64, "code of classifier": digest * 64}
+        write(tmp_path, **{digest: content("mine", {(i, 1): 0.2}, config=own, inputs=inputs)})
+    assert set(results.read_results(tmp_path)["system"]) == {
+        "conv4: mine (code of classifier=xxxxxxxx)", "conv4: mine (code of classifier=yyyyyyyy)"
+    }  # fmt: skip
+
+
 def test_the_same_trial_with_other_numbers_names_both_files(tmp_path):
     write(tmp_path, a=content(values={(1, 1): 0.2}), b=content(values={(1, 1): 0.3}))
     with pytest.raises(InputError, match=r"a\.json and b\.json.*conv4: plain, trial 1, n_shot 1, metric top1_novel"):
@@ -574,13 +622,19 @@ def test_means_over_class_splits_by_hand(tmp_path):
     assert (one["mean"], one["trials"]) == (pytest.approx((0.05 + 0.1 + 0.03) / 3), 3)
 
 
-def test_heads_with_features_of_their_own_are_one_system(tmp_path):
+@pytest.mark.parametrize("head", ["classifier.extractor", "head"])
+def test_heads_with_features_of_their_own_are_one_system(tmp_path, head):
     """Several n and class splits of own_head: each file has features, and so a test file, of its own."""
+    # As revision d41a11c had it, and as it is now.
+    chosen = (
+        {"classifier": "own_head"} if head == "head" else {"classifier": {"name": "own_head"}, "add": {"names": []}}
+    )
     for split in range(2):
         protocol = {"setup": "test", "setting": "inductive", "split_digest": str(split) * 64}
         for n in (5, 10):
-            inputs = {"draws": "d" * 64, "test": f"{split}{n}" * 20, "head": f"{split}{n}" * 20}
-            one = content("own head", {(1, n): 0.2 + n / 100}, protocol=protocol, inputs=inputs)
+            inputs = {"draws": "d" * 64, "test": f"{split}{n}" * 20, head: f"{split}{n}" * 20}
+            config = {**chosen, "shots": [n]}
+            one = content("own head", {(1, n): 0.2 + n / 100}, protocol=protocol, inputs=inputs, config=config)
             write(tmp_path / f"seed{split}", **{f"n{n}": one})
     frame = results.trials(results.read_files(tmp_path))
     assert set(frame["system"]) == {"conv4: own head"}

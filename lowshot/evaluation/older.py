@@ -1,0 +1,78 @@
+"""What results of older revisions were made from, in today's form.
+
+Settings of all choices stood side by side there, under names of their own; today a choice has its settings.
+"""
+
+from collections.abc import Callable
+
+from lowshot.classifiers.settings import BENCHMARK_CLASSIFIERS, METHODS
+from lowshot.core.artifacts import renamed
+from lowshot.core.settings import flat
+from lowshot.evaluation.selection import joint_settings
+
+# Older names of low_shot.py's settings, and those that they have today.
+LOW_SHOT_NAMES = {
+    "classifier": "classifier.name",
+    "sgd": "classifier",
+    "logistic": "classifier",
+    "mlp": "classifier",
+    **{f"methods.{name}": "classifier" for name in BENCHMARK_CLASSIFIERS.classes},
+    "head": "classifier.extractor",
+    "generator": "add.generator",
+    "pairs": "add.generator.pairs",
+    "pair_scope": "add.generator.pair_scope",
+    "propagated": "add.propagated",
+    "samples": "add.samples",
+    "samples_per_shot": "add.samples.per_shot",
+    "repetition": "add.repetition",
+    "max_per_label": "add.ADDITION.max_per_label",
+}
+# The same of episodes.py.
+EPISODES_NAMES = {"method": "method.name", **{f"methods.{name}": "method" for name in METHODS.classes}}
+_INPUTS = {"generator": "add.generator.folder", "propagated": "add.propagated.file", "head": "classifier.extractor"}
+_OWN = {"linear_sgd": "sgd.", "logistic_regression": "logistic.", "mlp": "mlp."}
+
+
+def low_shot_today(stored: dict) -> dict:
+    """The recipe of low_shot.py's results; settings chosen for each n stood below their names, n by n."""
+    config = stored["config"]
+    if {"add", "add.names"} & config.keys() or not {"classifier", "shots"} <= config.keys():
+        return stored
+    parts = {str(n): _of_shot(stored, str(n)) for n in config["shots"]}
+    config = joint_settings({n: part["config"] for n, part in parts.items()})
+    return {**next(iter(parts.values())), "config": config}
+
+
+def _of_shot(stored: dict, n_shot: str) -> dict:
+    """What the recipe says of one n, under today's names."""
+    config, inputs = flat(_chosen_for(stored["config"], n_shot)), stored["inputs"]
+    read, of_any = _OWN.get(config["classifier"], f"methods.{config['classifier']}."), (*_OWN.values(), "methods.")
+    config = {name: one for name, one in config.items() if name.startswith(read) or not name.startswith(of_any)}
+    named = {name: name in inputs for name in ("propagated", "generator")}
+    named |= {"samples": "samples_per_shot" in config, "repetition": config.pop("repetition", False)}
+    names, filled = [name for name in named if named[name]], config.pop("max_per_label", None)
+    config |= {f"add.{name}.max_per_label": filled for name in names if name != "samples"}
+    today = renamed(LOW_SHOT_NAMES, {**stored, "config": {**config, "add.names": names}})
+    return {**today, "inputs": {_INPUTS.get(name, name): value for name, value in inputs.items()}}
+
+
+def _chosen_for(config: dict, n_shot: str) -> dict:
+    by_shot = {name for name, one in config.items() if isinstance(one, dict) and all(map(str.isdigit, one))}
+    known = {name: one for name, one in config.items() if name not in by_shot or n_shot in one}
+    return {name: one[n_shot] if name in by_shot else one for name, one in known.items()}
+
+
+def episodes_today(stored: dict) -> dict:
+    """The recipe of results of episodes.py; null stood there, or nothing, for what was not asked for."""
+    added_later = {"augmented_support": False, "classes": "novel"}
+    config = {name: one for name, one in stored["config"].items() if not (name in added_later and one is None)}
+    return renamed(EPISODES_NAMES, {**stored, "config": {**added_later, **config}})
+
+
+# By the stage that made the results.
+TODAY: dict[str, Callable[[dict], dict]] = {"low_shot": low_shot_today, "episodes": episodes_today}
+
+
+def results_today(stored: dict) -> dict:
+    """The recipe of any results."""
+    return TODAY.get(stored["stage"], lambda same: same)(stored)
