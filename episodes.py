@@ -3,13 +3,13 @@
 Reads     features (one file or several, together the pool of images of every class) and split.json (or label_idx.json).
 Writes    one results JSON with the accuracy of every episode and number of shots.
 
-    python episodes.py --features features/test.h5 --split split.json --out results/nearest_mean.json \
+    python episodes.py --features features/test.h5 --split split.json --out results/nearest_mean.json \\
         --method nearest_mean --n_way 5 --n_shots "[1,5]" --n_episodes 600
 
-    python episodes.py --features '["train.h5", "test.h5"]' --split split.json --out results/cl2n.json \
+    python episodes.py --features '["train.h5", "test.h5"]' --split split.json --out results/cl2n.json \\
         --transform.centre true --transform.normalise true       SimpleShot: base images in the pool give the centre
 
-    python episodes.py --features features/test.h5 --split split.json --out results/all-way.json --classes all \
+    python episodes.py --features features/test.h5 --split split.json --out results/all-way.json --classes all \\
         --n_way all --method logistic_regression --transform.normalise true --augmented_support true --clustering 100
                                              cross-granularity: the extractor has learned superclasses (train_scgm.py)
 

@@ -4,9 +4,9 @@ Reads   DATA/images.h5, DATA/split.json, DATA/draws.json (preprocessing.py), the
         base classes only (train_extractor.py), and maybe images of sample_gan.py
 Writes  OUT/model.pt, OUT/config.json (together they rebuild the network), OUT/log.jsonl, OUT/tensorboard/
 
-python finetune_extractor.py --data outputs/emnist_fs/seed0/data --model Conv4 \
-    --weights outputs/emnist_fs/seed0/conv4/extractor/model.pt --shots 5 \
-    --samples outputs/emnist_fs/seed0/samples/supervised/trial1_k5/samples.h5 \
+python finetune_extractor.py --data outputs/emnist_fs/seed0/data --model Conv4 \\
+    --weights outputs/emnist_fs/seed0/conv4/extractor/model.pt --shots 5 \\
+    --samples outputs/emnist_fs/seed0/samples/supervised/trial1_k5/samples.h5 \\
     --trained classifier --mixup beta --epochs 100 --lr 0.01 --out outputs/emnist_fs/seed0/conv4_k5/extractor
 Several processes: --devices 8, or
 torchrun --nproc-per-node 8 finetune_extractor.py ... --devices 8

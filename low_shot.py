@@ -5,19 +5,19 @@ Reads     train and test features (ours or the published HDF5 layout), split.jso
           samples, rows of your own, a grid of settings.
 Writes    one results JSON with six accuracies for every trial and n; with a grid, the evidence of the choice beside it.
 
-    python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \
+    python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \\
         --out results/linear_sgd.json [--add.generator generator/]
 
 What adds training rows goes by the order in which it is named (`--add repetition`, `--add my_rows.py:Noise`).
 
 On a laptop, in seconds:
 
-    python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \
+    python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \\
         --out results/nearest_mean.json --classifier nearest_mean --transform.centre true --transform.normalise true
 
 Settings chosen on the validation setup, results on the test setup (grid.yaml: `classifier.lr: [0.1, 1.0]`):
 
-    python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \
+    python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \\
         --out results/linear_sgd.json --select grid.yaml
 """
 

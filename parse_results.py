@@ -4,12 +4,12 @@ Reads   every *.json below --results, never a log; with --data also images.h5 an
         with --mixture the means that train_scgm.py has learned, with --gan the networks of train_gan.py.
 Writes  the folder --out: report.html, tables/, figures/, config.json; made again, unasked, when the results changed.
 
-Full    python parse_results.py --results outputs/glyphs/results --out outputs/glyphs/report \
+Full    python parse_results.py --results outputs/glyphs/results --out outputs/glyphs/report \\
             --data outputs/glyphs/data --features outputs/glyphs/features/test.h5
-GAN     python parse_results.py --results outputs/emnist_fs/results --out outputs/emnist_fs/report \
+GAN     python parse_results.py --results outputs/emnist_fs/results --out outputs/emnist_fs/report \\
             --data outputs/emnist_fs/seed0/data --gan outputs/emnist_fs/seed0/gan/k5_trial1
-SCGM    python parse_results.py --results outputs/cifar100/results --out outputs/cifar100/report \
-            --data outputs/cifar100/data --features outputs/cifar100/scgm_g/features/test.h5 \
+SCGM    python parse_results.py --results outputs/cifar100/results --out outputs/cifar100/report \\
+            --data outputs/cifar100/data --features outputs/cifar100/scgm_g/features/test.h5 \\
             --mixture outputs/cifar100/scgm_g/extractor
 Tiny    python parse_results.py --results outputs/tiny/results --out outputs/tiny/report
 """

@@ -4,9 +4,9 @@ Reads   DATA/images.h5, DATA/split.json (preprocessing.py)
 Writes  OUT/model.pt, OUT/config.json (together they rebuild the network), OUT/log.jsonl, OUT/tensorboard/; with
         --patience OUT/last.pt, the last weights beside the best
 
-python train_extractor.py --data outputs/cifar100/data --out outputs/cifar100/resnet10_sgm/extractor \
+python train_extractor.py --data outputs/cifar100/data --out outputs/cifar100/resnet10_sgm/extractor \\
     --model ResNet10 --loss sgm --loss.weight 0.02
-python train_extractor.py --data outputs/photos/data --out outputs/photos/resnet50/extractor \
+python train_extractor.py --data outputs/photos/data --out outputs/photos/resnet50/extractor \\
     --model timm:resnet50.a1_in1k --model.pretrained --epochs 10 --lr 0.001
 CPU, seconds:
 python train_extractor.py --data outputs/glyphs/data --out outputs/glyphs/try/extractor --model Conv4 --epochs 1

@@ -7,7 +7,7 @@ Writes  OUT/model.pt, OUT/config.json (together they rebuild the network), OUT/m
 
 python train_scgm.py --data outputs/cifar100/data --out outputs/cifar100/scgm_g/extractor --model ResNet12
 CPU, seconds:
-python train_scgm.py --data outputs/glyphs/data --out outputs/glyphs/scgm/extractor --model Conv4 --epochs 2 \
+python train_scgm.py --data outputs/glyphs/data --out outputs/glyphs/scgm/extractor --model Conv4 --epochs 2 \\
     --schedule.n_cycles 1 --method.n_subclasses 40
 Several processes: --devices 8, or
 torchrun --nproc-per-node 8 train_scgm.py ... --devices 8

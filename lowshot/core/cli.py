@@ -4,6 +4,7 @@
 (``--classifier.lr 0.1``). ``--config FILE`` reads YAML, more than one of them in order; the line goes before any file.
 """
 
+import os
 import sys
 import textwrap
 import warnings
@@ -70,6 +71,9 @@ def _call(main: Callable, config_class: type, arguments: list[str], script: str,
             print(yaml.safe_dump(shown, sort_keys=False, default_flow_style=None, allow_unicode=True), end="")
         else:
             main(parse(config_class, words))
+    except BrokenPipeError:  # of a reader such as head, which has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except (InputError, OSError) as error:
         _refuse(script.split()[0], str(error))
     except KeyboardInterrupt:
