@@ -34,23 +34,16 @@ import numpy as np
 from tqdm import tqdm
 
 from lowshot import core, diffusion, evaluation
-from lowshot.core.artifacts import Provenance, Recipe, is_done, partial_path, recipe, renamed, writing
+from lowshot.core.artifacts import Provenance, Recipe, is_done, partial_path, recipe, writing
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
 from lowshot.core.imports import load
 from lowshot.core.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, RunOnly, values_of
 from lowshot.diffusion.settings import EdgeOptions, Fusion, Labelling, Precision, StepOptions
 from lowshot.evaluation.benchmark import Benchmark, Ranks, check_settings, input_files, read_benchmark, write_results
-from lowshot.evaluation.selection import by_setting, choose, evidence_path, joint_recipe, read_grid, with_values
+from lowshot.evaluation.older import DIFFUSION_NAMES, results_today
+from lowshot.evaluation.selection import choose, evidence_path, joint_recipe, read_grid, with_values
 from lowshot.evaluation.settings import SelectionConfig, Ties
-
-# What recipes of older revisions call the settings that they hold.
-OLDER_NAMES = {
-    "edges.weight": "edges.weight.name",
-    "edges.sigma": "edges.weight.sigma",
-    "fusion_weight": "fuse.weight",
-    "n_propagated": "label.n_rows",
-}
 
 
 @dataclass(kw_only=True)
@@ -84,19 +77,15 @@ class Config(SelectionConfig):
     dry_run: RunOnly[bool] = False
     """Print the memory and time that all the work takes, as if nothing stood yet, and end. Takes seconds."""
 
+    older = staticmethod(results_today)
     renamed = {  # noqa: RUF012 -- no field
-        **OLDER_NAMES,
+        **DIFFUSION_NAMES,
         "scores": "fuse.scores",
         "propagated": "label.out",
         "background": "label.background",
         "criterion": "select.criterion",
         "select_per_shot": "select.per_shot",
     }
-
-    @staticmethod
-    def older(stored: dict) -> dict:
-        """The recipe of results, or of labelled images, from before choices had settings of their own."""
-        return renamed(OLDER_NAMES, {**stored, "config": by_setting(stored["config"])})
 
 
 def main(config: Config) -> Path:

@@ -29,6 +29,13 @@ LOW_SHOT_NAMES = {
 }
 # The same of episodes.py.
 EPISODES_NAMES = {"method": "method.name", **{f"methods.{name}": "method" for name in METHODS.classes}}
+# The same of diffusion.py, as its recipes have them.
+DIFFUSION_NAMES = {
+    "edges.weight": "edges.weight.name",
+    "edges.sigma": "edges.weight.sigma",
+    "fusion_weight": "fuse.weight",
+    "n_propagated": "label.n_rows",
+}
 _INPUTS = {"generator": "add.generator.folder", "propagated": "add.propagated.file", "head": "classifier.extractor"}
 _OWN = {"linear_sgd": "sgd.", "logistic_regression": "logistic.", "mlp": "mlp."}
 
@@ -69,8 +76,25 @@ def episodes_today(stored: dict) -> dict:
     return renamed(EPISODES_NAMES, {**stored, "config": {**added_later, **config}})
 
 
+def diffusion_today(stored: dict) -> dict:
+    """The recipe of results of diffusion.py, or of images that it labelled; groups stood there whole for each n."""
+    config = {
+        name: joint_settings({n: flat(one) for n, one in value.items()}) if _is_by_shot(value) else value
+        for name, value in stored["config"].items()
+    }
+    return renamed(DIFFUSION_NAMES, {**stored, "config": config})
+
+
+def _is_by_shot(value: object) -> bool:
+    return isinstance(value, dict) and all(n.isdigit() and isinstance(one, dict) for n, one in value.items())
+
+
 # By the stage that made the results.
-TODAY: dict[str, Callable[[dict], dict]] = {"low_shot": low_shot_today, "episodes": episodes_today}
+TODAY: dict[str, Callable[[dict], dict]] = {
+    "low_shot": low_shot_today,
+    "episodes": episodes_today,
+    "diffusion": diffusion_today,
+}
 
 
 def results_today(stored: dict) -> dict:

@@ -120,19 +120,6 @@ def joint_settings(by_shot: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return joint
 
 
-def by_setting(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of an older recipe, which had groups that differ by n whole for each n; one that has none as it
-    is."""
-    return {
-        name: joint_settings({n: flat(one) for n, one in value.items()}) if _is_by_shot(value) else value
-        for name, value in config.items()
-    }
-
-
-def _is_by_shot(value: Any) -> bool:
-    return isinstance(value, dict) and all(n.isdigit() and isinstance(one, dict) for n, one in value.items())
-
-
 def evidence_path(out: Path) -> Path:
     """Where the evidence of a choice stands beside the results `out`."""
     return out.with_suffix(".selection.yaml")
