@@ -42,7 +42,7 @@ from lowshot.core.settings import NonNegativeFloat, NonNegativeInt, PositiveFloa
 from lowshot.diffusion.settings import EdgeOptions, Fusion, Labelling, Precision, StepOptions
 from lowshot.evaluation.benchmark import Benchmark, Ranks, check_settings, input_files, read_benchmark, write_results
 from lowshot.evaluation.older import DIFFUSION_NAMES, results_today
-from lowshot.evaluation.selection import choose, evidence_path, joint_recipe, read_grid, with_values
+from lowshot.evaluation.selection import choose, evidence_path, joint_recipe, read_grid
 from lowshot.evaluation.settings import SelectionConfig, Ties
 
 
@@ -183,8 +183,7 @@ def _load() -> None:
 def _print_estimate(config: Config, processes: core.Processes) -> None:
     """Memory and time of all that `_run` does; of a choice to be made, as if the most steps were chosen."""
     plain = replace(config, select=None)
-    grid = read_grid(config.select.grid, plain) if config.select else [{}]
-    cells = [with_values(plain, values) for values in grid]
+    cells = [cell.config for cell in read_grid(config.select.grid, plain)] if config.select else [plain]
     longest = max(cells, key=lambda cell: cell.n_steps)
     parts = {"choice of settings": [replace(cell, setup="validation") for cell in cells]} if config.select else {}
     if not _only_chooses(config):

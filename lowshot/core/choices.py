@@ -20,8 +20,6 @@ from lowshot.core.errors import InputError
 
 # Modules of files that are no part of a package get names of their own, so that they shadow nothing.
 _OWN = "lowshot_own_"
-# Classes that this command has named, by the names that recipes have for them, which leave out folders.
-_NAMED: dict[str, type] = {}
 _HERE = Path(__file__)
 
 
@@ -120,14 +118,9 @@ def named_class(registry: Registry, name: str, code: Sequence[str], where: Path)
 def own_class(name: str) -> Any:
     """Import what ``file.py:Class`` or ``module:Class`` names; InputError, in one line, if that cannot be done."""
     where, _, attribute = name.rpartition(":")
-    if name in _NAMED and not Path(where).is_file():
-        return _NAMED[name]
     module = _from_file(Path(where), name) if where.endswith(".py") else _imported(where, name)
     try:
-        found = getattr(module, attribute)
-        if isinstance(found, type):
-            _NAMED[own_name(found)] = found
-        return found
+        return getattr(module, attribute)
     except AttributeError:
         meant = suggestion(attribute, [known for known in vars(module) if not known.startswith("_")])
         raise InputError(f"{name}: {where} defines no '{attribute}'{meant}") from None

@@ -38,9 +38,16 @@ from lowshot.evaluation.benchmark import Benchmark, Ranks, read_benchmark
 from lowshot.evaluation.settings import Criterion, SelectionConfig
 
 Config = TypeVar("Config", bound=SelectionConfig)
-Cell = dict[str, Any]  # values by dotted names
+Values = dict[str, Any]  # by dotted names
 # What is evaluated, and with which random numbers: nothing to choose.
 _PROTOCOL = {"seed", *(field.name for field in fields(SelectionConfig))}
+
+
+class Cell(NamedTuple):
+    """A cell of a grid: `values` as recipes have them, and the `config` with these."""
+
+    values: Values
+    config: Any
 
 
 class Choice(NamedTuple):
@@ -75,7 +82,7 @@ def choose(
     how, plain = config.select, replace(config, select=None, setup="validation")
     cells = read_grid(how.grid, plain)
     evidence = evidence_path(config.out)
-    made_from = _recipe(cells, plain, how.criterion, how.per_shot, recipe_of)
+    made_from = _recipe(cells, how.criterion, how.per_shot, recipe_of)
     if not is_done(evidence, made_from, config.overwrite):
         _evaluate_cells(evidence, made_from, cells, config, evaluate, device)
     stored = read_yaml(evidence)
@@ -84,7 +91,7 @@ def choose(
     if len(done) < len(cells) or not _same_values(stored.get("chosen"), chosen):
         raise InputError(f"{evidence}: what it calls chosen is not the best of all cells; it was edited by hand")
     record = {"criterion": how.criterion, "chosen": chosen, "evidence": evidence.name, "digest": _digest(stored)}
-    return Choice(_with_chosen(replace(config, select=None), chosen, how.per_shot), evidence, record)
+    return Choice(_with_chosen(config, cells, chosen), evidence, record)
 
 
 def _chosen(evidence: Path, done: list[dict], config: SelectionConfig) -> dict:
@@ -95,10 +102,13 @@ def _chosen(evidence: Path, done: list[dict], config: SelectionConfig) -> dict:
     return {str(n): _best(evidence, done, criterion, n) for n in config.shots}
 
 
-def _with_chosen(config: Config, chosen: dict, per_shot: bool) -> list[Config]:
-    if not per_shot:
-        return [with_values(config, chosen)]
-    return [with_values(replace(config, shots=[n]), chosen[str(n)]) for n in config.shots]
+def _with_chosen(config: Config, cells: list[Cell], chosen: dict) -> list[Config]:
+    """The configs of the chosen cells for the setup at hand: one, or one for each n."""
+    by_shot = {(n,): chosen[str(n)] for n in config.shots} if config.select.per_shot else {tuple(config.shots): chosen}
+    return [
+        replace(next(cell.config for cell in cells if cell.values == values), setup=config.setup, shots=list(shots))
+        for shots, values in by_shot.items()
+    ]
 
 
 def joint_recipe(recipes: list[tuple[list[int], Recipe]]) -> Recipe:
@@ -131,24 +141,22 @@ def _digest(stored: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _recipe(
-    cells: list[Cell], config: SelectionConfig, criterion: Criterion, per_shot: bool, recipe_of: Callable
-) -> Recipe:
+def _recipe(cells: list[Cell], criterion: Criterion, per_shot: bool, recipe_of: Callable) -> Recipe:
     """What a choice is made from: the inputs, the settings that a cell has, and the cells."""
     # What only names things is no difference between two choices.
-    plain = replace(config, name=None, extractor=None)
-    recipes, names = [recipe_of(with_values(plain, values)) for values in cells], getattr(type(config), "renamed", {})
+    recipes = [recipe_of(replace(cell.config, name=None, extractor=None)) for cell in cells]
+    names, values = getattr(type(cells[0].config), "renamed", {}), [cell.values for cell in cells]
     how = {"criterion": criterion} | ({"select_per_shot": True} if per_shot else {})
-    common = _common((one["config"] for one in recipes), cells)
+    common = _common((one["config"] for one in recipes), values)
     inputs = joint_settings({str(i): one["inputs"] for i, one in enumerate(recipes)})
     return recipes[0].but(
         inputs=inputs,
-        config={**how, **common, "cells": cells},
-        older=partial(_older, recipes[0].older, names, cells),
+        config={**how, **common, "cells": values},
+        older=partial(_older, recipes[0].older, names, values[0]),
     )
 
 
-def _common(configs: Iterable[dict], cells: list[Cell]) -> dict[str, Any]:
+def _common(configs: Iterable[dict], cells: list[Values]) -> dict[str, Any]:
     """The settings of all cells beside those that the grid has; one in which they differ, as the choices of a cell may
     have settings of their own, below its name by the number of the cell."""
     settings = {
@@ -158,19 +166,19 @@ def _common(configs: Iterable[dict], cells: list[Cell]) -> dict[str, Any]:
     return joint_settings(settings)
 
 
-def _older(older: Callable[[dict], dict], names: dict[str, str], cells: list[Cell], stored: dict) -> dict:
-    """The recipe of stored evidence, its settings and its cells in today's names."""
+def _older(older: Callable[[dict], dict], names: dict[str, str], known: Values, stored: dict) -> dict:
+    """The recipe of stored evidence, its settings and its cells in today's names, those of a cell as in `known`."""
     common, found = dict(stored["config"]), stored["config"].get("cells", [])
     common.pop("cells", None)
     today = [older({**stored, "config": {**common, **values}}) for values in found] or [older(stored)]
     renamed = [
-        {_name_among(cells[0], name_today(names, name)): value for name, value in values.items()} for values in found
+        {_name_among(known, name_today(names, name)): value for name, value in values.items()} for values in found
     ]
     config = _common((one["config"] for one in today), renamed)
     return {**today[0], "config": {**config, "cells": renamed}}
 
 
-def _name_among(known: Cell, name: str) -> str:
+def _name_among(known: Values, name: str) -> str:
     """A name as it is in `known`: that of any addition may stand for ADDITION (`add.ADDITION.max_per_label`)."""
     pattern = re.escape(name).replace("ADDITION", r"\w+")
     return next((one for one in known if re.fullmatch(pattern, one)), name)
@@ -190,17 +198,10 @@ def read_grid(path: Path, config: SelectionConfig) -> list[Cell]:
     grid = {str(name): values for name, values in grid.items()}
     for name in grid:
         _check_name(path, config, name)
-    first = {name: values[0] for name, values in grid.items()}
-    axes: dict[str, list] = {}
-    for name, values in grid.items():
-        for value in values:
-            known, taken = _taken(path, config, name, {**first, name: value})
-            if taken in axes.setdefault(known, []):
-                raise InputError(f"{path}: {name}: a value is there twice")
-            axes[known].append(taken)
-    cells = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
-    for values in cells:
-        _with_values_of(path, config, values)
+    given = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+    cells = [_cell(path, _with_values(path, config, values), list(grid)) for values in given]
+    if any(cell.values == other.values for cell, other in itertools.combinations(cells, 2)):
+        raise InputError(f"{path}: a value is there twice")
     return cells
 
 
@@ -218,27 +219,31 @@ def _refuse(path: Path, config: SelectionConfig, name: str) -> NoReturn:
     raise InputError(f"{path}: no setting to choose: '{name}' (there are: {', '.join(there)})")
 
 
-def _taken(path: Path, config: SelectionConfig, name: str, values: Cell) -> tuple[str, Any]:
-    """The setting `name` of a grid and its value, as settings that take all `values` have them."""
-    settings = flat(values_of(_with_values_of(path, config, values)))
-    known = name if name in settings else f"{name}.name"
-    return (known, settings[known]) if known in settings else _refuse(path, config, name)
+def _cell(path: Path, config: SelectionConfig, names: list[str]) -> Cell:
+    """A cell with the values that its config has for the settings `names` of the grid."""
+    settings, values = flat(values_of(config)), {}
+    for name in names:
+        known = name if name in settings else f"{name}.name"
+        values[known] = settings[known] if known in settings else _refuse(path, config, name)
+    if len(values) < len(names):
+        raise InputError(f"{path}: a setting is there twice")
+    return Cell(values, config)
 
 
-def _with_values_of(path: Path, config: Config, values: Cell) -> Config:
+def _with_values(path: Path, config: Config, values: Values) -> Config:
     try:
         return with_values(config, values)
     except BadSetting as error:
         raise InputError(f"{path}: {error}") from None
 
 
-def with_values(config: Config, values: Cell) -> Config:
+def with_values(config: Config, values: Values) -> Config:
     """`config` with other values under dotted names."""
     return build(type(config), nested(values), config)
 
 
 def _evaluate_cells(
-    evidence: Path, made_from: dict, cells: list[dict], config: SelectionConfig, evaluate: Callable, device: str
+    evidence: Path, made_from: Recipe, cells: list[Cell], config: SelectionConfig, evaluate: Callable, device: str
 ) -> None:
     """Write the evidence: evaluate the cells that an unfinished file of the same recipe does not hold."""
     import scipy.stats  # noqa: F401 -- intervals need it; imported before the clock starts
@@ -248,10 +253,10 @@ def _evaluate_cells(
     protocol = {"setup": "validation", "split_digest": benchmark.split.digest}
     with writing(evidence, made_from, resumable=True) as unfinished:
         done = _checked_cells(unfinished, read_yaml(unfinished), cells, criterion) if partial_recipe(unfinished) else []
-        left, plain = cells[len(done) :], replace(config, select=None, setup="validation")
-        all_ranks = evaluate([with_values(plain, values) for values in left], benchmark, device)
-        for i, (values, ranks) in enumerate(zip(left, all_ranks), start=len(done) + 1):
-            done.append(_entry(values, ranks, benchmark, criterion))
+        left = cells[len(done) :]
+        all_ranks = evaluate([cell.config for cell in left], benchmark, device)
+        for i, (cell, ranks) in enumerate(zip(left, all_ranks), start=len(done) + 1):
+            done.append(_entry(cell.values, ranks, benchmark, criterion))
             write_yaml(unfinished, {**made_from, "protocol": protocol, "cells": done})
             print(f"{made_from['stage']}: cell {i} of {len(cells)}, {_text(done[-1], criterion)}", flush=True)
         chosen = _chosen(unfinished, done, config)
@@ -289,7 +294,7 @@ def _checked_cells(path: Path, stored: Any, cells: list[Cell], criterion: Criter
     """What evidence, `stored` in the file `path`, says of the first of `cells`, or of all; InputError unless every mean
     is that of its trials."""
     try:
-        done = [{**cell, "values": values} for cell, values in zip(stored["cells"], cells)]
+        done = [{**entry, "values": cell.values} for entry, cell in zip(stored["cells"], cells)]
         sound = all(_same_values(cell["values"], one["values"]) for cell, one in zip(stored["cells"], done)) and all(
             cell["trials"] and math.isclose(cell["mean"], _mean_and_interval(cell["trials"], criterion)[0])
             for cell in done

@@ -184,7 +184,7 @@ def test_refused_in_one_line(sets, arguments, words):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    assert_refused(run(tmp_path / "no_sets.py", "Stripes"), "no_sets.py:Stripes: no_sets.py: no such file")
+    assert_refused(run(tmp_path / "my_sets.py", "Stripes"), "my_sets.py:Stripes: my_sets.py: no such file")
 
 
 class Returns:

@@ -261,7 +261,7 @@ def evidence(config, grid, inputs=(), **settings):
     path = config.split.parent / "grid.yaml"
     path.write_text(yaml.safe_dump(grid, sort_keys=False))
     plain = replace(config, setup="validation")
-    made_from = evidence_recipe(read_grid(path, plain), plain, "top5_novel_base", False, low_shot._recipe)
+    made_from = evidence_recipe(read_grid(path, plain), "top5_novel_base", False, low_shot._recipe)
     stored = older(config, inputs)
     transform = {f"transform.{name}": value for name, value in stored["config"].pop("transform").items()}
     common = {"criterion": "top5_novel_base", **stored["config"], "setup": "validation", **transform, **settings}
