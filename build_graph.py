@@ -19,7 +19,7 @@ import re
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import h5py
 import numpy as np
@@ -70,7 +70,7 @@ class BackgroundConfig(GraphConfig):
     """How neighbours are found: auto is exact below a million rows and IVF-Flat above; published takes lists that are
     there in place of a search."""
 
-    renamed = {  # noqa: RUF012 -- no field
+    renamed: ClassVar = {
         "index": "index.name",
         "n_probe": "index.n_probe",
         "ids": "index.ids",
@@ -104,7 +104,7 @@ class CompleteConfig(GraphConfig):
     """Training images that are nodes beside those of the setup's base classes: none, those of its novel classes, or all
     there are."""
 
-    renamed = {  # noqa: RUF012 -- no field
+    renamed: ClassVar = {
         "index": "background.index.name",
         "n_probe": "background.index.n_probe",
         "index.n_probe": "background.index.n_probe",

@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -78,7 +78,7 @@ class Config(SelectionConfig):
     """Print the memory and time that all the work takes, as if nothing stood yet, and end. Takes seconds."""
 
     older = staticmethod(results_today)
-    renamed = {  # noqa: RUF012 -- no field
+    renamed: ClassVar = {
         **DIFFUSION_NAMES,
         "scores": "fuse.scores",
         "propagated": "label.out",
