@@ -229,13 +229,13 @@ def _problem(config: Config, benchmark: Benchmark) -> classifiers.Problem:
 def _opened(settings: Any, config: Config, benchmark: Benchmark) -> Addition:
     """The implementation of an addition, its files read and checked; a class of the user's own is one itself."""
     train = benchmark.train
-    if isinstance(settings, Generator):
+    if type(settings) is Generator:
         return hallucination.Hallucinator(settings, benchmark.split, train)
-    if isinstance(settings, Propagated):
+    if type(settings) is Propagated:
         return diffusion.PropagatedRows(settings, config, train)
-    if isinstance(settings, Samples):
+    if type(settings) is Samples:
         return gan.SampleRows(settings, _sample_files(config), config, train)
-    return FileRows(settings, train) if isinstance(settings, RowsOfFile) else settings
+    return FileRows(settings, train) if type(settings) is RowsOfFile else settings
 
 
 def _extended(run: Run, additions: dict[str, Addition], benchmark: Benchmark, seed: int) -> Run:

@@ -85,4 +85,4 @@ def _checked(scores: Any, shape: tuple[int, ...], whose: str) -> torch.Tensor:
     if not isinstance(scores, torch.Tensor) or scores.shape != shape:
         returned = f"{tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else type(scores).__name__
         raise InputError(f"{whose} gave {returned}, not a tensor of scores {shape}")
-    return scores.float()
+    return scores.detach().float()

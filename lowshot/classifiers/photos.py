@@ -16,7 +16,7 @@ from lowshot.classifiers.transform import apply_transform
 from lowshot.core.artifacts import digest, read_json, write_json
 from lowshot.core.choices import code_file, is_own, named_class
 from lowshot.core.errors import InputError
-from lowshot.core.settings import checked
+from lowshot.core.settings import checked, stored_values
 from lowshot.core.state_dicts import load_tensors
 from lowshot.representation.backbones import Extractor, load_extractor, save_extractor
 from lowshot.representation.extractors import embed
@@ -49,7 +49,10 @@ class PhotoClassifier:
         queries = apply_transform(self.transform, torch.from_numpy(features), self.base_mean)
         n_way = len(self.class_names)
         tasks = Tasks(self.support_features[None], self.support_labels[None], queries[None], n_way)
-        return score_tasks(self.method, tasks, 0)[0].softmax(dim=-1).numpy()
+        scores = score_tasks(self.method, tasks, 0)[0]
+        if not scores.isfinite().all():
+            raise InputError(f"{INDUCTIVE_METHODS.name_of(self.method)}: makes scores that are NaN or infinite")
+        return scores.softmax(dim=-1).numpy()
 
     def predict(self, images: Sequence[str | Path] | np.ndarray, **speed: int) -> list[str]:
         """The name of the likeliest class of each image; see `embed` for what images are, and for `speed`: its
@@ -69,7 +72,7 @@ def save_classifier(folder: Path, classifier: PhotoClassifier, made_from: dict) 
         "schema": SCHEMA,
         "class_names": classifier.class_names,
         "method": INDUCTIVE_METHODS.name_of(classifier.method),
-        "options": asdict(classifier.method),
+        "options": stored_values(classifier.method),
         "transform": asdict(classifier.transform),
         "invert": classifier.invert,
     }

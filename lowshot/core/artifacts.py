@@ -122,7 +122,11 @@ def recipe(stage: str, config: Any, inputs: dict[str, Path | str | None], **fact
     digests = {name: digest(one) if isinstance(one, Path) else one for name, one in files.items() if one is not None}
     content = {"stage": stage, "config": {**values_of(config), **facts}, "inputs": digests}
     older = getattr(type(config), "older", None) or partial(renamed, getattr(type(config), "renamed", {}))
-    return Recipe(json.loads(json.dumps(content)), json.loads(json.dumps(flat(defaults_of(config)))), older)
+    return Recipe(
+        json.loads(json.dumps(content, default=str)),
+        json.loads(json.dumps(flat(defaults_of(config)), default=str)),
+        older,
+    )
 
 
 def renamed(names: dict[str, str], stored: dict) -> dict:
@@ -157,7 +161,8 @@ def read_recipe(path: Path) -> dict | None:
             stored = read_yaml(path)
         else:
             stored = read_json(path)
-        return {key: stored[key] for key in ("stage", "config", "inputs")}
+        made_from = {key: stored[key] for key in ("stage", "config", "inputs")}
+        return made_from if all(isinstance(made_from[key], dict) for key in ("config", "inputs")) else None
     except (KeyError, TypeError, json.JSONDecodeError):
         return None
 
@@ -170,7 +175,7 @@ def is_done(out: Path, made_from: Recipe, overwrite: bool) -> bool:
     out = Path(out)
     if overwrite or not out.exists():
         return False
-    stored = read_recipe(out) if not (out.is_dir() and not any(out.iterdir())) else None
+    stored = read_recipe(out) if not (out.is_dir() and not (out / "config.json").exists()) else None
     _refuse_if_other(out, stored, made_from)
     early = _ended_early(stored["config"])
     print(f"{made_from['stage']}: {out} is there already, made from the same inputs and settings{early}")

@@ -12,6 +12,7 @@ import inspect
 import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -43,15 +44,16 @@ class Registry:
 
     def find(self, name: str) -> type:
         """The class of a choice; InputError, with all names there are, for one that does not exist."""
-        if name in self.classes:
-            return self.classes[name]
-        prefix, colon, rest = name.rpartition(":")
-        if f"{prefix}:" in self.classes and rest:
-            return self.classes[f"{prefix}:"]
-        if self.method and colon and prefix and rest:
+        if self.is_ours(name):
+            return self.classes[name] if name in self.classes else self.classes[_prefix(name)]
+        if self.method and all(name.rpartition(":")):
             return self._own(name)
         meant = suggestion(name, self.classes)
         raise InputError(f"no {self.kind} is called '{name}'{meant}; there are {self.names}")
+
+    def is_ours(self, name: str) -> bool:
+        """Whether a name is one of ours, by which nothing of the user's is imported."""
+        return name in self.classes or (_prefix(name) in self.classes and name != _prefix(name))
 
     def name_of(self, choice: Any) -> str:
         """The name of a choice: that under which it is registered, or where its class comes from."""
@@ -62,6 +64,8 @@ class Registry:
 
     def _own(self, name: str) -> type:
         own, methods = own_class(name), [one.partition("(")[0] for one in self.method.split(" or ")]
+        if getattr(own, "__module__", "") == "types":
+            raise InputError(f"{name}: make_dataclass does not say in which file it stands; write it as a class")
         kind = f"{'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind}"
         if not (isinstance(own, type) and is_dataclass(own)):
             raise InputError(f"{name}: is not a dataclass, whose fields would be the settings of {kind}")
@@ -74,6 +78,10 @@ class Registry:
         except Exception as error:
             raise InputError(f"{name}: an annotation is none ({type(error).__name__}: {error})") from None
         return own
+
+
+def _prefix(name: str) -> str:
+    return f"{name.partition(':')[0]}:"
 
 
 @dataclass(frozen=True)
@@ -104,14 +112,15 @@ def named_class(registry: Registry, name: str, code: Sequence[str], where: Path)
 
     Raises InputError, with the words to type, for a class of the user's own that `code` does not name.
     """
-    if ":" not in name or any(name.startswith(prefix) for prefix in registry.classes if prefix.endswith(":")):
+    if registry.is_ours(name) or ":" not in name:
         try:
             return registry.find(name)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
     for given in code:
-        if own_name(found := registry.find(given)) == name:
-            return found
+        own = own_class(given)
+        if isinstance(own, type) and own_name(own) == name:
+            return registry.find(given)
     raise InputError(f"{where}: was made with {name}, code of your own; --code {name} lets it be imported")
 
 
@@ -159,10 +168,11 @@ def _run(load: Callable[[], Any], name: str, beside: Path) -> Any:
     sys.path.append(str(beside))
     try:
         return load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         files = [(Path(frame.filename), frame.lineno) for frame in inspect.trace()[1:]]
         lines = [f"{file.name}, line {n}: " for file, n in files if file.is_relative_to(beside) and file != _HERE]
         at = lines[-1] if lines else ""
         raise InputError(f"{name}: cannot be imported ({at}{type(error).__name__}: {error})") from None
     finally:
-        sys.path.remove(str(beside))
+        with suppress(ValueError):  # the code may have removed it
+            sys.path.remove(str(beside))

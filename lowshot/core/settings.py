@@ -97,7 +97,7 @@ def build(
     parts, built = parts_of(settings_class), {}
     for name in values:
         if name not in parts:
-            raise BadSetting(f"{at}{name}", f"no such setting{suggestion(name, parts)}")
+            raise BadSetting(f"{at}{name}", f"no such setting{suggestion(str(name), parts)}")
     for field in (field for field in fields(settings_class) if field.init):
         default = _default(field) if base is None else getattr(base, field.name)
         if field.name in values:
@@ -108,7 +108,9 @@ def build(
             built[field.name] = default
     try:
         return settings_class(**built)
-    except ValueError as error:
+    except Exception as error:  # a class of the user's own may fail in every way
+        if not isinstance(error, ValueError) and settings_class.__module__.startswith("lowshot."):
+            raise
         raise (BadSetting(at[:-1], str(error)) if at else InputError(str(error))) from None
 
 
@@ -158,7 +160,7 @@ def _build_choice(registry: Registry, given: dict[str, Any], default: Any, at: s
     for option in given:
         if option not in known:
             having = [other for other, one in registry.classes.items() if option in parts_of(one)]
-            whose = f" (it is one of {', '.join(having)})" if having else suggestion(option, known)
+            whose = f" (it is one of {', '.join(having)})" if having else suggestion(str(option), known)
             there = ", ".join(one for one in known if one != "name") or "none"
             raise BadSetting(f"{at}.{option}", f"no setting of {name}{whose}; its settings are: {there}")
     base = default if type(default) is found and registry.name_of(default) == name else None
@@ -186,21 +188,28 @@ def _as_group(group: type, value: Any) -> dict[str, Any]:
 def as_several(value: Any) -> dict[str, Any]:
     """Names in order, each with what is given for it; the user's own go by the names of their classes."""
     if isinstance(value, dict) and _ITSELF in value:
-        named, below = as_several(value[_ITSELF]), as_several({k: v for k, v in value.items() if k != _ITSELF})
-        return {**named, **{name: {**_as_dict(named.get(name)), **_as_dict(one)} for name, one in below.items()}}
+        merged: dict[str, Any] = {}
+        for name, one in value.items():
+            for key, given in as_several(one if name == _ITSELF else {name: one}).items():
+                merged[key] = {**_as_dict(merged.get(key)), **_as_dict(given)}
+        return merged
     if isinstance(value, str):
         value = _listed(value)
-    given = value.items() if isinstance(value, dict) else [(one, None) for one in _in_list(value)]
+    given = value.items() if isinstance(value, dict) else _in_list(value)
     keyed: dict[str, Any] = {}
     for key, one in (_keyed(str(name), one) for name, one in given):
+        if key == "names":
+            raise InputError("names: is taken by the order of the others; give the class another name")
         if key in keyed:
             raise InputError(f"'{key}' is there twice; each goes by the name of its class")
         keyed[key] = one
     return keyed
 
 
-def _in_list(value: Any) -> list:
-    return value if isinstance(value, list) else [value]
+def _in_list(value: Any) -> list[tuple[Any, Any]]:
+    """Names without settings, or mappings of such to their settings, one after the other."""
+    parts = [one if isinstance(one, dict) else {one: None} for one in (value if isinstance(value, list) else [value])]
+    return [pair for part in parts for pair in part.items()]
 
 
 def _keyed(name: str, value: Any) -> tuple[str, Any]:
@@ -343,8 +352,13 @@ def _plain(part: Part, value: Any) -> Any:
         return values_of(value)
     if part.kind == "choice":
         return {"name": part.what.name_of(value), **values_of(value)}
-    return {"names": [part.what.name_of(one) for one in value.values()],
-            **{name: values_of(one) for name, one in value.items()}}  # fmt: skip
+    return {"names": [_order_entry(part.what.name_of(one), key) for key, one in value.items()],
+            **{key: values_of(one) for key, one in value.items()}}  # fmt: skip
+
+
+def _order_entry(name: str, key: str) -> str:
+    """One of several choices in their order: its name, and its key where the name does not tell it."""
+    return name if _keyed(name, None)[0] == key else f"{key}: {name}"
 
 
 def _takes_path(part: Part) -> bool:
@@ -353,11 +367,25 @@ def _takes_path(part: Part) -> bool:
     )
 
 
-def paths_of(settings: Any) -> dict[str, Path]:
-    """The files and folders that settings of one choice or group name, by field; without those that are run only."""
-    parts = {name: part for name, part in parts_of(type(settings)).items() if _takes_path(part) and not part.run_only}
-    named = {name: getattr(settings, name) for name in parts}
-    return {name: path for name, path in named.items() if path is not None}
+def paths_of(settings: Any, at: str = "") -> dict[str, Path]:
+    """The files and folders that settings of one choice name, by field, those of its groups and lists too; without
+    those that are run only."""
+    paths: dict[str, Path] = {}
+    for name, part in parts_of(type(settings)).items():
+        value = getattr(settings, name)
+        if part.kind == "group" and value is not None:
+            paths |= paths_of(value, f"{at}{name}.")
+        elif _takes_path(part) and not part.run_only and value is not None:
+            paths |= {f"{at}{name}.{i}": Path(one) for i, one in enumerate(value)} if isinstance(value, list) else {
+                f"{at}{name}": Path(value)
+            }  # fmt: skip
+    return paths
+
+
+def stored_values(settings: Any) -> dict[str, Any]:
+    """All that is needed to build the settings of a choice again, as plain values: paths as they resolve here."""
+    paths = {name: str(path.resolve()) for name, path in paths_of(settings).items()}
+    return nested({**flat(values_of(settings)), **paths})
 
 
 def defaults_of(settings: Any) -> dict[str, Any]:
@@ -406,8 +434,8 @@ def checked(settings_class: type[Settings], values: Any, where: Path) -> Setting
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values under dotted names, as the command line has them."""
     dotted = {}
-    for name, value in values.items():
-        dotted |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    for name, value in values.items():  # names of a file may be numbers, or none
+        dotted |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return dotted
 
 

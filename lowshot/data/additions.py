@@ -4,7 +4,6 @@ Hallucinated features, samples of a GAN, propagated labels, repetition and rows 
 low-shot classifier, combined in the order in which they are named. What an addition has to be is `Addition`.
 """
 
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -37,7 +36,9 @@ class Run:
         return self.trial, self.n_shot
 
     def joined(self, feats: np.ndarray, labels: np.ndarray) -> "Run":
-        """The run with further rows (M, D) and their labels (M,) behind its own."""
+        """The run with further rows (M, D) and their labels (M,) behind its own; InputError for another D."""
+        if np.shape(feats)[1:] != self.feats.shape[1:]:
+            raise InputError(f"rows of shape {np.shape(feats)} do not fit features of {self.feats.shape[1]} dimensions")
         return replace(self, feats=np.concatenate([self.feats, feats]), labels=np.concatenate([self.labels, labels]))
 
     def taken(self, rows: np.ndarray) -> "Run":
@@ -91,7 +92,7 @@ def _in_words(run: Any) -> str:
 def _as_float32(feats: np.ndarray) -> np.ndarray:
     """Numbers beyond float32 become infinite, which is told later."""
     with np.errstate(over="ignore"):
-        return feats.astype(np.float32, copy=False)
+        return np.ascontiguousarray(feats, np.float32)
 
 
 @dataclass
@@ -154,7 +155,10 @@ def _read_rows(path: Path) -> dict[str, np.ndarray]:
 def _read_h5(path: Path) -> dict[str, np.ndarray]:
     with open_h5(path) as file:
         require_datasets(file, list(_ARRAYS))
-        return {name: np.asarray(file[name]) for name in _ARRAYS}
+        try:
+            return {name: np.asarray(file[name]) for name in _ARRAYS}
+        except Exception as error:  # bad bytes make decoders fail in every way
+            raise InputError(f"{path}: cannot be read ({error})") from None
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -163,9 +167,9 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             held = {name: file[name] for name in _ARRAYS if name in file}
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:  # TypeError: a single array
+    except Exception as error:  # bad bytes make decoders fail in every way
         raise InputError(f"{path}: not a readable .npz file ({error})") from None
     for name in _ARRAYS:
-        if name not in held:
+        if not isinstance(held.get(name), np.ndarray):
             raise InputError(f"{path}: lacks the array '{name}'")
     return held

@@ -309,8 +309,8 @@ def _checked_cells(path: Path, stored: Any, cells: list[Cell], criterion: Criter
 
 def _same_values(stored: Any, expected: dict) -> bool:
     """Whether values are the same, whatever older names their settings have; nested for those chosen for each n."""
-    if not isinstance(stored, dict):
-        return False
+    if not isinstance(stored, dict) or stored == expected:
+        return stored == expected
     pairs = list(zip(stored.values(), expected.values()))
     return len(stored) == len(expected) and all(
         _same_values(one, two) if isinstance(two, dict) else one == two for one, two in pairs

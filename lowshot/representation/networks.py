@@ -6,7 +6,7 @@ import torch
 
 from lowshot.core.choices import is_own
 from lowshot.core.errors import InputError
-from lowshot.core.settings import values_of
+from lowshot.core.settings import stored_values
 from lowshot.data.datasets.images import Images
 from lowshot.representation.backbones import Extractor, ModelConfig, load_timm_weights, load_weights, timm_config
 from lowshot.representation.settings import BACKBONES, IMAGE_SIZE, HeadName, NetworkChoice, Timm
@@ -49,6 +49,6 @@ def _model_config(
     size, crop_pct = (images.size, 1.0) if images.size else (side, ModelConfig.crop_pct)
     options = {"crop_pct": crop_pct, "embedding": embedding, "head": head}
     if is_own(backbone):
-        return ModelConfig(BACKBONES.name_of(backbone), *form, size, **options, options=values_of(backbone))
+        return ModelConfig(BACKBONES.name_of(backbone), *form, size, **options, options=stored_values(backbone))
     drop_rate = getattr(backbone, "drop_rate", 0.0)
     return ModelConfig(backbone.name, *form, size, backbone.width, drop_rate=drop_rate, **options)

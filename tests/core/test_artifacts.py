@@ -203,3 +203,41 @@ def test_names_of_today_by_a_table(name, today):
     names = {"loss": "loss.name", "sgd": "classifier", "methods": "methods", "methods.cosine": "classifier"}
     assert name_today(names, name) == today
     assert renamed(names, stored(**{name: 1}))["config"] == {today: 1}
+
+
+def test_files_in_groups_and_lists_of_a_choice_are_inputs(tmp_path):
+    @dataclass
+    class Files:
+        more: list[Path]
+        either: str | Path = ""
+
+    @dataclass
+    class Own:
+        files: Files
+
+    files = [tmp_path / name for name in ("a.txt", "b.txt", "c.txt")]
+    for path in files:
+        path.write_text(path.name)
+    registry = Registry("kind", {"own": Own}, "run()")
+
+    @dataclass
+    class Chosen:
+        kind: Annotated[Any, registry]
+
+    values = {"name": "own", "files": {"more": [str(files[0]), str(files[1])], "either": str(files[2])}}
+    made_from = recipe("stage", build(Chosen, {"kind": values}), {})
+    names = ("kind.files.more.0", "kind.files.more.1", "kind.files.either")
+    assert [made_from["inputs"][name] for name in names] == [digest(path) for path in files]
+
+
+@pytest.mark.parametrize("content", [{"config": []}, {"inputs": None}, {"config": 3}])
+def test_a_recipe_of_another_form_is_none(tmp_path, content):
+    write_json(tmp_path / "a.json", {"stage": "x", "config": {}, "inputs": {}} | content)
+    assert read_recipe(tmp_path / "a.json") is None
+
+
+def test_a_folder_that_no_stage_made_is_told_so(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(InputError, match="does not say what made it"):
+        is_done(tmp_path / "mine", made(tmp_path), overwrite=False)

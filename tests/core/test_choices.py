@@ -250,3 +250,33 @@ def test_code_is_an_input_of_a_recipe(mine):
     assert changed.difference(dict(made_from)) == "input code of loss has another content"
     older = build(Config, {"loss": {"epsilon": 0.7}}, config)
     assert older.loss.epsilon == 0.7, "settings alone are of the class at work"
+
+
+def test_code_is_named_by_a_prefix_of_ours_no_more_than_by_another_name(tmp_path, monkeypatch):
+    """`timm:evil.py:Net` in an artifact is a name below `timm:`, not a file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "timm:evil.py").write_text("raise SystemExit('imported')")
+    registry = Registry("backbone", {"timm:": Plain}, "build(n_channels, image_size)")
+    assert named_class(registry, "timm:evil.py:Net", [], Path("config.json")) is Plain
+    assert registry.find("timm:evil.py:Net") is Plain
+
+
+def test_code_for_several_choices_is_told_apart(mine):
+    """--code names all that an artifact was made with; each choice takes its own."""
+    other = "from dataclasses import dataclass\n@dataclass\nclass Other:\n    a: int = 1\n"
+    mine.with_name("other.py").write_text(other)
+    code = [f"{mine.with_name('other.py')}:Other", f"{mine}:Smooth"]
+    assert own_name(named_class(REGISTRY, "mine.py:Smooth", code, Path("config.json"))) == "mine.py:Smooth"
+
+
+@pytest.mark.parametrize("code", ["import sys\nsys.exit()", "raise SystemExit(0)"])
+def test_code_that_ends_the_process_is_refused(tmp_path, code):
+    (tmp_path / "ends.py").write_text(code)
+    with pytest.raises(InputError, match=r"cannot be imported .*SystemExit"):
+        own_class(f"{tmp_path}/ends.py:Loss")
+
+
+def test_a_class_of_no_file_is_refused(tmp_path):
+    (tmp_path / "made.py").write_text("from dataclasses import make_dataclass\nL = make_dataclass('L', [('a', int)])")
+    with pytest.raises(InputError, match="write it as a class"):
+        REGISTRY.find(f"{tmp_path}/made.py:L")

@@ -350,7 +350,7 @@ class Places:
 def test_paths_are_no_values_but_inputs():
     places = Places(Path("a"), many=[Path("b")])
     assert values_of(places) == {"text": "t"}
-    assert paths_of(places) == {"one": Path("a"), "many": [Path("b")]}
+    assert paths_of(places) == {"one": Path("a"), "many.0": Path("b")}
 
 
 def test_all_choices_at_work():

@@ -115,3 +115,21 @@ def test_two_classes_of_one_name(tmp_path, mine):
     (tmp_path / "other.py").write_text((tmp_path / "mine.py").read_text())
     with pytest.raises(InputError, match="'Pepper' is there twice"):
         parse(Config, ["--add", mine, f"{tmp_path / 'other.py'}:Pepper"])
+
+
+def test_order_with_settings_before_names_and_in_a_list(mine):
+    assert [name for name, _ in added("--add.salt", "--add", mine)] == ["salt", "Pepper"]
+    assert [name for name, _ in added("--add", mine, "--add.salt")] == ["Pepper", "salt"]
+    in_a_list = [{"sugar": {"grams": 3}}, "salt"]
+    assert list(build(Config, {"add": in_a_list}).add.items()) == [("sugar", Sugar(3)), ("salt", Salt())]
+
+
+def test_a_recipe_tells_the_order_of_two_of_one_class():
+    two = [{"b": {"name": "salt"}, "a": {"name": "salt"}}, {"a": {"name": "salt"}, "b": {"name": "salt"}}]
+    orders = [values_of(build(Config, {"add": one}))["add"]["names"] for one in two]
+    assert orders == [["b: salt", "a: salt"], ["a: salt", "b: salt"]]
+
+
+def test_a_class_cannot_take_the_place_of_the_order():
+    with pytest.raises(InputError, match="names: is taken"):
+        build(Config, {"add": {"names": {"name": "salt"}}})
