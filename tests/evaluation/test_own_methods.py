@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from lowshot.data.additions import RowsOfFile
+
 
 @dataclass
 class Means:
@@ -61,6 +63,14 @@ class Doubled:
     def extend(self, run, benchmark, seed):
         more = run.joined(run.feats + np.float32(self.shift), run.labels)
         return {"all": more, "nothing": None, "feats": more.feats}[self.returns]
+
+
+@dataclass
+class MyRows(RowsOfFile):
+    """A class that inherits one of ours and does something else."""
+
+    def extend(self, run, benchmark, seed):
+        return run.joined(run.feats - 9, run.labels)
 
 
 @dataclass
@@ -168,6 +178,13 @@ def test_an_addition_of_ones_own(config):
     assert moved["trials"] != plain["trials"] and moved["protocol"]["setting"] == "semi_supervised"
     seen = made(low_shot_by(config, *mean, "--add", "my_code.py:FromTestImages", "--overwrite"), config)
     assert seen["protocol"]["setting"] == "transductive"
+
+
+def test_a_class_that_inherits_ours_does_what_it_says(config):
+    mean = ("--classifier", "nearest_mean", "--overwrite")
+    moved = made(low_shot_by(config, *mean, "--add", "my_code.py:Doubled", "--add.Doubled.shift", "-9"), config)
+    words = ("--add", "my_code.py:MyRows", "--add.MyRows", str(config.split))  # a file, which it does not read
+    assert made(low_shot_by(config, *mean, *words), config)["trials"] == moved["trials"]
 
 
 def test_ours_and_ones_own_in_the_order_of_the_line(config):
