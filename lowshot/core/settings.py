@@ -109,7 +109,7 @@ def build(
     try:
         return settings_class(**built)
     except Exception as error:  # a class of the user's own may fail in every way
-        if not isinstance(error, ValueError) and settings_class.__module__.startswith("lowshot."):
+        if not isinstance(error, ValueError) and settings_class.__module__.partition(".")[0] == "lowshot":
             raise
         raise (BadSetting(at[:-1], str(error)) if at else InputError(str(error))) from None
 
