@@ -1,7 +1,7 @@
 """Draw the pictures of the README: the pipeline, the accuracies of the quick start and its report.
 
     bash scripts/quickstart.sh
-    python docs/pictures.py
+    python scripts/pictures.py
 
 The second command reads the results of the first and writes pipeline.svg, accuracy.svg and, if Chromium is installed,
 report.png to docs/images/.
@@ -131,7 +131,7 @@ def screenshot(path: Path) -> None:
     """The top of the quick start's report, as a browser shows it."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
-        print("docs/pictures.py: no Chromium here, report.png is left as it is")
+        print("scripts/pictures.py: no Chromium here, report.png is left as it is")
         return
     page = (QUICK_START / "report" / "report.html").resolve().as_uri()
     options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1200,1500", f"--screenshot={path}"]
