@@ -110,12 +110,12 @@ def test_done_same_other_unknown(tmp_path, capsys):
     out, same = tmp_path / "out.json", made(tmp_path)
     assert not is_done(out, same, overwrite=False)
     write_json(out, same)
-    assert is_done(out, same, overwrite=False) and "is there already" in capsys.readouterr().out
+    assert is_done(out, same, overwrite=False) and "already exists" in capsys.readouterr().out
     assert not is_done(out, same, overwrite=True)
     with pytest.raises(InputError, match=r"setting inner\.flip was False, now True"):
         is_done(out, made(tmp_path, inner=Inner(True)), overwrite=False)
     (tmp_path / "input").write_text("x")
-    with pytest.raises(InputError, match="input data has another content"):
+    with pytest.raises(InputError, match="input data has changed"):
         is_done(out, recipe("stage", Config(out), {"data": tmp_path / "input"}), overwrite=False)
     with pytest.raises(InputError, match="it is an output of stage"):
         is_done(out, recipe("other", Config(out), {}), overwrite=False)

@@ -197,34 +197,34 @@ def test_the_line(words, expected):
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        (["--seed"], "^--seed: true: must be a whole number"),
-        (["--seed", "x"], "^--seed: 'x': must be a whole number"),
-        (["--seed", "1.5"], "^--seed: '1.5': must be a whole number"),
-        (["--seed", "1", "2"], "^--seed: .*must be a whole number"),
-        (["--seed", "null"], "^--seed: 'null': must be a whole number"),
+        (["--seed"], "^--seed: true: must be an integer"),
+        (["--seed", "x"], "^--seed: 'x': must be an integer"),
+        (["--seed", "1.5"], "^--seed: '1.5': must be an integer"),
+        (["--seed", "1", "2"], "^--seed: .*must be an integer"),
+        (["--seed", "null"], "^--seed: 'null': must be an integer"),
         (["--label"], "^--label: true: must be text or null"),
         (["--files"], "^--files: true: must be a list, each a path"),
         (["--mode", "three"], "^--mode: 'three': must be one of one, two"),
-        (["--shots", "0"], r"^--shots: \['?0'?\]: must be a list, each a whole number above 0|^--shots: '0'"),
+        (["--shots", "0"], r"^--shots: \['?0'?\]: must be a list, each an integer > 0|^--shots: '0'"),
         (["--shots", "true"], "^--shots: 'true': must be a list"),
         (["--shots", "[1, true]"], "^--shots: .*must be a list"),
         (["--overwrite", "maybe"], "^--overwrite: 'maybe': must be true or false"),
-        (["--inner.k", "0"], "^--inner.k: '0': must be a whole number above 0"),
-        (["--rule.lr", "0"], "^--rule.lr: '0': must be a number above 0"),
-        (["--rule.lr", "nan"], "^--rule.lr: 'nan': must be a number above 0"),
-        (["--rule.lr", "inf"], "^--rule.lr: 'inf': must be a number above 0"),
+        (["--inner.k", "0"], "^--inner.k: '0': must be an integer > 0"),
+        (["--rule.lr", "0"], "^--rule.lr: '0': must be a number > 0"),
+        (["--rule.lr", "nan"], "^--rule.lr: 'nan': must be a number > 0"),
+        (["--rule.lr", "inf"], "^--rule.lr: 'inf': must be a number > 0"),
         (["--sed", "1"], "^--sed: no such setting, did you mean 'seed'"),
         (["--inner.kk", "1"], "^--inner.kk: no such setting, did you mean 'k'"),
         (["--rule", "step"], "^--rule: no rule is called 'step', did you mean 'steps'.*plain, steps, margin"),
         (["--rule"], "^--rule: no rule is called"),
         (["--rule.weight", "1"], r"^--rule.weight: no setting of steps \(it is one of margin\).*lr, shift"),
         (["--rule", "plain", "--rule.lr", "1"], r"^--rule.lr: no setting of plain \(it is one of steps\).*none"),
-        (["--rule", "margin"], "^--rule.weight: must be given: a number"),
-        (["--second.lr", "1"], "^--second.name: must be given: plain, steps, margin"),
+        (["--rule", "margin"], "^--rule.weight: is required a number"),
+        (["--second.lr", "1"], "^--second.name: is required plain, steps, margin"),
         (["--add", "other"], "^--add.other: no rule is called 'other'"),
-        (["--add.margin"], "^--add.margin.weight: must be given: a number"),
-        (["--copies.n", "x"], "^--copies.n: 'x': must be a whole number above 0"),
-        (["--copies", "x"], "^--copies.n: 'x': must be a whole number above 0"),
+        (["--add.margin"], "^--add.margin.weight: is required a number"),
+        (["--copies.n", "x"], "^--copies.n: 'x': must be an integer > 0"),
+        (["--copies", "x"], "^--copies.n: 'x': must be an integer > 0"),
         (["--config"], "^--config: must name a YAML file"),
         (["--config", "none.yaml"], "^none.yaml: no such file"),
         (["--rate", "1"], "^--rate: is called rule.lr now"),
@@ -238,7 +238,7 @@ def test_refusals(words, match):
 
 
 def test_what_must_be_given():
-    with pytest.raises(InputError, match="--out: must be given: a path"):
+    with pytest.raises(InputError, match="--out: is required a path"):
         cli.parse(Config, [])
 
 
@@ -304,18 +304,18 @@ def test_another_choice_leaves_nothing_of_a_files(file):
 @pytest.mark.parametrize(
     ("given", "match"),
     [
-        ("seed: x", "seed: 'x': must be a whole number"),
-        ("seed: true", "seed: true: must be a whole number"),
+        ("seed: x", "seed: 'x': must be an integer"),
+        ("seed: true", "seed: true: must be an integer"),
         ("label: yes", "label: true: must be text or null"),
-        ("seed: null", "seed: null: must be a whole number"),
+        ("seed: null", "seed: null: must be an integer"),
         ("shots: [1, true]", "shots: .*must be a list"),
-        ("inner: {k: 0}", "inner.k: 0: must be a whole number above 0"),
+        ("inner: {k: 0}", "inner.k: 0: must be an integer > 0"),
         ("inner: {kk: 1}", "inner.kk: no such setting, did you mean 'k'"),
         ("copies: x", "copies.n: 'x': must be"),
         ("rule: other", "rule: no rule is called 'other'"),
         ("rule: {name: other, lr: 1}", "rule: no rule is called 'other'"),
         ("rule: {name: plain, lr: 1}", "rule.lr: no setting of plain"),
-        ("rule: {lr: .inf}", "rule.lr: .*must be a number above 0"),
+        ("rule: {lr: .inf}", "rule.lr: .*must be a number > 0"),
         ("add: [other]", "add.other: no rule is called 'other'"),
         ("add: {margin: {weight: x}}", "add.margin.weight: 'x'"),
         ("rate: 1", "rate: is called rule.lr now"),
@@ -385,15 +385,15 @@ def test_the_help(stage):
     assert names[:2] == ["--out", "--seed"], "what must be given comes first"
     for said in (
         "--out (a path; must be given)\n      Where to write.",
-        "--seed (a whole number; default: 0)",
+        "--seed (an integer; default: 0)",
         "--mode (one of one, two; default: one)",
         "--label (text; none unless given)",
-        "--shots (a list, each a whole number above 0; default: [1, 5])",
+        "--shots (a list, each an integer > 0; default: [1, 5])",
         "--inner.flip (true or false; default: false)",
         "--copies (a single value is copies.n; none unless given)",
-        "--copies.n (a whole number above 0; default: 3)\n      How many.",
+        "--copies.n (an integer > 0; default: 3)\n      How many.",
         "--rule (plain, steps, margin, or your own as file.py:Class; default: steps)",
-        "--rule.lr (a number above 0; default: 0.1)",
+        "--rule.lr (a number > 0; default: 0.1)",
         "--add (any of plain, steps, margin, or your own as file.py:Class)",
     ):
         assert said in shown
@@ -407,7 +407,7 @@ def test_the_help_shows_the_choices_that_are_given(stage, file, tmp_path):
     assert "--second.lr" in shown and "--add.margin.weight" in shown
     assert "--rule.weight" in stage("--config", file("rule: margin"), "--help")[1]
     file(OWN, "mine.py")
-    assert "--rule.size (a whole number; default: 2)\n      Of mine." in stage(
+    assert "--rule.size (an integer; default: 2)\n      Of mine." in stage(
         "--rule", f"{tmp_path}/mine.py:Mine", "--help")[1]  # fmt: skip
     assert stage("--rule", "other", "--help")[::2] == (
         2, "stage.py: error: no rule is called 'other'; there are plain, steps, margin, or your own as file.py:Class\n"
@@ -436,7 +436,7 @@ def test_defects_of_ours_keep_their_traceback(stage):
 
 def test_a_refusal_comes_before_any_work(stage):
     code, shown, errors = stage("--out", "o", "--seed", "x", main=lambda config: 1 / 0)
-    assert (code, shown, errors) == (2, "", "stage.py: error: --seed: 'x': must be a whole number\n")
+    assert (code, shown, errors) == (2, "", "stage.py: error: --seed: 'x': must be an integer\n")
 
 
 def test_an_interrupt_ends_with_its_code(stage):
@@ -461,7 +461,7 @@ def test_commands(stage):
         return stage(*words, start=lambda main: cli.run_commands(commands, "What they do."))
 
     assert run("second", "--n", "2")[0] == 0 and given == [Other(2)]
-    assert run("second", "--n", "x")[2] == "stage.py: error: --n: 'x': must be a whole number\n"
+    assert run("second", "--n", "x")[2] == "stage.py: error: --n: 'x': must be an integer\n"
     code, shown, _ = run("--help")
     assert code == 0 and "usage: stage.py {first,second}" in shown
     assert all(said in shown for said in ("What they do.", "Work that needs settings.", "Work that needs less."))
