@@ -53,8 +53,10 @@ def run_commands(commands: dict[str, tuple], description: str | None) -> None:
         usage = f"usage: {script} COMMAND --setting value ...    (settings: {script} COMMAND --help)"
         print(usage, (description or "").strip(), f"commands:\n{shown}", sep="\n\n")
         return
-    given = f"'{arguments[0]}' is not a command{suggestion(arguments[0], commands)}" if arguments else "no command"
-    _refuse(script, f"{given}; the first word must be one of {', '.join(commands)}")
+    wrong = (
+        f"no such command: '{arguments[0]}'{suggestion(arguments[0], commands)}" if arguments else "no command given"
+    )
+    _refuse(script, f"{wrong} (commands: {', '.join(commands)})")
 
 
 def _about(config_class: type) -> str:

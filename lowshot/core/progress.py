@@ -35,7 +35,7 @@ class Progress(tqdm):
         """Called by tqdm whenever the state should be shown."""
         if not self.announced and (notice := self._notice()):
             self.announced = True
-            tqdm.write(notice, file=sys.stderr)
+            say(notice)
         if self.on_terminal:
             return super().display(msg, pos)
         if msg is None and self._elapsed() >= _LINE_SECONDS:
@@ -62,6 +62,14 @@ class Progress(tqdm):
         of = f" of {self.total}" if self.total else ""
         parts = [f"{self.n}{of} {_plural(self.unit)}{share}", left and f"about {duration(left)} left", self.postfix]
         return f"{self.desc or 'progress'}: {', '.join(filter(None, parts))}"
+
+
+def say(text: str) -> None:
+    """Print a line on stderr, above the bars of a terminal."""
+    if sys.stderr.isatty():
+        tqdm.write(text, file=sys.stderr)
+    else:
+        print(text, file=sys.stderr, flush=True)
 
 
 def _plural(unit: str) -> str:

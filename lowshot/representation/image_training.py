@@ -1,6 +1,5 @@
 """Training an image network: one loop for every loss, optimiser and number of processes."""
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lowshot.core.artifacts import Recipe, recipe
 from lowshot.core.choices import is_own
 from lowshot.core.errors import InputError
-from lowshot.core.progress import Progress
+from lowshot.core.progress import Progress, say
 from lowshot.core.runtime import open_fabric
 from lowshot.core.seeds import stream, torch_stream
 from lowshot.core.training import TrainingRun, last_step, refuse_other_leftover, training_run
@@ -165,7 +164,7 @@ class Trainer:
         self.run.log(epoch, **record)
         watched = ", ".join(f"{name} {record[name]:.3f}" for name in ("held_loss", "held_top1") if name in record)
         if watched and self.fabric.is_global_zero:
-            Progress.write(f"epoch {epoch}/{self.settings.epochs}: {watched}", file=sys.stderr)
+            say(f"epoch {epoch}/{self.settings.epochs}: {watched}")
 
     def _change_to_best(self) -> None:
         """The last weights go into a file of their own, and the best ones take their place."""

@@ -173,7 +173,9 @@ def test_a_table_is_not_replaced_unasked(tmp_path, photos, classifier, capsys):
     predict.classify(config)
     assert "already exists, made from the same" in capsys.readouterr().out
     config.top_k = 2
-    with pytest.raises(InputError, match=r"p\.csv\.json: exists, but was made differently \(setting top_k was 1, now 2\)"):
+    with pytest.raises(
+        InputError, match=r"p\.csv\.json: exists, but was made differently \(setting top_k was 1, now 2\)"
+    ):
         predict.classify(config)
     config.overwrite = True
     assert len(table(predict.classify(config))) == 2

@@ -120,7 +120,7 @@ def test_done_same_other_unknown(tmp_path, capsys):
     with pytest.raises(InputError, match="it is an output of stage"):
         is_done(out, recipe("other", Config(out), {}), overwrite=False)
     write_json(out, {"mine": 1})
-    with pytest.raises(InputError, match="does not say what made it"):
+    with pytest.raises(InputError, match="does not record what made it"):
         is_done(out, same, overwrite=False)
 
 
@@ -239,5 +239,5 @@ def test_a_recipe_of_another_form_is_none(tmp_path, content):
 def test_a_folder_that_no_stage_made_is_told_so(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
-    with pytest.raises(InputError, match="does not say what made it"):
+    with pytest.raises(InputError, match="does not record what made it"):
         is_done(tmp_path / "mine", made(tmp_path), overwrite=False)

@@ -201,7 +201,7 @@ def test_ours_and_ones_own_in_the_order_of_the_line(config):
     assert_refused(
         low_shot_by(config, "--classifier", "nearest_mean", "--add", "repetition", "my_code.py:Doubled",
                     "--add.repetition.max_per_label", "3", "--add.Doubled.shift", "-2"),
-        "exists, but was made differently (setting add.names was ['my_code.py:Doubled', 'repetition'], now ['repetition', ",
+        "made differently (setting add.names was ['my_code.py:Doubled', 'repetition'], now ['repetition', ",
     )  # fmt: skip
 
 
@@ -239,7 +239,10 @@ def test_a_classifier_of_ones_own_among_others(config, tmp_path):
     assert names == ["nearest_mean", "my_own.py:MeansOfTasks"] and "code of classifier.1" in evidence["inputs"]
     assert "already exists" in low_shot_by(config, *words).stdout
     (tmp_path / "sub" / "my_own.py").write_text(f"{CODE}\n# changed\n")
-    assert_refused(low_shot_by(config, *words), "r.selection.yaml: exists, but was made differently (input code of classifier.1 has")
+    assert_refused(
+        low_shot_by(config, *words),
+        "r.selection.yaml: exists, but was made differently (input code of classifier.1 has",
+    )
 
 
 def test_a_module_by_its_name(config):

@@ -174,7 +174,9 @@ def test_a_loss_does_what_ours_does(tmp_path, data, own):
     other = train(data, tmp_path / "own", *CONV4, *mine[:2])
     assert_refused(other, "setting loss.weight was 0.1, now 0.02")
     change(own)
-    assert_refused(train(data, tmp_path / "own", *CONV4, *mine), "exists, but was made differently (input code of loss has another")
+    assert_refused(
+        train(data, tmp_path / "own", *CONV4, *mine), "exists, but was made differently (input code of loss has another"
+    )
 
 
 def test_losses_that_are_refused(tmp_path, data, own):
