@@ -1,15 +1,15 @@
 """Low-shot visual recognition: one pipeline, one split and one evaluator.
 
-A subpackage for each subject, each of which imports from those before it only: core, data, representation, scgm,
-hallucination, classifiers, matching, evaluation, gan, diffusion, report. What a notebook needs is here as well:
+There is one subpackage per subject: core, data, representation, scgm, hallucination, classifiers, matching, evaluation,
+gan, diffusion, report. Each imports only from those before it. The functions and classes for notebooks are here:
 
     extractor = lowshot.open_extractor("timm:resnet50.a1_in1k")
     features = lowshot.embed(extractor, files)
     classifier = lowshot.FewShotClassifier("nearest_mean").fit(features, labels)
     classifier.predict(lowshot.embed(extractor, new_files))
 
-The names of `__init__.pyi` are imported from their modules when they are first used, so that importing lowshot costs
-nothing; the same holds for each subpackage.
+`__init__.pyi` lists the public names. Each is imported from its module on first use, so that `import lowshot` is fast.
+The subpackages work the same way.
 """
 
 import lazy_loader

@@ -1,6 +1,6 @@
 """Low-shot classifiers and few-shot methods.
 
-The names of `__init__.pyi` are imported from their modules when they are first used.
+`__init__.pyi` lists the public names. Each is imported from its module on first use.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""The low-shot classifier as the convex problem it is, solved to its optimum instead of by a fixed number of steps."""
+"""The loss of the low-shot classifier is convex: minimise it to its optimum instead of for a fixed number of steps."""
 
 import numpy as np
 import torch
@@ -10,14 +10,16 @@ from lowshot.core.progress import Progress
 
 
 def fit_logistic_regression(problem: Problem, options: LogisticOptions, seed: int, device: str) -> Scorer:
-    """Minimise `objective`, what linear_sgd minimises in expectation, run by run. Nothing here is random."""
+    """Minimise `objective` for each run. linear_sgd minimises it in expectation; this solver is deterministic."""
     runs = Progress(problem.runs, "logistic_regression", unit="run")
     weights = [_solve(problem, run, options) for run in runs]
     return linear_scorer(torch.from_numpy(np.stack(weights).astype(np.float32)).to(device))
 
 
 def objective(weights: np.ndarray, problem: Problem, run: Run, weight_decay: float) -> float:
-    """Class-proportional mean cross-entropy over all outputs, plus weight_decay/2 of the squared weights and biases.
+    """Return the class-proportional mean cross-entropy over all outputs plus the L2 penalty.
+
+    The penalty is weight_decay / 2 times the sum of the squared weights and biases.
 
     Args:
         weights: (n_classes, D + 1), the bias in the last column.
@@ -29,7 +31,10 @@ def objective(weights: np.ndarray, problem: Problem, run: Run, weight_decay: flo
 
 
 def _rows(problem: Problem, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Base rows, then novel rows: feats float64 (n, D + 1), labels (n,), shares of the loss (n,), which sum to 1."""
+    """Return feats float64 (n, D + 1), labels (n,) and shares of the loss (n,): base rows, then novel rows.
+
+    The shares sum to 1.
+    """
     feats = with_constant(np.concatenate([problem.base_feats, run.feats]).astype(np.float64))
     labels = np.concatenate([problem.base_labels, run.labels])
     n_base, n_novel = len(problem.base_labels), len(run.labels)
@@ -38,7 +43,7 @@ def _rows(problem: Problem, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def _solve(problem: Problem, run: Run, options: LogisticOptions) -> np.ndarray:
-    """(n_classes, D + 1). Classes without rows are outputs too: each enters with one row of weight 0."""
+    """Return weights (n_classes, D + 1). A class without rows is an output too: it gets one row of sample weight 0."""
     feats, labels, shares = _rows(problem, run)
     absent = np.setdiff1d(np.arange(problem.n_classes), labels)
     feats = np.concatenate([feats, np.zeros((len(absent), feats.shape[1]))])

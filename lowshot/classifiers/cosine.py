@@ -13,18 +13,23 @@ from lowshot.core.seeds import torch_stream
 
 _MOMENTUM = 0.9
 
-# Unit-length rows (E, B, D), labels (E, B), and every row's share (E, B, 1) of the loss.
+# Unit-length rows (E, B, D), labels (E, B) and the share of each row in the loss (E, B, 1).
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
 def score_cosine(tasks: Tasks, options: CosineOptions, seed: int) -> Tensor:
-    """Scores (E, Q, n_way) float32: scaled cosines of the queries with the trained class weights.
+    """Return scores (E, Q, n_way) float32: scaled cosines of the queries with the trained class weights.
 
     "Baseline++" of Chen et al., ICLR 2019: 100 steps of SGD, rate 0.01, momentum and dampening 0.9 on frozen features.
 
-    Departures: weights start from the class means, as in Qi et al., CVPR 2018, not at random; every step takes the
-    whole support set (batches of 4 there) and weighs classes alike; no weight decay, as cosines do not see lengths; the
-    scale is where Gidaris & Komodakis, CVPR 2018, start theirs. All tasks draw the same batches of a large support.
+    Departures from the paper:
+
+    - Weights start from the class means, as in Qi et al., CVPR 2018, instead of at random.
+    - Each step uses the whole support set, where the paper draws batches of 4. All classes have the same weight.
+    - There is no weight decay, since a cosine does not depend on the length of the weights.
+    - The scale is the initial value of Gidaris & Komodakis, CVPR 2018.
+
+    A support set larger than the batch size is drawn from. All tasks then use the same draws.
     """
     rows = F.normalize(tasks.support_features, dim=-1)
     weights = F.normalize(class_means(rows, tasks.support_labels, tasks.n_way), dim=-1)
@@ -36,12 +41,12 @@ def score_cosine(tasks: Tasks, options: CosineOptions, seed: int) -> Tensor:
         velocity.lerp_(gradient, 1.0 if step == 0 else 1 - _MOMENTUM)
         weights.sub_(velocity, alpha=options.lr)
     if not weights.norm(dim=-1).isfinite().all():
-        raise Diverged(f"cosine.lr {options.lr:g}: the weights grew without bound")
+        raise Diverged(f"cosine.lr {options.lr:g}: the weights grew without bound. Use a lower learning rate.")
     return options.scale * F.normalize(tasks.query_features, dim=-1) @ F.normalize(weights, dim=-1).mT
 
 
 def cross_entropy_gradient(weights: Tensor, rows: Tensor, labels: Tensor, shares: Tensor, scale: float) -> Tensor:
-    """The gradient (E, n_way, D), with respect to `weights`, of the cross-entropy of a `Batch`."""
+    """Return the gradient (E, n_way, D) of the cross-entropy of a `Batch` with respect to `weights`."""
     lengths = weights.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     directions = weights / lengths
     errors = torch.softmax(scale * rows @ directions.mT, -1)
@@ -51,7 +56,7 @@ def cross_entropy_gradient(weights: Tensor, rows: Tensor, labels: Tensor, shares
 
 
 def _batches(rows: Tensor, labels: Tensor, n_way: int, batch_size: int, seed: int) -> Callable[[int], Batch]:
-    """step -> batch in which all classes have the same share of the loss; in expectation, where rows are drawn."""
+    """Return a function step -> batch. Classes have equal shares of the loss (in expectation if rows are drawn)."""
     n_tasks, n_rows, _ = rows.shape
     counts = class_counts(labels, n_way)
     if n_rows <= batch_size:

@@ -7,22 +7,26 @@ from torch.nn import functional as F
 from lowshot.classifiers.settings import LaplacianShotOptions
 from lowshot.classifiers.tasks import Tasks, below_best, class_means, class_sums, squared_distances
 
-# Distances between queries that are held at once.
+# Maximum number of distances between queries in memory at once.
 _BLOCK_DISTANCES = 1 << 24
 # Sharpness of the weights of prototype rectification (Liu et al., ECCV 2020).
 _SHARPNESS = 10.0
 
 
 def score_laplacian_shot(tasks: Tasks, options: LaplacianShotOptions, seed: int) -> Tensor:
-    """Scores (E, Q, n_way) float32: log of the final soft assignment, less the best of the query.
+    """Return scores (E, Q, n_way) float32: log of the final soft assignment minus the highest of the query.
 
     Ziko et al., ICML 2020, on centred, unit-length features (`FeatureTransform(centre=True, normalise=True)`).
-    Minimises the squared distances to the prototypes plus lambda times the disagreement of neighbours by the paper's
-    bound updates: assignment = softmax(lambda * sum of the neighbours' assignments - distances).
+    Minimises the squared distances to the prototypes plus lambda times the disagreement of neighbours. The bound
+    updates are those of the paper: assignment = softmax(lambda * sum of the neighbours' assignments - distances).
 
-    Departures: always `n_steps` updates, where the paper stops when the energy settles, so that a task does not depend
-    on those beside it; the shift to the queries' mean starts from the mean of the prototypes, not of the support rows,
-    so that classes with many rows do not pull it; rectification weighs within a class and leaves shots in their class.
+    Departures from the paper:
+
+    - It always makes `n_steps` updates, where the paper stops when the energy converges. The scores of a task then do
+      not depend on the other tasks of the batch.
+    - The queries are shifted to the mean of the prototypes instead of the mean of the support rows. Classes with many
+      rows then have no more influence than others.
+    - Rectification normalises weights within a class, and shots keep their class.
     """
     prototypes = class_means(tasks.support_features, tasks.support_labels, tasks.n_way)
     queries = tasks.query_features
@@ -38,10 +42,10 @@ def score_laplacian_shot(tasks: Tasks, options: LaplacianShotOptions, seed: int)
 
 
 def _rectified(tasks: Tasks, queries: Tensor, prototypes: Tensor) -> Tensor:
-    """Prototypes (E, n_way, D) as weighted means of their shots and of the `queries` that point to them most.
+    """Return prototypes (E, n_way, D): weighted means of their shots and of the `queries` assigned to them by cosine.
 
-    A member's weight is exp(10 * cosine with the old prototype), divided by the class's sum (Liu et al., ECCV 2020;
-    section 3.3 of LaplacianShot).
+    The weight of a row is exp(10 * cosine with the old prototype), normalised to sum to 1 within its class (Liu et al.,
+    ECCV 2020; section 3.3 of LaplacianShot).
     """
     directions = F.normalize(prototypes, dim=-1)
     guesses = (queries @ directions.mT).argmax(-1)
@@ -52,7 +56,10 @@ def _rectified(tasks: Tasks, queries: Tensor, prototypes: Tensor) -> Tensor:
 
 
 def nearest_queries(queries: Tensor, n_neighbours: int) -> Tensor:
-    """For every query (E, Q, D) the numbers (E, Q, k) of its nearest others, k at most Q - 1; distances in blocks."""
+    """Return the indices (E, Q, k) of the nearest other queries of each query (E, Q, D). k is at most Q - 1.
+
+    Distances are computed in blocks, to bound the memory.
+    """
     n_tasks, n_queries, _ = queries.shape
     k = min(n_neighbours, n_queries - 1)
     size = max(1, _BLOCK_DISTANCES // (n_tasks * n_queries))
@@ -65,7 +72,7 @@ def nearest_queries(queries: Tensor, n_neighbours: int) -> Tensor:
 
 
 def _sum_of_neighbours(assignments: Tensor, neighbours: Tensor) -> Tensor:
-    """For every query the sum (E, Q, C) of the `assignments` (E, Q, C) of its `neighbours` (E, Q, k)."""
+    """Return for each query the sum (E, Q, C) of the `assignments` (E, Q, C) of its `neighbours` (E, Q, k)."""
     n_tasks, n_queries, n_classes = assignments.shape
     flat = assignments.view(-1, n_classes)
     total = torch.zeros_like(flat)

@@ -1,16 +1,16 @@
 """The published low-shot classifier: a linear softmax layer, SGD on class-proportional batches, all runs together.
 
-Source: Hariharan & Girshick, ICCV 2017, released code. A batch holds round(base fraction * batch size) base rows,
-uniform without replacement, and novel rows drawn with replacement. Cross-entropy runs over all outputs; SGD has
+Source: Hariharan & Girshick, ICCV 2017, released code. A batch holds round(base fraction * batch size) base rows, drawn
+uniformly without replacement, and novel rows drawn with replacement. Cross-entropy is over all outputs. SGD uses
 momentum = dampening.
 
-What makes it fast, without changing the method:
+These measures make it fast without changing the method:
 
 - The runs of a trial share the base rows of a step: one matrix product scores them for all of these runs.
-- A novel row drawn c times is computed once with weight c. With one shot a class, 610 draws are 61 rows.
-- The gradient (softmax - one-hot) is written by hand and accumulated straight into the momentum buffer.
+- A novel row drawn c times is computed once with weight c. With one shot per class, 610 draws are 61 rows.
+- The gradient (softmax - one-hot) is written by hand and accumulated directly into the momentum buffer.
 - Features stay in memory, and the draws of many steps are made at once.
-- Trials are independent, so the processors work on different trials.
+- Trials are independent, so each processor works on a different trial.
 """
 
 import os
@@ -28,22 +28,22 @@ from lowshot.core.errors import InputError
 from lowshot.core.progress import Progress
 from lowshot.core.seeds import stream, torch_stream
 
-# Steps whose draws come from one stream; part of what a seed means, so not a setting.
+# Steps whose draws come from one random stream. Not a setting: another value would change the draws of a seed.
 _BLOCK_STEPS = 100
 
 
 @dataclass(frozen=True)
 class NovelDraws:
-    """The novel part of one step's batch: distinct rows (r,) of the run's pool and how often each was drawn (r, 1)."""
+    """Novel part of the batch of one step: distinct rows (r,) of the run's pool and the count of each (r, 1)."""
 
     rows: torch.Tensor
     counts: torch.Tensor
 
 
 def fit_linear_sgd(problem: Problem, options: SGDOptions, seed: int, device: str) -> Scorer:
-    """Train every run; a run's result does not depend (but for rounding) on which others are trained with it.
+    """Train all runs. Up to rounding, the result of a run does not depend on which other runs are trained with it.
 
-    Raises InputError if a batch needs more base rows than there are, or has no room for either side.
+    Raises InputError if a batch needs more base rows than there are, or has no base row or no novel row.
     """
     n_base, n_novel = problem.batch_composition(options.batch_size)
     if not 0 < n_base <= len(problem.base_labels) or n_novel == 0:
@@ -65,7 +65,7 @@ def fit_linear_sgd(problem: Problem, options: SGDOptions, seed: int, device: str
 
 
 def _train(trainer: "TrialTrainer", options: SGDOptions, progress: Progress) -> Iterator[None]:
-    """Train one trial, yielding after every block of steps so that others may go on."""
+    """Train one trial. Yield after each block of steps, so that other trials can proceed."""
     for first_step in range(0, options.n_steps, _BLOCK_STEPS):
         n_steps = min(_BLOCK_STEPS, options.n_steps - first_step)
         base_draws, novel_draws = trainer.draw(first_step // _BLOCK_STEPS)
@@ -76,7 +76,7 @@ def _train(trainer: "TrialTrainer", options: SGDOptions, progress: Progress) -> 
 
 
 def _advance_in_turn(jobs: list[Iterator[None]], device: str) -> None:
-    """Advance all `jobs` to their ends, a thread a processor; a free thread takes the next job in turn."""
+    """Run all `jobs` to completion with one thread per processor. A free thread advances the next job in the queue."""
     n_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     n_workers = min(n_processors, len(jobs)) if device == "cpu" else 1
     waiting: queue.SimpleQueue = queue.SimpleQueue()
@@ -85,7 +85,7 @@ def _advance_in_turn(jobs: list[Iterator[None]], device: str) -> None:
         waiting.put(job)
 
     def work() -> None:
-        torch.set_num_threads(max(1, n_processors // n_workers))  # of this thread's own operations
+        torch.set_num_threads(max(1, n_processors // n_workers))  # applies to this thread only
         try:
             while not failures:
                 job = waiting.get_nowait()
@@ -117,7 +117,7 @@ class _Pool:
 
 
 class TrialTrainer:
-    """The classifiers of one trial's runs: `weights` (n_runs, n_classes, D + 1), the bias in the last column."""
+    """Classifiers of the runs of one trial: `weights` (n_runs, n_classes, D + 1), the bias in the last column."""
 
     def __init__(
         self, problem: Problem, runs: list[Run], base: _Pool, options: SGDOptions, seed: int, device: str
@@ -130,9 +130,10 @@ class TrialTrainer:
         self.n_steps_done = 0
 
     def draw(self, block: int) -> tuple[torch.Tensor, list[list[NovelDraws]]]:
-        """The draws of a block of steps: base rows (steps, n_base), and by run and step the novel rows.
+        """Return the draws of a block of steps: base rows (steps, n_base), and novel rows per run and step.
 
-        The base stream hangs on seed, trial and block, the novel streams on n as well; not on which runs go together.
+        The base stream depends on seed, trial and block. The novel streams depend on n as well. Neither depends on
+        which runs are trained together.
         """
         rng = stream(self.seed, "base rows", self.runs[0].trial, block)
         rows = [rng.choice(len(self.base), self.n_base, replace=False, shuffle=False) for _ in range(_BLOCK_STEPS)]
@@ -144,7 +145,7 @@ class TrialTrainer:
 
     @torch.no_grad()
     def step(self, base_rows: torch.Tensor, novel_draws: list[NovelDraws]) -> None:
-        """One step of SGD for every run: base_rows (n_base,), shared; novel_draws, one for each run."""
+        """Take one step of SGD for all runs: they share base_rows (n_base,), and each run has its novel_draws."""
         options = self.options
         # The first gradient enters the momentum buffer whole, as in torch.optim.SGD.
         keep, take = (0.0, 1.0) if self.n_steps_done == 0 else (options.momentum, 1.0 - options.momentum)
@@ -166,14 +167,14 @@ class TrialTrainer:
 
 
 def _initial(problem: Problem, run: Run, seed: int) -> torch.Tensor:
-    """PyTorch's default of a linear layer: weights and bias (n_classes, D + 1) uniform in +-1/sqrt(D)."""
+    """Return weights and bias (n_classes, D + 1), uniform in +-1/sqrt(D): PyTorch's default for a linear layer."""
     bound = problem.dim**-0.5
     drawn = torch.rand(problem.n_classes, problem.dim + 1, generator=torch_stream(seed, "linear", *run.key))
     return drawn.mul_(2 * bound).sub_(bound)
 
 
 def _draw_novel(rng: np.random.Generator, pool_size: int, n_novel: int, device: str) -> list[NovelDraws]:
-    """For every step of a block, `n_novel` draws with replacement as distinct rows and their counts."""
+    """Draw `n_novel` rows with replacement for each step of a block. Return distinct rows and their counts."""
     drawn = rng.integers(pool_size, size=(_BLOCK_STEPS, n_novel)) + pool_size * np.arange(_BLOCK_STEPS)[:, None]
     table = np.bincount(drawn.ravel(), minlength=_BLOCK_STEPS * pool_size)
     drawn_once = np.flatnonzero(table)
@@ -185,7 +186,7 @@ def _draw_novel(rng: np.random.Generator, pool_size: int, n_novel: int, device: 
 
 
 def _softmax_minus_one_hot(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Gradient of each row's cross-entropy: logits (..., n_classes), labels broadcastable to the leading shape."""
+    """Return the cross-entropy gradient of each row: logits (..., n_classes), labels broadcastable to (...)."""
     gradient = torch.softmax(logits, -1)
     index = labels.expand(logits.shape[:-1]).unsqueeze(-1)
     return gradient.scatter_add_(-1, index, gradient.new_full((1,), -1.0).expand(index.shape))

@@ -1,4 +1,4 @@
-"""What works by the settings of a classifier or a few-shot method: ours, or a class of the user's own."""
+"""Run a classifier or a few-shot method, given its settings or a class of the user's own."""
 
 from collections.abc import Callable
 from typing import Any
@@ -49,31 +49,32 @@ _SCORES = {
 
 
 def is_joint(classifier: Any) -> bool:
-    """Whether it learns base and novel classes together, by `fit`; a few-shot method has a `score` of tasks."""
+    """Whether it learns base and novel classes together, with `fit`. A few-shot method has `score(tasks, seed)`."""
     return type(classifier) in _FITS or hasattr(classifier, "fit")
 
 
 def fit_classifier(classifier: Any, problem: Problem, seed: int, device: str) -> Scorer:
-    """The scorer of all runs of `problem`, by the classifier that the settings are of.
+    """Fit the classifier with these settings and return the scorer of all runs of `problem`.
 
-    Raises InputError if a class of the user's own returns none, or scores of another shape.
+    Raises InputError if a class of the user's own does not return a scorer, or its scores have the wrong shape.
     """
     if type(classifier) in _FITS:
         return _FITS[type(classifier)](problem, classifier, seed, device)
     scorer, name = classifier.fit(problem, seed, device), own_name(type(classifier))
     if not callable(scorer):
-        raise InputError(f"{name}: fit returned {type(scorer).__name__}, not a function of features (N, D)")
+        raise InputError(f"{name}: fit returned {type(scorer).__name__}. Return a function of features (N, D).")
 
     def score(feats: torch.Tensor) -> torch.Tensor:
-        return _checked(scorer(feats), (len(problem.runs), len(feats), problem.n_classes), f"{name}: what fit returned")
+        shape = len(problem.runs), len(feats), problem.n_classes
+        return _checked(scorer(feats), shape, f"{name}: the function from fit")
 
     return score
 
 
 def score_tasks(method: Any, tasks: Tasks, seed: int) -> torch.Tensor:
-    """Scores float32 (E, Q, n_way) of the queries, best = highest, by the few-shot method that the settings are of.
+    """Return scores float32 (E, Q, n_way) of the queries by the method with these settings. The highest is the best.
 
-    Raises InputError if a class of the user's own returns another shape.
+    Raises InputError if the scores of a class of the user's own have the wrong shape.
     """
     if type(method) in _SCORES:
         return _SCORES[type(method)](tasks, method, seed)
@@ -84,5 +85,5 @@ def score_tasks(method: Any, tasks: Tasks, seed: int) -> torch.Tensor:
 def _checked(scores: Any, shape: tuple[int, ...], whose: str) -> torch.Tensor:
     if not isinstance(scores, torch.Tensor) or scores.shape != shape:
         returned = f"{tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else type(scores).__name__
-        raise InputError(f"{whose} gave {returned}, not a tensor of scores {shape}")
+        raise InputError(f"{whose} returned {returned}. Return a tensor of scores of shape {shape}.")
     return scores.detach().float()

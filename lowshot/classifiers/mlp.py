@@ -1,9 +1,11 @@
-"""The classifier of the CIFAR-100 analogy recipe: a three-layer MLP over base and novel features, runs side by side.
+"""The classifier of the CIFAR-100 analogy recipe: a three-layer MLP over base and novel features, all runs batched.
 
-Behaves as the released TensorFlow code (github.com/ckghosted/few_shot_learning), with these departures: the split
-into training and validation is made before novel rows are repeated (copies never straddle it) and class by class, so
-that no class loses its only shot to validation; the first epoch counts for early stopping; validation loss is a mean
-over rows, not batches.
+Follows the released TensorFlow code (github.com/ckghosted/few_shot_learning), with these departures:
+
+- Rows are split into training and validation before novel rows are repeated, so that no copy is in both.
+- The split is made within each class, so that no class loses its only shot to validation.
+- The first epoch counts for early stopping.
+- The validation loss is a mean over rows, not over batches.
 """
 
 from __future__ import annotations
@@ -38,12 +40,15 @@ class _Rows:
 
 
 def fit_mlp(problem: Problem, options: MLPOptions, seed: int, device: str) -> Scorer:
-    """Train every run. Runs with equally many rows go side by side; each has its own streams and stops on its own."""
+    """Train all runs. Runs with the same number of rows are batched. Each has its own random streams and early stop."""
     groups: dict[tuple[int, int], list[int]] = {}
     parts = [_split_and_repeat(problem, run, seed) for run in problem.runs]
     for i, (train, validation) in enumerate(parts):
         if len(validation) == 0:
-            raise InputError("mlp: no class has the five training rows of which one can be held out for early stopping")
+            raise InputError(
+                "mlp: early stopping holds out one row in five of each class, and no class has five training rows. "
+                "Use another --classifier."
+            )
         groups.setdefault((len(train), len(validation)), []).append(i)
     models = [
         _fit_group(problem, [problem.runs[i] for i in group], [parts[i] for i in group], options, seed, device)
@@ -55,12 +60,12 @@ def fit_mlp(problem: Problem, options: MLPOptions, seed: int, device: str) -> Sc
 
 @torch.no_grad()
 def _mlp_scores(models: list[MLPs], order: torch.Tensor, feats: torch.Tensor) -> torch.Tensor:
-    """(n_runs, rows, n_classes), runs in the order of the problem."""
+    """Return scores (n_runs, rows, n_classes), runs in the order of the problem."""
     return torch.cat([model(feats.expand(model.n_runs, -1, -1)) for model in models])[order]
 
 
 def _split_and_repeat(problem: Problem, run: Run, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(training, validation) rows: base rows first, then the run's novel rows, repeated to balance the classes."""
+    """Return (training, validation) rows: base rows, then the run's novel rows, repeated to balance the classes."""
     rng = stream(seed, "mlp split", *run.key)
     per_base_class = len(problem.base_labels) // problem.n_base_classes
     n_repeats = max(1, per_base_class * problem.n_novel_classes // len(run.labels))
@@ -73,7 +78,7 @@ def _split_and_repeat(problem: Problem, run: Run, seed: int) -> tuple[np.ndarray
 
 
 def _held_out(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mask (n,) of the validation rows: a fifth of every class, rounded down."""
+    """Return the mask (n,) of the validation rows: a fifth of each class, rounded down."""
     shuffled = rng.permutation(len(labels))
     order = shuffled[np.argsort(labels[shuffled], kind="stable")]
     _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
@@ -103,21 +108,21 @@ class MLPs(nn.Module):
         return torch.baddbmm(self.bias, feats, self.matrices[2])
 
     def initialise(self, runs: list[Run], seed: int) -> None:
-        """Weights from N(0, 0.02), each run from its own stream."""
+        """Draw weights from N(0, 0.02), each run from its own stream."""
         generators = [torch_stream(seed, "mlp", *run.key) for run in runs]
         for matrix in self.matrices:
             for weights, generator in zip(matrix.data, generators):
                 weights.normal_(0, 0.02, generator=generator)
 
     def by_run(self) -> Iterator[torch.Tensor]:
-        """Every learned or running tensor, viewed as (n_runs, ...)."""
+        """Yield every parameter and running statistic, viewed as (n_runs, ...)."""
         for tensor in self.state_dict().values():
             if tensor.ndim > 0:
                 yield tensor.view(self.n_runs, -1)
 
 
 def _fit_group(problem: Problem, runs: list[Run], parts: list, options: MLPOptions, seed: int, device: str) -> MLPs:
-    """Train runs of one size together with early stopping; returns them with their best weights, in evaluation mode."""
+    """Train runs of one size together, with early stopping. Return them with their best weights, in evaluation mode."""
     rows = _gather(problem, runs, parts, device)
     model = MLPs(len(runs), problem.dim, options.hidden, problem.n_classes)
     model.initialise(runs, seed)
@@ -145,7 +150,7 @@ def _fit_group(problem: Problem, runs: list[Run], parts: list, options: MLPOptio
 
 
 def _gather(problem: Problem, runs: list[Run], parts: list, device: str) -> _Rows:
-    """One pool of base rows and every run's novel rows, and the runs' parts as positions in it."""
+    """Return one pool of base rows and the novel rows of all runs, and the parts of the runs as positions in it."""
     n_base = len(problem.base_labels)
     pool = np.concatenate([problem.base_feats, *(run.feats for run in runs)])
     labels = np.concatenate([problem.base_labels, *(run.labels for run in runs)])
@@ -156,7 +161,7 @@ def _gather(problem: Problem, runs: list[Run], parts: list, device: str) -> _Row
 
 
 def _orders(runs: list[Run], seed: int, epoch: int, train: torch.Tensor) -> torch.Tensor:
-    """(n_runs, rows): the order in which each run sees its training rows in this epoch."""
+    """Return the order (n_runs, rows) in which each run sees its training rows in this epoch."""
     n_rows = train.shape[1]
     return torch.from_numpy(np.stack([stream(seed, "mlp order", *run.key, epoch).permutation(n_rows) for run in runs]))
 
@@ -165,7 +170,7 @@ def _train_epoch(model: MLPs, optimiser: torch.optim.Adam, rows: _Rows, orders: 
     model.train()
     shuffled = rows.train.gather(1, orders)
     for batch in shuffled.split(batch_size, dim=1):
-        if batch.shape[1] == 1:  # batch norm needs two rows; the row is seen in other epochs
+        if batch.shape[1] == 1:  # batch norm needs two rows; the row is used in other epochs
             continue
         logits = model(rows.pool[batch])
         # The sum over runs of each run's mean: no run's gradient depends on the others.
@@ -177,7 +182,7 @@ def _train_epoch(model: MLPs, optimiser: torch.optim.Adam, rows: _Rows, orders: 
 
 @torch.no_grad()
 def _validation_loss(model: MLPs, rows: _Rows) -> torch.Tensor:
-    """(n_runs,) mean cross-entropy of the validation rows."""
+    """Return the mean cross-entropy (n_runs,) of the validation rows."""
     model.eval()
     total = torch.zeros(model.n_runs, device=rows.pool.device)
     for chunk in rows.validation.split(_CHUNK_ROWS, dim=1):

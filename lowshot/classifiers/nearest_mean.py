@@ -9,17 +9,17 @@ from lowshot.classifiers.tasks import Tasks, below_best, class_means
 
 
 def score_nearest_mean(tasks: Tasks, options: NearestMeanOptions, seed: int) -> Tensor:
-    """Scores (E, Q, n_way) float32: how much further (squared distance, cosine) than the nearest mean, so at most 0.
+    """Return scores (E, Q, n_way) float32: similarity to each class mean minus that to the nearest, so at most 0.
 
-    Mensink et al., PAMI 2013; Snell et al., NeurIPS 2017, equation 2. SimpleShot (Wang et al., 2019) is this after
-    `FeatureTransform(centre=True, normalise=True)`. Computed in float64: the winners are those of scikit-learn's
-    NearestCentroid.
+    The similarity is the negative squared distance or the cosine. Mensink et al., PAMI 2013; Snell et al., NeurIPS
+    2017, equation 2. SimpleShot (Wang et al., 2019) is this method after `FeatureTransform(centre=True,
+    normalise=True)`. Computed in float64: predictions equal those of scikit-learn's NearestCentroid.
     """
     means = class_means(tasks.support_features.double(), tasks.support_labels, tasks.n_way)
     if options.metric == "cosine":
         return below_best(F.normalize(tasks.query_features.double(), dim=-1) @ F.normalize(means, dim=-1).mT)
-    # -|q - m|^2 = 2 q (m - o) - (m - o) (m + o) + what all classes share, for any origin o: with the means' mean the
-    # terms stay small, and float64 holds all that float32 features far from the origin tell apart.
+    # -|q - m|^2 = 2 q (m - o) - (m - o) (m + o) + a term shared by all classes, for any origin o. With o = mean of the
+    # class means the terms stay small, and float64 keeps every difference between float32 features.
     origin = means.mean(1, keepdim=True)
     centred = means - origin
     offsets = (centred * (means + origin)).sum(-1).unsqueeze(1)

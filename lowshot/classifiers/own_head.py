@@ -1,4 +1,4 @@
-"""The classifier that an extractor was trained with: nothing is learned from the benchmark's rows."""
+"""The classifier that an extractor was trained with. It learns nothing from the rows of the benchmark."""
 
 import torch
 
@@ -9,15 +9,18 @@ from lowshot.representation.backbones import load_head
 
 
 def load_own_head(problem: Problem, options: OwnHead, seed: int, device: str) -> Scorer:
-    """Scores of the head in the folder of an extractor, the same for all runs.
+    """Return the scorer of the head in an extractor folder, the same for all runs.
 
-    Raises InputError if it has none, or one for other features or classes than the problem's.
+    Raises InputError if there is no head, or if its dimensions or classes differ from the problem's.
     """
     classifier, dim, n_classes = load_head(options.extractor)
     if (dim, n_classes) != (problem.dim, problem.n_classes):
-        needed = f"{problem.n_classes} from {problem.dim}"
-        form = f"{n_classes} classes from {dim} dimensions"
-        raise InputError(f"{options.extractor}: its head is for {form}, not for {needed}")
+        form = f"{n_classes} classes and {dim} dimensions"
+        data = f"{problem.n_classes} classes and {problem.dim} dimensions"
+        raise InputError(
+            f"{options.extractor}: the head has {form}, but the data has {data}. "
+            "Use the split and the features of this extractor."
+        )
     head = classifier.to(device)
 
     @torch.inference_mode()

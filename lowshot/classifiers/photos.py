@@ -1,4 +1,4 @@
-"""A classifier of photos that stands alone: an extractor, labelled support features, the method that compares them."""
+"""A self-contained classifier of photos: an extractor, labelled support features and a few-shot method."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,8 +26,11 @@ SCHEMA = "lowshot-classifier-1"
 
 @dataclass(frozen=True)
 class PhotoClassifier:
-    """`support_features` float32 (S, D) are transformed already, `support_labels` int64 (S,) are positions in
-    `class_names`; `base_mean` float32 (D,) is what the transform subtracts, if it does."""
+    """Extractor, support set and method of a classifier.
+
+    `support_features` float32 (S, D) are already transformed. `support_labels` int64 (S,) are positions in
+    `class_names`. `base_mean` float32 (D,) is the mean that the transform subtracts, None if it does not centre.
+    """
 
     extractor: Extractor
     class_names: list[str]
@@ -40,23 +43,25 @@ class PhotoClassifier:
 
     @property
     def code(self) -> dict[str, Path | None]:
-        """The files of the user's own classes that it is made with, named for a recipe."""
+        """Files of the user's own classes that it uses, under their names in a recipe."""
         method = code_file(type(self.method)) if is_own(self.method) else None
         return {"code of extractor": self.extractor.code, "code of method": method}
 
     def predict_proba(self, features: np.ndarray) -> np.ndarray:
-        """Features (Q, D) as the extractor makes them -> softmax of the method's scores, float32 (Q, classes)."""
+        """Return the softmax of the method's scores, float32 (Q, classes), for untransformed features (Q, D)."""
         queries = apply_transform(self.transform, torch.from_numpy(features), self.base_mean)
         n_way = len(self.class_names)
         tasks = Tasks(self.support_features[None], self.support_labels[None], queries[None], n_way)
         scores = score_tasks(self.method, tasks, 0)[0]
         if not scores.isfinite().all():
-            raise InputError(f"{INDUCTIVE_METHODS.name_of(self.method)}: makes scores that are NaN or infinite")
+            raise InputError(f"{INDUCTIVE_METHODS.name_of(self.method)}: the scores are NaN or infinite")
         return scores.softmax(dim=-1).numpy()
 
     def predict(self, images: Sequence[str | Path] | np.ndarray, **speed: int) -> list[str]:
-        """The name of the likeliest class of each image; see `embed` for what images are, and for `speed`: its
-        batch_size and num_workers."""
+        """Return the name of the most likely class of each image.
+
+        See `embed` for the kinds of `images`. `speed` are its arguments batch_size and num_workers.
+        """
         features = embed(self.extractor, images, invert=self.invert, **speed)
         return [self.class_names[c] for c in self.predict_proba(features).argmax(1)]
 
@@ -83,7 +88,7 @@ def save_classifier(folder: Path, classifier: PhotoClassifier, made_from: dict) 
 
 @dataclass
 class _Description:
-    """What a classifier's config.json says of it."""
+    """The description of a classifier in its config.json."""
 
     class_names: list[str]
     method: str
@@ -93,20 +98,23 @@ class _Description:
 
 
 def load_classifier(folder: str | Path, code: Sequence[str] = ()) -> PhotoClassifier:
-    """The classifier that `predict.py fit` wrote; InputError that names what is missing or does not fit.
+    """Load a classifier that `predict.py fit` wrote.
 
     Args:
-        code: classes of your own, ``file.py:Class``, that it was made with and that may be imported.
+        code: classes of your own, ``file.py:Class``, that the classifier uses and that may be imported.
+
+    Raises:
+        InputError: if the folder is not a classifier, or its files do not match.
     """
     where = Path(folder) / "config.json"
     content = read_json(where)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise InputError(f"{where}: does not describe a classifier (schema {SCHEMA})")
+        raise InputError(f"{where}: not a classifier (schema {SCHEMA}). Make one with predict.py fit.")
     described = {name: content[name] for name in _Description.__dataclass_fields__ if name in content}
     description = checked(_Description, described, where)
     method = checked(named_class(INDUCTIVE_METHODS, description.method, code, where), description.options, where)
     if is_own(method) and digest(code_file(type(method))) != content.get("inputs", {}).get("code of method"):
-        print(f"{folder}: {code_file(type(method))} has changed since it was made")
+        print(f"{folder}: {code_file(type(method))} has changed since the classifier was made")
     transform = checked(FeatureTransform, description.transform, where)
     extractor, tensors = load_extractor(Path(folder) / "extractor", code), load_tensors(Path(folder) / "model.pt")
     _check(Path(folder) / "model.pt", tensors, len(description.class_names), extractor.dim, transform.centre)
@@ -115,13 +123,13 @@ def load_classifier(folder: str | Path, code: Sequence[str] = ()) -> PhotoClassi
 
 
 def _check(path: Path, tensors: dict[str, Tensor], n_classes: int, dim: int, centred: bool) -> None:
-    """InputError unless a classifier's tensors have the names, shapes, types and labels that its config.json says."""
+    """Raise InputError unless the tensors have the names, shapes, dtypes and labels that config.json implies."""
     n_rows = tensors["support_labels"].numel() if "support_labels" in tensors else 0
     shapes = {"support_features": (n_rows, dim), "support_labels": (n_rows,)} | (
         {"base_mean": (dim,)} if centred else {}
     )
     if tensors.keys() != shapes.keys():
-        raise InputError(f"{path}: does not hold {', '.join(sorted(shapes))}")
+        raise InputError(f"{path}: must contain exactly {', '.join(sorted(shapes))}. Make the classifier again.")
     labels = tensors["support_labels"]
     if (
         any(tensors[name].shape != shape for name, shape in shapes.items())
@@ -129,4 +137,4 @@ def _check(path: Path, tensors: dict[str, Tensor], n_classes: int, dim: int, cen
         or not all(value.isfinite().all() for value in tensors.values())
         or not labels.unique().tolist() == list(range(n_classes)) != []
     ):
-        raise InputError(f"{path}: does not fit the config.json and the extractor beside it")
+        raise InputError(f"{path}: does not match config.json and extractor/ in its folder. Make the classifier again.")

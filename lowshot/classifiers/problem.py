@@ -1,4 +1,4 @@
-"""What a low-shot classifier learns from: the base rows all runs share, and the novel rows of every run."""
+"""The training data of a low-shot classifier: base rows, shared by all runs, and the novel rows of each run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,13 +9,13 @@ import torch
 
 from lowshot.data.additions import Run as Run
 
-# (rows, D) float32 -> (n_runs, rows, n_classes), runs in the order of the problem
+# (rows, D) float32 -> (n_runs, rows, n_classes), runs in the order of the problem.
 Scorer = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Base and novel classes jointly, `n_classes` outputs. `base_feats` float32 (N, D), `base_labels` int64 (N,)."""
+    """Base and novel classes together, `n_classes` outputs. `base_feats` float32 (N, D), `base_labels` int64 (N,)."""
 
     base_feats: np.ndarray
     base_labels: np.ndarray
@@ -30,35 +30,35 @@ class Problem:
 
     @property
     def base_fraction(self) -> float:
-        """The share of base classes among the setup's classes: base rows get this share of every batch."""
+        """Fraction of base classes among the classes of the setup, and of base rows in every batch."""
         return self.n_base_classes / (self.n_base_classes + self.n_novel_classes)
 
     def batch_composition(self, batch_size: int) -> tuple[int, int]:
-        """(base rows, novel rows) of a batch, rounded half to even as in the published code."""
+        """Return the number of (base, novel) rows of a batch, rounded half to even as in the published code."""
         n_base = round(self.base_fraction * batch_size)
         return n_base, batch_size - n_base
 
     def transformed(self, transform: Callable[[np.ndarray], np.ndarray]) -> "Problem":
-        """The same problem on features that went through `transform`, (n, D) -> (n, D)."""
+        """Return the problem with all features transformed by `transform`, (n, D) -> (n, D)."""
         runs = [replace(run, feats=transform(run.feats)) for run in self.runs]
         return replace(self, base_feats=transform(self.base_feats), runs=runs)
 
     @cached_property
     def trials(self) -> dict[int, list[int]]:
-        """Positions in `runs` by trial."""
+        """Trial -> positions of its runs in `runs`."""
         trials = sorted({run.trial for run in self.runs})
         return {trial: [i for i, run in enumerate(self.runs) if run.trial == trial] for trial in trials}
 
 
 def with_constant(feats: np.ndarray) -> np.ndarray:
-    """(n, D) -> (n, D + 1) with a last column of ones: the bias becomes one more weight, decayed like the others."""
+    """Append a column of ones, (n, D) -> (n, D + 1): the bias becomes one more weight, decayed like the others."""
     extended = np.ones((len(feats), feats.shape[1] + 1), feats.dtype)
     extended[:, :-1] = feats
     return extended
 
 
 def linear_scorer(weights: torch.Tensor) -> Scorer:
-    """Scores of linear classifiers; `weights` (n_runs, n_classes, D + 1), the bias in the last column."""
+    """Return the scorer of linear classifiers: `weights` (n_runs, n_classes, D + 1), the bias in the last column."""
     return partial(_linear_scores, weights)
 
 

@@ -1,4 +1,4 @@
-"""PT-MAP: class centres and a balanced soft assignment of the queries, in turn."""
+"""PT-MAP: alternate between class centres and a balanced soft assignment of the queries."""
 
 import torch
 from torch import Tensor
@@ -7,23 +7,25 @@ from torch.nn import functional as F
 from lowshot.classifiers.settings import PTMapOptions
 from lowshot.classifiers.tasks import Tasks, below_best, class_counts, class_means, class_sums, squared_distances
 
-# Of Sinkhorn in a step. The scaling carries over to the next step, so all steps together balance the assignment.
+# Sinkhorn iterations per step. The next step continues from their scaling, so all steps together balance.
 _N_ITERATIONS = 20
 
 
 def score_pt_map(tasks: Tasks, options: PTMapOptions, seed: int) -> Tensor:
-    """Scores (E, Q, n_way) float32: log of the final assignment, less the best of the query.
+    """Return scores (E, Q, n_way) float32: log of the final assignment minus the highest of the query.
 
-    Hu, Gripon & Pateux, ICANN 2021, section 3.3 and algorithm 1; their features go through
-    `FeatureTransform(power=0.5)` first. **Assumes that every class has the same number of queries**: each assignment
-    gives every class Q / n_way of them (Sinkhorn, Cuturi 2013). Where that does not hold, it loses accuracy.
+    Hu, Gripon & Pateux, ICANN 2021, section 3.3 and algorithm 1. Their features are first transformed by
+    `FeatureTransform(power=0.5)`. **Assumes that every class has the same number of queries**: each assignment gives
+    every class Q / n_way queries (Sinkhorn, Cuturi 2013). With other numbers it loses accuracy.
 
-    As in the authors' experiments, support and queries of a task are each centred on their own mean (the support on
-    that of its classes) and brought to unit length.
+    As in the authors' experiments, the support is centred on the mean of its class means and the queries on their own
+    mean. Both are then normalised to unit length.
 
-    Departures: the scaling is kept as logarithms, so that no scale of the features makes it under- or overflow; and
-    each step balances by 20 iterations that go on from the last step's, where the paper starts afresh and iterates to a
-    tolerance.
+    Departures from the paper:
+
+    - The scaling is stored as logarithms, so that it never under- or overflows.
+    - Each step makes 20 balancing iterations, starting from the scaling of the previous step. The paper starts anew and
+      iterates to a tolerance.
     """
     means = class_means(tasks.support_features, tasks.support_labels, tasks.n_way)
     support = F.normalize(tasks.support_features - means.mean(1, keepdim=True), dim=-1)
@@ -42,9 +44,10 @@ def score_pt_map(tasks: Tasks, options: PTMapOptions, seed: int) -> Tensor:
 
 
 def balancing(logits: Tensor, log_scaling: Tensor) -> Tensor:
-    """What to add (E, C, 1) to `logits` (E, C, Q) so that their softmax over classes gives each about Q / C queries.
+    """Return offsets (E, C, 1) for `logits` (E, C, Q): their softmax over classes then gives each about Q / C queries.
 
-    Sinkhorn (Cuturi, 2013) from the scaling so far, as logarithms: the softmax scales queries, the result classes.
+    Sinkhorn iterations (Cuturi, 2013) in log space, starting from `log_scaling`. The softmax scales the queries, the
+    offsets scale the classes.
     """
     _, n_classes, n_queries = logits.shape
     for _ in range(_N_ITERATIONS):

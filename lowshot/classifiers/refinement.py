@@ -1,4 +1,4 @@
-"""Prototypes refined by the queries: one or more steps of soft k-means that start from the class means."""
+"""Prototype refinement: steps of soft k-means over support and queries, starting from the class means."""
 
 import torch
 from torch import Tensor
@@ -8,11 +8,11 @@ from lowshot.classifiers.tasks import Tasks, below_best, class_counts, class_sum
 
 
 def score_refinement(tasks: Tasks, options: RefinementOptions, seed: int) -> Tensor:
-    """Scores (E, Q, n_way) float32: minus the scaled squared distance to the refined prototypes, less the best.
+    """Return scores (E, Q, n_way) float32: negative scaled squared distance to each refined prototype.
 
-    Ren et al., ICLR 2018, section 3.1.1 and equations 3 and 4. The unlabelled rows are the queries themselves, where
-    the paper has an unlabelled set beside them. A support row counts once, fully for its class; a query counts once,
-    divided by the softmax over its distances.
+    The highest score of each query is subtracted. Ren et al., ICLR 2018, section 3.1.1 and equations 3 and 4. The
+    queries serve as the unlabelled rows, where the paper has a separate unlabelled set. A support row has weight 1 for
+    its class. A query spreads the same weight over the classes by the softmax of its negative distances.
     """
     queries = tasks.query_features
     sums = class_sums(tasks.support_features, tasks.support_labels, tasks.n_way)

@@ -1,4 +1,4 @@
-"""Which classifiers and few-shot methods there are, and the settings of each."""
+"""The available classifiers and few-shot methods, and their settings."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,67 +13,67 @@ from lowshot.core.settings import Momentum, NonNegativeFloat, NonNegativeInt, Po
 @dataclass
 class SGDOptions:
     lr: PositiveFloat = 0.1
-    """Learning rate, constant."""
+    """Learning rate (constant)."""
     weight_decay: NonNegativeFloat = 0.001
-    """L2 strength on weights and bias."""
+    """L2 penalty of weights and bias."""
     momentum: Momentum = 0.9
     """Momentum and dampening: the update direction is a moving average of the gradients."""
     n_steps: PositiveInt = 10_000
-    """Steps of SGD."""
+    """Number of SGD steps."""
     batch_size: PositiveInt = 1000
-    """Rows of a batch, base and novel together."""
+    """Batch size, base and novel rows together."""
 
 
 @dataclass
 class LogisticOptions:
     weight_decay: PositiveFloat = 0.001
-    """L2 strength on weights and bias, as in linear_sgd."""
+    """L2 penalty of weights and bias, as in linear_sgd."""
     tolerance: PositiveFloat = 1e-6
-    """The solver ends when no entry of the gradient is larger."""
+    """Stop when no entry of the gradient is larger in absolute value."""
     max_iter: PositiveInt = 2000
-    """Most iterations of L-BFGS; scikit-learn warns if they do not suffice."""
+    """Maximum number of L-BFGS iterations. scikit-learn warns if it is reached."""
 
 
 @dataclass
 class MLPOptions:
     lr: PositiveFloat = 1e-6
-    """Learning rate of Adam (the published value; 1e-4 needs far fewer epochs)."""
+    """Learning rate of Adam. The default is the published value; 1e-4 needs far fewer epochs."""
     weight_decay: NonNegativeFloat = 0.001
-    """L2 strength on the matrices and the last bias, coupled as in Adam's gradient."""
+    """L2 penalty of the weight matrices and the last bias, added to the gradient (not decoupled as in AdamW)."""
     batch_size: PositiveInt = 64
-    """Rows of a batch."""
+    """Batch size."""
     hidden: PositiveInt = 512
     """Width of both hidden layers."""
     max_epochs: PositiveInt = 500
-    """Most epochs."""
+    """Maximum number of epochs."""
     patience: PositiveInt = 10
-    """Epochs without a lower validation loss after which a run stops."""
+    """Number of epochs without a lower validation loss after which a run stops."""
 
 
 @dataclass
 class NearestMeanOptions:
     metric: Literal["euclidean", "cosine"] = "euclidean"
-    """Compare the query with class means by squared Euclidean distance, or by the cosine of the angle."""
+    """Similarity of a query and a class mean: squared Euclidean distance or cosine."""
 
 
 @dataclass
 class SupportLogisticOptions:
     C: PositiveFloat = 1.0
-    """Inverse of the L2 strength, as scikit-learn counts it: on the sum of the losses, the bias free."""
+    """Inverse of the L2 penalty, as in scikit-learn: relative to the sum of the losses, without the bias."""
     max_iter: PositiveInt = 1000
-    """Most iterations of L-BFGS."""
+    """Maximum number of L-BFGS iterations."""
 
 
 @dataclass
 class CosineOptions:
     scale: PositiveFloat = 10.0
-    """Multiplies cosines before the softmax; fixed."""
+    """Factor of the cosines in the softmax (not trained)."""
     lr: PositiveFloat = 0.01
-    """Learning rate of SGD, constant. A class's gradient falls with the number of classes: many ways want more."""
+    """Learning rate of SGD (constant). Increase it for many classes: the gradient of each class becomes smaller."""
     n_steps: NonNegativeInt = 100
-    """Steps of SGD; 0 leaves the class means."""
+    """Number of SGD steps. 0 uses the class means."""
     batch_size: PositiveInt = 1000
-    """A larger support is drawn from in batches of this size, classes evenly; a smaller one is taken whole."""
+    """Batch size, drawn evenly over classes. A support set that is not larger is used whole in every step."""
 
 
 @dataclass
@@ -81,13 +81,13 @@ class LaplacianShotOptions:
     transductive: ClassVar[bool] = True
 
     smoothing: NonNegativeFloat = 0.7
-    """The paper's lambda: weight of the neighbours' assignments; the paper chooses it on validation classes."""
+    """Weight of the neighbours' assignments (lambda in the paper, which chooses it on validation classes)."""
     n_neighbours: PositiveInt = 2
-    """Other queries that a query is joined to (the paper's k = 3 counts the query itself)."""
+    """Number of neighbours of a query (the paper's k = 3 includes the query itself)."""
     rectify: bool = True
-    """Shift the queries onto the support and re-estimate the prototypes with them first."""
+    """First shift the queries to the mean of the prototypes and re-estimate the prototypes with them."""
     n_steps: PositiveInt = 20
-    """Updates of the assignments."""
+    """Number of updates of the assignments."""
 
 
 @dataclass
@@ -95,9 +95,9 @@ class RefinementOptions:
     transductive: ClassVar[bool] = True
 
     n_steps: PositiveInt = 1
-    """Steps of soft k-means; the paper takes one."""
+    """Number of soft k-means steps (1 in the paper)."""
     scale: PositiveFloat = 1.0
-    """Multiplies squared distances before the softmax; the paper trains features for 1, unit-length ones want more."""
+    """Factor of the squared distances in the softmax (1 in the paper). Unit-length features need more."""
 
 
 Rate = Annotated[float, Gt(0), Le(1)]
@@ -108,20 +108,20 @@ class PTMapOptions:
     transductive: ClassVar[bool] = True
 
     scale: PositiveFloat = 10.0
-    """The paper's lambda: multiplies squared distances; high means hard assignments."""
+    """Factor of the squared distances (lambda in the paper). High values give hard assignments."""
     rate: Rate = 0.2
-    """The paper's alpha: how far a centre moves towards its new estimate in a step."""
+    """Fraction of the way that a centre moves to its new estimate in a step (alpha in the paper)."""
     n_steps: PositiveInt = 20
-    """Updates of the centres."""
+    """Number of updates of the centres."""
 
 
 @dataclass
 class OwnHead:
     extractor: Path
-    """Folder of the extractor whose features these are."""
+    """Folder of the extractor that computed the features."""
 
 
-# Base and novel classes jointly: the runs of the low-shot benchmark.
+# Classifiers of base and novel classes together, for the runs of the low-shot benchmark.
 CLASSIFIERS = Registry(
     "classifier",
     {"linear_sgd": SGDOptions, "logistic_regression": LogisticOptions, "mlp": MLPOptions, "own_head": OwnHead},
@@ -132,7 +132,7 @@ _INDUCTIVE = {
     "logistic_regression": SupportLogisticOptions,
     "cosine": CosineOptions,
 }
-# The classes of few-shot tasks; methods that classify each query alone first.
+# Methods for few-shot tasks. Methods that classify each query independently come first.
 METHODS = Registry(
     "few-shot method",
     {
@@ -144,7 +144,7 @@ METHODS = Registry(
     "score(tasks, seed)",
 )
 INDUCTIVE_METHODS = Registry(METHODS.kind, _INDUCTIVE, METHODS.method)
-# What the benchmark runs: its own classifiers, and few-shot methods, each run as one task.
+# The benchmark runs its own classifiers, and few-shot methods with each run as one task.
 BENCHMARK_CLASSIFIERS = Registry(
     "classifier",
     {**CLASSIFIERS.classes, **{name: one for name, one in METHODS.classes.items() if name not in CLASSIFIERS.classes}},
@@ -159,27 +159,31 @@ def is_transductive(method: Any) -> bool:
 
 @dataclass
 class FeatureTransform:
-    """SimpleShot (Wang et al., 2019, section 3) centres on the base classes, then normalises; PT-MAP (Hu et al., ICANN
-    2021, section 3.2) takes the power 0.5 first."""
+    """Transform of features: power, then centring, then normalisation.
+
+    SimpleShot (Wang et al., 2019, section 3) centres on the base classes and normalises. PT-MAP (Hu et al., ICANN 2021,
+    section 3.2) first takes the power 0.5.
+    """
 
     power: NonNegativeFloat = 0.0
-    """Raise every entry (size plus 1e-6; the sign is kept) to this power, then divide by the length; 0 leaves features
-    as they are."""
+    """Raise the magnitude (plus 1e-6) of every entry to this power, keep its sign, then normalise; 0 disables it."""
     centre: bool = False
-    """Subtract the mean of the base classes' training features."""
+    """Subtract the mean training feature of the base classes."""
     normalise: bool = False
-    """Divide every feature by its Euclidean length."""
+    """Divide every feature vector by its Euclidean length."""
 
     @property
     def steps(self) -> list[str]:
-        """What is done, in words for the tables; CL2N and L2N are SimpleShot's names."""
+        """Names of the steps for the tables. CL2N and L2N are the names of the SimpleShot paper."""
         names = {(True, True): ["CL2N"], (False, True): ["L2N"], (True, False): ["centred"], (False, False): []}
         return ([f"power {self.power:g}"] if self.power else []) + names[self.centre, self.normalise]
 
 
 class Recommended(NamedTuple):
-    """The settings of a few-shot method, and what is done to features first, as in configs/few_shot/episodes-NAME.yaml,
-    which say where they come from."""
+    """Recommended settings and transform of a few-shot method.
+
+    They equal those of configs/few_shot/episodes-NAME.yaml, which cites the source.
+    """
 
     method: Any
     transform: FeatureTransform = FeatureTransform()

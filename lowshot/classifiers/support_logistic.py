@@ -1,4 +1,4 @@
-"""Logistic regression on the support features of every task, by scikit-learn."""
+"""Logistic regression on the support features of each task, with scikit-learn."""
 
 import numpy as np
 import torch
@@ -10,12 +10,12 @@ from lowshot.classifiers.tasks import Tasks, below_best
 
 
 def score_support_logistic(tasks: Tasks, options: SupportLogisticOptions, seed: int) -> Tensor:
-    """Scores (E, Q, n_way) float32: logits less the query's highest. Needs two classes or more.
+    """Return scores (E, Q, n_way) float32: logits minus the highest of the query. Needs at least two classes.
 
     Tian et al., ECCV 2020 (RFS): scikit-learn's multinomial LogisticRegression, C = 1, on unit-length features of a
-    frozen backbone (`FeatureTransform(normalise=True)`). Solved in float64, a task at a time; the winners are
-    scikit-learn's own. RFS also enlarges the support set by augmented copies of the images: episodes.py does so where
-    --augmented_support says it.
+    frozen backbone (`FeatureTransform(normalise=True)`). Solved in float64, one task at a time, so that predictions
+    equal those of scikit-learn. RFS also adds augmented copies of the images to the support set: see
+    `episodes.py --augmented_support`.
     """
     logits = [_logits(*task, options) for task in zip(*_numpy(tasks))]
     return below_best(torch.from_numpy(np.stack(logits))).to(tasks.query_features.device)
@@ -32,7 +32,7 @@ def _numpy(tasks: Tasks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _logits(
     support: np.ndarray, labels: np.ndarray, queries: np.ndarray, options: SupportLogisticOptions
 ) -> np.ndarray:
-    """(Q, n_way) float64. scikit-learn has one logit for two classes, that of the second."""
+    """Return logits (Q, n_way) float64. For two classes, scikit-learn returns only the logit of the second."""
     solver = LogisticRegression(C=options.C, max_iter=options.max_iter).fit(support, labels)
     logits = solver.decision_function(queries)
     return logits if logits.ndim == 2 else np.stack([np.zeros_like(logits), logits], axis=1)

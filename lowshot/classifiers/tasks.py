@@ -1,4 +1,4 @@
-"""Few-shot tasks as batched tensors, and what the methods that score them share."""
+"""Few-shot tasks as batched tensors, and helpers shared by the methods that score them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Features that are worked on at once: small tasks go in groups that stay in the processor's cache.
+# Maximum number of feature values per block: a block of small tasks fits in the processor's cache.
 _BLOCK_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True)
 class Tasks:
-    """E tasks of one shape: labelled support rows, unlabelled queries.
+    """E tasks of one shape: labelled support rows and unlabelled queries.
 
     `support_features` float32 (E, S, D); `support_labels` int64 (E, S) in 0..n_way-1, every class present in every
     task; `query_features` float32 (E, Q, D); all on one device.
@@ -28,7 +28,7 @@ class Tasks:
         return len(self.support_labels)
 
     def __getitem__(self, chosen: slice | Tensor) -> "Tasks":
-        """The tasks at `chosen`."""
+        """Return the tasks at `chosen`."""
         return replace(
             self,
             support_features=self.support_features[chosen],
@@ -41,9 +41,9 @@ Score = Callable[[Tasks, Any, int], Tensor]
 
 
 def in_blocks(score: Score) -> Score:
-    """The same method on a few tasks at a time, so that its memory does not grow with the number of tasks.
+    """Apply the method to a few tasks at a time, so that its memory does not grow with the number of tasks.
 
-    No score changes by that: a method's random numbers hang on its seed alone, not on which tasks are scored together.
+    The scores stay the same: random numbers of a method depend on its seed only, not on the other tasks of a block.
     """
 
     def score_blocks(tasks: Tasks, options: Any, seed: int) -> Tensor:
@@ -56,31 +56,32 @@ def in_blocks(score: Score) -> Score:
 
 
 def class_sums(features: Tensor, labels: Tensor, n_way: int) -> Tensor:
-    """Sums (E, n_way, D) of the rows of every class, in the type of `features` (E, S, D); `labels` (E, S)."""
+    """Return the sum (E, n_way, D) of the rows of each class, in the dtype of `features` (E, S, D); `labels` (E, S)."""
     n_tasks, _, dim = features.shape
     sums = features.new_zeros(n_tasks * n_way, dim)
     return sums.index_add_(0, numbered(labels, n_way), features.flatten(0, 1)).view(n_tasks, n_way, dim)
 
 
 def class_counts(labels: Tensor, n_way: int) -> Tensor:
-    """How many rows every class has, int64 (E, n_way); `labels` (E, S)."""
+    """Return the number of rows of each class, int64 (E, n_way); `labels` (E, S)."""
     return torch.bincount(numbered(labels, n_way), minlength=len(labels) * n_way).view(-1, n_way)
 
 
 def numbered(labels: Tensor, n_way: int) -> Tensor:
-    """The classes (E * S,) of all tasks' rows, each task's with numbers of their own."""
+    """Return labels (E * S,) that are unique across tasks: task e uses e * n_way to (e + 1) * n_way - 1."""
     return (labels + n_way * torch.arange(len(labels), device=labels.device)[:, None]).flatten()
 
 
 def class_means(features: Tensor, labels: Tensor, n_way: int) -> Tensor:
-    """The prototypes (E, n_way, D), in the type of `features` (E, S, D); `labels` (E, S)."""
+    """Return the prototypes (E, n_way, D), in the dtype of `features` (E, S, D); `labels` (E, S)."""
     return class_sums(features, labels, n_way) / class_counts(labels, n_way).unsqueeze(-1)
 
 
 def squared_distances(rows: Tensor, centres: Tensor) -> Tensor:
-    """Squared Euclidean distances (E, Q, C) of rows (E, Q, D) to centres (E, C, D).
+    """Return squared Euclidean distances (E, Q, C) from rows (E, Q, D) to centres (E, C, D).
 
-    By way of a matrix product, but about the centres' mean: features far from the origin lose no digits.
+    Computed as a matrix product after subtracting the mean of the centres: features far from the origin keep their
+    precision.
     """
     origin = centres.mean(1, keepdim=True)
     rows, centres = rows - origin, centres - origin
@@ -89,6 +90,8 @@ def squared_distances(rows: Tensor, centres: Tensor) -> Tensor:
 
 
 def below_best(scores: Tensor) -> Tensor:
-    """Scores less the best of their query, as float32: neither ranks nor softmax change, and rounding makes no ties
-    with the best."""
+    """Subtract the highest score of each query and convert to float32.
+
+    Ranks and softmax stay the same, and rounding to float32 makes no ties with the highest score.
+    """
     return (scores - scores.amax(-1, keepdim=True)).float()

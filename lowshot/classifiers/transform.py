@@ -1,4 +1,4 @@
-"""What is done to every feature before any classifier sees it."""
+"""The transform of features that precedes every classifier."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,23 +17,23 @@ _EPSILON = 1e-6
 
 
 def fitted_transform(transform: FeatureTransform, base_features: Array) -> Callable[[Array], Array]:
-    """The transform as a function, its centre taken from `base_features` (N, D), numpy or torch.
+    """Return the transform as a function, with the centre computed from `base_features` (N, D), numpy or torch.
 
-    The function maps numpy or torch (..., D) to the same kind, float32, on the same device. The paper's features follow
-    a ReLU; those of a leaky ReLU have small negative entries, whose sign stays.
+    The function maps numpy or torch (..., D) to the same kind of array, float32, on the same device. The power keeps
+    the sign of an entry: the paper's features follow a ReLU, but those of a leaky ReLU have small negative entries.
     """
     return partial(apply_transform, transform, mean=transformed_mean(transform, base_features))
 
 
 def transformed_mean(transform: FeatureTransform, base_features: Array) -> torch.Tensor | None:
-    """What is subtracted, float32 (D,), or None: all that must be kept to apply the transform later."""
+    """Return the mean to subtract, float32 (D,), or None. `apply_transform` needs nothing else."""
     if not transform.centre:
         return None
     return _powered(torch.as_tensor(base_features), transform.power).mean(0, dtype=torch.float64).float()
 
 
 def apply_transform(transform: FeatureTransform, features: Array, mean: torch.Tensor | None) -> Array:
-    """The transform with the `mean` of `transformed_mean`."""
+    """Apply the transform with the `mean` from `transformed_mean`."""
     transformed = _powered(torch.as_tensor(features), transform.power)
     if mean is not None:
         transformed = transformed - mean.to(transformed.device)

@@ -113,28 +113,28 @@ def test_estimators_are_those_of_scikit_learn():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "svm"}, "method 'svm': there are nearest_mean, "),
+        ({"method": "svm"}, "method 'svm': unknown; available: nearest_mean, "),
         ({"labels": np.array([0, 0, 1, 1, 3, 3, 3, 3])}, "task 0 has no shot of class 2"),
         ({"labels": np.array([0, 0, 0, 0, 0, 0, 0, 2**60])}, "task 0 has no shot of class 1"),
-        ({"labels": np.zeros(8, int)}, "needs two classes"),
+        ({"labels": np.zeros(8, int)}, "needs at least two classes"),
         ({"labels": np.linspace(0, 1, 8)}, "must be integers"),
         ({"labels": np.arange(8) - 1}, "must be integers 0"),
         ({"labels": np.arange(7)}, "support_labels \\(1, 7\\)"),
         ({"queries": np.zeros((3, DIM + 1), np.float32)}, "same number of tasks and of dimensions"),
-        ({"queries": np.zeros((0, DIM), np.float32)}, "an axis of length 0"),
-        ({"queries": np.full((3, DIM), np.nan, np.float32)}, "query_features: holds NaN"),
-        ({"support": np.full((8, DIM), np.inf, np.float32)}, "support_features: holds NaN, inf"),
-        ({"support": np.full((8, DIM), "x")}, "support_features: holds <U1, not numbers"),
-        ({"method": "laplacian_shot", "base_features": BASE[:, 1:]}, "base_features: 5 dimensions, 6 are needed"),
-        ({"method": SGDOptions()}, "is no few-shot method; give a name, one of NearestMeanOptions, "),
-        ({"method": CosineOptions}, "is no few-shot method; give a name, one of NearestMeanOptions, "),
-        ({"method": None}, "None: is no few-shot method"),
+        ({"queries": np.zeros((0, DIM), np.float32)}, "no axis may have length 0"),
+        ({"queries": np.full((3, DIM), np.nan, np.float32)}, "query_features: contains NaN"),
+        ({"support": np.full((8, DIM), np.inf, np.float32)}, "support_features: contains NaN, inf"),
+        ({"support": np.full((8, DIM), "x")}, "support_features: has dtype <U1, must be numbers"),
+        ({"method": "laplacian_shot", "base_features": BASE[:, 1:]}, "base_features: has 5 dimensions, must have 6"),
+        ({"method": SGDOptions()}, "is not a few-shot method. Use a name, an instance of NearestMeanOptions, "),
+        ({"method": CosineOptions}, "is not a few-shot method. Use a name, an instance of NearestMeanOptions, "),
+        ({"method": None}, "None: is not a few-shot method"),
         ({"method": CosineOptions(lr=-1)}, "CosineOptions: lr: -1: must be a number > 0"),
         ({"method": NearestMeanOptions("l2")}, "NearestMeanOptions: metric: 'l2': must be one of euclidean, cosine"),
-        ({"feature_transform": "L2N"}, "feature_transform: must be FeatureTransform, not str"),
+        ({"feature_transform": "L2N"}, "feature_transform: must be a FeatureTransform, not str"),
         ({"method": "pt_map", "queries": np.zeros((1, DIM), np.float32)}, "one query: a transductive method"),
-        ({"queries": np.full((3, DIM), 1e300)}, "query_features: holds NaN, infinity or numbers beyond float32"),
-        ({"method": "laplacian_shot"}, "give base_features, or another transform"),
+        ({"queries": np.full((3, DIM), 1e300)}, "query_features: contains NaN, infinity or values too large for"),
+        ({"method": "laplacian_shot"}, "Give base_features or another transform"),
     ],
 )
 def test_refused_tasks(task, change, message):
@@ -148,14 +148,14 @@ def test_refused_tasks(task, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"y": ["a"] * 8}, "holds one class"),
-        ({"y": list("ab")}, "y: has shape \\(2,\\) for 8 rows"),
+        ({"y": ["a"] * 8}, "contains only one class"),
+        ({"y": list("ab")}, "y: has shape \\(2,\\), must be \\(8,\\)"),
         ({"y": np.zeros((8, 2))}, "y: "),
         ({"X": np.zeros(8)}, "X: has shape \\(8,\\)"),
-        ({"X": np.full((8, DIM), np.nan)}, "X: holds NaN"),
-        ({"X": [["a"] * DIM] * 8}, "X: holds <U1, not numbers"),
-        ({"y": np.array([1, "a"] * 4, object)}, "labels of several kinds"),
-        ({"method": "svm"}, "method 'svm': there are"),
+        ({"X": np.full((8, DIM), np.nan)}, "X: contains NaN"),
+        ({"X": [["a"] * DIM] * 8}, "X: has dtype <U1, must be numbers"),
+        ({"y": np.array([1, "a"] * 4, object)}, "y: mixes types"),
+        ({"method": "svm"}, "method 'svm': unknown; available: "),
     ],
 )
 def test_refused_shots(task, change, message):
@@ -165,7 +165,7 @@ def test_refused_shots(task, change, message):
 
 
 def test_two_classes_have_one_score(task):
-    """As scikit-learn has it: positive for the second class."""
+    """As in scikit-learn, the score is positive for the second class."""
     support, labels, queries, truth = (
         part[half] for part, half in zip(task, [slice(4), slice(4), slice(10), slice(10)])
     )
@@ -188,13 +188,13 @@ def test_the_fitted_classifier_is_its_own(task):
 
 
 def test_queries_of_another_dimension(task):
-    with pytest.raises(lowshot.InputError, match="X: 5 dimensions, 6 are needed"):
+    with pytest.raises(lowshot.InputError, match="X: has 5 dimensions, must have 6"):
         FewShotClassifier().fit(*task[:2]).predict(task[2][:, 1:])
 
 
 @pytest.fixture
 def low_shot():
-    """Base rows, shots of novel classes, and test rows of all: labels are 10 times the classes' numbers, as text."""
+    """Base rows, shots of novel classes and test rows of all classes. A label is 10 times the class, as a string."""
     rng = np.random.default_rng(2)
     parts = rows(np.arange(N_WAY), 40, rng), rows(np.arange(N_WAY, 2 * N_WAY), 3, rng), rows(np.arange(8), 10, rng)
     return [array if array.ndim == 2 else np.char.mod("%02d", 10 * array) for part in parts for array in part]
@@ -244,17 +244,17 @@ def test_divergence_is_an_error(low_shot):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"classifier": "own_head"}, "classifier 'own_head': there are linear_sgd, "),
-        ({"novel": np.zeros((12, 2))}, "novel_features: 2 dimensions, 6 are needed"),
-        ({"novel_labels": ["00"] * 12}, "class 00: has base and novel rows"),
-        ({"base_labels": ["00"]}, "base_labels: has shape \\(1,\\) for 160 rows"),
-        ({"novel_labels": np.arange(12)}, "novel_labels int64: give one kind"),
-        ({"classifier": OwnHead("extractor")}, "is no classifier"),
+        ({"classifier": "own_head"}, "classifier 'own_head': unknown; available: linear_sgd, "),
+        ({"novel": np.zeros((12, 2))}, "novel_features: has 2 dimensions, must have 6"),
+        ({"novel_labels": ["00"] * 12}, "class 00: is in both base_labels and novel_labels"),
+        ({"base_labels": ["00"]}, "base_labels: has shape \\(1,\\), must be \\(160,\\)"),
+        ({"novel_labels": np.arange(12)}, "novel_labels are int64: both must be integers or both strings"),
+        ({"classifier": OwnHead("extractor")}, "is not a classifier"),
         (
             {"classifier": NearestMeanOptions()},
-            "NearestMeanOptions.* is no classifier; give a name, one of SGDOptions, ",
+            "NearestMeanOptions.* is not a classifier. Use a name, an instance of SGDOptions, ",
         ),
-        ({"classifier": LogisticOptions}, "is no classifier"),
+        ({"classifier": LogisticOptions}, "is not a classifier"),
         ({"classifier": MLPOptions(lr=0)}, "MLPOptions: lr: 0: must be a number > 0"),
     ],
 )

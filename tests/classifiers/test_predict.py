@@ -313,7 +313,7 @@ def test_broken_classifiers_are_named(tmp_path, photos, classifier):
         write_json(tmp_path / "c" / "config.json", {**content, **wrong})
         refused(r"c/config\.json: ")
     write_json(tmp_path / "c" / "config.json", [content])
-    refused(r"c/config\.json: does not describe a classifier")
+    refused(r"c/config\.json: not a classifier \(schema lowshot-classifier-1\)")
     described = read_json(tmp_path / "c" / "extractor" / "config.json")
     for wrong in ({"crop_pct": 0}, {"image_size": -3}, {"image_size": "x"}, {"name": 1}, {"width": None}, {"new": 1}):
         model = {**described["model"], **wrong}
@@ -329,9 +329,9 @@ def test_broken_classifiers_are_named(tmp_path, photos, classifier):
     torch.save(tensors["support_labels"], tmp_path / "c" / "model.pt")
     refused(r"c/model\.pt: not a state dict")
     write_json(tmp_path / "c" / "config.json", {**content, "class_names": ["one", "two"]})
-    refused(r"c/model\.pt: does not fit")
+    refused(r"c/model\.pt: does not match config\.json")
     write_json(tmp_path / "c" / "config.json", {**content, "transform": {**content["transform"], "centre": True}})
-    refused(r"c/model\.pt: does not hold base_mean")
+    refused(r"c/model\.pt: must contain exactly base_mean, ")
     (tmp_path / "c" / "model.pt").write_bytes(b"PK broken")
     refused(r"c/model\.pt: not a readable state dict")
     (tmp_path / "c" / "extractor" / "model.pt").unlink()

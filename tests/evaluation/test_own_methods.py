@@ -296,13 +296,23 @@ BAD = [
         "--classifier.power: 'much': must be a number",
     ),
     (["--classifier", "my_code.py:Means", "--classifier.lr", "1"], "--classifier.lr: no setting of my_code.py:Means"),
-    ([*WRONG, "nothing"], "my_code.py:WrongFit: fit returned NoneType, not a function of features (N, D)"),
-    ([*WRONG, "list"], "my_code.py:WrongFit: what fit returned gave list, not a tensor of scores (6, "),
-    ([*WRONG, "flat"], "my_code.py:WrongFit: what fit returned gave (6, 48), not a tensor of scores (6, 48, 8)"),
-    ([*WRONG, "wide"], "my_code.py:WrongFit: what fit returned gave (6, 48, 99), not a tensor of scores (6, 48, 8)"),
+    ([*WRONG, "nothing"], "my_code.py:WrongFit: fit returned NoneType. Return a function of features (N, D)."),
+    (
+        [*WRONG, "list"],
+        "my_code.py:WrongFit: the function from fit returned list. Return a tensor of scores of shape (6, ",
+    ),
+    (
+        [*WRONG, "flat"],
+        "my_code.py:WrongFit: the function from fit returned (6, 48). Return a tensor of scores of shape (6, 48, 8).",
+    ),
+    (
+        [*WRONG, "wide"],
+        "my_code.py:WrongFit: the function from fit returned (6, 48, 99). "
+        "Return a tensor of scores of shape (6, 48, 8).",
+    ),
     (
         ["--classifier", "my_code.py:MeansOfTasks", "--classifier.squeeze"],
-        "score gave (48, 4), not a tensor of scores (1,",
+        "score returned (48, 4). Return a tensor of scores of shape (1,",
     ),
     (["--add", "my_code.py:FromWhat"], "add.FromWhat: its setting is 'semi-supervised', not one of inductive, trans"),
     (["--add", "my_code.py:Means"], "my_code.py:Means: defines no extend(run, benchmark, seed)"),
@@ -349,9 +359,11 @@ def test_the_same_objects_serve_notebooks(config):
     assert own.predict(novel).tolist() == ours.predict(novel).tolist()
     joint = lowshot.LowShotClassifier(means()).fit(base, base_labels, novel, novel_labels)
     assert set(joint.predict(novel)) <= {"c", "d"} and joint.classes_.tolist() == list("abcd")
-    with pytest.raises(InputError, match="is no classifier; give a name, one of SGDOptions, "):
+    with pytest.raises(InputError, match="is not a classifier. Use a name, an instance of SGDOptions, "):
         lowshot.LowShotClassifier(tasks()).fit(base, base_labels, novel, novel_labels)
-    with pytest.raises(InputError, match=r"my_code.py:MeansOfTasks: score gave \(8, 2\), not a tensor of scores"):
+    with pytest.raises(
+        InputError, match=r"my_code.py:MeansOfTasks: score returned \(8, 2\). Return a tensor of scores"
+    ):
         lowshot.FewShotClassifier(tasks(squeeze=True)).fit(novel, novel_labels).predict(novel)
 
 
