@@ -45,7 +45,7 @@ def run_script(script: str | Path, *arguments: object, folder: Path = ROOT) -> s
     It runs in `folder`.
     """
     words, out, err = [str(ROOT / script), *map(str, arguments)], io.StringIO(), io.StringIO()
-    with _restored(), redirect_stdout(out), redirect_stderr(err):
+    with restored(), redirect_stdout(out), redirect_stderr(err):
         os.chdir(folder)
         sys.argv = words
         code = _exit_code(words[0])
@@ -82,7 +82,7 @@ def _show_warnings() -> None:
 
 
 @contextmanager
-def _restored() -> Iterator[None]:
+def restored() -> Iterator[None]:
     """Put back what a script may change for the whole process."""
     argv, folder, paths, environment = sys.argv, Path.cwd(), list(sys.path), dict(os.environ)
     random_states = random.getstate(), np.random.get_state()

@@ -7,6 +7,7 @@ import importlib
 import os
 import stat
 import subprocess
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -37,24 +38,25 @@ echo >> "$RECORD"
 """
 
 
-@pytest.fixture
-def recorded(tmp_path):
-    """Run a script with the stub as python; returns (the finished process, the commands it would have run)."""
-    stub = tmp_path / "bin" / "python"
-    stub.parent.mkdir()
+def recording(folder, script, *arguments, **variables):
+    """Run a script with the stub, put into `folder`, as python; returns the finished process and the commands it would
+    have run."""
+    stub, record = folder / "bin" / "python", folder / "record"
+    stub.parent.mkdir(exist_ok=True)
     stub.write_text(STUB)
     stub.chmod(stub.stat().st_mode | stat.S_IEXEC)
+    record.unlink(missing_ok=True)
+    environment = os.environ | {"PATH": f"{stub.parent}:{os.environ['PATH']}", "VIRTUAL_ENV": str(folder)}
+    environment |= {"RECORD": str(record)} | variables
+    command = ["bash", str(ROOT / script), *filter(None, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    lines = record.read_text().splitlines() if record.exists() else []
+    return done, [line.rstrip("\t").split("\t") for line in lines]
 
-    def run(script, *arguments, **variables):
-        record = tmp_path / "record"
-        environment = os.environ | {"PATH": f"{stub.parent}:{os.environ['PATH']}", "VIRTUAL_ENV": str(tmp_path)}
-        environment |= {"RECORD": str(record)} | variables
-        command = ["bash", str(ROOT / script), *filter(None, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        lines = record.read_text().splitlines() if record.exists() else []
-        return done, [line.rstrip("\t").split("\t") for line in lines]
 
-    return run
+@pytest.fixture
+def recorded(tmp_path):
+    return partial(recording, tmp_path)
 
 
 def parsed(command):
