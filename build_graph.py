@@ -369,7 +369,23 @@ def write_completed(
         diffusion.fill(arrays, diffusion.LISTS, ("ids", "similarities"), rest, background_lists)
 
 
-COMMANDS = {"background": (background, BackgroundConfig), "complete": (complete, CompleteConfig)}
+def after_background(config: BackgroundConfig) -> list:
+    """The command that takes the output, with capitals for what is not known here."""
+    inputs = ["--train", "TRAIN.h5", "--test", "TEST.h5", "--split", "SPLIT.json", "--background", config.out]
+    return ["build_graph.py", "complete", *inputs, "--out", config.out.with_name("graph.h5")]
+
+
+def after_complete(config: CompleteConfig) -> list:
+    """The command that takes the output, with capitals for what is not known here."""
+    inputs = ["--train", config.train, "--test", config.test, "--split", config.split, "--draws", "DRAWS.json"]
+    setup = ["--graph", config.out, "--setup", config.setup]
+    return ["diffusion.py", *inputs, *setup, "--out", config.out.parent / "results/diffusion.json"]
+
+
+COMMANDS = {
+    "background": (background, BackgroundConfig, after_background),
+    "complete": (complete, CompleteConfig, after_complete),
+}
 
 if __name__ == "__main__":
     run_commands(COMMANDS, __doc__)

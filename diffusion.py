@@ -31,11 +31,10 @@ from time import perf_counter
 from typing import ClassVar, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from lowshot import core, diffusion, evaluation
 from lowshot.core.artifacts import Provenance, Recipe, is_done, partial_path, recipe, writing
-from lowshot.core.cli import run
+from lowshot.core.cli import report_of, run
 from lowshot.core.errors import InputError
 from lowshot.core.imports import load
 from lowshot.core.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, RunOnly, values_of
@@ -281,7 +280,7 @@ def _scores(
     graphs, work = job.graphs, _work(job, first, processes)
     runs = benchmark.runs(first.shots)
     kept = diffusion.KeptScores(first.fuse.scores, first, runs) if first.fuse is not None else None
-    for trial, n in tqdm(runs, "diffusion", unit="run", disable=None if processes.rank == 0 else True):
+    for trial, n in core.Progress(runs, "diffusion", unit="run", disable=processes.rank > 0):
         at = graphs.of(trial, n)
         by_step = diffusion.propagate(
             at.adjacency, at.labels, at.test_ids, job.steps, first.step, first.precision, work
@@ -379,5 +378,10 @@ def _method(graph: diffusion.Graph, fuse: Fusion | None) -> tuple[str, Literal["
     return name, "semi_supervised" if images else "inductive"
 
 
+def next_step(config: Config) -> list:
+    """The command that takes the output."""
+    return report_of(config.out)
+
+
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    run(main, Config, __doc__, next_step)

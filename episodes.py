@@ -27,7 +27,7 @@ import numpy as np
 from lowshot import classifiers, core, evaluation, hallucination, report
 from lowshot.classifiers.settings import METHODS, FeatureTransform, NearestMeanOptions, is_transductive
 from lowshot.core.artifacts import Provenance, is_done, recipe, write_json, writing
-from lowshot.core.cli import run
+from lowshot.core.cli import report_of, run
 from lowshot.core.errors import InputError
 from lowshot.core.imports import load
 from lowshot.core.settings import PositiveInt, RunOnly, TwoOrMore, defaults_of, values_of
@@ -218,5 +218,10 @@ def _print_means(content: dict) -> None:
         print(f"{content['method']}, {cell.n_shot}-shot: {100 * cell.mean:.2f} ± {interval} %")
 
 
+def next_step(config: Config) -> list:
+    """The command that takes the output."""
+    return report_of(config.out)
+
+
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    run(main, Config, __doc__, next_step)

@@ -82,5 +82,11 @@ def few_shot_images(config: Config, images: Images, split: Split) -> tuple[Image
     return images, learned, rows.validation
 
 
+def next_step(config: Config) -> list:
+    """The command that takes the output."""
+    features = config.out.parent / "features"
+    return ["save_features.py", "--extractor", config.out, "--data", config.data, "--out", features]
+
+
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    run(main, Config, __doc__, next_step)

@@ -47,7 +47,7 @@ from lowshot.core.artifacts import (
     recipe,
 )
 from lowshot.core.choices import Registry, Several
-from lowshot.core.cli import run
+from lowshot.core.cli import report_of, run
 from lowshot.core.errors import Diverged, InputError
 from lowshot.core.imports import load
 from lowshot.core.settings import NonNegativeInt
@@ -268,5 +268,10 @@ def _method_name(config: Config) -> str:
     return " + ".join(parts + [getattr(one, "label", key) for key, one in config.add.items()])
 
 
+def next_step(config: Config) -> list:
+    """The command that takes the output."""
+    return report_of(config.out)
+
+
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    run(main, Config, __doc__, next_step)

@@ -80,5 +80,12 @@ def main(config: Config) -> Path:
     return config.out
 
 
+def next_step(config: Config) -> list:
+    """The command that takes the output."""
+    extractor = config.features.parent.parent / "extractor"
+    inputs = ["--quadruplets", config.out, "--extractor", extractor if extractor.exists() else "EXTRACTOR"]
+    return ["train_analogy_generator.py", *inputs, "--out", config.out.parent / "generator"]
+
+
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    run(main, Config, __doc__, next_step)

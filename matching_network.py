@@ -22,7 +22,7 @@ import numpy as np
 
 from lowshot import core, evaluation, matching
 from lowshot.core.artifacts import Provenance, is_done, read_recipe, recipe
-from lowshot.core.cli import run_commands
+from lowshot.core.cli import report_of, run_commands
 from lowshot.core.errors import InputError
 from lowshot.core.imports import load
 from lowshot.core.settings import NetworkPrecision, NonNegativeInt, PositiveInt, RunOnly
@@ -149,7 +149,19 @@ def _ranks(model: matching.MatchingNetwork, benchmark: Benchmark, rows: np.ndarr
     return evaluation.ranks_in_chunks(score, benchmark.test_features, benchmark.test_labels, device, n_query)
 
 
-COMMANDS = {"train": (train, TrainConfig), "test": (test, TestConfig)}
+def after_training(config: TrainConfig) -> list:
+    """The command that takes the output, with capitals for what is not known here."""
+    inputs = ["--train", config.features, "--test", "TEST.h5", "--split", config.split, "--draws", "DRAWS.json"]
+    results = config.out.parent / "results/matching_network.json"
+    return ["matching_network.py", "test", "--model", config.out, *inputs, "--out", results]
+
+
+def after_test(config: TestConfig) -> list:
+    """The command that takes the output."""
+    return report_of(config.out)
+
+
+COMMANDS = {"train": (train, TrainConfig, after_training), "test": (test, TestConfig, after_test)}
 
 if __name__ == "__main__":
     run_commands(COMMANDS, __doc__)

@@ -236,7 +236,13 @@ def write_document(path: Path, names: list[str], predictions: list[list[tuple[st
     write_json(path, {**made_from, "schema": "lowshot-predictions-1", "predictions": rows})
 
 
-COMMANDS = {"fit": (fit, FitConfig), "classify": (classify, ClassifyConfig)}
+def after_fit(config: FitConfig) -> list:
+    """The command that takes the output, with capitals for what is not known here."""
+    predictions = config.out.parent / "predictions.csv"
+    return ["predict.py", "classify", "--classifier", config.out, "--images", "NEW_PHOTOS", "--out", predictions]
+
+
+COMMANDS = {"fit": (fit, FitConfig, after_fit), "classify": (classify, ClassifyConfig)}
 
 if __name__ == "__main__":
     run_commands(COMMANDS, __doc__)

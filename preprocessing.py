@@ -153,5 +153,12 @@ def _summary(content: Content) -> str:
     return f"{len(content.class_names)} classes, {n_train} train and {n_test} test images"
 
 
+def next_step(config: Config) -> list | None:
+    """The command that takes the output; unlabelled images have no extractor of their own."""
+    if not (config.out / "split.json").exists():
+        return None
+    return ["train_extractor.py", "--data", config.out, "--out", config.out.parent / "extractor"]
+
+
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    run(main, Config, __doc__, next_step)

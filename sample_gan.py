@@ -71,5 +71,18 @@ def main(config: Config) -> Path:
     return config.out
 
 
+def next_step(config: Config) -> list:
+    """The command that takes the output, with capitals for what is not known here."""
+    return [
+        "save_features.py",
+        "--extractor",
+        "EXTRACTOR",
+        "--data",
+        config.out,
+        "--out",
+        config.out.parent / "features",
+    ]
+
+
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    run(main, Config, __doc__, next_step)

@@ -27,7 +27,6 @@ from typing import Annotated, Any, Literal
 
 import h5py
 import numpy as np
-from tqdm import tqdm
 
 from lowshot import core, gan, representation
 from lowshot.core.artifacts import building, is_done, recipe
@@ -156,11 +155,14 @@ def extract(
 
     with h5py.File(path, "r+") as file:
         done = int(file["count"][0])
+        if 0 < done < len(rows):
+            print(f"save_features: continuing after {done} of {len(rows)} images", flush=True)
         unlabelled = images.labels[rows] < 0
         is_blank = file.require_dataset("is_blank", (len(rows),), bool) if unlabelled.any() else None
         parts = representation.in_batches(rows[done:], config.batch_size)
         loaded = representation.batches(images, parts, network.config, None, config.num_workers)
-        for part, pixels in tqdm(zip(parts, loaded), path.stem, len(parts), unit="batch"):
+        name = path.stem.removesuffix(".partial")
+        for part, pixels in core.Progress(zip(parts, loaded), name, len(parts), unit="batch", resumable=True):
             unit, block = representation.to_unit(pixels, fabric.device), slice(done, done + len(part))
             changed = (augment(unit, uniform[part].to(fabric.device)) for uniform in uniforms)
             feats = np.stack([features(unit), *map(features, changed)], axis=1)
@@ -177,5 +179,17 @@ def extract(
             print(f"save_features: {np.sum(is_blank)} of {len(rows)} images are blank, so their features are zero")
 
 
+def next_step(config: Config) -> list | None:
+    """The command that takes the output: the benchmark, or episodes where all images are one pool."""
+    split, draws = config.data / "split.json", config.data / "draws.json"
+    train, test, results = config.out / "train.h5", config.out / "test.h5", config.out.parent / "results"
+    if not (split.exists() and train.exists()):
+        return None
+    if not test.exists():
+        return ["episodes.py", "--features", train, "--split", split, "--out", results / "episodes.json"]
+    inputs = ["--train", train, "--test", test, "--split", split, "--draws", draws]
+    return ["low_shot.py", *inputs, "--out", results / "linear_sgd.json"]
+
+
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    run(main, Config, __doc__, next_step)

@@ -25,7 +25,7 @@ import numpy as np
 
 from lowshot import core, gan
 from lowshot.core.artifacts import Provenance, is_done, recipe, write_json, writing
-from lowshot.core.cli import run
+from lowshot.core.cli import report_of, run
 from lowshot.core.errors import InputError
 from lowshot.core.imports import load
 from lowshot.core.seeds import stream
@@ -134,5 +134,10 @@ def _samples_like(samples: Features, classes: np.ndarray, where: Path) -> np.nda
     return np.concatenate(rows)
 
 
+def next_step(config: Config) -> list:
+    """The command that takes the output."""
+    return report_of(config.out)
+
+
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    run(main, Config, __doc__, next_step)

@@ -90,5 +90,18 @@ def main(config: Config) -> Path:
     return config.out
 
 
+def next_step(config: Config) -> list:
+    """The command that takes the output, with capitals for what is not known here."""
+    inputs = ["--train", "TRAIN.h5", "--test", "TEST.h5", "--split", "SPLIT.json", "--draws", "DRAWS.json"]
+    return [
+        "low_shot.py",
+        *inputs,
+        "--add.generator",
+        config.out,
+        "--out",
+        config.out.parent / "results/generated.json",
+    ]
+
+
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    run(main, Config, __doc__, next_step)

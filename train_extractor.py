@@ -61,5 +61,11 @@ def choose_rows(config: Config, images: Images, split: Split) -> tuple[np.ndarra
     return representation.hold_out(config, images, rows)
 
 
+def next_step(config: Config) -> list:
+    """The command that takes the output."""
+    features = config.out.parent / "features"
+    return ["save_features.py", "--extractor", config.out, "--data", config.data, "--out", features]
+
+
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    run(main, Config, __doc__, next_step)

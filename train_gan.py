@@ -224,7 +224,24 @@ def _open_pretrained(config: FinetuneConfig, images: Images) -> gan.Gan:
     return pretrained
 
 
-COMMANDS = {"pretrain": (pretrain, PretrainConfig), "finetune": (finetune, FinetuneConfig)}
+def after_pretraining(config: PretrainConfig) -> list:
+    """The command that takes the output."""
+    extractor = ["--extractor", config.extractor] if config.extractor else ["--timm", config.timm.name]
+    inputs = ["--data", config.data, *extractor, "--gan", config.out]
+    return ["train_gan.py", "finetune", *inputs, "--k", 5, "--out", config.out.parent / "finetuned"]
+
+
+def after_finetuning(config: FinetuneConfig) -> list:
+    """The command that takes the output."""
+    samples = config.out.parent / "samples/samples.h5"
+    inputs = ["--gan", config.out, "--split", config.data / "split.json", "--n_per_class", 100]
+    return ["sample_gan.py", *inputs, "--out", samples]
+
+
+COMMANDS = {
+    "pretrain": (pretrain, PretrainConfig, after_pretraining),
+    "finetune": (finetune, FinetuneConfig, after_finetuning),
+}
 
 if __name__ == "__main__":
     run_commands(COMMANDS, __doc__)

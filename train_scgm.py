@@ -120,5 +120,11 @@ def save_means(path: Path, model: scgm.ScgmModel, chosen: Chosen) -> None:
             file["sizes"] = sizes[sizes.any(axis=1)]  # with --patience not all were made
 
 
+def next_step(config: Config) -> list:
+    """The command that takes the output."""
+    features = config.out.parent / "features"
+    return ["save_features.py", "--extractor", config.out, "--data", config.data, "--out", features]
+
+
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    run(main, Config, __doc__, next_step)

@@ -67,7 +67,7 @@ def test_whole_chain_twice(tmp_path, image_folder, run):
     for command in commands:
         result = run_script(*command)
         assert result.returncode == 0, (command, result.stderr[-2000:])
-        assert "is there already" in result.stdout, (command, result.stdout)
+        assert "already exists" in result.stdout, (command, result.stdout)
     assert contents(tmp_path / "out") == before
 
     result = json.loads((tmp_path / "out" / "results" / "generated.json").read_text())

@@ -72,7 +72,7 @@ def test_results_say_what_made_them(folder):
 def test_a_second_run_finds_all_there(folder, words):
     if words[1] in FILES:
         pytest.skip("a file of the page, not a stage")
-    assert "there already" in run_script(words[1], *words[2:], folder=folder).stdout
+    assert "already exists" in run_script(words[1], *words[2:], folder=folder).stdout
 
 
 def test_changed_code_makes_another_result(folder):

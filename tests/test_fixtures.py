@@ -24,7 +24,7 @@ FROZEN = ROOT / "tests" / "fixtures" / "d41a11c"
 TRAINING = ("train_", "finetune_extractor.py", "matching_network.py train")
 # The recipe of predictions holds where the images were, so it is another one in every folder.
 KNOWS_ITS_PLACE = "predict.py classify"
-# Entries of results that say how they were made (what they say of files is proven by the test of "is there already"),
+# Entries of results that say how they were made (what they say of files is proven by the test of "already exists"),
 # or that follow from others.
 NO_NUMBERS = {"provenance", "stage", "config", "inputs", "schema", "digest", "mean", "interval"}
 RENAMED = {"values", "chosen"}  # settings of a grid, which have other names today
@@ -75,13 +75,13 @@ def run_stage(folder):
 @pytest.mark.parametrize("command", CHECKED, ids=output)
 def test_there_already(command, folder, run_stage):
     before = times(folder)
-    assert "is there already" in run_stage(command)
+    assert "already exists" in run_stage(command)
     assert times(folder) == before
 
 
 @pytest.mark.parametrize("command", REPEATED, ids=output)
 def test_same_numbers(command, folder, run_stage):
-    assert "is there already" not in run_stage(f"{command} --overwrite true")
+    assert "already exists" not in run_stage(f"{command} --overwrite true")
     n_written = 0
     for frozen in filter(Path.is_file, FROZEN.rglob("*")):
         made = folder / frozen.relative_to(FROZEN)

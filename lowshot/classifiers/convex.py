@@ -3,18 +3,16 @@
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from tqdm import tqdm
 
 from lowshot.classifiers.problem import Problem, Run, Scorer, linear_scorer, with_constant
 from lowshot.classifiers.settings import LogisticOptions
+from lowshot.core.progress import Progress
 
 
 def fit_logistic_regression(problem: Problem, options: LogisticOptions, seed: int, device: str) -> Scorer:
     """Minimise `objective`, what linear_sgd minimises in expectation, run by run. Nothing here is random."""
-    weights = [
-        _solve(problem, run, options)
-        for run in tqdm(problem.runs, desc="logistic_regression", unit="run", disable=None)
-    ]
+    runs = Progress(problem.runs, "logistic_regression", unit="run")
+    weights = [_solve(problem, run, options) for run in runs]
     return linear_scorer(torch.from_numpy(np.stack(weights).astype(np.float32)).to(device))
 
 

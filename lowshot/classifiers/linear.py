@@ -21,11 +21,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from lowshot.classifiers.problem import Problem, Run, Scorer, linear_scorer, with_constant
 from lowshot.classifiers.settings import SGDOptions
 from lowshot.core.errors import InputError
+from lowshot.core.progress import Progress
 from lowshot.core.seeds import stream, torch_stream
 
 # Steps whose draws come from one stream; part of what a seed means, so not a setting.
@@ -56,7 +56,7 @@ def fit_linear_sgd(problem: Problem, options: SGDOptions, seed: int, device: str
         trial: TrialTrainer(problem, [problem.runs[i] for i in positions], base, options, seed, device)
         for trial, positions in problem.trials.items()
     }
-    with tqdm(total=len(trainers) * options.n_steps, unit="step", desc="linear_sgd", disable=None) as progress:
+    with Progress(total=len(trainers) * options.n_steps, unit="step", desc="linear_sgd") as progress:
         _advance_in_turn([_train(trainer, options, progress) for trainer in trainers.values()], device)
     weights = torch.empty(len(problem.runs), problem.n_classes, problem.dim + 1, device=device)
     for trial, positions in problem.trials.items():
@@ -64,7 +64,7 @@ def fit_linear_sgd(problem: Problem, options: SGDOptions, seed: int, device: str
     return linear_scorer(weights)
 
 
-def _train(trainer: "TrialTrainer", options: SGDOptions, progress: tqdm) -> Iterator[None]:
+def _train(trainer: "TrialTrainer", options: SGDOptions, progress: Progress) -> Iterator[None]:
     """Train one trial, yielding after every block of steps so that others may go on."""
     for first_step in range(0, options.n_steps, _BLOCK_STEPS):
         n_steps = min(_BLOCK_STEPS, options.n_steps - first_step)

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from lowshot.classifiers.problem import Problem, Run, Scorer
 from lowshot.classifiers.settings import MLPOptions
 from lowshot.core.errors import InputError
+from lowshot.core.progress import Progress
 from lowshot.core.seeds import stream, torch_stream
 
 _VALIDATION_SHARE = 0.2
@@ -128,7 +128,7 @@ def _fit_group(problem: Problem, runs: list[Run], parts: list, options: MLPOptio
     best = [tensor.clone() for tensor in model.by_run()]
     best_loss = torch.full((len(runs),), torch.inf, device=device)
     n_worse = torch.zeros(len(runs), dtype=torch.int64, device=device)
-    for epoch in tqdm(range(options.max_epochs), desc=f"mlp, {len(runs)} runs", unit="epoch", disable=None):
+    for epoch in Progress(range(options.max_epochs), f"mlp, {len(runs)} runs", unit="epoch"):
         _train_epoch(model, optimiser, rows, _orders(runs, seed, epoch, rows.train).to(device), options.batch_size)
         loss = _validation_loss(model, rows)
         improved = (loss < best_loss) & (n_worse < options.patience)

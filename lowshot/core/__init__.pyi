@@ -1,5 +1,6 @@
 """What every stage does: artifacts, command line, errors, seeds, devices, checkpoints."""
 
+from .progress import Progress as Progress
 from .runtime import Processes as Processes
 from .runtime import open_fabric as open_fabric
 from .runtime import open_processes as open_processes

@@ -74,7 +74,7 @@ class Recipe(dict):
     def difference(self, stored: dict | None) -> str | None:
         """The first thing in which the recipe `stored` is another one, in words; None if there is none."""
         if stored is None:
-            return "it does not say what made it"
+            return "it does not record what made it"
         if stored.get("config", {}).keys() & FACTS_OF_RUNS:
             stored = {**stored, "config": {k: v for k, v in stored["config"].items() if k not in FACTS_OF_RUNS}}
         stored = self.older(stored)
@@ -82,7 +82,7 @@ class Recipe(dict):
             return f"it is an output of {stored['stage']}"
         for name in sorted({*stored["inputs"], *self["inputs"]}):
             if stored["inputs"].get(name) != self["inputs"].get(name):
-                return f"input {name} has another content"
+                return f"input {name} has changed"
         new = flat(self["config"])
         old = {name: self.defaults[name] for name in new if name in self.defaults} | flat(stored["config"])
         for name in sorted({*old, *new}):
@@ -168,9 +168,9 @@ def read_recipe(path: Path) -> dict | None:
 
 
 def is_done(out: Path, made_from: Recipe, overwrite: bool) -> bool:
-    """Whether `out` stands already and was made from the same inputs and settings (then says so).
+    """Whether `out` already exists and was made from the same inputs and settings (then prints so).
 
-    Raises InputError, naming the difference, if it was made from others; with `overwrite` the answer is always no.
+    Raises InputError, naming the difference, if it was made differently; with `overwrite` the answer is always no.
     """
     out = Path(out)
     if overwrite or not out.exists():
@@ -178,24 +178,28 @@ def is_done(out: Path, made_from: Recipe, overwrite: bool) -> bool:
     stored = read_recipe(out) if not (out.is_dir() and not (out / "config.json").exists()) else None
     _refuse_if_other(out, stored, made_from)
     early = _ended_early(stored["config"])
-    print(f"{made_from['stage']}: {out} is there already, made from the same inputs and settings{early}")
+    print(f"{made_from['stage']}: {out} already exists, made from the same inputs and settings{early}")
     return True
 
 
 def _ended_early(config: dict) -> str:
-    """What there is to be said of a training that was ended before its schedule was, by its recipe's `config`."""
+    """A remark on a training that was ended before its schedule was, from its recipe's `config`."""
     if "ended_after" not in config:
         return ""
+    return f", but ended after {point_in(config, config['ended_after'])}; --overwrite trains it to the end"
+
+
+def point_in(config: dict, step: int) -> str:
+    """A point of the training with the recipe's `config`, in words: "epoch 3 of 30"."""
     length = next((name for name in ("epochs", "steps", "n_steps", "n_episodes") if config.get(name)), None)
-    unit, total = (length.removeprefix("n_")[:-1], f" of {config[length]}") if length else ("step", "")
-    return f", but ended after {unit} {config['ended_after']}{total}; --overwrite true trains it to the end"
+    return f"{length.removeprefix('n_')[:-1]} {step} of {config[length]}" if length else f"step {step}"
 
 
 def _refuse_if_other(path: Path, stored: dict | None, made_from: Recipe) -> None:
     if stored is None:
-        raise InputError(f"{path}: exists but does not say what made it; choose another name, or --overwrite true")
+        raise InputError(f"{path}: exists, but does not record what made it. Use another name, or --overwrite")
     if difference := made_from.difference(stored):
-        raise InputError(f"{path}: made from others ({difference}); --overwrite true makes it again")
+        raise InputError(f"{path}: exists, but was made differently ({difference}). Use another name, or --overwrite")
 
 
 @contextmanager
@@ -213,9 +217,11 @@ def writing(out: Path, made_from: Recipe | None = None, resumable: bool = False)
         _remove(partial)
     try:
         yield partial
-    except BaseException:
+    except BaseException as error:
         if not resumable:
             _remove(partial)
+        elif partial.exists() and not hasattr(error, "__notes__"):
+            error.add_note("the same command continues from there")
         raise
     publish(partial, out)
 

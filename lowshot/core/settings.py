@@ -99,11 +99,11 @@ def build(
         if name not in parts:
             raise BadSetting(f"{at}{name}", f"no such setting{suggestion(str(name), parts)}")
     for field in (field for field in fields(settings_class) if field.init):
-        default = _default(field) if base is None else getattr(base, field.name)
+        default = default_of(field) if base is None else getattr(base, field.name)
         if field.name in values:
             built[field.name] = _build_part(parts[field.name], values[field.name], default, f"{at}{field.name}")
         elif default is MISSING:
-            raise BadSetting(f"{at}{field.name}", f"must be given: {describe(parts[field.name])}")
+            raise _missing(settings_class, values, at)
         else:
             built[field.name] = default
     try:
@@ -114,7 +114,16 @@ def build(
         raise (BadSetting(at[:-1], str(error)) if at else InputError(str(error))) from None
 
 
-def _default(field: Field) -> Any:
+def _missing(settings_class: type, values: dict[str, Any], at: str) -> BadSetting:
+    """The refusal that names all settings without a value."""
+    required = [field.name for field in fields(settings_class) if field.init and default_of(field) is MISSING]
+    first, *others = [name for name in required if name not in values]
+    also = f"; so is {others[0]}" if len(others) == 1 else f"; so are {', '.join(others)}" if others else ""
+    return BadSetting(f"{at}{first}", f"is required ({describe(parts_of(settings_class)[first])}){also}")
+
+
+def default_of(field: Field) -> Any:
+    """Of a dataclass field; MISSING if it has none."""
     return field.default_factory() if field.default_factory is not MISSING else field.default
 
 
@@ -154,7 +163,7 @@ def _found(registry: Registry, name: Any, at: str) -> type:
 def _build_choice(registry: Registry, given: dict[str, Any], default: Any, at: str) -> Any:
     name = given.pop("name", None if default is None else registry.name_of(default))
     if name is None:
-        raise BadSetting(f"{at}.name", f"must be given: {describe(Part('choice', registry, False, False))}")
+        raise BadSetting(f"{at}.name", f"is required ({describe(Part('choice', registry, False, False))})")
     found = _found(registry, name, at) if name != (default and registry.name_of(default)) else type(default)
     known = parts_of(found)
     for option in given:
@@ -281,17 +290,14 @@ def describe(part: Part) -> str:
     return "settings" if part.kind == "group" else _in_words(part.what)
 
 
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path",
+_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path",
           dict: "settings", types.NoneType: "null", Any: "anything"}  # fmt: skip
-_BOUNDS = {Gt: ("gt", "above"), Ge: ("ge", "from"), Lt: ("lt", "below"), Le: ("le", "up to")}
 
 
 def _in_words(hint: Any) -> str:
     if get_origin(hint) is Annotated:
         base, *marks = get_args(hint)
-        bounds = [f" {_BOUNDS[type(mark)][1]} {getattr(mark, _BOUNDS[type(mark)][0])}" for mark in marks
-                  if type(mark) in _BOUNDS]  # fmt: skip
-        return _in_words(base) + "".join(bounds)
+        return f"{_in_words(base)} {_bounds(tuple(marks))}".rstrip()
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}" if len(get_args(hint)) > 1 else str(get_args(hint)[0])
     if get_origin(hint) is list:
@@ -301,10 +307,48 @@ def _in_words(hint: Any) -> str:
     return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
 
 
+_PLACEHOLDERS = {bool: "true|false", int: "N", float: "X", str: "TEXT", Path: "PATH"}
+
+
+def placeholder(part: Part) -> str:
+    """What the help writes for the value of a part: "N ..."."""
+    if part.kind == "group":
+        return placeholder(next(iter(parts_of(part.what).values()))) if part.optional else ""
+    return {"choice": "NAME", "several": "NAME ..."}.get(part.kind) or _placeholder(part.what)
+
+
+def _placeholder(hint: Any) -> str:
+    bare = _bare(hint)
+    options = [one for one in _alternatives(bare) if one is not types.NoneType]
+    if options != [bare]:
+        return "|".join(map(_placeholder, options))
+    if get_origin(bare) is list:
+        return f"{_placeholder(get_args(bare)[0])} ..."
+    return "|".join(map(str, get_args(bare))) if get_origin(bare) is Literal else _PLACEHOLDERS.get(bare, "VALUE")
+
+
+def limits(part: Part) -> str:
+    """The range of the numbers that a part takes: "> 0", or nothing."""
+    return _limits(part.what) if part.kind == "value" else ""
+
+
+def _limits(hint: Any) -> str:
+    if get_origin(hint) is Annotated and (bounds := _bounds(get_args(hint)[1:])):
+        return bounds
+    bare = _bare(hint)
+    return next(filter(None, map(_limits, get_args(bare))), "") if get_origin(bare) not in (None, Literal) else ""
+
+
+def _bounds(marks: tuple) -> str:
+    signs = {Gt: (">", "gt"), Ge: (">=", "ge"), Lt: ("<", "lt"), Le: ("<=", "le")}
+    found = [(signs[type(mark)], mark) for mark in marks if type(mark) in signs]
+    return " and ".join(f"{sign} {getattr(mark, name)}" for (sign, name), mark in found)
+
+
 def merge(settings_class: type, older: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any]:
     """Values of two sources, `newer` first; another choice leaves nothing of the settings of the older one."""
     parts, merged = parts_of(settings_class), dict(older)
-    defaults = {field.name: _default(field) for field in fields(settings_class)}
+    defaults = {field.name: default_of(field) for field in fields(settings_class)}
     for name, value in newer.items():
         part, before = parts.get(name), older.get(name)
         merged[name] = value if part is None or before is None else _merge_part(part, defaults[name], before, value)
@@ -392,7 +436,7 @@ def defaults_of(settings: Any) -> dict[str, Any]:
     """Plain values as `values_of` has them, for every setting that has a default: those of the choices at work."""
     values = {}
     for field in (field for field in fields(settings) if field.init):
-        part, value, default = parts_of(type(settings))[field.name], getattr(settings, field.name), _default(field)
+        part, value, default = parts_of(type(settings))[field.name], getattr(settings, field.name), default_of(field)
         if part.run_only or _takes_path(part):
             continue
         if part.kind == "choice" and value is not None:
@@ -424,7 +468,7 @@ def choices_in(settings: Any, at: str = "") -> Iterator[tuple[str, Any]]:
 def checked(settings_class: type[Settings], values: Any, where: Path) -> Settings:
     """The dataclass filled with what the file `where` holds for it; InputError unless its types and ranges allow it."""
     if not isinstance(values, dict):
-        raise InputError(f"{where}: {values!r} in the place of named settings")
+        raise InputError(f"{where}: {values!r} instead of named settings")
     try:
         return build(settings_class, values)
     except BadSetting as error:

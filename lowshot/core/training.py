@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from lowshot.core.artifacts import Recipe, partial_path, partial_recipe, read_json, write_json, writing
+from lowshot.core.artifacts import Recipe, partial_path, partial_recipe, point_in, read_json, write_json, writing
 from lowshot.core.errors import InputError
 from lowshot.core.state_dicts import load_state
 
@@ -23,9 +23,10 @@ class TrainingRun:
     ends before its schedule does, because the user wants it to, leaves the step in `ended_after`: the artifact says so.
     """
 
-    def __init__(self, folder: Path, writes: bool) -> None:
-        self.folder, self.writes = folder, writes
+    def __init__(self, folder: Path, writes: bool, config: dict) -> None:
+        self.folder, self.writes, self.config = folder, writes, config
         self.ended_after: int | None = None
+        self.saved_step = 0
         self.log_file, self.checkpoint = folder / "log.jsonl", folder / "checkpoint.pt"
         self.events = SummaryWriter(str(folder / "tensorboard")) if writes else None
 
@@ -36,6 +37,9 @@ class TrainingRun:
                 self.log_file.unlink(missing_ok=True)
             return None
         checkpoint = load_state(self.checkpoint)
+        if self.writes:
+            self.saved_step = checkpoint["step"]
+            print(f"continuing after {point_in(self.config, checkpoint['step'])} ({self.checkpoint})", flush=True)
         if self.writes and self.log_file.exists():
             lines = self.log_file.read_text().splitlines(keepends=True)
             whole = [line for line in lines if line.endswith("}\n")]  # a kill may have cut the last one
@@ -50,6 +54,7 @@ class TrainingRun:
             partial = self.folder / "checkpoint.writing"
             torch.save({"step": step, **checkpoint}, partial)
             partial.replace(self.checkpoint)
+            self.saved_step = step
 
     def log(self, step: int, **values: float) -> None:
         """Append a record to log.jsonl and to the TensorBoard events."""
@@ -97,19 +102,21 @@ def training_run(out: Path, made_from: Recipe, overwrite: bool, writes: bool = T
     Raises InputError if an unfinished run of another recipe is there, unless `overwrite`.
     """
     if not writes:
-        yield TrainingRun(partial_path(Path(out)), writes=False)
+        yield TrainingRun(partial_path(Path(out)), False, made_from["config"])
         return
     if not overwrite:
         refuse_other_leftover(out, made_from)
     with writing(Path(out), made_from, resumable=True) as folder:
         folder.mkdir(exist_ok=True)
         write_json(folder / "config.json", made_from)
-        run = TrainingRun(folder, writes=True)
+        run = TrainingRun(folder, True, made_from["config"])
         try:
             yield run
-        except BaseException:
+        except BaseException as error:
             run.events.close()
-            if not run.checkpoint.exists():
+            if run.checkpoint.exists():
+                error.add_note(f"the same command continues after {point_in(run.config, run.saved_step)}")
+            else:
                 shutil.rmtree(folder)  # nothing to go on from
             raise
         if run.ended_after is not None:
@@ -123,4 +130,6 @@ def refuse_other_leftover(out: Path, made_from: Recipe) -> None:
     partial = partial_path(Path(out))
     stored = partial_recipe(partial)
     if stored is not None and (difference := made_from.difference(stored)):
-        raise InputError(f"{partial}: an unfinished run of others ({difference}); --overwrite true throws it away")
+        raise InputError(
+            f"{partial}: an unfinished run that was made differently ({difference}). Discard it with --overwrite"
+        )

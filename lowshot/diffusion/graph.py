@@ -21,10 +21,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from lowshot.core.artifacts import open_h5, read_recipe, require_datasets, write_recipe
 from lowshot.core.errors import InputError
+from lowshot.core.progress import Progress
 from lowshot.data.rows import BLOCK, blocks, mapped
 from lowshot.diffusion.neighbours import exact_search, merge, shifted, with_self
 from lowshot.diffusion.projection import Projection
@@ -135,9 +135,10 @@ def fill(arrays: dict[str, np.ndarray], phase: int, names: tuple[str, ...], rows
     `compute` maps a slice of row numbers, counted from 0, to one array for each name.
     """
     done, n_rows = arrays["done"], rows.stop - rows.start
-    progress = tqdm(
-        desc=f"{names[0]} {rows.start}..", total=n_rows, initial=int(done[phase]), unit="row", unit_scale=True
-    )
+    if 0 < done[phase] < n_rows:
+        print(f"continuing after {done[phase]} of {n_rows} rows ({names[0]})", flush=True)
+    what = f"{names[0]} {rows.start}.."
+    progress = Progress(desc=what, total=n_rows, initial=int(done[phase]), unit="row", unit_scale=True, resumable=True)
     for part in blocks(n_rows, int(done[phase])):
         for name, values in zip(names, compute(part)):
             arrays[name][rows.start + part.start : rows.start + part.stop] = values

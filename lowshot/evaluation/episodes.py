@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from scipy.special import gammaincinv, softmax
 from torch import Tensor
-from tqdm import tqdm
 
 from lowshot.classifiers.methods import score_tasks
 from lowshot.classifiers.tasks import Tasks
 from lowshot.core.errors import InputError
+from lowshot.core.progress import Progress
 from lowshot.core.seeds import stream
 from lowshot.data.protocol import Split
 from lowshot.evaluation.ranks import true_class_ranks
@@ -227,7 +227,7 @@ def evaluate_episodes(
         Entries of a results file: episode, n_way, n_shot, accuracy (fraction of the queries).
     """
     results = []
-    with tqdm(total=n_episodes, desc="episodes", unit="episode", disable=None) as progress:
+    with Progress(total=n_episodes, desc="episodes", unit="episode") as progress:
         for rows in _all_rows(features, pool, sampling, n_episodes, 1 if copies is None else copies.shape[1]):
             for n_shot, tasks in gather_tasks(features, rows, sampling.n_shots, copies):
                 labels = torch.from_numpy(rows.query_labels).to(features.device)

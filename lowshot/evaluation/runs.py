@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from lowshot.classifiers.methods import fit_classifier, is_joint, score_tasks
 from lowshot.classifiers.problem import Problem, Run
 from lowshot.classifiers.settings import METHODS
 from lowshot.classifiers.tasks import Tasks
+from lowshot.core.progress import Progress
 from lowshot.core.seeds import stream
 from lowshot.evaluation.benchmark import Benchmark, Ranks
 from lowshot.evaluation.ranks import ranks_in_chunks, true_class_ranks
@@ -47,7 +47,7 @@ def rank_runs(
         return {run.key: run_ranks for run, run_ranks in zip(problem.runs, by_run)}
     truth = torch.from_numpy(np.searchsorted(benchmark.classes, benchmark.test_labels)).to(device)
     ranks, name = {}, METHODS.name_of(classifier)
-    for run in tqdm(problem.runs, desc=name, unit="run", disable=None):
+    for run in Progress(problem.runs, name, unit="run"):
         method_seed = int(stream(seed, name, *run.key).integers(2**32))
         scores = score_tasks(classifier, _as_task(run, problem, benchmark, queries, device), method_seed)[0]
         ranks[run.key] = true_class_ranks(scores, truth).cpu().numpy()

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from lowshot.core.errors import InputError
+from lowshot.core.progress import Progress
 from lowshot.core.seeds import stream, torch_stream
 from lowshot.core.training import TrainingRun, last_step
 from lowshot.gan.augmentation import DiscriminatorAugmentation
@@ -99,7 +99,8 @@ class GanTrainer:
             self._record(0, {})
         s, first = self.settings, self.progress["step"]
         last = last_step(s.steps, s.end_after)
-        with tqdm(total=s.steps, initial=first, unit="step", disable=not self.fabric.is_global_zero) as bar:
+        others = not self.fabric.is_global_zero
+        with Progress(total=last, initial=first, desc="gan", unit="step", disable=others, resumable=True) as bar:
             while (start := self.progress["step"]) < last:
                 stop = min(last, (start // s.score_every + 1) * s.score_every)
                 self._record(stop, self._train(range(start, stop), bar))
@@ -134,7 +135,7 @@ class GanTrainer:
         state = {name: value.detach().clone() for name, value in self.gan.state_dict().items()}
         self.progress |= {"best_fid": record["fid"], "best_step": self.progress["step"], "best_state": state}
 
-    def _train(self, steps: range, bar: tqdm) -> dict[str, float]:
+    def _train(self, steps: range, bar: Progress) -> dict[str, float]:
         """These steps; returns the averages of their losses."""
         self.gan.train()
         start = steps[0]

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from sklearn.metrics import adjusted_rand_score, homogeneity_score, normalized_mutual_info_score
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from lowshot.core.errors import InputError
+from lowshot.core.progress import Progress
 from lowshot.core.seeds import stream
 from lowshot.data.features import Features
 from lowshot.hallucination.settings import KMeans
@@ -40,7 +40,7 @@ def cluster_classes(
     fit: Callable = partial(faiss_kmeans, n_redo=n_redo) if kmeans == "faiss" else published_kmeans
     centroids = np.empty((len(classes), n_clusters, features.dim), np.float32)
     with threadpool_limits(1):
-        for at, label in enumerate(tqdm(classes, desc="k-means", unit="class")):
+        for at, label in enumerate(Progress(classes, "k-means", unit="class")):
             random = stream(seed, "kmeans", int(label))
             centroids[at] = fit(features.feats[rows_of[at]], n_clusters, n_iterations=n_iterations, random=random)
     return centroids

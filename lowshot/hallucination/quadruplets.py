@@ -23,11 +23,11 @@ import h5py
 import numba
 import numpy as np
 from scipy.spatial.distance import pdist, squareform
-from tqdm import tqdm
 
 from lowshot.core.artifacts import open_h5, read_recipe, require_datasets, write_recipe
 from lowshot.core.compiled import compiled
 from lowshot.core.errors import InputError
+from lowshot.core.progress import Progress
 from lowshot.data.protocol import Split
 from lowshot.hallucination.settings import Scope
 
@@ -106,7 +106,7 @@ def mine(
         partner of (I, J), as in the 2018 code; searching for it too (2017) differs only where two scores are equal.
     """
     classes = _prepare(centroids, epsilon)
-    sources = tqdm(enumerate(partners), "mining", len(partners), unit="class", disable=not progress)
+    sources = Progress(enumerate(partners), "mining", len(partners), unit="class", disable=not progress)
     found = [_mine_class(classes, a, np.asarray(chosen)) for a, chosen in sources]
     return np.concatenate([numbers for numbers, _ in found]), np.concatenate([scores for _, scores in found])
 

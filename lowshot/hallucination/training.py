@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from lowshot.core.errors import InputError
+from lowshot.core.progress import Progress
 from lowshot.core.seeds import stream
 from lowshot.core.training import TrainingRun, last_step
 from lowshot.hallucination.generators import AnalogyGenerator
@@ -93,7 +93,8 @@ class GeneratorTrainer:
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self.progress = {name: checkpoint[name] for name in self.progress}
         interval = self.steps_a_pass if self.rule.patience else max(1, min(2000, self.n_steps // 10))
-        bar = tqdm(initial=self.progress["step"], total=self.n_steps, desc="generator", unit="step")
+        first, last = self.progress["step"], max(self.progress["step"], self.last_step)
+        bar = Progress(initial=first, total=last, desc="generator", unit="step", resumable=True)
         while self.progress["step"] < self.last_step and not self._out_of_patience():
             stop = min(self.last_step, self.progress["step"] + interval)
             record = self._train_steps(self.progress["step"], stop)

@@ -3,8 +3,8 @@
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
-from tqdm import tqdm
 
+from lowshot.core.progress import Progress
 from lowshot.core.training import TrainingRun, last_step
 from lowshot.matching.network import ClassRows, MatchingNetwork, draw_episode
 from lowshot.matching.settings import MatchingSettings
@@ -49,7 +49,7 @@ class MatchingTrainer:
             first = checkpoint["step"]
         last = max(first, last_step(n_episodes, self.settings.end_after))
         interval = max(1, min(500, n_episodes // 20))
-        with tqdm(initial=first, total=last, desc="matching", unit="episode") as bar:
+        with Progress(initial=first, total=last, desc="matching", unit="episode", resumable=True) as bar:
             for start in range(first, last, interval):
                 stop = min(start + interval, last)
                 self.run.log(stop, **self._train_episodes(start, stop, bar))
@@ -65,7 +65,7 @@ class MatchingTrainer:
             "precision": self.fabric.strategy.precision.state_dict(),  # the loss scale of 16-mixed
         }
 
-    def _train_episodes(self, start: int, stop: int, bar: tqdm) -> dict[str, float]:
+    def _train_episodes(self, start: int, stop: int, bar: Progress) -> dict[str, float]:
         """Episodes start to stop - 1; returns the averages of their loss and of the queries that were recognised."""
         sums = torch.zeros(2)
         for number in range(start, stop):

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from lowshot.core.artifacts import digest, read_recipe
 from lowshot.core.errors import InputError
+from lowshot.core.progress import Progress
 from lowshot.core.runtime import pick_device
 from lowshot.data.datasets.images import Images
 from lowshot.representation.backbones import Extractor, ModelConfig, load_extractor, load_timm_weights, timm_config
@@ -136,7 +136,7 @@ def embed(
     loaded, feats = batches(pictures, parts, extractor.config, None, num_workers), []
     network = extractor.eval().to(device)
     try:
-        for pixels in tqdm(loaded, "images", len(parts), unit="batch", disable=None):
+        for pixels in Progress(loaded, "images", len(parts), unit="batch"):
             feats.append(network.features(to_unit(255 - pixels if invert else pixels, device)).float().cpu().numpy())
     finally:
         extractor.to(home)

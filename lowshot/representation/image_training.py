@@ -1,6 +1,5 @@
 """Training an image network: one loop for every loss, optimiser and number of processes."""
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +11,11 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from tqdm import tqdm
 
 from lowshot.core.artifacts import Recipe, recipe
 from lowshot.core.choices import is_own
 from lowshot.core.errors import InputError
+from lowshot.core.progress import Progress, say
 from lowshot.core.runtime import open_fabric
 from lowshot.core.seeds import stream, torch_stream
 from lowshot.core.training import TrainingRun, last_step, refuse_other_leftover, training_run
@@ -121,23 +120,34 @@ class Trainer:
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self.fabric.strategy.precision.load_state_dict(checkpoint["precision"])
             self.progress = {name: checkpoint[name] for name in self.progress}
-        while not self._has_ended():
-            self._seed_layers(self.progress["epoch"])
-            record = self._before_epoch(self.progress["epoch"])
-            record |= self._train_epoch(self.progress["epoch"])
-            self._share_buffers()
-            if len(self.held_rows):
-                record |= self._evaluate()
-            self._keep_best(record)
-            self.progress["epoch"] += 1
-            self._tell(record)
-            if self._checkpoint_is_due():
-                self._save()
+        with self._progress_bar() as bar:
+            while not self._has_ended():
+                self._run_epoch(self.progress["epoch"], bar)
         if self.progress["epoch"] < self.settings.epochs and not self._is_out_of_patience():
             self.run.ended_after = self.progress["epoch"]
         if self.progress["best_state"] is not None:
             self._change_to_best()
         return self.model
+
+    def _progress_bar(self) -> Progress:
+        """One for all epochs, in steps."""
+        n_steps, first = len(self._steps(0)), self.progress["epoch"]
+        last = max(first, last_step(self.settings.epochs, self.settings.end_after))
+        quiet = not self.fabric.is_global_zero
+        return Progress(total=last * n_steps, initial=first * n_steps, unit="step", disable=quiet, resumable=True)
+
+    def _run_epoch(self, epoch: int, bar: Progress) -> None:
+        self._seed_layers(epoch)
+        record = self._before_epoch(epoch)
+        record |= self._train_epoch(epoch, bar)
+        self._share_buffers()
+        if len(self.held_rows):
+            record |= self._evaluate()
+        self._keep_best(record)
+        self.progress["epoch"] += 1
+        self._tell(record)
+        if self._checkpoint_is_due():
+            self._save()
 
     def _has_ended(self) -> bool:
         """After all epochs, or as many as the user wants, or out of patience."""
@@ -154,7 +164,7 @@ class Trainer:
         self.run.log(epoch, **record)
         watched = ", ".join(f"{name} {record[name]:.3f}" for name in ("held_loss", "held_top1") if name in record)
         if watched and self.fabric.is_global_zero:
-            tqdm.write(f"epoch {epoch}/{self.settings.epochs}: {watched}", file=sys.stderr)
+            say(f"epoch {epoch}/{self.settings.epochs}: {watched}")
 
     def _change_to_best(self) -> None:
         """The last weights go into a file of their own, and the best ones take their place."""
@@ -206,19 +216,19 @@ class Trainer:
     def _train_mode(self) -> None:
         self.network.train()
 
-    def _train_epoch(self, epoch: int) -> dict[str, float]:
+    def _train_epoch(self, epoch: int, bar: Progress) -> dict[str, float]:
         """One pass over the training images; returns the averages over its steps."""
         self._train_mode()
         steps, records = self._steps(epoch), []
         views = [self._batches(epoch, steps, view) for view in range(self.n_views)]
-        name = f"epoch {epoch + 1}/{self.settings.epochs}"
-        bar = tqdm(zip(steps, *views), name, len(steps), disable=not self.fabric.is_global_zero, unit="step")
-        for i, (step, *batch) in enumerate(bar):
+        bar.set_description(f"epoch {epoch + 1}/{self.settings.epochs}", refresh=False)
+        for i, (step, *batch) in enumerate(zip(steps, *views)):
             rate = self._set_rate(epoch + i / len(steps))
             records.append(_numbers(self._step(step, *batch)))
             loss = records[-1]["loss"]
             self.run.check_finite(loss, epoch * len(steps) + i)
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update()
         return {**{name: float(np.mean([one[name] for one in records])) for name in records[0]}, "lr": rate}
 
     def _batches(self, epoch: int, steps: list[np.ndarray], view: int = 0) -> Iterator[Tensor]:

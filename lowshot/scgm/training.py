@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from sklearn.metrics import homogeneity_score, normalized_mutual_info_score
 from torch import Tensor
-from tqdm import tqdm
 
 from lowshot.core.errors import InputError
+from lowshot.core.progress import Progress
 from lowshot.core.seeds import stream
 from lowshot.core.training import TrainingRun
 from lowshot.data.datasets.images import Images
@@ -85,8 +85,8 @@ class ScgmTrainer(Trainer):
         rows = [self.train_rows[part] for part in local]
         loaded = self._batches(epoch, local, self.n_views) if augmented else self._unchanged(rows)
         scores = torch.zeros(len(order), self.method.n_subclasses, device=self.fabric.device)
-        bar = tqdm(zip(local, loaded), f"E-step of epoch {epoch + 1}", len(local), disable=rank > 0, unit="batch")
-        for positions, batch in bar:
+        name, quiet = f"E-step of epoch {epoch + 1}", {"disable": rank > 0, "leave": False}
+        for positions, batch in Progress(zip(local, loaded), name, len(local), unit="batch", **quiet):
             with self.fabric.autocast():
                 scores[positions] = self.model.log_joint(batch, self.superclasses[positions])
         scores = self.fabric.all_reduce(scores, reduce_op="sum")

@@ -129,7 +129,7 @@ def test_estimators_are_those_of_scikit_learn():
         ({"method": SGDOptions()}, "is no few-shot method; give a name, one of NearestMeanOptions, "),
         ({"method": CosineOptions}, "is no few-shot method; give a name, one of NearestMeanOptions, "),
         ({"method": None}, "None: is no few-shot method"),
-        ({"method": CosineOptions(lr=-1)}, "CosineOptions: lr: -1: must be a number above 0"),
+        ({"method": CosineOptions(lr=-1)}, "CosineOptions: lr: -1: must be a number > 0"),
         ({"method": NearestMeanOptions("l2")}, "NearestMeanOptions: metric: 'l2': must be one of euclidean, cosine"),
         ({"feature_transform": "L2N"}, "feature_transform: must be FeatureTransform, not str"),
         ({"method": "pt_map", "queries": np.zeros((1, DIM), np.float32)}, "one query: a transductive method"),
@@ -255,7 +255,7 @@ def test_divergence_is_an_error(low_shot):
             "NearestMeanOptions.* is no classifier; give a name, one of SGDOptions, ",
         ),
         ({"classifier": LogisticOptions}, "is no classifier"),
-        ({"classifier": MLPOptions(lr=0)}, "MLPOptions: lr: 0: must be a number above 0"),
+        ({"classifier": MLPOptions(lr=0)}, "MLPOptions: lr: 0: must be a number > 0"),
     ],
 )
 def test_refused_low_shot_rows(low_shot, change, message):

@@ -154,13 +154,13 @@ def test_documents_say_what_made_them(tmp_path, photos, classifier, capsys):
     assert [row["image"] for row in document["predictions"]] == sorted(f"{i}.png" for i in range(5, 14))
     assert all(len(row["classes"]) == 3 for row in document["predictions"])
     predict.classify(one)
-    assert "is there already, made from the same" in capsys.readouterr().out
+    assert "already exists, made from the same" in capsys.readouterr().out
     one.out, one.batch_size = tmp_path / "two.json", 2
     for a, b in zip(document["predictions"], read_json(predict.classify(one))["predictions"]):
         assert [c["class"] for c in a["classes"]] == [c["class"] for c in b["classes"]]
         assert [c["score"] for c in a["classes"]] == pytest.approx([c["score"] for c in b["classes"]], abs=1e-5)
     one.images = [photos / "new" / "class1" / "5.png", photos / "new" / "class2" / "5.png"]
-    with pytest.raises(InputError, match=r"two\.json: made from others \(input images"):
+    with pytest.raises(InputError, match=r"two\.json: exists, but was made differently \(input images"):
         predict.classify(one)
     one.overwrite = True
     assert [row["image"] for row in read_json(predict.classify(one))["predictions"]] == list(map(str, one.images))
@@ -171,15 +171,17 @@ def test_a_table_is_not_replaced_unasked(tmp_path, photos, classifier, capsys):
     config = ClassifyConfig(classifier=classifier, images=image, out=tmp_path / "p.csv", top_k=1)
     assert table(predict.classify(config))[0]["image"] == str(image)
     predict.classify(config)
-    assert "is there already, made from the same" in capsys.readouterr().out
+    assert "already exists, made from the same" in capsys.readouterr().out
     config.top_k = 2
-    with pytest.raises(InputError, match=r"p\.csv\.json: made from others \(setting top_k was 1, now 2\)"):
+    with pytest.raises(
+        InputError, match=r"p\.csv\.json: exists, but was made differently \(setting top_k was 1, now 2\)"
+    ):
         predict.classify(config)
     config.overwrite = True
     assert len(table(predict.classify(config))) == 2
     config.overwrite = False
     (tmp_path / "p.csv.json").unlink()
-    with pytest.raises(InputError, match=r"p\.csv: is there already"):
+    with pytest.raises(InputError, match=r"p\.csv: already exists"):
         predict.classify(config)
 
 
@@ -405,7 +407,7 @@ def test_a_classifier_of_the_users_own_method(own, photos, extractor):
     assert named.returncode == 0 and "has changed" not in named.stdout, named.stderr
     rows = read_json(own / "p.json")["predictions"]  # of the very photos: the closest one is the photo itself
     assert all(row["classes"][0]["class"] == row["image"].split("/")[0] for row in rows) and len(rows) == 50
-    assert "is there already" in fit_own(own, photos, extractor, "--method.sign", "-1").stdout
+    assert "already exists" in fit_own(own, photos, extractor, "--method.sign", "-1").stdout
     assert_refused(fit_own(own, photos, extractor), "setting method.sign was -1.0, now 1.0")
 
 

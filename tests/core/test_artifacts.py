@@ -110,17 +110,17 @@ def test_done_same_other_unknown(tmp_path, capsys):
     out, same = tmp_path / "out.json", made(tmp_path)
     assert not is_done(out, same, overwrite=False)
     write_json(out, same)
-    assert is_done(out, same, overwrite=False) and "is there already" in capsys.readouterr().out
+    assert is_done(out, same, overwrite=False) and "already exists" in capsys.readouterr().out
     assert not is_done(out, same, overwrite=True)
     with pytest.raises(InputError, match=r"setting inner\.flip was False, now True"):
         is_done(out, made(tmp_path, inner=Inner(True)), overwrite=False)
     (tmp_path / "input").write_text("x")
-    with pytest.raises(InputError, match="input data has another content"):
+    with pytest.raises(InputError, match="input data has changed"):
         is_done(out, recipe("stage", Config(out), {"data": tmp_path / "input"}), overwrite=False)
     with pytest.raises(InputError, match="it is an output of stage"):
         is_done(out, recipe("other", Config(out), {}), overwrite=False)
     write_json(out, {"mine": 1})
-    with pytest.raises(InputError, match="does not say what made it"):
+    with pytest.raises(InputError, match="does not record what made it"):
         is_done(out, same, overwrite=False)
 
 
@@ -239,5 +239,5 @@ def test_a_recipe_of_another_form_is_none(tmp_path, content):
 def test_a_folder_that_no_stage_made_is_told_so(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
-    with pytest.raises(InputError, match="does not say what made it"):
+    with pytest.raises(InputError, match="does not record what made it"):
         is_done(tmp_path / "mine", made(tmp_path), overwrite=False)

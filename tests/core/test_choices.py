@@ -247,7 +247,7 @@ def test_code_is_an_input_of_a_recipe(mine):
     assert list(made_from["inputs"]) == ["code of loss"]
     mine.write_text(MINE + "# changed\n")
     changed = recipe("stage", build(Config, {"loss": {"name": "mine.py:Smooth", "epsilon": 0.5}}), {})
-    assert changed.difference(dict(made_from)) == "input code of loss has another content"
+    assert changed.difference(dict(made_from)) == "input code of loss has changed"
     older = build(Config, {"loss": {"epsilon": 0.7}}, config)
     assert older.loss.epsilon == 0.7, "settings alone are of the class at work"
 

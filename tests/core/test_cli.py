@@ -1,5 +1,6 @@
 """The command line: what it takes, what it shows, and how it refuses."""
 
+import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,34 +198,34 @@ def test_the_line(words, expected):
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        (["--seed"], "^--seed: true: must be a whole number"),
-        (["--seed", "x"], "^--seed: 'x': must be a whole number"),
-        (["--seed", "1.5"], "^--seed: '1.5': must be a whole number"),
-        (["--seed", "1", "2"], "^--seed: .*must be a whole number"),
-        (["--seed", "null"], "^--seed: 'null': must be a whole number"),
+        (["--seed"], "^--seed: true: must be an integer"),
+        (["--seed", "x"], "^--seed: 'x': must be an integer"),
+        (["--seed", "1.5"], "^--seed: '1.5': must be an integer"),
+        (["--seed", "1", "2"], "^--seed: .*must be an integer"),
+        (["--seed", "null"], "^--seed: 'null': must be an integer"),
         (["--label"], "^--label: true: must be text or null"),
         (["--files"], "^--files: true: must be a list, each a path"),
         (["--mode", "three"], "^--mode: 'three': must be one of one, two"),
-        (["--shots", "0"], r"^--shots: \['?0'?\]: must be a list, each a whole number above 0|^--shots: '0'"),
+        (["--shots", "0"], r"^--shots: \['?0'?\]: must be a list, each an integer > 0|^--shots: '0'"),
         (["--shots", "true"], "^--shots: 'true': must be a list"),
         (["--shots", "[1, true]"], "^--shots: .*must be a list"),
         (["--overwrite", "maybe"], "^--overwrite: 'maybe': must be true or false"),
-        (["--inner.k", "0"], "^--inner.k: '0': must be a whole number above 0"),
-        (["--rule.lr", "0"], "^--rule.lr: '0': must be a number above 0"),
-        (["--rule.lr", "nan"], "^--rule.lr: 'nan': must be a number above 0"),
-        (["--rule.lr", "inf"], "^--rule.lr: 'inf': must be a number above 0"),
+        (["--inner.k", "0"], "^--inner.k: '0': must be an integer > 0"),
+        (["--rule.lr", "0"], "^--rule.lr: '0': must be a number > 0"),
+        (["--rule.lr", "nan"], "^--rule.lr: 'nan': must be a number > 0"),
+        (["--rule.lr", "inf"], "^--rule.lr: 'inf': must be a number > 0"),
         (["--sed", "1"], "^--sed: no such setting, did you mean 'seed'"),
         (["--inner.kk", "1"], "^--inner.kk: no such setting, did you mean 'k'"),
         (["--rule", "step"], "^--rule: no rule is called 'step', did you mean 'steps'.*plain, steps, margin"),
         (["--rule"], "^--rule: no rule is called"),
         (["--rule.weight", "1"], r"^--rule.weight: no setting of steps \(it is one of margin\).*lr, shift"),
         (["--rule", "plain", "--rule.lr", "1"], r"^--rule.lr: no setting of plain \(it is one of steps\).*none"),
-        (["--rule", "margin"], "^--rule.weight: must be given: a number"),
-        (["--second.lr", "1"], "^--second.name: must be given: plain, steps, margin"),
+        (["--rule", "margin"], r"^--rule.weight: is required \(a number"),
+        (["--second.lr", "1"], r"^--second.name: is required \(plain, steps, margin"),
         (["--add", "other"], "^--add.other: no rule is called 'other'"),
-        (["--add.margin"], "^--add.margin.weight: must be given: a number"),
-        (["--copies.n", "x"], "^--copies.n: 'x': must be a whole number above 0"),
-        (["--copies", "x"], "^--copies.n: 'x': must be a whole number above 0"),
+        (["--add.margin"], r"^--add.margin.weight: is required \(a number"),
+        (["--copies.n", "x"], "^--copies.n: 'x': must be an integer > 0"),
+        (["--copies", "x"], "^--copies.n: 'x': must be an integer > 0"),
         (["--config"], "^--config: must name a YAML file"),
         (["--config", "none.yaml"], "^none.yaml: no such file"),
         (["--rate", "1"], "^--rate: is called rule.lr now"),
@@ -238,7 +239,7 @@ def test_refusals(words, match):
 
 
 def test_what_must_be_given():
-    with pytest.raises(InputError, match="--out: must be given: a path"):
+    with pytest.raises(InputError, match=r"^--out: is required \(a path\)$"):
         cli.parse(Config, [])
 
 
@@ -304,18 +305,18 @@ def test_another_choice_leaves_nothing_of_a_files(file):
 @pytest.mark.parametrize(
     ("given", "match"),
     [
-        ("seed: x", "seed: 'x': must be a whole number"),
-        ("seed: true", "seed: true: must be a whole number"),
+        ("seed: x", "seed: 'x': must be an integer"),
+        ("seed: true", "seed: true: must be an integer"),
         ("label: yes", "label: true: must be text or null"),
-        ("seed: null", "seed: null: must be a whole number"),
+        ("seed: null", "seed: null: must be an integer"),
         ("shots: [1, true]", "shots: .*must be a list"),
-        ("inner: {k: 0}", "inner.k: 0: must be a whole number above 0"),
+        ("inner: {k: 0}", "inner.k: 0: must be an integer > 0"),
         ("inner: {kk: 1}", "inner.kk: no such setting, did you mean 'k'"),
         ("copies: x", "copies.n: 'x': must be"),
         ("rule: other", "rule: no rule is called 'other'"),
         ("rule: {name: other, lr: 1}", "rule: no rule is called 'other'"),
         ("rule: {name: plain, lr: 1}", "rule.lr: no setting of plain"),
-        ("rule: {lr: .inf}", "rule.lr: .*must be a number above 0"),
+        ("rule: {lr: .inf}", "rule.lr: .*must be a number > 0"),
         ("add: [other]", "add.other: no rule is called 'other'"),
         ("add: {margin: {weight: x}}", "add.margin.weight: 'x'"),
         ("rate: 1", "rate: is called rule.lr now"),
@@ -337,7 +338,7 @@ def test_the_file_that_is_named_is_the_one_to_blame(file):
     refused("--config", first, "--rule.lr", "1", match=f"^{first}: rule: no rule")
     refused("--config", second, "--rule.shift", "y", match=f"^{second}: rule.lr: 'x'")
     refused("--config", second, "--rule.lr", "y", match="^--rule.lr: 'y'")
-    refused("--config", second, "--rule", "margin", match="^--rule.weight: must be given")
+    refused("--config", second, "--rule", "margin", match="^--rule.weight: is required")
 
 
 FULL = """
@@ -381,33 +382,44 @@ def test_the_help(stage):
     lines = shown.splitlines()
     assert code == 0 and lines[:3] == [lines[0], "", "What it does."] and lines[0].startswith("usage: stage.py ")
     assert max(map(len, lines)) <= 120
-    names = [line.split()[0] for line in lines if line.startswith("  --")]
-    assert names[:2] == ["--out", "--seed"], "what must be given comes first"
+    titles = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert titles == ["required:", "optional:", "--inner.*: What is inside:", "--copies:", "--rule steps:",
+                      "without influence on the result:"]  # fmt: skip
     for said in (
-        "--out (a path; must be given)\n      Where to write.",
-        "--seed (a whole number; default: 0)",
-        "--mode (one of one, two; default: one)",
-        "--label (text; none unless given)",
-        "--shots (a list, each a whole number above 0; default: [1, 5])",
-        "--inner.flip (true or false; default: false)",
-        "--copies (a single value is copies.n; none unless given)",
-        "--copies.n (a whole number above 0; default: 3)\n      How many.",
-        "--rule (plain, steps, margin, or your own as file.py:Class; default: steps)",
-        "--rule.lr (a number above 0; default: 0.1)",
-        "--add (any of plain, steps, margin, or your own as file.py:Class)",
+        "required:\n  --out PATH                    Where to write.\n\noptional:",
+        "  --seed N                      Of all that is drawn. (default: 0)",
+        "  --mode one|two                Which of both. (default: one)",
+        "  --label TEXT                  A name.\n",
+        "  --shots N ...                 Numbers of shots. (> 0; default: 1 5)",
+        "  --inner.flip                  Mirrored.\n",
+        "  --copies N                    Copies, if wanted.\n",
+        "  --copies.n N                  How many. (> 0; default: 3)",
+        "  --rule NAME                   How it goes. (one of plain, steps, margin, or your own as file.py:Class; ",
+        "  --rule.lr X                   Learning rate. (> 0; default: 0.1)",
+        "  --add NAME ...                More of them, in order. (any of plain, steps, margin, or your own as "
+        "file.py:Class)",
+        "without influence on the result:\n  --memory X                    Changes no result. (> 0)\n  --overwrite ",
     ):
         assert said in shown
     assert "--rule.weight" not in shown and "--second." not in shown
     assert stage("-h")[1] == stage("--help", "--print_config")[1] == shown
 
 
+def test_the_help_has_every_setting_once(stage):
+    shown = stage("--second", "margin", "--add", "steps", "--help")[1]
+    names = [line.split()[0] for line in shown.splitlines() if line.startswith("  --")]
+    own = [name for name in Config.__dataclass_fields__ if name != "inner"]
+    below = ["inner.k", "inner.flip", "copies.n", "copies.file", "rule.lr", "rule.shift", "second.weight"]
+    assert sorted(names) == sorted(f"--{name}" for name in [*own, *below, "add.steps.lr", "add.steps.shift"])
+
+
 def test_the_help_shows_the_choices_that_are_given(stage, file, tmp_path):
     shown = stage("--rule", "margin", "--second.name", "steps", "--add", "margin", "--help")[1]
-    assert "--rule.weight (a number; must be given)" in shown and "--rule.lr" not in shown
+    assert "--rule.weight X               Of the margin. (required)" in shown and "--rule.lr" not in shown
     assert "--second.lr" in shown and "--add.margin.weight" in shown
     assert "--rule.weight" in stage("--config", file("rule: margin"), "--help")[1]
     file(OWN, "mine.py")
-    assert "--rule.size (a whole number; default: 2)\n      Of mine." in stage(
+    assert "--rule.size N                 Of mine. (default: 2)" in stage(
         "--rule", f"{tmp_path}/mine.py:Mine", "--help")[1]  # fmt: skip
     assert stage("--rule", "other", "--help")[::2] == (
         2, "stage.py: error: no rule is called 'other'; there are plain, steps, margin, or your own as file.py:Class\n"
@@ -436,14 +448,46 @@ def test_defects_of_ours_keep_their_traceback(stage):
 
 def test_a_refusal_comes_before_any_work(stage):
     code, shown, errors = stage("--out", "o", "--seed", "x", main=lambda config: 1 / 0)
-    assert (code, shown, errors) == (2, "", "stage.py: error: --seed: 'x': must be a whole number\n")
+    assert (code, shown, errors) == (2, "", "stage.py: error: --seed: 'x': must be an integer\n")
 
 
-def test_an_interrupt_ends_with_its_code(stage):
-    def interrupt(config):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_says_what_is_kept(stage, number, code):
+    def work(config):
+        signal.raise_signal(number)
 
-    assert stage("--out", "o", main=interrupt) == (130, "", "")
+    def kept_work(config):
+        try:
+            work(config)
+        except KeyboardInterrupt as stop:
+            stop.add_note("the same command continues after epoch 3 of 9")
+            raise
+
+    said = "nothing unfinished was kept; the same command starts again"
+    assert stage("--out", "o", main=work) == (code, "", f"stage.py: stopped; {said}\n")
+    said = "the same command continues after epoch 3 of 9"
+    assert stage("--out", "o", main=kept_work) == (code, "", f"stage.py: stopped; {said}\n")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_the_next_step_is_ready_to_paste(stage, monkeypatch):
+    def start(main):
+        cli.run(main, Config, "", lambda config: ["other.py", "--data", config.out, "--k", 5])
+
+    words = ("--out", "my results/o")
+    monkeypatch.delenv("LOWSHOT_CHAIN", raising=False)
+    assert stage(*words, main=str, start=start)[1] == "next: python other.py --data 'my results/o' --k 5\n"
+    monkeypatch.setenv("LOWSHOT_CHAIN", "1")
+    assert stage(*words, main=str, start=start)[1] == ""
+
+
+def test_a_package_that_is_missing_is_one_line(stage):
+    def missing(config):
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    assert stage("--out", "o", main=missing) == (
+        2, "", "stage.py: error: No module named 'torch'. Activate the environment: source .venv/bin/activate\n"
+    )  # fmt: skip
 
 
 @dataclass
@@ -461,15 +505,15 @@ def test_commands(stage):
         return stage(*words, start=lambda main: cli.run_commands(commands, "What they do."))
 
     assert run("second", "--n", "2")[0] == 0 and given == [Other(2)]
-    assert run("second", "--n", "x")[2] == "stage.py: error: --n: 'x': must be a whole number\n"
+    assert run("second", "--n", "x")[2] == "stage.py: error: --n: 'x': must be an integer\n"
     code, shown, _ = run("--help")
-    assert code == 0 and "usage: stage.py {first,second}" in shown
+    assert code == 0 and shown.startswith("usage: stage.py COMMAND --setting value")
     assert all(said in shown for said in ("What they do.", "Work that needs settings.", "Work that needs less."))
     assert run("second", "--help")[1].startswith("usage: stage.py second --setting value")
     assert run("secnd")[::2] == (
-        2, "stage.py: error: the first word must be one of first, second: 'secnd', did you mean 'second'?\n"
+        2, "stage.py: error: no such command: 'secnd', did you mean 'second'? (commands: first, second)\n"
     )  # fmt: skip
-    assert "none is given" in run()[2]
+    assert run()[2] == "stage.py: error: no command given (commands: first, second)\n"
 
 
 def test_settings_are_built_alike_from_a_line_and_from_plain_values():

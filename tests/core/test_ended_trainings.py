@@ -44,7 +44,7 @@ def test_a_training_ends_and_says_so(commands, name):
     for more in ([], ["--end_after", 10]):
         again = run_script(*words, *more)
         assert (
-            f"is there already, made from the same inputs and settings, but ended after {unit} 10 of 40" in again.stdout
+            f"already exists, made from the same inputs and settings, but ended after {unit} 10 of 40" in again.stdout
         )
     whole = run_script(*words, "--overwrite")
     assert whole.returncode == 0 and "ended_after" not in read_recipe(out)["config"], whole.stderr

@@ -144,22 +144,22 @@ def test_texts_and_plain_values_are_taken(name, given, value):
 @pytest.mark.parametrize(
     ("values", "cause"),
     [
-        ({"n": "0"}, "n: '0': must be a whole number above 0"),
-        ({"n": 1.5}, "n: 1.5: must be a whole number above 0"),
+        ({"n": "0"}, "n: '0': must be an integer > 0"),
+        ({"n": 1.5}, "n: 1.5: must be an integer > 0"),
         ({"label": True}, "label: true: must be text or null"),
-        ({"n": True}, "n: true: must be a whole number above 0"),
-        ({"share": 1.2}, "share: 1.2: must be a number from 0 up to 1 or null"),
-        ({"share": "nan"}, "share: 'nan': must be a number from 0 up to 1 or null"),
+        ({"n": True}, "n: true: must be an integer > 0"),
+        ({"share": 1.2}, "share: 1.2: must be a number >= 0 and <= 1 or null"),
+        ({"share": "nan"}, "share: 'nan': must be a number >= 0 and <= 1 or null"),
         ({"kind": "c"}, "kind: 'c': must be one of a, b"),
-        ({"shots": "[1, 0]"}, "shots: '[1, 0]': must be a list, each a whole number above 0"),
+        ({"shots": "[1, 0]"}, "shots: '[1, 0]': must be a list, each an integer > 0"),
         ({"shots": []}, None),
-        ({"sizes": "some"}, "sizes: 'some': must be a list, each a whole number above 0 or all"),
+        ({"sizes": "some"}, "sizes: 'some': must be a list, each an integer > 0 or all"),
         ({"switch": "maybe"}, "switch: 'maybe': must be true or false"),
         ({"nn": 1}, "nn: no such setting, did you mean 'n'?"),
         ({"built": 1}, "built: no such setting"),
         ({"optimiser": {"rate": 1}}, "optimiser.rate: no such setting"),
-        ({"optimiser": {"lr": -1}}, "optimiser.lr: -1: must be a number above 0"),
-        ({"copies": {"shift": 1}}, "copies.n: must be given: a whole number above 0"),
+        ({"optimiser": {"lr": -1}}, "optimiser.lr: -1: must be a number > 0"),
+        ({"copies": {"shift": 1}}, "copies.n: is required (an integer > 0)"),
     ],
 )
 def test_what_cannot_be_is_named(values, cause):
@@ -170,9 +170,9 @@ def test_what_cannot_be_is_named(values, cause):
 
 
 def test_what_must_be_given():
-    with pytest.raises(BadSetting, match=r"^out: must be given: a path$") as error:
+    with pytest.raises(BadSetting, match=r"^out: is required \(a path\)$") as error:
         build(Config, {})
-    assert (error.value.key, error.value.cause) == ("out", "must be given: a path")
+    assert (error.value.key, error.value.cause) == ("out", "is required (a path)")
 
 
 # --- groups
@@ -227,11 +227,11 @@ def test_a_class_of_several_names_knows_its_own():
         ({"loss": {"weight": 1}}, "loss.weight: no setting of plain (it is one of sgm); its settings are: none"),
         ({"loss": {"name": "sgm", "wieght": 1}}, "loss.wieght: no setting of sgm, did you mean 'weight'?; its settings "
          "are: weight, squared"),
-        ({"loss": {"name": "sgm", "weight": 0}}, "loss.weight: 0: must be a number above 0"),
-        ({"second": {"weight": 1}}, "second.name: must be given: plain, sgm, or your own as file.py:Class"),
+        ({"loss": {"name": "sgm", "weight": 0}}, "loss.weight: 0: must be a number > 0"),
+        ({"second": {"weight": 1}}, "second.name: is required (plain, sgm, or your own as file.py:Class)"),
         ({"net": {"depth": 3}}, "net.depth: no setting of small (it is one of wide); its settings are: width"),
         ({"net": "file.py:Net"}, "net: no network is called 'file.py:Net'; there are small, large, wide, timm:"),
-        ({"optimiser": {"loss": {"name": "sgm", "weight": 0}}}, "optimiser.loss.weight: 0: must be a number above 0"),
+        ({"optimiser": {"loss": {"name": "sgm", "weight": 0}}}, "optimiser.loss.weight: 0: must be a number > 0"),
     ],
 )  # fmt: skip
 def test_settings_that_a_choice_has_not(values, cause):
@@ -258,7 +258,7 @@ def test_names_and_what_is_given_of_one_go_together():
     assert made(add={"": ["plain", "sgm"], "sgm": {"weight": 1}}).add == {"plain": Plain(), "sgm": Sgm(1.0)}
     refused("add.other: no source is called 'other'; there are sgm, stored, plain, or your own as file.py:Class",
             add="other")  # fmt: skip
-    refused("add.stored.file: must be given: a path", add="stored")
+    refused("add.stored.file: is required (a path)", add="stored")
 
 
 # --- sources together
@@ -364,9 +364,9 @@ def test_all_choices_at_work():
 def test_what_a_file_holds_is_checked():
     assert checked(Sgm, {"weight": 1}, Path("config.json")) == Sgm(1.0)
     for values, cause in [
-        ({"weight": "much"}, "config.json: weight: 'much': must be a number above 0"),
+        ({"weight": "much"}, "config.json: weight: 'much': must be a number > 0"),
         ({"width": 1}, "config.json: width: no such setting"),
-        ([1], r"config.json: \[1\] in the place of named settings"),
+        ([1], r"config.json: \[1\] instead of named settings"),
     ]:
         with pytest.raises(InputError, match=cause):
             checked(Sgm, values, Path("config.json"))
@@ -379,11 +379,11 @@ def test_what_a_file_holds_is_checked():
     ("name", "words"),
     [
         ("out", "a path"),
-        ("n", "a whole number above 0"),
-        ("share", "a number from 0 up to 1 or null"),
+        ("n", "an integer > 0"),
+        ("share", "a number >= 0 and <= 1 or null"),
         ("kind", "one of a, b"),
-        ("shots", "a list, each a whole number above 0"),
-        ("sizes", "a list, each a whole number above 0 or all"),
+        ("shots", "a list, each an integer > 0"),
+        ("sizes", "a list, each an integer > 0 or all"),
         ("label", "text or null"),
         ("switch", "true or false"),
         ("device", "text"),

@@ -124,11 +124,11 @@ def test_settings_of_its_own_and_inherited(sets):
         "halves": "classes", "validation_share": None, "novel_fraction": 0.5, "novel_per_superclass": 0, "n_images": 10,
     }  # fmt: skip
     assert set(stored["inputs"]) == {"code of dataset"} and "root" not in stored["config"]
-    assert "is there already" in run(sets, "Stripes", *options).stdout
+    assert "already exists" in run(sets, "Stripes", *options).stdout
     assert_refused(run(sets, "Stripes", *options, "--seed", 1), "setting seed was 0, now 1")
     assert_refused(run(sets, "Stripes"), "setting dataset.max_per_class was 5, now None")
     sets.write_text(SETS + "# changed\n")
-    assert_refused(run(sets, "Stripes", *options), "input code of dataset has another content")
+    assert_refused(run(sets, "Stripes", *options), "input code of dataset has changed")
 
 
 def test_without_settings_the_defaults_hold(sets, photos):
@@ -149,12 +149,12 @@ def test_what_is_read_decides_whether_it_is_there_already(sets, photos):
     (photos / "version").write_text("1")
     for name in ("Listed", "Digested"):
         assert run(sets, name, "--root", photos, out=name).returncode == 0
-        assert "is there already" in run(sets, name, "--root", photos, out=name).stdout
+        assert "already exists" in run(sets, name, "--root", photos, out=name).stdout
     (photos / "more.txt").write_text("more")
-    assert_refused(run(sets, "Listed", "--root", photos, out="Listed"), "input files has another content")
-    assert "is there already" in run(sets, "Digested", "--root", photos, out="Digested").stdout
+    assert_refused(run(sets, "Listed", "--root", photos, out="Listed"), "input files has changed")
+    assert "already exists" in run(sets, "Digested", "--root", photos, out="Digested").stdout
     (photos / "version").write_text("2")
-    assert_refused(run(sets, "Digested", "--root", photos, out="Digested"), "input version has another content")
+    assert_refused(run(sets, "Digested", "--root", photos, out="Digested"), "input version has changed")
 
 
 def test_unlabelled_images_have_no_split(sets):
@@ -170,7 +170,7 @@ def test_unlabelled_images_have_no_split(sets):
         (["Strips"], ["defines no 'Strips', did you mean 'Stripes'?"]),
         (["Unreadable"], ["my_sets.py:Unreadable: defines no read(source), which makes it a data set"]),
         (["Plain"], ["my_sets.py:Plain: is not a dataclass, whose fields would be the settings of a data set"]),
-        (["Stripes", "--dataset.n_images", 0], ["--dataset.n_images: '0': must be a whole number above 0"]),
+        (["Stripes", "--dataset.n_images", 0], ["--dataset.n_images: '0': must be an integer > 0"]),
         (["Stripes", "--dataset.n_image", 1], ["--dataset.n_image: no setting of my_sets.py:Stripes, did you mean"]),
         (["Listed", "--dataset.n_trials", 1], ["--dataset.n_trials: no setting of my_sets.py:Listed"]),
         (["Listed", "--root", "nowhere"], ["nowhere: no such folder"]),

@@ -60,7 +60,7 @@ def test_the_same_again_does_nothing(root, capsys):
     main(config_of(root))
     before = {p: p.stat().st_mtime_ns for p in config_of(root).out.iterdir()}
     main(config_of(root))
-    assert "is there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in config_of(root).out.iterdir()} == before
 
 
@@ -69,7 +69,7 @@ def test_other_settings_or_images_are_named(root):
     with pytest.raises(InputError, match="setting seed was 0, now 1"):
         main(config_of(root, seed=1))
     (root / "group0" / "class0" / "0.png").unlink()
-    with pytest.raises(InputError, match="input images has another content"):
+    with pytest.raises(InputError, match="input images has changed"):
         main(config_of(root, max_shots=3))
     main(config_of(root, max_shots=3, overwrite=True))
     assert len(read_images(config_of(root).out / "images.h5")) == 39

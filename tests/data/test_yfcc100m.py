@@ -111,7 +111,7 @@ def test_a_pool_has_neither_split_nor_draws(pool):
 
 def test_the_same_again_does_nothing_and_another_start_is_named(pool, root, capsys):
     preprocessing.main(config(root, pool, count=COUNT))
-    assert "is there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     with pytest.raises(InputError, match=f"setting dataset.start was {START}, now {START + 1}"):
         preprocessing.main(config(root, pool, start=START + 1, count=COUNT))
 
@@ -250,6 +250,6 @@ def test_zips_of_another_size_are_other_input(tmp_path, root):
     made = digest(out)
     with zipfile.ZipFile(other / "345.zip", "a") as file:
         file.writestr("000.jpg", encoded(0))
-    with pytest.raises(InputError, match="input zips has another content"):
+    with pytest.raises(InputError, match="input zips has changed"):
         preprocessing.main(config(tmp_path, out))
     assert digest(out) == made

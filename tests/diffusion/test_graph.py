@@ -348,7 +348,7 @@ def test_a_finished_graph_is_skipped(files, background, tmp_path, capsys):
     config = complete_config(files, tmp_path / "g.h5", background=background)
     before = build_graph.complete(config).stat().st_mtime_ns
     assert build_graph.complete(config).stat().st_mtime_ns == before
-    assert "is there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     with pytest.raises(InputError, match="seed was 0, now 1"):
         build_graph.complete(replace(config, seed=1))
     assert read_graph(config.out).inputs.keys() == {"train", "test", "split", "background"}

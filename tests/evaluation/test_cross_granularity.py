@@ -114,7 +114,7 @@ def test_files_without_copies_are_made_as_before(data, extractor, features, caps
     made_from = json.loads(h5py.File(features / "test.h5").attrs["config"])
     assert {name for name, value in made_from.items() if value is not None} == {"precision"}
     save(extractor=extractor, data=data, out=features)
-    assert "there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
 
 
 def test_features_of_the_trunk(tmp_path, data, scgm, embedded):
@@ -196,7 +196,7 @@ def test_results_made_before_these_settings_stand(config, capsys):
         del content["config"][name]
     write_json(config.out, content)
     stage.main(config)
-    assert "there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
 
 
 def test_accuracies_with_augmented_support_by_hand(config):

@@ -302,7 +302,7 @@ def test_second_run_does_nothing_and_other_settings_stop(config, capsys):
     stage.main(config)
     before = config.out.stat().st_mtime_ns
     stage.main(config)
-    assert "there already" in capsys.readouterr().out and config.out.stat().st_mtime_ns == before
+    assert "already exists" in capsys.readouterr().out and config.out.stat().st_mtime_ns == before
     with pytest.raises(InputError, match="setting n_queries was 4, now 3"):
         stage.main(replace(config, n_queries=3))
 
@@ -369,4 +369,4 @@ def test_script_refuses_in_one_line(features, data, tmp_path, arguments, words):
 def test_settings_are_finite(tmp_path, features, data):
     result = run_script("episodes.py", "--features", features / "test.h5", "--split", data / "split.json",
                         "--out", tmp_path / "x.json", "--dirichlet", "inf")  # fmt: skip
-    assert_refused(result, "--dirichlet: 'inf': must be a number above 0")
+    assert_refused(result, "--dirichlet: 'inf': must be a number > 0")

@@ -211,7 +211,7 @@ def test_second_run_does_nothing_and_other_settings_stop(config, capsys):
     low_shot.main(config)
     before = config.out.stat().st_mtime_ns
     low_shot.main(config)
-    assert "there already" in capsys.readouterr().out and config.out.stat().st_mtime_ns == before
+    assert "already exists" in capsys.readouterr().out and config.out.stat().st_mtime_ns == before
     with pytest.raises(InputError, match="setting seed was 0, now 1"):
         low_shot.main(replace(config, seed=1))
 
@@ -315,7 +315,7 @@ def test_keeping_scores_changes_no_results_and_is_done_once(config, tmp_path, ca
     capsys.readouterr()
     low_shot.main(replace(config, scores=path))
     assert (path.stat().st_mtime_ns, config.out.stat().st_mtime_ns) == made
-    assert capsys.readouterr().out.count("there already") == 2
+    assert capsys.readouterr().out.count("already exists") == 2
 
 
 def test_no_scores_of_a_run_that_failed(config, tmp_path):

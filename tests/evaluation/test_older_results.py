@@ -124,8 +124,8 @@ def test_a_generator(config):
         other = adding(config, generator=("generator", options | {name: value}))
         assert difference(other, stored) == f"setting add.generator.{name} was {options[name]}, now {value}"
     other = adding(config, generator=("other_generator", options))
-    assert difference(other, stored) == "input add.generator.folder has another content"
-    assert difference(config, stored) == "input add.generator.folder has another content"
+    assert difference(other, stored) == "input add.generator.folder has changed"
+    assert difference(config, stored) == "input add.generator.folder has changed"
 
 
 def test_propagated_rows_and_then_a_generator(config):
@@ -141,9 +141,9 @@ def test_propagated_rows_and_then_a_generator(config):
     fewer = adding(config, propagated=("p.h5", {"max_per_label": 8}), generator=("generator", nine))
     assert difference(fewer, stored) == "setting add.propagated.max_per_label was 9, now 8"
     other = adding(config, propagated=("other.h5", nine), generator=("generator", nine))
-    assert difference(other, stored) == "input add.propagated.file has another content"
+    assert difference(other, stored) == "input add.propagated.file has changed"
     alone = adding(config, propagated=("p.h5", nine))
-    assert difference(alone, stored) == "input add.generator.folder has another content"
+    assert difference(alone, stored) == "input add.generator.folder has changed"
 
 
 def test_samples(config, tmp_path):
@@ -165,7 +165,7 @@ def test_an_own_head(config, monkeypatch, tmp_path):
     stored = older(config, {"head": "head"}, classifier="own_head")
     assert difference(replace(config, classifier=OwnHead(tmp_path / "head")), stored) is None
     other = replace(config, classifier=OwnHead(tmp_path / "generator"))
-    assert difference(other, stored) == "input classifier.extractor has another content"
+    assert difference(other, stored) == "input classifier.extractor has changed"
 
 
 def test_todays_recipes_stay_as_they_are(config, tmp_path):

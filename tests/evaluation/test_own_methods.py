@@ -201,7 +201,7 @@ def test_ours_and_ones_own_in_the_order_of_the_line(config):
     assert_refused(
         low_shot_by(config, "--classifier", "nearest_mean", "--add", "repetition", "my_code.py:Doubled",
                     "--add.repetition.max_per_label", "3", "--add.Doubled.shift", "-2"),
-        "made from others (setting add.names was ['my_code.py:Doubled', 'repetition'], now ['repetition', ",
+        "made differently (setting add.names was ['my_code.py:Doubled', 'repetition'], now ['repetition', ",
     )  # fmt: skip
 
 
@@ -224,7 +224,7 @@ def test_settings_of_ones_own_are_chosen_like_ours(config, tmp_path):
     assert {"code of classifier", "code of add.Doubled"} <= evidence["inputs"].keys()
     assert own["config"]["add"]["names"] == ["repetition", "my_code.py:Doubled"]
     assert own["selection"]["chosen"] == evidence["chosen"]
-    assert "there already" in low_shot_by(config, *words).stdout
+    assert "already exists" in low_shot_by(config, *words).stdout
 
 
 def test_a_classifier_of_ones_own_among_others(config, tmp_path):
@@ -237,9 +237,12 @@ def test_a_classifier_of_ones_own_among_others(config, tmp_path):
     evidence = read_yaml(config.out.with_suffix(".selection.yaml"))
     names = [cell["values"]["classifier.name"] for cell in evidence["cells"]]
     assert names == ["nearest_mean", "my_own.py:MeansOfTasks"] and "code of classifier.1" in evidence["inputs"]
-    assert "there already" in low_shot_by(config, *words).stdout
+    assert "already exists" in low_shot_by(config, *words).stdout
     (tmp_path / "sub" / "my_own.py").write_text(f"{CODE}\n# changed\n")
-    assert_refused(low_shot_by(config, *words), "r.selection.yaml: made from others (input code of classifier.1 has")
+    assert_refused(
+        low_shot_by(config, *words),
+        "r.selection.yaml: exists, but was made differently (input code of classifier.1 has",
+    )
 
 
 def test_a_module_by_its_name(config):
@@ -262,9 +265,9 @@ def test_a_module_by_its_name(config):
 def test_changed_code_makes_another_result(config, words, name):
     assert low_shot_by(config, *words).returncode == 0
     again = low_shot_by(config, *words)
-    assert again.returncode == 0 and "there already" in again.stdout
+    assert again.returncode == 0 and "already exists" in again.stdout
     (config.split.parent / "my_code.py").write_text(f"{CODE}\n# changed\n")
-    assert_refused(low_shot_by(config, *words), f"r.json: made from others (input {name} has another content)")
+    assert_refused(low_shot_by(config, *words), f"r.json: exists, but was made differently (input {name} has changed)")
 
 
 def test_the_folder_of_the_code_is_no_part_of_the_results(config, tmp_path):
@@ -274,8 +277,8 @@ def test_the_folder_of_the_code_is_no_part_of_the_results(config, tmp_path):
     elsewhere.mkdir()
     (elsewhere / "my_code.py").write_text(CODE)
     again = low_shot_by(config, "--classifier", f"{elsewhere / 'my_code.py'}:Means")
-    assert again.returncode == 0 and "there already" in again.stdout, again.stderr
-    assert_refused(low_shot_by(config, "--classifier", "nearest_mean"), "made from others (")
+    assert again.returncode == 0 and "already exists" in again.stdout, again.stderr
+    assert_refused(low_shot_by(config, "--classifier", "nearest_mean"), "exists, but was made differently (")
 
 
 # --- what is refused ---
@@ -410,10 +413,10 @@ def test_older_names_of_predict():
         ),
         (["--classifier.hidden", "1"], "--classifier.hidden: no setting of linear_sgd (it is one of mlp)"),
         (["--classifier", "own_head"], "--classifier.extractor: must be given"),
-        (["--classifier.lr", "0"], "--classifier.lr: '0': must be a number above 0"),
+        (["--classifier.lr", "0"], "--classifier.lr: '0': must be a number > 0"),
         (["--add", "generator"], "--add.generator.folder: must be given"),
         (["--add.repetition.pairs", "all"], "--add.repetition.pairs: no setting of repetition (it is one of gen"),
-        (["--add.repetition", "none"], "--add.repetition.max_per_label: 'none': must be a whole number above 0"),
+        (["--add.repetition", "none"], "--add.repetition.max_per_label: 'none': must be an integer > 0"),
         (
             ["--add", "svm"],
             "--add.svm: no addition is called 'svm'; there are propagated, generator, samples, repetition",

@@ -114,7 +114,7 @@ def test_on_validation_only_the_choice_is_made(config, judged):
 def test_what_stands_is_not_made_again(config, judged, capsys):
     low_shot.main(config)
     low_shot.main(config)
-    assert len(judged) == 5 and capsys.readouterr().out.count("there already") == 2
+    assert len(judged) == 5 and capsys.readouterr().out.count("already exists") == 2
     low_shot.main(replace(config, classifier=replace(config.classifier, lr=7.0)))  # the grid overrides it
     assert len(judged) == 5
     with pytest.raises(InputError, match="setting criterion was top1_novel_base, now top1_all"):
@@ -237,7 +237,7 @@ def test_parts_of_a_run_do_not_choose_for_themselves(config):
 def test_results_without_the_choice_are_no_results_with_it(config):
     config.select.grid.write_text("classifier.lr: [0.3]")
     low_shot.main(replace(config, select=None, classifier=replace(config.classifier, lr=0.3)))
-    with pytest.raises(InputError, match="input selection has another content"):
+    with pytest.raises(InputError, match="input selection has changed"):
         low_shot.main(config)
 
 
@@ -245,7 +245,7 @@ def test_evidence_made_again_is_the_same(config, judged, capsys):
     low_shot.main(config)
     config.out.with_suffix(".selection.yaml").unlink()
     low_shot.main(config)
-    assert len(judged) == 9 and f"{config.out} is there already" in capsys.readouterr().out
+    assert len(judged) == 9 and f"{config.out} already exists" in capsys.readouterr().out
 
 
 NOT_THERE = [
@@ -357,12 +357,12 @@ BAD_GRIDS = [
     ("seed: [0, 1]", "no setting to choose: 'seed'"),
     ("train: [a.h5, b.h5]", "no setting to choose: 'train'"),
     ("select.criterion: [top1_all]", "no setting to choose: 'select.criterion'"),
-    ("classifier.n_steps: [10, many]", "classifier.n_steps: 'many': must be a whole number above 0"),
-    ("classifier.lr: [-1.0]", "classifier.lr: -1.0: must be a number above 0"),
-    ("classifier.lr: [.inf]", "classifier.lr: inf: must be a number above 0"),
-    ("classifier.lr: [null]", "classifier.lr: null: must be a number above 0"),
-    ("classifier.lr: [true]", "classifier.lr: true: must be a number above 0"),
-    ("classifier: [null]", "classifier.name: must be given: linear_sgd, "),
+    ("classifier.n_steps: [10, many]", "classifier.n_steps: 'many': must be an integer > 0"),
+    ("classifier.lr: [-1.0]", "classifier.lr: -1.0: must be a number > 0"),
+    ("classifier.lr: [.inf]", "classifier.lr: inf: must be a number > 0"),
+    ("classifier.lr: [null]", "classifier.lr: null: must be a number > 0"),
+    ("classifier.lr: [true]", "classifier.lr: true: must be a number > 0"),
+    ("classifier: [null]", "classifier.name: is required linear_sgd, "),
     ("classifier: [knn]", "nearest_mean"),
     ("classifier.lr: 1.0", "setting: [value, ...]"),
     ("classifier.lr: []", "setting: [value, ...]"),
@@ -474,7 +474,7 @@ def test_a_choice_for_every_n_is_another_than_one_for_all(config, judged, capsys
     low_shot.main(choosing(config, per_shot=True))
     assert [setup for setup, *_ in judged] == ["validation"] * 4 + ["test"] * 2
     low_shot.main(choosing(config, per_shot=True))
-    assert len(judged) == 6 and capsys.readouterr().out.count("there already") == 2
+    assert len(judged) == 6 and capsys.readouterr().out.count("already exists") == 2
     with pytest.raises(InputError, match="setting select_per_shot was True, now absent"):
         low_shot.main(config)
     content = evidence_of(config)

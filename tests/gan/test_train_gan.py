@@ -133,7 +133,7 @@ def test_the_folder_rebuilds_the_gan_of_the_best_fid(gans):
 def test_a_second_run_is_skipped_and_other_settings_are_refused(gans, capsys):
     pretrain(gans.data, gans.extractor, gans.pretrained)
     finetune(gans.data, gans.extractor, gans.pretrained, gans.finetuned)
-    assert capsys.readouterr().out.count("there already") == 2
+    assert capsys.readouterr().out.count("already exists") == 2
     with pytest.raises(InputError, match="setting lr was"):
         pretrain(gans.data, gans.extractor, gans.pretrained, lr=0.1)
     with pytest.raises(InputError, match="setting k was 3, now 2"):
@@ -253,7 +253,7 @@ def test_a_gan_that_knows_classes_by_features_may_stay_as_it_was(gans, by_featur
     assert [record["step"] for record in records(by_features.told)] == [0]
     assert records(by_features.told)[0]["fid"] == first["fid"]
     finetune(gans.data, gans.extractor, by_features.pretrained, by_features.told, steps=0)
-    assert "there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
 
 
 def test_fine_tuning_by_features_is_resumed_behind_its_first_record(gans, by_features, tmp_path, monkeypatch):
@@ -423,8 +423,8 @@ def test_a_batch_must_be_shared_equally(gans, tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["--augment=fixed"], "--augment.p: must be given: a number above 0 up to 1"),
-        (["--augment=fixed", "--augment.p=0"], "--augment.p: '0': must be a number above 0 up to 1"),
+        (["--augment=fixed"], r"--augment.p: is required \(a number > 0 up to 1"),
+        (["--augment=fixed", "--augment.p=0"], "--augment.p: '0': must be a number > 0 up to 1"),
         (["--augment.p=0.5"], "--augment.p: no setting of adaptive (it is one of fixed)"),
         (["--augment.mode=fixed"], "--augment.mode: is called augment now"),
         (["--film=affine"], "--film: is called network.film now"),

@@ -243,7 +243,7 @@ def test_second_run_skips_and_other_settings_stop(files: dict[str, Path], capsys
     main(Config(**files, n_clusters=3))
     first = files["out"].read_bytes()
     main(Config(**files, n_clusters=3))
-    assert "is there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     with pytest.raises(InputError, match="setting kmeans was faiss, now published"):
         main(Config(**files, n_clusters=3, kmeans="published"))
     main(Config(**files, n_clusters=3, overwrite=True))

@@ -390,7 +390,7 @@ def test_the_second_run_skips_and_changed_results_are_reported_unasked(folder, c
     path = parse_results.main(config(folder))
     made = path.stat().st_mtime_ns
     parse_results.main(config(folder))
-    assert path.stat().st_mtime_ns == made and "is there already" in capsys.readouterr().out
+    assert path.stat().st_mtime_ns == made and "already exists" in capsys.readouterr().out
     write(folder, e=content("new"))
     parse_results.main(config(folder))
     assert "making it again" in capsys.readouterr().out and "conv4: new" in path.read_text()

@@ -170,11 +170,13 @@ def test_a_loss_does_what_ours_does(tmp_path, data, own):
     made_from = read_recipe(tmp_path / "own")
     assert made_from["config"]["loss"] == {"name": "own.py:Half", "weight": 0.1}
     assert made_from["inputs"]["code of loss"] == digest(own)
-    assert "is there already" in train(data, tmp_path / "own", *CONV4, *mine).stdout
+    assert "already exists" in train(data, tmp_path / "own", *CONV4, *mine).stdout
     other = train(data, tmp_path / "own", *CONV4, *mine[:2])
     assert_refused(other, "setting loss.weight was 0.1, now 0.02")
     change(own)
-    assert_refused(train(data, tmp_path / "own", *CONV4, *mine), "made from others (input code of loss has another")
+    assert_refused(
+        train(data, tmp_path / "own", *CONV4, *mine), "exists, but was made differently (input code of loss has another"
+    )
 
 
 def test_losses_that_are_refused(tmp_path, data, own):
@@ -210,7 +212,7 @@ def test_a_backbone_is_imported_only_if_the_command_names_it(tmp_path, data, own
         load_extractor(folder)
     change(own)
     other = run_script(*save, "--code", code)
-    assert_refused(other, "input code of extractor has another content")
+    assert_refused(other, "input code of extractor has changed")
     assert f"{own} has changed since it was made" in other.stdout
     assert run_script(*save, "--code", code, "--overwrite").returncode == 0
     assert read_recipe(features)["inputs"]["code of extractor"] == digest(own)

@@ -205,12 +205,12 @@ def test_a_model_of_another_size_is_refused(tmp_path, data, weights):
 
 def test_features_that_stand_are_not_made_again(data, weights, saved, capsys):
     save(weights, data, saved)
-    assert capsys.readouterr().out.count("is there already") == 2
+    assert capsys.readouterr().out.count("already exists") == 2
 
 
 def test_features_of_other_weights_are_told_apart(tmp_path, data, saved):
     save_file(donor(seed=1).state_dict(), tmp_path / "other.safetensors")
-    with pytest.raises(InputError, match=r"train\.h5: made from others .* has another content"):
+    with pytest.raises(InputError, match=r"train\.h5: made from others .* has changed"):
         save(tmp_path / "other.safetensors", data, saved)
 
 

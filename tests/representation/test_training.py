@@ -139,7 +139,7 @@ for i, layer in enumerate(model.trunk):
 images, out = read_images(Path(sys.argv[1]) / "images.h5"), Path(sys.argv[3])
 out.mkdir(exist_ok=True)
 settings = ExtractorSettings(loss=BatchSGM(1.0), epochs=2, batch_size=20, lr=0.005)
-run = TrainingRun(out, writes=fabric.is_global_zero)
+run = TrainingRun(out, fabric.is_global_zero, {})
 ExtractorTrainer(settings, fabric, run, model, images, images.rows(False), np.empty(0, int)).fit()
 if fabric.is_global_zero:
     torch.save(model.state_dict(), out / "model.pt")

@@ -224,7 +224,7 @@ def test_a_run_killed_in_the_first_e_step_leaves_nothing(tmp_path, data, monkeyp
 
 def test_a_second_run_skips_and_other_settings_are_refused(data, trained, capsys):
     train(data, trained, method="scgm_a")
-    assert "is there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"setting method\.tau was 0\.1, now 0\.2"):
         train(data, trained, method={"name": "scgm_a", "tau": 0.2})
 

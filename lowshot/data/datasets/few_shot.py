@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from lowshot.core.artifacts import digest, read_json
 from lowshot.core.errors import InputError
+from lowshot.core.progress import Progress
 from lowshot.data.datasets import cifar100, omniglot
 from lowshot.data.datasets.cifar100 import read_pickle
 from lowshot.data.datasets.content import Content, Found, Source, image_files, listing_digest, subfolders, superclasses
@@ -192,7 +192,7 @@ def _read_tiered(root: Path, seed: int) -> Content:
             raise InputError(f"{root}/{part}_labels.pkl: not the labels of tieredImageNet ({error!r})") from None
         if len(encoded) != len(fine):
             raise InputError(f"{root}/{part}_images_png.pkl: {len(encoded)} images, but {len(fine)} labels")
-        bar = tqdm(encoded, f"tiered_imagenet {part}", unit="image", leave=False, disable=None)
+        bar = Progress(encoded, f"tiered_imagenet {part}", unit="image", leave=False)
         pixels.append(np.stack([_decode(root / f"{part}_images_png.pkl", png) for png in bar]))
         labels.append(fine + len(names))
         parts.append(list(range(len(names), len(names) + len(fine_names))))

@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from lowshot.core.errors import InputError
+from lowshot.core.progress import Progress
 from lowshot.data.datasets.content import (
     IMAGE_SUFFIXES,
     Content,
@@ -120,7 +120,7 @@ def _read(settings: Folder, source: Source, root: Path, classes: dict[Path, list
 def _each(files: list[Path], task) -> Iterator:
     """`task` of every file, in order, on several threads (decoding releases the interpreter lock), a few at a time."""
     with ThreadPoolExecutor() as pool:
-        for start in tqdm(range(0, len(files), 256), "folder", unit="256 images", leave=False, disable=None):
+        for start in Progress(range(0, len(files), 256), "folder", unit="batch", leave=False):
             yield from pool.map(task, files[start : start + 256])
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from lowshot.core.errors import InputError
+from lowshot.core.progress import Progress
 from lowshot.data.datasets.content import (
     Content,
     Found,
@@ -66,7 +66,7 @@ def _read(
     labels = np.repeat(np.arange(len(names)), [len(files) for files in drawings.values()])
     size = settings.image_size or 28
     files = [file for part in drawings.values() for file in part]
-    pixels = np.stack([_ink(file, size) for file in tqdm(files, "omniglot", unit="image", leave=False, disable=None)])
+    pixels = np.stack([_ink(file, size) for file in Progress(files, "omniglot", unit="image", leave=False)])
     is_test = hold_out(labels, settings.test_per_class or 10, source.seed, names)
     alphabets, superclass_of = superclasses([name.split("/")[0] for name in names])
     novel = list(range(len(background), len(names)))

@@ -1,0 +1,130 @@
+"""The text of --help: settings in sections, each with a placeholder, its text, range and default."""
+
+import textwrap
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
+from typing import Any, NamedTuple
+
+from docstring_parser import parse_from_object
+
+from lowshot.core.settings import Part, as_several, default_of, limits, parts_of, placeholder
+
+_WIDTH, _COLUMN = 118, 32
+
+
+class _Entry(NamedTuple):
+    """A setting: `name` is dotted, `text` its documentation, `given` what the command line and files give for it."""
+
+    name: str
+    part: Part
+    default: Any
+    text: str
+    given: Any
+
+    @property
+    def is_listed(self) -> bool:
+        """A group that is always there has a section, but no value of its own."""
+        return self.part.kind != "group" or self.part.optional
+
+
+def help_text(config_class: type, given: dict[str, Any], script: str, description: str | None) -> str:
+    """The description, then all settings; of a choice those of the one that is `given`."""
+    lines = [f"usage: {script} --setting value ... [--config FILE.yaml ...] [--print_config]", ""]
+    lines += [(description or "").strip()]
+    for title, entries in _sections(_entries(config_class, given, "")):
+        lines += ["", *_wrapped(f"{title}:"), *(line for entry in entries for line in _entry_lines(entry))]
+    if any(part.kind in ("choice", "several") for part in parts_of(config_class).values()):
+        lines += ["", "To see the settings of another choice, name it before --help."]
+    return "\n".join(lines)
+
+
+def _entries(settings_class: type, given: dict[str, Any], at: str, named: bool = False) -> list[_Entry]:
+    """The settings of a class whose names begin with `at`; if a choice names the class, without that name."""
+    parts, texts = parts_of(settings_class), _texts(settings_class)
+    names = [one for one in fields(settings_class) if one.init and not (named and one.name == "name")]
+    return [_Entry(f"{at}{one.name}", parts[one.name], default_of(one), texts.get(one.name, ""), given.get(one.name))
+            for one in names]  # fmt: skip
+
+
+def _texts(settings_class: type) -> dict[str, str]:
+    """The text of each setting: the string below its field."""
+    texts = {}
+    for one in reversed(settings_class.__mro__[:-1]):
+        texts |= {part.arg_name: part.description for part in parse_from_object(one).params if part.description}
+    return texts
+
+
+def _sections(entries: list[_Entry]) -> Iterator[tuple[str, list[_Entry]]]:
+    """Titles and settings: what is required, what is optional, what belongs to groups and choices, what only concerns
+    the run."""
+    listed = [entry for entry in entries if entry.is_listed]
+    required = [entry for entry in listed if entry.default is MISSING]
+    of_the_run = [entry for entry in listed if entry.part.run_only and entry not in required]
+    optional = [entry for entry in listed if entry not in (*required, *of_the_run)]
+    below = [section for entry in entries for section in _sections_below(entry)]
+    own = [("required", required), ("optional", optional), *below, ("without influence on the result", of_the_run)]
+    yield from (section for section in own if section[1])
+
+
+def _sections_below(entry: _Entry) -> Iterator[tuple[str, list[_Entry]]]:
+    """The settings of what a group or choice holds, then those of what is in it in turn."""
+    for key, title, settings_class, given in _held(entry):
+        entries = _entries(settings_class, given, f"{key}.", named=entry.part.kind != "group")
+        yield title, [one for one in entries if one.is_listed]
+        for one in entries:
+            yield from _sections_below(one)
+
+
+def _held(entry: _Entry) -> Iterator[tuple[str, str, type, dict[str, Any]]]:
+    """What a part holds: its dotted name, the title of its section, its class, and what is given for it."""
+    name, part, given = entry.name, entry.part, entry.given
+    values = given if isinstance(given, dict) else {}
+    if part.kind == "group":
+        yield name, f"--{name}" if part.optional else f"--{name}.*: {entry.text.rstrip('.')}", part.what, values
+    elif part.kind == "several":
+        for key, one in as_several(given or {}).items():
+            held = one if isinstance(one, dict) else {}
+            yield f"{name}.{key}", f"--{name}.{key}", part.what.find(held.get("name", key)), held
+    elif part.kind == "choice":
+        chosen = values.get("name", values.get("", given))
+        if isinstance(chosen, str) and chosen != "null":
+            yield name, f"--{name} {chosen}", part.what.find(chosen), values
+        elif entry.default not in (None, MISSING):
+            yield name, f"--{name} {part.what.name_of(entry.default)}", type(entry.default), values
+
+
+def _entry_lines(entry: _Entry) -> list[str]:
+    """Name and placeholder; beside them, or below if they are long, the text."""
+    head = f"  --{entry.name}" if entry.default is False else f"  --{entry.name} {placeholder(entry.part)}".rstrip()
+    text = f"{entry.text} {_note(entry)}".strip()
+    beside = head.ljust(_COLUMN)
+    if len(head) >= _COLUMN or not text:
+        return [*_wrapped(head, "  ", " " * 6), *_wrapped(text, " " * _COLUMN, " " * _COLUMN)]
+    return _wrapped(text, beside, " " * _COLUMN)
+
+
+def _note(entry: _Entry) -> str:
+    """Range, names and default of a setting, in brackets."""
+    part, default = entry.part, entry.default
+    notes = [limits(part)]
+    if part.kind in ("choice", "several"):
+        notes.append(f"{'one' if part.kind == 'choice' else 'any'} of {part.what.names}")
+    if default is MISSING and "." in entry.name:
+        notes.append("required")
+    elif part.kind == "choice" and default not in (None, MISSING):
+        notes.append(f"default: {part.what.name_of(default)}")
+    elif part.kind == "value" and default is not MISSING:
+        notes.append(_default_note(default))
+    return f"({'; '.join(filter(None, notes))})" if any(notes) else ""
+
+
+def _default_note(default: Any) -> str:
+    """Nothing for a switch that is off, an empty list, or a setting that is absent by default."""
+    if default is None or default is False or default == []:
+        return ""
+    shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
+    return f"default: {'true' if default is True else shown}"
+
+
+def _wrapped(text: str, first: str = "", others: str = "") -> list[str]:
+    return textwrap.wrap(" ".join(text.split()), _WIDTH, initial_indent=first, subsequent_indent=others)

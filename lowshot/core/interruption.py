@@ -1,0 +1,32 @@
+"""Stopping on request: SIGTERM, as clusters send it, stops a stage in the same way as Ctrl-C.
+
+What an interrupted piece of work keeps is a note on the exception (`BaseException.add_note`); `core.cli` prints it.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM; `code` is the exit code that shells expect for it."""
+
+    code = 128 + signal.SIGTERM
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Within the block, SIGTERM raises `Terminated`."""
+    if threading.current_thread() is not threading.main_thread():  # others receive no signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated

@@ -1,0 +1,87 @@
+"""Progress of long work: a bar on a terminal, a line per minute in a log file, a notice before hours of work."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+_LINE_SECONDS = 60  # between two lines of a log file
+_STEADY_SECONDS = 20  # of work before its length is estimated
+_LONG_SECONDS = 1800  # left, from which on the work is announced as long
+
+
+class Progress(tqdm):
+    """tqdm for every loop that may take long.
+
+    In a log file, work of less than a minute prints nothing. `resumable` work is work that the same command continues
+    after an interruption. All other arguments are those of tqdm.
+    """
+
+    def __init__(
+        self,
+        iterable: Any = None,
+        desc: str | None = None,
+        total: float | None = None,
+        *,
+        resumable: bool = False,
+        **options: Any,
+    ) -> None:
+        self.on_terminal, self.resumable, self.announced = sys.stderr.isatty(), resumable, False
+        if not self.on_terminal:
+            options |= {"mininterval": _LINE_SECONDS, "leave": False}
+        super().__init__(iterable, desc, total, **options)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Called by tqdm whenever the state should be shown."""
+        if not self.announced and (notice := self._notice()):
+            self.announced = True
+            say(notice)
+        if self.on_terminal:
+            return super().display(msg, pos)
+        if msg is None and self._elapsed() >= _LINE_SECONDS:
+            print(self._line(), file=sys.stderr, flush=True)
+        return False
+
+    def _elapsed(self) -> float:
+        return self._time() - self.start_t if hasattr(self, "start_t") else 0.0  # tqdm shows itself before it starts
+
+    def _seconds_left(self) -> float | None:
+        """None where it is unknown."""
+        done, elapsed = self.n - self.initial, self._elapsed()
+        return (self.total - self.n) * elapsed / done if self.total and done > 0 else None
+
+    def _notice(self) -> str | None:
+        left = self._seconds_left()
+        if left is None or left < _LONG_SECONDS or self._elapsed() < _STEADY_SECONDS:
+            return None
+        stop = "; Ctrl-C stops it, and the same command continues later" if self.resumable else ""
+        return f"{self._name()}: about {duration(left)} to go{stop}"
+
+    def _line(self) -> str:
+        left, share = self._seconds_left(), f" ({self.n / self.total:.0%})" if self.total else ""
+        of = f" of {self.total}" if self.total else ""
+        parts = [f"{self.n}{of} {_plural(self.unit)}{share}", left and f"about {duration(left)} left", self.postfix]
+        return f"{self._name()}: {', '.join(filter(None, parts))}"
+
+    def _name(self) -> str:
+        return (self.desc or "progress").removesuffix(": ")  # which tqdm adds
+
+
+def say(text: str) -> None:
+    """Print a line on stderr, above the bars of a terminal."""
+    if sys.stderr.isatty():
+        tqdm.write(text, file=sys.stderr)
+    else:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _plural(unit: str) -> str:
+    return unit + ("es" if unit.endswith(("s", "ch")) else "s")
+
+
+def duration(seconds: float) -> str:
+    """In words, to two digits: "40 s", "12 min", "3 h 20 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
