@@ -113,7 +113,7 @@ def test_the_report_shows_them(gans, data, tmp_path):
                "protocol": {"setup": "both", "setting": "inductive", "split_digest": split.digest},
                "provenance": provenance, "scores": [scores], "gan": {"trial": 1}})  # fmt: skip
     some = ("--results", tmp_path, "--out", tmp_path / "report", "--gan", gans["tuned"])
-    assert_refused(run_script("parse_results.py", *some), "--gan", "needs --data")
+    assert_refused(run_script("parse_results.py", *some), "--gan", "requires --data")
     result = run_script("parse_results.py", *some, "--data", data)
     assert result.returncode == 0, result.stderr
     page = (tmp_path / "report" / "report.html").read_text()
