@@ -314,8 +314,8 @@ def test_results_of_an_older_revision_are_explained_too(folder, capsys):
     write(folder, b=content("plain + generator", AT[5], config={**OLDER, "shots": [5]},
                             inputs=with_generator("generator")))  # fmt: skip
     assert notes(folder, capsys) == [
-        "Identical in every trial at n = 5: conv4: plain + generator and conv4: plain; generator adds no rows to classes "
-        "with 5 or more shots (max_per_label 5)."
+        "Identical in every trial at n = 5: conv4: plain + generator and conv4: plain; generator adds no rows to "
+        "classes with 5 or more shots (max_per_label 5)."
     ]
 
 
