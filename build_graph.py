@@ -31,7 +31,7 @@ from lowshot import core, diffusion
 from lowshot.core.artifacts import Recipe, building, is_done, open_h5, read_recipe, recipe, renamed
 from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
-from lowshot.core.settings import NonNegativeInt, PositiveInt, RunOnly
+from lowshot.core.settings import PositiveInt, RunOnly, Seed
 from lowshot.data.features import Features, check_classes, check_same_space, check_setup, read_features
 from lowshot.data.protocol import Setup, read_split
 from lowshot.data.rows import Rows, blocks, open_raw, open_rows
@@ -51,7 +51,7 @@ class GraphConfig:
     pca_dim: PositiveInt | None = PCA_DIM
     """Number of PCA dimensions; null for no PCA. Features with fewer dimensions are not projected. With a background,
     its PCA is used."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the rows drawn to fit the PCA and the index."""
     overwrite: RunOnly[bool] = False
     """Build the graph again even if it exists."""
