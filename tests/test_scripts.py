@@ -1,6 +1,6 @@
-"""Every command of every script is one that its stage accepts.
+"""Stages accept every command of every shell script.
 
-The scripts run with a python that only writes down its arguments.
+The scripts run with a stub instead of python, which only records its arguments.
 """
 
 import importlib
@@ -39,8 +39,7 @@ echo >> "$RECORD"
 
 
 def recording(folder, script, *arguments, **variables):
-    """Run a script with the stub, put into `folder`, as python; returns the finished process and the commands it would
-    have run."""
+    """Run a script with the stub, written into `folder`, as python. Return the finished process and its commands."""
     stub, record = folder / "bin" / "python", folder / "record"
     stub.parent.mkdir(exist_ok=True)
     stub.write_text(STUB)
@@ -60,7 +59,7 @@ def recorded(tmp_path):
 
 
 def parsed(command):
-    """The configuration that a command's stage would work with."""
+    """Return the config that a stage parses from a command."""
     stage = importlib.import_module(command[0].removesuffix(".py"))
     several = getattr(stage, "COMMANDS", None)
     return parse(several[command[1]][1] if several else stage.Config, command[2 if several else 1 :])
@@ -77,7 +76,7 @@ def test_commands_are_accepted(recorded, monkeypatch, script, argument):
         assert all((ROOT / grid).is_file() for flag, grid in pairwise(command) if flag == "--select")
 
 
-def test_without_a_data_root_a_download_is_allowed(recorded):
+def test_data_root_is_passed_on(recorded):
     script = "scripts/shrink_hallucinate/1_prepare.sh"
     assert "--root" not in recorded(script, "cifar100")[1][-1]
     command = recorded(script, "cifar100", DATA_ROOT="/images")[1][-1]
@@ -92,7 +91,7 @@ def test_bad_arguments_are_refused(recorded):
 
 
 @pytest.mark.parametrize("script", GAN[2:6])
-def test_the_published_gan_beside_the_other(recorded, monkeypatch, script):
+def test_the_published_gan_can_be_chosen(recorded, monkeypatch, script):
     monkeypatch.chdir(ROOT)
     done, commands = recorded(script, "emnist_fs", NETWORK="published", SEEDS="0", SHOTS="5")
     assert done.returncode == 0, done.stderr
