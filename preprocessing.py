@@ -54,9 +54,9 @@ from lowshot.core.artifacts import is_done, recipe, write_json, writing
 from lowshot.core.choices import is_own
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
-from lowshot.core.settings import NonNegativeInt, RunOnly
+from lowshot.core.settings import RunOnly, Seed
 from lowshot.data.datasets import registry
-from lowshot.data.datasets.content import Content, Source, cap, validation_part
+from lowshot.data.datasets.content import Content, Found, Source, cap, validation_part
 from lowshot.data.datasets.images import Images, write_images
 from lowshot.data.datasets.settings import DATASETS, Capped, DrawnSplit, HalvedSplit, Shots, part_of
 from lowshot.data.protocol import Split, check_draws, draws_to_json, make_draws, make_split, with_douze2018_draws
@@ -77,7 +77,7 @@ class Config:
     """Folder to write."""
     root: Path | None = None
     """Folder of the data set's files; by default data/, with a download through torchvision where there is one."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of novel classes, halves, draws, held-out test images and caps (the glyphs themselves never change)."""
     overwrite: RunOnly[bool] = False
     """Make it again even if the output stands."""
@@ -88,7 +88,7 @@ class Config:
 def main(config: Config) -> Path:
     """Read a data set and write its images, split and draws; returns the folder written."""
     source = Source(config.root, config.seed)
-    found = registry.find(config.dataset, source)
+    found = _found(config, source)
     stays = {"root": str(source.folder.resolve())} if found.stays else {}
     made_from = recipe("preprocessing", config, found.digests, **stays)
     if is_done(config.out, made_from, config.overwrite):
@@ -103,6 +103,16 @@ def main(config: Config) -> Path:
             write_json(partial / name, part)
     print(f"preprocessing: {_summary(content)} -> {config.out}")
     return config.out
+
+
+def _found(config: Config, source: Source) -> Found:
+    """The data set that the settings name; without --root, an error says that there is such a setting."""
+    try:
+        return registry.find(config.dataset, source)
+    except InputError as error:
+        if config.root is not None or not str(error).startswith(str(source.folder.resolve())):
+            raise
+        raise InputError(f"{error}; name the folder of the images with --root") from None
 
 
 def _chosen_images(config: Config, content: Content) -> Images:

@@ -227,7 +227,8 @@ def make_draws(
     starts = np.searchsorted(labels[order], np.arange(len(class_names)), side="left")
     for c in np.flatnonzero(ends - starts < max_shots)[:1]:
         raise InputError(
-            f"max_shots {max_shots}: class {c} ({class_names[c]}) has {ends[c] - starts[c]} training images only"
+            f"max_shots {max_shots}: class {c} ({class_names[c]}) has only {ends[c] - starts[c]} training images; "
+            f"--dataset.max_shots {(ends - starts).min()} fits all classes"
         )
     return {
         trial: [

@@ -1,4 +1,4 @@
-"""The stage contract: complete or absent, skipped when made from the same, refused when made from others."""
+"""The stage contract: complete or absent, skipped when made from the same, refused when made differently."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +9,11 @@ import pytest
 from lowshot.core.artifacts import (
     digest,
     is_done,
+    missing,
     name_today,
     partial_path,
     read_recipe,
+    read_yaml,
     recipe,
     renamed,
     write_json,
@@ -166,7 +168,7 @@ ALIKE = {
 }
 OTHERS = {
     "setting optimizer.lr was 0.2, now 0.1": {"optimizer": "sgd", "lr": 0.2},
-    "setting optimizer.lr was 0.001, now 0.1": {"optimizer": "adam", "lr": 0.001},
+    "setting optimizer.lr was 0.001, now 0.1, and 1 more": {"optimizer": "adam", "lr": 0.001},
     "setting epochs was 5, now 90": {"optimizer": "sgd", "lr": 0.1, "epochs": 5},
     "setting depth was 3, now None": {"optimizer": "sgd", "lr": 0.1, "depth": 3},
     "setting gone was 3, now absent": {"optimizer": "sgd", "lr": 0.1, "gone": 3},
@@ -241,3 +243,37 @@ def test_a_folder_that_no_stage_made_is_told_so(tmp_path):
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(InputError, match="does not record what made it"):
         is_done(tmp_path / "mine", made(tmp_path), overwrite=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("lr: 1\nsteps: {n: 1, n: 2}\n", r"line 2: 'n' is there twice"),
+        ("lr: 1\nlr: 2\n", "line 2: 'lr' is there twice"),
+        ("a: [\n", "line 2: .*"),
+        ("a: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+    ],
+)
+def test_yaml_that_is_refused(tmp_path, text, cause):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(InputError, match=rf"a\.yaml: not valid YAML \({cause}\)$"):
+        read_yaml(tmp_path / "a.yaml")
+
+
+def test_an_output_needs_a_name():
+    with pytest.raises(InputError, match=r"^--out \.: must have a name"):
+        partial_path(Path())
+
+
+def test_an_input_that_is_not_there_is_told_with_the_way_out(tmp_path):
+    (tmp_path / "features").mkdir()
+    (tmp_path / "features" / "train.h5").touch()
+    for path, said in (
+        ("features", "is a folder, not a file; it holds train.h5"),
+        ("features/train.h5/config.json", "is a file, not a folder with a config.json"),
+        ("features/trian.h5", "no such file, did you mean 'train.h5'?"),
+        ("nowhere/images.h5", "no such file (preprocessing.py writes it)"),
+        ("nowhere/x", "no such file"),
+    ):
+        error = str(missing(tmp_path / path))
+        assert error.endswith(said) and "\n" not in error, error

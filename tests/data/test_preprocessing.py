@@ -106,7 +106,10 @@ def test_a_validation_part_leaves_the_test_images_out(root):
 @pytest.mark.parametrize(
     ("options", "cause"),
     [
-        ({"max_shots": 5}, r"max_shots 5: class 0 \(group0/class0\) has 4 training images"),
+        (
+            {"max_shots": 5},
+            r"max_shots 5: class 0 \(group0/class0\) has only 4 training images; --dataset.max_shots 4 fits",
+        ),
         ({"test_per_class": 5}, "none is left beside 5 for test"),
         ({"validation_share": 0.9}, "none is left beside 4 for test"),
         ({"novel_per_superclass": 4}, "novel_per_superclass 4"),

@@ -227,7 +227,9 @@ def test_a_class_does_not_depend_on_the_others():
 
 
 def test_too_few_images_for_the_shots():
-    with pytest.raises(InputError, match=r"max_shots 11: class 0 \(a\) has 10 training images"):
+    with pytest.raises(
+        InputError, match=r"max_shots 11: class 0 \(a\) has only 10 training images; --dataset.max_shots 10 fits"
+    ):
         make_draws(LABELS, CLASSES, 1, 11, seed=0)
 
 

@@ -394,7 +394,10 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(gans, tmp
         return losses | {"d_adversarial": torch.tensor(math.nan)} if step >= 6 else losses
 
     monkeypatch.setattr(training.GanTrainer, "_step", broken)
-    with pytest.raises(InputError, match=r"loss is nan at step 7; the last good checkpoint is .*checkpoint\.pt"):
+    with pytest.raises(
+        InputError,
+        match=r"loss is nan at step 7: the training diverged \(the last good checkpoint is .*checkpoint\.pt\); lower",
+    ):
         pretrain(gans.data, gans.extractor, tmp_path / "gan")
     kept = torch.load(tmp_path / "gan.partial" / "checkpoint.pt", weights_only=True)
     assert kept["step"] == 4 and not (tmp_path / "gan").exists()
@@ -423,8 +426,8 @@ def test_a_batch_must_be_shared_equally(gans, tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["--augment=fixed"], r"--augment.p: is required \(a number > 0 up to 1"),
-        (["--augment=fixed", "--augment.p=0"], "--augment.p: '0': must be a number > 0 up to 1"),
+        (["--augment=fixed"], "--augment.p: is required (a number > 0 and <= 1)"),
+        (["--augment=fixed", "--augment.p=0"], "--augment.p: '0': must be a number > 0 and <= 1"),
         (["--augment.p=0.5"], "--augment.p: no setting of adaptive (it is one of fixed)"),
         (["--augment.mode=fixed"], "--augment.mode: is called augment now"),
         (["--film=affine"], "--film: is called network.film now"),
