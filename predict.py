@@ -1,17 +1,18 @@
-"""Make a classifier from a few photos a class, and let it name the classes of other photos.
+"""Make a classifier from a few photos per class, and classify other photos with it.
 
-fit       reads IMAGES/<class>/* and an extractor (train_extractor.py, or any model of timm)
-          writes OUT/: model.pt, config.json, extractor/ (all that `classify` needs)
-classify  reads CLASSIFIER/ and image files or a folder of them
+fit       reads IMAGES/<class>/* and an extractor (from train_extractor.py, or any timm model)
+          writes OUT/: model.pt, config.json, extractor/ (everything that `classify` needs)
+classify  reads CLASSIFIER/ and image files or folders
           writes OUT (.csv: image, rank, class, score; or .json)
 
 python predict.py fit --timm resnet50.a1_in1k --images photos --out classifier
 python predict.py classify --classifier classifier --images new_photos --out predictions.csv
 
-Several images or folders: --images '["a.jpg", "more"]'. Beside a .csv stands what made it, OUT.csv.json.
+`classify` accepts several images or folders: --images a.jpg more. It records its settings and inputs in OUT, or in
+OUT.json if OUT is a .csv file.
 
-A score is the softmax of the method's scores over the classes of the classifier: it ranks them for one image. It is not
-calibrated, and an image of none of the classes gets one of them all the same.
+A score is the softmax of the method's scores over the classes of the classifier. It ranks the classes of one image. It
+is not calibrated, and an image of none of the classes is still assigned to one of them.
 """
 
 from __future__ import annotations
@@ -43,30 +44,29 @@ from lowshot.representation.settings import ExtractorChoice
 
 @dataclass(kw_only=True)
 class FitConfig(ExtractorChoice):
-    """Make a classifier from a few photos a class."""
+    """Make a classifier from a few photos per class."""
 
     images: Path
-    """folder of class folders (or superclass folders with class folders inside) with a few photos each"""
+    """Folder of class folders with a few photos each. Superclass folders that contain class folders work too."""
     out: Path
-    """folder to write the classifier to"""
+    """Folder to write the classifier to."""
     method: Annotated[Any, INDUCTIVE_METHODS] = field(default_factory=SupportLogisticOptions)
-    """what compares a new image with the photos; methods that need many new images at once are left out"""
+    """Few-shot method. Only methods that classify one image at a time are available."""
     transform: FeatureTransform = field(default_factory=lambda: FeatureTransform(normalise=True))
-    """what is done to every feature first"""
+    """Transform of all features before the method."""
     base_features: Path | None = None
-    """features that the same extractor made (save_features.py), for transform.centre: the mean of their base classes is
-    subtracted"""
+    """Features of base classes from the same extractor (save_features.py). --transform.centre subtracts their mean."""
     split: Path | None = None
-    """split.json, which says what the base classes of base_features are"""
+    """split.json that names the base classes of base_features."""
     invert: bool = False
-    """take the negative of every image: for dark ink on paper and an extractor that learned bright ink on black
-    (omniglot, glyphs, emnist)"""
+    """Invert every image. Use it for dark ink on paper with an extractor trained on bright ink on black (omniglot,
+    glyphs, emnist)."""
     batch_size: RunOnly[PositiveInt] = 32
-    """images at once; changes the speed only"""
+    """Batch size of the extractor."""
     num_workers: RunOnly[NonNegativeInt] = 0
-    """processes that decode images; worth their start with some hundred photos"""
+    """Number of processes that decode images. They pay off from a few hundred photos on."""
     overwrite: RunOnly[bool] = False
-    """make it again even if it is there"""
+    """Replace an existing classifier."""
 
     renamed = ExtractorChoice.renamed | {"method": "method.name", "methods": "method"}
     renamed |= {f"methods.{one}": "method" for one in INDUCTIVE_METHODS.classes}
@@ -74,24 +74,24 @@ class FitConfig(ExtractorChoice):
 
 @dataclass(kw_only=True)
 class ClassifyConfig:
-    """Name the classes of photos."""
+    """Classify photos."""
 
     classifier: Path
-    """folder written by fit"""
+    """Folder of the classifier, written by `fit`."""
     images: Path | list[Path]
-    """an image file, a folder, searched at any depth, or a list of them: '["a.jpg", "more"]' """
+    """Image files or folders. Folders are searched at any depth."""
     out: Path
-    """file to write, .csv or .json"""
+    """File to write the predictions to (.csv or .json)."""
     top_k: PositiveInt = 5
-    """classes to name for each image, best first"""
+    """Number of classes to list for each image, best first."""
     batch_size: RunOnly[PositiveInt] = 32
-    """images at once; changes the speed only"""
+    """Batch size of the extractor."""
     num_workers: RunOnly[NonNegativeInt] = 0
-    """processes that decode images; worth their start with some hundred photos"""
+    """Number of processes that decode images. They pay off from a few hundred photos on."""
     code: RunOnly[list[str]] = field(default_factory=list)
-    """classes of your own, file.py:Class, that the classifier was made with and that this command may import"""
+    """Classes of your own (file.py:Class) that the classifier uses and that this command may import."""
     overwrite: RunOnly[bool] = False
-    """replace what stands under that name"""
+    """Replace an existing file."""
 
 
 def fit(config: FitConfig) -> Path:
@@ -102,7 +102,7 @@ def fit(config: FitConfig) -> Path:
     classes = find_classes(root)
     names = [folder.relative_to(root).as_posix() for folder in classes]
     if len(names) < 2:
-        raise InputError(f"{config.images}: holds one class, {names[0]}; a classifier needs two")
+        raise InputError(f"{config.images}: contains only one class ({names[0]}). Add a second class folder.")
     _check(config)
     extractor, chosen = representation.chosen_extractor(config)
     files = [file for part in classes.values() for file in part]
@@ -122,7 +122,7 @@ def fit(config: FitConfig) -> Path:
     with writing(config.out, made_from) as partial:
         partial.mkdir()
         classifiers.save_classifier(partial, classifier, made_from)
-    print(f"predict: a classifier of {len(names)} classes from {len(files)} images -> {config.out}")
+    print(f"predict: classifier of {len(names)} classes from {len(files)} images -> {config.out}")
     return config.out
 
 
@@ -131,45 +131,60 @@ def _speed(config: FitConfig | ClassifyConfig) -> dict[str, int]:
 
 
 def _check(config: FitConfig) -> None:
-    """InputError for settings that would be ignored, or that lack others."""
+    """Raise InputError if a setting would be ignored or needs another one."""
     if len({config.transform.centre, config.base_features is not None, config.split is not None}) == 2:
-        raise InputError("transform.centre, base_features and split need each other: a mean of base classes")
+        raise InputError(
+            "transform.centre: centres on the mean of base classes. "
+            "Use --transform.centre, --base_features and --split together, or none of them."
+        )
     if is_transductive(config.method):
-        raise InputError("method: is transductive; a classifier of photos names one at a time")
+        raise InputError(
+            "method: is transductive, but photos are classified one at a time. "
+            f"Use one of {', '.join(INDUCTIVE_METHODS.classes)}."
+        )
 
 
 def base_mean(config: FitConfig, dim: int, extractor: str) -> Any:
-    """What the transform subtracts (D,), or None: the mean over the images of base classes.
+    """Return the mean (D,) over the images of base classes that the transform subtracts, or None.
 
-    Raises InputError if the features are known to be of another extractor than the one with this digest, or hold none.
+    Raises InputError if another extractor made the features, or if they contain no base class. `extractor` is the
+    digest of the extractor.
     """
     if config.base_features is None:
         return None
     split = read_split(config.split)
     base = read_features(config.base_features, split.n_classes)
     if base.dim != dim:
-        raise InputError(f"{config.base_features}: {base.dim} dimensions, but the extractor makes {dim}")
+        raise InputError(
+            f"{config.base_features}: has {base.dim} dimensions, but the extractor makes {dim}. "
+            "Use features of this extractor (save_features.py)."
+        )
     if base.extractor not in (None, extractor):
-        raise InputError(f"{config.base_features}: made by another extractor")
+        raise InputError(
+            f"{config.base_features}: made by another extractor. Use features of this extractor (save_features.py)."
+        )
     rows = np.isin(base.labels, split.base_classes)
     if not rows.any():
-        raise InputError(f"{config.base_features}: no image of a base class of {config.split}")
+        raise InputError(
+            f"{config.base_features}: contains no image of a base class of {config.split}. "
+            "Use the features of the training images (train.h5)."
+        )
     return classifiers.transformed_mean(config.transform, base.feats[rows])
 
 
 def _say_left_out(folder: Path) -> None:
-    """A line that counts the files that look like no image: phones write formats that cannot be read here."""
+    """Print the number of files without an image suffix: phones write formats that cannot be read here."""
     if others := other_files(folder):
         suffixes = ", ".join(sorted({path.suffix or path.name for path in others}))
-        print(f"predict: {len(others)} files in {folder} are left out, by their suffix they are no images ({suffixes})")
+        print(f"predict: skipped {len(others)} files in {folder} that are not images by their suffix ({suffixes})")
 
 
 def classify(config: ClassifyConfig) -> Path:
-    """Write the best classes of every image and return the file."""
+    """Write the best classes of every image and return the path of the file."""
     import torch
 
     if config.out.suffix not in (".csv", ".json"):
-        raise InputError(f"{config.out}: predictions are a .csv or a .json file")
+        raise InputError(f"{config.out}: predictions must be a .csv or .json file")
     classifier = classifiers.load_classifier(config.classifier, config.code)
     files = choose_files(config.images)
     listed = listing_digest(Path("/"), [file.absolute() for file in files.values()])
@@ -190,7 +205,7 @@ def classify(config: ClassifyConfig) -> Path:
         for row in zip(best.tolist(), scores.tolist())
     ]
     if is_table:
-        record.unlink(missing_ok=True)  # so that a killed run leaves no record beside a table that it did not make
+        record.unlink(missing_ok=True)  # a killed run must not leave a record beside a table that it did not write
     with writing(config.out) as partial:
         (write_table if is_table else write_document)(partial, list(files), named, made_from)
     if is_table:
@@ -200,26 +215,26 @@ def classify(config: ClassifyConfig) -> Path:
 
 
 def choose_files(images: Path | list[Path]) -> dict[str, Path]:
-    """The image files to classify under the names that they get in the output."""
+    """Return the image files to classify, by their names in the output."""
     files = {}
     for path in images if isinstance(images, list) else [images]:
         if path.is_dir():
             _say_left_out(path)
             found = find_images(path)
             if not found:
-                raise InputError(f"{path}: holds no image")
+                raise InputError(f"{path}: contains no images")
             files |= {(file.relative_to(path).as_posix() if path == images else str(file)): file for file in found}
         elif path.is_file():
             files[str(path)] = path
         else:
             raise InputError(f"{path}: no such file or folder")
     if not files:
-        raise InputError("images: an empty list")
+        raise InputError("images: the list is empty. Name at least one image or folder.")
     return files
 
 
 def write_table(path: Path, names: list[str], predictions: list[list[tuple[str, float]]], made_from: dict) -> None:
-    """A row for every image and rank."""
+    """Write one row per image and rank."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "rank", "class", "score"])
@@ -228,7 +243,7 @@ def write_table(path: Path, names: list[str], predictions: list[list[tuple[str, 
 
 
 def write_document(path: Path, names: list[str], predictions: list[list[tuple[str, float]]], made_from: dict) -> None:
-    """The recipe, and for every image its classes, best first."""
+    """Write the recipe and the classes of each image, best first."""
     rows = [
         {"image": name, "classes": [{"class": label, "score": score} for label, score in row]}
         for name, row in zip(names, predictions)
@@ -237,7 +252,7 @@ def write_document(path: Path, names: list[str], predictions: list[list[tuple[st
 
 
 def after_fit(config: FitConfig) -> list:
-    """The command that takes the output, with capitals for what is not known here."""
+    """Return the command that uses the output. Capitals stand for a path that only the user knows."""
     predictions = config.out.parent / "predictions.csv"
     return ["predict.py", "classify", "--classifier", config.out, "--images", "NEW_PHOTOS", "--out", predictions]
 

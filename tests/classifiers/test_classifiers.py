@@ -1,4 +1,4 @@
-"""Low-shot classifiers: the published batches and SGD, independence of runs, the convex optimum, the MLPs."""
+"""Low-shot classifiers: published batches and SGD, independence of runs, the convex optimum, MLPs."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from lowshot.classifiers.problem import Problem, Run
 from lowshot.classifiers.settings import LogisticOptions, MLPOptions, SGDOptions
 from lowshot.core.errors import InputError
 
-DIM, N_BASE, N_NOVEL, N_CLASSES = 6, 3, 2, 7  # two classes belong to no side
+DIM, N_BASE, N_NOVEL, N_CLASSES = 6, 3, 2, 7  # two classes are neither base nor novel
 
 
 def make_problem(keys, rows_per_base=20, seed=0):
@@ -33,7 +33,7 @@ def only(problem, i):
 
 
 def weights_of(score):
-    """(n_runs, n_classes, D + 1) of a linear scorer, read off the unit vectors."""
+    """Weights (n_runs, n_classes, D + 1) of a linear scorer, from its scores of the unit vectors."""
     bias = score(torch.zeros(1, DIM)).transpose(1, 2)
     return torch.cat([score(torch.eye(DIM)).transpose(1, 2) - bias, bias], -1).numpy()
 
@@ -68,7 +68,7 @@ def test_novel_counts_are_uniform_draws():
 
 
 def reference_loop(problem, run, trainer, weights, options, n_steps):
-    """The published step with torch's own layer, loss and optimiser, fed the same draws."""
+    """The published step with torch's layer, loss and optimiser, on the same draws."""
     model = torch.nn.Linear(DIM, N_CLASSES)
     model.weight.data, model.bias.data = weights[:, :-1].clone(), weights[:, -1].clone()
     dampened = {"momentum": options.momentum, "dampening": options.momentum, "weight_decay": options.weight_decay}
@@ -141,7 +141,7 @@ def test_logistic_regression_is_the_optimum():
         best = objective(exact[i], problem, run, 0.001)
         assert best <= objective(sgd[i], problem, run, 0.001)
         rng = np.random.default_rng(0)
-        for _ in range(5):  # flat in every direction: the difference quotient is that of the quadratic term only
+        for _ in range(5):  # at the optimum the gradient is 0: only the quadratic term changes the loss
             direction = rng.normal(size=exact[i].shape)
             direction /= np.linalg.norm(direction)
             ahead, behind = (objective(exact[i] + h * direction, problem, run, 0.001) for h in (1e-3, -1e-3))
@@ -203,7 +203,7 @@ def test_mlp_keeps_the_weights_of_its_best_epoch(monkeypatch):
     rows = mlp_module._split_and_repeat
     parts = [rows(problem, run, 0) for run in problem.runs]
     model = mlp_module._fit_group(problem, problem.runs, parts, options, 0, "cpu")
-    # run 0 has stopped before its loss of 0.1; run 1 improves in epoch 3 though epoch 2 was worse
+    # run 0 stops before its loss of 0.1; run 1 improves in epoch 3 although epoch 2 was worse
     for kept, second, third in zip(model.by_run(), seen[1], seen[2]):
         assert torch.equal(kept[0], second[0]) and torch.equal(kept[1], third[1])
     assert len(seen) == 5 and not model.training

@@ -1,4 +1,4 @@
-"""Few-shot methods and low-shot classifiers on arrays: numbers of the methods themselves, checked arguments."""
+"""Few-shot methods and low-shot classifiers on arrays: same scores as the batched methods, checks of arguments."""
 
 import pickle
 
@@ -36,7 +36,7 @@ BASE = np.float32(RNG.random((50, DIM)))
 
 
 def rows(classes, n, rng):
-    """`n` rows of each class about its centre, and their classes."""
+    """`n` rows of each class around its centre, and their classes."""
     labels = np.repeat(classes, n)
     return np.float32(CENTRES[labels] + 0.3 * rng.random((len(labels), DIM))), labels
 

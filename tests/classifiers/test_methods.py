@@ -1,4 +1,4 @@
-"""Few-shot methods on batched tasks: cases counted by hand, scikit-learn's answers, symmetries, sizes."""
+"""Few-shot methods on batched tasks: cases computed by hand, comparison with scikit-learn, symmetries, sizes."""
 
 import math
 
@@ -42,7 +42,7 @@ def score(name, tasks, method=None, seed=0):
 
 
 def random_tasks(n_tasks=6, n_way=4, n_shot=2, n_queries=5, dim=8, noise=1.0, seed=0):
-    """Tasks of Gaussian classes and the queries' truth (n_way * n_queries,), class after class."""
+    """Tasks of Gaussian classes and the true classes (n_way * n_queries,) of the queries, class after class."""
     random = torch.Generator().manual_seed(seed)
     centres = torch.randn(n_tasks, n_way, 1, dim, generator=random)
     rows = centres + noise * torch.randn(n_tasks, n_way, n_shot + n_queries, dim, generator=random)
@@ -56,7 +56,7 @@ def one_task(support, labels, queries):
     return Tasks(as_rows[0], torch.tensor([labels]), as_rows[1], max(labels) + 1)
 
 
-# ---------------------------------------------------------------- counted by hand
+# ---------------------------------------------------------------- computed by hand
 
 
 def test_nearest_mean_by_hand():
@@ -96,17 +96,17 @@ def test_cosine_takes_one_step_down_the_gradient():
 
 
 def test_refinement_by_hand():
-    """Prototypes 0 and 2, queries at 0 and 1: shares 1 / (1 + e^-4) and 1/2 of the first class."""
+    """Prototypes 0 and 2, queries at 0 and 1: their shares of the first class are 1 / (1 + e^-4) and 1/2."""
     tasks = one_task([0.0, 2.0], [0, 1], [0.0, 1.0])
     near = 1 / (1 + math.exp(-4))
     first = (0 * 1 + near * 0 + 0.5 * 1) / (1 + near + 0.5)
     second = (2 * 1 + (1 - near) * 0 + 0.5 * 1) / (1 + (1 - near) + 0.5)
-    gaps = [(q - first) ** 2 - (q - second) ** 2 for q in (0, 1)]  # score of the second class less that of the first
+    gaps = [(q - first) ** 2 - (q - second) ** 2 for q in (0, 1)]  # score of the second class minus score of the first
     assert score("prototype_refinement", tasks)[0].diff(dim=-1).flatten().tolist() == pytest.approx(gaps, abs=1e-5)
 
 
 def test_laplacian_shot_by_hand():
-    """Two queries, each the other's neighbour; one update of the assignments softmax(-distances)."""
+    """Two queries that are neighbours of each other; one update of the assignments softmax(-distances)."""
     tasks = one_task([0.0, 2.0], [0, 1], [0.0, 1.5])
     options = LaplacianShotOptions(smoothing=0.5, n_neighbours=1, rectify=False, n_steps=1)
     first = [1 / (1 + math.exp(-4)), 1 / (1 + math.exp(2.25 - 0.25))]  # shares of the first class
@@ -125,8 +125,8 @@ def test_rectification_undoes_a_shift_of_all_queries():
 
 
 def test_rectified_prototypes_by_hand():
-    """One shot a class at right angles; each query joins the class it points to, weighed by exp(10 cos)."""
-    tasks = one_task([[1.0, 0], [0, 1]], [0, 1], [[0.8, 0.6], [0.2, 0.4]])  # mean (.5, .5), that of the support
+    """One shot per class, at right angles. Each query joins the class of highest cosine, with weight exp(10 cos)."""
+    tasks = one_task([[1.0, 0], [0, 1]], [0, 1], [[0.8, 0.6], [0.2, 0.4]])  # queries and support have the mean (.5, .5)
     weight = math.exp(10 * (0.8 - 1))
     first = (np.array([1, 0]) + weight * np.array([0.8, 0.6])) / (1 + weight)
     weight = math.exp(10 * (0.4 / math.hypot(0.2, 0.4) - 1))
@@ -141,7 +141,7 @@ def test_pt_map_by_hand():
     """Mirror-symmetric task: the assignment is a softmax, and the centres move to the mirror-symmetric estimates."""
     tasks = one_task([-1.0, 1.0], [0, 1], [-2.0, 2.0])
     options = PTMapOptions(scale=0.1, rate=0.5, n_steps=1)
-    share = 1 / (1 + math.exp(-0.4))  # of a query's own class: at unit length the distances are 0 and 4
+    share = 1 / (1 + math.exp(-0.4))  # share of a query in its class: at unit length the distances are 0 and 4
     estimate = (1 + share - (1 - share)) / 2  # one shot, and queries of total mass 1
     centre = 0.5 * 1 + 0.5 * estimate
     gap = 0.1 * ((1 + centre) ** 2 - (1 - centre) ** 2)
@@ -157,7 +157,7 @@ def test_balancing_gives_every_class_the_same_mass_of_queries():
     assert torch.allclose(shares.sum(1), torch.ones(5, 30))
 
 
-# ---------------------------------------------------------------- scikit-learn's answers
+# ---------------------------------------------------------------- comparison with scikit-learn
 
 
 @pytest.mark.parametrize("offset", [0.0, 300.0])
@@ -170,7 +170,7 @@ def test_nearest_mean_equals_scikit_learns_to_the_last_query(offset):
 
 
 def test_nearest_mean_tells_apart_what_float32_cannot():
-    """Two classes whose distances from the query differ by less than float32 resolves: no tie, the nearer one wins."""
+    """Distances of two classes differ by less than float32 resolves: there is no tie, the nearer class wins."""
     tasks = one_task([1 - 2**-24, -1.0], [0, 1], [0.0])
     scores = score("nearest_mean", tasks)[0, 0]
     assert scores[0] == 0 and -1e-6 < scores[1] < 0
@@ -189,7 +189,7 @@ def test_logistic_regression_equals_scikit_learns_to_the_last_query(n_way):
 
 
 def test_nearest_queries_equal_scikit_learns(monkeypatch):
-    monkeypatch.setattr("lowshot.classifiers.laplacian_shot._BLOCK_DISTANCES", 200)  # three rows of three tasks at once
+    monkeypatch.setattr("lowshot.classifiers.laplacian_shot._BLOCK_DISTANCES", 200)  # 3 rows of 3 tasks per block
     queries = random_tasks(n_tasks=3, n_queries=5)[0].query_features
     found = nearest_queries(queries, 4)
     for rows, mine in zip(queries, found):
@@ -224,7 +224,7 @@ def test_squared_distances_far_from_the_origin(dim, offset):
 
 @pytest.mark.parametrize("name", METHODS.classes)
 def test_a_task_does_not_depend_on_those_beside_it(name, monkeypatch):
-    monkeypatch.setattr("lowshot.classifiers.tasks._BLOCK_ELEMENTS", 500)  # two of the tasks
+    monkeypatch.setattr("lowshot.classifiers.tasks._BLOCK_ELEMENTS", 500)  # two tasks per block
     tasks, _ = random_tasks()
     together = score(name, tasks)
     assert together.dtype == torch.float32 and together.shape == (6, 20, 4)
@@ -258,7 +258,7 @@ def test_one_query_and_uneven_shots(name):
     tasks = one_task([[0.0, 9], [2, 9], [1, 8], [9, 0]], [0, 0, 0, 1], [[8, 1]])
     scores = score(name, tasks)
     assert scores.isfinite().all()
-    assert scores.argmax() == 1 or name == "pt_map"  # which gives each class half of the query
+    assert scores.argmax() == 1 or name == "pt_map"  # PT-MAP gives half of the query to each class
 
 
 @pytest.mark.parametrize("name", METHODS.classes)
@@ -277,16 +277,16 @@ def test_inputs_are_left_alone(name):
     assert torch.equal(tasks.support_features, before[0]) and torch.equal(tasks.query_features, before[1])
 
 
-# ---------------------------------------------------------------- worth having
+# ---------------------------------------------------------------- accuracy
 
 
 @pytest.mark.parametrize("name", TRANSDUCTIVE)
 def test_transductive_methods_find_the_clusters_that_misleading_shots_miss(name):
-    """Two tight clusters of queries and one shot a class, both far to one side of theirs."""
+    """Two tight clusters of queries and one shot per class. The second shot is far to the right of its cluster."""
     queries = torch.randn(1, 40, 2, generator=torch.Generator().manual_seed(0)) * 0.2
     queries[:, :20, 0] -= 1
     queries[:, 20:, 0] += 1
-    support = torch.tensor([[[-1.0, 0], [2.8, 0]]])  # the mean's border, 0.9, cuts the second cluster
+    support = torch.tensor([[[-1.0, 0], [2.8, 0]]])  # the border of nearest mean, 0.9, cuts the second cluster
     tasks, truth = Tasks(support, torch.tensor([[0, 1]]), queries, 2), torch.arange(2).repeat_interleave(20)
     accuracy = {
         method: (score(method, tasks)[0].argmax(-1) == truth).float().mean() for method in (name, "nearest_mean")
@@ -301,7 +301,7 @@ def test_methods_learn(name):
 
 
 def test_cosine_learns_what_the_means_miss():
-    """A class of 9 rows in one direction and 1 row in another; trained weights serve both, the mean only the first."""
+    """A class with 9 rows in one direction and 1 in another: trained weights fit both, the mean only the first."""
     support = [[1.0, 0.1]] * 9 + [[0.55, 1.0]] + [[0.0, 1.0]] * 10
     tasks = one_task(support, [0] * 10 + [1] * 10, [[0.55, 1.0]])
     assert score("cosine", tasks, CosineOptions(n_steps=0)).argmax() == 1
@@ -310,7 +310,7 @@ def test_cosine_learns_what_the_means_miss():
 
 def test_cosine_draws_classes_evenly_from_a_large_support():
     labels = torch.stack([torch.tensor([0] * 90 + [1] * 10), torch.tensor([1, 0] * 50)])
-    rows = torch.arange(200.0).view(2, 100, 1)  # each row its number
+    rows = torch.arange(200.0).view(2, 100, 1)  # the value of a row is its number
     batch = _batches(rows, labels, 2, 80, seed=0)
     drawn, classes, shares = (torch.cat(parts, 1) for parts in zip(*(batch(step) for step in range(50))))
     assert torch.equal(labels.flatten()[drawn[..., 0].long()], classes)
@@ -328,7 +328,7 @@ def test_cosine_with_batches_hangs_on_the_seed_alone():
 
 @pytest.mark.parametrize("name", [name for name in METHODS.classes if name != "logistic_regression"])
 def test_many_classes_rows_and_queries_in_one_task(name):
-    """What the low-shot benchmark asks for, smaller."""
+    """The low-shot benchmark in small."""
     n_way, n_queries, dim = 100, 1500, 16
     random = torch.Generator().manual_seed(0)
     centres = 4 * torch.randn(n_way, dim, generator=random)
@@ -339,7 +339,7 @@ def test_many_classes_rows_and_queries_in_one_task(name):
     assert (scores[0].argmax(-1) == truth).float().mean() > 0.9
 
 
-# ---------------------------------------------------------------- what comes before
+# ---------------------------------------------------------------- transforms
 
 
 def test_transform_by_hand():
@@ -372,7 +372,7 @@ def test_a_power_keeps_the_sign():
 
 
 def test_simple_shot_ignores_what_it_removes():
-    """Centred and normalised, tasks of shifted and scaled features are the same tasks (SimpleShot, section 3)."""
+    """After centring and normalisation, shifted and scaled features give the same tasks (SimpleShot, section 3)."""
     tasks, _ = random_tasks()
     base = torch.randn(50, 8, generator=torch.Generator().manual_seed(3))
     plain = fitted_transform(FeatureTransform(centre=True, normalise=True), base)
@@ -385,7 +385,7 @@ def test_simple_shot_ignores_what_it_removes():
     assert torch.allclose(*scores, atol=1e-4)
 
 
-# ---------------------------------------------------------------- which there are
+# ---------------------------------------------------------------- available methods
 
 
 def test_every_choice_has_work_and_every_work_is_a_choice():
@@ -403,7 +403,10 @@ def test_methods_by_name():
     assert list(CLASSIFIERS.classes) == ["linear_sgd", "logistic_regression", "mlp", "own_head"]
     assert {name: type(one.method) for name, one in RECOMMENDED.items()} == METHODS.classes
     both = BENCHMARK_CLASSIFIERS.classes
-    assert both == {**METHODS.classes, **CLASSIFIERS.classes}  # logistic_regression is the benchmark's own there
+    assert both == {
+        **METHODS.classes,
+        **CLASSIFIERS.classes,
+    }  # logistic_regression: the benchmark's
     assert len(both) == len(METHODS.classes) + len(CLASSIFIERS.classes) - 1
 
 

@@ -1,4 +1,4 @@
-"""predict.py: photos to a classifier to class names; a folder that stands alone; what is refused."""
+"""predict.py: from photos to a classifier to class names, a self-contained folder, errors."""
 
 import csv
 import shutil
@@ -32,7 +32,7 @@ from predict import ClassifyConfig, FitConfig
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory, image_folder):
-    """Five photos of each class to learn from (`few`), and the rest (`new`)."""
+    """Five photos of each class to learn from (`few`) and the rest (`new`)."""
     root = tmp_path_factory.mktemp("photos")
     for path in image_folder.rglob("*.png"):
         part = "few" if int(path.stem) < 5 else "new"
@@ -148,7 +148,7 @@ def test_a_timm_classifier_needs_nothing_but_its_folder(tmp_path, photos):
 
 
 def test_documents_say_what_made_them(tmp_path, photos, classifier, capsys):
-    """The batch size changes nothing, a second run ends at once, other images are told."""
+    """The batch size changes nothing, a second run is skipped, and different images are an error."""
     one = ClassifyConfig(classifier=classifier, images=photos / "new" / "class1", out=tmp_path / "one.json", top_k=3)
     document = read_json(predict.classify(one))
     assert [row["image"] for row in document["predictions"]] == sorted(f"{i}.png" for i in range(5, 14))
@@ -192,7 +192,7 @@ def test_files_and_folders_in_a_list(tmp_path, photos, classifier, capsys):
     config = ClassifyConfig(classifier=classifier, images=images, out=tmp_path / "p.csv", top_k=1)
     expected = [str(images[0]), *(str(path) for path in find_images(tmp_path / "more"))]
     assert [row["image"] for row in table(predict.classify(config))] == expected and len(expected) == 10
-    assert f"1 files in {tmp_path / 'more'} are left out" in capsys.readouterr().out
+    assert f"skipped 1 files in {tmp_path / 'more'} that are not images" in capsys.readouterr().out
 
 
 def test_pictures_are_seen_as_a_viewer_shows_them(tmp_path):
@@ -201,7 +201,7 @@ def test_pictures_are_seen_as_a_viewer_shows_them(tmp_path):
         return np.asarray(open_image(tmp_path / name))[..., 0].tolist()
 
     turned = Image.Exif()
-    turned[0x0112] = 6  # to be turned clockwise by a quarter
+    turned[0x0112] = 6  # display rotated clockwise by 90 degrees
     assert opened(Image.fromarray(np.array([[10, 200]], np.uint8)), exif=turned) == [[10], [200]]
     assert opened(Image.fromarray(np.array([[0, 257, 65535]], np.uint16))) == [[0, 1, 255]]
     assert opened(Image.fromarray(np.array([[0, 257, 65535]], np.int32)), "x.tif") == [[0, 1, 255]]
@@ -232,7 +232,7 @@ def test_photos_that_cannot_make_a_classifier(tmp_path, photos, extractor, featu
     root.mkdir()
     refused("few: holds no class folders")
     shutil.copytree(photos / "few" / "class0", root / "class0")
-    refused("few: holds one class, class0")
+    refused(r"few: contains only one class \(class0\)")
     (root / "class1").mkdir()
     refused("class1: holds no image")
     (root / "class1" / "x.jpg").write_bytes(b"no image")
@@ -240,9 +240,9 @@ def test_photos_that_cannot_make_a_classifier(tmp_path, photos, extractor, featu
     (root / "class1" / "x.jpg").unlink()
     shutil.copy(photos / "few" / "class1" / "0.png", root / "class1")
     config.base_features = features / "train.h5"
-    refused("transform.centre, base_features and split need each other")
+    refused("Use --transform.centre, --base_features and --split together")
     config.transform = FeatureTransform(centre=True)
-    refused("transform.centre, base_features and split need each other")
+    refused("Use --transform.centre, --base_features and --split together")
     config.transform, config.base_features = FeatureTransform(), None
     config.method = METHODS.classes["pt_map"]()
     refused("method: is transductive")
@@ -263,7 +263,7 @@ def test_base_features_without_a_base_class(tmp_path, photos, extractor, feature
     write_features(tmp_path / "novel.h5", novel.feats[rows], novel.labels[rows], {"inputs": {}})
     options = {"transform": FeatureTransform(centre=True), "split": data / "split.json"}
     options["base_features"] = tmp_path / "novel.h5"
-    with pytest.raises(InputError, match=r"novel\.h5: no image of a base class"):
+    with pytest.raises(InputError, match=r"novel\.h5: contains no image of a base class"):
         predict.fit(FitConfig(extractor=extractor, images=photos / "few", out=tmp_path / "c", **options))
 
 
@@ -280,9 +280,9 @@ def test_images_that_cannot_be_classified(tmp_path, classifier):
     config = ClassifyConfig(classifier=classifier, images=tmp_path / "new", out=tmp_path / "p.csv")
     for make, message in (
         (lambda: None, "new: no such file or folder"),
-        ((tmp_path / "new").mkdir, "new: holds no image"),
+        ((tmp_path / "new").mkdir, "new: contains no images"),
         (lambda: (tmp_path / "new" / "x.png").write_bytes(b"no image"), r"x\.png: corrupt image"),
-        (lambda: setattr(config, "out", tmp_path / "p.txt"), r"p\.txt: predictions are a \.csv or a \.json file"),
+        (lambda: setattr(config, "out", tmp_path / "p.txt"), r"p\.txt: predictions must be a \.csv or \.json file"),
     ):
         make()
         with pytest.raises(InputError, match=message):
@@ -372,7 +372,7 @@ class Farthest:
 
 @pytest.fixture
 def own(tmp_path):
-    """A folder with the user's file, which commands name without a folder."""
+    """A folder with the user's file. Commands name the file without its folder."""
     folder = tmp_path / "own"
     folder.mkdir()
     (folder / "my_method.py").write_text(FARTHEST.format(transductive=False))
@@ -393,7 +393,7 @@ CODE = ("--code", "my_method.py:Farthest")
 
 
 def test_a_classifier_of_the_users_own_method(own, photos, extractor):
-    """Its code runs only where a command names it."""
+    """The code of a method runs only if a command names it."""
     made = fit_own(own, photos, extractor, "--method.sign", "-1")
     assert made.returncode == 0, made.stderr
     content = read_json(own / "c" / "config.json")
@@ -405,7 +405,7 @@ def test_a_classifier_of_the_users_own_method(own, photos, extractor):
     assert_refused(classify_own(own, photos, "--code", "my_method.py:Other"), "my_method.py defines no 'Other'")
     named = classify_own(own, photos, *CODE)
     assert named.returncode == 0 and "has changed" not in named.stdout, named.stderr
-    rows = read_json(own / "p.json")["predictions"]  # of the very photos: the closest one is the photo itself
+    rows = read_json(own / "p.json")["predictions"]  # the photos are those of the classifier: each is closest to itself
     assert all(row["classes"][0]["class"] == row["image"].split("/")[0] for row in rows) and len(rows) == 50
     assert "already exists" in fit_own(own, photos, extractor, "--method.sign", "-1").stdout
     assert_refused(fit_own(own, photos, extractor), "setting method.sign was -1.0, now 1.0")
@@ -418,7 +418,7 @@ def test_changed_code_of_a_method(own, photos, extractor):
     assert_refused(fit_own(own, photos, extractor), "c: exists, but was made differently", "code of method")
     assert_refused(classify_own(own, photos, *CODE), "p.json: exists, but was made differently", "code of method")
     again = classify_own(own, photos, *CODE, "--overwrite")
-    assert again.returncode == 0 and "my_method.py has changed since it was made" in again.stdout
+    assert again.returncode == 0 and "my_method.py has changed since the classifier was made" in again.stdout
 
 
 @pytest.mark.parametrize(

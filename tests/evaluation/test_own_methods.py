@@ -359,7 +359,7 @@ def test_the_same_objects_serve_notebooks(config):
     assert own.predict(novel).tolist() == ours.predict(novel).tolist()
     joint = lowshot.LowShotClassifier(means()).fit(base, base_labels, novel, novel_labels)
     assert set(joint.predict(novel)) <= {"c", "d"} and joint.classes_.tolist() == list("abcd")
-    with pytest.raises(InputError, match="is not a classifier. Use a name, an instance of SGDOptions, "):
+    with pytest.raises(InputError, match=r"is not a classifier. Use a name, an instance of SGDOptions, "):
         lowshot.LowShotClassifier(tasks()).fit(base, base_labels, novel, novel_labels)
     with pytest.raises(
         InputError, match=r"my_code.py:MeansOfTasks: score returned \(8, 2\). Return a tensor of scores"
