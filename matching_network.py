@@ -1,14 +1,14 @@
-"""Matching networks: `train` one on episodes of the base classes, `test` it on the low-shot benchmark.
+"""Matching networks: `train` a network on episodes of the base classes, `test` it on the low-shot benchmark.
 
 train  reads   FEATURES (train.h5 of save_features.py), SPLIT
        writes  OUT/model.pt, OUT/config.json, OUT/log.jsonl, OUT/tensorboard/
 test   reads   MODEL/, train and test features, split, draws
-       writes  one results JSON, the same as that of low_shot.py
+       writes  one results JSON in the format of low_shot.py
 
 python matching_network.py train --features features/train.h5 --split split.json --out matching/
 python matching_network.py test --model matching/ --train features/train.h5 --test features/test.h5 \\
     --split split.json --draws draws.json --out results/matching_network.json
-CPU, seconds:
+On a CPU, in seconds:
 python matching_network.py train --features features/train.h5 --split split.json --out try/ --n_episodes 100 --n_way 10
 """
 
@@ -38,33 +38,33 @@ class TrainConfig(MatchingSettings):
     """Train a matching network on episodes of the base classes."""
 
     features: Path
-    """Features of the training images"""
+    """Features of the training images."""
     split: Path
-    """Split.json, or the published label_idx.json; the base classes of both setups are trained on"""
+    """split.json, or the published label_idx.json. Training uses the base classes of both setups."""
     out: Path
-    """Folder to write the network to"""
+    """Folder to write the network to."""
     accelerator: RunOnly[str] = "auto"
-    """Where to train: auto, cpu, cuda, ..."""
+    """Device type to train on: auto, cpu, cuda, ..."""
     precision: NetworkPrecision = "32-true"
-    """Of the network; the loss is always float32"""
+    """Precision of the network. The loss is always float32."""
     overwrite: RunOnly[bool] = False
-    """Make it again even if it is there"""
+    """Replace an existing output."""
 
 
 @dataclass(kw_only=True)
 class TestConfig(BenchmarkConfig):
-    """Run a trained network on the low-shot benchmark."""
+    """Evaluate a trained network on the low-shot benchmark."""
 
     model: Path
-    """Folder that `train` wrote"""
+    """Folder written by `train`."""
     rows_per_class: PositiveInt = 100
-    """Support rows of a base class; the shots of a novel class are repeated up to as many"""
+    """Number of support rows per base class. The shots of a novel class are repeated up to this number."""
     seed: Seed = 0
-    """Of the support rows of base classes"""
+    """Seed of the support rows of base classes."""
 
 
 def train(config: TrainConfig) -> Path:
-    """Train and return the folder written."""
+    """Train a network and return its folder."""
     import torch
 
     split = read_split(config.split)
@@ -72,7 +72,8 @@ def train(config: TrainConfig) -> Path:
     base = matching.ClassRows(features, split.base_classes, split)
     if not 2 <= (config.n_way or len(base.classes)) <= len(base.classes):
         raise InputError(
-            f"n_way {config.n_way}: must be 2 or more, and {config.split} has {len(base.classes)} base classes"
+            f"n_way {config.n_way}: must be between 2 and the number of base classes of {config.split}, "
+            f"{len(base.classes)}"
         )
     inputs = {"features": config.features, "split": config.split, "extractor": features.extractor}
     made_from = recipe("matching_network train", config, inputs)
@@ -91,7 +92,7 @@ def train(config: TrainConfig) -> Path:
 
 
 def test(config: TestConfig) -> Path:
-    """Run every trial and n and write the results file; returns its path."""
+    """Evaluate every trial and n, write the results file and return its path."""
     check_settings(config)
     ended = (read_recipe(config.model) or {"config": {}})["config"].get("ended_after")
     handed_on = {} if ended is None else {"model_ended_after": ended}
@@ -113,11 +114,11 @@ def test(config: TestConfig) -> Path:
 
 
 def build_supports(benchmark: Benchmark, config: TestConfig) -> dict[tuple[int, int], np.ndarray]:
-    """The support of every run: (trial, n) -> rows of the train features (S,)."""
+    """Return the support of every run: (trial, n) -> rows of the train features (S,)."""
     base = matching.ClassRows(benchmark.train, benchmark.base_classes, benchmark.split)
     for c in base.classes[base.counts < config.rows_per_class]:
         few = f"class {c} ({benchmark.split.class_names[c]}) has {(benchmark.train.labels == c).sum()} training rows"
-        raise InputError(f"rows_per_class {config.rows_per_class}: {few}")
+        raise InputError(f"rows_per_class {config.rows_per_class}: {few}. Use --rows_per_class {base.counts.min()}.")
     return {
         (trial, n): matching.support_rows(
             base, benchmark.shot_rows(trial, n), config.rows_per_class, config.seed, trial
@@ -127,7 +128,7 @@ def build_supports(benchmark: Benchmark, config: TestConfig) -> dict[tuple[int, 
 
 
 def batches_of_runs(supports: dict[tuple[int, int], np.ndarray], dim: int) -> list[list[tuple[int, int]]]:
-    """Runs whose supports are equally long, as many together as memory should hold."""
+    """Group runs whose supports have the same length into batches that fit in memory."""
     batches = []
     for length in sorted({len(rows) for rows in supports.values()}):
         runs = [run for run, rows in supports.items() if len(rows) == length]
@@ -139,7 +140,7 @@ def batches_of_runs(supports: dict[tuple[int, int], np.ndarray], dim: int) -> li
 
 
 def _ranks(model: matching.MatchingNetwork, benchmark: Benchmark, rows: np.ndarray, device: str) -> np.ndarray:
-    """`true_class_ranks` (R, N) of all test images against the supports `rows` (R, S)."""
+    """Return `true_class_ranks` (R, N) of all test images for the supports `rows` (R, S)."""
     import torch
 
     features, labels = (
@@ -150,14 +151,14 @@ def _ranks(model: matching.MatchingNetwork, benchmark: Benchmark, rows: np.ndarr
 
 
 def after_training(config: TrainConfig) -> list:
-    """The command that takes the output, with capitals for what is not known here."""
+    """Return the command that uses the output. Capitals stand for paths that only the user knows."""
     inputs = ["--train", config.features, "--test", "TEST.h5", "--split", config.split, "--draws", "DRAWS.json"]
     results = config.out.parent / "results/matching_network.json"
     return ["matching_network.py", "test", "--model", config.out, *inputs, "--out", results]
 
 
 def after_test(config: TestConfig) -> list:
-    """The command that takes the output."""
+    """Return the command that uses the output."""
     return report_of(config.out)
 
 

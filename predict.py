@@ -66,7 +66,7 @@ class FitConfig(ExtractorChoice):
     num_workers: RunOnly[NonNegativeInt] = 0
     """Number of processes that decode images. They pay off from a few hundred photos on."""
     overwrite: RunOnly[bool] = False
-    """Replace an existing classifier."""
+    """Replace an existing output."""
 
     renamed = ExtractorChoice.renamed | {"method": "method.name", "methods": "method"}
     renamed |= {f"methods.{one}": "method" for one in INDUCTIVE_METHODS.classes}
@@ -91,7 +91,7 @@ class ClassifyConfig:
     code: RunOnly[list[str]] = field(default_factory=list)
     """Classes of your own (file.py:Class) that the classifier uses and that this command may import."""
     overwrite: RunOnly[bool] = False
-    """Replace an existing file."""
+    """Replace an existing output."""
 
 
 def fit(config: FitConfig) -> Path:

@@ -8,8 +8,8 @@ gan, diffusion, report. Each imports only from those before it. The functions an
     classifier = lowshot.FewShotClassifier("nearest_mean").fit(features, labels)
     classifier.predict(lowshot.embed(extractor, new_files))
 
-`__init__.pyi` lists the public names. Each is imported from its module on first use, so that `import lowshot` is fast.
-The subpackages work the same way.
+The names in `__init__.pyi` are imported from their modules on first use, so that `import lowshot` is fast. The
+subpackages work the same way.
 """
 
 import lazy_loader

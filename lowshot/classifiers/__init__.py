@@ -1,6 +1,6 @@
 """Low-shot classifiers and few-shot methods.
 
-`__init__.pyi` lists the public names. Each is imported from its module on first use.
+The names in `__init__.pyi` are imported from their modules on first use.
 """
 
 import lazy_loader

@@ -1,6 +1,6 @@
 """The low-shot benchmark, few-shot episodes, selection of settings.
 
-The names of `__init__.pyi` are imported from their modules when they are first used.
+The names in `__init__.pyi` are imported from their modules on first use.
 """
 
 import lazy_loader

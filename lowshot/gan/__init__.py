@@ -1,6 +1,6 @@
 """Class-conditional GANs of few shots, their samples and scores.
 
-The names of `__init__.pyi` are imported from their modules when they are first used.
+The names in `__init__.pyi` are imported from their modules on first use.
 """
 
 import lazy_loader

@@ -1,6 +1,8 @@
-"""Matching networks with full context embeddings (Vinyals et al., NIPS 2016) on features: a bidirectional LSTM over the
-support, an attention LSTM over each query, a softmax over support rows. In the form of the code released for
-Hariharan & Girshick (ICCV 2017)."""
+"""Matching networks with full context embeddings (Vinyals et al., NIPS 2016) on features.
+
+A bidirectional LSTM encodes the support, an attention LSTM encodes each query, and a softmax over support rows
+classifies it. Follows the code released for Hariharan & Girshick (ICCV 2017).
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,16 +21,19 @@ from lowshot.core.state_dicts import fill
 from lowshot.data.features import Features, check_classes
 from lowshot.data.protocol import Split
 
+_RETRAIN = "Train a network on the same features and split."
 _NONE = np.iinfo(np.int64).max
-_MOST_VALUES = 2**26  # of one tensor while scoring: 256 MB, of which a few are alive at a time
+_MOST_VALUES = 2**26  # maximum size of a tensor while scoring: 256 MB; a few such tensors exist at a time
 
 
 class MatchingNetwork(nn.Module):
-    """Scores queries against a support that is read as one sequence, in the order given.
+    """Scores queries against a support set that is read as one sequence, in the given order.
 
-    Shapes: R runs side by side, each with its own support of S rows; Q queries that all runs share; D = `dim`.
-    Scores are a query's cosines with the support rows times its own length, as released (Vinyals et al. have cosines
-    alone): the length is the temperature of the softmax. Without it the loss stayed near that of chance.
+    Shapes: R batched runs, each with its own support of S rows; Q queries, shared by all runs; D = `dim`.
+
+    A score is the cosine of a query and a support row, times the length of the query as in the released code (Vinyals
+    et al. use the cosine only). The length acts as the inverse temperature of the softmax. Without it the loss stayed
+    near chance level.
     """
 
     def __init__(self, dim: int, n_reads: int = 5) -> None:
@@ -42,22 +47,31 @@ class MatchingNetwork(nn.Module):
         return self.cell.hidden_size
 
     def forward(self, support_features: Tensor, support_labels: Tensor, query_features: Tensor, n_way: int) -> Tensor:
-        """(R, S, D), int64 (R, S) in 0..n_way-1 and (Q, D) to log-probabilities float32 (R, Q, n_way)."""
+        """Return log-probabilities float32 (R, Q, n_way).
+
+        Args:
+            support_features: (R, S, D).
+            support_labels: int64 (R, S) in 0..n_way-1.
+            query_features: (Q, D).
+        """
         return self.match(self.encode_support(support_features), support_labels, query_features, n_way)
 
     def encode_support(self, support_features: Tensor) -> Tensor:
-        """G = S + forward output + backward output, (R, S, D) -> (R, S, D)."""
+        """Return G = S + forward output + backward output, (R, S, D) -> (R, S, D)."""
         forward, backward = self.encoder(support_features)[0].chunk(2, dim=-1)
         return support_features + forward + backward
 
     def match(self, support: Tensor, support_labels: Tensor, query_features: Tensor, n_way: int) -> Tensor:
-        """The same with a `support` that is encoded already; a class without support gets -inf."""
+        """Like `forward`, for an encoded `support`. A class without support rows gets -inf."""
         similarities = _unit_rows(support) @ self.embed_queries(query_features, support).mT
         return class_log_probabilities(similarities.float(), support_labels, n_way)
 
     def embed_queries(self, query_features: Tensor, support: Tensor) -> Tensor:
-        """(Q, D) -> (R, Q, D): each read attends over the support (not normalised) and feeds the LSTM cell; the skip
-        connection to the feature is part of the state that the next step starts from."""
+        """Return the encoded queries, (Q, D) -> (R, Q, D).
+
+        Each read attends over the support (not normalised) and feeds the LSTM cell. The skip connection to the feature
+        is part of the state that the next step starts from.
+        """
         feature = query_features.expand(len(support), -1, -1)
         hidden, memory = feature, torch.zeros_like(feature)
         for _ in range(self.n_reads):
@@ -69,14 +83,15 @@ class MatchingNetwork(nn.Module):
 
 
 def _unit_rows(vectors: Tensor) -> Tensor:
-    """Each row over its own length (the release, run on a torch of today, takes the wrong axis or stops here)."""
+    """Divide each row by its length. With current torch, the released code uses the wrong axis or fails here."""
     return vectors / (vectors.norm(dim=-1, keepdim=True) + 1e-5)
 
 
 def class_log_probabilities(similarities: Tensor, labels: Tensor, n_way: int) -> Tensor:
-    """Log of the softmax over support rows, summed by class: (R, S, Q) and int64 (R, S) -> (R, Q, n_way).
+    """Return the log of the softmax over support rows, summed per class: (R, S, Q), int64 (R, S) -> (R, Q, n_way).
 
-    Logsumexp by class minus that of all: no class with support underflows. Rows of a class may lie anywhere.
+    Computed as logsumexp per class minus logsumexp of all classes, so that no class with support underflows. The rows
+    of a class need not be adjacent.
     """
     n_runs, _, n_query = similarities.shape
     cells = numbered(labels, n_way)
@@ -90,7 +105,7 @@ def class_log_probabilities(similarities: Tensor, labels: Tensor, n_way: int) ->
 
 
 def save_matching(folder: Path, model: MatchingNetwork, base_classes: list[int], made_from: dict) -> None:
-    """Write `model.pt` and the `config.json` that rebuilds it."""
+    """Write `model.pt` and the `config.json` that rebuilds the network."""
     torch.save(model.state_dict(), folder / "model.pt")
     shape = {"dim": model.dim, "n_reads": model.n_reads}
     content = {**made_from, "schema": "lowshot-matching-1", "model": shape, "base_classes": base_classes}
@@ -98,9 +113,9 @@ def save_matching(folder: Path, model: MatchingNetwork, base_classes: list[int],
 
 
 def load_matching(folder: Path, split: Split, train: Features) -> MatchingNetwork:
-    """The network of `folder` in evaluation mode.
+    """Load the network of `folder`, in evaluation mode.
 
-    Raises InputError if it does not fit the features `train` (dimension, extractor) or was trained on other base
+    Raises InputError if it was trained on features of another dimension or extractor than `train`, or on other base
     classes than those of `split`.
     """
     content = read_json(Path(folder) / "config.json")
@@ -108,19 +123,25 @@ def load_matching(folder: Path, split: Split, train: Features) -> MatchingNetwor
         model, base_classes = MatchingNetwork(**content["model"]), content["base_classes"]
         extractor = content["inputs"].get("extractor")
     except (KeyError, TypeError) as error:
-        raise InputError(f"{folder}/config.json: does not describe a matching network ({error})") from None
+        raise InputError(
+            f"{folder}/config.json: not a matching network ({error}). Train one with matching_network.py train."
+        ) from None
     if model.dim != train.dim:
-        raise InputError(f"{folder}: made for features of {model.dim} dimensions, but {train.path} has {train.dim}")
+        raise InputError(
+            f"{folder}: trained on features of {model.dim} dimensions, but {train.path} has {train.dim}. {_RETRAIN}"
+        )
     if extractor and train.extractor and extractor != train.extractor:
-        raise InputError(f"{folder}: trained on features of another extractor than {train.path}")
+        raise InputError(f"{folder}: trained on features of another extractor than {train.path}. {_RETRAIN}")
     if other := set(base_classes) ^ set(split.base_classes):
-        raise InputError(f"{folder}: trained on another split: class {min(other)} is a base class of one of them only")
+        raise InputError(
+            f"{folder}: trained on another split (class {min(other)} is a base class in only one of them). {_RETRAIN}"
+        )
     fill(model, Path(folder) / "model.pt")
     return model.eval()
 
 
 class ClassRows:
-    """The rows of `features` by class: class i of `classes` (C,) owns rows[starts[i]:][: counts[i]], ascending.
+    """Rows of `features` by class. Class i of `classes` (C,) has rows[starts[i]:][: counts[i]], in ascending order.
 
     Raises InputError for a class without rows.
     """
@@ -134,15 +155,15 @@ class ClassRows:
         self.counts = np.searchsorted(labels, self.classes, side="right") - self.starts
 
     def draw(self, rng: np.random.Generator, positions: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        """`sizes` (m,) distinct rows of the classes at `positions` (m,), class after class, ascending in each."""
+        """Draw `sizes` (m,) distinct rows of the classes at `positions` (m,), class after class, each ascending."""
         offsets = draw_subsets(rng, self.counts[positions], sizes)
         return self.rows[np.repeat(self.starts[positions], sizes) + offsets]
 
 
 def draw_subsets(rng: np.random.Generator, populations: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """For each i in turn, sizes[i] distinct numbers below populations[i], ascending: int64 (sum of sizes,).
+    """Draw for each i sizes[i] distinct integers below populations[i], in ascending order: int64 (sum of sizes,).
 
-    Floyd's algorithm (Bentley & Floyd 1987), a round for all i at once; every subset is equally likely.
+    Floyd's algorithm (Bentley & Floyd 1987), vectorised over i. Every subset is equally likely.
     """
     uniforms = rng.random((len(sizes), sizes.max()))
     drawn = np.full(uniforms.shape, _NONE)
@@ -157,7 +178,7 @@ def draw_subsets(rng: np.random.Generator, populations: np.ndarray, sizes: np.nd
 
 @dataclass(frozen=True)
 class Episode:
-    """Rows of the support (S,) with episode labels (S,) in 0..n_way-1, and a query row of each class (n_way,)."""
+    """Support rows (S,) with episode labels (S,) in 0..n_way-1, and one query row per class (n_way,)."""
 
     support_rows: np.ndarray
     support_labels: np.ndarray
@@ -165,8 +186,11 @@ class Episode:
 
 
 def draw_episode(base: ClassRows, n_way: int, max_shots: int, seed: int, number: int) -> Episode:
-    """Episode `number`: n_way classes in random order, 1..max_shots rows of each (uniform, or as many as it has) and
-    one query row that may be among them, as published."""
+    """Draw episode `number`: n_way classes in random order, with 1..max_shots support rows and one query row each.
+
+    The number of support rows is uniform and limited by the rows of the class. As published, the query may be one of
+    the support rows.
+    """
     rng = stream(seed, "episode", number)
     positions = rng.permutation(len(base.classes))[:n_way]
     sizes = rng.integers(1, np.minimum(max_shots, base.counts[positions]), endpoint=True)
@@ -176,10 +200,10 @@ def draw_episode(base: ClassRows, n_way: int, max_shots: int, seed: int, number:
 
 
 def support_rows(base: ClassRows, shot_rows: np.ndarray, rows_per_class: int, seed: int, trial: int) -> np.ndarray:
-    """The support of a run: `rows_per_class` random rows of every base class, then all shots (classes, n), sorted by
-    row and repeated as a whole until each novel class has that many rows or more.
+    """Return the support of a run: `rows_per_class` random rows of every base class, then all shots (classes, n).
 
-    The base rows hang on (seed, trial): runs of a trial share them, whatever their n.
+    The shots are sorted by row and repeated as a whole until each novel class has at least `rows_per_class` rows. The
+    base rows depend on (seed, trial) only, so the runs of a trial share them for all n.
     """
     positions = np.arange(len(base.classes))
     base_rows = base.draw(stream(seed, "support", trial), positions, np.full(len(positions), rows_per_class))
@@ -188,7 +212,7 @@ def support_rows(base: ClassRows, shot_rows: np.ndarray, rows_per_class: int, se
 
 
 def runs_at_once(n_rows: int, dim: int) -> int:
-    """How many supports of (n_rows, dim) go through the LSTM side by side."""
+    """Return how many supports of shape (n_rows, dim) to encode in one batch."""
     return max(1, _MOST_VALUES // (n_rows * dim))
 
 
@@ -196,9 +220,9 @@ def runs_at_once(n_rows: int, dim: int) -> int:
 def matching_scorer(
     model: MatchingNetwork, support_features: Tensor, support_labels: Tensor, n_classes: int
 ) -> tuple[Callable[[Tensor], Tensor], int]:
-    """(scorer of (Q, D) queries -> (R, Q, n_classes), the most queries it should be given at a time).
+    """Return a scorer of queries, (Q, D) -> (R, Q, n_classes), and the maximum number of queries per call.
 
-    The supports (R, S, D) with labels int64 (R, S) are encoded here, once.
+    Encodes the supports (R, S, D) with labels int64 (R, S) once.
     """
     support = model.encode_support(support_features)
 

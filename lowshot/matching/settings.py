@@ -1,4 +1,4 @@
-"""How a matching network is trained."""
+"""Settings of the training of a matching network."""
 
 from dataclasses import dataclass
 
@@ -7,29 +7,30 @@ from lowshot.core.settings import ClosedUnitInterval, NonNegativeFloat, Positive
 
 @dataclass(kw_only=True)
 class MatchingSettings:
-    """How a matching network is trained; the defaults are the published values."""
+    """Settings of the training of a matching network. The defaults are the published values."""
 
     n_episodes: PositiveInt = 60_000
-    """steps of gradient descent, one episode each"""
+    """Number of training episodes. Each is one gradient step."""
     end_after: RunOnly[PositiveInt | None] = None
-    """end behind this one; an unfinished run that is past it ends at once, its last checkpoint kept as the model"""
+    """End training after this episode. An unfinished run that is already past it ends at once and keeps its last
+    checkpoint as the model."""
     n_way: PositiveInt | None = None
-    """base classes of an episode; all if not given"""
+    """Number of base classes per episode. Default: all."""
     max_shots: PositiveInt = 10
-    """most support rows of a class; each class draws from 1 to that many"""
+    """Maximum number of support rows per class. Each class draws between 1 and this number."""
     n_reads: PositiveInt = 5
-    """attention steps over the support"""
+    """Number of attention steps over the support."""
     lr: PositiveFloat = 0.1
-    """learning rate"""
+    """Initial learning rate of SGD."""
     lr_decay: PositiveFloat = 0.1
-    """factor on the rate after every step_episodes"""
+    """Factor of the learning rate after every step_episodes episodes."""
     step_episodes: PositiveInt = 20_000
-    """episodes at a constant rate"""
+    """Number of episodes between two decays of the learning rate."""
     momentum: ClosedUnitInterval = 0.9
-    """of SGD"""
+    """Momentum of SGD."""
     dampening: ClosedUnitInterval = 0.9
-    """of SGD; equal to the momentum it averages gradients"""
+    """Dampening of SGD. If equal to the momentum, the update direction is a moving average of the gradients."""
     weight_decay: NonNegativeFloat = 0.001
-    """L2 on every parameter"""
+    """L2 penalty of all parameters."""
     seed: Seed = 0
-    """of initialisation and episodes"""
+    """Seed of initialisation and episodes."""

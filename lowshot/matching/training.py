@@ -1,4 +1,4 @@
-"""Training a matching network: one episode a step, SGD (released code of Hariharan & Girshick, ICCV 2017)."""
+"""Training of a matching network by SGD, one episode per step (released code of Hariharan & Girshick, ICCV 2017)."""
 
 import torch
 from lightning_fabric import Fabric
@@ -13,8 +13,8 @@ from lowshot.matching.settings import MatchingSettings
 class MatchingTrainer:
     """Trains `model` on episodes of `base`, the rows of `features` float32 (N, D) by class.
 
-    The loss is the mean negative log-probability of one query a class. Episode i depends on (seed, i) only and a
-    checkpoint is kept every interval: a killed run ends up with the weights of an uninterrupted one.
+    The loss is the mean negative log-probability of one query per class. Episode i depends on (seed, i) only, and
+    checkpoints are saved at intervals, so a resumed run gives the same weights as an uninterrupted one.
     """
 
     def __init__(
@@ -39,8 +39,7 @@ class MatchingTrainer:
         self.network, self.optimizer = fabric.setup(model, optimizer)
 
     def fit(self) -> MatchingNetwork:
-        """All episodes, or as many as the user wants, from the last checkpoint if there is one; returns the final
-        network."""
+        """Train to the last episode (or `end_after`), from the last checkpoint if there is one. Return the network."""
         first, n_episodes = 0, self.settings.n_episodes
         if checkpoint := self.run.resume():
             self.model.load_state_dict(checkpoint["model"])
@@ -66,7 +65,7 @@ class MatchingTrainer:
         }
 
     def _train_episodes(self, start: int, stop: int, bar: Progress) -> dict[str, float]:
-        """Episodes start to stop - 1; returns the averages of their loss and of the queries that were recognised."""
+        """Train episodes start to stop - 1. Return their mean loss and top-1 accuracy, and the learning rate."""
         sums = torch.zeros(2)
         for number in range(start, stop):
             rate = self.settings.lr * self.settings.lr_decay ** (number // self.settings.step_episodes)
@@ -79,7 +78,7 @@ class MatchingTrainer:
         return {"loss": loss, "top1": top1, "lr": rate}
 
     def _train_episode(self, number: int) -> tuple[float, float]:
-        """One step; returns the loss and the share of queries whose own class came first."""
+        """Take one step. Return the loss and the top-1 accuracy of the queries."""
         log_probabilities = self._log_probabilities(number)
         loss = -log_probabilities.diagonal().mean()
         self.run.check_finite(loss.item(), number)
@@ -90,7 +89,7 @@ class MatchingTrainer:
         return loss.item(), (log_probabilities.argmax(dim=1) == truth).float().mean().item()
 
     def _log_probabilities(self, number: int) -> Tensor:
-        """(n_way, n_way): row i is the query of class i of the episode."""
+        """Return log-probabilities (n_way, n_way). Row i is the query of class i of the episode."""
         settings = self.settings
         episode = draw_episode(self.base, self.n_way, settings.max_shots, settings.seed, number)
         support, queries = (self.features[torch.from_numpy(r)] for r in (episode.support_rows, episode.query_rows))

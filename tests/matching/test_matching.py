@@ -1,4 +1,4 @@
-"""Matching networks: the published sizes and equations, episodes and supports, training, both commands."""
+"""Matching networks: published sizes and equations, episodes and supports, training, both commands."""
 
 import json
 
@@ -39,7 +39,7 @@ def supports(n_runs=2, n_rows=9, dim=6, n_way=4):
 
 
 def spread_features(n_classes=8, per_class=12, dim=6, seed=0):
-    """Features whose rows of a class scatter around a centre, rows of all classes shuffled."""
+    """Features scattered around a centre per class, rows of all classes shuffled."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.repeat(np.arange(n_classes), per_class))
     centres = 3 * rng.random((n_classes, dim), np.float32)
@@ -73,7 +73,7 @@ def sigmoid(x):
 
 
 def lstm_step(x, h, c, weights):
-    """One step of an LSTM in numpy, gates in PyTorch's order (input, forget, cell, output)."""
+    """One LSTM step in numpy, gates in PyTorch's order (input, forget, cell, output)."""
     w_input, w_hidden, b_input, b_hidden = weights
     i, f, g, o = np.split(w_input @ x + b_input + w_hidden @ h + b_hidden, 4)
     c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
@@ -81,7 +81,7 @@ def lstm_step(x, h, c, weights):
 
 
 def naive_log_probabilities(model, support, labels, query, n_way):
-    """The published equations, row by row, in float64: support (S, D), labels (S,), one query (D,)."""
+    """The published equations, one row at a time, in float64: support (S, D), labels (S,), one query (D,)."""
     state = {name: value.double().numpy() for name, value in model.state_dict().items()}
 
     def weights(part, end):
@@ -106,7 +106,7 @@ def naive_log_probabilities(model, support, labels, query, n_way):
 
 @pytest.mark.parametrize("n_rows", [9, 6])
 def test_scores_are_the_published_equations(n_rows):
-    """With as many support rows as dimensions too, where normalising along the wrong axis would go unnoticed."""
+    """Includes as many support rows as dimensions: normalising the wrong axis would raise no error there."""
     model, (support, labels) = network(6, n_reads=3), supports(n_rows=n_rows)
     queries = torch.rand(5, 6)
     scores = model(support, labels, queries, 4)
@@ -146,7 +146,7 @@ def test_neither_other_queries_nor_other_runs_matter():
 
 
 def test_the_order_of_the_support_matters():
-    """Full context embeddings read it as a sequence."""
+    """Full context embeddings read the support as a sequence."""
     model, (support, labels), queries = network(), supports(), torch.rand(3, 6)
     turned = model(support.flip(1), labels.flip(1), queries, 4)
     assert not torch.allclose(model(support, labels, queries, 4), turned, atol=1e-4)
@@ -238,7 +238,7 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path, data, features, m
 
 
 def test_a_training_that_is_ended_early(tmp_path, data, features, files, monkeypatch, capsys):
-    """The weights are those of the whole training at that episode, and the network and its results say so."""
+    """The weights equal those of the full training at that episode. The network and its results record the episode."""
     options, kept = {"n_episodes": 40, "step_episodes": 10}, {}
     train_episode = MatchingTrainer._train_episode
 
@@ -295,7 +295,7 @@ def test_both_commands(tmp_path, data, files):
 
 
 def test_results_are_those_of_every_run_alone(tmp_path, trained, files, monkeypatch):
-    """Runs side by side, queries in batches: the ranks are those of one run and one query at a time."""
+    """With batched runs and queries, the ranks equal those of one run and one query at a time."""
     config = stage.TestConfig(model=trained, out=tmp_path / "whole.json", rows_per_class=4, shots=[1, 2, 3], **files)
     whole = read_json(stage.test(config))["trials"]
     monkeypatch.setattr("lowshot.matching.network._MOST_VALUES", 1)
@@ -303,13 +303,13 @@ def test_results_are_those_of_every_run_alone(tmp_path, trained, files, monkeypa
     assert read_json(stage.test(config))["trials"] == whole
     monkeypatch.setattr("lowshot.matching.network._MOST_VALUES", 2**26)
     stamp = config.out.stat().st_mtime_ns
-    assert stage.test(config).stat().st_mtime_ns == stamp, "results that stand are left alone"
+    assert stage.test(config).stat().st_mtime_ns == stamp, "existing results are left alone"
     part = stage.TestConfig(model=trained, out=tmp_path / "part.json", rows_per_class=4, shots=[3], trials=[2], **files)
     assert read_json(stage.test(part))["trials"] == [run for run in whole if (run["trial"], run["n_shot"]) == (2, 3)]
 
 
 def test_test_labels_are_judged_over_all_classes(tmp_path, files, data):
-    """A network that copies (zero weights) is a soft nearest neighbour: separable features are recognised."""
+    """A network with zero weights is a soft nearest neighbour classifier: it recognises separable features."""
     split = read_split(data / "split.json")
     made_from = {"stage": "save_features", "config": {}, "inputs": {}}
     for name in ("train", "test"):
@@ -328,19 +328,19 @@ def test_test_labels_are_judged_over_all_classes(tmp_path, files, data):
 def test_models_that_do_not_fit_are_refused(tmp_path, data, files, trained):
     split, train = read_split(data / "split.json"), read_features(files["train"])
     wide = Features(np.zeros((2, train.dim + 1), np.float32), np.arange(2), "wide.h5")
-    with pytest.raises(InputError, match=rf"made for features of {train.dim} dimensions, but wide.h5 has"):
+    with pytest.raises(InputError, match=rf"trained on features of {train.dim} dimensions, but wide.h5 has"):
         load_matching(trained, split, wide)
-    with pytest.raises(InputError, match="another extractor"):
+    with pytest.raises(InputError, match="trained on features of another extractor"):
         load_matching(trained, split, Features(train.feats, train.labels, train.path, "other"))
     (tmp_path / "empty").mkdir()
     write_json(tmp_path / "empty" / "config.json", {"model": {"dim": 3}})
-    with pytest.raises(InputError, match="does not describe a matching network"):
+    with pytest.raises(InputError, match="not a matching network"):
         load_matching(tmp_path / "empty", split, train)
     assert load_matching(trained, split, train).dim == train.dim
 
 
 def other_split(path, data):
-    """The same data set with a base and a novel class in each other's roles."""
+    """The same data set with a base and a novel class swapped."""
     content = read_json(data / "split.json")
     base, novel = content["base_classes_1"][0], content["novel_classes_1"][0]
     swap = {base: novel, novel: base}
@@ -371,7 +371,9 @@ def test_a_base_class_without_rows_is_refused(tmp_path, data, files, trained):
 
 
 def test_more_support_rows_than_a_class_has_are_refused(tmp_path, files, trained):
-    with pytest.raises(InputError, match=r"rows_per_class 100: class \d+ \(.+\) has 10 training rows"):
+    with pytest.raises(
+        InputError, match=r"rows_per_class 100: class \d+ \(.+\) has 10 training rows\. Use --rows_per_class 10"
+    ):
         stage.test(stage.TestConfig(model=trained, out=tmp_path / "r.json", shots=[1], **files))
 
 
