@@ -1,17 +1,20 @@
-"""Evaluate a few-shot method on N-way K-shot tasks of novel (or all) classes: hundreds of episodes at once.
+"""Evaluate a few-shot method on N-way K-shot tasks (episodes) of novel classes or of all classes.
 
-Reads     features (one file or several, together the pool of images of every class) and split.json (or label_idx.json).
+Reads     one or more feature files (their images form the pool to draw from) and split.json (or label_idx.json).
 Writes    one results JSON with the accuracy of every episode and number of shots.
 
     python episodes.py --features features/test.h5 --split split.json --out results/nearest_mean.json \\
-        --method nearest_mean --n_way 5 --n_shots "[1,5]" --n_episodes 600
+        --method nearest_mean --n_way 5 --n_shots 1 5 --n_episodes 600
 
-    python episodes.py --features '["train.h5", "test.h5"]' --split split.json --out results/cl2n.json \\
-        --transform.centre true --transform.normalise true       SimpleShot: base images in the pool give the centre
+SimpleShot, which centres on the base images of the feature files:
+
+    python episodes.py --features train.h5 test.h5 --split split.json --out results/cl2n.json \\
+        --transform.centre --transform.normalise
+
+Cross-granularity: the extractor was trained on superclasses (train_scgm.py), the tasks are of their classes:
 
     python episodes.py --features features/test.h5 --split split.json --out results/all-way.json --classes all \\
-        --n_way all --method logistic_regression --transform.normalise true --augmented_support true --clustering 100
-                                             cross-granularity: the extractor has learned superclasses (train_scgm.py)
+        --n_way all --method logistic_regression --transform.normalise --augmented_support --clustering 100
 
 On a laptop, in seconds: --n_episodes 50 --n_queries 5
 """
@@ -43,40 +46,40 @@ _CLUSTERINGS = 5  # seeds of --clustering, counted from --seed
 @dataclass(kw_only=True)
 class Config(Sampling):
     features: Path | list[Path]
-    """Feature file, or a list of them, with all images of the novel classes (and base classes, to centre on)."""
+    """Feature files with all images of the novel classes (and of base classes, for --transform.centre)."""
     split: Path
     """split.json, or the published label_idx.json."""
     out: Path
-    """The results file to write (.json)."""
+    """Results file to write (.json)."""
     setup: Setup = "test"
-    """Whose novel classes the tasks are made of; choose hyper-parameters on validation only, report on test."""
+    """Setup whose novel classes are evaluated. Choose hyper-parameters on validation only and report on test."""
     classes: Literal["novel", "all"] = "novel"
-    """Of which classes tasks are made: the setup's novel ones, or all of the split, base and novel
-    alike. For all, give the features of test images only: an extractor has seen the training images of base classes."""
+    """Classes to draw tasks from: the novel classes of the setup, or all classes of the split. For all, use features of
+    test images only, since the extractor was trained on the training images of base classes."""
     augmented_support: bool = False
-    """Learn from the augmented copies of every shot in place of it; the feature files must hold copies."""
+    """Replace every shot by its augmented copies (save_features.py --copies)."""
     method: Annotated[Any, METHODS] = field(default_factory=NearestMeanOptions)
-    """What learns from the shots; the last three are transductive: they see all queries of a task together."""
+    """Few-shot method. The last three are transductive: they use all queries of a task together."""
     n_episodes: PositiveInt = 600
-    """Episodes to evaluate, counted from 0."""
+    """Number of episodes to evaluate."""
     transform: FeatureTransform = field(default_factory=FeatureTransform)
-    """What is done to every feature first; the centre is the mean of all base-class rows of the feature files."""
+    """Transform of all features before the method. Centres on the base-class rows of the feature files."""
     clustering: TwoOrMore | None = None
-    """Also cluster all images that tasks are made of into so many clusters (k-means on the transformed features, five
-    seeds), and score how these agree with the classes: NMI, homogeneity, adjusted Rand index."""
+    """Also cluster the images of the pool into this number of clusters (k-means on the transformed features, five
+    seeds), and report NMI, homogeneity and adjusted Rand index with respect to the classes."""
     name: str | None = None
-    """Name of the method in the tables; made up of the method and its settings if not given."""
+    """Name of the method in the tables. Default: composed of its settings."""
     extractor: str | None = None
-    """Name of the features in the tables; that of the folder which holds them if not given."""
+    """Name of the features in the tables. Default: the name of their folder."""
     overwrite: RunOnly[bool] = False
-    """Make the results again though they stand."""
+    """Replace an existing output."""
 
     older = staticmethod(results_today)
     renamed = EPISODES_NAMES
 
 
 def main(config: Config) -> Path:
-    """Evaluate the method on every episode and write the results file; returns its path."""
+    """Evaluate the method on every episode, write the results file and return its path."""
     import torch
 
     _check(config)
@@ -94,7 +97,7 @@ def main(config: Config) -> Path:
     classes = np.arange(split.n_classes) if config.classes == "all" else split.setup(config.setup)[1]
     feats, copies, labels = _pool_rows(config, features, split, classes)
     if config.clustering and config.clustering > len(feats):
-        raise InputError(f"clustering {config.clustering}: more clusters than the {len(feats)} images to evaluate")
+        raise InputError(f"clustering {config.clustering}: there are only {len(feats)} images. Use fewer clusters.")
     pool = evaluation.make_pool(labels, split, classes, config, _source(config))
     _print_left_out(config, split, classes, len(pool.group_sizes))
     tensors = [None if one is None else torch.from_numpy(one).to(device) for one in (feats, copies)]
@@ -130,16 +133,19 @@ def main(config: Config) -> Path:
 
 def _check(config: Config) -> None:
     if not config.n_shots or len(set(config.n_shots)) != len(config.n_shots):
-        raise InputError(f"n_shots {config.n_shots}: must name one or more numbers, each once")
+        raise InputError(f"n_shots {config.n_shots}: must be one or more numbers without duplicates")
     if not _files(config) or len({path.resolve() for path in _files(config)}) != len(_files(config)):
-        raise InputError(f"features {[str(path) for path in _files(config)]}: must name one or more files, each once")
+        raise InputError(
+            f"features {[str(one) for one in _files(config)]}: must be one or more files without duplicates"
+        )
     if config.out.suffix != ".json":
-        raise InputError(f"{config.out}: results are a .json file")
+        raise InputError(f"{config.out}: results must be a .json file")
     if config.classes == "all" and config.setup == "validation":
-        raise InputError("classes all: are those of both setups; choose on the validation setup's novel classes")
+        raise InputError("classes all: includes the classes of the test setup. Use --classes novel for validation.")
     if config.classes == "all" and config.transform.centre:
         raise InputError(
-            "transform.centre: the centre would be that of images to evaluate; --classes all leaves no others"
+            "transform.centre: with --classes all, the base images that define the centre are evaluated themselves. "
+            "Leave out --transform.centre."
         )
 
 
@@ -152,15 +158,17 @@ def _source(config: Config) -> str:
 
 
 def _images(features: Features) -> str:
-    """Which images a feature file is of: those of its images file in its part; of a published file only it knows."""
+    """Return an identifier of the images of a feature file: images file and part, or the path of a published file."""
     return f"{features.images}:{features.path.stem}" if features.images else str(features.path.resolve())
 
 
 def _pool_rows(
     config: Config, features: list[Features], split: Split, classes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Of all images of `classes`, file after file: transformed features (N, D), those of their copies (N, A, D) where
-    tasks are to learn from them, and labels (N,)."""
+    """Return transformed features (N, D), copies (N, A, D) and labels (N,) of all images of `classes`.
+
+    The copies are None without --augmented_support.
+    """
     for other in features[1:]:
         check_same_space(features[0], other)
     feats, source = _joined([one.feats for one in features]), _source(config)
@@ -171,7 +179,8 @@ def _pool_rows(
     base = np.isin(labels, split.base_classes)
     if config.transform.centre and not base.any():
         raise InputError(
-            f"{source}: no image of a base class, which transform.centre needs; add the file that has them"
+            f"{source}: no image of a base class, but transform.centre needs them. "
+            "Add the feature file with base images to --features."
         )
     in_pool = np.isin(labels, classes)
     transform = classifiers.fitted_transform(config.transform, feats[base] if config.transform.centre else feats[:0])
@@ -180,19 +189,19 @@ def _pool_rows(
 
 
 def _print_left_out(config: Config, split: Split, classes: np.ndarray, n_kept: int) -> None:
-    """Say how many superclasses have too few classes for a task within them."""
+    """Print how many superclasses have too few classes for a task."""
     known = {split.superclass_of[c] for c in classes} - {None}
     if config.within_superclass and n_kept < len(known):
-        print(f"episodes: {len(known) - n_kept} of {len(known)} superclasses have too few classes and are left out")
+        print(f"episodes: skipped {len(known) - n_kept} of {len(known)} superclasses with too few classes")
 
 
 def _copies(features: list[Features]) -> np.ndarray:
-    """The augmented copies of all rows, file after file, float32 (N, A, D)."""
+    """Return the augmented copies of all rows, file after file, float32 (N, A, D)."""
     copies = [read_copies(one) for one in features]
     for one, stored in zip(features, copies):
         if stored.shape[1] != copies[0].shape[1]:
-            numbers = f"{stored.shape[1]} augmented copies of an image, but {features[0].path} has {copies[0].shape[1]}"
-            raise InputError(f"{one.path}: {numbers}")
+            numbers = f"{stored.shape[1]} augmented copies per image, but {features[0].path} has {copies[0].shape[1]}"
+            raise InputError(f"{one.path}: has {numbers}. Save both with the same --copies.")
     return _joined(copies)
 
 
@@ -201,7 +210,7 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def _method_name(config: Config, n_copies: int) -> str:
-    """The method, and in brackets the transform, the augmented copies and the settings that are not the default."""
+    """Return the method and, in parentheses, the transform, the augmented copies and the non-default settings."""
     name, defaults = METHODS.name_of(config.method), defaults_of(config.method)
     changed = [f"{key}={value}" for key, value in values_of(config.method).items() if value != defaults.get(key)]
     copied = [f"{n_copies} augmented copies"] if n_copies else []
@@ -219,7 +228,7 @@ def _print_means(content: dict) -> None:
 
 
 def next_step(config: Config) -> list:
-    """The command that takes the output."""
+    """Return the command that uses the output."""
     return report_of(config.out)
 
 

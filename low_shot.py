@@ -1,21 +1,21 @@
-"""Train and evaluate a low-shot classifier: base and novel classes jointly, from n shots of every novel class.
+"""Train and evaluate a low-shot classifier of base and novel classes, from n shots of every novel class.
 
 Reads     train and test features (ours or the published HDF5 layout), split.json (or label_idx.json), draws.json (or
-          the published splitfile_{trial}.json) and, if wanted, a generator folder, propagated rows, features of a GAN's
-          samples, rows of your own, a grid of settings.
-Writes    one results JSON with six accuracies for every trial and n; with a grid, the evidence of the choice beside it.
+          the published splitfile_{trial}.json). Optional: a generator folder, propagated rows, features of GAN samples,
+          rows of your own, a grid of settings.
+Writes    one results JSON with six accuracies for every trial and n. With a grid, also the evidence of the choice.
 
     python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \\
         --out results/linear_sgd.json [--add.generator generator/]
 
-What adds training rows goes by the order in which it is named (`--add repetition`, `--add my_rows.py:Noise`).
+Additional training rows are applied in the order in which they are named (`--add repetition my_rows.py:Noise`).
 
 On a laptop, in seconds:
 
     python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \\
-        --out results/nearest_mean.json --classifier nearest_mean --transform.centre true --transform.normalise true
+        --out results/nearest_mean.json --classifier nearest_mean --transform.centre --transform.normalise
 
-Settings chosen on the validation setup, results on the test setup (grid.yaml: `classifier.lr: [0.1, 1.0]`):
+Select settings on the validation setup and evaluate on the test setup (grid.yaml: `classifier.lr: [0.1, 1.0]`):
 
     python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \\
         --out results/linear_sgd.json --select grid.yaml
@@ -85,34 +85,33 @@ ADDITIONS = Registry(
 @dataclass(kw_only=True)
 class Config(SelectionConfig):
     classifier: Annotated[Any, BENCHMARK_CLASSIFIERS] = field(default_factory=SGDOptions)
-    """linear_sgd: as published; logistic_regression: the optimum of its loss; mlp: the CIFAR-100 analogy recipe's. All
-    three have an output for every class of the data set, as published, and so has own_head, the classifier that the
-    extractor was trained with. The others score the setup's classes only: a class without rows has no score there.
-    laplacian_shot, prototype_refinement and pt_map are transductive: all test images together are their queries
-    (pt_map takes them for equally many a class)."""
+    """Classifier. linear_sgd is the published one, logistic_regression the optimum of its loss, mlp that of the
+    CIFAR-100 analogy recipe, and own_head the one that the extractor was trained with. These have an output for every
+    class of the data set. The others score the classes of the setup only. laplacian_shot, prototype_refinement and
+    pt_map are transductive: their queries are all test images together. pt_map assumes the same number per class."""
     transform: FeatureTransform = field(default_factory=FeatureTransform)
-    """What is done to all features, added ones too, before the classifier; the centre is that of the setup's base
-    rows."""
+    """Transform of all features before the classifier, additional rows included. Centres on the base rows of the
+    setup."""
     add: Annotated[dict, Several(ADDITIONS)] = field(default_factory=dict)
-    """What adds training rows to the shots, one after the other in this order: rows that diffusion.py labelled, an
-    analogy generator, samples of a GAN, the shots repeated (the control of the others), a rows file."""
+    """Additional training rows, applied in this order. propagated: rows labelled by diffusion.py; generator: an analogy
+    generator; samples: GAN samples; repetition: repeated shots (the control of the others); rows: a file of rows."""
     scores: Path | None = None
-    """File to keep the log-probabilities of all test images in (.h5), for fusion in diffusion.py."""
+    """File to write the log-probabilities of all test images to (.h5), for fusion in diffusion.py."""
     seed: Seed = 0
-    """Of everything that is drawn at random."""
+    """Seed of all random draws."""
 
     older = staticmethod(results_today)
     renamed = LOW_SHOT_NAMES | {"criterion": "select.criterion", "select_per_shot": "select.per_shot"}
 
 
 def main(config: Config) -> Path:
-    """Run every trial and n of `config` and write the results file, with settings chosen first if it says `select`.
+    """Evaluate every trial and n of `config` and write the results file. Select settings first if `config.select`.
 
-    Returns the path of what was written last: the results, or the evidence if only a choice was asked for.
+    Returns the path of the results, or of the evidence if settings are only selected.
     """
     check_settings(config)
     if config.scores is not None and config.scores.suffix != ".h5":
-        raise InputError(f"{config.scores}: scores are a .h5 file")
+        raise InputError(f"{config.scores}: scores must be a .h5 file")
     outputs = _outputs(config)
     if config.overwrite or not all(out.exists() for out in outputs):
         _load(config)
@@ -140,14 +139,14 @@ def main(config: Config) -> Path:
 
 
 def _outputs(config: Config) -> list[Path]:
-    """What is to be written: scores, if they are wanted, and the results; or the evidence if only a choice is."""
+    """Return the files to write: scores (optional) and results, or the evidence if settings are only selected."""
     if config.select is not None and config.setup == "validation":
         return [evidence_path(config.out)]
     return [out for out in (config.scores, config.out) if out is not None]
 
 
 def _load(config: Config) -> None:
-    """Import what the classifier and the additions at work need."""
+    """Import the modules that the classifier and the additions need."""
     load(classifiers, "fitted_transform")
     load(evaluation, "rank_runs")
     used = {type(one) for one in config.add.values()}
@@ -163,7 +162,7 @@ def _load(config: Config) -> None:
 
 
 def _evaluate(configs: list[Config], benchmark: Benchmark, device: str) -> Iterator[Ranks | Diverged]:
-    """The runs of each of `configs`, one after another."""
+    """Yield the ranks of each of `configs`, or the error if it diverged."""
     for config in configs:
         try:
             yield _ranks(config, benchmark, device)
@@ -172,7 +171,7 @@ def _evaluate(configs: list[Config], benchmark: Benchmark, device: str) -> Itera
 
 
 def _recipe(config: Config) -> Recipe:
-    """The recipe of the results."""
+    """Return the recipe of the results."""
     _check_own_head(config)
     _check_additions(config)
     samples = {f"samples_{trial}_{n}": path for (trial, n), path in _sample_files(config).items()}
@@ -180,37 +179,37 @@ def _recipe(config: Config) -> Recipe:
 
 
 def _sample_files(config: Config) -> dict[tuple[int, int], Path]:
-    """The feature file of the samples of each run (trial, n); none without samples."""
+    """Return the feature file of the samples of each run (trial, n). Empty without samples."""
     samples = [one for one in config.add.values() if isinstance(one, Samples)]
     runs = product(read_draws(config.draws, config.trials), config.shots) if samples else ()
     return gan.sample_files(samples[0].files, runs) if samples else {}
 
 
 def _check_own_head(config: Config) -> None:
-    """InputError for a head that is to learn something, or one of another extractor than that of the features."""
+    """Raise InputError if own_head is combined with rows or a transform, or its extractor did not make the features."""
     if not isinstance(config.classifier, OwnHead):
         return
     if config.add or config.transform.steps:
-        raise InputError("own_head: learns nothing, so neither a transform nor further rows are of use to it")
+        raise InputError("own_head: does not learn. Leave out --transform and --add.")
     head = config.classifier.extractor
     if (read_recipe(config.train) or {"inputs": {}})["inputs"].get("extractor") != digest(head):
-        raise InputError(f"{head}: {config.train} holds features of another extractor")
+        raise InputError(f"{head}: {config.train} contains features of another extractor. Use its own features.")
 
 
 def _check_additions(config: Config) -> None:
-    """InputError for an addition that does not say what it sees in the words that results have for it."""
+    """Raise InputError if an addition has a `setting` that results do not allow."""
     for name, one in config.add.items():
         if (seen := _seen(one)) not in get_args(Setting):
-            raise InputError(f"add.{name}: its setting is '{seen}', not one of {', '.join(get_args(Setting))}")
+            raise InputError(f"add.{name}: its 'setting' is '{seen}', must be one of {', '.join(get_args(Setting))}")
 
 
 def _seen(addition: Any) -> str:
-    """What an addition sees beside labelled training images; nothing unless it says so."""
+    """Return the data that an addition uses besides labelled training images. Default: none (inductive)."""
     return getattr(addition, "setting", "inductive")
 
 
 def _ranks(config: Config, benchmark: Benchmark, device: str, keep: evaluation.Keep | None = None) -> Ranks:
-    """The true classes' ranks of every run; `keep` is given all scores: (run, rows, scores)."""
+    """Return the ranks of the true classes in every run. `keep` is called with all scores: (run, rows, scores)."""
     problem = _problem(config, benchmark)
     transform = classifiers.fitted_transform(config.transform, problem.base_feats)
     problem, queries = problem.transformed(transform), transform(benchmark.test_features)
@@ -218,7 +217,7 @@ def _ranks(config: Config, benchmark: Benchmark, device: str, keep: evaluation.K
 
 
 def _problem(config: Config, benchmark: Benchmark) -> classifiers.Problem:
-    """The base rows, and the novel rows of every run in the order of trials and shots."""
+    """Return the base rows, and the novel rows of every run in the order of trials and shots."""
     train, base = benchmark.train, benchmark.base_rows
     additions = {name: _opened(one, config, benchmark) for name, one in config.add.items()}
     runs = [_extended(run, additions, benchmark, config.seed) for run in benchmark.shots_of_runs(config.shots)]
@@ -227,7 +226,7 @@ def _problem(config: Config, benchmark: Benchmark) -> classifiers.Problem:
 
 
 def _opened(settings: Any, config: Config, benchmark: Benchmark) -> Addition:
-    """The implementation of an addition, its files read and checked; a class of the user's own is one itself."""
+    """Read and check the files of an addition and return its implementation. A class of the user's own is its own."""
     train = benchmark.train
     if type(settings) is Generator:
         return hallucination.Hallucinator(settings, benchmark.split, train)
@@ -239,15 +238,18 @@ def _opened(settings: Any, config: Config, benchmark: Benchmark) -> Addition:
 
 
 def _extended(run: Run, additions: dict[str, Addition], benchmark: Benchmark, seed: int) -> Run:
-    """The run after all additions, one after the other."""
+    """Apply all additions to the run, one after the other."""
     for name, addition in additions.items():
         run = check_extended(f"add.{name}", run, addition.extend(run, benchmark, seed))
     return run
 
 
 def _setting(configs: list[Config], benchmark: Benchmark) -> Setting:
-    """What the method saw beside labelled training rows: test images, unlabelled training rows (a GAN's checkpoint is
-    chosen by such), or nothing."""
+    """Return the data that the method uses besides labelled training rows.
+
+    It is transductive if that includes test images, and semi-supervised if it includes unlabelled training images (with
+    which a GAN's checkpoint is selected).
+    """
     seen = {_seen(one) for config in configs for one in config.add.values()}
     if "transductive" in seen or any(is_transductive(one.classifier) for one in configs):
         return "transductive"
@@ -255,21 +257,21 @@ def _setting(configs: list[Config], benchmark: Benchmark) -> Setting:
 
 
 def _joint_name(configs: list[Config]) -> str:
-    """The method in the tables; with settings chosen for each n, what they have in common."""
+    """Return the name of the method in the tables. With settings selected per n, it is the part they share."""
     names = list(dict.fromkeys(_method_name(one) for one in configs))
     shared = dict.fromkeys(BENCHMARK_CLASSIFIERS.name_of(one.classifier) for one in configs)
     return names[0] if len(names) == 1 else f"{', '.join(shared)} (settings by n)"
 
 
 def _method_name(config: Config) -> str:
-    """Classifier, transform and additions."""
+    """Return the names of classifier, transform and additions."""
     steps, name = config.transform.steps, BENCHMARK_CLASSIFIERS.name_of(config.classifier)
     parts = [f"{name} ({', '.join(steps)})" if steps else name]
     return " + ".join(parts + [getattr(one, "label", key) for key, one in config.add.items()])
 
 
 def next_step(config: Config) -> list:
-    """The command that takes the output."""
+    """Return the command that uses the output."""
     return report_of(config.out)
 
 

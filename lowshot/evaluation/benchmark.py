@@ -1,7 +1,7 @@
-"""What every stage of the low-shot benchmark shares: its files and settings, what is evaluated, and the results file.
+"""The low-shot benchmark: its input files, the rows to learn from and to evaluate on, and the results file.
 
-Base and novel classes of a setup are evaluated jointly: a method learns from the base classes' training rows and from n
-shots of every novel class, and is tested on images of both by six accuracies (`lowshot.evaluation.metrics`).
+Base and novel classes of a setup are evaluated together. A method learns from the training rows of the base classes and
+from n shots of every novel class. Its six accuracies (`lowshot.evaluation.metrics`) are on test images of both.
 """
 
 from collections.abc import Iterator
@@ -21,23 +21,24 @@ from lowshot.data.protocol import Split, check_draws, draws_inputs, read_draws, 
 from lowshot.evaluation.metrics import six_accuracies
 from lowshot.evaluation.settings import BenchmarkConfig
 
-# What a method saw beside labelled training images: nothing, test images, or unlabelled training images.
+# Data that a method uses in addition to labelled training images: none, test images, or unlabelled training images.
 Setting = Literal["inductive", "transductive", "semi_supervised"]
-# (trial, n) -> `true_class_ranks` (N,) of the test images of the setup
+# (trial, n) -> `true_class_ranks` (N,) of the test images of the setup.
 Ranks = dict[tuple[int, int], np.ndarray]
 
 
 def input_files(config: BenchmarkConfig) -> dict[str, Path]:
-    """The files that `read_benchmark` reads, named for a recipe."""
+    """Return the files that `read_benchmark` reads, under their names in a recipe."""
     files = {name: getattr(config, name) for name in ("train", "test", "split")}
     return {**files, **draws_inputs(config.draws, config.trials)}
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One setup of the protocol with its rows: `train` and `draws` whole, of the test images only those of its classes.
+    """One setup of the protocol with its rows.
 
-    `draws` maps a trial to the shot rows of every class; `test_features` float32 (N, D), `test_labels` int64 (N,).
+    `train` and `draws` contain all classes, `test_features` float32 (N, D) and `test_labels` int64 (N,) only those of
+    the setup. `draws` maps a trial to the shot rows of every class.
     """
 
     split: Split
@@ -50,48 +51,47 @@ class Benchmark:
 
     @cached_property
     def classes(self) -> np.ndarray:
-        """(base + novel classes,) int64, ascending: all that are evaluated."""
+        """Base and novel classes, int64 (C,), ascending."""
         return np.sort(np.concatenate([self.base_classes, self.novel_classes]))
 
     @cached_property
     def base_rows(self) -> np.ndarray:
-        """Rows of `train` that are of the base classes, in the order of the file: (rows,)."""
+        """Rows of the base classes in `train`, in the order of the file: (rows,)."""
         return np.flatnonzero(np.isin(self.train.labels, self.base_classes))
 
     def runs(self, shots: list[int]) -> list[tuple[int, int]]:
-        """(trial, n) of every run, trial by trial."""
+        """Return (trial, n) of every run, trial after trial."""
         return [(trial, n) for trial in self.draws for n in shots]
 
     def shots_of_runs(self, shots: list[int]) -> Iterator[Run]:
-        """Every run with its shots, class after class."""
+        """Yield every run with its shots, class after class."""
         for trial, n in self.runs(shots):
             rows = self.shot_rows(trial, n).ravel()
             yield Run(trial, n, self.train.feats[rows], np.repeat(self.novel_classes, n))
 
     def shot_rows(self, trial: int, n_shot: int) -> np.ndarray:
-        """Rows of `train` that are the shots of a run: (novel classes, n_shot)."""
+        """Return the rows of `train` that are the shots of a run: (novel classes, n_shot)."""
         return np.stack([self.draws[trial][c][:n_shot] for c in self.novel_classes])
 
     def accuracies(self, ranks: Ranks) -> list[dict]:
-        """`trial`, `n_shot` and the six accuracies of every run."""
+        """Return `trial`, `n_shot` and the six accuracies of every run."""
         truth = self.test_labels, self.base_classes, self.novel_classes
         return [{"trial": trial, "n_shot": n, **six_accuracies(row, *truth)} for (trial, n), row in ranks.items()]
 
 
 def check_settings(config: BenchmarkConfig) -> None:
-    """InputError for settings that no benchmark can run with; reads nothing."""
+    """Raise InputError if a setting is invalid. Reads no file."""
     for name, numbers in (("shots", config.shots), ("trials", config.trials)):
         if numbers is not None and (not numbers or len(set(numbers)) != len(numbers)):
-            raise InputError(f"{name} {numbers}: must name one or more numbers, each once")
+            raise InputError(f"{name} {numbers}: must be one or more numbers without duplicates")
     if config.out.suffix != ".json":
-        raise InputError(f"{config.out}: results are a .json file")
+        raise InputError(f"{config.out}: results must be a .json file")
 
 
 def read_benchmark(config: BenchmarkConfig) -> Benchmark:
     """Read and check all inputs.
 
-    Raises InputError if they do not fit each other, or if a class of the setup has no image to learn from or to be
-    evaluated on.
+    Raises InputError if the inputs do not match, or if a class of the setup has no training or no test image.
     """
     split = read_split(config.split)
     train, test = (read_features(path, split.n_classes) for path in (config.train, config.test))
@@ -109,13 +109,17 @@ def read_benchmark(config: BenchmarkConfig) -> Benchmark:
 
 
 def check_made_for(path: Path, config: BenchmarkConfig, files: dict[str, Path]) -> None:
-    """InputError unless the artifact `path` was made in the config's setup from `files`, named as in its recipe."""
+    """Raise InputError unless the artifact `path` was made in the setup of `config` and from `files`.
+
+    `files` are named as in the recipe of the artifact.
+    """
     made_from = read_recipe(path) or {"inputs": {}, "config": {}}
-    if made_from["config"].get("setup") != config.setup:
-        raise InputError(f"{path}: of the {made_from['config'].get('setup')} setup, not {config.setup}")
+    if (setup := made_from["config"].get("setup")) != config.setup:
+        state = f"made in the {setup} setup" if setup else "does not record its setup"
+        raise InputError(f"{path}: {state}. Make it again with --setup {config.setup}.")
     for name, file in files.items():
         if made_from["inputs"].get(name) != digest(file):
-            raise InputError(f"{path}: made from another {name} file than {file}")
+            raise InputError(f"{path}: made from another {name} file. Make it again from {file}.")
 
 
 def write_results(
@@ -131,8 +135,8 @@ def write_results(
 ) -> None:
     """Write the results file: six accuracies for every run of `ranks`.
 
-    `setting` says what a method saw of the test images; `method` is its name unless the config names it; `more` are
-    further entries.
+    `method` is the name of the method, unless the config has a name. `setting` is the data that it uses in addition to
+    labelled training images. `more` are further entries of the file.
     """
     content = {
         **made_from,
@@ -150,6 +154,6 @@ def write_results(
 
 
 def extractor_name(train: Path) -> str:
-    """The folder that holds the features; one that is only called features is named by the folder above it."""
+    """Return the name of the folder of the features, or of its parent if the folder is called `features`."""
     folder = train.resolve().parent
     return folder.parent.name if folder.name == "features" else folder.name

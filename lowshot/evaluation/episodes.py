@@ -1,11 +1,12 @@
-"""N-way K-shot tasks (episodes) from a pool of features: many at once, each a function of the seed and its number.
+"""N-way K-shot tasks (episodes) from a pool of features, drawn in batches.
 
-Episode e has the same classes, shots and queries whatever the method, the batch size and the number of episodes, its
-n-shot supports are nested, and its queries do not depend on n: results of methods and of shots are paired by episode.
+Episode e depends on the seed and on e only. It has the same classes, shots and queries for every method, batch size and
+number of episodes. Its supports are nested over n, and its queries do not depend on n. Results are therefore paired by
+episode, both across methods and across numbers of shots.
 
-Every draw without replacement is a step of Fisher and Yates' shuffle, done for all episodes of a batch at once. Each
-step has a random stream of its own, of which consecutive episodes take consecutive numbers; PCG64 enters a stream at
-any place. A class's shuffled images are first its queries, then its shots.
+Draws without replacement are steps of the Fisher-Yates shuffle, computed for all episodes of a batch at once. Each step
+has its own random stream, and consecutive episodes use consecutive numbers of it; PCG64 can start at any position. Of
+the shuffled images of a class, the first are its queries and the next its shots.
 """
 
 import hashlib
@@ -28,27 +29,29 @@ from lowshot.data.protocol import Split
 from lowshot.evaluation.ranks import true_class_ranks
 from lowshot.evaluation.settings import Sampling
 
-# Bytes of the shuffles that are drawn at once, and of the features that are gathered and evaluated at once: on a
-# processor so few that they stay in its cache and in memory that it has already.
+# Maximum bytes of shuffles per batch, and of gathered features per batch. The batch for the CPU is small, so that it
+# stays in the cache and reuses allocated memory.
 _DRAWN_BYTES = 64 << 20
 _GATHERED_BYTES = {"cpu": 4 << 20, "cuda": 512 << 20}
 
 
 def tasks_digest(sampling: Sampling, labels: np.ndarray, images: list[str]) -> str:
-    """The same where episodes of one number are the same images: same kind of task, same pool (in one split and setup)
-    with labels (N,), from files whose `images` are named. The numbers of shots do not count: they share classes and
-    queries."""
+    """Return a digest that is equal if episodes of the same number have the same images.
+
+    It depends on the kind of task, the `labels` (N,) of the pool and the names of its `images`, within one split and
+    setup. It does not depend on the numbers of shots, since these share classes and queries.
+    """
     kind = {f.name: getattr(sampling, f.name) for f in fields(Sampling) if f.name != "n_shots"}
     return hashlib.sha256(json.dumps([kind, images]).encode() + labels.astype("<i8").tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Where tasks come from: rows by class, and the groups of classes that may meet in a task.
+    """Images to draw tasks from: rows by class, and the groups of classes that can form a task.
 
-    `rows` int64 (N,) are row numbers of the features, class after class; class c has `sizes[c]` of them from
-    `starts[c]` on. `groups` int64 (G, M) holds class numbers, `group_sizes` (G,) of them in each group, the rest is
-    padding. `source` names the files in errors.
+    `rows` int64 (N,) are row indices of the features, class after class. Class c has `sizes[c]` of them, starting at
+    `starts[c]`. `groups` int64 (G, M) are class indices. Group g has `group_sizes[g]` of them, and the rest is padding.
+    `source` names the files in errors.
     """
 
     rows: np.ndarray
@@ -62,10 +65,10 @@ class Pool:
 
 @dataclass(frozen=True)
 class TaskRows:
-    """E tasks of one shape as row numbers of the features, all int64.
+    """E tasks of one shape as row indices of the features, all int64.
 
-    `episodes` (E,); `classes` (E, n_way), class numbers of the split; `support` (E, n_way, n_shot), of which the first
-    n are the n-shot support; `queries` and `query_labels` (E, Q), labels in 0..n_way-1.
+    `episodes` (E,); `classes` (E, n_way), classes of the split; `support` (E, n_way, n_shot), of which the first n are
+    the n-shot support; `queries` and `query_labels` (E, Q), labels in 0..n_way-1.
     """
 
     episodes: np.ndarray
@@ -79,19 +82,19 @@ class TaskRows:
         return self.classes.shape[1]
 
     def parts(self, n_tasks: int) -> Iterator["TaskRows"]:
-        """The tasks in order, `n_tasks` at a time."""
+        """Yield the tasks in order, `n_tasks` at a time."""
         for first in range(0, len(self.episodes), n_tasks):
             yield TaskRows(*(getattr(self, f.name)[first : first + n_tasks] for f in fields(self)))
 
 
 def make_pool(labels: np.ndarray, split: Split, classes: np.ndarray, sampling: Sampling, source: str) -> Pool:
-    """The pool of the images `labels` (N,), for tasks of `classes`.
+    """Return the pool of images with `labels` (N,), for tasks of `classes`.
 
-    Raises InputError, naming the class, its images and `source`, where no such tasks can be drawn.
+    Raises InputError if there are too few classes, or if a class has too few images.
     """
     sizes = np.bincount(labels, minlength=split.n_classes)
     groups = _by_superclass(split, classes) if sampling.within_superclass else [classes]
-    groups = _large_enough(groups, sampling)
+    groups = _large_enough(groups, sampling, split.n_classes)
     group_sizes = np.array([len(group) for group in groups])
     padded = np.stack([np.pad(group, (0, group_sizes.max() - len(group))) for group in groups])
     order = np.argsort(labels, kind="stable")
@@ -106,36 +109,40 @@ def _by_superclass(split: Split, classes: np.ndarray) -> list[np.ndarray]:
     superclasses = np.array([-1 if split.superclass_of[c] is None else split.superclass_of[c] for c in classes])
     if (superclasses < 0).all():
         raise InputError(
-            f"within_superclass: the split of {split.dataset} knows no superclass of the classes to evaluate"
+            f"within_superclass: the split of {split.dataset} has no superclasses for the classes to evaluate. "
+            "Leave out --within_superclass."
         )
     return [classes[superclasses == superclass] for superclass in np.unique(superclasses[superclasses >= 0])]
 
 
-def _large_enough(groups: list[np.ndarray], sampling: Sampling) -> list[np.ndarray]:
+def _large_enough(groups: list[np.ndarray], sampling: Sampling, n_classes: int) -> list[np.ndarray]:
+    """Return the groups with enough classes for a task. `n_classes` is the number of classes of the split."""
     n_way = 2 if sampling.n_way == "all" else sampling.n_way
     if n_way < 2:
-        raise InputError(f"n_way {n_way}: a task has two classes or more")
+        raise InputError(f"n_way {n_way}: a task needs at least two classes")
     if large := [group for group in groups if len(group) >= n_way]:
         return large
     most = max(map(len, groups))
-    if sampling.within_superclass:
-        raise InputError(
-            f"n_way {sampling.n_way}: no superclass has {n_way} of the classes to evaluate ({most} at most)"
-        )
-    raise InputError(f"n_way {sampling.n_way}: more ways than the {most} classes to evaluate")
+    smaller = [f"--n_way {most}"] if most > 1 else []
+    remedies = smaller + (["--classes all"] if sum(map(len, groups)) < n_classes else [])
+    few = f"no superclass has more than {most}" if sampling.within_superclass else f"there are only {most}"
+    remedy = f". Use {' or '.join(remedies)}." if remedies else ""
+    raise InputError(f"n_way {sampling.n_way}: {few} classes to evaluate{remedy}")
 
 
 def _check_sizes(pool: Pool, classes: np.ndarray, n_queries: np.ndarray, n_shot: int, task: str = "a task") -> None:
-    """InputError unless each of `classes` (n,) has images enough for its `n_queries` (n,) and `n_shot` shots."""
+    """Raise InputError unless each of `classes` (n,) has images for its `n_queries` (n,) and `n_shot` shots."""
     for i in np.flatnonzero(pool.sizes[classes] < n_queries + n_shot)[:1]:
         what = f"class {classes[i]} ({pool.class_names[classes[i]]}) has {pool.sizes[classes[i]]} images"
-        needed = f"{n_shot} + {n_queries[i]} (shots + queries) of {task}"
-        raise InputError(f"{pool.source}: {what}, fewer than the {needed}")
+        needed = f"{task} needs {n_shot} + {n_queries[i]} (shots + queries)"
+        raise InputError(f"{pool.source}: {what}, but {needed}. Use a smaller --n_shots or --n_queries.")
 
 
 def draw_tasks(pool: Pool, sampling: Sampling, episodes: range) -> Iterator[TaskRows]:
-    """The tasks of consecutive `episodes`, in parts of equally many ways: one part, unless a task takes all classes of
-    its superclass."""
+    """Yield the tasks of consecutive `episodes`, in parts with the same number of ways.
+
+    There is one part, unless each task has all classes of its superclass.
+    """
     group = (_uniform(sampling.seed, episodes, 1, "superclass")[:, 0] * len(pool.groups)).astype(np.int64)
     sizes = pool.group_sizes[group]
     n_way = np.full(len(sizes), sampling.n_way) if sampling.n_way != "all" else sizes
@@ -146,7 +153,7 @@ def draw_tasks(pool: Pool, sampling: Sampling, episodes: range) -> Iterator[Task
 
 
 def _draw_rows(pool: Pool, sampling: Sampling, episodes: range, chosen: np.ndarray, classes: np.ndarray) -> TaskRows:
-    """Shots and queries of the `chosen` episodes (a mask) from their `classes` (E, n_way)."""
+    """Draw shots and queries of the `chosen` episodes (a mask) from their `classes` (E, n_way)."""
     numbers, (n_tasks, n_way), n_shot = np.array(episodes)[chosen], classes.shape, max(sampling.n_shots)
 
     def uniform(*key: int | str) -> np.ndarray:
@@ -164,23 +171,23 @@ def _draw_rows(pool: Pool, sampling: Sampling, episodes: range, chosen: np.ndarr
     support = np.take_along_axis(rows, counts[:, None] + np.arange(n_shot), 1)
     queries = rows[np.arange(rows.shape[1]) < counts[:, None]]
     labels = np.repeat(np.tile(np.arange(n_way), n_tasks), counts)
-    shape = n_tasks, -1  # every task has n_way x n_queries queries, however they are shared out
+    shape = n_tasks, -1  # every task has n_way x n_queries queries, for all class proportions
     return TaskRows(numbers, classes, support.reshape(n_tasks, n_way, n_shot), queries.reshape(shape),
                     labels.reshape(shape))  # fmt: skip
 
 
 def _uniform(seed: int, episodes: range, n: int, *key: int | str) -> np.ndarray:
-    """(episodes, n) numbers in [0, 1): episode e has e * n to e * n + n - 1 of the stream of `key` and n."""
+    """Return (episodes, n) numbers in [0, 1): episode e has numbers e * n to e * n + n - 1 of the stream (`key`, n)."""
     generator = stream(seed, "episodes", *key, n)
     generator.bit_generator.advance(episodes.start * n)
     return generator.random((len(episodes), n))
 
 
 def _shuffle(sizes: np.ndarray, n_steps: int, numbers: Callable[[int], np.ndarray]) -> np.ndarray:
-    """(M, n_steps): on each line the first places of a random order of 0..size-1; `sizes` (M,).
+    """Return the first n_steps entries (M, n_steps) of M random permutations, of 0..size-1 for each of `sizes` (M,).
 
-    Fisher and Yates' shuffle, one step for all lines at a time; `numbers(step)` gives (M,) uniform numbers. A line
-    shorter than the steps ends in places past its size.
+    Fisher-Yates shuffle, vectorised over permutations. `numbers(step)` returns uniform numbers (M,). A permutation
+    shorter than n_steps is followed by entries that are not below its size.
     """
     n_steps = min(n_steps, sizes.max())
     order = np.tile(np.arange(sizes.max(), dtype=np.int32), (len(sizes), 1))
@@ -192,12 +199,12 @@ def _shuffle(sizes: np.ndarray, n_steps: int, numbers: Callable[[int], np.ndarra
 
 
 def _dirichlet_counts(alpha: float, first: np.ndarray, second: np.ndarray, balanced: np.ndarray) -> np.ndarray:
-    """Queries of every class (E, n_way), in total as many as `balanced` (E, n_way) has.
+    """Return the number of queries of every class (E, n_way), with the same totals as `balanced` (E, n_way).
 
-    Shares are drawn from Dirichlet(alpha, ..., alpha) and rounded by largest remainders (Veilleux et al., NeurIPS 2021,
-    section 4, leave the rounding open). A share is a gamma variable over the sum of its task's; of `first` and `second`
-    (E, n_way), both uniform, comes Gamma(alpha) = Gamma(alpha + 1) x U^(1 / alpha), whose logarithm holds however small
-    alpha is.
+    Proportions are drawn from Dirichlet(alpha, ..., alpha) and rounded by largest remainders (Veilleux et al., NeurIPS
+    2021, section 4; they do not specify the rounding). They are gamma variables, normalised within a task, computed
+    from uniform `first` and `second` (E, n_way) as Gamma(alpha) = Gamma(alpha + 1) x U^(1 / alpha). The logarithm keeps
+    this stable for small alpha.
     """
     total = balanced.sum(1, keepdims=True)
     logarithms = np.log(gammaincinv(alpha + 1, 1 - first)) + np.log(1 - second) / alpha
@@ -215,16 +222,17 @@ def evaluate_episodes(
     method: Any,
     copies: Tensor | None = None,
 ) -> list[dict[str, int | float]]:
-    """Accuracy of `method` on the episodes 0..n_episodes-1, for every number of shots, in this order.
+    """Evaluate `method` on the episodes 0..n_episodes-1, for every number of shots.
 
     Args:
-        features: (N, D) float32, the rows that `pool` counts, on the device to work on.
-        method: the settings of a few-shot method.
-        copies: (N, A, D) float32, the features of augmented copies of each row; if given, the method learns from the
-            copies of a shot in place of it (Ni et al., ICLR 2022, spec 7.1).
+        features: (N, D) float32, the rows that `pool` refers to, on the device to compute on.
+        method: settings of a few-shot method.
+        copies: (N, A, D) float32, features of augmented copies of each row. If given, the method learns from the copies
+            of a shot instead of the shot (Ni et al., ICLR 2022).
 
     Returns:
-        Entries of a results file: episode, n_way, n_shot, accuracy (fraction of the queries).
+        Entries of a results file: episode, n_way, n_shot, accuracy (fraction of the queries), ordered by episode and
+        n_shot.
     """
     results = []
     with Progress(total=n_episodes, desc="episodes", unit="episode") as progress:
@@ -244,7 +252,7 @@ def evaluate_episodes(
 def _all_rows(
     features: Tensor, pool: Pool, sampling: Sampling, n_episodes: int, rows_per_shot: int
 ) -> Iterator[TaskRows]:
-    """The tasks 0..n_episodes-1 in parts whose shuffles and features take a bounded memory."""
+    """Yield the tasks 0..n_episodes-1 in parts, so that shuffles and features use bounded memory."""
     n_way = int(pool.groups.shape[1]) if sampling.n_way == "all" else sampling.n_way
     n_drawn = _at_a_time(_DRAWN_BYTES, n_way * int(pool.sizes.max()) * 4)
     per_class = rows_per_shot * max(sampling.n_shots) + sampling.n_queries
@@ -262,8 +270,10 @@ def _at_a_time(n_bytes: int, per_task: int) -> int:
 def gather_tasks(
     features: Tensor, rows: TaskRows, n_shots: list[int], copies: Tensor | None = None
 ) -> Iterator[tuple[int, Tasks]]:
-    """(n, the tasks of `rows` with n shots a class) for each n of `n_shots`; `features` (N, D), and the `copies`
-    (N, A, D) that stand in place of a shot, which is then A rows of its class."""
+    """Yield (n, the tasks of `rows` with n shots per class) for each n of `n_shots`.
+
+    With `copies` (N, A, D), each shot is replaced by A rows. Queries are rows of `features` (N, D).
+    """
     shots = features if copies is None else copies.flatten(1)
     n_tasks, n_way, dim = len(rows.episodes), rows.n_way, features.shape[1]
     queries = _gather(features, rows.queries)

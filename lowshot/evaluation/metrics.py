@@ -1,6 +1,7 @@
-"""The six numbers of the low-shot benchmark (Hariharan & Girshick, ICCV 2017): top-1, top-5 on novel, base, all images.
+"""The six accuracies of the low-shot benchmark (Hariharan & Girshick, ICCV 2017).
 
-Scores run over every class of the data set, without masking to the setup's classes and without class priors.
+They are top-1 and top-5 on novel, base and all images. An image is classified among all classes that have a score,
+without masking and without class priors.
 """
 
 import numpy as np
@@ -13,17 +14,17 @@ TOP_K = (1, 5)
 def six_accuracies(
     ranks: np.ndarray, labels: np.ndarray, base_classes: np.ndarray, novel_classes: np.ndarray
 ) -> dict[str, float]:
-    """Fractions of images whose true class ranks below k, as the results files name them (`top1_novel` ... `top5_all`).
+    """Return the fractions of images whose true class has a rank below k, `top1_novel` ... `top5_all`.
 
     Args:
         ranks: (N,) from `true_class_ranks`.
-        labels: (N,); images of classes outside the setup are left out.
+        labels: (N,). Images of classes outside the setup are ignored.
 
-    Raises InputError if the test images hold no novel or no base class of the setup.
+    Raises InputError if no test image is of a novel class, or none of a base class.
     """
     members = {"novel": np.isin(labels, novel_classes), "base": np.isin(labels, base_classes)}
     for name, inside in members.items():
         if not inside.any():
-            raise InputError(f"the test features hold no image of the setup's {name} classes")
+            raise InputError(f"--test: no image of the {name} classes of the setup. Use features of all test images.")
     members["all"] = members["novel"] | members["base"]
     return {f"top{k}_{name}": float((ranks[inside] < k).mean()) for name, inside in members.items() for k in TOP_K}

@@ -1,6 +1,6 @@
-"""What results of older revisions were made from, in today's form.
+"""Convert the recipes of results from older revisions to the current form.
 
-Settings of all choices stood side by side there, under names of their own; today a choice has its settings.
+Older recipes list the settings of all choices side by side, with different names. Now each choice has its own settings.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from lowshot.core.artifacts import renamed
 from lowshot.core.settings import flat
 from lowshot.evaluation.selection import joint_settings
 
-# Older names of low_shot.py's settings, and those that they have today.
+# Older name -> current name, for the settings of low_shot.py.
 LOW_SHOT_NAMES = {
     "classifier": "classifier.name",
     "sgd": "classifier",
@@ -27,9 +27,9 @@ LOW_SHOT_NAMES = {
     "repetition": "add.repetition",
     "max_per_label": "add.ADDITION.max_per_label",
 }
-# The same of episodes.py.
+# The same for episodes.py.
 EPISODES_NAMES = {"method": "method.name", **{f"methods.{name}": "method" for name in METHODS.classes}}
-# The same of diffusion.py, as its recipes have them.
+# The same for diffusion.py, with the names in its recipes.
 DIFFUSION_NAMES = {
     "edges.weight": "edges.weight.name",
     "edges.sigma": "edges.weight.sigma",
@@ -41,7 +41,7 @@ _OWN = {"linear_sgd": "sgd.", "logistic_regression": "logistic.", "mlp": "mlp."}
 
 
 def low_shot_today(stored: dict) -> dict:
-    """The recipe of low_shot.py's results; settings chosen for each n stood below their names, n by n."""
+    """Return the current recipe of results of low_shot.py. Older ones map a setting selected per n to {n: value}."""
     config = stored["config"]
     if {"add", "add.names"} & config.keys() or not {"classifier", "shots"} <= config.keys():
         return stored
@@ -51,7 +51,7 @@ def low_shot_today(stored: dict) -> dict:
 
 
 def _of_shot(stored: dict, n_shot: str) -> dict:
-    """What the recipe says of one n, under today's names."""
+    """Return the recipe for one n, with current names."""
     config, inputs = flat(_chosen_for(stored["config"], n_shot)), stored["inputs"]
     read, of_any = _OWN.get(config["classifier"], f"methods.{config['classifier']}."), (*_OWN.values(), "methods.")
     config = {name: one for name, one in config.items() if name.startswith(read) or not name.startswith(of_any)}
@@ -70,14 +70,17 @@ def _chosen_for(config: dict, n_shot: str) -> dict:
 
 
 def episodes_today(stored: dict) -> dict:
-    """The recipe of results of episodes.py; null stood there, or nothing, for what was not asked for."""
+    """Return the current recipe of results of episodes.py. Older ones omit a setting that was off or set it to null."""
     added_later = {"augmented_support": False, "classes": "novel"}
     config = {name: one for name, one in stored["config"].items() if not (name in added_later and one is None)}
     return renamed(EPISODES_NAMES, {**stored, "config": {**added_later, **config}})
 
 
 def diffusion_today(stored: dict) -> dict:
-    """The recipe of results of diffusion.py, or of images that it labelled; groups stood there whole for each n."""
+    """Return the current recipe of results of diffusion.py, or of images that it labelled.
+
+    Older recipes store a whole group of settings for each n.
+    """
     config = {
         name: joint_settings({n: flat(one) for n, one in value.items()}) if _is_by_shot(value) else value
         for name, value in stored["config"].items()
@@ -89,7 +92,7 @@ def _is_by_shot(value: object) -> bool:
     return isinstance(value, dict) and all(n.isdigit() and isinstance(one, dict) for n, one in value.items())
 
 
-# By the stage that made the results.
+# Stage that made the results -> conversion.
 TODAY: dict[str, Callable[[dict], dict]] = {
     "low_shot": low_shot_today,
     "episodes": episodes_today,
@@ -98,5 +101,5 @@ TODAY: dict[str, Callable[[dict], dict]] = {
 
 
 def results_today(stored: dict) -> dict:
-    """The recipe of any results."""
+    """Return the current recipe of the results of any stage."""
     return TODAY.get(stored["stage"], lambda same: same)(stored)

@@ -1,4 +1,4 @@
-"""The rank of the true class among an image's scores, from which all metrics follow."""
+"""The rank of the true class among the scores of an image. All metrics are computed from it."""
 
 from collections.abc import Callable
 
@@ -10,14 +10,15 @@ from lowshot.evaluation.settings import Ties
 
 
 def true_class_ranks(scores: torch.Tensor, labels: torch.Tensor, ties: Ties = "against") -> torch.Tensor:
-    """How many other classes score at least as high as the true one: 0 is a top-1 hit, below 5 a top-5 hit.
+    """Return the number of other classes that score at least as high as the true class.
 
-    A tie counts against the true class, so a classifier that scores all classes alike gets nothing right.
+    Rank 0 is a top-1 hit, a rank below 5 is a top-5 hit. A tie counts against the true class, so a classifier with
+    equal scores for all classes has an accuracy of 0.
 
     Args:
         scores: (..., n, n_classes) float.
         labels: (n,) int64, on the device of `scores`.
-        ties: "lowest_class" lets the class of the lower number win instead, as faiss does in Douze et al. (2018).
+        ties: with "lowest_class" the class of the lower index wins a tie, as in faiss (Douze et al., 2018).
 
     Returns:
         (..., n) int64. Raises Diverged for NaN scores, which would otherwise rank first.
@@ -40,13 +41,13 @@ def ranks_in_chunks(
     chunk_rows: int = 1000,
     keep: Callable[[slice, torch.Tensor], None] | None = None,
 ) -> np.ndarray:
-    """`true_class_ranks` of all rows without ever holding all scores.
+    """Return `true_class_ranks` of all rows. The scores of only one chunk are in memory at a time.
 
     Args:
         score: maps (rows, D) float32 on `device` to scores (..., rows, n_classes).
         feats: (N, D) float32.
         labels: (N,) int64.
-        keep: is given the rows and the scores of every chunk.
+        keep: called with the rows and the scores of every chunk.
 
     Returns:
         (..., N) int64.

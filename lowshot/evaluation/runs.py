@@ -1,4 +1,4 @@
-"""All runs of the low-shot benchmark by one classifier, or by a few-shot method."""
+"""All runs of the low-shot benchmark with one classifier or few-shot method."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ from lowshot.core.seeds import stream
 from lowshot.evaluation.benchmark import Benchmark, Ranks
 from lowshot.evaluation.ranks import ranks_in_chunks, true_class_ranks
 
-# Is given the scores (rows, classes) of a run (trial, n) for some of the test images.
+# Called with a run (trial, n), rows of the test images and their scores (rows, classes).
 Keep = Callable[[tuple[int, int], slice, torch.Tensor], None]
 
 
@@ -28,13 +28,13 @@ def rank_runs(
     device: str,
     keep: Keep | None = None,
 ) -> Ranks:
-    """Ranks of the true classes in every run of `problem`.
+    """Return the ranks of the true classes in every run of `problem`.
 
     Args:
         classifier: settings of a classifier of the benchmark or of a few-shot method.
-        problem: rows of the benchmark's base classes, and of the novel classes of each run.
-        queries: (N, D) float32, the benchmark's test features, transformed as the problem's rows are.
-        keep: is given all scores.
+        problem: rows of the base classes, and of the novel classes of each run.
+        queries: (N, D) float32, test features of the benchmark with the same transform as the rows of the problem.
+        keep: called with the scores of every run.
     """
     if is_joint(classifier):
         score = fit_classifier(classifier, problem, seed, device)
@@ -57,8 +57,11 @@ def rank_runs(
 
 
 def _as_task(run: Run, problem: Problem, benchmark: Benchmark, queries: np.ndarray, device: str) -> Tasks:
-    """A run as one few-shot task: base rows and the run's novel rows are its support, all test images its queries, the
-    setup's classes in ascending order its ways."""
+    """Return a run as one few-shot task.
+
+    The support is the base rows and the novel rows of the run, the queries are all test images, and the ways are the
+    classes of the setup in ascending order.
+    """
     support = np.concatenate([problem.base_feats, run.feats])
     ways = np.searchsorted(benchmark.classes, np.concatenate([problem.base_labels, run.labels]))
     arrays = (torch.from_numpy(one[None]).to(device) for one in (support, ways, queries))

@@ -1,12 +1,12 @@
-"""Choosing settings: every cell of a grid is evaluated on the validation setup, and the best one is taken.
+"""Selection of settings: evaluate every cell of a grid on the validation setup and select the best.
 
-A grid file is YAML, settings by their names on the command line and the values to try:
+A grid file is YAML. It maps settings, named as on the command line, to the values to try:
 
     classifier.lr: [0.1, 1.0]
     classifier.weight_decay: [0.01, 0.001]
 
-The evidence (every cell's numbers and the choice) is a YAML file beside the results. It grows cell by cell, so a killed
-grid goes on where it was.
+The evidence is a YAML file next to the results, with the accuracies of every cell and the choice. It is written cell by
+cell, so that a killed run resumes at the next cell.
 """
 
 import hashlib
@@ -38,21 +38,23 @@ from lowshot.evaluation.benchmark import Benchmark, Ranks, read_benchmark
 from lowshot.evaluation.settings import Criterion, SelectionConfig
 
 Config = TypeVar("Config", bound=SelectionConfig)
-Values = dict[str, Any]  # by dotted names
-# What is evaluated, and with which random numbers: nothing to choose.
+Values = dict[str, Any]  # dotted name -> value
+# Settings that define the evaluation and its random numbers. A grid must not contain them.
 _PROTOCOL = {"seed", *(field.name for field in fields(SelectionConfig))}
 
 
 class Cell(NamedTuple):
-    """A cell of a grid: `values` as recipes have them, and the `config` with these."""
+    """A cell of a grid: `values` as stored in recipes, and the `config` with these values."""
 
     values: Values
     config: Any
 
 
 class Choice(NamedTuple):
-    """What was chosen: `configs` have the values, one for all `shots` or one for each; `evidence` is the file, `record`
-    what results say about it."""
+    """The selected `configs`, the `evidence` file and the `record` of the choice for the results.
+
+    There is one config for all `shots`, or one for each.
+    """
 
     configs: list[Any]
     evidence: Path
@@ -65,19 +67,21 @@ def choose(
     evaluate: Callable[[list[Config], Benchmark, str], Iterator[Ranks | Diverged]],
     device: str,
 ) -> Choice:
-    """Evaluate every cell of the grid `config.select` on the validation setup and take the best, of equals the first.
+    """Evaluate every cell of the grid `config.select` on the validation setup and select the best.
 
-    A cell that diverges is recorded and never taken. Raises InputError for a grid that cannot be run, before any work,
-    for damaged evidence, and if no cell is left to take.
+    The first of equally good cells is selected. A cell that diverges is recorded and never selected.
 
     Args:
-        recipe_of: the recipe of results with some settings.
-        evaluate: the runs of some cells: (settings of each, benchmark, device) -> ranks of each, in their order.
+        recipe_of: returns the recipe of results for a config.
+        evaluate: runs some cells: (config of each, benchmark, device) -> ranks of each, in the same order.
+
+    Raises:
+        InputError: if the grid is invalid (before any work), the evidence is damaged, or every cell diverged.
     """
     if config.setup == "test" and config.trials is not None:
         raise InputError(
-            "select, trials: every part of a run would choose for itself; choose once with --setup validation, then "
-            "give the parts the choice"
+            "select, trials: each part of a run would select its own settings. Select once with --setup validation, "
+            "then run the parts with the selected settings."
         )
     how, plain = config.select, replace(config, select=None, setup="validation")
     cells = read_grid(how.grid, plain)
@@ -89,13 +93,15 @@ def choose(
     done = _checked_cells(evidence, stored, cells, how.criterion)
     chosen = _chosen(evidence, done, config)
     if len(done) < len(cells) or not _same_values(stored.get("chosen"), chosen):
-        raise InputError(f"{evidence}: what it calls chosen is not the best of all cells; it was edited by hand")
+        raise InputError(
+            f"{evidence}: edited by hand: 'chosen' is not the best cell. Use --overwrite to evaluate the grid again."
+        )
     record = {"criterion": how.criterion, "chosen": chosen, "evidence": evidence.name, "digest": _digest(stored)}
     return Choice(_with_chosen(config, cells, chosen), evidence, record)
 
 
 def _chosen(evidence: Path, done: list[dict], config: SelectionConfig) -> dict:
-    """The values of the best cell, or those of the best for each n."""
+    """Return the values of the best cell, or {n: values of the best cell for n}."""
     criterion = config.select.criterion
     if not config.select.per_shot:
         return _best(evidence, done, criterion)
@@ -103,7 +109,7 @@ def _chosen(evidence: Path, done: list[dict], config: SelectionConfig) -> dict:
 
 
 def _with_chosen(config: Config, cells: list[Cell], chosen: dict) -> list[Config]:
-    """The configs of the chosen cells for the setup at hand: one, or one for each n."""
+    """Return the configs of the selected cells for the setup of `config`: one, or one for each n."""
     by_shot = {(n,): chosen[str(n)] for n in config.shots} if config.select.per_shot else {tuple(config.shots): chosen}
     return [
         replace(next(cell.config for cell in cells if cell.values == values), setup=config.setup, shots=list(shots))
@@ -112,15 +118,17 @@ def _with_chosen(config: Config, cells: list[Cell], chosen: dict) -> list[Config
 
 
 def joint_recipe(recipes: list[tuple[list[int], Recipe]]) -> Recipe:
-    """One recipe for the results of several configs, each for some n: (shots, recipe) of each. A setting in which they
-    differ, or that not all of them have, is shown for each n that has it."""
+    """Return one recipe for the results of several configs, given as (shots, recipe).
+
+    A setting that differs between them, or that only some of them have, is listed for each n that has it.
+    """
     all_shots = {"shots": [n for shots, _ in recipes for n in shots]}
     by_shot = {str(n): flat({**one["config"], **all_shots}) for shots, one in recipes for n in shots}
     return recipes[0][1].but(config=nested(joint_settings(by_shot)))
 
 
 def joint_settings(by_shot: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """n -> settings by dotted name, as one: what all have alike once, else below the name for each n that has it."""
+    """Merge {n: settings by dotted name}: a setting equal for all n keeps its name, any other becomes `name.n`."""
     joint = {}
     for name in dict.fromkeys(name for settings in by_shot.values() for name in settings):
         values = {n: settings[name] for n, settings in by_shot.items() if name in settings}
@@ -131,19 +139,19 @@ def joint_settings(by_shot: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def evidence_path(out: Path) -> Path:
-    """Where the evidence of a choice stands beside the results `out`."""
+    """Return the path of the evidence that belongs to the results `out`."""
     return out.with_suffix(".selection.yaml")
 
 
 def _digest(stored: dict) -> str:
-    """SHA-256 of what evidence says, without when and where it was made: made again it is the same."""
+    """Return the SHA-256 of evidence without its provenance, so that it is the same if the evidence is made again."""
     content = {name: stored[name] for name in ("stage", "config", "inputs", "chosen", "cells")}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _recipe(cells: list[Cell], criterion: Criterion, per_shot: bool, recipe_of: Callable) -> Recipe:
-    """What a choice is made from: the inputs, the settings that a cell has, and the cells."""
-    # What only names things is no difference between two choices.
+    """Return the recipe of a choice: the inputs, the settings of the cells, and the cells."""
+    # Names in the tables do not affect the choice.
     recipes = [recipe_of(replace(cell.config, name=None, extractor=None)) for cell in cells]
     names, values = getattr(type(cells[0].config), "renamed", {}), [cell.values for cell in cells]
     how = {"criterion": criterion} | ({"select_per_shot": True} if per_shot else {})
@@ -157,8 +165,11 @@ def _recipe(cells: list[Cell], criterion: Criterion, per_shot: bool, recipe_of: 
 
 
 def _common(configs: Iterable[dict], cells: list[Values]) -> dict[str, Any]:
-    """The settings of all cells beside those that the grid has; one in which they differ, as the choices of a cell may
-    have settings of their own, below its name by the number of the cell."""
+    """Return the settings of all cells that are not in the grid.
+
+    They can differ, since a choice in a cell can have its own settings. Such a setting is listed for each cell that has
+    it, as `name.cell`.
+    """
     settings = {
         str(i): {name: value for name, value in flat(config).items() if name not in values}
         for i, (config, values) in enumerate(zip(configs, cells))
@@ -167,7 +178,7 @@ def _common(configs: Iterable[dict], cells: list[Values]) -> dict[str, Any]:
 
 
 def _older(older: Callable[[dict], dict], names: dict[str, str], known: Values, stored: dict) -> dict:
-    """The recipe of stored evidence, its settings and its cells in today's names, those of a cell as in `known`."""
+    """Return the recipe of stored evidence with current names of settings, in the cells as in `known`."""
     common, found = dict(stored["config"]), stored["config"].get("cells", [])
     common.pop("cells", None)
     today = [older({**stored, "config": {**common, **values}}) for values in found] or [older(stored)]
@@ -179,34 +190,34 @@ def _older(older: Callable[[dict], dict], names: dict[str, str], known: Values, 
 
 
 def _name_among(known: Values, name: str) -> str:
-    """A name as it is in `known`: that of any addition may stand for ADDITION (`add.ADDITION.max_per_label`)."""
+    """Return the name as in `known`. ADDITION matches the name of any addition (`add.ADDITION.max_per_label`)."""
     pattern = re.escape(name).replace("ADDITION", r"\w+")
     return next((one for one in known if re.fullmatch(pattern, one)), name)
 
 
 def read_grid(path: Path, config: SelectionConfig) -> list[Cell]:
-    """The cells of a grid file: every combination of its values, the last setting running fastest.
+    """Read the cells of a grid file: every combination of its values, the last setting varying fastest.
 
-    Raises InputError for what is no grid of settings of `config`, and for a grid that would choose on the test setup.
+    Raises InputError if the file is not a grid of settings of `config`, or contains the setup.
     """
     grid = read_yaml(path)
     lists = list(grid.values()) if isinstance(grid, dict) else []
     if not lists or not all(isinstance(values, list) and values for values in lists):
-        raise InputError(f"{path}: not a grid: it must hold lines of the form 'setting: [value, ...]'")
+        raise InputError(f"{path}: not a grid. Write lines of the form 'setting: [value, ...]'.")
     if "setup" in grid:
-        raise InputError(f"{path}: setup: settings are chosen on the validation setup; choosing on test is refused")
+        raise InputError(f"{path}: setup: settings are always selected on the validation setup. Remove this line.")
     grid = {str(name): values for name, values in grid.items()}
     for name in grid:
         _check_name(path, config, name)
     given = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
     cells = [_cell(path, _with_values(path, config, values), list(grid)) for values in given]
     if any(cell.values == other.values for cell, other in itertools.combinations(cells, 2)):
-        raise InputError(f"{path}: a value is there twice")
+        raise InputError(f"{path}: a setting lists the same value twice. Remove one.")
     return cells
 
 
 def _check_name(path: Path, config: SelectionConfig, name: str) -> None:
-    """InputError for a setting of a grid that has another name now, or that is one of the protocol."""
+    """Raise InputError if a setting of a grid was renamed or belongs to the protocol."""
     today = name_today(getattr(type(config), "renamed", {}), name)
     if today not in (name, f"{name}.name"):
         raise InputError(f"{path}: {name}: is called {today} now")
@@ -216,17 +227,17 @@ def _check_name(path: Path, config: SelectionConfig, name: str) -> None:
 
 def _refuse(path: Path, config: SelectionConfig, name: str) -> NoReturn:
     there = [one for one in flat(values_of(config)) if one.split(".")[0] not in _PROTOCOL]
-    raise InputError(f"{path}: no setting to choose: '{name}' (there are: {', '.join(there)})")
+    raise InputError(f"{path}: {name}: cannot be in a grid; available: {', '.join(there)}")
 
 
 def _cell(path: Path, config: SelectionConfig, names: list[str]) -> Cell:
-    """A cell with the values that its config has for the settings `names` of the grid."""
+    """Return the cell of a config, with its values of the settings `names` of the grid."""
     settings, values = flat(values_of(config)), {}
     for name in names:
         known = name if name in settings else f"{name}.name"
         values[known] = settings[known] if known in settings else _refuse(path, config, name)
     if len(values) < len(names):
-        raise InputError(f"{path}: a setting is there twice")
+        raise InputError(f"{path}: a setting is listed twice. Remove one.")
     return Cell(values, config)
 
 
@@ -238,14 +249,14 @@ def _with_values(path: Path, config: Config, values: Values) -> Config:
 
 
 def with_values(config: Config, values: Values) -> Config:
-    """`config` with other values under dotted names."""
+    """Return `config` with `values` replaced."""
     return build(type(config), nested(values), config)
 
 
 def _evaluate_cells(
     evidence: Path, made_from: Recipe, cells: list[Cell], config: SelectionConfig, evaluate: Callable, device: str
 ) -> None:
-    """Write the evidence: evaluate the cells that an unfinished file of the same recipe does not hold."""
+    """Evaluate the cells and write the evidence. Continue an unfinished file of the same recipe if there is one."""
     import scipy.stats  # noqa: F401 -- intervals need it; imported before the clock starts
 
     provenance, criterion = Provenance(), config.select.criterion
@@ -266,7 +277,7 @@ def _evaluate_cells(
 
 
 def _entry(values: dict, ranks: Ranks | Diverged, benchmark: Benchmark, criterion: Criterion) -> dict:
-    """The entry of one cell in the evidence: mean and 95 % t-interval over trials, and every run's accuracies."""
+    """Return the evidence of one cell: mean and 95 % t-interval over trials, and the accuracies of every run."""
     if isinstance(ranks, Diverged):
         return {"values": values, "mean": None, "interval": None, "diverged": str(ranks), "trials": []}
     trials = benchmark.accuracies(ranks)
@@ -275,8 +286,8 @@ def _entry(values: dict, ranks: Ranks | Diverged, benchmark: Benchmark, criterio
 
 
 def _mean_and_interval(trials: list[dict], criterion: str) -> tuple[float, float | None]:
-    """Of the criterion, over trials; there is no interval of a single one."""
-    from scipy import stats  # takes half a second, and only a choice needs it
+    """Return mean and interval of the criterion over trials. The interval of a single trial is None."""
+    from scipy import stats  # imported here: it takes half a second, and only selection needs it
 
     top, *groups = criterion.split("_")
     by_trial = np.array(
@@ -291,8 +302,10 @@ def _mean_and_interval(trials: list[dict], criterion: str) -> tuple[float, float
 
 
 def _checked_cells(path: Path, stored: Any, cells: list[Cell], criterion: Criterion) -> list[dict]:
-    """What evidence, `stored` in the file `path`, says of the first of `cells`, or of all; InputError unless every mean
-    is that of its trials."""
+    """Return the entries of evidence, `stored` in the file `path`, for the first of `cells` or all of them.
+
+    Raises InputError if an entry is not that of the cell, or its mean is not that of its trials.
+    """
     try:
         done = [{**entry, "values": cell.values} for entry, cell in zip(stored["cells"], cells)]
         sound = all(_same_values(cell["values"], one["values"]) for cell, one in zip(stored["cells"], done)) and all(
@@ -303,12 +316,12 @@ def _checked_cells(path: Path, stored: Any, cells: list[Cell], criterion: Criter
     except (KeyError, TypeError, ValueError, AttributeError):
         sound = False
     if not sound or len(stored["cells"]) > len(cells):
-        raise InputError(f"{path}: damaged: its cells are not those of the grid with the means of their trials")
+        raise InputError(f"{path}: damaged: its cells do not match the grid or their trials. Delete it to start again.")
     return done
 
 
 def _same_values(stored: Any, expected: dict) -> bool:
-    """Whether values are the same, whatever older names their settings have; nested for those chosen for each n."""
+    """Whether values are equal, ignoring the names of settings. Values selected per n are nested."""
     if not isinstance(stored, dict) or stored == expected:
         return stored == expected
     pairs = list(zip(stored.values(), expected.values()))
@@ -326,10 +339,10 @@ def _text(cell: dict, criterion: str) -> str:
 
 
 def _best(evidence: Path, cells: list[dict], criterion: Criterion, n_shot: int | None = None) -> dict[str, Any]:
-    """The values of the cell with the highest mean (with `n_shot`: over the runs of that n), of equals the first."""
+    """Return the values of the first cell with the highest mean (over the runs of `n_shot`, if given)."""
     trained = [cell for cell in cells if cell["mean"] is not None]
     if not trained:
-        raise InputError(f"{evidence}: every cell of the grid diverged")
+        raise InputError(f"{evidence}: every cell of the grid diverged. Use lower learning rates.")
 
     def mean(cell: dict) -> float:
         runs = [run for run in cell["trials"] if run["n_shot"] == n_shot]

@@ -1,4 +1,4 @@
-"""The settings of the low-shot benchmark, of a choice of settings, and of few-shot tasks."""
+"""Settings of the low-shot benchmark, of the selection of settings and of few-shot tasks."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +12,10 @@ Ties = Literal["against", "lowest_class"]
 
 @dataclass(kw_only=True)
 class BenchmarkConfig:
-    """The settings that all of these stages have; each adds those of its method."""
+    """Settings shared by all stages of the benchmark. Each stage adds those of its method."""
 
     train: Path
-    """Features of the training images; the rows that draws name."""
+    """Features of the training images. The draws are rows of this file."""
     test: Path
     """Features of the test images."""
     split: Path
@@ -25,60 +25,60 @@ class BenchmarkConfig:
     out: Path
     """Results file to write (.json)."""
     setup: Setup = "test"
-    """Halves of the classes to evaluate on; choose hyper-parameters on validation only, report on test."""
+    """Halves of the classes to evaluate on. Choose hyper-parameters on validation only and report on test."""
     shots: list[PositiveInt] = field(default_factory=lambda: [1, 2, 5, 10, 20])
     """Numbers of shots n."""
     trials: list[PositiveInt] | None = None
-    """Trials to run; all of the draws file if not given. Run in parts, they give the numbers of one whole run."""
+    """Trials to run. Default: all trials of the draws file. Trials may be run separately; the results are the same."""
     name: str | None = None
-    """Name of the method in the tables; made up by the stage if not given."""
+    """Name of the method in the tables. Default: composed of its settings."""
     extractor: str | None = None
-    """Name of the features in the tables; that of the folder which holds them if not given."""
+    """Name of the features in the tables. Default: the name of their folder."""
     overwrite: RunOnly[bool] = False
-    """Make the results again though they stand."""
+    """Replace an existing output."""
 
 
 Metric = Literal["top1_novel", "top1_base", "top1_all", "top5_novel", "top5_base", "top5_all"]
-# A metric, or the mean of two.
+# A metric, or the mean of two metrics.
 Criterion = Literal[Metric, "top1_novel_base", "top5_novel_base"]
 
 
 @dataclass
 class Selection:
-    """How settings are chosen."""
+    """Selection of settings on the validation setup."""
 
     grid: Path
-    """Grid file (setting: [values]): its best cell on the validation setup is reported on the test setup; with `--setup
-    validation` it is chosen and nothing reported. Parts of a run (`trials`) on the test setup take no grid, as each
-    would choose for itself: choose on the validation setup first, and give them the choice."""
+    """YAML file with lines `setting: [values]`. The best combination on the validation setup is evaluated on the test
+    setup. With `--setup validation` it is selected only. Cannot be combined with --trials on the test setup."""
     criterion: Criterion = "top5_novel_base"
-    """What the best cell is best in: a mean over trials, n and, where two are named, groups of classes."""
+    """Metric to maximise, averaged over trials and n. The last two are the mean of novel and base accuracy."""
     per_shot: bool = False
-    """Take the best cell for every n by itself."""
+    """Select the best combination for each n separately."""
 
 
 @dataclass(kw_only=True)
 class SelectionConfig(BenchmarkConfig):
-    """The settings of a stage of the benchmark that can choose its own."""
+    """Settings of a benchmark stage that can select its settings."""
 
     select: Selection | None = None
-    """Choose settings first."""
+    """Grid file of settings to select on the validation setup first."""
 
 
 @dataclass(kw_only=True)
 class Sampling:
-    """How tasks are drawn."""
+    """Settings of how tasks are drawn."""
 
     n_way: PositiveInt | Literal["all"] = 5
-    """Classes of a task; all: every novel class of the setup (or of the task's superclass). See also classes."""
+    """Number of classes per task. all: every class to evaluate, see --classes (with --within_superclass, every class of
+    the superclass)."""
     n_shots: list[PositiveInt] = field(default_factory=lambda: [1, 5])
-    """Numbers of labelled images (shots) of each class; every one is evaluated on the same episodes."""
+    """Numbers of labelled images (shots) per class. All are evaluated on the same episodes."""
     n_queries: PositiveInt = 15
-    """Images to recognise: so many of every class, or on average so many with dirichlet."""
+    """Number of query images per class (with --dirichlet, on average)."""
     dirichlet: PositiveFloat | None = None
-    """Draw the classes' shares of a task's n_way x n_queries queries from a symmetric Dirichlet distribution of this
-    parameter (2 in Veilleux et al., 2021); balanced queries if not given."""
+    """Draw the class proportions of the n_way x n_queries queries of a task from a symmetric Dirichlet distribution
+    with this parameter (2 in Veilleux et al., 2021). Default: the same number of queries for every class."""
     within_superclass: bool = False
-    """All classes of a task come from one superclass, drawn evenly among those that have enough (two at least)."""
+    """Draw all classes of a task from one superclass. Superclasses with enough classes are drawn uniformly."""
     seed: Seed = 0
     """Seed of the episodes and of methods that draw at random."""

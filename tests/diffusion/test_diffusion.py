@@ -334,7 +334,7 @@ def test_on_validation_only_the_choice_is_made(config):
         ("fuse.weight: [0.1, 0.9]", "fuse.scores: is required"),
         ("edges.weight.sigma: [0.1, 0.9]", "edges.weight.sigma: no setting of constant"),
         ("label.n_rows: [1, 2]", "label.out: is required"),
-        ("slice_width: [1, 2]", "no setting to choose: 'slice_width'"),
+        ("slice_width: [1, 2]", "slice_width: cannot be in a grid"),
         ("fusion_weight: [0.1, 0.9]", "fusion_weight: is called fuse.weight now"),
         ("edges.sigma: [0.1, 0.9]", "edges.sigma: is called edges.weight.sigma now"),
     ],
@@ -346,7 +346,9 @@ def test_a_setting_that_nothing_reads_is_not_chosen(config, text, words):
 
 def test_a_graph_of_one_setup_cannot_choose(config):
     chosen = replace(write_grid(config, "n_steps: [0, 2]"), graph=Path(str(config.graph).format(setup="test")))
-    with pytest.raises(InputError, match=r"graph-test\.h5: of the test setup, not validation"):
+    with pytest.raises(
+        InputError, match=r"graph-test\.h5: made in the test setup\. Make it again with --setup validation"
+    ):
         diffusion.main(chosen)
     assert not config.out.exists()
 
@@ -615,7 +617,7 @@ def test_scores_of_something_else_are_refused(clusters, config, scored, tmp_path
                                     out=tmp_path / "graph.h5"))  # fmt: skip
     refused(r"scores\.h5: made from another draws file", draws=tmp_path / "draws.json")
     refused(r"scores\.h5: made from another train file", train=tmp_path / "train.h5", graph=graph)
-    refused(r"scores\.h5: of the test setup, not validation", setup="validation")
+    refused(r"scores\.h5: made in the test setup\. Make it again with --setup validation", setup="validation")
     refused(r"scores\.h5: has no scores of trial 1, n = 2", shots=[1, 2])
     refused("lacks the dataset 'log_probabilities'", scores=clusters.background)
     refused(r"nowhere\.h5: no such file", scores=tmp_path / "nowhere.h5")
@@ -707,7 +709,7 @@ SPOILED = {
     "id": (lambda file: file["ids"].__setitem__((3, 1), 9999), "ids: row 3 has the id 9999"),
     "test id": (lambda file: file["test_ids"].__setitem__((4, 0), -7), "test_ids: row 4 has the id -7"),
     "nan": (lambda file: file["similarities"].__setitem__((3, 1), np.nan), "row 3 has the similarity nan"),
-    "recipe": (lambda file: file.attrs.__delitem__("config"), "of the None setup"),
+    "recipe": (lambda file: file.attrs.__delitem__("config"), "does not record its setup"),
 }
 
 
@@ -745,8 +747,13 @@ def test_graphs_of_something_else_are_refused(clusters, config, tmp_path):
 
     feats, labels = read(clusters.train)
     write_features(tmp_path / "train.h5", np.float32(feats * 2), labels, read_recipe(clusters.train))
-    refused(r"graph-test\.h5: made from another train file than .*train\.h5", train=tmp_path / "train.h5")
-    refused("of the validation setup, not test", graph=Path(str(clusters.graph).format(setup="validation")))
+    refused(
+        r"graph-test\.h5: made from another train file\. Make it again from .*train\.h5", train=tmp_path / "train.h5"
+    )
+    refused(
+        r"made in the validation setup\. Make it again with --setup test",
+        graph=Path(str(clusters.graph).format(setup="validation")),
+    )
     refused("a background, not the graph of a setup. Run build_graph.py complete", graph=clusters.background)
     refused("has lists of 8 neighbours, fewer than edges.k 30", edges=EdgeOptions())
     refused(r"nowhere\.h5: no such file", graph=tmp_path / "nowhere.h5")

@@ -1,5 +1,5 @@
 """Cross-granularity few-shot: features of augmented copies and of the trunk, tasks of all classes with augmented
-support, clustering scores, and their place in a report."""
+support, clustering scores, and the report on them."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ FLIP = Augmentation(**CHANGES)
 
 
 def save(**changes):
-    """test.h5 of one call of save_features."""
+    """The test.h5 of one call of save_features."""
     values = {"accelerator": "cpu", "part": "test", **changes}
     return save_features.main(settings(save_features.Config, **values)) / "test.h5"
 
@@ -50,8 +50,8 @@ def stored(path, name="augmented_feats"):
 
 @pytest.fixture(scope="session")
 def scgm(tmp_path_factory, data):
-    """A folder as train_scgm.py writes it, untrained: a Conv-4 with embeddings of 8 dimensions, means of 2 superclasses
-    and 6 subclasses, three assignments of 100 images."""
+    """An untrained folder in the format of train_scgm.py: a Conv-4 with embeddings of 8 dimensions, means of 2
+    superclasses and 6 subclasses, three assignments of 100 images."""
     folder = tmp_path_factory.mktemp("scgm") / "extractor"
     folder.mkdir()
     torch.manual_seed(0)
@@ -67,7 +67,7 @@ def scgm(tmp_path_factory, data):
 
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory, data, scgm):
-    """test.h5 of `data`: 10 classes in 2 superclasses, 4 images each, 3 copies of each."""
+    """The test.h5 of `data`: 10 classes in 2 superclasses, 4 images per class, 3 copies per image."""
     out = tmp_path_factory.mktemp("scgm_features") / "features"
     return save(extractor=scgm, data=data, out=out, copies=copies(3))
 
@@ -87,7 +87,7 @@ def test_copies_are_features_of_images_changed_by_seed_image_and_copy(data, scgm
     read = read_features(embedded)
     assert torch.allclose(torch.from_numpy(read.feats), model.features(unit).detach(), atol=1e-5)
     assert np.array_equal(read_copies(read), stored(embedded))
-    assert (np.abs(np.diff(stored(embedded), axis=1)).max((1, 2)) > 1e-4).all()  # each copy is another one
+    assert (np.abs(np.diff(stored(embedded), axis=1)).max((1, 2)) > 1e-4).all()  # the copies differ
 
 
 def test_copies_do_not_hang_on_batches_nor_on_how_many_there_are(tmp_path, data, scgm, embedded):
@@ -101,7 +101,7 @@ def test_copies_of_a_killed_run_go_on_where_it_stopped(tmp_path, data, scgm, emb
     options = {"extractor": scgm, "data": data, "out": tmp_path, "copies": copies(3), "batch_size": 16}
     done = save(**options)
     done.rename(partial_path(done))
-    with h5py.File(partial_path(done), "r+") as file:  # as a kill after the first block leaves it
+    with h5py.File(partial_path(done), "r+") as file:  # the state after a kill in the second block
         file["augmented_feats"][16:] = 0
         file["augmented_feats"][0] = 7
         file["count"][0] = 16
@@ -124,7 +124,7 @@ def test_features_of_the_trunk(tmp_path, data, scgm, embedded):
     unit = torch.from_numpy(images.pixels[images.rows(test=True)]).permute(0, 3, 1, 2).float() / 255
     assert read.dim == 16 and own.dim == 8
     assert np.allclose(read.feats, model.trunk((unit - model.mean) / model.std).detach(), atol=1e-5)
-    assert read.extractor == f"{own.extractor}:trunk"  # never taken for features of the same space
+    assert read.extractor == f"{own.extractor}:trunk"  # features of another space
 
 
 @pytest.mark.parametrize(
@@ -143,8 +143,8 @@ def test_settings_of_features_that_cannot_be(tmp_path, data, extractor, changes,
     assert not (tmp_path / "f").exists()
 
 
-# Tasks. Classes 0..3 are base, 4..9 novel; of superclass 0 are 0, 1, 4, 5, 6, of superclass 1 the others but 9, which
-# is alone in superclass 2. Class c has 8 + c images.
+# Tasks. Classes 0..3 are base, 4..9 novel. Superclass 0 has the classes 0, 1, 4, 5, 6, superclass 1 has 2, 3, 7, 8 and
+# superclass 2 has 9 only. Class c has 8 + c images.
 
 SPLIT = Split("tiny", [f"c{c}" for c in range(10)], ["s", "t", "u"], [0, 0, 1, 1, 0, 0, 0, 1, 1, 2], [0, 1, 2, 3],
               [4, 5, 6, 7, 8, 9], [0, 1], [4, 5, 6], [2, 3], [7, 8, 9])  # fmt: skip
@@ -175,8 +175,8 @@ def test_tasks_of_all_classes(config, capsys):
     assert {one["n_way"] for one in judged(config, n_way="all")["episodes"]} == {10}
     assert {one["n_way"] for one in judged(config, n_way="all", classes="novel")["episodes"]} == {3}
     within = judged(config, n_way="all", within_superclass=True, n_episodes=30)["episodes"]
-    assert {one["n_way"] for one in within} == {4, 5}  # superclass 2 has a single class, so is no task
-    assert capsys.readouterr().out.count("1 of 3 superclasses have too few classes and are left out") == 1
+    assert {one["n_way"] for one in within} == {4, 5}  # superclass 2 has one class, too few for a task
+    assert capsys.readouterr().out.count("skipped 1 of 3 superclasses with too few classes") == 1
 
 
 def test_the_digest_of_tasks_is_what_it_was(config):
@@ -186,7 +186,7 @@ def test_the_digest_of_tasks_is_what_it_was(config):
     assert tasks_digest(sampling, LABELS, ["a"]) == hashlib.sha256(text).hexdigest()
     digests = [judged(config, **changes)["protocol"]["tasks_digest"] for changes in
                ({}, {"augmented_support": True}, {"classes": "novel", "n_way": 3})]  # fmt: skip
-    assert digests[0] == digests[1] != digests[2]  # the same images are recognised, from more rows
+    assert digests[0] == digests[1] != digests[2]  # the same queries, with more support rows
 
 
 def test_results_made_before_these_settings_stand(config, capsys):
@@ -200,7 +200,7 @@ def test_results_made_before_these_settings_stand(config, capsys):
 
 
 def test_accuracies_with_augmented_support_by_hand(config):
-    """Nearest mean of the unit-length copies of every shot, with plain loops; queries are the images themselves."""
+    """Nearest mean of the unit-length copies of every shot, with plain loops. Queries are the original images."""
     content = judged(config, augmented_support=True, transform=FeatureTransform(normalise=True))
     assert content["method"] == "nearest_mean (L2N, 3 augmented copies)"
     unit = [F.normalize(torch.from_numpy(stored(config.features, name)), dim=-1)
@@ -236,7 +236,7 @@ def test_rows_of_an_augmented_support(n_way, within):
 def test_every_method_learns_from_copies(name, config):
     feats = torch.from_numpy(stored(config.features, "all_feats"))
     pool, method = make_pool(LABELS, SPLIT, np.arange(10), config, "f"), METHODS.classes[name]()
-    far = 50 * F.one_hot(torch.from_numpy(LABELS), 10).float()  # only the copies tell the classes apart
+    far = 50 * F.one_hot(torch.from_numpy(LABELS), 10).float()  # only the copies separate the classes
     copies = far[:, None].expand(-1, 2, -1)
     right = evaluate_episodes(far, pool, config, 6, method, copies)
     wrong = evaluate_episodes(torch.ones(len(far), 10), pool, config, 6, method, copies)
@@ -247,8 +247,8 @@ def test_every_method_learns_from_copies(name, config):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"n_way": 11}, ["n_way 11", "10 classes"]),
-        ({"setup": "validation"}, ["classes all", "both setups"]),
+        ({"n_way": 11}, ["n_way 11: there are only 10 classes to evaluate. Use --n_way 10"]),
+        ({"setup": "validation"}, ["classes all", "--classes novel"]),
         ({"transform": FeatureTransform(centre=True)}, ["transform.centre", "classes all"]),
         ({"clustering": 126}, ["clustering 126", "125 images"]),
     ],
@@ -273,7 +273,7 @@ def test_a_pool_without_a_class_or_without_copies(config):
     for wrong, words in (
         (np.zeros((len(feats), 2, 6), np.float32)[:, :, :5], "shape"),
         (np.full((inside.sum(), 3, 6), np.nan, np.float32), "row 0 of augmented_feats holds NaN"),
-        (np.zeros((inside.sum(), 2, 6), np.float32), "2 augmented copies of an image, but .*test.h5 has 3"),
+        (np.zeros((inside.sum(), 2, 6), np.float32), "2 augmented copies per image, but .*test.h5 has 3"),
     ):
         with h5py.File(other, "r+") as file:
             file.pop("augmented_feats", None)
@@ -288,8 +288,8 @@ def test_a_pool_without_a_class_or_without_copies(config):
 def test_scores_of_a_clustering_by_hand():
     feats = np.array([[0, 0], [0, 1], [1, 0], [1, 1], [90, 0], [90, 1], [91, 0], [91, 1]], np.float32)
     scores = clustering_scores(feats, np.array([0, 0, 0, 1, 1, 1, 1, 0]), 2, seed=3)
-    # 3 and 1 of each class in a cluster of 4: H(class | cluster) is that of a 1:3 coin, 0.811278 bits of 1. Pairs
-    # together in both: 3 + 3 of 28, expected 12 * 12 / 28, at most 12.
+    # Each cluster has 3 images of one class and 1 of the other: H(class | cluster) is that of a 1:3 coin, 0.811278 of
+    # 1 bit. Pairs together in both clusterings: 3 + 3 of 28, expected 12 * 12 / 28, at most 12.
     assert (scores["seed"], scores["n_clusters"]) == (3, 2)
     assert scores["nmi"] == pytest.approx(1 - 0.811278, abs=1e-6)
     assert scores["homogeneity"] == pytest.approx(1 - 0.811278, abs=1e-6)
@@ -410,8 +410,11 @@ def test_methods_under_a_name_of_the_users_are_told_apart_by_their_settings(fold
 
 @pytest.fixture
 def repeated(folder, tmp_path):
-    """Two trainings of three seeds each, and one of a single seed, on the same five episodes: the accuracies of the
-    first are 0.25, 0.5 and 0.75 of the episode's in fifths, the second is better by 0.1, 0.1 and 0.25."""
+    """Two trainings with three seeds each and one with a single seed, on the same five episodes.
+
+    The accuracies of the first are 0.25, 0.5 and 0.75 plus a term per episode; the second is better by 0.1, 0.1 and
+    0.25.
+    """
     out, one = tmp_path / "repeated", read_json(folder / "copies.json")
     out.mkdir()
     for seed, (level, gain) in enumerate(((0.25, 0.1), (0.5, 0.1), (0.75, 0.25))):
@@ -435,13 +438,13 @@ def test_repeated_trainings_are_averaged_and_compared_seed_by_seed(repeated, cap
     half = 4.302653 * gains.std(ddof=1) / np.sqrt(3)
     assert f"| better{method} | coarse{method} | 3 | +15.00 ± {half:.2f} |" in pairs
     assert "alone" not in over + pairs and f"| alone_seed1{method} |" in single
-    for seed, gain in enumerate(gains):  # each with the reference of its own seed
+    for seed, gain in enumerate(gains):  # each seed is compared with the reference of the same seed
         assert f"| better_seed{seed}{method} | coarse_seed{seed}{method} | 5 | +{gain:.2f} ± 0.00 * |" in paired
     assert f"| alone_seed1{method} | coarse_seed1{method} | 5 | +20.00" in paired
 
 
 def test_each_seed_is_compared_with_its_own_reference_or_not_at_all(repeated):
-    """Without coarse_seed2 nothing is compared in its place; a reference without a seed serves all."""
+    """Without coarse_seed2, that seed is not compared. A reference without a seed is compared with all seeds."""
     files = results.read_files(repeated)
     del files["coarse2.json"]
     pairs = results.differences_to(results.episodes(files), "coarse")
@@ -461,7 +464,7 @@ def test_an_extractor_as_reference_is_compared_within_a_method(repeated):
 
 
 def test_trainings_judged_on_fewer_episodes_are_no_pairs(repeated):
-    """The mean of other episodes is another number: that seed is left out."""
+    """A seed with other episodes is not comparable and is left out."""
     one = read_json(repeated / "better2.json")
     write_json(repeated / "better2.json", {**one, "episodes": one["episodes"][:4]})
     frame = results.repeats(results.episodes(results.read_files(repeated)))

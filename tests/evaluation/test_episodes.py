@@ -1,4 +1,4 @@
-"""Episodes: what a task is made of and what it hangs on, accuracies by hand, the script, bad input."""
+"""Episodes: composition of tasks, what they depend on, accuracies by hand, the script, bad input."""
 
 import json
 from dataclasses import replace
@@ -22,12 +22,12 @@ from lowshot.evaluation import episodes
 from lowshot.evaluation.episodes import draw_tasks, evaluate_episodes, gather_tasks, make_pool, tasks_digest
 from lowshot.evaluation.settings import Sampling
 
-# Classes 0..5 are base; of the novel ones 6..15 are of superclass 0, 16..19 of 1, 20 of 2 (in both halves: see below).
+# Classes 0..5 are base. Of the novel classes, 6..15 are of superclass 0, 16..19 of superclass 1, 20 of superclass 2.
 SUPERCLASS_OF = [None] * 6 + [0] * 10 + [1] * 4 + [2]
 NOVEL = np.arange(6, 21)
 SPLIT = Split("tiny", [f"c{c}" for c in range(21)], ["s", "t", "u"], SUPERCLASS_OF, list(range(6)), NOVEL.tolist(),
               [0, 1, 2], [], [3, 4, 5], NOVEL.tolist())  # fmt: skip
-# Novel class c has 24 + c images, in mixed order.
+# Novel class c has 24 + c images, in random order.
 LABELS = np.random.default_rng(0).permutation(np.repeat(NOVEL, 24 + NOVEL))
 
 
@@ -44,7 +44,7 @@ def same(one, other):
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in vars(one))
 
 
-# What a task is made of
+# Composition of tasks
 
 
 @settings(max_examples=20, deadline=None)
@@ -87,7 +87,7 @@ def test_dirichlet_totals_and_spread():
     (rows,) = draw_tasks(pool_of(sampling, np.repeat(NOVEL, 100)), sampling, range(4000))
     assert rows.queries.shape == (4000, 75)
     counts = np.stack([(rows.query_labels == way).sum(1) for way in range(5)], 1)
-    # A share of Dirichlet(2) over 5 classes is Beta(2, 8): mean 0.2, variance 16 / 1100; rounding adds little.
+    # A proportion of Dirichlet(2) over 5 classes is Beta(2, 8): mean 0.2, variance 16 / 1100. Rounding adds little.
     assert counts.mean(0) == pytest.approx([15] * 5, rel=0.04)
     assert (counts / 75).var(0) == pytest.approx([16 / 1100] * 5, rel=0.1)
     assert stats.kstest(counts[:, 0] / 75, stats.beta(2, 8).cdf).statistic < 0.05
@@ -103,7 +103,7 @@ def test_dirichlet_of_tiny_and_huge_parameters():
 
 
 def test_largest_remainders_by_hand():
-    # With alpha 1 the shares are exponential variables over their sum: -log(1 - u) with Gamma(2) x U as its source.
+    # With alpha 1 the proportions are normalised exponential variables -log(1 - u), computed as Gamma(2) x U.
     first, second = np.array([[0.3, 0.6, 0.9]]), np.array([[0.5, 0.2, 0.7]])
     gamma = stats.gamma(2).ppf(1 - first) * (1 - second)
     exact = 10 * gamma / gamma.sum()
@@ -119,7 +119,7 @@ def test_tasks_within_a_superclass():
     rows = draw(Sampling(n_way=4, n_queries=3, within_superclass=True), range(2000))
     superclasses = np.array([-1 if s is None else s for s in SUPERCLASS_OF])[rows.classes]
     assert (superclasses == superclasses[:, :1]).all()
-    assert stats.chisquare(np.bincount(superclasses[:, 0], minlength=2)).pvalue > 1e-4  # the third has one class
+    assert stats.chisquare(np.bincount(superclasses[:, 0], minlength=2)).pvalue > 1e-4  # superclass 2 is too small
     assert set(draw(Sampling(n_queries=3, within_superclass=True)).classes.ravel()) == set(range(6, 16))
 
 
@@ -135,7 +135,7 @@ def test_all_classes_of_the_setup_or_of_a_superclass():
         assert np.array_equal(parts[n_way].queries[whole], rows.queries)
 
 
-# What a task hangs on
+# What tasks depend on
 
 
 @pytest.mark.parametrize("settings", [{}, {"dirichlet": 5.0}, {"n_way": 4, "within_superclass": True}])
@@ -187,7 +187,7 @@ def judged(name="nearest_mean", n_episodes=20, feats=None, **changes):
 
 
 def test_accuracies_by_hand():
-    """Nearest mean of every episode with plain loops."""
+    """Nearest mean of every episode, with plain loops."""
     feats, rows = clusters(), draw(Sampling(n_queries=4), range(20))
     found = judged(feats=feats)
     assert [(one["episode"], one["n_way"], one["n_shot"]) for one in found] == [
@@ -233,8 +233,10 @@ def test_transductive_methods_are_the_ones_that_look_at_other_queries():
 
 @pytest.fixture
 def config(tmp_path):
-    """Base classes in train.h5, novel ones in test.h5, shifted far from the origin; the validation half is classes
-    6..12, the test half 13..20."""
+    """Base classes in train.h5, novel classes in test.h5, shifted far from the origin.
+
+    The validation half has the classes 6..12, the test half 13..20.
+    """
     split = replace(SPLIT, novel_classes_1=list(range(6, 13)), novel_classes_2=list(range(13, 21)))
     made_from = {"stage": "save_features", "config": {}, "inputs": {"extractor": "x"}}
     rng = np.random.default_rng(2)
@@ -310,13 +312,13 @@ def test_second_run_does_nothing_and_other_settings_stop(config, capsys):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"n_way": 9}, ["n_way 9", "8 classes"]),
-        ({"n_way": 1}, ["n_way 1", "two classes"]),
-        ({"n_queries": 33}, ["test.h5", "class 13 (c13) has 37 images", "5 + 33"]),
+        ({"n_way": 9}, ["n_way 9: there are only 8 classes to evaluate. Use --n_way 8 or --classes all."]),
+        ({"n_way": 1}, ["n_way 1", "at least two classes"]),
+        ({"n_queries": 33}, ["test.h5", "class 13 (c13) has 37 images", "5 + 33", "--n_shots or --n_queries"]),
         ({"n_shots": [38], "dirichlet": 2.0}, ["class 13 (c13) has 37 images", "38 + 0"]),
-        ({"n_queries": 30, "dirichlet": 0.1}, ["test.h5", "images, fewer than", "of episode"]),
-        ({"n_way": 5, "within_superclass": True}, ["n_way 5", "no superclass", "4 at most"]),
-        ({"n_shots": [1, 1]}, ["n_shots", "each once"]),
+        ({"n_queries": 30, "dirichlet": 0.1}, ["test.h5", "images, but episode", " needs "]),
+        ({"n_way": 5, "within_superclass": True}, ["n_way 5", "no superclass has more than 4 classes", "--n_way 4"]),
+        ({"n_shots": [1, 1]}, ["n_shots", "without duplicates"]),
         ({"n_shots": []}, ["n_shots", "one or more"]),
         ({"transform": FeatureTransform(centre=True)}, ["test.h5", "base class", "transform.centre"]),
     ],
@@ -334,12 +336,12 @@ def test_a_pool_without_a_class_and_a_split_without_superclasses(config, tmp_pat
     split = json.loads(config.split.read_text())
     del split["digest"]
     write_json(config.split, {**split, "superclass_of": [None] * 21})
-    with pytest.raises(InputError, match="knows no superclass"):
+    with pytest.raises(InputError, match="has no superclasses for the classes to evaluate"):
         stage.main(replace(config, within_superclass=True))
 
 
 def test_script_on_real_features(features, data, tmp_path):
-    """Several files as one pool, every kind of setting from the command line."""
+    """Several files as one pool, and every kind of setting on the command line."""
     files = json.dumps([str(features / "train.h5"), str(features / "test.h5")])
     arguments = ["--split", data / "split.json", "--n_way", "2", "--n_shots", "[1,3]", "--n_queries", "4"]
     more = ["--n_episodes", "30", "--dirichlet", "2", "--transform.centre", "true", "--method.metric"]

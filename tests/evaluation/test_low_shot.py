@@ -38,7 +38,7 @@ SIX = {f"top{k}_{name}" for k in (1, 5) for name in ("novel", "base", "all")}
 
 
 def tiny_config(tmp_path):
-    """Features, split and draws in a folder, and a configuration for them."""
+    """A configuration with its features, split and draws in a folder."""
     rng = np.random.default_rng(0)
     centres = 3 * rng.random((N_CLASSES, DIM))
     folder = tmp_path / "tiny_extractor" / "features"
@@ -117,13 +117,13 @@ def test_both_setups_and_every_classifier(config, classifier):
         assert content["protocol"]["setup"] == setup and len(content["trials"]) == 6
         assert content["protocol"]["setting"] == ("transductive" if classifier in TRANSDUCTIVE else "inductive")
         assert content["method"] == classifier
-        if classifier not in CLASSIFIERS.classes:  # four ways: every image is among its five best
+        if classifier not in CLASSIFIERS.classes:  # with four classes, every top-5 accuracy is 1
             assert {one["top5_novel"] for one in content["trials"]} == {1.0}
             assert np.mean([one["top1_all"] for one in content["trials"]]) > 0.4
 
 
 def six_by_hand(config, trial, n_shot, transform):
-    """Nearest mean over the classes 2, 3 (base), 6, 7 (novel) of the test setup, one image after the other."""
+    """Nearest mean over the classes 2, 3 (base), 6, 7 (novel) of the test setup, one image at a time."""
     with h5py.File(config.train) as file, h5py.File(config.test) as other:
         train, labels = file["all_feats"][:], file["all_labels"][:]
         test, truth = other["all_feats"][:], other["all_labels"][:]
@@ -164,7 +164,7 @@ def test_simple_shot_by_hand(config, transform, name, by_hand):
 
 
 def test_every_classifier_sees_transformed_features(config, monkeypatch, tmp_path):
-    """The centre is that of the setup's base rows, and generated rows are transformed as well."""
+    """The centre is the mean of the base rows of the setup. Generated rows are transformed as well."""
     (tmp_path / "generator").mkdir()
     monkeypatch.setattr(hallucination, "Hallucinator", StubHallucinator)
     added = {"add": {"generator": Generator(tmp_path / "generator", max_per_label=4)}}
@@ -178,7 +178,7 @@ def test_every_classifier_sees_transformed_features(config, monkeypatch, tmp_pat
 
 
 def test_results_hold_the_settings_of_what_was_at_work(config):
-    """And of nothing else: what did not influence a result does not make it another one."""
+    """A change in anything else does not affect the results, so they are kept."""
     plain = {"setup": "test", "shots": [1, 5], "trials": None, "name": None, "extractor": None, "select": None,
              "transform": {"power": 0.0, "centre": False, "normalise": False}, "seed": 0}  # fmt: skip
     content = results(config, classifier=CosineOptions(n_steps=1))["config"]
@@ -217,7 +217,7 @@ def test_second_run_does_nothing_and_other_settings_stop(config, capsys):
 
 
 def captured_problem(config, monkeypatch, **changes):
-    """The problem that main hands to the classifier."""
+    """The problem that main passes to the classifier."""
     seen, real = [], evaluation.rank_runs
 
     def rank_runs(classifier, problem, *rest):
@@ -247,7 +247,7 @@ def test_repetition_fills_every_novel_class(config, monkeypatch):
 
 
 class StubHallucinator:
-    """Fills every class with rows that hold the number of their trial."""
+    """Fills every class with rows whose values are the number of the trial."""
 
     def __init__(self, settings, split, train):
         self.settings, self.dim = settings, train.dim
@@ -270,11 +270,11 @@ def test_generated_rows_join_the_shots(config, monkeypatch, tmp_path):
     assert (problem.runs[2].feats[2:] == 2).all() and problem.runs[2].labels.dtype == np.int64
 
 
-# --- scores that are kept ---
+# --- stored scores ---
 
 
 def test_kept_scores_are_those_that_were_judged(config, tmp_path):
-    """Of a method that scores the setup's classes only, and of one that scores all."""
+    """Scores of a method that scores the classes of the setup only, and of one that scores all classes."""
     path = tmp_path / "scores.h5"
     for classifier in (NearestMeanOptions(), SMALL_SGD):
         content = results(config, classifier=classifier, scores=path)
@@ -323,7 +323,7 @@ def test_no_scores_of_a_run_that_failed(config, tmp_path):
     with pytest.raises(InputError, match="NaN"):
         low_shot.main(replace(config, classifier=replace(SMALL_SGD, lr=1e30), scores=path))
     assert not config.out.exists() and not list(path.parent.glob("scores*"))
-    with pytest.raises(InputError, match=r"scores\.json: scores are a \.h5 file"):
+    with pytest.raises(InputError, match=r"scores\.json: scores must be a \.h5 file"):
         low_shot.main(replace(config, scores=tmp_path / "scores.json"))
 
 
@@ -332,7 +332,7 @@ def test_no_scores_of_a_run_that_failed(config, tmp_path):
 
 @pytest.fixture(scope="module", params=["graph", "images"])
 def propagated(request, clusters, tmp_path_factory):
-    """(low_shot.py's configuration on `clusters`, the rows that diffusion labelled, where they are from)."""
+    """(configuration of low_shot.py on `clusters`, rows that diffusion.py labelled, their source)."""
     folder = tmp_path_factory.mktemp("propagated")
     files = {name: getattr(clusters, name) for name in ("train", "test", "split", "draws")}
     label = Labelling(folder / "p.h5", 9, clusters.unlabelled if request.param == "graph" else None)
@@ -350,7 +350,7 @@ def is_among(feats, others):
 
 
 def test_propagated_rows_join_the_shots(propagated, monkeypatch):
-    """Unlabelled images only, at most max_per_label with the shots, the surest first."""
+    """Only unlabelled images are added, up to max_per_label including the shots, the most confident first."""
     config, rows, background = propagated
     problem, content = captured_problem(config, monkeypatch)
     assert content["method"] == "linear_sgd + propagated labels" and "add.propagated.file" in content["inputs"]
@@ -400,7 +400,7 @@ def test_a_generator_fills_what_propagated_rows_leave(propagated, monkeypatch, t
 
 
 def test_additions_work_in_the_order_in_which_they_are_named(propagated, monkeypatch, tmp_path):
-    """What comes first has filled the classes when the next one comes."""
+    """The first addition has already filled the classes when the next one is applied."""
     config, _, _ = propagated
     (tmp_path / "generator").mkdir()
     monkeypatch.setattr(hallucination, "Hallucinator", StubHallucinator)
@@ -410,7 +410,7 @@ def test_additions_work_in_the_order_in_which_they_are_named(propagated, monkeyp
     assert content["method"] == "linear_sgd + generator (centroids, all) + propagated labels"
     for one in problem.runs:
         assert (np.bincount(one.labels)[[7, 9, 11]] == 7).all()
-        assert (one.feats[3 * one.n_shot :] == one.trial).all()  # no place is left for a propagated row
+        assert (one.feats[3 * one.n_shot :] == one.trial).all()  # no propagated row is added
     with pytest.raises(InputError, match=r"setting add\.names was \['generator', 'propagated'\], now \['propagated', "):
         low_shot.main(replace(config, add={"propagated": first, "generator": second}))
 
@@ -445,14 +445,14 @@ def test_propagated_rows_of_something_else_are_refused(propagated, clusters, tmp
                        {"stage": "save_features", "config": {}, "inputs": {"extractor": "x"}})  # fmt: skip
     refused(r"p\.h5: made from another draws file", draws=tmp_path / "draws.json")
     refused(r"p\.h5: made from another train file", train=tmp_path / "train.h5")
-    refused(r"p\.h5: of the test setup, not validation", setup="validation")
+    refused(r"p\.h5: made in the test setup\. Make it again with --setup validation", setup="validation")
     refused(r"p\.h5: has no rows of trial 1, n = 2\. Run diffusion\.py --label", shots=[1, 2])
     refused("lacks the dataset 'feats'", add={"propagated": Propagated(clusters.background)})
     refused(r"nowhere\.h5: no such file", add={"propagated": Propagated(tmp_path / "nowhere.h5")})
 
 
 def damage(config, name, change):
-    """Rewrite one input as JSON or HDF5 after `change`."""
+    """Apply `change` to one input file (JSON or HDF5)."""
     path = getattr(config, name)
     if path.suffix == ".json":
         content = json.loads(path.read_text())
@@ -504,7 +504,7 @@ def test_bad_files_are_named_and_nothing_is_written(config, name, change, messag
 
 BAD_SETTINGS = [
     ({"shots": []}, "shots"),
-    ({"shots": [1, 1]}, "each once"),
+    ({"shots": [1, 1]}, "without duplicates"),
     ({"shots": [7]}, "largest n of 7"),
     ({"trials": [4]}, "no trial 4"),
     ({"add": {"generator": Generator(Path("g"))}}, "g: no such file or folder"),

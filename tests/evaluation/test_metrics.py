@@ -1,4 +1,4 @@
-"""The six numbers: ties, NaN, chunks, and the identity between novel, base and all."""
+"""The six accuracies: ties, NaN, chunks, and the identity between novel, base and all."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_ties_that_the_lowest_class_wins():
 
 
 def test_a_row_of_zeros_has_the_lowest_five_classes_as_its_best():
-    """Of an image that no label has reached."""
+    """An image that no label has reached scores 0 for every class."""
     ranks = true_class_ranks(torch.zeros(12, 12), torch.arange(12), "lowest_class")
     assert ranks.tolist() == list(range(12))
     assert ((ranks < 5) == (torch.arange(12) < 5)).all()

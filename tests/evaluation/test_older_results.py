@@ -1,5 +1,8 @@
-"""Results and choices of revision d41a11c, whose settings all stood side by side: the same are known again, others are
-told apart. Their recipes are written here as that revision wrote them."""
+"""Results and choices of revision d41a11c, which stored the settings of all choices side by side.
+
+Results with the same settings are recognised, others are distinguished. The recipes are written as that revision wrote
+them.
+"""
 
 import json
 from dataclasses import replace
@@ -39,7 +42,7 @@ MLP = {"lr": 1e-06, "weight_decay": 0.001, "batch_size": 64, "hidden": 512, "max
 
 @pytest.fixture
 def config(tmp_path):
-    """Files of all inputs, empty where only their digests count."""
+    """Files of all inputs. They are empty where only the digest matters."""
     for name in ("p.h5", "other.h5", "samples_1.h5"):
         (tmp_path / name).write_text(name)
     for name in ("generator", "other_generator", "head"):
@@ -49,7 +52,7 @@ def config(tmp_path):
 
 
 def older(config, inputs=(), **settings):
-    """A recipe as d41a11c wrote it: `settings` beside those that all results have."""
+    """A recipe as d41a11c wrote it: the settings of all results and `settings`."""
     folder = config.split.parent
     files = {name: digest(getattr(config, name)) for name in ("train", "test", "split", "draws")}
     files |= {name: digest(folder / file) for name, file in dict(inputs).items()}
@@ -100,7 +103,7 @@ def test_other_settings_of_the_classifier(config, change, words):
 
 
 def adding(config, **added):
-    """The configuration with additions by names of files."""
+    """The configuration with additions, given the names of their files."""
     folder = config.split.parent
     kinds = {"generator": Generator, "propagated": Propagated}
     made = {name: kinds[name](folder / file, **more) for name, (file, more) in added.items()}
@@ -157,7 +160,7 @@ def test_samples(config, tmp_path):
     filled = older(one_run, {"samples_1_1": "samples_1.h5", "generator": "generator"}, **plain, pairs="centroids",
                    pair_scope="all", max_per_label=20)  # fmt: skip
     both = {"generator": Generator(tmp_path / "generator"), "samples": Samples(template)}
-    assert difference(replace(one_run, add=both), filled) is None  # samples came last, as they fill nothing up
+    assert difference(replace(one_run, add=both), filled) is None  # samples came last: they have no limit per class
 
 
 def test_an_own_head(config, monkeypatch, tmp_path):
@@ -180,11 +183,11 @@ def test_todays_recipes_stay_as_they_are(config, tmp_path):
     )
 
 
-# --- results chosen for each n ---
+# --- results with settings selected per n ---
 
 
 def chosen(config, **by_shot):
-    """Today's recipe of results with settings chosen for each n: name -> values for 1 and 5 shots, dotted names."""
+    """The current recipe of results with settings selected per n: dotted name -> values for 1 and 5 shots."""
     by_shot = {name.replace("__", "."): values for name, values in by_shot.items()}
     parts = [
         with_values(replace(config, shots=[n]), {name: values[i] for name, values in by_shot.items()})
@@ -235,7 +238,7 @@ def test_how_far_a_generator_fills_chosen_for_each_n(config):
 
 
 def test_a_classifier_chosen_for_each_n(config):
-    """Settings of one name in both stood apart."""
+    """Settings with the same name in both classifiers were stored separately."""
     refinement = {"n_steps": 1, "scale": 1.0}
     stored = older(config, classifier={"1": "cosine", "5": "prototype_refinement"},
                    methods={"1": {"cosine": COSINE}, "5": {"prototype_refinement": refinement}})  # fmt: skip
@@ -253,11 +256,11 @@ def test_a_classifier_chosen_for_each_n(config):
     assert made_from.difference(with_sgd) is None
 
 
-# --- what choices were made from ---
+# --- recipes of choices ---
 
 
 def evidence(config, grid, inputs=(), **settings):
-    """(today's recipe of a choice by `grid` {name: values}, a recipe as d41a11c wrote it)."""
+    """(current recipe of a choice by `grid` {name: values}, recipe as d41a11c wrote it)."""
     path = config.split.parent / "grid.yaml"
     path.write_text(yaml.safe_dump(grid, sort_keys=False))
     plain = replace(config, setup="validation")
@@ -309,7 +312,7 @@ def test_one_number_that_filled_two_additions_is_none_of_todays_two(config):
 
 
 def test_a_choice_among_classifiers(config):
-    """Of linear_sgd and cosine, which have settings of one name."""
+    """A grid of linear_sgd and cosine, which have settings with the same name."""
     known = {**of("sgd", SGD), **of("methods.cosine", COSINE)}
     made_from, stored = evidence(config, {"classifier": ["linear_sgd", "cosine"]}, **known,
                                  cells=[{"classifier": "linear_sgd"}, {"classifier": "cosine"}])  # fmt: skip
@@ -322,7 +325,7 @@ def test_a_choice_among_classifiers(config):
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_evidence_that_stands_is_gone_on_from(config, tmp_path, killed):
-    """Made with this revision, and written as d41a11c named things."""
+    """Results of the current revision, rewritten with the names of d41a11c."""
     (tmp_path / "grid.yaml").write_text("classifier.lr: [0.001, 0.3]\n")
     config = replace(config, select=Selection(tmp_path / "grid.yaml", criterion="top1_novel_base"))
     low_shot.main(replace(config, setup="validation"))

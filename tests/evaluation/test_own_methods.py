@@ -1,5 +1,5 @@
-"""Classifiers, few-shot methods and additions of the user's own, through the scripts; and the names of an older
-revision, each answered with today's."""
+"""Classifiers, few-shot methods and additions of the user's own in the scripts. Names of an older revision: the error
+names the current one."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from lowshot.data.additions import RowsOfFile
 
 @dataclass
 class Means:
-    """The class whose mean is nearest, all rows of a class with one weight."""
+    """Nearest class mean. All rows of a class have the same weight."""
 
     power: float = 2.0
 
@@ -54,7 +54,7 @@ class SeesAll(MeansOfTasks):
 
 @dataclass
 class Doubled:
-    """Every row once more, moved by `shift`."""
+    """Adds every row a second time, shifted by `shift`."""
 
     shift: float = 0.0
     returns: str = "all"
@@ -67,7 +67,7 @@ class Doubled:
 
 @dataclass
 class MyRows(RowsOfFile):
-    """A class that inherits one of ours and does something else."""
+    """A class that inherits from one of ours and behaves differently."""
 
     def extend(self, run, benchmark, seed):
         return run.joined(run.feats - 9, run.labels)
@@ -116,7 +116,7 @@ def config(tmp_path):
 
 
 def low_shot_by(config, *more):
-    """low_shot.py in the folder with the user's code."""
+    """Run low_shot.py in the folder with the user's code."""
     names = ("train", "test", "split", "draws", "out")
     files = [word for name in names for word in (f"--{name}", str(getattr(config, name)))]
     return run_script("low_shot.py", *files, "--shots", "1", "5", *more, folder=config.split.parent)
@@ -132,15 +132,15 @@ def made(done, config):
     return read_json(config.out)
 
 
-# --- through the scripts ---
+# --- in the scripts ---
 
 
 @pytest.mark.parametrize("name", ["Means", "MeansOfTasks"])
 def test_a_classifier_of_ones_own_gives_the_numbers_of_ours(config, name):
-    """Nearest means, learned together or as tasks of the setup's classes."""
+    """Nearest means, as a classifier of all classes or as a method for tasks of the setup's classes."""
     ours = made(low_shot_by(config, "--classifier", "nearest_mean"), config)
     own = made(low_shot_by(config, "--classifier", f"my_code.py:{name}", "--overwrite"), config)
-    assert own["trials"] == ours["trials"] or name == "Means"  # whose top five are among all classes of the split
+    assert own["trials"] == ours["trials"] or name == "Means"  # its top-5 is among all classes of the split
     for one, other in zip(own["trials"], ours["trials"]):
         assert all(one[key] == other[key] for key in one if key.startswith("top1"))
     assert own["method"] == f"my_code.py:{name}" and own["protocol"]["setting"] == "inductive"
@@ -166,7 +166,7 @@ def test_a_transductive_method_of_ones_own_is_called_one(config):
 
 
 def test_an_addition_of_ones_own(config):
-    """A row that is there twice is none more for the mean; one that is moved changes it."""
+    """A repeated row does not change the mean. A shifted row does."""
     mean = ("--classifier", "nearest_mean")
     plain = made(low_shot_by(config, *mean), config)
     own = made(low_shot_by(config, *mean, "--add", "my_code.py:Doubled", "--overwrite"), config)
@@ -183,7 +183,7 @@ def test_an_addition_of_ones_own(config):
 def test_a_class_that_inherits_ours_does_what_it_says(config):
     mean = ("--classifier", "nearest_mean", "--overwrite")
     moved = made(low_shot_by(config, *mean, "--add", "my_code.py:Doubled", "--add.Doubled.shift", "-9"), config)
-    words = ("--add", "my_code.py:MyRows", "--add.MyRows", str(config.split))  # a file, which it does not read
+    words = ("--add", "my_code.py:MyRows", "--add.MyRows", str(config.split))  # a file that the addition does not read
     assert made(low_shot_by(config, *mean, *words), config)["trials"] == moved["trials"]
 
 
@@ -197,7 +197,7 @@ def test_ours_and_ones_own_in_the_order_of_the_line(config):
     assert one["method"] == "nearest_mean + repetition + doubled rows"
     assert two["method"] == "nearest_mean + doubled rows + repetition"
     assert one["config"]["add"]["names"] == ["repetition", "my_code.py:Doubled"]
-    assert one["trials"] != two["trials"]  # 3 rows as they were and 3 moved; or 2 of the first and 1 of the second
+    assert one["trials"] != two["trials"]  # 3 original and 3 shifted rows, or 2 original and 1 shifted
     assert_refused(
         low_shot_by(config, "--classifier", "nearest_mean", "--add", "repetition", "my_code.py:Doubled",
                     "--add.repetition.max_per_label", "3", "--add.Doubled.shift", "-2"),
@@ -228,7 +228,7 @@ def test_settings_of_ones_own_are_chosen_like_ours(config, tmp_path):
 
 
 def test_a_classifier_of_ones_own_among_others(config, tmp_path):
-    """From another folder, which is no part of what is chosen; what was chosen hangs on its code."""
+    """The folder is not part of the choice, but the code is."""
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "my_own.py").write_text(CODE)
     (tmp_path / "grid.yaml").write_text('classifier: [nearest_mean, "sub/my_own.py:MeansOfTasks"]\n')
@@ -246,13 +246,13 @@ def test_a_classifier_of_ones_own_among_others(config, tmp_path):
 
 
 def test_a_module_by_its_name(config):
-    """As it is imported from where the command runs."""
+    """The module is imported from the folder in which the command runs."""
     (config.split.parent / "a_module_of_mine.py").write_text(CODE)
     own = made(low_shot_by(config, "--classifier", "a_module_of_mine:MeansOfTasks"), config)
     assert own["method"] == "a_module_of_mine:MeansOfTasks" and len(own["inputs"]["code of classifier"]) == 64
 
 
-# --- what stands, and what has changed ---
+# --- existing results, and changed code ---
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_the_folder_of_the_code_is_no_part_of_the_results(config, tmp_path):
     assert_refused(low_shot_by(config, "--classifier", "nearest_mean"), "exists, but was made differently (")
 
 
-# --- what is refused ---
+# --- errors ---
 
 WRONG, DOUBLED = ["--classifier", "my_code.py:WrongFit", "--classifier.returns"], ["--add", "my_code.py:Doubled"]
 BAD = [
@@ -314,7 +314,7 @@ BAD = [
         ["--classifier", "my_code.py:MeansOfTasks", "--classifier.squeeze"],
         "score returned (48, 4). Return a tensor of scores of shape (1,",
     ),
-    (["--add", "my_code.py:FromWhat"], "add.FromWhat: its setting is 'semi-supervised', not one of inductive, trans"),
+    (["--add", "my_code.py:FromWhat"], "add.FromWhat: its 'setting' is 'semi-supervised', must be one of inductive, "),
     (["--add", "my_code.py:Means"], "my_code.py:Means: defines no extend(run, benchmark, seed)"),
     ([*DOUBLED, "--add.Doubled.shift", "x"], "--add.Doubled.shift: 'x': must be a number"),
     ([*DOUBLED, "--add.Doubled.shift", "inf"], "--add.Doubled.shift: 'inf': must be a number"),
@@ -335,7 +335,7 @@ def test_refused_in_one_line(config, words, message):
 
 
 def test_an_error_in_ones_own_code_keeps_its_traceback(config):
-    """It is the user's to find; one at import is told in one line with its place."""
+    """An error in the user's method keeps its traceback. An error at import is reported in one line with its place."""
     (config.split.parent / "my_code.py").write_text(CODE.replace("ways = torch", "ways = nothing"))
     done = low_shot_by(config, "--classifier", "my_code.py:MeansOfTasks")
     assert done.returncode == 1 and "my_code.py" in done.stderr and "NameError" in done.stderr

@@ -1,4 +1,4 @@
-"""low_shot.py --select: the choice is the best cell, is made on the validation setup only, and survives a kill."""
+"""low_shot.py --select: selects the best cell, uses the validation setup only, and resumes after a kill."""
 
 import json
 import re
@@ -37,13 +37,13 @@ def config(tmp_path):
 
 
 def of_cell(config, cell):
-    """The settings that a cell of `CELLS` stands for."""
+    """The settings of a cell of `CELLS`."""
     repetition = Repetition(cell[FILLED])
     return {"classifier": replace(config.classifier, lr=cell[LR]), "add": {"repetition": repetition}}
 
 
 def choosing(config, **how):
-    """The same with another way to choose."""
+    """The configuration with changed settings of the selection."""
     return replace(config, select=replace(config.select, **how))
 
 
@@ -53,7 +53,7 @@ def evidence_of(config):
 
 @pytest.fixture
 def judged(monkeypatch):
-    """(setup, learning rate) of everything that is judged; `judged.kill_at` = number of the one that is killed."""
+    """(setup, learning rate) of every evaluation. `judged.kill_at` is the index of the one that is killed."""
     real = low_shot._ranks
 
     class Seen(list):
@@ -74,7 +74,7 @@ def judged(monkeypatch):
 
 @pytest.mark.parametrize("criterion", ["top1_novel_base", "top1_novel", "top5_all"])
 def test_the_choice_is_the_best_cell(config, criterion):
-    """By hand: every cell as a run of its own on the validation setup, then the best as a run on the test setup."""
+    """Computed by hand: each cell as a separate run on the validation setup, then the best on the test setup."""
     groups = criterion.split("_")[1:]
     plain, means = replace(config, select=None, out=config.out.with_name("plain.json")), []
     for cell in CELLS:
@@ -182,7 +182,7 @@ def test_of_equal_cells_the_first_is_taken(config):
     config.select.grid.write_text("transform.centre: [true, false]")
     low_shot.main(
         replace(choosing(config, criterion="top5_novel_base"), classifier=NearestMeanOptions())
-    )  # four ways: always 1
+    )  # with four classes, top-5 is always 1
     assert [cell["mean"] for cell in evidence_of(config)["cells"]] == [1.0, 1.0]
     assert evidence_of(config)["chosen"] == {"transform.centre": True}
 
@@ -222,12 +222,12 @@ def test_a_damaged_unfinished_grid_is_named(config, judged):
     with pytest.raises(KeyboardInterrupt):
         low_shot.main(config)
     assert_damage_is_named(config, partial_path(config.out.with_suffix(".selection.yaml")), DAMAGE)
-    with pytest.raises(KeyboardInterrupt):  # undamaged it goes on
+    with pytest.raises(KeyboardInterrupt):  # an undamaged file is resumed
         low_shot.main(config)
 
 
 def test_parts_of_a_run_do_not_choose_for_themselves(config):
-    with pytest.raises(InputError, match="choose once with --setup validation"):
+    with pytest.raises(InputError, match="Select once with --setup validation"):
         low_shot.main(replace(config, trials=[1]))
     assert not config.out.parent.exists()
     low_shot.main(replace(config, trials=[1], setup="validation"))
@@ -282,19 +282,19 @@ def test_a_setting_that_is_not_there_is_not_chosen(config, changes, text, messag
 
 
 def test_a_choice_depends_on_what_its_cells_have(config, judged):
-    """On the settings of all classifiers that the grid tries, and of no other."""
+    """The choice depends on the settings of the classifiers in the grid and of no others."""
     config.select.grid.write_text("classifier: [nearest_mean, linear_sgd]")
     low_shot.main(config)
     assert len(judged) == 3
     with pytest.raises(InputError, match=r"setting classifier\.lr\.1 was 0\.1, now 7\.0"):
         low_shot.main(replace(config, classifier=replace(config.classifier, lr=7.0)))
-    other = NearestMeanOptions("cosine")  # and linear_sgd as it is by default
+    other = NearestMeanOptions("cosine")  # with the default linear_sgd
     with pytest.raises(InputError, match=r"setting classifier\.batch_size\.1 was 20, now 1000"):
         low_shot.main(replace(config, classifier=other))
 
 
 def test_classifiers_that_have_settings_of_one_name_are_told_apart(config, judged):
-    """linear_sgd and cosine both have a rate: what is written of a choice holds that of both."""
+    """linear_sgd and cosine both have a learning rate: the recipe of a choice contains both."""
     config.select.grid.write_text("classifier: [linear_sgd, cosine]")
     low_shot.main(config)
     stored = evidence_of(config)["config"]
@@ -317,11 +317,11 @@ def test_a_grid_over_one_addition_leaves_the_others(config, tmp_path, monkeypatc
     assert content["config"]["add"]["names"] == ["generator", "repetition"]
     assert content["config"]["add"]["repetition"] == {"max_per_label": 9}
     assert (np.bincount(problem.runs[0].labels)[problem.runs[0].labels] == 9).all()
-    assert (problem.runs[0].feats == 1).all(1).sum() == 2 * 6  # two generated rows of three, three times
+    assert (problem.runs[0].feats == 1).all(1).sum() == 2 * 6  # two of three rows are generated, three times
 
 
 def test_a_grid_may_add(config):
-    """What a grid sets of an addition is there, as on the line."""
+    """A setting of an addition in a grid works as on the command line."""
     content = json.loads(low_shot.main(replace(config, add={})).read_text())
     assert content["config"]["add"]["names"] == ["repetition"] and content["method"] == "linear_sgd + repetition"
 
@@ -345,18 +345,18 @@ def test_settings_of_a_classifier_that_the_grid_names(config):
 
 
 BAD_GRIDS = [
-    ("setup: [test]", "choosing on test is refused"),
-    ("setup: [validation, test]", "choosing on test is refused"),
+    ("setup: [test]", "settings are always selected on the validation setup"),
+    ("setup: [validation, test]", "settings are always selected on the validation setup"),
     ("classifier.rate: [1.0]", "classifier.rate: no setting of linear_sgd"),
     ("transform.rate: [1.0]", "transform.rate: no such setting"),
-    ("transform: [1.0]", "no setting to choose: 'transform' (there are: classifier.name, classifier.lr"),
+    ("transform: [1.0]", "transform: cannot be in a grid; available: classifier.name, classifier.lr"),
     ("sgd.lr: [1.0]", "sgd.lr: is called classifier.lr now"),
     ("methods.cosine.lr: [1.0]", "methods.cosine.lr: is called classifier.lr now"),
     ("pairs: [centroids]", "pairs: is called add.generator.pairs now"),
     ("repetition: [true]", "repetition: is called add.repetition now"),
-    ("seed: [0, 1]", "no setting to choose: 'seed'"),
-    ("train: [a.h5, b.h5]", "no setting to choose: 'train'"),
-    ("select.criterion: [top1_all]", "no setting to choose: 'select.criterion'"),
+    ("seed: [0, 1]", "seed: cannot be in a grid; available: "),
+    ("train: [a.h5, b.h5]", "train: cannot be in a grid; available: "),
+    ("select.criterion: [top1_all]", "select.criterion: cannot be in a grid; available: "),
     ("classifier.n_steps: [10, many]", "classifier.n_steps: 'many': must be an integer > 0"),
     ("classifier.lr: [-1.0]", "classifier.lr: -1.0: must be a number > 0"),
     ("classifier.lr: [.inf]", "classifier.lr: inf: must be a number > 0"),
@@ -403,14 +403,14 @@ def test_script(config):
     assert "cell 4 of 4" in done.stdout and evidence_of(config)["protocol"]["setup"] == "validation"
     assert json.loads(config.out.read_text())["selection"]["evidence"] == "r.selection.yaml"
     config.select.grid.write_text("setup: [test]")
-    assert_refused(command(config, *settings, *small), "grid.yaml", "choosing on test is refused")
+    assert_refused(command(config, *settings, *small), "grid.yaml", "always selected on the validation setup")
 
 
-# --- a choice for every n ---
+# --- selection per n ---
 
 
 def by_shot(config):
-    """The values of the best cell of the evidence for each n, by hand."""
+    """The values of the best cell for each n, computed from the evidence."""
     best = {}
     for n in config.shots:
         means = [
@@ -427,7 +427,7 @@ def test_a_choice_for_every_n_equals_separate_runs(config):
     config = replace(config, classifier=NearestMeanOptions(), add={}, shots=[5, 1, 2])
     content = json.loads(low_shot.main(choosing(config, per_shot=True)).read_text())
     best = by_shot(config)
-    assert best["1"] != best["5"]  # or the test shows nothing
+    assert best["1"] != best["5"]  # otherwise the test shows nothing
     assert content["selection"]["chosen"] == evidence_of(config)["chosen"] == best
     plain = replace(config, select=None, out=config.out.with_name("plain.json"))
     for n in config.shots:
@@ -442,7 +442,7 @@ def test_a_choice_for_every_n_equals_separate_runs(config):
 
 
 def test_a_classifier_chosen_for_every_n(config, monkeypatch):
-    """They have different settings, and one is transductive."""
+    """The methods have different settings, and one is transductive."""
     better = {("cosine", 1), ("prototype_refinement", 5)}
 
     def judged(config, benchmark, device, keep=None):
@@ -524,5 +524,5 @@ def test_the_grids_of_the_recipes_are_accepted(config):
                 own = replace(own, add={"generator": Generator(missing)})
             if grid.parents[1].name == "few_shot_gan":
                 own = replace(own, add={"samples": Samples(str(missing))})
-        with pytest.raises(InputError, match=r"missing\.h5: no such file"):  # after all that is said of the grid
+        with pytest.raises(InputError, match=r"missing\.h5: no such file"):  # only after all checks of the grid
             stage.main(own)
