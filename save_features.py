@@ -78,8 +78,8 @@ class Config(ExtractorChoice):
     """where to compute: auto, cpu, cuda, ..."""
     precision: NetworkPrecision = "32-true"
     """of the network; features are stored as float32"""
-    num_workers: RunOnly[NonNegativeInt] = 4
-    """processes that decode images on disk; stored pixels need none"""
+    num_workers: RunOnly[NonNegativeInt | None] = None
+    """Processes that decode images on disk; by default one per core, at most 4. Stored pixels need none."""
     overwrite: RunOnly[bool] = False
     """make them again even if they are there"""
 

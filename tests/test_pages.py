@@ -13,6 +13,7 @@ from pathlib import Path
 from string import Template
 from typing import NamedTuple
 
+import h5py
 import numpy as np
 import pytest
 import timm
@@ -37,7 +38,7 @@ N_IMAGES = 24  # of a class
 # What is small in a test, by the names of settings.
 SMALL = {"epochs": 1, "n_steps": 10, "steps": 4, "score_every": 2, "n_episodes": 3, "width": 0.125, "max_epochs": 2,
          "n_clusters": 2, "n_way": 4, "clustering": 12, "rows_per_class": 20, "n_subclasses": 24, "n_cycles": 1,
-         "warmup_epochs": 0, "devices": 1, "accelerator": "cpu", "num_workers": 0,
+         "warmup_epochs": 0, "devices": 1, "accelerator": "cpu",
          "batch_size": 32}  # fmt: skip
 
 
@@ -157,6 +158,16 @@ def features(folder, dim=16, name=""):
     write_json(folder / "draws.json", draws_to_json(make_draws(labels, names, 2, 20, 0), split, 0))
 
 
+def write_background(folder):
+    """Features without a header, and their lists as published: two files without one."""
+    np.random.default_rng(1).random((300, 256), np.float32).tofile(folder / "background.raw")
+    words = "build_graph.py background --features background.raw --dim 256 --k 32 --out lists.h5"
+    run_small(words.split(), folder)
+    with h5py.File(folder / "lists.h5") as lists:
+        lists["ids"][:].tofile(folder / "background.int32")
+        lists["similarities"][:].tofile(folder / "background.float32")
+
+
 def write_photos(folder, n_images):
     rng = np.random.default_rng(0)
     for c in range(10):
@@ -178,12 +189,7 @@ def inputs(folder, extractor):
         if page == "docs/photos.md":
             (folder / "outputs/glyphs/conv4_sgm").mkdir(parents=True)
             (folder / "outputs/glyphs/conv4_sgm/extractor").symlink_to(extractor)
-        rng = np.random.default_rng(1)
-        rng.random((300, 256), np.float32).tofile(folder / "background.raw")
-        rng.permuted(np.tile(np.arange(300, dtype=np.int32), (300, 1)), axis=1)[:, :32].tofile(
-            folder / "background.int32"
-        )
-        np.sort(rng.random((300, 32), np.float32))[:, ::-1].tofile(folder / "background.float32")
+        write_background(folder)
         if page == "docs/pretrained.md":
             torch.save(timm.create_model("resnet50").state_dict(), folder / "resnet50.pth")
         if page == "docs/classifiers.md":

@@ -254,8 +254,8 @@ class TrainingSettings(LaunchSettings):
     """step: times decay every step_epochs; cosine: down to zero"""
     augment: Annotated[Any, AUGMENTATIONS] = field(default_factory=StandardAugmentation)
     """random changes of the training images"""
-    num_workers: RunOnly[NonNegativeInt] = 4
-    """processes that decode images on disk; stored pixels need none"""
+    num_workers: RunOnly[NonNegativeInt | None] = None
+    """Processes that decode images on disk; by default one per core, at most 4. Stored pixels need none."""
     checkpoint_minutes: RunOnly[NonNegativeFloat] = 0.0
     """least time from one checkpoint to the next, for epochs of seconds; 0 keeps one after every epoch"""
     end_after: RunOnly[PositiveInt | None] = None

@@ -47,7 +47,7 @@ def assign_subclasses(
     next one to look at would be beyond `max_iterations`. Raises InputError for a score that is NaN, an image that no
     subclass explains or a subclass that explains no image.
     """
-    logits = exponent * log_scores.double().cpu().numpy()
+    logits = exponent * log_scores.cpu().double().numpy()
     if not (np.isfinite(logits.max(1)).all() and np.isfinite(logits.max(0)).all()):
         raise InputError("scores of subclasses: NaN, or an image or a subclass without any that is finite")
     n, k = logits.shape
