@@ -46,7 +46,7 @@ def test_padding_of_published_files_is_never_read(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"count": np.array([4], np.int32)}, "count is 4, but it has 3 rows"),
+        ({"count": np.array([4], np.int32)}, "count is 4, but the file has 3 rows"),
         ({"count": np.array([0], np.int32)}, "count is 0"),
         ({"all_labels": None}, "lacks the dataset 'all_labels'"),
         ({"all_feats": np.array([[1, 2], [np.nan, 0], [1, 1]], np.float32)}, "row 1 of all_feats"),

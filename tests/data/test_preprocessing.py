@@ -1,4 +1,4 @@
-"""The preprocessing stage: what it writes, when it does nothing, what it refuses."""
+"""The preprocessing stage: its output, existing outputs, and error messages."""
 
 import json
 import subprocess
@@ -88,7 +88,7 @@ def test_max_per_class(root):
 
 
 def test_a_validation_part_leaves_the_test_images_out(root):
-    """Half of the four training images of a class in place of its test image; the same classes, under another name."""
+    """Half of the four training images of a class replace its test image. The classes stay, the name changes."""
     whole, part = (main(config_of(root, out=str(share), max_shots=2, validation_share=share))
                    for share in (None, 0.5))  # fmt: skip
     images, kept = read_images(whole / "images.h5"), read_images(part / "images.h5")
@@ -106,9 +106,12 @@ def test_a_validation_part_leaves_the_test_images_out(root):
 @pytest.mark.parametrize(
     ("options", "cause"),
     [
-        ({"max_shots": 5}, r"max_shots 5: class 0 \(group0/class0\) has 4 training images"),
-        ({"test_per_class": 5}, "none is left beside 5 for test"),
-        ({"validation_share": 0.9}, "none is left beside 4 for test"),
+        (
+            {"max_shots": 5},
+            r"max_shots 5: class 0 \(group0/class0\) has only 4 training images. Use --dataset.max_shots 4",
+        ),
+        ({"test_per_class": 5}, "holding out 5 for test leaves none for training"),
+        ({"validation_share": 0.9}, "holding out 4 for test leaves none for training"),
         ({"novel_per_superclass": 4}, "novel_per_superclass 4"),
         ({"novel_fraction": 1.0}, "base_classes_1 is empty"),
         ({"protocol": "x"}, r"dataset.protocol: no setting of folder \(it is one of imagenet\)"),
@@ -121,8 +124,8 @@ def test_refusals_leave_nothing_behind(root, options, cause):
     assert [p.name for p in root.parent.iterdir()] == ["images"]
 
 
-def test_glyphs_are_read_from_no_files(root):
-    with pytest.raises(InputError, match=r"--root .*images: glyphs are read from no files"):
+def test_glyphs_need_no_files(root):
+    with pytest.raises(InputError, match=r"--root .*images: glyphs are rendered, not read from files"):
         main(settings(Config, dataset="glyphs", root=root, out=root.parent / "out"))
 
 
