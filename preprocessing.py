@@ -108,6 +108,8 @@ def main(config: Config) -> Path:
         for name, part in {**protocol, "config.json": {"schema": SCHEMA, **made_from}}.items():
             write_json(partial / name, part)
     print(f"preprocessing: {_summary(content)} -> {config.out}")
+    if protocol:
+        print(f"preprocessing: {_setups(protocol['split.json'])}")
     return config.out
 
 
@@ -157,6 +159,13 @@ def _summary(content: Content) -> str:
         return f"{len(images)} unlabelled images"
     n_train, n_test = len(images.rows(test=False)), len(images.rows(test=True))
     return f"{len(content.class_names)} classes, {n_train} train and {n_test} test images"
+
+
+def _setups(split: dict) -> str:
+    """Say how many classes each setup evaluates: with few of them, scores and chosen settings mean little."""
+    sizes = {name: [len(split[f"{kind}_classes_{half}"]) for kind in ("base", "novel")]
+             for name, half in (("test", 2), ("validation", 1))}  # fmt: skip
+    return "; ".join(f"{name} setup: {base} base and {novel} novel classes" for name, (base, novel) in sizes.items())
 
 
 def next_step(config: Config) -> list | None:

@@ -51,7 +51,7 @@ def test_published_few_shot_classes(seed):
     ],
 )
 def test_published_order_of_images(n, c, first):
-    labels = np.tile(np.arange(c + 1), n)  # position p of class c stands at row p * (c + 1) + c
+    labels = np.tile(np.arange(c + 1), n)  # position p of class c is row p * (c + 1) + c
     rows = shuffled_rows(labels, c + 1)[c]
     assert (rows[:5] // (c + 1)).tolist() == first and sorted(rows) == np.flatnonzero(labels == c).tolist()
 

@@ -145,7 +145,27 @@ def test_command_line(root):
     done = command_line("--dataset", "folder", "--root", str(root), "--out", str(out), "--dataset.max_shots", "4")
     assert (done.returncode, done.stderr) == (0, "")
     assert "8 classes, 32 train and 8 test images" in done.stdout
+    assert "test setup: 3 base and 2 novel classes; validation setup: 2 base and 1 novel classes" in done.stdout
+    assert "ignored" not in done.stdout
     assert read_images(out / "images.h5").paths is not None
+
+
+def test_ignored_files_are_counted(root, capsys):
+    for name in ("class0/phone.heic", "class1/notes.txt", ".hidden.txt"):
+        (root / "group0" / name).write_bytes(b"")
+    main(config_of(root))
+    assert (
+        f"folder: 2 files in {root} are ignored, because they are not images (.heic, .txt)" in capsys.readouterr().out
+    )
+    for path in (root / "group0" / "class0").glob("*.png"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"class0: contains no images \(supported: .*\.jpeg \.jpg"):
+        main(config_of(root, out="other"))
+
+
+def test_a_missing_root(root):
+    with pytest.raises(InputError, match="absent: no such folder. Use --root"):
+        main(config_of(root / "absent"))
 
 
 def test_command_line_with_a_corrupt_image(root):

@@ -33,6 +33,8 @@ from lowshot.data.datasets.settings import Folder
 def find(settings: Folder, source: Source) -> Found:
     """Find the class folders in ROOT and their images."""
     root = source.folder.resolve()
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder. Use --root to name the folder of your images")
     classes = find_classes(root)
     files = [file for part in classes.values() for file in part]
     read = partial(_read, settings, source, root, classes)
@@ -69,10 +71,12 @@ def find_images(root: Path) -> list[Path]:
     return sorted(files)
 
 
-def other_files(root: Path) -> list[Path]:
-    """List the files in ROOT at any depth that do not have the suffix of an image, without hidden ones."""
+def ignored(root: Path) -> str | None:
+    """Say how many files in ROOT are ignored because of their suffix, such as the .heic photos of phones."""
     visible = (path for path in root.rglob("*") if not any(p.startswith(".") for p in path.relative_to(root).parts))
-    return sorted(path for path in visible if path.suffix.lower() not in IMAGE_SUFFIXES and path.is_file())
+    others = [path for path in visible if path.suffix.lower() not in IMAGE_SUFFIXES and path.is_file()]
+    suffixes = ", ".join(sorted({path.suffix or path.name for path in others}))
+    return f"{len(others)} files in {root} are ignored, because they are not images ({suffixes})" if others else None
 
 
 def _class_folders(root: Path) -> list[Path]:
@@ -102,6 +106,8 @@ def _check_inside(path: Path, root: Path) -> None:
 
 
 def _read(settings: Folder, source: Source, root: Path, classes: dict[Path, list[Path]]) -> Content:
+    if left_out := ignored(root):
+        print(f"folder: {left_out}")
     names = [folder.relative_to(root).as_posix() for folder in classes]
     labels = np.repeat(np.arange(len(names)), [len(files) for files in classes.values()])
     is_test = hold_out(labels, settings.test_per_class or 0.2, source.seed, names)
