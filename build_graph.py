@@ -28,7 +28,7 @@ from lowshot import core, diffusion
 from lowshot.core.artifacts import Recipe, building, is_done, open_h5, read_recipe, recipe, renamed
 from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
-from lowshot.core.settings import NonNegativeInt, PositiveInt, RunOnly
+from lowshot.core.settings import PositiveInt, RunOnly, Seed
 from lowshot.data.features import Features, check_classes, check_same_space, check_setup, read_features
 from lowshot.data.protocol import Setup, read_split
 from lowshot.data.rows import Rows, blocks, open_raw, open_rows
@@ -48,7 +48,7 @@ class GraphConfig:
     pca_dim: PositiveInt | None = PCA_DIM
     """Dimensions that a PCA leaves of features which have more; null for none. A graph completed from a background has
     the PCA of that."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Of the rows that the PCA and the index are fitted on."""
     overwrite: RunOnly[bool] = False
     """Make it again even if it is there."""

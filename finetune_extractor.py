@@ -55,7 +55,7 @@ def main(config: Config) -> Path:
     """Fine-tune and return the folder written."""
     representation.check_stage(config)
     if not (config.weights or representation.starts_pretrained(config)):
-        raise InputError("weights: must be given: there is nothing to fine-tune in a fresh network")
+        raise InputError("--weights: is required: there is nothing to fine-tune in a fresh network")
     where = config.data / "images.h5"
     images, split = read_images(where), read_split(config.data / "split.json")
     inputs = {"images": where, "split": config.data / "split.json", "weights": config.weights,

@@ -50,7 +50,7 @@ from lowshot.core.choices import Registry, Several
 from lowshot.core.cli import report_of, run
 from lowshot.core.errors import Diverged, InputError
 from lowshot.core.imports import load
-from lowshot.core.settings import NonNegativeInt
+from lowshot.core.settings import Seed
 from lowshot.data.additions import Addition, FileRows, Repetition, RowsOfFile, Run, check_extended
 from lowshot.data.protocol import read_draws
 from lowshot.diffusion.settings import Propagated
@@ -98,7 +98,7 @@ class Config(SelectionConfig):
     analogy generator, samples of a GAN, the shots repeated (the control of the others), a rows file."""
     scores: Path | None = None
     """File to keep the log-probabilities of all test images in (.h5), for fusion in diffusion.py."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Of everything that is drawn at random."""
 
     older = staticmethod(results_today)

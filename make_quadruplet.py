@@ -23,7 +23,7 @@ from lowshot import hallucination
 from lowshot.core.artifacts import is_done, read_recipe, recipe, writing
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
-from lowshot.core.settings import NonNegativeInt, RunOnly, TwoOrMore
+from lowshot.core.settings import RunOnly, Seed, TwoOrMore
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split
 from lowshot.hallucination.settings import KMeans, RuleName, Scope
@@ -45,7 +45,7 @@ class Config:
     """faiss, or the published variant (unit-norm starts, re-seeds clusters without a member so far, no restarts)."""
     scope: Scope = "global"
     """Where partners are looked for: in all other base classes, or in those of the same superclass."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the clustering."""
     overwrite: RunOnly[bool] = False
     """Make the output again even if it is there."""

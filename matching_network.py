@@ -25,7 +25,7 @@ from lowshot.core.artifacts import Provenance, is_done, read_recipe, recipe
 from lowshot.core.cli import report_of, run_commands
 from lowshot.core.errors import InputError
 from lowshot.core.imports import load
-from lowshot.core.settings import NetworkPrecision, NonNegativeInt, PositiveInt, RunOnly
+from lowshot.core.settings import NetworkPrecision, PositiveInt, RunOnly, Seed
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split
 from lowshot.evaluation.benchmark import Benchmark, check_settings, input_files, read_benchmark, write_results
@@ -59,7 +59,7 @@ class TestConfig(BenchmarkConfig):
     """Folder that `train` wrote"""
     rows_per_class: PositiveInt = 100
     """Support rows of a base class; the shots of a novel class are repeated up to as many"""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Of the support rows of base classes"""
 
 

@@ -176,7 +176,7 @@ def classify(config: ClassifyConfig) -> Path:
     is_table = config.out.suffix == ".csv"
     record = config.out.with_name(config.out.name + ".json") if is_table else config.out
     if config.out.exists() and not config.overwrite and not record.exists():
-        raise InputError(f"{config.out}: is there already; choose another name, or --overwrite true")
+        raise InputError(f"{config.out}: already exists. Use another name, or --overwrite")
     if config.out.exists() and is_done(record, made_from, config.overwrite):
         return config.out
 

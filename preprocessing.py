@@ -60,9 +60,9 @@ from lowshot.core.artifacts import is_done, recipe, write_json, writing
 from lowshot.core.choices import is_own
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
-from lowshot.core.settings import NonNegativeInt, RunOnly
+from lowshot.core.settings import RunOnly, Seed
 from lowshot.data.datasets import registry
-from lowshot.data.datasets.content import Content, Source, cap, validation_part
+from lowshot.data.datasets.content import Content, Found, Source, cap, validation_part
 from lowshot.data.datasets.images import Images, write_images
 from lowshot.data.datasets.settings import DATASETS, Capped, DrawnSplit, HalvedSplit, Shots, part_of
 from lowshot.data.protocol import Split, check_draws, draws_to_json, make_draws, make_split, with_douze2018_draws
@@ -83,7 +83,7 @@ class Config:
     """Folder to write."""
     root: Path | None = None
     """Folder with the data set's files. Default: data/, where torchvision downloads missing files if it can."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of novel classes, halves, draws, held-out test images and caps (the glyph images are always the same)."""
     overwrite: RunOnly[bool] = False
     """Replace an existing output."""
@@ -94,7 +94,7 @@ class Config:
 def main(config: Config) -> Path:
     """Read a data set, write its images, split and draws, and return the output folder."""
     source = Source(config.root, config.seed)
-    found = registry.find(config.dataset, source)
+    found = _found(config, source)
     stays = {"root": str(source.folder.resolve())} if found.stays else {}
     made_from = recipe("preprocessing", config, found.digests, **stays)
     if is_done(config.out, made_from, config.overwrite):
@@ -111,6 +111,16 @@ def main(config: Config) -> Path:
     if protocol:
         print(f"preprocessing: {_setups(protocol['split.json'])}")
     return config.out
+
+
+def _found(config: Config, source: Source) -> Found:
+    """Find the data set. If it is missing and --root was not given, the error suggests --root."""
+    try:
+        return registry.find(config.dataset, source)
+    except InputError as error:
+        if config.root is not None or not str(error).startswith(str(source.folder.resolve())):
+            raise
+        raise InputError(f"{error}. Use --root to name the folder of the data set") from None
 
 
 def _chosen_images(config: Config, content: Content) -> Images:

@@ -24,7 +24,7 @@ import numpy as np
 from lowshot import core, gan
 from lowshot.core.artifacts import is_done, recipe, writing
 from lowshot.core.cli import run
-from lowshot.core.settings import NonNegativeInt, PositiveInt, RunOnly
+from lowshot.core.settings import PositiveInt, RunOnly, Seed
 from lowshot.data.datasets.images import Images, write_images
 from lowshot.data.protocol import read_split
 
@@ -41,7 +41,7 @@ class Config:
     """samples of every class"""
     classes: Literal["novel", "base"] = "novel"
     """whose: those of the shots that it was fine-tuned on, or those that it was pre-trained on"""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """of the noise; every sample has a random stream of its own"""
     overwrite: RunOnly[bool] = False
     """make it again even if it is there"""

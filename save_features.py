@@ -32,7 +32,7 @@ from lowshot import core, gan, representation
 from lowshot.core.artifacts import building, is_done, recipe
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
-from lowshot.core.settings import NetworkPrecision, NonNegativeInt, PositiveInt, RunOnly
+from lowshot.core.settings import NetworkPrecision, NonNegativeInt, PositiveInt, RunOnly, Seed
 from lowshot.data.datasets.images import Images, images_file, read_images
 from lowshot.data.features import create_features
 from lowshot.representation.settings import (
@@ -54,7 +54,7 @@ class Copies:
     """how many (5 in Ni et al., 2022)"""
     augment: Annotated[Any, AUGMENTATIONS] = field(default_factory=StandardAugmentation)
     """random changes of the copies, of images on disk as the extractor views them"""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """of these changes"""
 
 

@@ -29,7 +29,7 @@ from lowshot.core.cli import report_of, run
 from lowshot.core.errors import InputError
 from lowshot.core.imports import load
 from lowshot.core.seeds import stream
-from lowshot.core.settings import NonNegativeInt, PositiveInt, RunOnly
+from lowshot.core.settings import PositiveInt, RunOnly, Seed
 from lowshot.data.features import Features, check_same_space, read_features
 from lowshot.data.protocol import Split, read_draws, read_split
 from lowshot.evaluation.benchmark import extractor_name
@@ -56,7 +56,7 @@ class Config:
     """most real images, drawn at random, that as many generated ones of the same classes are compared with"""
     n_neighbours: PositiveInt = 3
     """the neighbour that the balls of precision, recall, density and coverage reach to"""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """of which real images are taken"""
     name: str | None = None
     """name of the GAN in the tables; the folder that holds the features if not given"""

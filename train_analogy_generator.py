@@ -21,7 +21,7 @@ from lowshot import core, hallucination
 from lowshot.core.artifacts import is_done, recipe
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
-from lowshot.core.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, RunOnly
+from lowshot.core.settings import NonNegativeFloat, PositiveFloat, PositiveInt, RunOnly, Seed
 from lowshot.hallucination.settings import RuleName
 
 
@@ -51,7 +51,7 @@ class Config:
     """width of the two hidden layers"""
     min_score: float = 0.0
     """leave out quadruplets whose cosine is not above this"""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """of initialisation and data order"""
     overwrite: RunOnly[bool] = False
     """make it again even if it is there"""

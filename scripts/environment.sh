@@ -21,4 +21,4 @@ if [ -z "${VIRTUAL_ENV:-}" ] && [ "${CONDA_DEFAULT_ENV:-base}" = base ]; then
   # shellcheck disable=SC1091
   source .venv/bin/activate
 fi
-[ -t 2 ] || export TQDM_MININTERVAL=30 # few progress lines in a log file
+export LOWSHOT_CHAIN=1 # the next stage is run, not proposed

@@ -24,6 +24,6 @@ for setup in validation test; do
   python build_graph.py complete $inputs --setup $setup --unlabelled novel --out $out/conv4_sgm/graph-$setup.h5
 done
 python diffusion.py $inputs --draws $out/data/draws.json --graph "$out/conv4_sgm/graph-{setup}.h5" \
-  --select $configs/diffusion_grid.yaml --select.per_shot --out $out/results/conv4_sgm_diffusion.json
+  --select $configs/grids/diffusion.yaml --select.per_shot --out $out/results/conv4_sgm_diffusion.json
 
 python parse_results.py --results $out/results --out $out/report --data $out/data --features $out/conv4_sgm/features/test.h5

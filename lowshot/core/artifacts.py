@@ -247,6 +247,8 @@ def partial_recipe(partial: Path) -> dict | None:
 
 def partial_path(out: Path) -> Path:
     """Where `out` is written while it is not complete; keeps the suffix, so that readers know the format."""
+    if not out.name:
+        raise InputError(f"--out {out}: must have a name of its own, such as outputs/data")
     return out.with_name(f"{out.stem}.partial{out.suffix}")
 
 
@@ -283,8 +285,21 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_yaml(path: Path) -> Any:
-    """A YAML file's content, plain values only; InputError if it is missing or not YAML."""
-    return _parsed(path, yaml.safe_load, "YAML")
+    """A YAML file's content, plain values only; InputError if it is missing, not YAML, or names a setting twice."""
+    return _parsed(path, partial(yaml.load, Loader=_UniqueKeys), "YAML")
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML allows a key twice, and the last one wins silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set = set()
+        for key, _ in node.value:
+            name = self.construct_object(key, deep=True)
+            if isinstance(name, str) and name != "<<" and name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{name}' is there twice", key.start_mark)
+            seen.add(name if isinstance(name, str) else None)
+        return super().construct_mapping(node, deep)
 
 
 def write_yaml(path: Path, content: Any) -> None:
@@ -302,8 +317,15 @@ def _parsed(path: Path, parse: Callable[[str], Any], form: str) -> Any:
         raise InputError(f"{path}: no such file") from None
     except (IsADirectoryError, NotADirectoryError):
         raise InputError(f"{path}: not a file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: not valid {form} ({' '.join(str(error).split())})") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{path}: not valid {form} ({_place_and_cause(error)})") from None
+
+
+def _place_and_cause(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    mark = getattr(error, "problem_mark", None)
+    return f"line {mark.line + 1}: {error.problem}" if mark else " ".join(str(error).split())
 
 
 def _write_text(path: Path, text: str) -> None:

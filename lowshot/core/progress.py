@@ -55,13 +55,16 @@ class Progress(tqdm):
         if left is None or left < _LONG_SECONDS or self._elapsed() < _STEADY_SECONDS:
             return None
         stop = "; Ctrl-C stops it, and the same command continues later" if self.resumable else ""
-        return f"{self.desc or self.unit}: about {duration(left)} to go{stop}"
+        return f"{self._name()}: about {duration(left)} to go{stop}"
 
     def _line(self) -> str:
         left, share = self._seconds_left(), f" ({self.n / self.total:.0%})" if self.total else ""
         of = f" of {self.total}" if self.total else ""
         parts = [f"{self.n}{of} {_plural(self.unit)}{share}", left and f"about {duration(left)} left", self.postfix]
-        return f"{self.desc or 'progress'}: {', '.join(filter(None, parts))}"
+        return f"{self._name()}: {', '.join(filter(None, parts))}"
+
+    def _name(self) -> str:
+        return (self.desc or "progress").removesuffix(": ")  # which tqdm adds
 
 
 def say(text: str) -> None:

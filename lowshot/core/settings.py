@@ -34,6 +34,7 @@ ClosedUnitInterval = Annotated[float, Ge(0), Le(1)]
 OpenUnitInterval = Annotated[float, Gt(0), Lt(1)]
 Momentum = Annotated[float, Ge(0), Lt(1)]
 TwoOrMore = Annotated[int, Ge(2)]
+Seed = Annotated[int, Ge(0), Lt(2**32)]
 NetworkPrecision = Literal["32-true", "16-mixed", "bf16-mixed"]
 # A setting that changes where or how fast the work runs, never what it yields; it stands in no recipe.
 RunOnly = Annotated[_T, _RUN_ONLY]

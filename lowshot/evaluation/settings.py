@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from lowshot.core.settings import NonNegativeInt, PositiveFloat, PositiveInt, RunOnly
+from lowshot.core.settings import PositiveFloat, PositiveInt, RunOnly, Seed
 from lowshot.data.protocol import Setup
 
 Ties = Literal["against", "lowest_class"]
@@ -80,5 +80,5 @@ class Sampling:
     parameter (2 in Veilleux et al., 2021); balanced queries if not given."""
     within_superclass: bool = False
     """All classes of a task come from one superclass, drawn evenly among those that have enough (two at least)."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the episodes and of methods that draw at random."""

@@ -2,14 +2,7 @@
 
 from dataclasses import dataclass
 
-from lowshot.core.settings import (
-    ClosedUnitInterval,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    RunOnly,
-)
+from lowshot.core.settings import ClosedUnitInterval, NonNegativeFloat, PositiveFloat, PositiveInt, RunOnly, Seed
 
 
 @dataclass(kw_only=True)
@@ -38,5 +31,5 @@ class MatchingSettings:
     """of SGD; equal to the momentum it averages gradients"""
     weight_decay: NonNegativeFloat = 0.001
     """L2 on every parameter"""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """of initialisation and episodes"""

@@ -44,7 +44,10 @@ def check_training(config: TrainingSettings, images: Images, n_rows: int) -> Non
     if isinstance(schedule, Cosine) and schedule.n_cycles:
         n_annealed = config.epochs - schedule.warmup_epochs
         if n_annealed % schedule.n_cycles:
-            raise InputError(f"schedule.n_cycles {schedule.n_cycles}: the {n_annealed} epochs are not so many cycles")
+            raise InputError(
+                f"schedule.n_cycles {schedule.n_cycles}: {n_annealed} epochs (without warm-up) cannot be divided into "
+                f"{schedule.n_cycles} equal cycles; choose --epochs accordingly, or --schedule.n_cycles 1"
+            )
     if min(config.batch_size, n_rows) < 2 * config.devices:
         raise InputError(f"batch_size {config.batch_size}: each process needs two of {n_rows} images a step")
     if isinstance(augment, StandardAugmentation) and augment.resized_crop and images.pixels is not None:

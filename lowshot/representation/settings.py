@@ -15,6 +15,7 @@ from lowshot.core.settings import (
     PositiveFloat,
     PositiveInt,
     RunOnly,
+    Seed,
 )
 
 HeadName = Literal["linear", "cosine", "mlp"]
@@ -225,7 +226,7 @@ SCHEDULES = Registry("schedule", {"step": Steps, "cosine": Cosine}, "rate(epoch,
 class LaunchSettings:
     """Where a network of images is trained, and from which seed."""
 
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """of initialisation, data order and augmentation"""
     accelerator: RunOnly[str] = "auto"
     """where to train: auto, cpu, cuda, ..."""

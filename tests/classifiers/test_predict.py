@@ -415,8 +415,8 @@ def test_changed_code_of_a_method(own, photos, extractor):
     assert fit_own(own, photos, extractor).returncode == 0
     assert classify_own(own, photos, *CODE).returncode == 0
     (own / "my_method.py").write_text(FARTHEST.format(transductive=False) + "\n# changed\n")
-    assert_refused(fit_own(own, photos, extractor), "c: made from others", "code of method")
-    assert_refused(classify_own(own, photos, *CODE), "p.json: made from others", "code of method")
+    assert_refused(fit_own(own, photos, extractor), "c: exists, but was made differently", "code of method")
+    assert_refused(classify_own(own, photos, *CODE), "p.json: exists, but was made differently", "code of method")
     again = classify_own(own, photos, *CODE, "--overwrite")
     assert again.returncode == 0 and "my_method.py has changed since it was made" in again.stdout
 

@@ -1,4 +1,4 @@
-"""The stage contract: complete or absent, skipped when made from the same, refused when made from others."""
+"""The stage contract: complete or absent, skipped when made from the same, refused when made differently."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from lowshot.core.artifacts import (
     name_today,
     partial_path,
     read_recipe,
+    read_yaml,
     recipe,
     renamed,
     write_json,
@@ -241,3 +242,23 @@ def test_a_folder_that_no_stage_made_is_told_so(tmp_path):
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(InputError, match="does not record what made it"):
         is_done(tmp_path / "mine", made(tmp_path), overwrite=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("lr: 1\nsteps: {n: 1, n: 2}\n", r"line 2: 'n' is there twice"),
+        ("lr: 1\nlr: 2\n", "line 2: 'lr' is there twice"),
+        ("a: [\n", "line 2: .*"),
+        ("a: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+    ],
+)
+def test_yaml_that_is_refused(tmp_path, text, cause):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(InputError, match=rf"a\.yaml: not valid YAML \({cause}\)$"):
+        read_yaml(tmp_path / "a.yaml")
+
+
+def test_an_output_needs_a_name():
+    with pytest.raises(InputError, match=r"^--out \.: must have a name"):
+        partial_path(Path())

@@ -32,7 +32,8 @@ def test_short_work_is_silent_in_a_log(clock, capsys):
 
 
 def test_long_work_has_a_line_a_minute_in_a_log(clock, capsys):
-    with Progress(total=40, desc="epoch 1/2", unit="step") as bar:
+    with Progress(total=40, unit="step") as bar:
+        bar.set_description("epoch 1/2", refresh=False)
         bar.set_postfix(loss="0.5", refresh=False)
         for _ in range(40):
             clock(bar, 5)

@@ -163,11 +163,6 @@ def test_ignored_files_are_counted(root, capsys):
         main(config_of(root, out="other"))
 
 
-def test_a_missing_root(root):
-    with pytest.raises(InputError, match="absent: no such folder. Use --root"):
-        main(config_of(root / "absent"))
-
-
 def test_command_line_with_a_corrupt_image(root):
     out = root.parent / "out"
     (root / "group1" / "class7" / "2.png").write_bytes(b"no image")

@@ -331,9 +331,9 @@ def test_on_validation_only_the_choice_is_made(config):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("fuse.weight: [0.1, 0.9]", "fuse.scores: must be given"),
+        ("fuse.weight: [0.1, 0.9]", "fuse.scores: is required"),
         ("edges.weight.sigma: [0.1, 0.9]", "edges.weight.sigma: no setting of constant"),
-        ("label.n_rows: [1, 2]", "label.out: must be given"),
+        ("label.n_rows: [1, 2]", "label.out: is required"),
         ("slice_width: [1, 2]", "no setting to choose: 'slice_width'"),
         ("fusion_weight: [0.1, 0.9]", "fusion_weight: is called fuse.weight now"),
         ("edges.sigma: [0.1, 0.9]", "edges.sigma: is called edges.weight.sigma now"),

@@ -206,7 +206,7 @@ def test_published_lists_in_place_of_a_search(files, background, tmp_path):
         ("name", "its name says 8"),
         ("width", "lists of 9, but"),
         ("other", "not the lists of"),
-        ("one", "index.similarities: must be given"),
+        ("one", "index.similarities: is required"),
     ],
 )
 def test_published_lists_that_are_refused(bad, words, files, background, tmp_path):

@@ -131,7 +131,7 @@ def test_features_of_the_trunk(tmp_path, data, scgm, embedded):
     ("changes", "words"),
     [
         ({"copies": 2}, ["copies 2", "all like the image"]),
-        ({"copies": {"augment": CHANGES}}, ["copies.n", "must be given"]),
+        ({"copies": {"augment": CHANGES}}, ["copies.n", "is required"]),
         ({"copies": {"n": 2, "augment": {"resized_crop": True}}}, ["resized_crop", "copies.augment.crop_area"]),
         ({"layer": "trunk"}, ["layer trunk", "extractor", "no projection"]),
     ],

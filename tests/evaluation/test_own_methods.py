@@ -412,9 +412,9 @@ def test_older_names_of_predict():
             "--classifier.lr: no setting of nearest_mean (it is",
         ),
         (["--classifier.hidden", "1"], "--classifier.hidden: no setting of linear_sgd (it is one of mlp)"),
-        (["--classifier", "own_head"], "--classifier.extractor: must be given"),
+        (["--classifier", "own_head"], "--classifier.extractor: is required"),
         (["--classifier.lr", "0"], "--classifier.lr: '0': must be a number > 0"),
-        (["--add", "generator"], "--add.generator.folder: must be given"),
+        (["--add", "generator"], "--add.generator.folder: is required"),
         (["--add.repetition.pairs", "all"], "--add.repetition.pairs: no setting of repetition (it is one of gen"),
         (["--add.repetition", "none"], "--add.repetition.max_per_label: 'none': must be an integer > 0"),
         (

@@ -262,7 +262,7 @@ NOT_THERE = [
     ),
     ({}, "classifier: [cosine, nearest_mean]\nclassifier.lr: [0.1, 1.0]", "classifier.lr: no setting of nearest_mean"),
     ({}, "classifier.C: [0.1, 1.0]", "classifier.C: no setting of linear_sgd"),
-    ({}, "add.generator.pairs: [centroids, features]", "add.generator.folder: must be given"),
+    ({}, "add.generator.pairs: [centroids, features]", "add.generator.folder: is required"),
     (
         {},
         "add.repetition.pairs: [centroids]",
@@ -362,7 +362,7 @@ BAD_GRIDS = [
     ("classifier.lr: [.inf]", "classifier.lr: inf: must be a number > 0"),
     ("classifier.lr: [null]", "classifier.lr: null: must be a number > 0"),
     ("classifier.lr: [true]", "classifier.lr: true: must be a number > 0"),
-    ("classifier: [null]", "classifier.name: is required linear_sgd, "),
+    ("classifier: [null]", "classifier.name: is required (linear_sgd, "),
     ("classifier: [knn]", "nearest_mean"),
     ("classifier.lr: 1.0", "setting: [value, ...]"),
     ("classifier.lr: []", "setting: [value, ...]"),

@@ -40,10 +40,10 @@ def interrupt(monkeypatch, before):
     """The training is killed before this epoch, counted from 0."""
     train_epoch = ExtractorTrainer._train_epoch
 
-    def killed(self, epoch):
+    def killed(self, epoch, bar):
         if epoch == before:
             raise KeyboardInterrupt
-        return train_epoch(self, epoch)
+        return train_epoch(self, epoch, bar)
 
     monkeypatch.setattr(ExtractorTrainer, "_train_epoch", killed)
 
@@ -69,7 +69,7 @@ def test_it_is_there_already_and_says_that_it_ended(data, ended, capsys, end_aft
     train(data, ended, end_after=end_after)
     said = capsys.readouterr().out
     assert "already exists, made from the same inputs and settings, but ended after epoch 2 of 4" in said
-    assert "--overwrite true trains it to the end" in said
+    assert "--overwrite trains it to the end" in said
     with pytest.raises(InputError, match=r"setting lr was 0\.1, now 0\.2"):
         train(data, ended, lr=0.2, end_after=2)
 

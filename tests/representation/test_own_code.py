@@ -175,7 +175,7 @@ def test_a_loss_does_what_ours_does(tmp_path, data, own):
     assert_refused(other, "setting loss.weight was 0.1, now 0.02")
     change(own)
     assert_refused(
-        train(data, tmp_path / "own", *CONV4, *mine), "exists, but was made differently (input code of loss has another"
+        train(data, tmp_path / "own", *CONV4, *mine), "exists, but was made differently (input code of loss has changed"
     )
 
 

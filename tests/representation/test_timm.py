@@ -210,7 +210,7 @@ def test_features_that_stand_are_not_made_again(data, weights, saved, capsys):
 
 def test_features_of_other_weights_are_told_apart(tmp_path, data, saved):
     save_file(donor(seed=1).state_dict(), tmp_path / "other.safetensors")
-    with pytest.raises(InputError, match=r"train\.h5: made from others .* has changed"):
+    with pytest.raises(InputError, match=r"train\.h5: exists, but was made differently .* has changed"):
         save(tmp_path / "other.safetensors", data, saved)
 
 

@@ -39,10 +39,10 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path, data, monkeypatch
     whole = weights(train_extractor.main(config(data, tmp_path / "whole")))
     train_epoch = ExtractorTrainer._train_epoch
 
-    def killed_in_the_third(self, epoch):
+    def killed_in_the_third(self, epoch, bar):
         if epoch == 2:
             raise KeyboardInterrupt
-        return train_epoch(self, epoch)
+        return train_epoch(self, epoch, bar)
 
     monkeypatch.setattr(ExtractorTrainer, "_train_epoch", killed_in_the_third)
     with pytest.raises(KeyboardInterrupt):
@@ -60,7 +60,9 @@ def test_dropped_blocks_do_not_keep_a_resumed_run_from_the_same_weights(tmp_path
     options = {"model": {"name": "ResNet12", "width": 0.1, "drop_rate": 0.3}, "epochs": 2}
     whole = weights(train_extractor.main(config(data, tmp_path / "whole", **options)))
     train_epoch = ExtractorTrainer._train_epoch
-    monkeypatch.setattr(ExtractorTrainer, "_train_epoch", lambda self, e: 1 / 0 if e else train_epoch(self, e))
+    monkeypatch.setattr(
+        ExtractorTrainer, "_train_epoch", lambda self, e, bar: 1 / 0 if e else train_epoch(self, e, bar)
+    )
     with pytest.raises(ZeroDivisionError):
         train_extractor.main(config(data, tmp_path / "killed", **options))
     monkeypatch.undo()
@@ -324,7 +326,7 @@ def completed(config_class, file):
             return parse(config_class, words)
         except InputError as error:
             name, _, cause = str(error).partition(": ")
-            assert cause.startswith("must be given") and name not in words, error
+            assert cause.startswith("is required") and name not in words, error
             words += [name, "1"]
 
 

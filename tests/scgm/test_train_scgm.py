@@ -403,7 +403,11 @@ def refused_folder(name, data, changed):
         ("", subclasses(101), "n_subclasses 101: .* the 100 training images"),
         ("", {**subclasses(91), "holdout": 0.1}, "the 90 training images"),
         ("", {"patience": 2}, "patience needs a holdout"),
-        ("", {"epochs": 8, "schedule": {"n_cycles": 3}}, "n_cycles 3: the 8 epochs are not so many cycles"),
+        (
+            "",
+            {"epochs": 8, "schedule": {"n_cycles": 3}},
+            "n_cycles 3: 8 epochs .without warm-up. cannot be divided into 3 equal cycles; choose",
+        ),
         ("", {"batch_size": 2, "devices": 2}, "each process needs two"),
     ],
 )

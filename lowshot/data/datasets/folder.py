@@ -33,8 +33,6 @@ from lowshot.data.datasets.settings import Folder
 def find(settings: Folder, source: Source) -> Found:
     """Find the class folders in ROOT and their images."""
     root = source.folder.resolve()
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder. Use --root to name the folder of your images")
     classes = find_classes(root)
     files = [file for part in classes.values() for file in part]
     read = partial(_read, settings, source, root, classes)
