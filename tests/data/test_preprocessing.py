@@ -163,6 +163,14 @@ def test_ignored_files_are_counted(root, capsys):
         main(config_of(root, out="other"))
 
 
+def test_a_missing_root_is_named(root, monkeypatch):
+    monkeypatch.chdir(root)
+    with pytest.raises(InputError, match=r"images/data: no such folder\. Use --root to name the folder"):
+        main(settings(Config, dataset="folder", out=root.parent / "out"))
+    with pytest.raises(InputError, match=r"images/absent: no such folder$"):
+        main(config_of(root / "absent"))
+
+
 def test_command_line_with_a_corrupt_image(root):
     out = root.parent / "out"
     (root / "group1" / "class7" / "2.png").write_bytes(b"no image")

@@ -759,7 +759,7 @@ def test_a_class_without_labelled_images_is_refused(clusters, config, tmp_path):
     write_features(
         tmp_path / "train.h5", np.float32(feats), np.where(labels == 3, 1, labels), read_recipe(clusters.train)
     )
-    with pytest.raises(InputError, match=r"no row of class 3 \(c3\)"):
+    with pytest.raises(InputError, match=r"no rows of class 3 \(c3\)"):
         diffusion.main(replace(config, train=tmp_path / "train.h5"))
     draws = json.loads(clusters.draws.read_text())
     draws["trials"]["2"][9] = []

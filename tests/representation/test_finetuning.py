@@ -133,7 +133,7 @@ def test_shares_of_mixup():
             "n_cycles 2: 3 epochs .*cannot be divided into 2",
         ),
         ({"loss": "l2", "mixup": "beta"}, "only the plain loss is blended, not l2"),
-        ({"shots": 6}, "5 draws, fewer than the largest n of 6"),
+        ({"shots": 6}, "only 5 draws, but the largest n is 6"),
     ],
 )
 def test_what_does_not_belong_is_refused(data, extractor, samples, tmp_path, changes, words):
@@ -201,8 +201,8 @@ def test_a_head_that_has_learned_from_samples_says_so(data, extractor, samples, 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"shots": [2]}, "fine-tuned on 3 shots of trial 1; it serves no run of 2 of trial 1"),
-        ({"trials": [1, 2]}, "serves no run of 3 of trial 2"),
+        ({"shots": [2]}, "fine-tuned on 3 shots of trial 1 and cannot be evaluated on n = 2, trial 1"),
+        ({"trials": [1, 2]}, "cannot be evaluated on n = 3, trial 2"),
         ({"add": ["repetition"]}, "own_head: learns nothing"),
         ({"classifier": "own_head"}, r"classifier\.extractor: is required"),
     ],
