@@ -106,7 +106,7 @@ def test_a_raw_file_is_never_extended(files, tmp_path):
         open_rows(path, DIM)
     with pytest.raises(InputError, match="has 150 rows, but 151 are needed"):
         open_rows(files.unlabelled, DIM, 151)
-    with pytest.raises(InputError, match="give --dim"):
+    with pytest.raises(InputError, match="Use --dim"):
         open_rows(files.unlabelled)
     assert files.unlabelled.stat().st_size == N_BACKGROUND * DIM * 4
 

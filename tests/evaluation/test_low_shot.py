@@ -505,7 +505,7 @@ def test_bad_files_are_named_and_nothing_is_written(config, name, change, messag
 BAD_SETTINGS = [
     ({"shots": []}, "shots"),
     ({"shots": [1, 1]}, "each once"),
-    ({"shots": [7]}, "largest n of 7"),
+    ({"shots": [7]}, "largest n is 7"),
     ({"trials": [4]}, "no trial 4"),
     ({"add": {"generator": Generator(Path("g"))}}, "g: no such file or folder"),
     ({"out": Path("results.txt")}, ".json"),
