@@ -1,14 +1,17 @@
-"""Build the graph that labels diffuse over: `background` once for a large unlabelled set, `complete` once for a setup.
+"""Build the graph that diffusion spreads labels over.
 
-background  reads   FEATURES (.h5, .npy, or raw float32), or the published lists of it
-            writes  OUT: PCA, unit vectors and the neighbour lists of the set among itself
-complete    reads   train and test features, split, BACKGROUND if there is one
-            writes  OUT: the same with the training images, and the lists of the test images; no trial changes it
+background  builds the graph of a large unlabelled set, once for all setups
+            reads   FEATURES (.h5, .npy, or raw float32), and optionally published neighbour lists
+            writes  OUT: PCA, unit vectors, and neighbour lists within the set
+complete    builds the graph of a setup, once for all trials
+            reads   train and test features, split, and optionally BACKGROUND
+            writes  OUT: PCA, unit vectors and neighbour lists of the training images and the background, and
+                    neighbour lists of the test images
 
 python build_graph.py background --features yfcc.raw --dim 256 --n_rows 1000000 --out background.h5
 python build_graph.py complete --train features/train.h5 --test features/test.h5 --split split.json \\
     --background background.h5 --out graph-test.h5
-CPU, seconds:
+Small example (seconds on a CPU):
 python build_graph.py complete --train features/train.h5 --test features/test.h5 --split split.json \\
     --unlabelled novel --out graph-test.h5
 """
@@ -39,36 +42,36 @@ PCA_DIM = 256
 
 @dataclass(kw_only=True)
 class GraphConfig:
-    """The settings that both commands have."""
+    """The settings of both commands."""
 
     out: Path
-    """The graph file to write (.h5)."""
+    """Graph file to write (.h5)."""
     k: PositiveInt = 32
-    """Neighbours of a node, itself included; diffusion may use fewer."""
+    """Number of neighbours of a node, itself included. Diffusion may use fewer."""
     pca_dim: PositiveInt | None = PCA_DIM
-    """Dimensions that a PCA leaves of features which have more; null for none. A graph completed from a background has
-    the PCA of that."""
+    """Number of PCA dimensions; null for no PCA. Features with fewer dimensions are not projected. With a background,
+    its PCA is used."""
     seed: Seed = 0
-    """Of the rows that the PCA and the index are fitted on."""
+    """Seed of the rows drawn to fit the PCA and the index."""
     overwrite: RunOnly[bool] = False
-    """Make it again even if it is there."""
+    """Build the graph again even if it exists."""
 
 
 @dataclass(kw_only=True)
 class BackgroundConfig(GraphConfig):
-    """Neighbour lists of a large unlabelled set among itself."""
+    """Build the graph of a large unlabelled set."""
 
     features: Path
     """Unlabelled features: .h5 in the published layout, .npy, or headerless float32 (.raw, .float32)."""
     dim: PositiveInt | None = None
-    """Columns of a headerless file."""
+    """Number of columns of a headerless file."""
     n_rows: PositiveInt | None = None
-    """Rows to take from the start; all if not given."""
+    """Number of rows to use, from the start of the file; all by default."""
     precision: Literal["float32", "float16"] = "float32"
-    """In which vectors are stored and searched."""
+    """Precision in which vectors are stored and searched."""
     index: Annotated[Any, LISTS] = field(default_factory=AutoIndex)
-    """How neighbours are found: auto is exact below a million rows and IVF-Flat above; published takes lists that are
-    there in place of a search."""
+    """How to find neighbours: auto is exact below a million rows and IVF-Flat above; published reads precomputed lists
+    instead of searching."""
 
     renamed: ClassVar = {
         "index": "index.name",
@@ -79,7 +82,7 @@ class BackgroundConfig(GraphConfig):
 
     @staticmethod
     def older(stored: dict) -> dict:
-        """The recipe of a graph from before indices had settings of their own."""
+        """Convert the recipe of a graph from before indices had their own settings."""
         names, inputs = BackgroundConfig.renamed, stored["inputs"]
         published = {"index.name": "published"} if "ids" in inputs else {}
         inputs = {names[name] if name in ("ids", "similarities") else name: one for name, one in inputs.items()}
@@ -88,7 +91,7 @@ class BackgroundConfig(GraphConfig):
 
 @dataclass(kw_only=True)
 class CompleteConfig(GraphConfig):
-    """The graph of a setup: its training images, the background, the lists of the test images."""
+    """Build the graph of a setup from its training images, test images and an optional background."""
 
     train: Path
     """Features of the training images."""
@@ -97,12 +100,11 @@ class CompleteConfig(GraphConfig):
     split: Path
     """split.json, or the published label_idx.json."""
     background: Background | None = None
-    """The background whose nodes the graph has as well."""
+    """Background to add to the graph."""
     setup: Setup = "test"
-    """Halves of the classes that the graph is for."""
+    """Setup that the graph is for; it selects the base and novel classes."""
     unlabelled: Literal["none", "novel", "all"] = "none"
-    """Training images that are nodes beside those of the setup's base classes: none, those of its novel classes, or all
-    there are."""
+    """Unlabelled training images to add to those of the base classes: none, those of the novel classes, or all."""
 
     renamed: ClassVar = {
         "index": "background.index.name",
@@ -114,12 +116,16 @@ class CompleteConfig(GraphConfig):
         if self.background is None:
             return
         if self.pca_dim not in (None, PCA_DIM):
-            raise InputError(f"pca_dim {self.pca_dim}: the PCA is that of the background {self.background.file}")
+            raise InputError(
+                f"pca_dim {self.pca_dim}: the graph uses the PCA of the background {self.background.file}. "
+                "Leave --pca_dim out, or set it when you build the background."
+            )
         self.pca_dim = None
 
     @staticmethod
     def older(stored: dict) -> dict:
-        """The recipe of a graph from before indices had settings of their own; with a background it had no pca_dim."""
+        """Convert the recipe of a graph from before indices had their own settings. With a background it had no
+        pca_dim."""
         pca = {"pca_dim": None} if "background" in stored["inputs"] else {}
         return renamed(CompleteConfig.renamed, {**stored, "config": {**pca, **stored["config"]}})
 
@@ -150,28 +156,31 @@ def _background_recipe(config: BackgroundConfig) -> Recipe:
 
 
 def _extractor(features: Path) -> str | None:
-    """The digest of what made the features, if the file says."""
+    """Return the digest of the extractor that made the features, if the file states it."""
     made_from = read_recipe(features) if features.suffix in {".h5", ".hdf5"} else None
     return made_from and made_from["inputs"].get("extractor")
 
 
 def _check_size(n_nodes: int, k: int) -> None:
     if k > n_nodes:
-        raise InputError(f"k {k}: more than the {n_nodes} nodes of the graph")
+        raise InputError(f"k {k}: the graph has only {n_nodes} nodes. Use --k {n_nodes} or less.")
     if n_nodes >= 2**31:
-        raise InputError(f"{n_nodes} nodes: ids are of 32 bits, which number 2^31 - 1 at most")
+        raise InputError(f"{n_nodes} nodes: ids are 32-bit, so a graph can have at most 2^31 - 1. Use fewer --n_rows.")
 
 
 def read_published(lists: PublishedLists, n_rows: int, k: int) -> diffusion.Lists:
-    """The first k of the raw lists, ids int32 and similarities float32 (n_rows, k), as read-only maps.
+    """Open raw neighbour lists and return their first k columns as read-only maps: ids int32, similarities float32
+    (n_rows, k).
 
-    Raises InputError unless both have one length, no less than k, and hold rows 0..n_rows-1, none twice in a list, and
-    no NaN.
+    Raises InputError if the two files differ in length, have fewer than k columns, ids outside 0..n_rows-1, an id twice
+    in a list, or NaN.
     """
     arrays = _open_list(lists.ids, np.int32, n_rows, k), _open_list(lists.similarities, np.float32, n_rows, k)
     lengths = [array.shape[1] for array in arrays]
     if lengths[0] != lengths[1]:
-        raise InputError(f"{lists.similarities}: lists of {lengths[1]}, but {lists.ids} has {lengths[0]}")
+        raise InputError(
+            f"{lists.similarities}: has lists of {lengths[1]} neighbours, but {lists.ids} has lists of {lengths[0]}"
+        )
     ids, similarities = (array[:, :k] for array in arrays)
     diffusion.check_lists(ids, similarities, n_rows, f"{lists.ids}, {lists.similarities.name}")
     diffusion.check_distinct(ids, f"{lists.ids}")
@@ -182,15 +191,21 @@ def _open_list(path: Path, dtype: type, n_rows: int, k: int) -> np.ndarray:
     n_bytes = path.stat().st_size
     n_columns, rest = divmod(n_bytes, 4 * n_rows)
     if rest or n_columns < k:
-        raise InputError(f"{path}: {n_bytes} bytes are no lists of k {k} or more for {n_rows} rows")
+        raise InputError(
+            f"{path}: its {n_bytes} bytes are not lists of k {k} or more neighbours for {n_rows} rows. "
+            "Check --k and --n_rows."
+        )
     named = re.fullmatch(r"\.(?:int|float)(\d+)", path.suffix)
     if named and int(named[1]) != n_columns:
-        raise InputError(f"{path}: has lists of {n_columns} for {n_rows} rows, but its name says {named[1]}")
+        raise InputError(
+            f"{path}: with {n_rows} rows it has lists of {n_columns} neighbours, but its name says {named[1]}. "
+            "Check --n_rows."
+        )
     return open_raw(path, dtype, n_columns)
 
 
 def write_background(partial: Path, rows: Rows, published: diffusion.Lists | None, config: BackgroundConfig) -> float:
-    """Fill a file that is laid out; returns the recall of its lists."""
+    """Fill the arrays of an unfinished background file and return the recall of its lists."""
     arrays, device = diffusion.map_graph(partial), core.pick_device()
     with open_h5(partial) as file:
         pca = diffusion.read_projection(file)
@@ -211,27 +226,28 @@ def write_background(partial: Path, rows: Rows, published: diffusion.Lists | Non
 
 
 def _in_order(published: diffusion.Lists, part: slice) -> diffusion.Lists:
-    """Published lists with the best first and what is missing last."""
+    """Sort published lists: most similar first, missing entries last."""
     ids, similarities = (one[part] for one in published)
     return diffusion.merge((ids[:, :0], similarities[:, :0]), (ids, similarities), ids.shape[1])
 
 
 def _check_published(published: diffusion.Lists, vectors: np.ndarray, config: BackgroundConfig) -> None:
-    """InputError where the similarities are not those of the features."""
+    """Raise InputError if the similarities are not the inner products of the features."""
     ids, similarities = published
     rows = diffusion.sampled_rows(len(ids), 1000, config.seed)
     listed = ids[rows] >= 0
     error = np.abs(diffusion.listed_products(ids, vectors, rows) - similarities[rows])[listed]
     if len(error) == 0 or np.median(error) > 0.01:
         raise InputError(
-            f"{config.index.ids}: not the lists of {config.features}: similarities differ from inner products"
+            f"{config.index.ids}: not the lists of {config.features}; the similarities differ from the inner products. "
+            "Give the features, --n_rows and --pca_dim that the lists were made with."
         )
 
 
 def _report_zeros(vectors: np.ndarray, features: Path) -> None:
     n_zeros = sum(int((~vectors[rows].any(axis=1)).sum()) for rows in blocks(len(vectors)))
     if n_zeros:
-        print(f"build_graph: {features}: {n_zeros} rows are zero; they have no neighbours but themselves")
+        print(f"build_graph: {features}: {n_zeros} rows are zero; their only neighbour is the row itself")
 
 
 def complete(config: CompleteConfig) -> Path:
@@ -263,7 +279,7 @@ def complete(config: CompleteConfig) -> Path:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a setup takes of the features: rows (B,) and (M,) of `train`, ascending, and test features (T, D)."""
+    """The features of a setup: base rows (B,) and node rows (M,) of `train`, ascending, and test features (T, D)."""
 
     train: Features
     base_rows: np.ndarray
@@ -272,7 +288,7 @@ class Chosen:
 
 
 def choose_rows(config: CompleteConfig) -> Chosen:
-    """Read and check the features; test rows are those that `read_benchmark` keeps."""
+    """Read and check the features. The test rows are the same as in `read_benchmark`."""
     split = read_split(config.split)
     train, test = (read_features(path, split.n_classes) for path in (config.train, config.test))
     check_same_space(train, test)
@@ -287,28 +303,40 @@ def choose_rows(config: CompleteConfig) -> Chosen:
 
 
 def read_background(path: Path, k: int, train: Features) -> diffusion.Graph:
-    """The graph of a background; InputError if it cannot be completed, to lists of k, with the features `train`."""
+    """Read the graph of a background. Raises InputError if it cannot be completed to lists of k with `train`."""
     graph = diffusion.read_graph(path)
     if graph.train_rows is not None:
-        raise InputError(f"{graph.path}: is completed already; --background takes what `background` wrote")
+        raise InputError(
+            f"{graph.path}: is the graph of a setup. Give --background a graph written by build_graph.py background."
+        )
     if graph.input_dim != train.dim:
-        raise InputError(f"{graph.path}: of features of {graph.input_dim} dimensions, but {train.path} has {train.dim}")
+        raise InputError(
+            f"{graph.path}: built from features of {graph.input_dim} dimensions, but {train.path} has {train.dim}. "
+            "Use features of the same extractor."
+        )
     if graph.k < k:
-        raise InputError(f"{graph.path}: has lists of {graph.k} neighbours, fewer than k {k}")
+        raise InputError(
+            f"{graph.path}: has lists of {graph.k} neighbours, fewer than k {k}. Use --k {graph.k}, or build the "
+            f"background with --k {k}."
+        )
     known = graph.inputs.get("extractor")
     if known and train.extractor and known != train.extractor:
-        raise InputError(f"{graph.path}: from another extractor than {train.path}")
+        raise InputError(
+            f"{graph.path}: its features are from a different extractor than {train.path}. "
+            "Use features of the same extractor."
+        )
     return graph
 
 
 def write_completed(
     partial: Path, vectors: np.ndarray, test_vectors: np.ndarray, far: diffusion.Graph | None, config: CompleteConfig
 ) -> None:
-    """Fill a file that is laid out: nodes are `vectors` (M, d), compared exactly, then the background `far`."""
+    """Fill the arrays of an unfinished graph. Its nodes are `vectors` (M, d), searched exactly, then the background
+    `far`."""
     arrays, device, k, n_train = diffusion.map_graph(partial), core.pick_device(), config.k, len(vectors)
     arrays["vectors"][:n_train], arrays["test_vectors"][:] = vectors, test_vectors
 
-    @cache  # not made where a killed run is past it
+    @cache  # not built if an interrupted run has already done this phase
     def index() -> diffusion.Index:
         return diffusion.Index(far.vectors, config.background.index, device, config.seed)
 
@@ -335,7 +363,7 @@ def write_completed(
         lambda part: lists_of(test_vectors[part]),
     )
     if far:
-        index.cache_clear()  # an inverted file is a copy of the background
+        index.cache_clear()  # frees the inverted file, which is a copy of the background
         rest = slice(n_train, n_train + far.n_nodes)
         diffusion.fill(arrays, diffusion.VECTORS, ("vectors",), rest, lambda part: [far.vectors[part]])
         diffusion.fill(arrays, diffusion.LISTS, ("ids", "similarities"), rest, background_lists)

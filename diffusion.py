@@ -1,20 +1,20 @@
 """Diffuse the labels of base images and shots over a graph of images, and classify test images by their neighbours.
 
-Reads     the setup's graph (build_graph.py complete), train and test features, split, draws and, if wanted, a grid of
-          settings and the scores of a classifier (low_shot.py --scores) to fuse with.
-Writes    one results JSON with six accuracies for every trial and n; with a grid, the evidence of the choice beside it;
-          if wanted, the rows that it labelled, for low_shot.py --add.propagated.
+Reads     the graph of the setup (build_graph.py complete), train and test features, split and draws. Optional: a grid
+          of settings, and the scores of a classifier (low_shot.py --scores) to fuse with.
+Writes    a results JSON with six accuracies for every trial and n. With a grid, the scores of all its cells beside it.
+          Optional: the images that it labelled, for low_shot.py --add.propagated.
 
     python diffusion.py --graph graph-test.h5 --train features/train.h5 --test features/test.h5 --split split.json \\
         --draws draws.json --out results/diffusion.json [--fuse scores.h5] [--label propagated.h5]
 
-The number of steps chosen on the validation setup for every n, results on the test setup (grid.yaml:
-`n_steps: [0, 1, 2, 3]`):
+Choose the number of steps for every n on the validation setup, and report results on the test setup (grid.yaml
+contains `n_steps: [0, 1, 2, 3]`):
 
     python diffusion.py --graph "graph-{setup}.h5" --train features/train.h5 --test features/test.h5 \\
         --split split.json --draws draws.json --out results/diffusion.json --select grid.yaml --select.per_shot
 
-Several processes share the classes: torchrun --nproc-per-node 2 diffusion.py ...
+Divide the classes among several processes: torchrun --nproc-per-node 2 diffusion.py ...
 """
 
 from __future__ import annotations
@@ -48,33 +48,33 @@ from lowshot.evaluation.settings import SelectionConfig, Ties
 @dataclass(kw_only=True)
 class Config(SelectionConfig):
     graph: Path
-    """Graph of the setup; `{setup}` in its name stands for validation and test."""
+    """Graph of the setup. `{setup}` in the name is replaced by validation or test."""
     n_steps: NonNegativeInt = 3
-    """Steps of diffusion; 0 is a vote of the labelled neighbours."""
+    """Number of diffusion steps; 0 is a vote of the labelled neighbours."""
     edges: EdgeOptions = field(default_factory=EdgeOptions)
-    """How neighbour lists become a matrix."""
+    """How to turn neighbour lists into a matrix."""
     step: StepOptions = field(default_factory=StepOptions)
-    """What a step does beside averaging over neighbours."""
+    """Variants of the diffusion step."""
     class_prior: NonNegativeFloat = 0.0
-    """Exponent: the scores of a class are multiplied by its number of labelled images to this power."""
+    """Exponent: multiply the scores of a class by its number of labelled images to this power."""
     ties: Ties = "lowest_class"
-    """Among equal scores (all are 0 for an image that no label has reached) the lowest class wins, as published, or
-    the true class loses."""
+    """How to break ties: the lowest class wins, as published, or the true class loses (against). All scores are 0 for
+    an image that no label has reached."""
     precision: Precision = "float32"
-    """In which labels are stored between steps; sums are float32."""
+    """Precision in which labels are stored between steps. Sums are float32."""
     fuse: Fusion | None = None
-    """Fuse the scores with those of a classifier."""
+    """Fuse the scores with the scores of a classifier."""
     history: NonNegativeInt = 0
-    """Accuracies after 0, 1, ... this many steps are recorded as well."""
+    """Also record the accuracies after 0, 1, ..., this number of steps."""
     label: RunOnly[Labelling | None] = None
-    """Write the unlabelled images that are surest of a novel class; changes no result."""
+    """Also write the unlabelled images that are labelled as a novel class with the highest confidence."""
     slice_width: RunOnly[PositiveInt | None] = None
-    """Classes worked on at a time; chosen by the memory there is unless given."""
+    """Number of classes processed at a time; by default as many as fit into memory."""
     memory_gib: RunOnly[PositiveFloat | None] = None
-    """Memory that a process stays below, on a GPU that of the GPU; what is available unless given. Mapped files do not
-    count, as the system can take their memory back."""
+    """Memory limit of a process in GiB (on a GPU: of GPU memory); by default the available memory. Mapped files do not
+    count, as the system can reclaim their memory."""
     dry_run: RunOnly[bool] = False
-    """Print the memory and time that all the work takes, as if nothing stood yet, and end. Takes seconds."""
+    """Print an estimate of the memory and time of the whole run, and exit. Takes seconds; ignores existing outputs."""
 
     older = staticmethod(results_today)
     renamed: ClassVar = {
@@ -88,13 +88,15 @@ class Config(SelectionConfig):
 
 
 def main(config: Config) -> Path:
-    """Run every trial and n of `config` and write the results file, with settings chosen first if it says `select`.
+    """Run every trial and n of `config` and write the results file. With `select`, choose settings first.
 
-    Returns the path of what was written last: the results, or the evidence if only a choice was asked for.
+    Returns the path of the results, or of the scores of the grid if only a choice was requested.
     """
     check_settings(config)
     if config.label is not None and config.label.out.suffix != ".h5":
-        raise InputError(f"{config.label.out}: labelled images are a .h5 file")
+        raise InputError(
+            f"--label {config.label.out}: not a .h5 file. Use --label {config.label.out.with_suffix('.h5')}."
+        )
     with core.open_processes() as processes, _process_outputs(config, processes) as process_config:
         if config.dry_run:
             _print_estimate(config, processes)
@@ -105,8 +107,11 @@ def main(config: Config) -> Path:
 
 @contextmanager
 def _process_outputs(config: Config, processes: core.Processes) -> Iterator[Config]:
-    """The first process writes where it was told to, the others to copies that nobody keeps: all find the same. Only
-    the first one says what it does."""
+    """Yield the config with the output paths of this process.
+
+    The first process writes to the requested paths. The others start from copies of the existing outputs, so that all
+    processes take the same decisions, and their output is discarded. Only the first process prints.
+    """
     if processes.rank == 0:
         processes.wait()
         yield config
@@ -122,7 +127,7 @@ def _process_outputs(config: Config, processes: core.Processes) -> Iterator[Conf
 
 
 def _only_chooses(config: Config) -> bool:
-    """Whether settings are to be chosen and nothing reported."""
+    """Whether the command only chooses settings and reports no results."""
     return config.select is not None and config.setup == "validation"
 
 
@@ -151,7 +156,7 @@ def _run(config: Config, processes: core.Processes) -> None:
 
 
 def _chosen(config: Config, processes: core.Processes) -> tuple[list[Config], dict[str, dict]]:
-    """The settings to run, one for all n or one for each, and what results say of their choice."""
+    """Return the configs to run, one for all n or one per n, and the record of the choice for the results file."""
     if config.select is None:
         return [_of_setup(config)], {}
     _load()
@@ -162,7 +167,7 @@ def _chosen(config: Config, processes: core.Processes) -> tuple[list[Config], di
 def _runs_and_history(
     configs: list[Config], graph: diffusion.Graph, benchmark: Benchmark, processes: core.Processes
 ) -> tuple[Ranks, list[dict]]:
-    """The runs of all configs, and the accuracies after each step that is to be recorded."""
+    """Return the runs of all configs, and the accuracies after each step of the history."""
     earlier = [past for one in configs for past in _earlier(one)]
     ranks = list(_ranks_of([*configs, *earlier], graph, benchmark, processes))
     history = [
@@ -174,13 +179,13 @@ def _runs_and_history(
 
 
 def _load() -> None:
-    """Import what the work needs."""
+    """Import heavy modules now, so that imports do not count as time of the work."""
     load(diffusion)
     load(evaluation, "true_class_ranks")
 
 
 def _print_estimate(config: Config, processes: core.Processes) -> None:
-    """Memory and time of all that `_run` does; of a choice to be made, as if the most steps were chosen."""
+    """Print the memory and time of `_run`. If settings are chosen first, assumes that the largest n_steps is chosen."""
     plain = replace(config, select=None)
     cells = [cell.config for cell in read_grid(config.select.grid, plain)] if config.select else [plain]
     longest = max(cells, key=lambda cell: cell.n_steps)
@@ -207,12 +212,12 @@ def _print_estimate(config: Config, processes: core.Processes) -> None:
 
 
 def _earlier(config: Config) -> list[Config]:
-    """Those of the history."""
+    """Return the configs of the history: 0, 1, ..., `history` steps."""
     return [replace(config, n_steps=t) for t in range(config.history + 1)] if config.history else []
 
 
 def _of_setup(config: Config) -> Config:
-    """With the files of the config's setup."""
+    """Replace `{setup}` in the paths of `config` by its setup."""
 
     def filled(path: Path) -> Path:
         return Path(str(path).replace("{setup}", config.setup))
@@ -222,21 +227,21 @@ def _of_setup(config: Config) -> Config:
 
 
 def _recipe(config: Config) -> Recipe:
-    """The recipe of the results."""
+    """Return the recipe of the results."""
     own = _of_setup(config)
     inputs = {**input_files(own), "graph": own.graph, "scores": own.fuse and own.fuse.scores}
     return recipe("diffusion", own, inputs)
 
 
 def _labelled(config: Config, made_from: Recipe) -> dict[Path, Recipe]:
-    """The file of labelled images, if it is wanted, and its recipe: that of the results, and how many images."""
+    """Return the file of labelled images, if requested, with its recipe: the recipe of the results and `label`."""
     if config.label is None:
         return {}
     return {config.label.out: made_from.but(config={**made_from["config"], "label": values_of(config.label)})}
 
 
 def _evaluate(configs: list[Config], benchmark: Benchmark, _: str, processes: core.Processes) -> Iterator[Ranks]:
-    """The runs of cells of a grid, which have one setup."""
+    """Yield the runs of each cell of a grid. All `configs` have the same setup."""
     configs = [_of_setup(one) for one in configs]
     yield from _ranks_of(configs, diffusion.open_setup_graph(configs[0].graph, configs[0]), benchmark, processes)
 
@@ -244,8 +249,10 @@ def _evaluate(configs: list[Config], benchmark: Benchmark, _: str, processes: co
 def _ranks_of(
     configs: list[Config], graph: diffusion.Graph, benchmark: Benchmark, processes: core.Processes
 ) -> Iterator[Ranks]:
-    """The true classes' ranks of every run of each of `configs`, which have one setup. Those that differ only in the
-    number of steps and in what is done after them share the work."""
+    """Yield, for each of `configs`, the ranks of the true classes in every run. All configs have the same setup.
+
+    Configs that differ only in the number of steps, or in what follows the steps, share the work.
+    """
     ranks: dict[int, Ranks] = {}
     alike_of = {i: alike for alike in _alike(configs).values() for i in alike}
     for i in range(len(configs)):
@@ -258,7 +265,7 @@ def _ranks_of(
 
 
 def _alike(configs: list[Config]) -> dict[str, list[int]]:
-    """Numbers of the configs that differ only in the number of steps and in what is done after them."""
+    """Group the indices of configs that differ only in the number of steps, or in what follows the steps."""
     groups: dict[str, list[int]] = {}
     for i, config in enumerate(configs):
         groups.setdefault(repr((config.edges, config.step, config.precision, config.shots)), []).append(i)
@@ -268,7 +275,7 @@ def _alike(configs: list[Config]) -> dict[str, list[int]]:
 def _scores(
     configs: list[Config], graph: diffusion.Graph, benchmark: Benchmark, processes: core.Processes
 ) -> Iterator[tuple[tuple[int, int], Iterator[np.ndarray]]]:
-    """Every run of configs that share the steps, with the final scores (N, classes) of each, made when asked for."""
+    """Yield every run of configs that share the steps, with an iterator over the final scores (N, classes) of each."""
     first, job = configs[0], _job(configs, graph, benchmark, processes)
     graphs, work = job.graphs, _work(job, first, processes)
     runs = benchmark.runs(first.shots)
@@ -281,11 +288,11 @@ def _scores(
         by_step = {step: processes.total(scores) for step, scores in by_step.items()}
         classified = kept.of(trial, n) if kept is not None else None
         yield (trial, n), (_final(one, by_step[one.n_steps], at.labels, classified) for one in configs)
-        del at  # before the next one is made
+        del at  # free the memory before the next run
 
 
 def _final(config: Config, scores: np.ndarray, labels: diffusion.Labels, classified: np.ndarray | None) -> np.ndarray:
-    """Class prior and fusion with a classifier's log-probabilities."""
+    """Apply the class prior, then fuse with the log-probabilities of a classifier."""
     if config.class_prior:
         counts = np.bincount(labels.columns, minlength=labels.n_columns)
         scores = scores * (counts**config.class_prior).astype(np.float32)
@@ -306,7 +313,7 @@ def _job(
     processes: core.Processes,
     assigning: bool = False,
 ) -> diffusion.Job:
-    """The runs of `configs`, which share the steps."""
+    """Describe the runs of `configs`, which share the steps, for estimates."""
     first = configs[0]
     graphs = diffusion.RunGraphs(graph, benchmark, first.edges, processes.device)
     steps = sorted({config.n_steps for config in configs})
@@ -315,7 +322,7 @@ def _job(
         labels = diffusion.Labels(np.arange(1), np.arange(1), scores.shape[1])
         _ranks(_final(first, scores, labels, scores if first.fuse else None), benchmark, first.ties)
 
-    n_final = int(any(config.class_prior or config.fuse for config in configs))  # one at a time
+    n_final = int(any(config.class_prior or config.fuse for config in configs))  # at most one is in memory
     n_evaluated = 0 if assigning else len(configs)
     return diffusion.Job(
         graphs, first.shots, steps, first.step, first.precision, n_evaluated, n_final, finish, assigning
@@ -323,7 +330,7 @@ def _job(
 
 
 def _width(job: diffusion.Job, config: Config, processes: core.Processes) -> int:
-    """Of slices: the same for all processes, and unless it is given none that leaves one of them without work."""
+    """Choose the slice width, the same for all processes. Unless it is set, every process gets at least one slice."""
     fitting = diffusion.fitting_width(
         job, config.slice_width, diffusion.Limits.now(config.memory_gib, processes.device.type)
     )
@@ -333,7 +340,7 @@ def _width(job: diffusion.Job, config: Config, processes: core.Processes) -> int
 
 
 def _work(job: diffusion.Job, config: Config, processes: core.Processes) -> diffusion.Work:
-    """Raises InputError if memory does not suffice."""
+    """Divide the work. Raises InputError if it does not fit into memory."""
     return diffusion.Work(str(processes.device), _width(job, config, processes), processes.rank, processes.size)
 
 
@@ -345,7 +352,7 @@ def _label_images(
     made_from: Recipe,
     processes: core.Processes,
 ) -> None:
-    """Write the unlabelled images of every run that are surest of a novel class."""
+    """Write the unlabelled images of every run that are labelled as a novel class with the highest confidence."""
     pool = diffusion.UnlabelledPool(graph, benchmark, label.background)
     parts = []
     for one in configs:
@@ -356,15 +363,15 @@ def _label_images(
             columns, values = diffusion.assign(at.adjacency, at.labels, one.n_steps, one.step, one.precision, work)
             highest = processes.largest(values)
             columns = -processes.largest(np.where(values == highest, -columns, -at.labels.n_columns))
-            parts.append(pool.surest(key, at.labels, columns, highest, label.n_rows))
-            del at  # before the next one is made
+            parts.append(pool.most_confident(key, at.labels, columns, highest, label.n_rows))
+            del at  # free the memory before the next run
     with writing(label.out) as unfinished:
         diffusion.write_propagated(unfinished, made_from, parts)
     print(f"diffusion: {sum(len(part['labels']) for part in parts)} labelled images -> {label.out}")
 
 
 def _method(graph: diffusion.Graph, fuse: Fusion | None) -> tuple[str, Literal["inductive", "semi_supervised"]]:
-    """Name and setting by the unlabelled images that are nodes."""
+    """Return the method name and the setting, which depend on the unlabelled images in the graph."""
     images = {"none": [], "novel": ["novel images"], "all": ["all training images"]}[graph.unlabelled]
     images += [f"{graph.n_background} background images"] if graph.n_background else []
     name = f"diffusion{' + classifier' if fuse else ''} ({', '.join(images) or 'no unlabelled images'})"

@@ -1,8 +1,8 @@
 """Turn results files into tables (Markdown, CSV, LaTeX), figures and one self-contained report.html.
 
-Reads   every *.json below --results, never a log; with --data also images.h5 and split.json, with --features that file,
-        with --mixture the means that train_scgm.py has learned, with --gan the networks of train_gan.py.
-Writes  the folder --out: report.html, tables/, figures/, config.json; made again, unasked, when the results changed.
+Reads   every *.json below --results. Optional: images.h5 and split.json (--data), a feature file (--features), the
+        means learned by train_scgm.py (--mixture), the networks of train_gan.py (--gan).
+Writes  the folder --out: report.html, tables/, figures/, config.json. Updates it if the results or settings changed.
 
 Full    python parse_results.py --results outputs/glyphs/results --out outputs/glyphs/report \\
             --data outputs/glyphs/data --features outputs/glyphs/features/test.h5
@@ -33,33 +33,33 @@ from lowshot.evaluation.settings import Metric
 @dataclass
 class Config:
     results: Path
-    """Folder with results files; *.json at any depth."""
+    """Folder with results files (*.json at any depth)."""
     out: Path
-    """Folder to write."""
+    """Folder to write the report to."""
     data: Path | None = None
-    """Folder of preprocessing.py, for a sheet of sample images."""
+    """Folder of preprocessing.py. Adds a sheet of sample images."""
     features: Path | None = None
-    """Feature file of the test images, for a map of the features (needs --data)."""
+    """Feature file of the test images. Adds a map of the features (requires --data)."""
     mixture: Path | None = None
-    """Folder of train_scgm.py, for the sizes of its subclasses, and with its embeddings as --features for a map of them
-    with its means."""
+    """Folder of train_scgm.py. Adds the sizes of its subclasses and, if --features holds its embeddings, a map of
+    embeddings and means."""
     gan: Path | None = None
-    """Folder of train_gan.py, for sheets of its images and the course of its training (needs --data)."""
+    """Folder of train_gan.py. Adds sheets of generated images and training curves (requires --data)."""
     metric: Metric = "top1_novel"
     """Metric of the table that is printed and shown first."""
     reference: str | None = None
-    """System, method or extractor that the figure of paired differences, and episodes, compare with; the plainest if
-    not given. Extractors NAME_seed0, NAME_seed1, ... are repeats of a training NAME: episodes of each are compared with
-    those of the reference with the same seed, and tables over trainings are added."""
+    """System, method or extractor to compare with in paired differences; the simplest system by default. Extractors
+    NAME_seed0, NAME_seed1, ... are repeated trainings: they are compared with the reference of the same seed, and
+    tables over trainings are added."""
     overwrite: RunOnly[bool] = False
-    """Make the report again although nothing changed."""
+    """Make the report again even if nothing changed."""
 
 
 def main(config: Config) -> Path:
-    """Returns the path of report.html."""
+    """Write the report and return the path of report.html."""
     page_path = config.out / "report.html"
     if config.out.resolve() in [config.results.resolve(), *config.results.resolve().parents]:
-        raise InputError(f"{config.out}: the report would replace the folder of its results; choose another --out")
+        raise InputError(f"--out {config.out}: the report would replace the results. Choose another folder.")
     files = report.results.read_files(config.results, config.out)
     known = [read(files) for read in (report.results.trials, report.results.episodes, report.results.scores)]
     report.results.check_reference(config.reference, known)
@@ -81,12 +81,15 @@ def _read_pictures(config: Config, split_digests: set[str]) -> report.Pictures:
     if config.data is None:
         for name in ("features", "gan"):
             if getattr(config, name) is not None:
-                raise InputError(f"--{name} {getattr(config, name)}: needs --data, which says what the classes are")
+                raise InputError(f"--{name} {getattr(config, name)}: requires --data, which names the classes")
         return report.Pictures(mixture=means)
     path = config.data / "split.json"
     split = read_split(path)
     if split.digest not in split_digests:
-        raise InputError(f"{path}: split {split.digest[:12]} is not that of any file in {config.results}")
+        raise InputError(
+            f"{path}: no file in {config.results} was made with this split ({split.digest[:12]}). "
+            "Give --data the folder that the results were made from."
+        )
     features = read_features(config.features, split.n_classes) if config.features else None
     if means and features:
         report.check_fits(means, features, split)
@@ -102,11 +105,11 @@ def _inputs(config: Config, files: dict[str, dict]) -> dict[str, Path | None]:
 
 
 def _is_stale(out: Path, made_from: Recipe) -> bool:
-    """Whether `out` is a report made from others: it holds nothing of its own, so it can be made again unasked."""
+    """Whether `out` is a report of different results or settings. It can be replaced: it is made from results only."""
     stored = read_recipe(out) if (out / "config.json").exists() else None
     stale = stored is not None and stored["stage"] == made_from["stage"] and made_from.difference(stored) is not None
     if stale:
-        print(f"parse_results: {out} was made from other results or settings; making it again")
+        print(f"parse_results: {out} was made from different results or settings; making it again")
     return stale
 
 

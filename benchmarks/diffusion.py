@@ -1,14 +1,14 @@
-"""Time and memory of diffusion on given neighbour lists, against scipy's matrices with columns scaled at every step.
+"""Time and memory of diffusion on given neighbour lists, compared with scipy matrices and column scaling at every step.
 
-    python benchmarks/diffusion.py             # 1M nodes, 500 classes: symmetrising, 3 steps, float32, bfloat16, scipy
-    python benchmarks/diffusion.py --large     # 10M nodes: symmetrising, and 3 steps of 64 classes
+    python benchmarks/diffusion.py             # 1M nodes, 500 classes: symmetrise, 3 steps, float32, bfloat16, scipy
+    python benchmarks/diffusion.py --large     # 10M nodes: symmetrise, and 3 steps of 64 classes
     python benchmarks/diffusion.py --scaling   # 10k to 10M nodes x 64 classes, 1 and 2 processes: a table and a plot
 
-Lists are k = 30 nearest neighbours of Gaussian clusters (500 points, 32 dimensions), searched within the cluster, with
-three of them replaced by nodes from anywhere; nodes are in random order. Half of the clusters belong to classes, half
-of these to base classes (every second node labelled), the others to novel classes (two nodes labelled); test images
-are of the classes. Each measurement has a process of its own, whose peak memory counts the lists. `estimate` figures
-are computed. Compiling is done before the clock starts.
+The lists are the k = 30 nearest neighbours within Gaussian clusters (500 points, 32 dimensions). Three of them are
+replaced by random nodes, and nodes are in random order. Half of the clusters belong to classes: one half of these to
+base classes (every second node labelled), the other half to novel classes (two nodes labelled). Test images are from
+these classes. Each measurement runs in its own process, whose peak memory includes the lists. `estimate` figures are
+computed. The clock starts after compilation.
 """
 
 import argparse
@@ -38,7 +38,7 @@ K, CLUSTER, DIM, FAR, N_STEPS = 30, 500, 32, 3, 3
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--large", action="store_true", help="10M nodes")
-    parser.add_argument("--scaling", action="store_true", help="cost against nodes and processes, with a plot")
+    parser.add_argument("--scaling", action="store_true", help="time over nodes and processes, with a plot")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"), help="folder of the plot")
     parser.add_argument("--part", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -55,10 +55,10 @@ def main() -> None:
 
 
 def standard(folder: Path) -> None:
-    """The bars at 1M nodes."""
+    """Measure against the requirements, at 1M nodes."""
     files = synthetic(folder, 1_000_000, 500, 10_000)
     report("symmetrise 1M x 30", median(measure("symmetrise", files) for _ in range(3)))
-    # Of three, in turns: the machine may be shared. scipy runs once, between them.
+    # Three interleaved runs each, as the machine may be shared. scipy runs once, after the first.
     runs = [(name, measure("steps", files, name)) for name in ("float32", "bfloat16")]
     plain = measure("scipy", files)
     runs += [(name, measure("steps", files, name)) for name in 2 * ("float32", "bfloat16")]
@@ -66,7 +66,7 @@ def standard(folder: Path) -> None:
     reference = np.load(folder / "scipy.npy")
     for name, result in results.items():
         scores = np.load(folder / f"{name}.npy")
-        # Scores of one image relative to its best, since columns sum to 1 over a million nodes.
+        # Relative to the best score of an image: columns sum to 1 over a million nodes.
         result["largest_relative_difference"] = float((np.abs(scores - reference) / reference.max(1)[:, None]).max())
         result["same_top5"] = float((top5(scores) == top5(reference)).all(1).mean())
         result["ratio"] = plain["seconds"] / result["seconds"]
@@ -82,7 +82,7 @@ def large(folder: Path) -> None:
 
 
 def scaling(folder: Path, out: Path) -> None:
-    """Seconds of the steps against nodes, and of 1M nodes against processes with a thread each."""
+    """Plot seconds over the number of nodes, and for 1M nodes over the number of processes with one thread each."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -118,7 +118,7 @@ def scaling(folder: Path, out: Path) -> None:
 
 
 def synthetic(folder: Path, n_nodes: int, n_classes: int, n_test: int) -> Path:
-    """Write ids.npy (n_nodes, K), labelled nodes and columns, and test_ids.npy; returns the folder."""
+    """Write ids.npy (n_nodes, K), labelled nodes and columns, and test_ids.npy. Return the folder."""
     random = np.random.default_rng(0)
     order = random.permutation(n_nodes).astype(np.int32)
     ids = np.lib.format.open_memmap(folder / "ids.npy", "w+", np.int32, (n_nodes, K))
@@ -145,7 +145,7 @@ def synthetic(folder: Path, n_nodes: int, n_classes: int, n_test: int) -> Path:
 
 
 def measure(part: str, *arguments: object) -> dict:
-    """Run one of PARTS in a process of its own."""
+    """Run one of PARTS in a separate process."""
     command = [sys.executable, __file__, "--part", part, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -154,7 +154,7 @@ def measure(part: str, *arguments: object) -> dict:
 
 
 def median(runs: Iterable[dict]) -> dict:
-    """The one of middle time, with the times of all."""
+    """Return the run of median time, with the times of all runs."""
     runs = sorted(runs, key=lambda run: run["seconds"])
     return {**runs[len(runs) // 2], "all_seconds": [round(run["seconds"], 1) for run in runs]}
 
@@ -174,7 +174,7 @@ def part_symmetrise(folder: str) -> dict:
 
 
 def part_steps(folder: str, precision: str, process: str = "0", n_processes: str = "1") -> dict:
-    """Symmetrising and three steps. Estimate: one full product, and a third of one for the last step."""
+    """Symmetrise and run three steps. Estimate: one full product, and a third of one for the last step."""
     ids, labels, test_ids = read(folder)
     warm = symmetrise(np.zeros((2, 1), np.int32))
     propagate(warm, Labels(np.zeros(1, np.int64), np.zeros(1, np.int64), 1), np.zeros((1, 1), np.int32), [2])
@@ -194,7 +194,7 @@ def part_steps(folder: str, precision: str, process: str = "0", n_processes: str
 
 
 def part_scipy(folder: str) -> dict:
-    """As published, with scipy: A + A', rows scaled, then dense products and a scaling of all columns at every step."""
+    """The published method with scipy: A + A', scaled rows, then dense products and column scaling at every step."""
     ids, labels, test_ids = read(folder)
     start = time.perf_counter()
     n_nodes, k = ids.shape
@@ -223,7 +223,7 @@ PARTS = {"symmetrise": part_symmetrise, "steps": part_steps, "scipy": part_scipy
 
 
 def start_processes(folder: Path, n_processes: int) -> dict:
-    """The slices dealt to processes of one thread; seconds of the slowest."""
+    """Divide the slices among processes with one thread each. Return the result of the slowest."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     commands = [
         [sys.executable, __file__, "--part", "steps", str(folder), "float32", str(i), str(n_processes)]
@@ -235,7 +235,7 @@ def start_processes(folder: Path, n_processes: int) -> dict:
 
 
 def top5(scores: np.ndarray) -> np.ndarray:
-    """(N, 5) classes of the highest scores, as a set; ties to the lower class."""
+    """Return the five classes of the highest scores, sorted by class: (N, 5). Ties go to the lower class."""
     return np.sort(np.argsort(-scores, 1, kind="stable")[:, :5], 1)
 
 

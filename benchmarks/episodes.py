@@ -1,23 +1,23 @@
-"""Episodes in batches against one at a time, and whether every query is recognised as scikit-learn does.
+"""Speed of episodes in batches and one at a time, and agreement with scikit-learn on every query.
 
 Reads     nothing; makes random features: 20 classes of 600 rows, 512 dimensions.
 Writes    JSON lines and Markdown rows on stdout.
 
     python benchmarks/episodes.py                   two minutes on two cores
-    python benchmarks/episodes.py --n_episodes 100  a quick look
+    python benchmarks/episodes.py --n_episodes 100  a quick run
 
-Episodes are 5-way 1-shot with 15 queries. Both sides start from features in memory and end with accuracies; the one
-side draws and evaluates all episodes in batches (`evaluate_episodes`), the other has a loop over
-episodes as people write it: np.random.choice for the classes and for the images of every class. It comes in two forms:
-with means and distances in numpy, and with scikit-learn's NearestCentroid. Runs of all sides alternate; medians are
-reported, of the clock and of the processor's time, which counts where other work runs beside.
+Episodes are 5-way 1-shot with 15 queries. Both sides start from features in memory and end with accuracies. One side
+draws and evaluates all episodes in batches (`evaluate_episodes`). The other side is a typical loop over episodes, with
+np.random.choice for the classes and for the images of every class. It has two variants: means and distances in numpy,
+and scikit-learn's NearestCentroid. Runs of all sides alternate. The output is the median of wall time and of processor
+time; the latter is more reliable on a shared machine.
 
-The second part gives our episodes to scikit-learn, fitted to one task at a time, and counts the queries that it
-recognises as another class than we do.
+The second part fits scikit-learn to the same tasks, one at a time, and counts the queries that it assigns to a
+different class.
 
-Estimate: 1000 episodes gather 80,000 rows, 164 MB, which take 30 to 60 ms at the speed of memory; 5 centroids for 75
-queries are 0.2 M multiply-adds an episode, next to nothing. A loop pays 6 draws of 20 to 30 us and a dozen calls of
-5 to 10 us an episode, and scikit-learn its checks on top, about 1 ms.
+Estimate: 1000 episodes gather 80,000 rows, 164 MB, which takes 30 to 60 ms at memory speed. 5 centroids for 75 queries
+are 0.2 M multiply-adds per episode, which is negligible. Per episode, a loop needs 6 draws of 20 to 30 us and a dozen
+calls of 5 to 10 us. The checks of scikit-learn add about 1 ms.
 """
 
 import json
@@ -50,16 +50,16 @@ SAMPLING = Sampling(n_way=N_WAY, n_shots=[N_SHOT], n_queries=N_QUERIES)
 @dataclass
 class Config:
     n_episodes: PositiveInt = 1000
-    """Episodes of a run."""
+    """Number of episodes per run."""
     n_runs: PositiveInt = 5
-    """Runs of each side."""
+    """Number of runs of each side."""
     n_fitted: PositiveInt = 200
-    """Episodes on which every query is compared with scikit-learn's."""
+    """Number of episodes to compare with scikit-learn, query by query."""
 
 
 def main(config: Config) -> None:
-    """Time all sides in turn, then compare query by query."""
-    warnings.filterwarnings("ignore", module="sklearn")  # its centroids want a variance within classes of one shot
+    """Time all sides in turn, then compare all queries."""
+    warnings.filterwarnings("ignore", module="sklearn")  # it warns that classes of one shot have no variance
     feats, labels = make_features()
     pool = make_pool(labels, make_split("random", [str(c) for c in range(2 * N_CLASSES)], [], [None] * 2 * N_CLASSES, 0,
                      novel_classes=list(range(N_CLASSES))), np.arange(N_CLASSES), SAMPLING, "random")  # fmt: skip
@@ -83,7 +83,7 @@ def main(config: Config) -> None:
 
 
 def make_features() -> tuple[np.ndarray, np.ndarray]:
-    """(N, D) float32 and (N,): clusters that overlap, so that some queries are close calls."""
+    """Return features (N, D), float32, and labels (N,). Clusters overlap, so that some queries are ambiguous."""
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(N_CLASSES), N_ROWS)
     feats = 0.3 * rng.normal(size=(N_CLASSES, DIM))[labels] + rng.normal(size=(len(labels), DIM))
@@ -99,7 +99,7 @@ Nearest = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def evaluate_one_by_one(feats: np.ndarray, labels: np.ndarray, n_episodes: int, nearest: Nearest) -> np.ndarray:
-    """Accuracies (n_episodes,) of `nearest` on episodes that are drawn one by one."""
+    """Return the accuracies (n_episodes,) of `nearest` on episodes drawn one at a time."""
     rows_of = [np.flatnonzero(labels == c) for c in range(N_CLASSES)]
     support_labels, query_labels = np.repeat(np.arange(N_WAY), N_SHOT), np.repeat(np.arange(N_WAY), N_QUERIES)
     accuracies = []
@@ -125,7 +125,7 @@ def nearest_in_sklearn(support: np.ndarray, support_labels: np.ndarray, queries:
 
 
 def count_differences(feats: torch.Tensor, pool: Pool, n_episodes: int, name: str) -> tuple[int, int, int]:
-    """(queries, queries that scikit-learn gives another class, episodes of another accuracy) of 1 and 5 shots."""
+    """Count queries, queries that scikit-learn classifies differently, and episodes of different accuracy."""
     n_queries = n_other = n_episodes_other = 0
     sampling = Sampling(n_way=N_WAY, n_shots=[1, 5], n_queries=N_QUERIES)
     rows = next(draw_tasks(pool, sampling, range(n_episodes)))

@@ -1,14 +1,14 @@
-"""Estimates of memory and time (diffusion.py --dry_run true) beside what the same commands then take.
+"""Estimated memory and time (diffusion.py --dry_run) compared with measurements of the same commands.
 
-Reads     nothing; makes features and graphs of 20,000, 200,000 and a million nodes in a temporary folder (1 GB):
-          clustered neighbour lists, made up without a search.
+Reads     nothing; makes features and graphs of 20,000, 200,000 and a million nodes in a temporary folder (1 GB), with
+          synthetic clustered neighbour lists.
 Writes    JSON lines and Markdown rows on stdout: estimated and measured peak memory and seconds, and their ratio.
 
     python benchmarks/estimates.py                        all sizes, float32 and bfloat16, slices of 16 and 64 classes
     python benchmarks/estimates.py --sizes "[20000]"      one size, half a minute
 
-Bar: within 25 %. On a machine that others use as well, seconds differ by as much from one run to the next: the dry run
-is made right before the run, and `cpu_seconds` say how much of the wall time was work. A quarter of an hour.
+Requirement: within 25 %. On a shared machine, times vary as much between runs. The dry run is therefore made right
+before the run, and `cpu_seconds` shows how much of the wall time was work. Takes a quarter of an hour.
 """
 
 import json
@@ -35,7 +35,7 @@ from lowshot.diffusion.projection import Projection
 
 K, DIM, MAX_SHOTS = 32, 64, 5
 MADE_UP = {"stage": "estimates", "config": {}, "inputs": {}}
-# Settings of diffusion.py that memory and time depend on; those that change neither are tried at one size each.
+# Settings of diffusion.py that memory and time depend on.
 VARIANTS = [
     ["--precision", "float32", "--slice_width", "64"],
     ["--precision", "float32", "--slice_width", "16"],
@@ -48,9 +48,9 @@ VARIANTS = [
 @dataclass
 class Config:
     sizes: list[PositiveInt] = field(default_factory=lambda: [20_000, 200_000, 1_000_000])
-    """Nodes of the graphs."""
+    """Numbers of nodes."""
     keep: Path | None = None
-    """Folder for the files made; a temporary one unless given."""
+    """Folder for the input files; a temporary folder by default."""
 
 
 def main(config: Config) -> None:
@@ -63,7 +63,7 @@ def main(config: Config) -> None:
 
 
 def make_files(folder: Path, n_nodes: int) -> list[str]:
-    """Features, split, draws and graph of a test setup; the flags that name them."""
+    """Write features, split, draws and graph of a test setup. Return the flags that name them."""
     n_classes = {20_000: 100, 200_000: 200}.get(n_nodes, 500)
     n_test, rows_of_class = min(10_000, 50 * n_classes), 100
     flags = {name: folder / f"{name}.json" for name in ("split", "draws")}
@@ -90,7 +90,8 @@ def make_files(folder: Path, n_nodes: int) -> list[str]:
 
 
 def fill_graph(path: Path, random: np.random.Generator) -> None:
-    """Lists that stay within a hundred nodes or so, which are scattered over all; a node stands first in its own."""
+    """Write lists of neighbours within about a hundred nodes, which are scattered over the graph; each node comes first
+    in its own list."""
     arrays = map_graph(path)
     n_nodes = len(arrays["ids"])
     at_place = random.permutation(n_nodes).astype(np.int32)
@@ -117,7 +118,7 @@ def unit(random: np.random.Generator, n_rows: int) -> np.ndarray:
 
 
 def compare(what: str, flags: list[str], out: Path) -> None:
-    """Print the estimate of a command, then what it took."""
+    """Print the estimate of a command, and then the measurement."""
     command = ["--out", str(out), "--shots", "[1,5]", "--trials", "[1]", "--overwrite", "true", *flags]
     printed, _ = measured([*command, "--dry_run", "true"])
     estimated = {name: float(re.search(rf"^{name}: ([\d.]+)", printed, re.M)[1]) for name in ("memory", "time")}
@@ -136,7 +137,7 @@ def compare(what: str, flags: list[str], out: Path) -> None:
 
 
 def measured(flags: list[str]) -> tuple[str, dict[str, float]]:
-    """What diffusion.py prints, and its own seconds and peak memory."""
+    """Run diffusion.py. Return its output, and its seconds and peak memory."""
     start = time.perf_counter()
     script = Path(__file__).resolve().parents[1] / "diffusion.py"
     process = subprocess.Popen([sys.executable, script, *flags], stdout=subprocess.PIPE, text=True)

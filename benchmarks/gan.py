@@ -1,14 +1,15 @@
-"""A training step of a few-shot GAN against a plain port of the released one, and the memory of a training.
+"""A training step of a few-shot GAN compared with a direct port of the released code, and the memory of a training.
 
-    python benchmarks/gan.py steps              # the published networks, 32 px, 3 channels, 32 images a step
+    python benchmarks/gan.py steps              # the published networks, 32 px, 3 channels, 32 images per step
     python benchmarks/gan.py steps --alpha 0    # without the unconditional term: three passes instead of six
-    python benchmarks/gan.py steps --n_workers 2    # the plain port's images loaded by two processes beside it
-    python benchmarks/gan.py memory             # peak of a pre-training with the two-core settings, made-up images
+    python benchmarks/gan.py steps --n_workers 2    # the port loads its images in two processes
+    python benchmarks/gan.py memory             # peak of a pre-training with the two-core settings, random images
 
-The plain port (spec 1.3, 2.3, 7.3) makes four views of every image one by one, of which it uses one, judges real,
-generated and unlabelled images in passes of their own, the generated ones again without their class, and lets the
-generator's update compute gradients of the discriminator's weights. Estimate, in image passes of the discriminator with
-forward 1, gradients of images 1 and of weights 1: 6 x 32 x 3 = 576 a step against 32 x 2 + 96 x 3 = 352 in ours.
+The port (spec 1.3, 2.3, 7.3) makes four views of every image, one at a time, and uses one of them. The discriminator
+sees real, generated and unlabelled images in separate passes, and generated images again without their class. The
+update of the generator also computes gradients of the discriminator's weights. Estimate in image passes of the
+discriminator, where forward, gradients of images and gradients of weights count 1 each: 6 x 32 x 3 = 576 per step, and
+32 x 2 + 96 x 3 = 352 in ours.
 """
 
 import resource
@@ -52,13 +53,13 @@ CONFIG = GanConfig(N_CLASSES, 3, SIDE, z_dim=64, network="published", spectral_n
 @dataclass
 class StepsConfig:
     n_steps: PositiveInt = 15
-    """steps of a round"""
+    """Number of steps per round."""
     rounds: PositiveInt = 5
-    """rounds in which the two take turns, after one that is not counted"""
+    """Number of rounds, in which the two sides alternate, after a warm-up round."""
     alpha: NonNegativeFloat = 1.0
-    """weight of the unconditional term; 0 leaves it out"""
+    """Weight of the unconditional term; 0 leaves it out."""
     n_workers: NonNegativeInt = 0
-    """processes that load the images of the plain port"""
+    """Number of processes that load the images of the port."""
 
 
 def _endless(loader: DataLoader) -> Iterator:
@@ -69,11 +70,11 @@ def _endless(loader: DataLoader) -> Iterator:
 @dataclass
 class MemoryConfig:
     n_steps: PositiveInt = 50
-    """steps to train"""
+    """Number of training steps."""
 
 
 class PlainItems(Dataset):
-    """The released items: four views of each image, and a class as a row of an identity matrix made for it."""
+    """The items of the released code: four views of each image, and its class as a row of a new identity matrix."""
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray) -> None:
         self.pixels, self.labels = pixels, labels
@@ -93,7 +94,7 @@ class PlainItems(Dataset):
 
 
 class PlainStep:
-    """One step of the released loop at a time."""
+    """The training step of the released code."""
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray, alpha: float, n_workers: int) -> None:
         torch.manual_seed(0)
@@ -111,7 +112,7 @@ class PlainStep:
         return self.gan.generator.image(x).tanh()
 
     def _discriminate(self, images: torch.Tensor, labels: torch.Tensor) -> DiscriminatorOutput:
-        """A pass of its own for each logit, where the unconditional one is asked for."""
+        """Run a separate pass for each logit, if the unconditional one is needed."""
         one = self.gan.discriminator(images, labels)
         if not self.alpha:
             return one
@@ -136,7 +137,7 @@ class PlainStep:
 
 
 def steps(config: StepsConfig) -> None:
-    """Milliseconds of a step, median over the rounds."""
+    """Print the milliseconds per step, median over the rounds."""
     rng, n = np.random.default_rng(0), config.n_steps
     pixels, labels = rng.integers(0, 256, (N_IMAGES, 28, 28), np.uint8), rng.integers(0, N_CLASSES, N_IMAGES)
     takes = {"plain": PlainStep(pixels, labels, config.alpha, config.n_workers), "ours": _ours(labels, config.alpha)}
@@ -150,9 +151,9 @@ def steps(config: StepsConfig) -> None:
     plain, ours = (np.array(values[1:]) for values in times.values())
     ratios = plain / ours
     print(
-        f"{torch.get_num_threads()} threads, alpha {config.alpha:g}: plain {1000 * statistics.median(plain):.0f} ms a "
-        f"step, ours {1000 * statistics.median(ours):.0f} ms; {statistics.median(ratios):.2f} times as many steps a "
-        f"second ({ratios.min():.2f} to {ratios.max():.2f})"
+        f"{torch.get_num_threads()} threads, alpha {config.alpha:g}: plain {1000 * statistics.median(plain):.0f} ms "
+        f"per step, ours {1000 * statistics.median(ours):.0f} ms; {statistics.median(ratios):.2f} times as many steps "
+        f"per second ({ratios.min():.2f} to {ratios.max():.2f})"
     )
 
 
@@ -165,7 +166,7 @@ def _ours(labels: np.ndarray, alpha: float) -> Callable[[int], object]:
 
 
 def memory(config: MemoryConfig) -> None:
-    """Peak memory of train_gan.py with the settings of the recipe, on as many images as two cores get of EMNIST."""
+    """Print the peak memory of train_gan.py with the settings of the recipe, on as many images as two-core EMNIST."""
     settings = ROOT / "configs/few_shot_gan/train_gan-emnist_fs-pretrain.yaml"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -178,7 +179,7 @@ def memory(config: MemoryConfig) -> None:
 
 
 def _write_inputs(folder: Path) -> None:
-    """images.h5, split.json and an untrained Conv-4."""
+    """Write images.h5, split.json and an untrained Conv-4."""
     labels = np.repeat(np.arange(N_CLASSES), 756)
     pixels = np.random.default_rng(0).integers(0, 256, (len(labels), 28, 28, 1), np.uint8)
     made_from = {"stage": "benchmark", "config": {}, "inputs": {}}

@@ -1,21 +1,22 @@
-"""Neighbour search: time of the exact one, recall and time of the inverted file, and what a further trial costs.
+"""Neighbour search: time of exact search, recall and time of the inverted file, and the cost of one more trial.
 
 Reads     nothing; makes clustered unit vectors: 100,000 of 256 dimensions, or a million background rows of 64.
 Writes    JSON lines and Markdown rows on stdout.
 
-    python benchmarks/knn.py exact     every vector against all, k = 32; a minute on two cores
-    python benchmarks/knn.py ivf       recall@30 and time of a query against n_probe; three minutes
-    python benchmarks/knn.py trial     500 shots added to a completed graph against completing it; eight minutes
+    python benchmarks/knn.py exact     compare all vectors with all, k = 32; a minute on two cores
+    python benchmarks/knn.py ivf       recall@30 and query time over n_probe; three minutes
+    python benchmarks/knn.py trial     add 500 shots to a completed graph, or complete it again; eight minutes
 
-`trial` completes a background with 50,000 base images (the ImageNet benchmark has 251,000, which makes the difference
-larger), as the released code does for each trial again: base images against themselves, against the background and
-back, test images against both. Left out are the shots' part of it and the search of the background among itself, which
-both sides keep; its lists are made with n_probe 2 here (true ones are nearer, so that shots would change fewer rows).
-Multiply-adds are counted: exact searches by their sizes, the inverted file by faiss.
+`trial` completes a background with 50,000 base images (251,000 in the ImageNet benchmark, where the difference is
+larger). The released code repeats this for each trial: it searches base images among themselves, in the background and
+vice versa, and test images in both. Not included are its search for the shots, and the search within the background,
+which both sides keep. Here the background lists are made with n_probe 2; with true lists, whose neighbours are nearer,
+shots would change fewer rows. Multiply-adds of exact searches are computed from their sizes, those of the inverted file
+are counted by faiss.
 
-Estimate: 100,000 x 100,000 x 256 are 2.6e12 multiply-adds, 40 s to 55 s on two cores that do 50 to 65 G a second.
-500 shots x 1M x 64 are 3.2e10, twice (shots against nodes, nodes against shots): 64 times less than 50,000 base images
-against the background once.
+Estimate: 100,000 x 100,000 x 256 are 2.6e12 multiply-adds, 40 to 55 s on two cores at 50 to 65 G per second.
+500 shots x 1M x 64 are 3.2e10, twice (shots to nodes, nodes to shots): 64 times less than one search of 50,000 base
+images in the background.
 """
 
 import json
@@ -44,33 +45,33 @@ from lowshot.diffusion.settings import InvertedFile
 @dataclass
 class ExactConfig:
     n_vectors: PositiveInt = 100_000
-    """Vectors, all of them searched for."""
+    """Number of vectors. All of them are queries."""
     dim: PositiveInt = 256
-    """Their dimensions."""
+    """Number of dimensions."""
 
 
 @dataclass
 class IvfConfig(ExactConfig):
     n_queries: PositiveInt = 10_000
-    """Vectors searched for."""
+    """Number of queries."""
 
 
 @dataclass
 class TrialConfig:
     n_background: PositiveInt = 1_000_000
-    """Unlabelled rows."""
+    """Number of unlabelled rows."""
     n_base: PositiveInt = 50_000
-    """Images of base classes."""
+    """Number of images of base classes."""
     n_test: PositiveInt = 10_000
-    """Test images."""
+    """Number of test images."""
     n_new: PositiveInt = 500
-    """Shots: 2 of 250 classes."""
+    """Number of shots (2 for each of 250 classes)."""
     dim: PositiveInt = 64
-    """Dimensions of all."""
+    """Number of dimensions."""
 
 
 def clustered(n_rows: int, dim: int, seed: int) -> np.ndarray:
-    """Unit vectors float32 (n_rows, dim) around 1000 centres; variances fall by dimension as after a PCA."""
+    """Return unit vectors around 1000 centres, float32 (n_rows, dim). Variances decrease as after a PCA."""
     random = np.random.default_rng(seed)
     centres = np.random.default_rng(0).standard_normal((1000, dim), np.float32)
     vectors = random.standard_normal((n_rows, dim), np.float32)
@@ -127,7 +128,7 @@ def trial(config: TrialConfig) -> None:
 def complete(
     index: Index, background: np.ndarray, background_lists: Lists, near: np.ndarray, tests: np.ndarray
 ) -> tuple[Lists, Lists, int]:
-    """Lists of all nodes and of the test images, and the multiply-adds of their search."""
+    """Return the lists of all nodes and of the test images, and the multiply-adds of the search."""
     faiss.cvar.indexIVF_stats.reset()
     n_exact, lists = 0, []
     for queries in (near, tests):
@@ -141,7 +142,7 @@ def complete(
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
-    """What `work` returns, its seconds, and those of all processors together."""
+    """Return the result of `work`, its wall seconds and its processor seconds."""
     start, cpu_start = time.perf_counter(), time.process_time()
     return work(), time.perf_counter() - start, time.process_time() - cpu_start
 

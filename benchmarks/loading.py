@@ -1,12 +1,12 @@
-"""Share of a training step that goes into loading and augmentation: Conv-4 at 32 px, batches of 128 from stored pixels.
+"""Share of loading and augmentation in a training step: Conv-4 at 32 px, batches of 128 from stored pixels.
 
-Reads     nothing; makes random images of the form of CIFAR-100.
+Reads     nothing; makes random images like those of CIFAR-100.
 Writes    a JSON line and a Markdown row per augmentation on stdout.
 
     python benchmarks/loading.py                    a minute on two cores
 
-Estimate: a batch is 128 x 3 x 32 x 32 = 0.4 MB as bytes and 1.6 MB as floats; cutting it out, converting and resampling
-it touches about 15 MB, 2 to 5 ms. The network's step is about 128 x 14 M multiply-adds x 3 = 5.5 G, 100 ms or more.
+Estimate: a batch is 128 x 3 x 32 x 32 = 0.4 MB as bytes and 1.6 MB as floats. To select, convert and resample it
+touches about 15 MB, 2 to 5 ms. The step of the network is about 128 x 14 M multiply-adds x 3 = 5.5 G, 100 ms or more.
 """
 
 import json
@@ -49,9 +49,9 @@ AUGMENTATIONS = {
 @dataclass
 class Config:
     n_steps: PositiveInt = 40
-    """Steps to time, after two that are not."""
+    """Number of timed steps, after two warm-up steps."""
     batch_size: PositiveInt = 128
-    """Images a step."""
+    """Batch size."""
 
 
 def main(config: Config) -> None:
@@ -71,7 +71,7 @@ def main(config: Config) -> None:
 
 
 def time_steps(config: Config, images: Images, augment: Augmentation) -> tuple[list[float], list[float]]:
-    """(seconds of loading and augmenting, seconds of the whole step) of every timed step."""
+    """Return the seconds of loading and augmentation, and of the whole step, for every timed step."""
     model = Extractor(ModelConfig("Conv4", 100, 3, 32)).to(memory_format=torch.channels_last).train()
     optimizer, loss = build_optimizer(TrainingSettings(), model), loss_of(Plain())
     uniforms = augment.uniforms(len(images), 0, 0)

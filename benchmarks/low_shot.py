@@ -1,22 +1,22 @@
-"""The 25 benchmark runs: low_shot.py against a plain port of the published loop, and whether accuracies agree.
+"""Speed of the 25 benchmark runs: low_shot.py compared with a direct port of the published loop, and their accuracies.
 
 Reads     nothing; makes clustered non-negative features in a temporary folder (39 base and 61 novel classes, the ratio
-          of the ImageNet test setup; 500 training and 100 test rows a class; 512 dimensions).
+          of the ImageNet test setup; 500 training and 100 test rows per class; 512 dimensions).
 Writes    JSON lines and a Markdown row on stdout.
 
     python benchmarks/low_shot.py                                       full: about 20 minutes on two cores
-    python benchmarks/low_shot.py --n_steps 200                         a quick look: about two minutes
+    python benchmarks/low_shot.py --n_steps 200                         quick: about two minutes
 
-The plain port trains one run in one process: at every step np.random.choice without replacement over the base rows,
-sorted fancy indexing of the HDF5 file, concatenation with novel rows in memory, autograd cross-entropy,
-torch.optim.SGD; test rows come one by one from a Dataset. It runs in full for n = 1, 5 and 20 of `plain_trials` trials;
-the time of all 25 runs is that of the mean run, times 25. Both sides count process start, reading and scoring. Nothing
-else should run on the machine.
+The port trains one run per process. Every step draws base rows with np.random.choice without replacement, reads them
+from the HDF5 file by sorted fancy indexing, concatenates them with novel rows in memory, and uses autograd
+cross-entropy and torch.optim.SGD. Test rows are read one at a time from a Dataset. The port runs in full for n = 1, 5
+and 20 of `plain_trials` trials; the time of all 25 runs is 25 times the mean. Both sides include process start, reading
+and scoring. Nothing else should run on the machine.
 
-Ours is timed twice: step for step as published, and in `coarsen` times fewer steps that are `coarsen` times longer,
-which follow the same path of gradient descent. Momentum averages gradients here, it does not lengthen steps; it is
-lowered so that the average reaches as far back along the path, and the first gradient, which enters it whole, weighs
-the same.
+Ours is timed twice: with the published steps, and with `coarsen` times fewer steps that are `coarsen` times longer and
+follow the same path of gradient descent. With dampening, momentum averages gradients and does not lengthen steps. It is
+lowered so that the average covers the same part of the path, and the first gradient, which is not dampened, has the
+same weight.
 """
 
 import json
@@ -53,17 +53,17 @@ PLAIN_SHOTS = [1, 5, 20]
 @dataclass
 class Config:
     n_steps: PositiveInt = 10_000
-    """Steps of every run."""
+    """Number of steps per run."""
     coarsen: PositiveInt = 4  # below 10, where the momentum would reach 0
-    """How many published steps the second timing of low_shot.py puts into one."""
+    """Number of published steps per step in the second timing of low_shot.py."""
     plain_trials: PositiveInt = 1
-    """Trials that the plain port runs in full."""
+    """Number of trials that the port runs in full."""
     plain_job: list[str] | None = None
-    """For the benchmark's own processes: folder, trial, n of one run of the plain port."""
+    """Internal: folder, trial and n of one run of the port."""
 
 
 def main(config: Config) -> None:
-    """Time both, compare accuracies, print."""
+    """Time both sides and compare their accuracies."""
     if config.plain_job is not None:
         folder, trial, n_shot = config.plain_job
         print(json.dumps(plain_run(Path(folder), int(trial), int(n_shot), config.n_steps)))
@@ -84,7 +84,7 @@ def main(config: Config) -> None:
 
 @dataclass
 class Ours:
-    """One timing of low_shot.py: steps, wall and processor seconds, and the trials of its results file."""
+    """One timing of low_shot.py: steps, wall and processor seconds, and the trials in its results file."""
 
     n_steps: int
     wall_s: float
@@ -93,7 +93,7 @@ class Ours:
 
 
 def print_ours(name: str, ours: Ours, plain: list[dict], plain_s: float) -> None:
-    """A line of JSON, the differences of accuracies for every n, and a row of a Markdown table."""
+    """Print a line of JSON, the differences of the accuracies for every n, and a row of a Markdown table."""
     tflop = flop_a_step() * ours.n_steps / 1e12
     seconds = {"wall_s": round(ours.wall_s, 1), "cpu_s": round(ours.cpu_s)}
     rate = {"tflop_estimate": round(tflop, 1), "gflop_per_s": round(1000 * tflop / ours.wall_s)}
@@ -108,7 +108,8 @@ def print_ours(name: str, ours: Ours, plain: list[dict], plain_s: float) -> None
 
 
 def make_inputs(folder: Path) -> None:
-    """Like features of a ReLU network: class clusters in 64 shared directions, full-rank noise, non-negative."""
+    """Write features like those of a ReLU network: non-negative, clustered by class in 64 shared directions, with
+    full-rank noise."""
     rng = stream(0, "features")
     mixing = rng.normal(size=(64, DIM)) / 8
     centres = rng.normal(size=(N_CLASSES, 64))
@@ -128,7 +129,7 @@ def make_inputs(folder: Path) -> None:
 
 
 def timed(command: list) -> tuple[str, float, float]:
-    """(standard output, wall seconds, processor seconds) of a process."""
+    """Run a process. Return its standard output, wall seconds and processor seconds."""
     start, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     now = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -137,7 +138,7 @@ def timed(command: list) -> tuple[str, float, float]:
 
 
 def time_ours(folder: Path, n_published: int, coarsen: int) -> Ours:
-    """All 25 runs in one process of low_shot.py, `coarsen` published steps in one."""
+    """Time all 25 runs in one process of low_shot.py, with `coarsen` published steps in one."""
     n_steps, lr, momentum = n_published // coarsen, LR * coarsen, 1 - (1 - MOMENTUM) * coarsen
     files = {name: folder / f"{name}.h5" for name in ("train", "test")}
     files |= {"split": folder / "split.json", "draws": folder / "draws.json", "out": folder / f"{n_steps}.json"}
@@ -153,7 +154,7 @@ def time_ours(folder: Path, n_published: int, coarsen: int) -> Ours:
 
 
 def time_plain(folder: Path, config: Config) -> list[dict]:
-    """One process a run; each with its accuracies and times."""
+    """Run each run in its own process. Return the accuracies and times of each."""
     done = []
     for trial in range(1, config.plain_trials + 1):
         for n_shot in PLAIN_SHOTS:
@@ -166,7 +167,7 @@ def time_plain(folder: Path, config: Config) -> list[dict]:
 
 
 def compare(n_shot: int, plain: list[dict], trials: list[dict]) -> dict[str, float]:
-    """Ours minus plain, in points, averaged over the trials that both ran; each side has random numbers of its own."""
+    """Return ours minus plain in points, averaged over common trials. The two sides use different random numbers."""
     both = {one["trial"] for one in plain if one["n_shot"] == n_shot}
 
     def mean(rows: list[dict], key: str) -> float:
@@ -177,7 +178,7 @@ def compare(n_shot: int, plain: list[dict], trials: list[dict]) -> dict[str, flo
 
 
 def flop_a_step() -> float:
-    """Floating-point operations of one step of all runs: two matrix products over the distinct rows of a batch."""
+    """Count the operations of one step of all runs: two matrix products over the distinct rows of a batch."""
     n_base = round(N_BASE / N_CLASSES * BATCH)
     pools = [(N_CLASSES - N_BASE) * n for n in SHOTS]
     distinct = [pool * (1 - (1 - 1 / pool) ** (BATCH - n_base)) for pool in pools]
@@ -196,7 +197,7 @@ class _TestRows(Dataset):
 
 
 def plain_run(folder: Path, trial: int, n_shot: int, n_steps: int) -> dict:
-    """The published loop, one run."""
+    """Train and score one run with the published loop."""
     split = read_split(folder / "split.json")
     base, novel = split.setup("test")
     with h5py.File(folder / "train.h5", "r") as file:

@@ -1,4 +1,4 @@
-"""Matching networks: the test in batches against one query at a time, equality of their scores, and speed of training.
+"""Matching networks: speed of the test in batches and one query at a time, equality of scores, speed of training.
 
 Reads     nothing; makes random non-negative features.
 Writes    JSON lines on stdout.
@@ -6,9 +6,9 @@ Writes    JSON lines on stdout.
     python benchmarks/matching.py                                                     full: a few minutes on two cores
     python benchmarks/matching.py --n_classes 50 --dim 128 --n_runs 25 --n_test 5000  the CIFAR-100 recipe's size
 
-Both sides encode each support once; the plain side does so run by run and then takes single queries, each with the
-published operations (attention, cell, scores, softmax, product with the one-hot labels). Its time for all queries is
-that of `n_timed` queries, times n_test / n_timed. The batched side runs in full. Features are in memory on both sides.
+Both sides encode each support once. The plain side encodes one run at a time and then scores one query at a time with
+the published operations (attention, cell, scores, softmax, product with the one-hot labels). Its time for all queries
+is extrapolated from `n_timed` queries. The batched side runs in full. Features are in memory on both sides.
 """
 
 import json
@@ -38,21 +38,21 @@ from lowshot.matching.training import MatchingTrainer
 @dataclass
 class Config:
     dim: PositiveInt = 512
-    """Dimensions of the features."""
+    """Number of feature dimensions."""
     n_classes: PositiveInt = 100
-    """Classes of the support (ImageNet: 507)."""
+    """Number of classes in the support (ImageNet: 507)."""
     rows_per_class: PositiveInt = 100
-    """Support rows of a class."""
+    """Number of support rows per class."""
     n_runs: PositiveInt = 2
-    """Runs (trials times shots), each with a support of its own."""
+    """Number of runs (trials times shots). Each has its own support."""
     n_test: PositiveInt = 5000
-    """Queries (50 a class, as in ImageNet)."""
+    """Number of queries (50 per class, as in ImageNet)."""
     n_timed: PositiveInt = 100
-    """Queries that the plain side is timed with."""
+    """Number of queries to time the plain side on."""
     n_episodes: PositiveInt = 20
-    """Training episodes timed."""
+    """Number of training episodes to time."""
     way_of_training: PositiveInt = 80
-    """Classes of a training episode (ImageNet: 389); 1 to 10 support rows each."""
+    """Number of classes in a training episode (ImageNet: 389), with 1 to 10 support rows each."""
 
 
 def main(config: Config) -> None:
@@ -87,7 +87,7 @@ def _report(what: str, **values: object) -> None:
 
 
 def _batched(model: MatchingNetwork, supports: Tensor, labels: Tensor, queries: Tensor, n_classes: int) -> Tensor:
-    """As in matching_network.py: log-probabilities (R, Q, n_classes)."""
+    """Return log-probabilities (R, Q, n_classes), as matching_network.py does."""
     score, n_query = matching_scorer(model, supports, labels.expand(len(supports), -1), n_classes)
     return torch.cat([score(part) for part in queries.split(n_query)], dim=1)
 
@@ -96,7 +96,7 @@ def _batched(model: MatchingNetwork, supports: Tensor, labels: Tensor, queries: 
 def _plain(
     model: MatchingNetwork, supports: Tensor, labels: Tensor, queries: Tensor, config: Config
 ) -> tuple[Tensor, float]:
-    """(log-probabilities of the first n_timed queries, seconds for all queries)."""
+    """Return the log-probabilities of the first n_timed queries, and the seconds for all queries."""
     n_timed = min(config.n_timed, config.n_test)
     members, scores, seconds = one_hot(labels).float(), [], 0.0
     for rows in supports:
@@ -112,7 +112,7 @@ def _plain(
 
 
 def _single(model: MatchingNetwork, support: Tensor, normed: Tensor, members: Tensor, query: Tensor) -> Tensor:
-    """Log-probabilities (1, n_classes) of one query (1, D)."""
+    """Return the log-probabilities (1, n_classes) of one query (1, D)."""
     hidden, memory = query, torch.zeros_like(query)
     for _ in range(model.n_reads):
         read = torch.softmax(hidden @ support.T, 1) @ support
@@ -122,7 +122,7 @@ def _single(model: MatchingNetwork, support: Tensor, normed: Tensor, members: Te
 
 
 def _training_s(dim: int, config: Config) -> float:
-    """Seconds of `n_episodes` episodes after one to warm up."""
+    """Return the seconds of `n_episodes` episodes, after a warm-up episode."""
     n_way = config.way_of_training
     split = make_split("random", [f"{c}" for c in range(n_way + 2)], [], [None] * (n_way + 2), 0, [n_way, n_way + 1])
     labels = np.repeat(np.arange(n_way), 20)

@@ -1,12 +1,12 @@
-"""Time the mining of analogies: against the direct way, and at the size of the ImageNet low-shot benchmark.
+"""Time of mining analogies, compared with the direct method, and at the size of the ImageNet low-shot benchmark.
 
-    python benchmarks/mining.py               # 10 classes, 100 clusters, 512 dimensions: the direct way and ours
+    python benchmarks/mining.py               # 10 classes, 100 clusters, 512 dimensions: the direct method and ours
     python benchmarks/mining.py --imagenet    # 389 classes: ours only, time and peak memory
 
-Centroids are synthetic, non-negative and clustered by class, from two distributions: `even` (independent noise of one
-size) and `skewed` (correlated dimensions, differences of very unequal length), which the pruning of the search likes
-less. Prints a line of JSON and a row of a Markdown table for each. `estimate` figures are computed, the others
-measured. Compiling the search, or loading it compiled, is done before the clock starts.
+Centroids are synthetic, non-negative and clustered by class. They follow two distributions: `even` (independent noise
+of one size) and `skewed` (correlated dimensions, differences of very unequal length), which is harder to prune. Prints
+a line of JSON and a row of a Markdown table for each. `estimate` figures are computed, the others are measured. The
+clock starts after the search is compiled or loaded.
 """
 
 import argparse
@@ -30,7 +30,9 @@ N_CLUSTERS, DIM, EPSILON = 100, 512, RULES["hariharan2017"].epsilon
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--imagenet", action="store_true", help="389 classes, without the direct way (days there)")
+    parser.add_argument(
+        "--imagenet", action="store_true", help="389 classes, without the direct method (which would take days)"
+    )
     parser.add_argument("--kinds", nargs="+", default=["even", "skewed"], choices=["even", "skewed"])
     imagenet = (options := parser.parse_args()).imagenet
     mine(synthetic_centroids("even", 2, 4, 8), all_others(2), EPSILON, progress=False)
@@ -39,7 +41,7 @@ def main() -> None:
 
 
 def synthetic_centroids(kind: str, n_classes: int, n_clusters: int = N_CLUSTERS, dim: int = DIM) -> np.ndarray:
-    """float32 (n_classes, n_clusters, dim), zero or more, like averages of features after a ReLU."""
+    """Return non-negative centroids like averages of features after a ReLU, float32 (n_classes, n_clusters, dim)."""
     random = np.random.default_rng(0)
     class_part = random.standard_normal((n_classes, 1, dim), np.float32)
     cluster_part = random.standard_normal((n_classes, n_clusters, dim), np.float32)
@@ -58,7 +60,7 @@ def all_others(n_classes: int) -> list[np.ndarray]:
 
 
 def mine_directly(centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """As published: all normalised differences of each class, one dense product for each ordered pair of classes."""
+    """The published method: all normalised differences of each class, and a dense product per ordered class pair."""
     n_classes, n_clusters, dim = centroids.shape
     differences = []
     for class_centroids in torch.from_numpy(centroids):
@@ -85,7 +87,7 @@ def _pair_ends(pair: torch.Tensor, n_clusters: int) -> tuple[torch.Tensor, torch
 
 
 def compare(kind: str, n_classes: int = 10) -> dict:
-    """Seconds of the direct way and of ours (best of 3), and whether they agree."""
+    """Measure the seconds of the direct method and of ours (best of 3), and whether their results agree."""
     centroids = synthetic_centroids(kind, n_classes)
     ours = [timed(mine, centroids, all_others(n_classes), EPSILON, False) for _ in range(3)]
     seconds, cpu_seconds, (numbers, scores) = min(ours, key=lambda run: run[0])
@@ -107,7 +109,7 @@ def compare(kind: str, n_classes: int = 10) -> dict:
 
 
 def measure_imagenet(kind: str) -> dict:
-    """Seconds and peak memory of ours; the direct way is estimated at the speed of this machine's matrix product."""
+    """Measure the seconds and peak memory of ours, and estimate the operations of the direct method."""
     n_classes = 389
     centroids = synthetic_centroids(kind, n_classes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -124,7 +126,7 @@ def measure_imagenet(kind: str) -> dict:
 
 
 def estimates(n_classes: int, seconds: float) -> dict:
-    """Counted: comparisons of two pairs, operations of the products in both ways, bytes of our largest arrays."""
+    """Count comparisons of two pairs, operations of the products in both methods, and bytes of our largest arrays."""
     class_pairs, pairs = n_classes * (n_classes - 1), N_CLUSTERS * (N_CLUSTERS - 1) // 2
     arrays = n_classes * (2 * N_CLUSTERS * DIM * 4 + N_CLUSTERS**2 * (8 + 4 + 4))
     return {
@@ -137,7 +139,7 @@ def estimates(n_classes: int, seconds: float) -> dict:
 
 
 def timed(function: Callable, *arguments: object) -> tuple[float, float, Any]:
-    """Wall seconds, processor seconds (of all threads) and the result."""
+    """Return the wall seconds, the processor seconds (of all threads) and the result of a call."""
     start, cpu_start = time.perf_counter(), time.process_time()
     result = function(*arguments)
     return time.perf_counter() - start, time.process_time() - cpu_start, result

@@ -1,13 +1,13 @@
-"""What SCGM costs beside its encoder: the assignment of an E-step, and the share of an epoch outside the encoder.
+"""Cost of SCGM beyond its encoder: the assignment of an E-step, and the share of an epoch outside the encoder.
 
     python benchmarks/scgm.py assignment      # 50 000 images, 100 subclasses: seconds, balance
-    python benchmarks/scgm.py share           # the two-core recipe on images of the form of CIFAR-100
+    python benchmarks/scgm.py share           # the two-core recipe on images like those of CIFAR-100
 
-assignment: scores of embeddings in 100 Gaussian classes of 20 superclasses, by how far the classes overlap. share: of
-real epochs and E-steps of `ScgmTrainer` the time that is not spent in its encoder, that is in forward and backward of
-the query, in forward of the keys and of the E-step, told apart by clocks at the encoder's two ends. What is left is
-loading, augmentation, losses, queues, updates and assignment. An E-step is shared by the epochs up to the next one, and
-its assignment takes all iterations that it may, as it mostly does on real images.
+assignment: for embeddings in 100 Gaussian classes of 20 superclasses, with different overlap of the classes. share: the
+part of real epochs and E-steps of `ScgmTrainer` that is not spent in its encoder. Time in the encoder is forward and
+backward of the query, and forward of the keys and of the E-step, measured at the two ends of the encoder. The rest is
+loading, augmentation, losses, queues, updates and assignment. The time of an E-step is divided among the epochs up to
+the next one. Its assignment runs for the maximum number of iterations, as it mostly does on real images.
 """
 
 import argparse
@@ -45,20 +45,20 @@ N_IMAGES, N_SUBCLASSES, N_SUPERCLASSES, N_CLASSES, DIM = 50_000, 100, 20, 100, 1
 
 @dataclass(kw_only=True)
 class Recipe(ScgmSettings, NetworkChoice):
-    """What the recipe's file holds."""
+    """The settings in the file of the recipe."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("what", choices=("assignment", "share"))
-    parser.add_argument("--n_images", type=int, default=45_000, help="share: images of an epoch")
-    parser.add_argument("--methods", nargs="+", default=["scgm_g", "scgm_a"], help="share: which")
+    parser.add_argument("--n_images", type=int, default=45_000, help="share: number of images per epoch")
+    parser.add_argument("--methods", nargs="+", default=["scgm_g", "scgm_a"], help="share: methods to measure")
     options = parser.parse_args()
     assignment() if options.what == "assignment" else share(options.n_images, options.methods)
 
 
 def assignment() -> None:
-    """Estimate: an iteration reads 40 MB once, 4 to 6 ms on a thread; 1001 of them are the most."""
+    """Time the assignment. Estimate: an iteration reads 40 MB once, 4 to 6 ms on a thread; at most 1001 iterations."""
     assign_subclasses(torch.rand(100, 10).log(), exponent=25)  # compiles
     for noise in (0.5, 1.0, 2.0):
         scores = clustered_scores(noise)
@@ -74,7 +74,7 @@ def assignment() -> None:
 
 
 def clustered_scores(noise: float) -> Tensor:
-    """log P of embeddings around class means, by subclass means that were drawn from them: (N_IMAGES, N_SUBCLASSES)."""
+    """Return log P (N_IMAGES, N_SUBCLASSES) of embeddings around class means, for subclass means drawn from these."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -114,8 +114,8 @@ def share(n_images: int, methods: list[str]) -> None:
 
 
 class EncoderClock:
-    """Seconds spent in the encoders of a trainer on a CPU: in `features`, and in backward from the moment that the
-    gradient of its output is there."""
+    """A clock for the encoders of a trainer on a CPU: counts `features`, and backward after the gradient of its output
+    is known."""
 
     def __init__(self, trainer: ScgmTrainer) -> None:
         self.seconds, self.reached = 0.0, 0.0
@@ -146,14 +146,14 @@ class EncoderClock:
         self.reached = time.perf_counter()
 
     def time(self, work: Callable[[int], Any], epoch: int) -> tuple[float, float]:
-        """Seconds of `work(epoch)`, and of these in the encoders."""
+        """Return the seconds of `work(epoch)`, and the seconds of it in the encoders."""
         self.seconds, start = 0.0, time.perf_counter()
         work(epoch)
         return time.perf_counter() - start, self.seconds
 
 
 def make_trainer(method: str, images: Images, folder: Path) -> ScgmTrainer:
-    """With the recipe's settings, but for assignments that take all iterations they may."""
+    """Return a trainer with the settings of the recipe, except that assignments run for the maximum of iterations."""
     torch.manual_seed(0)
     recipe = yaml.safe_load(RECIPE.read_text())
     settings = build(Recipe, {**recipe, "method": {**recipe["method"], "name": method, "residual": 1e-9}})

@@ -1,4 +1,4 @@
-"""Fixtures that several test files need: tiny real files, made once."""
+"""Shared helpers and fixtures: tiny real files, made once per session."""
 
 import io
 import logging
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-os.environ["OMP_WAIT_POLICY"] = "passive"  # read by torch: threads that spin take the processors from other tests
+os.environ["OMP_WAIT_POLICY"] = "passive"  # read by torch; spinning threads would slow down other tests
 import numpy as np
 import pytest
 import torch
@@ -25,27 +25,27 @@ from lowshot.core.settings import build
 
 ROOT = Path(__file__).parent.parent
 
-# On tensors this small a second thread costs more than it brings, above all on a busy machine.
+# On small tensors a second thread costs more than it saves, especially on a busy machine.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def run_process(script: str | Path, *arguments: object) -> subprocess.CompletedProcess:
-    """Run a top-level script, or a file, in a process of its own; output is captured.
+    """Run a script in a new process and capture its output. `script` is relative to the repository.
 
-    Starting Python and torch takes seconds: for what is about processes, `run_script` for the rest.
+    Starting Python and torch takes seconds. Use this for tests about processes, and `run_script` otherwise.
     """
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
 def run_script(script: str | Path, *arguments: object, folder: Path = ROOT) -> subprocess.CompletedProcess:
-    """The same within this process, which is left as it was; a script that raises ends with 1 and a traceback.
+    """Run a script in `folder` within this process, whose state is restored, and capture its output.
 
-    It runs in `folder`.
+    As in a new process, an exception gives exit code 1 and a traceback on stderr.
     """
     words, out, err = [str(ROOT / script), *map(str, arguments)], io.StringIO(), io.StringIO()
-    with _restored(), redirect_stdout(out), redirect_stderr(err):
+    with restored(), redirect_stdout(out), redirect_stderr(err):
         os.chdir(folder)
         sys.argv = words
         code = _exit_code(words[0])
@@ -53,7 +53,7 @@ def run_script(script: str | Path, *arguments: object, folder: Path = ROOT) -> s
 
 
 def _exit_code(script: str) -> int:
-    """That of a process which runs `script`."""
+    """Run `script` and return the exit code that a new process would have."""
     _show_warnings()
     try:
         runpy.run_path(script, run_name="__main__")
@@ -69,7 +69,7 @@ def _exit_code(script: str) -> int:
 
 
 def _show_warnings() -> None:
-    """On stderr, those that Python shows; pytest keeps all of them to itself."""
+    """Print warnings on stderr as Python does by default; pytest would capture all of them."""
 
     def show(message, category, filename, lineno, file=None, line=None):
         print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=sys.stderr)
@@ -82,8 +82,8 @@ def _show_warnings() -> None:
 
 
 @contextmanager
-def _restored() -> Iterator[None]:
-    """Put back what a script may change for the whole process."""
+def restored() -> Iterator[None]:
+    """Restore everything that a script may change for the whole process."""
     argv, folder, paths, environment = sys.argv, Path.cwd(), list(sys.path), dict(os.environ)
     random_states = random.getstate(), np.random.get_state()
     dtype, n_threads, with_grad = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
@@ -109,7 +109,7 @@ def _restored() -> Iterator[None]:
 
 
 def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:
-    """Exit code 2 and one line on stderr that holds `words`."""
+    """Assert exit code 2 and a single error line on stderr that contains `words`."""
     lines = [line for line in result.stderr.strip().splitlines() if "error:" in line]
     assert result.returncode == 2, result.stderr
     assert len(lines) == 1 and "Traceback" not in result.stderr, result.stderr
@@ -117,13 +117,13 @@ def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:
 
 
 def settings(settings_class: type, **values: object) -> Any:
-    """Settings from plain values, as a YAML file would have them: `model="Conv4"`, `model={"name": "Conv4", ...}`."""
+    """Build settings from plain values, as in a YAML file: `model="Conv4"`, `model={"name": "Conv4", ...}`."""
     return build(settings_class, values)
 
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory) -> Path:
-    """2 superclasses x 5 classes x 14 images of 16 px: each class a bar at an angle of its own, with noise."""
+    """2 superclasses x 5 classes x 14 images of 16 px. Each class is a bar at a different angle, with noise."""
     root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     yy, xx = np.mgrid[-1:1:16j, -1:1:16j]
@@ -168,10 +168,12 @@ def features(tmp_path_factory, data, extractor) -> Path:
 
 @pytest.fixture(scope="session")
 def clusters(tmp_path_factory) -> SimpleNamespace:
-    """Twelve overlapping Gaussian clusters in 8 dimensions, three base and three novel classes in each setup: features
-    of 12 train and 5 test images a class, split, draws of two trials and four shots; 240 unlabelled images of the same
-    clusters (`unlabelled`), their graph (`background`), and the graphs with them (`graph`, of `{setup}`), without them
-    (`bare`) and of all training images without them (`images`), of lists of 8."""
+    """Twelve overlapping Gaussian clusters in 8 dimensions, with three base and three novel classes per setup.
+
+    Files: features of 12 train and 5 test images per class; split; draws of two trials and four shots; 240 unlabelled
+    images of the same clusters (`unlabelled`) and their graph (`background`). Graphs per `{setup}`, with lists of 8:
+    with the background (`graph`), without it (`bare`), and of all training images without it (`images`).
+    """
     from build_graph import BackgroundConfig, CompleteConfig, background, complete
     from lowshot.core.artifacts import write_json
     from lowshot.data.features import write_features

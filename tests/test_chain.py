@@ -1,4 +1,4 @@
-"""The whole chain as users run it, twice; the second run does no work."""
+"""The whole chain as users run it, twice. The second run does no work."""
 
 import json
 
@@ -7,7 +7,7 @@ from conftest import run_process, run_script
 
 
 def chain(root, image_folder) -> list[list]:
-    """The commands of the pipeline, each with its output last."""
+    """The commands of the pipeline. The last word of each is its output."""
     data, first, gan = root / "data", root / "conv4", root / "gan"
     inputs = ["--train", first / "features" / "train.h5", "--test", first / "features" / "test.h5",
               "--split", data / "split.json", "--draws", data / "draws.json", "--shots", "[1,5]"]  # fmt: skip

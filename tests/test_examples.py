@@ -1,4 +1,4 @@
-"""The notebooks of examples/ run from their first cell to the last."""
+"""The notebooks in examples/ run from the first cell to the last."""
 
 import nbformat
 import pytest
@@ -8,10 +8,10 @@ from nbclient import NotebookClient
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebook(path, monkeypatch, tmp_path):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # whether or not the package is installed
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # works with and without an installed package
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     notebook = nbformat.read(path, as_version=4)
-    assert not any(cell.get("outputs") for cell in notebook.cells)  # what it prints is made, not kept
+    assert not any(cell.get("outputs") for cell in notebook.cells)  # outputs are not stored
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": path.parent}}).execute()
     printed = [output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("novel classes" in text for text in printed)

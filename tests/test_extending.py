@@ -1,4 +1,4 @@
-"""docs/extending.md: its files and commands, as they stand on the page, work one after the other."""
+"""docs/extending.md: the files and commands on the page work as printed, one after the other."""
 
 import json
 import os
@@ -18,13 +18,13 @@ COMMANDS = [
 
 
 def script(word: str):
-    """A stage is in the repository, a file of the page in the folder at work."""
+    """Return the path of a script: a file from the page is in the working folder, a stage in the repository."""
     return word if word in FILES else ROOT / word
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What the page's files and commands leave behind, in its order."""
+    """A folder after all files and commands of the page, run in order."""
     folder = tmp_path_factory.mktemp("page")
     for name, code in FILES.items():
         (folder / name).write_text(code)
@@ -42,7 +42,7 @@ def test_every_block_is_run():
     assert named == {name for name in FILES if name.startswith("my_")}
 
 
-def test_the_methods_are_those_that_the_registries_ask_for():
+def test_the_table_lists_the_methods_that_the_registries_require():
     import low_shot
     from lowshot.classifiers.settings import CLASSIFIERS, METHODS
     from lowshot.data.datasets.settings import DATASETS
@@ -53,7 +53,7 @@ def test_the_methods_are_those_that_the_registries_ask_for():
     assert rows == [(one.kind, one.method) for one in registries]
 
 
-def test_results_say_what_made_them(folder):
+def test_results_record_the_user_code(folder):
     for name, choice in {"ridge": "classifier", "nearest_neighbour": "method"}.items():
         content = json.loads((folder / f"outputs/own/results/{name}.json").read_text())
         made_with = content["config"][choice]["name"]
@@ -69,13 +69,13 @@ def test_results_say_what_made_them(folder):
 
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: f"{words[1]} {words[words.index('--out') + 1]}"
                          if "--out" in words else words[1])  # fmt: skip
-def test_a_second_run_finds_all_there(folder, words):
+def test_a_second_run_skips_everything(folder, words):
     if words[1] in FILES:
         pytest.skip("a file of the page, not a stage")
     assert "already exists" in run_script(words[1], *words[2:], folder=folder).stdout
 
 
-def test_changed_code_makes_another_result(folder):
+def test_changed_code_makes_a_different_result(folder):
     words = next(words for words in COMMANDS if "my_classifier.py:Ridge" in words)
     file = folder / "my_classifier.py"
     before, times = file.read_text(), file.stat()
@@ -87,7 +87,7 @@ def test_changed_code_makes_another_result(folder):
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def test_an_extractor_of_own_code_is_not_opened_unasked(folder):
+def test_an_extractor_with_user_code_is_opened_only_on_request(folder):
     words = next(words for words in COMMANDS if "--code" in words)
     at = words.index("--code")
     asked = run_script(*words[1:at], *words[at + 2 :], "--overwrite", folder=folder)

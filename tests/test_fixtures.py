@@ -1,7 +1,7 @@
-"""Artifacts of revision d41a11c: this revision reads them, finds them complete, and gets the same numbers from them.
+"""Artifacts of revision d41a11c: this revision reads them, finds them complete, and reproduces their numbers.
 
-The commands are those of make.sh beside the artifacts, their settings under today's names. Of trainings only the start
-is compared; what they made is read by the stages that use it.
+The commands are those of make.sh in the folder of the artifacts, with current names of settings. Only the start of a
+training is compared; its output is read by later stages.
 """
 
 import csv
@@ -20,29 +20,29 @@ import yaml
 from conftest import ROOT, run_script
 
 FROZEN = ROOT / "tests" / "fixtures" / "d41a11c"
-# Commands that train a network, by how they begin.
+# Prefixes of commands that train a network.
 TRAINING = ("train_", "finetune_extractor.py", "matching_network.py train")
-# The recipe of predictions holds where the images were, so it is another one in every folder.
+# The recipe of predictions contains the path of the images, so it differs between folders.
 KNOWS_ITS_PLACE = "predict.py classify"
-# Entries of results that say how they were made (what they say of files is proven by the test of "already exists"),
-# or that follow from others.
+# Entries of results that describe how they were made (the test for "already exists" covers them), or that follow from
+# other entries.
 NO_NUMBERS = {"provenance", "stage", "config", "inputs", "schema", "digest", "mean", "interval"}
 RENAMED = {"values", "chosen"}  # settings of a grid, which have other names today
-# Methods that iterate: another processor's rounding may change the class of one image, of a run's or a task's images.
-# The scores that linear_sgd keeps are held to four digits all the same.
+# Iterative methods: rounding on another processor may change the class of one image of a run or task. The stored scores
+# of linear_sgd must still agree to four digits.
 ITERATED = r"linear_sgd|mlp|logistic_regression|cosine"
-N_JUDGED = {"novel": 6, "base": 9, "all": 15}  # the fewer of both setups
+N_JUDGED = {"novel": 6, "base": 9, "all": 15}  # the smaller number of the two setups
 N_QUERIES = 6
 
 
 def commands() -> list[str]:
-    """The commands that made the artifacts, with today's names of settings, as a shell would be given them."""
+    """Return the commands that made the artifacts as shell lines, with current names of settings."""
     lines = (FROZEN / "commands.sh").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
     return [" ".join(line.split()[1:]) for line in lines if line.startswith("run ")]
 
 
 def output(command: str) -> str:
-    """Name of what the command writes, to tell tests apart."""
+    """Return the output of a command, used as the id of its test."""
     return command.split(" --out ")[1].split()[0]
 
 
@@ -53,7 +53,7 @@ REPEATED = [command for command in COMMANDS if not command.startswith(TRAINING)]
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A copy of the frozen folder, with its photos unpacked."""
+    """A copy of the folder of artifacts, with the photos unpacked."""
     copy = shutil.copytree(FROZEN, tmp_path / "copy")
     with zipfile.ZipFile(copy / "photos.zip") as photos:
         photos.extractall(copy)
@@ -62,7 +62,7 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def run_stage(folder):
-    """Runs a command in the copy; returns what it printed."""
+    """A function that runs a command in the copy and returns its output."""
 
     def run(command: str) -> str:
         done = run_script(*shlex.split(command), folder=folder)
@@ -73,7 +73,7 @@ def run_stage(folder):
 
 
 @pytest.mark.parametrize("command", CHECKED, ids=output)
-def test_there_already(command, folder, run_stage):
+def test_existing_outputs_are_skipped(command, folder, run_stage):
     before = times(folder)
     assert "already exists" in run_stage(command)
     assert times(folder) == before
@@ -93,7 +93,7 @@ def test_same_numbers(command, folder, run_stage):
 
 @pytest.mark.parametrize("command", [one for one in COMMANDS if one.startswith(TRAINING)], ids=output)
 def test_trainings_begin_alike(command, folder, run_stage):
-    """The same weights, order and augmentation at the start; what follows drifts apart with a processor's rounding."""
+    """Weights, order and augmentation are equal at the start. Later steps differ by the rounding of the processor."""
     run_stage(f"{command} --overwrite true")
     log = f"{output(command)}/log.jsonl"
     old, new = (json.loads((root / log).read_text().splitlines()[0]) for root in (FROZEN, folder))
@@ -102,7 +102,7 @@ def test_trainings_begin_alike(command, folder, run_stage):
 
 
 def times(folder: Path) -> dict[Path, int]:
-    """When each file of the folder was written."""
+    """Return the modification time of each file in the folder."""
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
@@ -111,7 +111,7 @@ def test_small():
 
 
 def same_text(frozen: Path, made: Path) -> None:
-    """Texts are for people: they may say it in other words."""
+    """Texts are for people, so their wording may change."""
     assert made.read_text(encoding="utf-8").strip(), made
 
 
@@ -124,7 +124,7 @@ def same_yaml(frozen: Path, made: Path) -> None:
 
 
 def check_values(frozen: object, made: object, where: str, method: str | None = None) -> None:
-    """All that the frozen value holds; more may have been added. `method` is what the numbers are of."""
+    """Assert that `made` contains all of `frozen`; it may contain more. `method` is the method of the results."""
     if isinstance(frozen, dict):
         method = frozen.get("method", method)
         for name in frozen.keys() - NO_NUMBERS:
@@ -143,7 +143,7 @@ def check_values(frozen: object, made: object, where: str, method: str | None = 
 
 
 def one_image(where: str, method: str | None) -> float:
-    """What one image is worth in an accuracy of a method that iterates; 0 for other numbers."""
+    """Return the share of one image in the accuracy of an iterative method, or 0 for other numbers."""
     selection = ".selection.yaml.cells" in where and "diffusion" not in where
     if not (selection or re.match(ITERATED, method or "")):
         return 0
@@ -166,7 +166,7 @@ def same_weights(frozen: Path, made: Path) -> None:
 
 
 def check_arrays(frozen: np.ndarray, made: np.ndarray, where: str) -> None:
-    """Pixels up to one step of grey, directions of a PCA up to their sign, other whole numbers and texts exactly."""
+    """Compare pixels up to one grey level, PCA directions up to their sign, other integers and texts exactly."""
     assert made.dtype == frozen.dtype and made.shape == frozen.shape, where
     if where.endswith(("vectors", "components")):
         frozen, made = np.abs(frozen), np.abs(made)

@@ -1,4 +1,4 @@
-"""How the house is built: who imports whom, and what an import costs.
+"""The structure of the package: which modules import which, and the cost of imports.
 
 import-linter holds the layers in scripts/test.sh (contracts in pyproject.toml); here is what it does not see.
 """
@@ -20,7 +20,7 @@ HEAVY = ("torch", "faiss", "matplotlib", "pandas", "scipy", "sklearn", "numba", 
 
 
 def imported_by_string(source: str) -> list[str]:
-    """Modules of the package that are named in strings other than docstrings, and calls that import by string."""
+    """Return modules of the package named in strings (docstrings excluded), and calls that import by string."""
     tree = ast.parse(source)
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     docstrings = {id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, documented)
@@ -35,7 +35,7 @@ def imported_by_string(source: str) -> list[str]:
 
 
 def modules_imported(source: str) -> set[str]:
-    """Top-level names of all that is imported, inside functions too."""
+    """Return the top-level names of all imports, inside functions too."""
     nodes = list(ast.walk(ast.parse(source)))
     plain = {alias.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     absolute = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0]
@@ -51,13 +51,13 @@ def test_what_counts_as_an_import_by_string():
 
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_nothing_is_imported_by_string(path):
-    """But what a command names of the user's own."""
+    """The only exception is user code named in a command."""
     own = ["importlib.import_module(module)"] if path.name == "choices.py" else []
     assert imported_by_string(path.read_text(encoding="utf-8")) == own
 
 
 def lazy_imports(source: str) -> list[str]:
-    """Imports of the package itself or of a whole room, through whose names a module could reach upwards unseen."""
+    """Return imports from the package or a room, whose lazy names would hide an import of a higher room."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -98,26 +98,26 @@ def test_scripts_import_the_package_and_no_other_script():
         assert not modules_imported(path.read_text(encoding="utf-8")) & names, path
 
 
-def test_at_most_three_modules_stand_at_the_top():
+def test_at_most_three_modules_are_outside_the_rooms():
     assert len(list((ROOT / "lowshot").glob("*.py"))) <= 3
 
 
 @pytest.mark.parametrize("stub", sorted((ROOT / "lowshot").rglob("*.pyi")), ids=lambda path: path.parent.name)
-def test_lazy_names_are_there(stub):
-    """What a room offers is in its own modules: stubs cannot import upwards unseen."""
+def test_lazy_names_exist(stub):
+    """The names of a room come from its own modules, so that stubs cannot hide an import of a higher room."""
     package = importlib.import_module(".".join(stub.parent.relative_to(ROOT).parts))
     for node in ast.parse(stub.read_text(encoding="utf-8")).body[1:]:
         if ast.unparse(node) == "__version__: str":
             continue
         assert isinstance(node, ast.ImportFrom) and node.level == 1, ast.unparse(node)
         for alias in node.names:
-            assert alias.asname == alias.name  # what type checkers take for a public name
+            assert alias.asname == alias.name  # marks a public name for type checkers
             assert getattr(package, alias.name) is not None
 
 
 @pytest.mark.slow
-def test_the_installed_package_is_whole(tmp_path):
-    """Stubs, templates and lists come along; nothing is taken from the checkout."""
+def test_the_installed_package_is_complete(tmp_path):
+    """It includes stubs, templates and lists, and reads nothing from the checkout."""
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path / "site", ROOT]
     subprocess.run(install, check=True, cwd=tmp_path)
     files = [path for path in (ROOT / "lowshot").rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
@@ -129,7 +129,7 @@ def test_the_installed_package_is_whole(tmp_path):
 
 
 def test_importing_is_cheap():
-    """Neither the package nor what says which settings there are imports heavy libraries."""
+    """Importing the package, the settings or the stages does not import heavy libraries."""
     settings = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in PACKAGE if path.stem == "settings"]
     assert len(settings) >= 8
     names = ["lowshot", *settings, *(path.stem for path in STAGES)]
@@ -145,7 +145,7 @@ def test_the_bare_import_loads_nothing_else():
 
 
 def test_help_imports_no_heavy_library():
-    """Settings are resolved from their annotations, which must not reach into the rooms either."""
+    """Help resolves the annotations of settings, which must not import heavy modules either."""
     code = (
         "import contextlib, io, runpy, sys\n"
         "script, sys.argv = sys.argv[1], sys.argv[1:] + ['--help']\n"
@@ -159,7 +159,7 @@ def test_help_imports_no_heavy_library():
 
 
 def edited_recipes(source: str) -> list[str]:
-    """Statements that change the config or the inputs of a recipe which is made already."""
+    """Return statements that change the config or the inputs of an existing recipe."""
 
     def of_a_recipe(node):
         parts = [one for one in ast.walk(node) if isinstance(one, ast.Subscript)]
@@ -184,5 +184,5 @@ def test_what_counts_as_an_edited_recipe():
 
 @pytest.mark.parametrize("path", [*PACKAGE, *STAGES], ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_recipes_are_made_once(path):
-    """A setting that is not read is not there: nothing is taken out of a recipe, or changed, after it was made."""
+    """Recipes contain only settings that are read, so nothing is removed from a recipe or changed after it was made."""
     assert edited_recipes(path.read_text(encoding="utf-8")) == []

@@ -1,12 +1,13 @@
-"""Every command of every script is one that its stage accepts.
+"""Stages accept every command of every shell script.
 
-The scripts run with a python that only writes down its arguments.
+The scripts run with a stub instead of python, which only records its arguments.
 """
 
 import importlib
 import os
 import stat
 import subprocess
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -37,28 +38,28 @@ echo >> "$RECORD"
 """
 
 
-@pytest.fixture
-def recorded(tmp_path):
-    """Run a script with the stub as python; returns (the finished process, the commands it would have run)."""
-    stub = tmp_path / "bin" / "python"
-    stub.parent.mkdir()
+def recording(folder, script, *arguments, **variables):
+    """Run a script with the stub, written into `folder`, as python. Return the finished process and its commands."""
+    stub, record = folder / "bin" / "python", folder / "record"
+    stub.parent.mkdir(exist_ok=True)
     stub.write_text(STUB)
     stub.chmod(stub.stat().st_mode | stat.S_IEXEC)
+    record.unlink(missing_ok=True)
+    environment = os.environ | {"PATH": f"{stub.parent}:{os.environ['PATH']}", "VIRTUAL_ENV": str(folder)}
+    environment |= {"RECORD": str(record)} | variables
+    command = ["bash", str(ROOT / script), *filter(None, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    lines = record.read_text().splitlines() if record.exists() else []
+    return done, [line.rstrip("\t").split("\t") for line in lines]
 
-    def run(script, *arguments, **variables):
-        record = tmp_path / "record"
-        environment = os.environ | {"PATH": f"{stub.parent}:{os.environ['PATH']}", "VIRTUAL_ENV": str(tmp_path)}
-        environment |= {"RECORD": str(record)} | variables
-        command = ["bash", str(ROOT / script), *filter(None, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        lines = record.read_text().splitlines() if record.exists() else []
-        return done, [line.rstrip("\t").split("\t") for line in lines]
 
-    return run
+@pytest.fixture
+def recorded(tmp_path):
+    return partial(recording, tmp_path)
 
 
 def parsed(command):
-    """The configuration that a command's stage would work with."""
+    """Return the config that a stage parses from a command."""
     stage = importlib.import_module(command[0].removesuffix(".py"))
     several = getattr(stage, "COMMANDS", None)
     return parse(several[command[1]][1] if several else stage.Config, command[2 if several else 1 :])
@@ -75,7 +76,7 @@ def test_commands_are_accepted(recorded, monkeypatch, script, argument):
         assert all((ROOT / grid).is_file() for flag, grid in pairwise(command) if flag == "--select")
 
 
-def test_without_a_data_root_a_download_is_allowed(recorded):
+def test_data_root_is_passed_on(recorded):
     script = "scripts/shrink_hallucinate/1_prepare.sh"
     assert "--root" not in recorded(script, "cifar100")[1][-1]
     command = recorded(script, "cifar100", DATA_ROOT="/images")[1][-1]
@@ -90,7 +91,7 @@ def test_bad_arguments_are_refused(recorded):
 
 
 @pytest.mark.parametrize("script", GAN[2:6])
-def test_the_published_gan_beside_the_other(recorded, monkeypatch, script):
+def test_the_published_gan_can_be_chosen(recorded, monkeypatch, script):
     monkeypatch.chdir(ROOT)
     done, commands = recorded(script, "emnist_fs", NETWORK="published", SEEDS="0", SHOTS="5")
     assert done.returncode == 0, done.stderr

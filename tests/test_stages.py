@@ -1,4 +1,4 @@
-"""Every stage's script in a process of its own; and that one within pytest's process tells and leaves the same."""
+"""Every stage as a process, and the equivalence of `run_script` and `run_process`."""
 
 import logging
 import os
@@ -17,8 +17,8 @@ STAGES = sorted(path.name for path in ROOT.glob("*.py"))
 
 
 @pytest.mark.parametrize("script", STAGES)
-def test_a_process_of_its_own(tmp_path, script):
-    """From any folder."""
+def test_help_in_a_new_process(tmp_path, script):
+    """Works from any folder."""
     done = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"usage: {script} ") and not list(tmp_path.iterdir())
@@ -26,7 +26,7 @@ def test_a_process_of_its_own(tmp_path, script):
 
 @pytest.mark.parametrize("run", [run_process, run_script])
 def test_a_refusal(tmp_path, run):
-    """In one line and with exit code 2 by the parser and by the stage."""
+    """The parser and the stage both print one line and exit with code 2."""
     arguments = ["preprocessing.py", "--dataset", "folder", "--root", tmp_path, "--out", tmp_path / "out"]
     assert_refused(run(*arguments, "--dataset.max_shots", "few"), "max_shots", "few")
     assert_refused(run(*arguments), str(tmp_path))
@@ -82,7 +82,7 @@ def state():
             torch.get_float32_matmul_precision(), sys.modules["__main__"], sys.stdout, sys.stderr]  # fmt: skip
 
 
-def test_a_script_within_this_process_leaves_it_as_it_was(tmp_path):
+def test_run_script_restores_the_state_of_the_process(tmp_path):
     (tmp_path / "script.py").write_text(CHANGES)
     before = state()
     assert run_script(tmp_path / "script.py").returncode == 0
@@ -134,7 +134,7 @@ if "--dry_run" in sys.argv:
 
 
 @pytest.mark.parametrize("command", CLOCKED, ids=lambda command: command.split()[0])
-def test_imports_are_no_part_of_what_is_clocked(tmp_path, command):
+def test_clocks_do_not_include_imports(tmp_path, command):
     """Libraries are imported before the wall time of results starts, and before samples of work are timed."""
     copy = shutil.copytree(ROOT / "tests" / "fixtures" / "d41a11c", tmp_path / "copy")
     (tmp_path / "clock.py").write_text(CLOCK)

@@ -24,7 +24,7 @@ from typing import Any
 import h5py
 import yaml
 
-from lowshot.core.choices import code_file, is_own
+from lowshot.core.choices import code_file, is_own, suggestion
 from lowshot.core.errors import InputError
 from lowshot.core.settings import choices_in, defaults_of, flat, paths_of, values_of
 
@@ -36,7 +36,7 @@ def digest(path: Path) -> str:
         parts = sorted(p for p in path.iterdir() if p.suffix in {".pt", ".h5", ".json"})
         return hashlib.sha256("".join(f"{p.name}:{digest(p)}\n" for p in parts).encode()).hexdigest()
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
+        raise missing(path, "no such file or folder")
     facts = path.stat()
     return _file_digest(path.resolve(), facts.st_ino, facts.st_size, facts.st_mtime_ns)
 
@@ -72,23 +72,32 @@ class Recipe(dict):
         return Recipe({**self, **parts}, self.defaults, older or self.older)
 
     def difference(self, stored: dict | None) -> str | None:
-        """The first thing in which the recipe `stored` is another one, in words; None if there is none."""
+        """In what the recipe `stored` differs from this one, in words: the first thing, and how many more; None if in
+        nothing."""
+        found = self._differences(stored)
+        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+        return found[0] + more if found else None
+
+    def _differences(self, stored: dict | None) -> list[str]:
         if stored is None:
-            return "it does not record what made it"
+            return ["it does not record what made it"]
         if stored.get("config", {}).keys() & FACTS_OF_RUNS:
             stored = {**stored, "config": {k: v for k, v in stored["config"].items() if k not in FACTS_OF_RUNS}}
         stored = self.older(stored)
         if stored["stage"] != self["stage"]:
-            return f"it is an output of {stored['stage']}"
-        for name in sorted({*stored["inputs"], *self["inputs"]}):
-            if stored["inputs"].get(name) != self["inputs"].get(name):
-                return f"input {name} has changed"
+            return [f"it is an output of {stored['stage']}"]
+        found = [
+            f"input {name} has changed"
+            for name in sorted({*stored["inputs"], *self["inputs"]})
+            if stored["inputs"].get(name) != self["inputs"].get(name)
+        ]
         new = flat(self["config"])
         old = {name: self.defaults[name] for name in new if name in self.defaults} | flat(stored["config"])
-        for name in sorted({*old, *new}):
-            if old.get(name) != new.get(name) and not _was_unread(name, new):
-                return f"setting {name} was {old.get(name, 'absent')}, now {new.get(name, 'absent')}"
-        return None
+        return found + [
+            f"setting {name} was {old.get(name, 'absent')}, now {new.get(name, 'absent')}"
+            for name in sorted({*old, *new})
+            if old.get(name) != new.get(name) and not _was_unread(name, new)
+        ]
 
 
 def _was_unread(name: str, new: dict[str, Any]) -> bool:
@@ -313,10 +322,8 @@ def _parsed(path: Path, parse: Callable[[str], Any], form: str) -> Any:
     path = Path(path)
     try:
         return parse(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (IsADirectoryError, NotADirectoryError):
-        raise InputError(f"{path}: not a file") from None
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise missing(path) from None
     except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path}: not valid {form} ({_place_and_cause(error)})") from None
 
@@ -338,11 +345,32 @@ def open_h5(path: Path) -> h5py.File:
     """Open an HDF5 file for reading; InputError if it is missing, truncated or no HDF5 file."""
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise missing(path)
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        raise InputError(f"{path}: not a readable HDF5 file ({error})") from None
+        cut_off = "it is cut off; make it again" if "truncated" in str(error) else f"{error}"
+        raise InputError(f"{path}: not a readable HDF5 file ({cut_off})") from None
+
+
+# Which stage writes a file of that name.
+_WRITERS = {"images.h5": "preprocessing.py", "split.json": "preprocessing.py", "draws.json": "preprocessing.py",
+            "train.h5": "save_features.py", "test.h5": "save_features.py"}  # fmt: skip
+
+
+def missing(path: Path, what: str = "no such file") -> InputError:
+    """The error for an input that is not there, or is a folder where a file is expected, or the reverse."""
+    path = Path(path)
+    if path.is_dir():
+        files = [one.name for one in sorted(path.iterdir()) if one.suffix in {".h5", ".json", ".pt", ".yaml"}]
+        return InputError(f"{path}: is a folder, not a file" + (f"; it holds {', '.join(files[:6])}" if files else ""))
+    for parent in path.parents:
+        if parent.is_file():
+            return InputError(f"{parent}: is a file, not a folder with a {path.name}")
+    if path.parent.is_dir() and (close := suggestion(path.name, [one.name for one in path.parent.iterdir()])):
+        return InputError(f"{path}: {what}{close}")
+    writer = f" ({_WRITERS[path.name]} writes it)" if path.name in _WRITERS else ""
+    return InputError(f"{path}: {what}{writer}")
 
 
 def require_datasets(file: h5py.File, names: list[str]) -> None:

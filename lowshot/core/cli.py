@@ -93,8 +93,11 @@ def _call(
         if str(error.name).startswith("lowshot"):
             raise
         _refuse(script.split()[0], f"{error}. Activate the environment: source .venv/bin/activate")
-    except (InputError, OSError) as error:
+    except InputError as error:
         _refuse(script.split()[0], str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _refuse(script.split()[0], f"{where}{error.strerror or error}")
     except KeyboardInterrupt as stop:
         kept = "; ".join(getattr(stop, "__notes__", [])) or "nothing unfinished was kept; the same command starts again"
         print(f"{script.split()[0]}: stopped; {kept}", file=sys.stderr, flush=True)
@@ -123,7 +126,10 @@ def parse(config_class: type, arguments: list[str]) -> Any:
     try:
         return build(config_class, _merged(config_class, sources))
     except BadSetting as error:
-        where = _source_of(error.key, sources)
+        where, line = _source_of(error.key, sources), flat(sources[-1][1])
+        cause = error.cause.removeprefix("true: ")
+        if where is None and line.get(error.key) is True and cause.startswith(("must be", "is required")):
+            raise InputError(f"--{error.key}: a value is missing ({cause})") from None
         raise InputError(f"--{error}" if where is None else f"{where}: {error}") from None
 
 
@@ -132,7 +138,7 @@ def _sources(config_class: type, arguments: list[str]) -> list[Source]:
     given = _given(arguments)
     files = given.pop("config", None)
     if files == []:
-        raise InputError("--config: must name a YAML file")
+        raise InputError("--config: a value is missing (a YAML file; configs/ has examples)")
     line = {name: True if not words else words[0] if len(words) == 1 else words for name, words in given.items()}
     sources = [*((Path(file), _read(Path(file))) for file in files or []), (None, line)]
     for where, values in sources:
@@ -150,14 +156,14 @@ def _given(arguments: list[str]) -> dict[str, list[str]]:
         elif given:
             given[name].append(word)
         else:
-            raise InputError(f"'{word}': settings are given as --name value")
+            raise InputError(f"'{word}': does not belong to a setting; settings are given as --name value")
     return given
 
 
 def _read(path: Path) -> dict[str, Any]:
     values = read_yaml(path)
     if not isinstance(values, dict):
-        raise InputError(f"{path}: holds no settings, 'name: value' in every line")
+        raise InputError(f"{path}: holds no settings; each line must be 'name: value'")
     return {str(name): value for name, value in values.items()}
 
 

@@ -31,7 +31,8 @@ def open_fabric(accelerator: str, precision: str, devices: int = 1) -> Fabric:
         strategy = DDPStrategy(broadcast_buffers=False) if devices > 1 else "auto"
         return Fabric(accelerator=accelerator, strategy=strategy, devices=devices, precision=precision)
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"accelerator {accelerator}, devices {devices}, precision {precision}: {error}") from None
+        given = f"--accelerator {accelerator} --devices {devices} --precision {precision}"
+        raise InputError(f"{given}: not available here ({error}); --accelerator auto takes what there is") from None
 
 
 class Processes(NamedTuple):

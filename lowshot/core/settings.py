@@ -98,7 +98,7 @@ def build(
     parts, built = parts_of(settings_class), {}
     for name in values:
         if name not in parts:
-            raise BadSetting(f"{at}{name}", f"no such setting{suggestion(str(name), parts)}")
+            raise BadSetting(f"{at}{name}", f"no such setting{_hint(str(name), parts)}")
     for field in (field for field in fields(settings_class) if field.init):
         default = default_of(field) if base is None else getattr(base, field.name)
         if field.name in values:
@@ -113,6 +113,15 @@ def build(
         if not isinstance(error, ValueError) and settings_class.__module__.partition(".")[0] == "lowshot":
             raise
         raise (BadSetting(at[:-1], str(error)) if at else InputError(str(error))) from None
+
+
+def _hint(name: str, parts: dict[str, Part]) -> str:
+    """The setting that was probably meant: one of a group or choice by that name, or one with a similar name."""
+    for top, part in parts.items():
+        held = [part.what] if part.kind == "group" else part.what.classes.values() if part.kind == "choice" else []
+        if any(name in parts_of(one) for one in held):
+            return f", did you mean '{top}.{name}'?"
+    return suggestion(name, parts)
 
 
 def _missing(settings_class: type, values: dict[str, Any], at: str) -> BadSetting:
@@ -163,8 +172,10 @@ def _found(registry: Registry, name: Any, at: str) -> type:
 
 def _build_choice(registry: Registry, given: dict[str, Any], default: Any, at: str) -> Any:
     name = given.pop("name", None if default is None else registry.name_of(default))
-    if name is None:
-        raise BadSetting(f"{at}.name", f"is required ({describe(Part('choice', registry, False, False))})")
+    if name in (None, True):
+        raise BadSetting(
+            at if name else f"{at}.name", f"is required ({describe(Part('choice', registry, False, False))})"
+        )
     found = _found(registry, name, at) if name != (default and registry.name_of(default)) else type(default)
     known = parts_of(found)
     for option in given:

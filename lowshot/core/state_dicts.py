@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowshot.core.artifacts import missing
 from lowshot.core.errors import InputError
 
 
@@ -14,10 +15,10 @@ def load_state(path: Path) -> dict[str, Any]:
     hold things by name."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except Exception as error:  # torch raises half a dozen kinds for a damaged or pickled file
-        raise InputError(f"{path}: not a readable state dict ({_first_line(error)})") from None
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise missing(path) from None
+    except Exception:  # torch raises half a dozen kinds, and advises to load pickled objects
+        raise InputError(f"{path}: not a readable state dict: damaged, cut off, or with pickled objects") from None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise InputError(f"{path}: not a state dict, it holds no tensors by name")
     return state

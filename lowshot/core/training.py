@@ -76,7 +76,7 @@ class TrainingRun:
         """InputError that names the step if the loss is NaN or infinite; the checkpoint stays."""
         if not math.isfinite(loss):
             kept = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint.exists() else "no checkpoint yet"
-            raise InputError(f"loss is {loss} at step {step}; {kept}")
+            raise InputError(f"loss is {loss} at step {step}: the training diverged ({kept}); lower the learning rate")
 
 
 # What the last records of a log say of the whole training.

@@ -1,6 +1,6 @@
-"""Labels propagated over a graph of neighbours.
+"""Label propagation over a nearest-neighbour graph.
 
-The names of `__init__.pyi` are imported from their modules when they are first used.
+The names in `__init__.pyi` are imported from their modules on first use.
 """
 
 import lazy_loader

@@ -1,8 +1,8 @@
-"""Neighbour lists to the symmetric sparse matrix that labels spread over (Douze et al., CVPR 2018, section 3.2).
+"""Build the symmetric sparse matrix that labels spread over (Douze et al., CVPR 2018, section 3.2).
 
-A is the matrix of the lists, one row a node; S combines A and its transpose. The published way (transpose, sort, add)
-keeps whole copies of both; here rows are made range by range, so that beside the lists and the result only a range's
-part of the transpose is held.
+A is the matrix of the neighbour lists, with one row per node. S combines A and its transpose. The published code
+transposes, sorts and adds whole matrices. Here S is built for one range of rows at a time, so only the lists, the
+result and the transpose of one range are in memory.
 """
 
 import math
@@ -15,20 +15,21 @@ import torch
 from lowshot.core.compiled import compiled
 from lowshot.diffusion.settings import Symmetry
 
-# Rows of the transpose are gathered for one range of nodes at a time: enough to be worth a pass over all lists, few
-# enough to stay in the processor's cache.
+# The transpose is gathered for one range of nodes at a time. A range is large enough to be worth a pass over all lists,
+# and small enough to stay in the processor cache.
 _ENTRIES_PER_RANGE = 2**22
 _MOST_RANGES = 16
-# Lists that are looked at, at most, to tell how many entries S will have.
+# Maximum number of lists sampled to estimate the number of entries of S.
 _SAMPLED_LISTS = 2**16
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows `first` ... of S: row r has the columns `columns[offsets[r] : offsets[r + 1]]`, ascending.
+    """A block of rows of S in CSR format, starting at row `first`.
 
-    `offsets` int64 (rows + 1,), `columns` int32; `weights` float32, or None where every entry counts 1 (then an edge
-    that both lists name stands twice in a sum).
+    Row r has the columns `columns[offsets[r] : offsets[r + 1]]`, in ascending order. `offsets` is int64 (rows + 1,),
+    `columns` int32, `weights` float32. `weights` is None if every entry counts 1; with symmetry "sum", a mutual edge is
+    then stored as two entries.
     """
 
     first: int
@@ -42,14 +43,14 @@ class Block:
 
     @classmethod
     def empty(cls, first: int, n_rows: int, weighted: bool) -> "Block":
-        """`n_rows` rows without entries."""
+        """A block of `n_rows` rows without entries."""
         weights = np.empty(0, np.float32) if weighted else None
         return cls(first, np.zeros(n_rows + 1, np.int64), np.empty(0, np.int32), weights)
 
 
 @dataclass(frozen=True)
 class Adjacency:
-    """S as blocks of rows, each of fewer than 2^31 entries, and `degrees` float32 (N,), the sums of its rows."""
+    """S as blocks of rows with fewer than 2^31 entries each, and its row sums `degrees`, float32 (N,)."""
 
     blocks: list[Block]
     degrees: np.ndarray
@@ -62,7 +63,7 @@ class Adjacency:
         return sum(len(block.columns) for block in self.blocks)
 
     def rows(self, nodes: np.ndarray) -> Block:
-        """Some rows of S, one after another, as a block; `nodes` int64 (n,) ascend."""
+        """Return the rows `nodes` of S, int64 (n,) in ascending order, as one block."""
         columns, weights, lengths = [], [], []
         for b in self.blocks:
             inside = nodes[np.searchsorted(nodes, b.first) : np.searchsorted(nodes, b.first + b.n_rows)] - b.first
@@ -76,7 +77,7 @@ class Adjacency:
         return Block(0, np.cumsum(np.concatenate([[0], *lengths])), np.concatenate(columns), joined)
 
     def times(self, vector: np.ndarray) -> np.ndarray:
-        """S times `vector` (N,), float64."""
+        """Multiply S by `vector` (N,), in float64."""
         product = np.empty(len(self))
 
         def rows(b: Block) -> None:
@@ -92,11 +93,15 @@ class Adjacency:
 def symmetrise(
     ids: np.ndarray, weights: np.ndarray | None = None, how: Symmetry = "sum", share: float = 1
 ) -> Adjacency:
-    """S of the lists `ids` int32 (N, k), in which -1 stands for no neighbour; `weights` float32 (N, k) of the edges.
+    """Build S from neighbour lists.
 
-    sum: A + A^T, as published: a mutual edge counts twice, and so does a node's edge to itself; max: the larger of the
-    two; mutual: the smaller, only edges that both lists name. Without weights every listed edge counts 1. `share`: only
-    the first rows, with about this share of the entries, as many ranges for every thread (to see what it takes).
+    Args:
+        ids: int32 (N, k), -1 for no neighbour.
+        weights: edge weights, float32 (N, k); 1 for every edge if None.
+        how: "sum" is A + A^T as published, where mutual edges and self-loops count twice. "max" takes the larger of the
+            two weights. "mutual" takes the smaller one, which keeps only the edges that are in both lists.
+        share: build only the first rows, with about this share of the entries and the same number of ranges per thread.
+            Used to measure the time.
     """
     counts = in_degrees(ids)
     ranges, n_threads = _ranges(counts, ids.shape[1]), torch.get_num_threads()
@@ -108,18 +113,20 @@ def symmetrise(
 
 
 def entries_bytes(n_entries: int, weighted: bool) -> int:
-    """Bytes of entries of S: columns, and weights if they have some."""
+    """Bytes of `n_entries` entries of S: their columns, and their weights if there are any."""
     return (4 + 4 * weighted) * n_entries
 
 
 def matrix_bytes(n_nodes: int, n_entries: int, weighted: bool) -> int:
-    """Bytes of S: its entries, and the offsets and sums of its rows."""
+    """Bytes of S: its entries, row offsets and row sums."""
     return entries_bytes(n_entries, weighted) + 12 * n_nodes
 
 
 def transpose_bytes(n_nodes: int, n_entries: int, weighted: bool) -> float:
-    """Bytes that `symmetrise` holds beside lists and S: in-degrees, and rows of A^T for the ranges made at once. These
-    have half the entries of S, or more with weights, where both directions of an edge are one entry."""
+    """Bytes that `symmetrise` holds besides the lists and S: in-degrees, and rows of A^T for the ranges in progress.
+
+    A^T has half the entries of S. With weights it has more than half, because both directions of an edge are one entry.
+    """
     at_once = min(1, torch.get_num_threads() / _n_ranges(n_entries))
     return at_once * ((2 + 4 * weighted) * n_entries + 16 * n_nodes) + 4 * n_nodes
 
@@ -127,7 +134,10 @@ def transpose_bytes(n_nodes: int, n_entries: int, weighted: bool) -> float:
 def expected_entries(
     ids: np.ndarray, n_nodes: int, nodes: np.ndarray, how: Symmetry, weighted: bool
 ) -> tuple[int, int]:
-    """How many entries S of `n_nodes` lists like `ids` (N, k) will have, and its rows `nodes` (n,); from a sample."""
+    """Estimate from a sample how many entries S will have, in all rows and in the rows `nodes` (n,).
+
+    S is built from `n_nodes` lists like `ids` (N, k).
+    """
     sampled = np.arange(0, len(ids), max(1, len(ids) // _SAMPLED_LISTS))
     lists, few = ids[sampled], ids[sampled[:4096]]
     listed = float((lists >= 0).sum(1).mean())
@@ -135,19 +145,19 @@ def expected_entries(
     is_mutual = (ids[few] == sampled[:4096, None, None]).any(2) & (few >= 0)
     mutual = float(is_mutual.sum() / max(1, (few >= 0).sum()))
     per_edge = {"sum": 2 - mutual if weighted else 2, "max": 2 - mutual, "mutual": mutual}[how]
-    is_asked_for = np.zeros(len(ids) + 1, bool)  # the last one is that of id -1
-    is_asked_for[nodes] = True
-    n_naming = float(is_asked_for[lists].sum()) / len(lists) * n_nodes
+    is_requested = np.zeros(len(ids) + 1, bool)  # the last element is for id -1
+    is_requested[nodes] = True
+    n_naming = float(is_requested[lists].sum()) / len(lists) * n_nodes
     return max(1, int(n_nodes * listed * per_edge)), int((len(nodes) * listed + n_naming) * per_edge / 2)
 
 
 def _n_ranges(n_entries: int) -> int:
-    """In how many ranges of nodes S of `n_entries` listed edges, forward and transposed, is made."""
+    """Number of node ranges that S is built in. `n_entries` counts listed edges, forward and transposed."""
     return int(np.clip(n_entries // _ENTRIES_PER_RANGE, 1, max(_MOST_RANGES, n_entries // 2**30)))
 
 
 def _ranges(counts: np.ndarray, k: int) -> list[tuple[int, int]]:
-    """Consecutive ranges of nodes with about equally many entries, forward and transposed."""
+    """Consecutive node ranges with about the same number of entries, forward and transposed."""
     ends = np.cumsum(counts + np.int64(k))
     n = _n_ranges(int(ends[-1]))
     cuts = np.searchsorted(ends, ends[-1] * np.arange(1, n) // n)
@@ -158,13 +168,13 @@ def _ranges(counts: np.ndarray, k: int) -> list[tuple[int, int]]:
 def _block(
     ids: np.ndarray, weights: np.ndarray | None, counts: np.ndarray, first: int, last: int, how: int
 ) -> tuple[Block, np.ndarray]:
-    """Rows first..last-1 of S and their sums."""
+    """Build rows first..last-1 of S and their sums."""
     weighted = weights is not None
     values = weights if weighted else np.empty((0, ids.shape[1]), np.float32)
     starts = np.zeros(last - first + 1, np.int64)
     np.cumsum(counts[first:last], out=starts[1:])
     sources, source_values = _transposed_rows(ids, values, weighted, starts, first, last)
-    # Pages of these two that stay unwritten take no memory: nothing is copied to cut them to size.
+    # These two are allocated at their largest possible size and not trimmed: pages never written use no memory.
     columns = np.empty(starts[-1] + (last - first) * ids.shape[1], np.int32)
     entries = np.empty(len(columns) if weighted else 0, np.float32)
     offsets, degrees = np.zeros(last - first + 1, np.int64), np.empty(last - first, np.float32)
@@ -175,7 +185,7 @@ def _block(
 
 @compiled(nogil=True)
 def in_degrees(ids):
-    """How many lists name each node: int32 (N,)."""
+    """Number of lists that contain each node, int32 (N,)."""
     counts = np.zeros(ids.shape[0], np.int32)
     for i in range(ids.shape[0]):
         for j in ids[i]:
@@ -186,7 +196,7 @@ def in_degrees(ids):
 
 @compiled(nogil=True)
 def _transposed_rows(ids, values, weighted, starts, first, last):
-    """Rows first..last-1 of A^T: the nodes that list each of them, ascending, and the weights of those edges."""
+    """Rows first..last-1 of A^T: for each node, the nodes whose lists contain it (ascending) and the edge weights."""
     at = starts[:-1].copy()
     sources = np.empty(starts[-1], np.int32)
     source_values = np.empty(starts[-1] if weighted else 0, np.float32)
@@ -203,7 +213,7 @@ def _transposed_rows(ids, values, weighted, starts, first, last):
 
 @compiled(nogil=True)
 def _combine(ids, values, weighted, starts, sources, source_values, first, how, offsets, columns, entries, degrees):
-    """Merge each row's own list, sorted, with its row of the transpose into the output arrays."""
+    """Merge the sorted list of each row with its row of the transpose, and write the result to the output arrays."""
     listed, listed_values = np.empty(ids.shape[1], np.int32), np.empty(ids.shape[1], np.float32)
     n = 0
     for r in range(len(degrees)):
@@ -232,7 +242,7 @@ def _combine(ids, values, weighted, starts, sources, source_values, first, how, 
 
 @compiled(nogil=True, inline="always")
 def _sorted_list(row, values, i, weighted, listed, listed_values):
-    """Sort one list by node into `listed` and its weights into `listed_values`; returns how many neighbours it has."""
+    """Sort one list by node into `listed`, and its weights into `listed_values`. Return the number of neighbours."""
     n = 0
     for slot in range(len(row)):
         if row[slot] < 0:
@@ -251,7 +261,7 @@ def _sorted_list(row, values, i, weighted, listed, listed_values):
 
 @compiled(nogil=True)
 def _row_products(offsets, columns, weights, weighted, vector, out):
-    """Rows of S times a vector, in float64."""
+    """Multiply rows of S by a vector, in float64."""
     for r in range(len(out)):
         total = 0.0
         for at in range(offsets[r], offsets[r + 1]):

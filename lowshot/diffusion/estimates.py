@@ -1,7 +1,6 @@
-"""What diffusion will take, known before it starts: memory by formula, time by running samples of the true operations.
+"""Estimate the memory and time of diffusion before it starts: memory by formula, time by running samples of the work.
 
-Each module states the bytes that it holds; here they are put together. Seconds hold for this machine as busy as it is
-now.
+Each module states the bytes that it holds; this module adds them up. Times are for this machine under its current load.
 """
 
 import math
@@ -29,37 +28,37 @@ from lowshot.diffusion.run_graphs import RunGraphs, Sizes, edge_weights, edge_we
 from lowshot.diffusion.settings import Precision, StepOptions
 
 GIB = 2**30
-# Libraries load code and set up pools when they are first used, and freed memory is not all given back.
+# Libraries load code and create memory pools on first use, and do not return all freed memory.
 _LIBRARIES = 160 * 2**20
-# Slice widths that are tried, the fastest first.
+# Slice widths to try, fastest first.
 _WIDTHS = (64, 48, 32, 16, 8, 4, 2, 1)
 _PHASES = ("search", "matrix", "class sums", "first step", "step", "last step", "scores")
-# Entries of S on which time is measured: a quarter, at most these.
+# Time is measured on a quarter of the entries of S, but at most on this number.
 _SAMPLED_ENTRIES = 2**26
-# Numbers compared in a measured search.
+# Number of values compared in a measured search.
 _SEARCHED = 2**33
-# Seconds for compiled loops to load, at most: where they take longer now, they were compiled, and are kept.
+# Maximum seconds to load compiled loops. A longer time includes their compilation, which is cached for later runs.
 _LOADING = 2.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """All runs on the graphs of a setup that share the steps."""
+    """All runs on the graphs of a setup that share the same steps."""
 
     graphs: RunGraphs
     shots: list[int]
     steps: list[int]
-    """After which scores are wanted, ascending."""
+    """Steps after which scores are needed, ascending."""
     options: StepOptions
     precision: Precision
     n_evaluated: int = 1
-    """Configs that are evaluated on the scores of a run."""
+    """Number of configs evaluated on the scores of a run."""
     n_final_scores: int = 0
-    """How many times they are turned into other scores at once."""
+    """Number of arrays of transformed scores held at the same time."""
     finish: Callable[[np.ndarray], Any] = np.copy
-    """What a config does with scores (N, classes)."""
+    """The evaluation of scores (N, classes) by one config."""
     assigning: bool = False
-    """All nodes get a class (`assign`), in the place of scores for test images."""
+    """Whether all nodes are assigned to a class (`assign`), instead of scoring test images."""
 
     @property
     def n_runs(self) -> int:
@@ -71,14 +70,16 @@ class Job:
 
     @cached_property
     def sizes(self) -> Sizes:
-        """Sizes of the run with the most shots."""
+        """The sizes of the run with the most shots."""
         return self.graphs.sizes(max(self.shots), self.assigning)
 
 
 @dataclass(frozen=True)
 class Term:
-    """`n_bytes` that are held in `phases` of a run; `place` is the GPU's memory, the host's, or that of mapped files,
-    which the system takes back where memory is short."""
+    """Memory of `n_bytes` that is held in `phases` of a run.
+
+    `place` is "GPU", "host" or "mapped". Mapped files do not count: the system drops them if memory is short.
+    """
 
     name: str
     n_bytes: float
@@ -87,7 +88,7 @@ class Term:
 
 
 def memory_terms(job: Job, width: int, precision: Precision) -> list[Term]:
-    """What a run holds beside what is there already, with slices of `width` columns."""
+    """Return the memory of a run with slices of `width` columns, beyond what the process holds now."""
     s, graph, k = job.sizes, job.graphs.graph, job.graphs.options.k
     n, w, dim = s.n_nodes, min(width, s.n_classes), graph.vectors.shape[1]
     labels, scores = slice_bytes(n, w, precision), slice_bytes(len(graph.test_ids), s.n_classes)
@@ -116,7 +117,7 @@ def memory_terms(job: Job, width: int, precision: Precision) -> list[Term]:
         Term("last step",
              propagation.last_step_bytes(n, s.n_needed, w, precision, job.assigning), ("last step",), on_gpu),
         Term("scores of the steps", scores * len(job.steps), (*spreading, "scores")),
-        Term("scores judged", scores * (3 + job.n_final_scores), ("scores",)),
+        Term("scores evaluated", scores * (3 + job.n_final_scores), ("scores",)),
         Term("classes of the nodes", job.assigning * propagation.ASSIGN_BYTES * n, spreading),
     ]  # fmt: skip
     if on_gpu == "GPU":
@@ -127,24 +128,24 @@ def memory_terms(job: Job, width: int, precision: Precision) -> list[Term]:
 
 
 def peak(terms: list[Term], place: str) -> tuple[float, str]:
-    """The most that is held in one place at once, in bytes, and the phase."""
+    """Return the peak memory of one place in bytes, and the phase of the peak."""
     return max((sum(t.n_bytes for t in terms if t.place == place and phase in t.phases), phase) for phase in _PHASES)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes that this process may hold, of the host's memory beyond what it holds now, and of the GPU's."""
+    """Limits in bytes: of host memory beyond what this process holds now, and of GPU memory."""
 
     host: float
     gpu: float | None
     held: float
-    """Private memory now."""
+    """Private memory that this process holds now."""
     mapped: float
-    """Pages of files (libraries, lists) now."""
+    """Pages of files (libraries, lists) that are in memory now."""
 
     @classmethod
     def now(cls, memory_gib: float | None, device: str) -> "Limits":
-        """`memory_gib` for this process, or what the machine has left for each of the processes on it."""
+        """Return limits of `memory_gib` for this process or, if None, its share of the memory that is available."""
         held, mapped = _resident()
         shared_by = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         host = _available() / shared_by if memory_gib is None or device == "cuda" else memory_gib * GIB - held
@@ -154,13 +155,13 @@ class Limits:
         return cls(host, gpu, held, mapped)
 
     def lack(self, terms: list[Term]) -> float:
-        """Bytes that are missing in the place that is short of most; negative where all fits."""
+        """Return the bytes missing in the place that lacks most; negative if everything fits."""
         over = [peak(terms, "host")[0] - self.host]
         return max(over + ([peak(terms, "GPU")[0] - self.gpu] if self.gpu is not None else []))
 
 
 def _resident() -> tuple[float, float]:
-    """Private and file pages of this process that are in memory, in bytes."""
+    """Bytes of this process that are in memory: private pages, and pages of files."""
     try:
         _, resident, shared, *_ = Path("/proc/self/statm").read_text().split()
     except OSError:
@@ -170,7 +171,7 @@ def _resident() -> tuple[float, float]:
 
 
 def _available() -> float:
-    """Bytes that the machine can give without swapping; all it has where it does not say."""
+    """Bytes available without swapping, or the total memory if the system does not report it."""
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         return int(lines["MemAvailable"].split()[0]) * 1024
@@ -179,9 +180,9 @@ def _available() -> float:
 
 
 def fitting_width(job: Job, requested_width: int | None, limits: Limits) -> int:
-    """`requested_width`, or the fastest slice width that fits.
+    """Return `requested_width` if given, or else the fastest slice width that fits into memory.
 
-    Raises InputError where nothing does, naming the slice width or the precision that would.
+    Raises InputError if it does not fit. The message names a slice width or precision that fits, if there is one.
     """
 
     def fits(width: int, precision: Precision) -> bool:
@@ -196,20 +197,21 @@ def fitting_width(job: Job, requested_width: int | None, limits: Limits) -> int:
     place, limit, held = ("GPU", limits.gpu, 0) if on_gpu else ("host", limits.host, limits.held)
     if way_out:
         width, precision = way_out[0]
-        advice = f"{'' if precision == job.precision else f'--precision {precision} '}--slice_width {width} fits"
+        advice = f"Use {'' if precision == job.precision else f'--precision {precision} '}--slice_width {width}."
     else:
         alone = peak(memory_terms(job, 1, "bfloat16"), place)[0] + held
-        advice = f"one class at a time would still take {alone / GIB:.2f}"
+        advice = f"One class at a time would still need {alone / GIB:.2f} GiB; use more memory or a smaller graph."
     need, available = peak(terms, place)[0] + held, limit + held
     raise InputError(
-        f"memory: slices of {widths[-1]} classes take {need / GIB:.2f} GiB, there are {available / GIB:.2f}; {advice}"
+        f"memory: slices of {widths[-1]} classes need {need / GIB:.2f} GiB, but only {available / GIB:.2f} GiB are "
+        f"available. {advice}"
     )
 
 
 def seconds(job: Job, width: int, n_processes: int) -> dict[str, float]:
-    """Seconds of a job by what is done: all its runs, on the process with the most slices.
+    """Estimate the seconds of each part of a job, for all its runs, on the process with the most slices.
 
-    Samples are ranges of rows of S. What does not grow with entries is measured on a matrix without any.
+    The samples are ranges of rows of S. Time that does not depend on entries is measured on a matrix without entries.
     """
     sizes, graph, k = job.sizes, job.graphs.graph, job.graphs.options.k
     sample, making, loading = _sampled_matrix(job)
@@ -228,7 +230,7 @@ def seconds(job: Job, width: int, n_processes: int) -> dict[str, float]:
         "last step": n_slices * n_last * whole["last step"],
         "scores": n_slices * (len(job.steps) * whole["scores"] + n_taken * whole["rows taken"])
         + timed(job, lambda: TestLists(graph.test_ids[:, :k])),
-        "judging": job.n_evaluated * timed(job, lambda: job.finish(scores)),
+        "evaluation": job.n_evaluated * timed(job, lambda: job.finish(scores)),
     }
     return {
         "search of the shots": _search_seconds(job) if sizes.n_added else 0,
@@ -239,7 +241,7 @@ def seconds(job: Job, width: int, n_processes: int) -> dict[str, float]:
 
 
 def seconds_around() -> float:
-    """Seconds since the start, when nothing is done yet, and those for the end: a fifth, in which modules are freed."""
+    """Seconds that start-up took, plus a fifth of them for the exit of the process. To be called before any work."""
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         started = float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
@@ -249,13 +251,12 @@ def seconds_around() -> float:
 
 
 def timed(job: Job, work: Callable[[], Any]) -> float:
-    """Seconds of `work`."""
+    """Measure the seconds of `work`."""
     return float(_repeated(lambda: _spent(job, work)[1]))
 
 
 def _repeated(measure: Callable[[], Any]) -> np.ndarray:
-    """The median of some measurements; one that is long is not repeated, of others the first does not count, as the
-    first time takes longer."""
+    """Median of several measurements. A long measurement is not repeated; otherwise the first one is a warm-up."""
     start, results = time.perf_counter(), []
     while not results or (len(results) < 6 and time.perf_counter() - start < 0.3):
         results.append(measure())
@@ -263,9 +264,9 @@ def _repeated(measure: Callable[[], Any]) -> np.ndarray:
 
 
 def _sampled_matrix(job: Job) -> tuple[Adjacency, float, float]:
-    """S with its first rows filled only, the seconds that all of it takes, and those for compiled loops to load."""
+    """Return S with only its first rows filled, the seconds to build all of S, and those to load compiled loops."""
     sizes, options, graph = job.sizes, job.graphs.options, job.graphs.graph
-    # As in a run, copies or views of the file: loops are compiled for each.
+    # Copies or views of the file, as in a run: numba compiles the loops for each of them.
     ids, similarities = (np.array(a[:, : options.k]) if sizes.n_added else a[:, : options.k]
                          for a in (graph.ids, graph.similarities))  # fmt: skip
     share = min(0.25, _SAMPLED_ENTRIES / sizes.n_entries)
@@ -276,7 +277,7 @@ def _sampled_matrix(job: Job) -> tuple[Adjacency, float, float]:
         sample, making = _spent(job, lambda: symmetrise(ids, weights, options.symmetry, share))
         return sample, weighing + counting + max(0, making - counting) * sizes.n_entries / sample.n_entries
 
-    # Lists of a few nodes that lie in memory as `ids` do.
+    # Lists of a few nodes with the same memory layout as `ids`.
     few_ids = np.zeros((32, ids.strides[0] // ids.itemsize), ids.dtype)[:, : options.k]
     few_ids.flags.writeable = ids.flags.writeable
     (few, _), loading = _spent(job, lambda: make(few_ids))
@@ -295,12 +296,12 @@ def _spent(job: Job, work: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def _step_seconds(job: Job, matrix: Adjacency, width: int) -> dict[str, float]:
-    """Seconds of a slice's parts, with as many labelled and needed nodes as there are, spread evenly over all."""
+    """Measure the seconds of each part of a slice. Labelled and needed nodes have their true number, evenly spaced."""
     sizes, n = job.sizes, len(matrix)
     width = min(width, sizes.n_classes)
     nodes = _evenly(n, sizes.n_labelled * width // sizes.n_classes)
     labels = Labels(nodes, np.arange(len(nodes)) % width, width)
-    # These have more neighbours than others: as many nodes as have as many entries.
+    # Needed nodes have more neighbours than others, so take the number of nodes that has the same number of entries.
     needed = np.arange(n) if sizes.n_needed == n else _evenly(n, sizes.needed_entries * n // sizes.n_entries)
     spread = Spread(matrix, labels, needed, job.options, job.graphs.device)
 
@@ -323,19 +324,19 @@ def _step_seconds(job: Job, matrix: Adjacency, width: int) -> dict[str, float]:
 
 
 def _evenly(n_nodes: int, n: int) -> np.ndarray:
-    """`n` of `n_nodes` node numbers, evenly spread."""
+    """Return `n` of `n_nodes` node numbers, evenly spaced."""
     return np.unique(np.linspace(0, n_nodes - 1, max(1, min(n, n_nodes))).astype(np.int64))
 
 
 def _search_seconds(job: Job) -> float:
-    """Seconds of `add_nodes` in all runs: measured for the fewest and the most shots."""
+    """Estimate the seconds of `add_nodes` in all runs from measurements with the fewest and the most shots."""
     ends = sorted({min(job.shots), max(job.shots)})
     one_trial = np.interp(job.shots, ends, [_one_search_seconds(job, n_shot) for n_shot in ends])
     return len(job.graphs.benchmark.draws) * float(one_trial.sum())
 
 
 def _one_search_seconds(job: Job, n_shot: int) -> float:
-    """Measured on as many of the nodes and test images as take about a second."""
+    """Estimate the seconds of `add_nodes` in one run from a sample of nodes and test images (about a second)."""
     graph, benchmark, k, device = job.graphs.graph, job.graphs.benchmark, job.graphs.options.k, job.graphs.device
     rows = benchmark.shot_rows(next(iter(benchmark.draws)), n_shot).ravel()
     vectors = graph.project(benchmark.train.feats[rows])
@@ -347,9 +348,9 @@ def _one_search_seconds(job: Job, n_shot: int) -> float:
 
 
 def estimate_text(jobs: dict[str, tuple[Job, int]], limits: Limits, reading: float, n_processes: int) -> str:
-    """An estimate in lines: of each job, with the slice width that it gets, and of the whole command.
+    """Return the estimate as text: for each job with its slice width, and for the whole command.
 
-    `reading` are the seconds that opening all files takes.
+    `reading` is the time to open all files, in seconds.
     """
     lines, most, total = [], 0.0, reading
     for name, (job, width) in jobs.items():
@@ -366,9 +367,9 @@ def estimate_text(jobs: dict[str, tuple[Job, int]], limits: Limits, reading: flo
     available = (limits.held + limits.host) / GIB
     return "\n".join([
         *lines,
-        f"here already: {limits.held / GIB:.2f} GiB, and {limits.mapped / GIB:.2f} of mapped files and libraries",
+        f"in use now: {limits.held / GIB:.2f} GiB, and {limits.mapped / GIB:.2f} GiB of mapped files and libraries",
         f"reading: {reading:.1f} s",
         f"processes: {n_processes}, each with",
-        f"memory: {most / GIB:.2f} GiB at most (there are {available:.2f}; mapped files do not count)",
+        f"memory: {most / GIB:.2f} GiB at most ({available:.2f} GiB available; mapped files do not count)",
         f"time: {total:.1f} s",
     ])  # fmt: skip

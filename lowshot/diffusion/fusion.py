@@ -1,7 +1,7 @@
-"""A classifier's scores kept in a file, and their late fusion with those of diffusion (Douze et al., CVPR 2018).
+"""Store the scores of a classifier, and fuse them with the scores of diffusion (Douze et al., CVPR 2018).
 
-scores.h5: `log_probabilities` float32 (runs, N, classes) of the test images, in their order, over the setup's
-`classes` (ascending); `trials`, `n_shots` int64 (runs,).
+scores.h5: `log_probabilities` float32 (runs, N, classes) of the test images, in file order, over the `classes` of the
+setup (ascending); `trials` and `n_shots` int64 (runs,).
 """
 
 from collections.abc import Iterator
@@ -21,14 +21,18 @@ from lowshot.evaluation.settings import BenchmarkConfig
 
 SCHEMA = "lowshot-scores-1"
 _DATASETS = ("log_probabilities", "classes", "trials", "n_shots")
-# Share of the uniform distribution in that of diffusion: a class that no label has reached is unlikely, not impossible.
+# Share of the uniform distribution mixed into the distribution from diffusion: a class whose labels have not reached an
+# image is unlikely, not impossible.
 _UNIFORM = 0.01
 
 
 @contextmanager
 def keeping_scores(path: Path, made_from: Recipe, config: BenchmarkConfig, benchmark: Benchmark) -> Iterator[Keep]:
-    """What is given the scores of some test images of a run, over the setup's classes or over all of the data set, and
-    keeps their log-probabilities in the file `path`."""
+    """Yield a function that stores the scores of a run as log-probabilities in the file `path`.
+
+    The function accepts the scores of some test images, over the classes of the setup or over all classes of the data
+    set.
+    """
     runs = {run: i for i, run in enumerate(benchmark.runs(config.shots))}
     with writing(path) as partial, h5py.File(partial, "w") as file:
         shape = len(runs), len(benchmark.test_labels), len(benchmark.classes)
@@ -46,9 +50,10 @@ def keeping_scores(path: Path, made_from: Recipe, config: BenchmarkConfig, bench
 
 
 class KeptScores:
-    """scores.h5 of the same images, split, shots and setup as `config`; runs are read one by one.
+    """Reader of scores.h5, one run at a time.
 
-    Raises InputError if it was made from others, or lacks one of `runs`, pairs (trial, n).
+    Raises InputError if the file was made from different images, split, shots or setup than `config`, or if it lacks
+    one of `runs`, pairs (trial, n).
     """
 
     def __init__(self, path: Path, config: BenchmarkConfig, runs: list[tuple[int, int]]) -> None:
@@ -58,18 +63,21 @@ class KeptScores:
         self.runs = {run: i for i, run in enumerate(zip(self.file["trials"][:], self.file["n_shots"][:]))}
         for trial, n in runs:
             if (trial, n) not in self.runs:
-                raise InputError(f"{path}: has no scores of trial {trial}, n = {n}")
+                raise InputError(
+                    f"{path}: has no scores of trial {trial}, n = {n}. "
+                    "Run low_shot.py --scores with these --trials and --shots."
+                )
 
     def of(self, trial: int, n_shot: int) -> np.ndarray:
-        """Log-probabilities float32 (N, classes) of a run."""
+        """Return the log-probabilities of a run, float32 (N, classes)."""
         return self.file["log_probabilities"][self.runs[trial, n_shot]]
 
 
 def fuse(diffused: np.ndarray, log_probabilities: np.ndarray, weight: float) -> np.ndarray:
-    """weight log p_diffusion + (1 - weight) log p_classifier, both (N, classes).
+    """Return weight log p_diffusion + (1 - weight) log p_classifier, (N, classes).
 
-    p_diffusion is the scores' row divided by its sum, with a hundredth of the uniform distribution mixed in; an image
-    that no label has reached gets the uniform one. The paper does not say how it turns scores into probabilities.
+    p_diffusion is a row of scores divided by its sum, mixed with 1 % of the uniform distribution. It is uniform for an
+    image that no label has reached. The paper does not say how it converts scores to probabilities.
     """
     totals = diffused.sum(1, keepdims=True)
     uniform = np.float32(1 / diffused.shape[1])

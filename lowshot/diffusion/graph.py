@@ -1,15 +1,16 @@
-"""graph.h5: neighbour lists and unit vectors of a background, or of the fixed nodes of a setup and a background.
+"""graph.h5: neighbour lists and unit vectors of a background, or of a setup (a completed graph).
 
-All arrays are contiguous, so that they are memory-mapped and graphs larger than memory are read and written by parts.
+All arrays are contiguous, so they can be memory-mapped: a graph larger than memory is read and written in parts.
 
-ids            int32 (N, k)      neighbours, best first, self included; -1 for none
+ids            int32 (N, k)      neighbours, most similar first, the node itself included; -1 for none
 similarities   float32 (N, k)    inner products; -inf for none
 vectors        float32 or float16 (N, d), unit length
-pca_mean, pca_components         float32 (D,), (d, D); absent if features are only normalised
-A completed graph has N = M + background nodes and besides:
+pca_mean, pca_components         float32 (D,), (d, D); absent without PCA
+done           int64 (4,)        rows written in each phase, so that an interrupted run can resume
+
+A background also has the attribute `recall`. A completed graph has N = M + background nodes and also:
 train_rows     int64 (M,)        rows of the train features that are the nodes 0..M-1
-test_ids, test_similarities, test_vectors    lists and vectors of the test images (T)
-A background has the attribute `recall` besides. `done` counts rows written, for killed runs to go on from.
+test_ids, test_similarities, test_vectors    lists and vectors of the T test images
 """
 
 import os
@@ -31,13 +32,14 @@ from lowshot.diffusion.projection import Projection
 SCHEMA = "lowshot-graph-1"
 _LISTS = ("ids", "similarities", "vectors")
 _COMPLETED = ("train_rows", "test_ids", "test_similarities", "test_vectors")
-# Phases of the work that `done` counts.
+# Phases of the work; indices of `done`.
 VECTORS, LISTS, TRAIN_LISTS, TEST_LISTS = range(4)
 
 
 @dataclass
 class Graph:
-    """An opened graph.h5; arrays are memory maps, shapes are given above. The second half is None of a background."""
+    """An open graph.h5. Arrays are memory maps; the module docstring gives their shapes. The fields from `train_rows`
+    to `test_vectors` are None for a background."""
 
     path: Path
     ids: np.ndarray
@@ -66,13 +68,16 @@ class Graph:
 
     @property
     def input_dim(self) -> int:
-        """D of the features that it was made of."""
+        """Dimension D of the features that the graph was built from."""
         return self.pca.input_dim or self.vectors.shape[1]
 
     def project(self, features: np.ndarray) -> np.ndarray:
-        """Features (n, D) to unit vectors float32 (n, d) in the space of this graph."""
+        """Project features (n, D) to unit vectors in the space of this graph, float32 (n, d)."""
         if features.shape[1] != self.input_dim:
-            raise InputError(f"{self.path}: of features of {self.input_dim} dimensions, not {features.shape[1]}")
+            raise InputError(
+                f"{self.path}: built from features of {self.input_dim} dimensions, but these have {features.shape[1]}. "
+                "Use features of the same extractor."
+            )
         return self.pca(features)
 
 
@@ -87,7 +92,8 @@ def create_graph(
     train_rows: np.ndarray | None = None,
     n_test: int = 0,
 ) -> None:
-    """Lay out a graph file: space for all arrays, reserved on disk, then its recipe. Fails if the disk is too small."""
+    """Create a graph file: reserve disk space for all arrays, then write the recipe. Raises OSError if the disk is too
+    small."""
     spaces = {"ids": ((n_nodes, k), np.int32), "similarities": ((n_nodes, k), np.float32),
               "vectors": ((n_nodes, dim), dtype), "done": ((4,), np.int64)}  # fmt: skip
     if train_rows is not None:
@@ -101,31 +107,33 @@ def create_graph(
         for name, (shape, kind) in spaces.items():
             _create_contiguous(file, name, shape, kind)
         file.flush()
-        if hasattr(os, "posix_fallocate"):  # a map has no other way to say that the disk is full than SIGBUS
+        if hasattr(os, "posix_fallocate"):  # otherwise a full disk kills the process with SIGBUS when it writes the map
             os.posix_fallocate(file.id.get_vfd_handle(), 0, path.stat().st_size)
         write_recipe(file, SCHEMA, made_from)
 
 
 def _create_contiguous(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str | type | np.dtype) -> None:
-    """A dataset of zeros that has its place in the file before it is written, so that it can be mapped."""
+    """Create a dataset of zeros whose space in the file is allocated at once, so that it can be memory-mapped."""
     layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     layout.set_layout(h5py.h5d.CONTIGUOUS)
     layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # the file system gives zeros
-    layout.set_obj_track_times(False)  # made again, the file has the same digest
+    layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # the file system returns zeros
+    layout.set_obj_track_times(False)  # without timestamps, equal content has the same digest
     kind = h5py.h5t.py_create(np.dtype(dtype))
     h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(shape), layout)
 
 
 def map_graph(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an unfinished graph file by name, to be written in place."""
+    """Map the arrays of an unfinished graph file for writing in place; returns them by name."""
     with open_h5(path) as file:
         return {name: mapped(dataset, "r+") for name, dataset in file.items()}
 
 
 def fill(arrays: dict[str, np.ndarray], phase: int, names: tuple[str, ...], rows: slice, compute: Callable) -> None:
-    """Write block by block what `compute` (block of row numbers 0.. -> one array for each of `names`) makes into `rows`
-    of the arrays; goes on where a killed run stood in this `phase`."""
+    """Fill `rows` of the arrays `names`, one block at a time. Resumes an interrupted run of this `phase`.
+
+    `compute` maps a slice of row numbers, counted from 0, to one array for each name.
+    """
     done, n_rows = arrays["done"], rows.stop - rows.start
     if 0 < done[phase] < n_rows:
         print(f"continuing after {done[phase]} of {n_rows} rows ({names[0]})", flush=True)
@@ -142,7 +150,7 @@ def fill(arrays: dict[str, np.ndarray], phase: int, names: tuple[str, ...], rows
 
 
 def read_graph(path: Path) -> Graph:
-    """Open a graph file and check it: shapes, ids in -1..N-1, no NaN similarity where an id stands."""
+    """Open a graph file. Raises InputError unless shapes agree, ids are in -1..N-1 and similarities are not NaN."""
     with open_h5(path) as file:
         completed = "train_rows" in file
         names = _LISTS + (_COMPLETED if completed else ())
@@ -160,13 +168,13 @@ def read_graph(path: Path) -> Graph:
     if completed:
         inside = np.diff(graph.train_rows, prepend=-1).min() > 0
         if not inside:
-            raise InputError(f"{path}: train_rows are not ascending row numbers")
+            raise InputError(f"{path}: train_rows are not in ascending order")
         check_lists(graph.test_ids, graph.test_similarities, graph.n_nodes, f"{path}: test_ids")
     return graph
 
 
 def read_projection(file: h5py.File) -> Projection:
-    """The projection that an open graph file was made with."""
+    """Read the projection that an open graph file was made with."""
     if "pca_mean" not in file:
         return Projection()
     require_datasets(file, ["pca_mean", "pca_components"])
@@ -179,20 +187,20 @@ def _check_shapes(graph: Graph) -> None:
     for name, n_axes in axes.items():
         array = getattr(graph, name)
         if array is not None and not (isinstance(array, np.ndarray) and array.ndim == n_axes and array.size):
-            raise InputError(f"{graph.path}: '{name}' is no contiguous array of {n_axes} axes with rows")
+            raise InputError(f"{graph.path}: '{name}' is empty, or not a contiguous array of {n_axes} dimensions")
     pairs = [("similarities", "ids", 2), ("vectors", "ids", 1)]
     if graph.train_rows is not None:
         pairs += [("test_similarities", "test_ids", 2), ("test_vectors", "test_ids", 1)]
         if graph.n_background < 0 or graph.test_ids.shape[1] != graph.k:
-            raise InputError(f"{graph.path}: more train rows than nodes, or test lists of another length")
+            raise InputError(f"{graph.path}: has more train_rows than nodes, or test_ids and ids differ in k")
     for name, other, n_axes in pairs:
         shape, expected = getattr(graph, name).shape, getattr(graph, other).shape
         if shape[:n_axes] != expected[:n_axes]:
-            raise InputError(f"{graph.path}: '{name}' has shape {shape}, which does not fit {expected} of '{other}'")
+            raise InputError(f"{graph.path}: '{name}' has shape {shape}, but '{other}' has shape {expected}")
 
 
 def check_lists(ids: np.ndarray, similarities: np.ndarray, n_nodes: int, where: str) -> None:
-    """InputError unless ids are in -1..n_nodes-1 and similarities no NaN where there is one; names the row."""
+    """Raise InputError, naming the row, for an id outside -1..n_nodes-1 or a NaN similarity of a listed neighbour."""
     for rows in blocks(len(ids)):
         part, known = ids[rows], similarities[rows]
         outside = (part < -1) | (part >= n_nodes)
@@ -200,32 +208,35 @@ def check_lists(ids: np.ndarray, similarities: np.ndarray, n_nodes: int, where: 
             if wrong.any():
                 row, column = np.argwhere(wrong)[0]
                 value = (part if what == "id" else known)[row, column]
-                raise InputError(f"{where}: row {rows.start + row}: {what} {value} (there are {n_nodes} nodes)")
+                raise InputError(
+                    f"{where}: row {rows.start + row} has the {what} {value}; the graph has {n_nodes} nodes"
+                )
 
 
 def check_distinct(ids: np.ndarray, where: str) -> None:
-    """InputError, naming the row, for a list that holds a node twice; lists of our own making cannot."""
+    """Raise InputError, naming the row, if a list contains a node twice. Only published lists need this check."""
     for rows in blocks(len(ids)):
         part = np.sort(ids[rows], axis=1)
         twice = (part[:, 1:] == part[:, :-1]) & (part[:, 1:] >= 0)
         for row, column in np.argwhere(twice)[:1]:
-            raise InputError(f"{where}: row {rows.start + row}: id {part[row, column]} is there twice")
+            raise InputError(f"{where}: row {rows.start + row} contains id {part[row, column]} twice")
 
 
 def add_nodes(
     graph: Graph, new_vectors: np.ndarray, k: int, device: str | torch.device = "cpu"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
-    """The lists of a completed graph with further nodes N..N+S-1, as if it had been built with them.
+    """Return the lists of a completed graph with S more nodes N..N+S-1, equal to those of a graph built with them.
 
-    Only the new nodes are compared with others, all exactly; of the old rows those change to which a new node is
-    nearer than their k-th neighbour.
+    Only the new nodes are compared with others, by exact search. The list of an old node changes if a new node is
+    nearer than its k-th neighbour.
 
     Args:
-        new_vectors: unit vectors float32 (S, d), see `Graph.project`; S may be 0.
-        k: neighbours, at most those of the graph.
+        new_vectors: unit vectors float32 (S, d), see `Graph.project`. S may be 0.
+        k: number of neighbours, at most the k of the graph.
 
     Returns:
-        ids (N + S, k), similarities (N + S, k), test_ids (T, k), test_similarities (T, k), and the multiply-adds spent.
+        ids (N + S, k), similarities (N + S, k), test_ids (T, k), test_similarities (T, k), and the number of
+        multiply-adds.
     """
     if k > graph.k:
         raise InputError(f"{graph.path}: has lists of {graph.k} neighbours, fewer than k {k}")
@@ -252,5 +263,5 @@ def add_nodes(
 
 
 def adding_bytes(n_nodes: int, dim: int, k: int) -> tuple[int, int]:
-    """Bytes of `add_nodes`: the lists that it returns, for the matrix to be made of, and the block that it works on."""
+    """Bytes of `add_nodes`: the lists that it returns, and the block that it works on."""
     return 8 * n_nodes * k, BLOCK * (4 * dim + 64 * k)

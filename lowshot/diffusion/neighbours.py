@@ -1,7 +1,7 @@
-"""Nearest neighbours by inner product: exact or through an inverted file, and the merging of two sets of lists.
+"""Nearest-neighbour search by inner product, exact or with an inverted file, and merging of neighbour lists.
 
-Lists are pairs (ids int32 (Q, k), similarities float32 (Q, k)), best first; where there are fewer neighbours than k the
-id is -1 and the similarity -inf.
+`Lists` are pairs (ids int32 (Q, k), similarities float32 (Q, k)), most similar first. Unused entries have id -1 and
+similarity -inf.
 """
 
 from math import isqrt
@@ -16,20 +16,21 @@ from lowshot.diffusion.settings import AutoIndex, ExactIndex, InvertedFile
 
 Lists = tuple[np.ndarray, np.ndarray]
 
-# From here on an index that is chosen automatically is not exact.
+# Number of vectors from which on the automatic index is not exact.
 EXACT_BELOW = 1_000_000
-# Vectors that are converted, or compared in torch, at once: bounds the memory of a search.
+# Number of vectors converted, or compared in torch, at once. Bounds the memory of a search.
 VECTORS_AT_ONCE = 2**15
-# Points for each list that k-means is given, and those it must have (faiss warns below).
+# k-means training points per list, and the minimum (faiss warns below it).
 POINTS_PER_LIST, MIN_POINTS_PER_LIST = 100, 39
 
 
 class Index:
-    """Finds the vectors (N, d) of largest inner product; `vectors` may be a memory map, float32 or float16.
+    """Search among `vectors` (N, d) for the largest inner products. `vectors` is float32 or float16 and may be a memory
+    map.
 
-    An inverted file is faiss' IVF-Flat as in Douze et al. (CVPR 2018, section 3): 4 floor(sqrt N) lists by spherical
-    k-means, `n_probe` of them scanned for a query. The k-means sample is drawn at random and normalised (the released
-    code takes the first rows, not normalised); small sets have fewer lists.
+    The inverted file is faiss' IVF-Flat as in Douze et al. (CVPR 2018, section 3): 4 floor(sqrt N) lists by spherical
+    k-means, of which a query scans `n_probe`. The k-means sample is drawn at random and normalised; the released code
+    uses the first rows without normalisation. Small sets have fewer lists.
     """
 
     def __init__(
@@ -44,7 +45,8 @@ class Index:
         self.inverted_file = None if exact else _build_ivf(vectors, self.device, settings.n_probe, seed)
 
     def search(self, queries: np.ndarray, k: int) -> Lists:
-        """Lists of `queries` (Q, d); fewer than k where the lists scanned hold fewer."""
+        """Return the neighbour lists of `queries` (Q, d). A list has fewer than k entries if the scanned inverted lists
+        hold fewer vectors."""
         if self.inverted_file is None:
             return exact_search(queries, self.vectors, k, self.device)
         ids, similarities = _no_lists(len(queries), k)
@@ -55,10 +57,10 @@ class Index:
 
 
 def exact_search(queries: np.ndarray, vectors: np.ndarray, k: int, device: str | torch.device = "cpu") -> Lists:
-    """Lists of `queries` (Q, d) among `vectors` (N, d), all compared; both may be float16 or memory maps.
+    """Compare all `queries` (Q, d) with all `vectors` (N, d) and return the neighbour lists of the queries.
 
-    A zero vector has no neighbours and is nobody's. Memory stays bounded for any N. Which of equally similar vectors
-    are listed is not defined.
+    Both arrays may be float16 or memory maps. A zero vector has no neighbours and is not a neighbour of any other
+    vector. Memory is bounded for any N. The order among equally similar vectors is undefined.
     """
     if len(queries) == 0 or len(vectors) == 0:
         return _no_lists(len(queries), k)
@@ -72,7 +74,7 @@ def _no_lists(n_rows: int, k: int) -> Lists:
 
 
 def _search_on_cpu(queries: np.ndarray, vectors: np.ndarray, k: int) -> Lists:
-    # faiss.knn is the fastest of three: 1.7 times torch products with topk, and IndexFlatIP would copy the vectors.
+    # faiss.knn is 1.7 times as fast as torch products with topk, and IndexFlatIP would copy the vectors.
     queries, best = _float32(queries), _no_lists(len(queries), k)
     for part in blocks(len(vectors), size=len(vectors) if vectors.dtype == np.float32 else VECTORS_AT_ONCE):
         similarities, ids = faiss.knn(queries, _float32(vectors[part]), k, metric=faiss.METRIC_INNER_PRODUCT)
@@ -83,7 +85,7 @@ def _search_on_cpu(queries: np.ndarray, vectors: np.ndarray, k: int) -> Lists:
 
 @torch.inference_mode()
 def _search_in_torch(queries: np.ndarray, vectors: np.ndarray, k: int, device: str | torch.device) -> Lists:
-    """Products of blocks and topk, on any device."""
+    """Multiply blocks and take the topk, on any device."""
     ids, similarities = _no_lists(len(queries), k)
     for rows in blocks(len(queries)):
         block = _tensor(queries[rows], device)
@@ -98,7 +100,7 @@ def _search_in_torch(queries: np.ndarray, vectors: np.ndarray, k: int, device: s
 
 
 def search_bytes(n_vectors: int) -> int:
-    """Bytes of `_search_in_torch` on its device: a block of queries times vectors, and what `topk` makes of it."""
+    """Bytes that `_search_in_torch` uses on its device: the products of a block, and the working memory of `topk`."""
     return 8 * BLOCK * min(n_vectors, VECTORS_AT_ONCE)
 
 
@@ -107,7 +109,7 @@ def _tensor(rows: np.ndarray, device: str | torch.device) -> torch.Tensor:
 
 
 def _without_zeros(lists: Lists, queries: np.ndarray, vectors: np.ndarray) -> Lists:
-    """Lists without the neighbours of a zero query, and without zero vectors."""
+    """Remove the neighbours of zero queries, and zero vectors, from `lists`."""
     ids, similarities = lists
     row, column = np.nonzero((similarities == 0) & (ids >= 0))
     zero = ~(queries[row].any(axis=1) & vectors[ids[row, column]].any(axis=1))
@@ -121,7 +123,7 @@ def _build_ivf(vectors: np.ndarray, device: torch.device, n_probe: int, seed: in
     n_vectors, dim = vectors.shape
     n_lists = max(1, min(4 * isqrt(n_vectors), n_vectors // MIN_POINTS_PER_LIST))
     quantizer = faiss.IndexFlatIP(dim)
-    if vectors.dtype == np.float16:  # stored as given
+    if vectors.dtype == np.float16:  # keep the precision of the input
         kind = faiss.ScalarQuantizer.QT_fp16
         index = faiss.IndexIVFScalarQuantizer(quantizer, dim, n_lists, kind, faiss.METRIC_INNER_PRODUCT, False)
     else:
@@ -144,15 +146,16 @@ def _float32(rows: np.ndarray) -> np.ndarray:
 
 
 def _as_lists(ids: np.ndarray, similarities: np.ndarray) -> Lists:
-    """faiss' answer in our form: it marks what is missing by id -1 and the lowest finite similarity."""
+    """Convert the output of faiss, which marks unused entries by id -1 and the lowest finite similarity."""
     return ids.astype(np.int32), np.where(ids >= 0, similarities, -np.inf).astype(np.float32)
 
 
 def merge(first: Lists, second: Lists, k: int) -> Lists:
-    """The best k of two lists, row by row: ties go to `second`, within a list to the entry that stands first.
+    """Merge each row of two lists and keep its k most similar entries.
 
-    Entries of id -1 or similarity NaN are skipped, negative similarities are kept (where the released code blanks the
-    rest of the row). The ids of the two lists must differ. Needs no sorted lists.
+    Ties go to `second`; within one list, to the earlier entry. Entries with id -1 or similarity NaN are dropped.
+    Negative similarities are kept; the released code drops the rest of the row from there on. The two lists of a row
+    must have no id in common. They need not be sorted.
     """
     n_rows, width = len(first[0]), first[0].shape[1] + second[0].shape[1]
     merged = np.full((n_rows, k), -1, np.int32), np.full((n_rows, k), -np.inf, np.float32)
@@ -168,18 +171,19 @@ def merge(first: Lists, second: Lists, k: int) -> Lists:
 
 
 def shifted(lists: Lists, by: int) -> Lists:
-    """Lists with ids raised by `by`; -1 stays."""
+    """Return `lists` with `by` added to all ids except -1."""
     return np.where(lists[0] >= 0, lists[0] + np.int32(by), np.int32(-1)), lists[1]
 
 
 def _best_first(similarities: np.ndarray, k: int) -> np.ndarray:
-    """Columns of the k largest of float32 (n, width), largest first, of equals the leftmost: (n, k).
+    """Columns (n, k) of the k largest entries of each row of `similarities`, float32 (n, width), largest first. Of
+    equal entries the leftmost comes first.
 
-    Sorts whole numbers, similarity above and column below, which are all different: any sort of them is stable, and
-    fast ones are.
+    The sort keys are integers: the similarity in the high bits, the column in the low bits. They are all different, so
+    the fast unstable sort gives a stable order.
     """
-    bits = (similarities + 0.0).view(np.int32)  # no negative zero, which would come after zero
-    ascending = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # in the order of the floats
+    bits = (similarities + 0.0).view(np.int32)  # turns -0.0, which would sort after 0.0, into 0.0
+    ascending = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # has the same order as the floats
     keys = (~ascending).astype(np.int64) << 16 | np.arange(similarities.shape[1])
     if k < keys.shape[1]:
         keys.partition(k - 1, axis=1)
@@ -188,9 +192,10 @@ def _best_first(similarities: np.ndarray, k: int) -> np.ndarray:
 
 
 def with_self(lists: Lists, node_ids: np.ndarray, vectors: np.ndarray) -> Lists:
-    """Lists with every node in its own: where more duplicates than k pushed it out, it stands first and the last goes.
+    """Make sure that the list of every node contains the node itself.
 
-    `node_ids` (Q,), `vectors` (Q, d) of the nodes.
+    A node with k or more duplicates may be missing from its own list. It is then inserted in front and the last entry
+    is dropped. `node_ids` (Q,) and `vectors` (Q, d) are the nodes of the rows. Changes `lists` in place.
     """
     ids, similarities = lists
     lost = np.flatnonzero(~(ids == node_ids[:, None]).any(axis=1))
@@ -201,8 +206,10 @@ def with_self(lists: Lists, node_ids: np.ndarray, vectors: np.ndarray) -> Lists:
 
 
 def recall(ids: np.ndarray, vectors: np.ndarray, device: str | torch.device, seed: int) -> float:
-    """Share of the true neighbours that the lists `ids` (N, k) of `vectors` (N, d) among themselves hold, from a
-    thousand rows drawn at random. A neighbour as similar as a true one counts as one."""
+    """Estimate the recall of the neighbour lists `ids` (N, k) of `vectors` (N, d) on a thousand rows drawn at random.
+
+    A neighbour that is as similar as a true one counts as a true one.
+    """
     rows = sampled_rows(len(ids), 1000, seed)
     true = exact_search(vectors[rows], vectors, ids.shape[1], device)
     furthest = np.where(true[0] >= 0, true[1], np.inf).min(axis=1, keepdims=True)
@@ -211,11 +218,11 @@ def recall(ids: np.ndarray, vectors: np.ndarray, device: str | torch.device, see
 
 
 def sampled_rows(n_rows: int, n_sample: int, seed: int) -> np.ndarray:
-    """At most `n_sample` of `n_rows` row numbers, drawn at random, ascending."""
+    """Draw at most `n_sample` of `n_rows` row numbers at random and return them in ascending order."""
     return np.sort(stream(seed, "sample").choice(n_rows, min(n_sample, n_rows), replace=False))
 
 
 def listed_products(ids: np.ndarray, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Inner products of the vectors `rows` (n,) with those that their lists name: (n, k), -inf for id -1."""
+    """Inner products (n, k) of the vectors `rows` (n,) with the neighbours in their lists; -inf for id -1."""
     listed, queries = vectors[ids[rows]].astype(np.float32), vectors[rows].astype(np.float32)
     return np.where(ids[rows] >= 0, np.einsum("nkd,nd->nk", listed, queries), -np.inf)

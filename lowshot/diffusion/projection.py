@@ -1,4 +1,4 @@
-"""Features to unit vectors: PCA to few dimensions, then L2 normalisation (Douze et al., CVPR 2018, section 3)."""
+"""Projection of features to unit vectors: PCA, then L2 normalisation (Douze et al., CVPR 2018, section 3)."""
 
 from dataclasses import dataclass
 
@@ -7,27 +7,29 @@ import numpy as np
 from lowshot.core.seeds import stream
 from lowshot.data.rows import Rows, blocks, sample_rows
 
-# Rows that a PCA is fitted on. The paper took 1M; an estimate of 2048 x 2048 covariances gains nothing from more.
+# Number of rows to fit the PCA on. The paper uses 1M rows, but an estimate of 2048 x 2048 covariances does not improve
+# beyond this number.
 N_SAMPLE = 100_000
 
 
 @dataclass(frozen=True)
 class Projection:
-    """`mean` (D,) and orthonormal `components` (d, D) of a PCA, float32; None where features are only normalised."""
+    """A PCA, then L2 normalisation: `mean` (D,) and orthonormal `components` (d, D), float32. Both are None if there
+    is no PCA."""
 
     mean: np.ndarray | None = None
     components: np.ndarray | None = None
 
     @property
     def input_dim(self) -> int | None:
-        """D; None if features of any dimension are taken."""
+        """D, or None if features of any dimension are accepted."""
         return None if self.mean is None else len(self.mean)
 
     def output_dim(self, input_dim: int) -> int:
         return input_dim if self.components is None else len(self.components)
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
-        """Features (n, D) to unit vectors float32 (n, d); a row of no length stays zero."""
+        """Project features (n, D) to unit vectors, float32 (n, d). Zero rows stay zero."""
         vectors = np.empty((len(features), self.output_dim(features.shape[1])), np.float32)
         for rows in blocks(len(features)):
             vectors[rows] = self._project(np.asarray(features[rows], np.float32))
@@ -41,14 +43,15 @@ class Projection:
 
 
 def fit_projection(rows: Rows | np.ndarray, dim: int | None, seed: int) -> Projection:
-    """The PCA of features (N, D) to `dim` dimensions, fitted on `N_SAMPLE` rows drawn at random.
+    """Fit a PCA of features (N, D) to `dim` dimensions on `N_SAMPLE` rows drawn at random.
 
-    No PCA (normalisation only) if `dim` is None or not below D; no more dimensions than rows. The paper's PCA ends in a
-    random rotation, which changes no inner product; ours does not.
+    There is no PCA (only normalisation) if `dim` is None or not below D. The output has at most as many dimensions as
+    there are rows. The paper adds a random rotation after the PCA; it is left out, because inner products do not depend
+    on it.
     """
     if dim is None or rows.shape[1] <= dim:
         return Projection()
-    from sklearn.decomposition import PCA  # takes a second, and who only projects does not need it
+    from sklearn.decomposition import PCA  # the import takes a second, and projecting does not need it
 
     n_rows = len(rows)
     chosen = np.arange(n_rows)

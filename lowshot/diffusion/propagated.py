@@ -1,7 +1,7 @@
-"""propagated.h5: unlabelled training rows with the labels that diffusion gave them, as additions to a training set.
+"""propagated.h5: unlabelled images labelled by diffusion, to be added to a training set.
 
-`feats` float32 (M, D), `labels` int64 (M,), `trials`, `n_shots` int64 (M,), `places` int64 (M,): 0 for the row that is
-surest among those of its run and class.
+`feats` float32 (M, D); `labels`, `trials`, `n_shots` int64 (M,); `places` int64 (M,), the rank of the row by confidence
+within its run and class (0 is the most confident).
 """
 
 from pathlib import Path
@@ -25,34 +25,42 @@ _DATASETS = ("feats", "labels", "trials", "n_shots", "places")
 
 
 class UnlabelledPool:
-    """The images of a setup's graph that labels spread to.
+    """The unlabelled images of the graph of a setup.
 
-    `background` is the feature file of the graph's background. Raises InputError if the graph has one and the file is
-    not given or another, and if all nodes are labelled.
+    `background` is the feature file of the graph's background. Raises InputError if all nodes are labelled, or if the
+    graph has a background but the file is missing or a different one.
     """
 
     def __init__(self, graph: Graph, benchmark: Benchmark, background: Path | None) -> None:
         self.graph, self.benchmark, self.background = graph, benchmark, None
         if graph.n_nodes == len(benchmark.base_rows):
-            raise InputError(f"{graph.path}: has no unlabelled images (build_graph.py complete adds them)")
+            raise InputError(
+                f"{graph.path}: has no unlabelled images. Add some with build_graph.py complete --unlabelled novel, or "
+                "--background."
+            )
         if not graph.n_background:
             return
         if background is None:
-            raise InputError(f"{graph.path}: has background nodes; give their features as --label.background")
+            raise InputError(
+                f"{graph.path}: has a background. Give the features it was built from with --label.background."
+            )
         self.background = open_rows(background, benchmark.train.dim, graph.n_background)
         first = self.background[:1000]
         built_from = graph.vectors[len(graph.train_rows) :][: len(first)]
         if np.abs(graph.project(first) - built_from).max() > 0.01:
-            raise InputError(f"{background}: not the features that {graph.path} was built from")
+            raise InputError(
+                f"{background}: not the features that the background of {graph.path} was built from. Give those with "
+                "--label.background."
+            )
 
-    def surest(
+    def most_confident(
         self, run: tuple[int, int], labels: Labels, columns: np.ndarray, values: np.ndarray, n_rows: int
     ) -> dict[str, np.ndarray]:
-        """The datasets above for one run: of the nodes assigned to each novel class, the `n_rows` of highest value.
+        """Return the datasets of propagated.h5 for one run: for each novel class the `n_rows` nodes of highest value.
 
         Args:
-            columns: (N,) the class of each node, as a number among the setup's classes.
-            values: (N,) how sure of it the node is; nodes of 0 are left out, and so are those labelled already.
+            columns: (N,) the class assigned to each node, as an index into the classes of the setup.
+            values: (N,) confidence. Nodes with value 0 and labelled nodes are left out.
         """
         values, columns = values[: self.graph.n_nodes].copy(), columns[: self.graph.n_nodes]
         values[labels.nodes[labels.nodes < len(values)]] = 0
@@ -72,7 +80,7 @@ class UnlabelledPool:
         }
 
     def _features(self, nodes: np.ndarray) -> np.ndarray:
-        """Features float32 (n, D), before any projection."""
+        """Features of `nodes`, float32 (n, D), without projection."""
         n_train = len(self.graph.train_rows)
         train = self.benchmark.train
         feats = np.empty((len(nodes), train.dim), np.float32)
@@ -86,7 +94,7 @@ class UnlabelledPool:
 
 
 def write_propagated(path: Path, made_from: dict, parts: list[dict[str, np.ndarray]]) -> None:
-    """Write the rows of all runs, each part being those of one: the datasets above by name."""
+    """Write propagated.h5. Each of `parts` holds the datasets of one run by name."""
     with h5py.File(path, "w") as file:
         for name in _DATASETS:
             file[name] = np.concatenate([part[name] for part in parts])
@@ -94,9 +102,10 @@ def write_propagated(path: Path, made_from: dict, parts: list[dict[str, np.ndarr
 
 
 class PropagatedRows:
-    """Propagated labels as an addition: propagated.h5 of the same features, split, shots and setup as `config`.
+    """Propagated labels (propagated.h5) as an addition to the training set.
 
-    Raises InputError if it was made from others, or has features of another dimension than `train`.
+    Raises InputError if the file was made from different features, split, shots or setup than `config`, or if its
+    features have another dimension than `train`.
     """
 
     def __init__(self, settings: Propagated, config: BenchmarkConfig, train: Features) -> None:
@@ -108,15 +117,21 @@ class PropagatedRows:
         check_made_for(path, config, {name: files[name] for name in files if name != "test"})
         if self.rows["feats"].shape[1] != train.dim:
             raise InputError(
-                f"{path}: features of {self.rows['feats'].shape[1]} dimensions, but {train.path} has {train.dim}"
+                f"{path}: has features of {self.rows['feats'].shape[1]} dimensions, but {train.path} has {train.dim}. "
+                "Make it again with diffusion.py --label from these features."
             )
         self.path, self.config = path, read_recipe(path)["config"]
 
     def extend(self, run: Run, benchmark: Benchmark, seed: int) -> Run:
-        """The run with the surest rows of every class, up to `max_per_label`; none where diffusion has reached no
-        image."""
+        """Return the run with the most confident rows of every class added, up to `max_per_label` rows per class.
+
+        A class gets no rows if its labels have not reached any image.
+        """
         if run.n_shot not in self.config["shots"] or run.trial not in (self.config.get("trials") or [run.trial]):
-            raise InputError(f"{self.path}: was not made for trial {run.trial}, n = {run.n_shot}")
+            raise InputError(
+                f"{self.path}: has no rows of trial {run.trial}, n = {run.n_shot}. Run diffusion.py --label with these "
+                "--trials and --shots."
+            )
         labels, counts = self.rows["labels"], np.bincount(run.labels, minlength=benchmark.split.n_classes)
         chosen = (self.rows["trials"] == run.trial) & (self.rows["n_shots"] == run.n_shot)
         chosen &= self.rows["places"] < self.max_per_label - counts[labels]

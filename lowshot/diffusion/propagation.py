@@ -1,16 +1,17 @@
-"""Labels spread over a graph of labelled and unlabelled images (Douze, Szlam, Hariharan & Jégou, CVPR 2018, section 3).
+"""Label propagation over a graph of labelled and unlabelled images (Douze et al., CVPR 2018, section 3).
 
-S are the symmetrised neighbour lists and D its row sums. From the one-hot labels L_0, T times L <- D^-1 S L, columns
-scaled to sum 1; a test image scores the sum of the rows of its nearest nodes. Test images are no nodes.
+S is the symmetrised neighbour matrix, D the diagonal matrix of its row sums, and W = D^-1 S. Starting from the one-hot
+labels L_0, a step computes L <- W L and scales the columns to sum 1. After T steps, the scores of a test image are the
+sum of the rows of L of its nearest nodes. Test images are not nodes.
 
-Three identities make this cheap, without changing a result:
+Three identities make this cheap without changing the result:
 
-* Scaling columns commutes with multiplying from the left: L_T = W^T L_0 diag(1 / s_T), one scaling at the end. And
-  s_T = L_0' (W')^T 1, the sums of one vector, for all classes, over the nodes of each class.
-* L_0 has one entry a labelled node, so the first step only adds up rows of S.
-* After the last step only nodes that are neighbours of a test image are needed.
+* Scaling columns commutes with multiplication from the left: L_T = W^T L_0 diag(1 / s_T), so it is done once, at the
+  end. The sums s_T = L_0' (W')^T 1 follow from one vector for all classes, summed over the nodes of each class.
+* L_0 has one entry per labelled node, so the first step only adds rows of S.
+* After the last step, only the neighbours of test images are needed.
 
-Columns never interact: they are worked off in slices, which any number of processes share without exchanging anything.
+Columns do not interact. They are processed in slices, which several processes can share without communication.
 """
 
 from collections.abc import Collection, Iterator
@@ -24,29 +25,30 @@ from torch import Tensor
 from lowshot.diffusion.adjacency import Adjacency, Block, entries_bytes
 from lowshot.diffusion.settings import Precision, StepOptions
 
-# Rows of a product computed at once: what a block writes is still in the cache when it is scaled.
+# Number of rows of a product computed at once. A block is still in the cache when its rows are scaled.
 _BLOCK_ROWS = 2**15
-# Columns of the first and of the last step worked on at once. These are float32 whatever is stored: bfloat16 cannot
-# count beyond 256, and what is rounded last is averaged least. Half a slice in float32 is as large as one in bfloat16,
-# so that these steps hold no more than the ones between them.
+# Number of columns processed at once in the first and the last step. These steps compute in float32 for any storage
+# precision: bfloat16 cannot count beyond 256, and rounding errors of the last step are not averaged out. Half a slice
+# in float32 is as large as a slice in bfloat16, so these steps need no more memory than the others.
 _FEW_COLUMNS = 32
 
 
 @dataclass(frozen=True)
 class Labels:
-    """L_0: the labelled `nodes` (n,) int64, ascending, and their `columns` (n,) int64 in 0..n_columns-1."""
+    """L_0 in sparse form: labelled `nodes`, int64 (n,), ascending, and their `columns`, int64 (n,), in
+    0..n_columns-1."""
 
     nodes: np.ndarray
     columns: np.ndarray
     n_columns: int
 
     def between(self, first: int, last: int) -> "Labels":
-        """Those in the columns first..last-1, counted from `first`."""
+        """Select the labels in columns first..last-1 and renumber the columns from 0."""
         inside = (self.columns >= first) & (self.columns < last)
         return Labels(self.nodes[inside], self.columns[inside] - first, last - first)
 
     def among(self, nodes: np.ndarray) -> "Labels":
-        """Those of some `nodes` (n,), ascending, which are then called 0..n-1."""
+        """Select the labels of `nodes` (n,), ascending, and renumber the nodes as 0..n-1."""
         places = np.searchsorted(nodes, self.nodes)
         inside = np.append(nodes, -1)[places] == self.nodes
         return Labels(places[inside], self.columns[inside], self.n_columns)
@@ -58,22 +60,22 @@ class Labels:
         return state
 
 
-# Bytes a node of the vectors that `Spread.column_sums` holds.
+# Bytes per node of the vectors in `Spread.column_sums`.
 SUMS_BYTES = 40
 
 
 class Spread:
-    """The steps L <- W L from the labels of one run, on `device`, of slices of columns.
+    """The steps L <- W L for the labels of one run, on `device`, for slices of columns.
 
-    `needed` int64 (R,), ascending, are the nodes whose rows are wanted.
+    `needed`, int64 (R,) in ascending order, are the nodes whose rows of L to return.
     """
 
     def __init__(
         self, adjacency: Adjacency, labels: Labels, needed: np.ndarray, options: StepOptions, device: str
     ) -> None:
         self.adjacency, self.labels, self.needed, self.device = adjacency, labels, needed, device
-        # What a step adds of L_0, and for each node the factor that makes its row of S one of W: 0 for a node without
-        # neighbours, which has no mean, and for one that is put back to its label.
+        # `fresh` is the share of L_0 that a step adds. `factors` scale each row of S to a row of W. They are 0 for
+        # nodes without neighbours, which have no mean, and for nodes that are reset to their label.
         self.fresh = 1.0 if options.clamp else options.restart
         degrees = adjacency.degrees
         self.factors = np.divide(1 - options.restart, degrees, out=np.zeros_like(degrees), where=degrees > 0)
@@ -86,7 +88,7 @@ class Spread:
         )
 
     def column_sums(self, n_steps: int) -> np.ndarray:
-        """Sums of the unscaled columns after 0..n_steps steps: float64 (n_steps + 1, n_columns)."""
+        """Return the sums of the unscaled columns after 0..n_steps steps, float64 (n_steps + 1, n_columns)."""
         labels, factors = self.labels, self.factors.astype(np.float64)
         u, sums = np.ones(len(self.adjacency)), []
         for step in range(n_steps + 1):
@@ -98,7 +100,8 @@ class Spread:
     def columns(
         self, first: int, last: int, steps: Collection[int], precision: Precision
     ) -> Iterator[tuple[int, Tensor]]:
-        """Columns first..last-1, unscaled, after each of `steps`, ascending: (step, float32 (R, last - first))."""
+        """Yield (step, columns first..last-1), unscaled, float32 (R, last - first), for each of `steps` in ascending
+        order."""
         labels, n_steps = self.labels.between(first, last), max(steps)
         among_needed, needed = labels.among(self.needed), _on(self.needed, self.device)
         if 0 in steps:
@@ -116,7 +119,7 @@ class Spread:
                 yield step, state[needed].float()
 
     def _first(self, labels: Labels, dtype: torch.dtype) -> Tensor:
-        """W L_0: S is symmetric, so a column adds up the rows of S of its labelled nodes."""
+        """Compute W L_0. S is symmetric, so a column of S L_0 is the sum of the rows of S of its labelled nodes."""
         state = torch.empty(len(self.adjacency), labels.n_columns, dtype=dtype, device=self.device)
         factors = _on(self.factors, self.device)[:, None]
         sums = torch.empty(len(state) * min(labels.n_columns, _FEW_COLUMNS), device=self.device)
@@ -132,31 +135,36 @@ class Spread:
 
 
 def is_separate(step: int, n_steps: int, precision: Precision) -> bool:
-    """Whether rows wanted after `step` of `n_steps` are a product of their own, not taken from the stored state: they
-    are float32 whatever is stored, so that a step gives the same on the way as when it is the last."""
+    """Whether the rows to return after `step` of `n_steps` need a separate product.
+
+    Returned rows are float32 for any storage precision, so that a step returns the same rows whether it is the last one
+    or not. With lower precision they cannot be taken from the stored state.
+    """
     return step > 1 and (step == n_steps or precision != "float32")
 
 
 def slice_bytes(n_rows: int, width: int, precision: Precision = "float32") -> int:
-    """Bytes of a slice (n_rows, width) of labels, of which a step holds two, or of scores."""
+    """Bytes of a slice (n_rows, width) of labels or scores. A step holds two slices of labels."""
     return n_rows * width * getattr(torch, precision).itemsize
 
 
 def first_step_bytes(n_nodes: int, n_entries: int, n_labelled: int, n_columns: int, width: int) -> float:
-    """Bytes that `Spread._first` holds beside a slice: sums of a few columns, and the entries and places of the nodes
-    labelled in them (`n_labelled` in all `n_columns`)."""
+    """Bytes that `Spread._first` holds besides a slice: the sums of a few columns, and the entries and positions of the
+    nodes labelled in these columns (`n_labelled` in all `n_columns`)."""
     few = min(width, _FEW_COLUMNS)
     return slice_bytes(n_nodes, few) + 24 * n_entries / n_nodes * n_labelled * few / n_columns
 
 
 def given_rows_bytes(n_needed: int, width: int, n_requested: int, precision: Precision) -> int:
-    """Bytes of the rows that `Spread.columns` gave last, held while it makes the next; twice where it gives separate
-    ones on the way (`n_requested`: steps)."""
+    """Bytes of the rows that `Spread.columns` yielded last, which the caller holds during the next step.
+
+    They count twice if rows of earlier steps are separate products. `n_requested` is the number of steps with output.
+    """
     return (1 + (n_requested > 1 and precision != "float32")) * slice_bytes(n_needed, width)
 
 
 class _Rows:
-    """Some rows of W on a device, cut into blocks."""
+    """Rows of W on a device, multiplied in blocks."""
 
     def __init__(self, block: Block, factors: np.ndarray, device: str) -> None:
         self.offsets, self.n_rows = block.offsets, block.n_rows
@@ -164,7 +172,8 @@ class _Rows:
         self.weights = None if block.weights is None else _on(block.weights, device)
 
     def times(self, state: Tensor, out: Tensor) -> None:
-        """Write the product with `state` (N, width) to `out` (rows, width); sums are float32, whatever is stored."""
+        """Write the product with `state` (N, width) to `out` (rows, width). Sums are float32 for any precision of
+        `state`."""
         for at in range(0, self.n_rows, _BLOCK_ROWS):
             rows = slice(at, min(at + _BLOCK_ROWS, self.n_rows))
             offsets = self.offsets[at : rows.stop + 1]
@@ -175,7 +184,7 @@ class _Rows:
 
 
 def device_bytes(n_nodes: int, n_entries: int, weighted: bool) -> int:
-    """Bytes on a GPU of all `_Rows`, which have `n_entries` together, and their factors."""
+    """Bytes on a GPU of all `_Rows`, with `n_entries` in total, and of their factors."""
     return entries_bytes(n_entries, weighted) + 4 * n_nodes
 
 
@@ -187,22 +196,28 @@ def _product(blocks: list[_Rows], state: Tensor) -> Tensor:
 
 
 def _float32_product(blocks: list[_Rows], state: Tensor) -> Tensor:
-    """The product in float32, of a few columns at a time where `state` must be converted."""
+    """Product in float32. If `state` must be converted, this is done for a few columns at a time."""
     if state.dtype == torch.float32:
         return _product(blocks, state)
     return torch.cat([_product(blocks, part.float().contiguous()) for part in state.split(_FEW_COLUMNS, 1)], 1)
 
 
 def last_step_bytes(n_nodes: int, n_needed: int, width: int, precision: Precision, assigning: bool) -> int:
-    """Bytes of the last step: a slice, the rows wanted, and the larger of two: columns of the slice in float32, or the
-    rows once more, in the parts that they are joined from or, in `assign`, scaled."""
+    """Bytes of the last step: a slice, the rows to return, and temporary arrays.
+
+    The temporary arrays are either a few columns of the slice in float32, or a second copy of the rows: the parts they
+    are joined from, or the scaled rows in `assign`. The larger one counts.
+    """
     rows = slice_bytes(n_needed, width)
     converted = 0 if precision == "float32" else slice_bytes(n_nodes, min(width, _FEW_COLUMNS))
     return slice_bytes(n_nodes, width, precision) + rows + max(converted, rows if converted or assigning else 0)
 
 
 def _bag_sums(matrix: Tensor, rows: Tensor, offsets: np.ndarray, weights: Tensor | None = None) -> Tensor:
-    """Sums of the rows of `matrix` that each bag names. A GPU multiplies row numbers in their own type: int64 there."""
+    """Sum the rows of `matrix` listed in each bag.
+
+    On a GPU row numbers must be int64, because offsets into `matrix` are computed in their type.
+    """
     kind = torch.int32 if matrix.device.type == "cpu" else torch.int64
     bags = _on(offsets, matrix.device).to(kind)
     return F.embedding_bag(
@@ -215,7 +230,7 @@ def _on(array: np.ndarray, device: str | torch.device) -> Tensor:
 
 
 class TestLists:
-    """The nodes that each test image adds up: `ids` int (n_test, k), -1 for none."""
+    """The neighbours of each test image: `ids`, int (n_test, k), -1 for none."""
 
     def __init__(self, ids: np.ndarray) -> None:
         is_listed = ids >= 0
@@ -224,19 +239,19 @@ class TestLists:
         self.offsets = np.concatenate([[0], np.cumsum(is_listed.sum(1))])
 
     def scores(self, rows: Tensor) -> Tensor:
-        """Sums over each image's nodes: `rows` float32 (len(nodes), width) to (n_test, width)."""
+        """Sum `rows`, float32 (len(nodes), width), over the neighbours of each test image: (n_test, width)."""
         return _bag_sums(rows, self.places.to(rows.device), self.offsets)
 
 
 @dataclass(frozen=True)
 class Work:
-    """How the work is cut; memory and speed depend on it, results do not."""
+    """How to divide the work. Memory and speed depend on it; the results do not."""
 
     device: str = "cpu"
     slice_width: int = 64
-    """Columns worked on at a time."""
+    """Number of columns processed at a time."""
     process: int = 0
-    """Of `n_processes`: slices are dealt out in turn, columns of the others stay 0."""
+    """Rank among `n_processes`. Slices are assigned to processes in turn; columns of other processes stay 0."""
     n_processes: int = 1
 
     def slices(self, n_columns: int) -> list[slice]:
@@ -254,11 +269,11 @@ def propagate(
     precision: Precision = "float32",
     work: Work | None = None,
 ) -> dict[int, np.ndarray]:
-    """Scores of test images after each of `steps` steps: float32 (n_test, n_columns).
+    """Propagate the labels and return the scores of the test images after each of `steps`, float32 (n_test, n_columns).
 
     Args:
-        test_ids: int32 (n_test, k) nodes nearest to each test image, -1 for none.
-        precision: of what is stored between steps; sums are float32.
+        test_ids: int32 (n_test, k), nodes nearest to each test image, -1 for none.
+        precision: storage type of the labels between steps. Sums are float32.
     """
     work = work or Work()
     lists = TestLists(test_ids)
@@ -271,7 +286,8 @@ def propagate(
     return scores
 
 
-# Bytes a node that `assign` holds beside its slices: numbers, and the best of all slices so far and of the last one.
+# Bytes per node that `assign` holds besides its slices: node numbers, and the best entries of all slices so far and of
+# the current one.
 ASSIGN_BYTES = 40
 
 
@@ -283,9 +299,10 @@ def assign(
     precision: Precision = "float32",
     work: Work | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The column of the highest entry of every node after `n_steps` steps, and that entry: int64 (N,), float32 (N,).
+    """Return, for every node after `n_steps` steps, the column of its highest entry, int64 (N,), and the entry, float32
+    (N,).
 
-    An entry is the node's share of all of a class's label mass; 0 where no label has reached the node.
+    An entry is the node's share of the label mass of a class. It is 0 if no label has reached the node.
     """
     work = work or Work()
     spread = Spread(adjacency, labels, np.arange(len(adjacency)), options or StepOptions(), work.device)
@@ -297,10 +314,10 @@ def assign(
         values, places = (rows * scales[part]).max(1)
         higher = values > best
         best[higher], columns[higher] = values[higher], places[higher] + part.start
-        del rows, values, places  # before the next slice is made
+        del rows, values, places  # free the memory before the next slice
     return columns.cpu().numpy(), best.cpu().numpy()
 
 
 def _inverse(sums: np.ndarray) -> np.ndarray:
-    """1 / sums, float32; 1 where a column is empty."""
+    """Return 1 / sums as float32, or 1 for an empty column."""
     return np.divide(1, sums, out=np.ones_like(sums), where=sums > 0).astype(np.float32)

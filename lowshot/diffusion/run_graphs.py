@@ -1,4 +1,4 @@
-"""The graph of one run of the benchmark: the fixed nodes of its setup, the run's shots, and who is labelled what."""
+"""The graph of one run of the benchmark: the fixed nodes of the setup, the shots of the run, and the labels."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +17,7 @@ from lowshot.evaluation.settings import BenchmarkConfig
 
 @dataclass(frozen=True)
 class RunGraph:
-    """What labels spread over in one run: nodes of the matrix are also the nodes of `labels` and `test_ids` (T, k)."""
+    """The graph of one run. `labels` and `test_ids` (T, k) refer to the rows of the matrix."""
 
     adjacency: Adjacency
     labels: Labels
@@ -26,42 +26,48 @@ class RunGraph:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What memory and time depend on in a run; entries are those of S."""
+    """The sizes that the memory and time of a run depend on. Entries are the stored entries of S."""
 
     n_nodes: int
     n_added: int
     n_classes: int
     n_entries: int
     n_needed: int
-    """Nodes whose rows are wanted after the last step."""
+    """Number of nodes whose rows are needed after the last step."""
     needed_entries: int
-    """Entries of those, which are copied; 0 where all nodes are needed."""
+    """Number of entries of these nodes, which are copied. 0 if all nodes are needed."""
     n_labelled: int
     weighted: bool
 
 
 def open_setup_graph(path: Path, config: BenchmarkConfig) -> Graph:
-    """The completed graph of the config's setup.
+    """Open the completed graph of the setup of `config`.
 
-    Raises InputError if it was made from other features or another split, or for another setup.
+    Raises InputError if it is a background, or was made from different features, another split or for another setup.
     """
     graph = read_graph(path)
     if graph.train_rows is None:
-        raise InputError(f"{graph.path}: a background; 'build_graph.py complete' makes the graph of a setup from it")
+        raise InputError(
+            f"{graph.path}: a background, not the graph of a setup. "
+            f"Run build_graph.py complete --background {graph.path}."
+        )
     check_made_for(graph.path, config, {name: getattr(config, name) for name in ("train", "test", "split")})
     return graph
 
 
 class RunGraphs:
-    """The graphs of all runs of `benchmark` on the completed `graph` of its setup."""
+    """The graphs of all runs of `benchmark`, made from the completed `graph` of its setup."""
 
     def __init__(self, graph: Graph, benchmark: Benchmark, options: EdgeOptions, device: str) -> None:
         if options.k > graph.k:
-            raise InputError(f"{graph.path}: has lists of {graph.k} neighbours, fewer than edges.k {options.k}")
+            raise InputError(
+                f"{graph.path}: has lists of {graph.k} neighbours, fewer than edges.k {options.k}. Use --edges.k "
+                f"{graph.k}, or build the graph with --k {options.k}."
+            )
         self.graph, self.benchmark, self.options, self.device = graph, benchmark, options, device
 
     def of(self, trial: int, n_shot: int) -> RunGraph:
-        """The graph of one run: its shots join the nodes, unless all training images of their classes are there."""
+        """Return the graph of one run. Its shots become nodes, unless they are nodes already."""
         rows = self.benchmark.shot_rows(trial, n_shot).ravel()
         if self._are_nodes(rows):
             places = np.searchsorted(self.graph.train_rows, rows)
@@ -72,9 +78,9 @@ class RunGraphs:
         return RunGraph(self._matrix(ids, similarities), self._labels(new, rows), test_ids)
 
     def sizes(self, n_shot: int, all_needed: bool) -> Sizes:
-        """Sizes of a run with `n_shot` shots, estimated from a sample of its lists.
+        """Estimate the sizes of a run with `n_shot` shots from a sample of its lists.
 
-        With `all_needed` scores are needed of all nodes, not only of the neighbours of test images.
+        `all_needed`: the rows of all nodes are needed, not only those of the neighbours of test images.
         """
         graph, benchmark, options = self.graph, self.benchmark, self.options
         rows = benchmark.shot_rows(next(iter(benchmark.draws)), n_shot).ravel()
@@ -102,7 +108,7 @@ class RunGraphs:
         return symmetrise(ids, edge_weights(similarities, self.options), self.options.symmetry)
 
     def _labels(self, shot_nodes: np.ndarray, shot_rows: np.ndarray) -> Labels:
-        """L_0: every base row and every shot, under the number of its class among the setup's."""
+        """L_0: every base row and every shot. Columns are the classes of the setup."""
         base = self.benchmark.base_rows
         nodes = np.concatenate([np.searchsorted(self.graph.train_rows, base), shot_nodes])
         labels = self.benchmark.train.labels[np.concatenate([base, shot_rows])]
@@ -112,7 +118,10 @@ class RunGraphs:
 
 
 def edge_weights(similarities: np.ndarray, options: EdgeOptions) -> np.ndarray | None:
-    """Weights float32 (N, k) of the listed edges; None where all weigh 1. |a - b|^2 = 2 - 2 a.b on unit vectors."""
+    """Return the weights of the listed edges, float32 (N, k), or None if all are 1.
+
+    For unit vectors, |a - b|^2 = 2 - 2 a.b.
+    """
     if isinstance(options.weight, ConstantWeight):
         return None
     if isinstance(options.weight, SimilarityWeight):
@@ -121,5 +130,5 @@ def edge_weights(similarities: np.ndarray, options: EdgeOptions) -> np.ndarray |
 
 
 def edge_weights_bytes(n_nodes: int, k: int, weighted: bool) -> int:
-    """Bytes of `edge_weights`, which are held while the matrix is made."""
+    """Bytes of the output of `edge_weights`, which is held while the matrix is built."""
     return 4 * weighted * n_nodes * k

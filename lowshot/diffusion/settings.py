@@ -1,4 +1,4 @@
-"""How a graph is searched and weighted, what a step of diffusion does, and what is made of its labels."""
+"""Settings of the graph (index, edges), of the diffusion steps, and of the outputs made from the propagated labels."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,33 +10,34 @@ from lowshot.core.settings import ClosedUnitInterval, PositiveFloat, PositiveInt
 
 @dataclass(frozen=True)
 class ExactIndex:
-    """All vectors are compared."""
+    """Exhaustive search: compares all vectors."""
 
 
 @dataclass(frozen=True)
 class InvertedFile:
-    """IVF-Flat: only vectors of the lists nearest to the query are compared."""
+    """IVF-Flat: compares a query only with the vectors of the nearest inverted lists."""
 
     n_probe: PositiveInt = 256
-    """Lists that a query looks into; fewer are faster and find less."""
+    """Number of inverted lists to scan per query. Fewer lists are faster but lower the recall."""
 
 
 @dataclass(frozen=True)
 class AutoIndex:
-    """Exact below a million vectors; from there on, where that takes hours on a CPU, an inverted file."""
+    """Exact search below a million vectors, an inverted file from there on (exact search would take hours on a CPU)."""
 
     n_probe: PositiveInt = 256
-    """From a million vectors on: lists that a query looks into; fewer are faster and find less."""
+    """Number of inverted lists to scan per query, from a million vectors on. Fewer lists are faster but lower the
+    recall."""
 
 
 @dataclass(frozen=True)
 class PublishedLists:
-    """Lists that somebody else found."""
+    """Precomputed neighbour lists."""
 
     ids: Path
-    """Headerless int32 (rows, K), K being the number in the extension."""
+    """Neighbour ids: headerless int32 (rows, K). K is the number in the file extension."""
     similarities: Path
-    """Their inner products: headerless float32 (rows, K)."""
+    """Inner products with the neighbours: headerless float32 (rows, K)."""
 
 
 INDEXES = Registry("index", {"auto": AutoIndex, "exact": ExactIndex, "ivf": InvertedFile})
@@ -45,12 +46,12 @@ LISTS = Registry("index", {**INDEXES.classes, "published": PublishedLists})
 
 @dataclass
 class Background:
-    """A background that a setup's graph is completed with."""
+    """The background to add to the graph of a setup."""
 
     file: Path
-    """Graph that `background` wrote; its PCA is that of the whole graph."""
+    """Graph written by `build_graph.py background`. Its PCA is used for the whole graph."""
     index: Annotated[Any, INDEXES] = field(default_factory=AutoIndex)
-    """How neighbours in the background are found: auto is exact below a million rows and IVF-Flat above."""
+    """Index for the search in the background: auto is exact below a million rows and IVF-Flat above."""
 
 
 Symmetry = Literal["sum", "max", "mutual"]
@@ -58,20 +59,20 @@ Symmetry = Literal["sum", "max", "mutual"]
 
 @dataclass(frozen=True)
 class ConstantWeight:
-    """1 for every edge."""
+    """Weight 1 for every edge."""
 
 
 @dataclass(frozen=True)
 class SimilarityWeight:
-    """The inner product of its ends, 0 if negative."""
+    """The inner product of the two nodes, or 0 if it is negative."""
 
 
 @dataclass(frozen=True)
 class GaussianWeight:
-    """exp(-d^2 / (2 sigma^2)) of the distance d of its ends."""
+    """exp(-d^2 / (2 sigma^2)), where d is the distance between the two nodes."""
 
     sigma: PositiveFloat = 0.5
-    """Width, on unit vectors."""
+    """Width of the kernel. Distances are between unit vectors."""
 
 
 WEIGHTS = Registry("weight", {"constant": ConstantWeight, "similarity": SimilarityWeight, "gaussian": GaussianWeight})
@@ -79,27 +80,29 @@ WEIGHTS = Registry("weight", {"constant": ConstantWeight, "similarity": Similari
 
 @dataclass(frozen=True)
 class EdgeOptions:
-    """How neighbour lists become a matrix; by default as published."""
+    """How to turn neighbour lists into a matrix. The defaults follow the paper."""
 
     k: PositiveInt = 30
-    """Neighbours of a node, itself included, and of a test image; at most those that the graph holds."""
+    """Number of neighbours of a node (itself included) and of a test image. At most the k of the graph."""
     weight: Annotated[Any, WEIGHTS] = field(default_factory=ConstantWeight)
-    """Of an edge: 1; the inner product of its ends, 0 if negative; or exp(-d^2 / (2 sigma^2)) of their distance d."""
+    """Edge weight: 1, the inner product of the two nodes (0 if negative), or exp(-d^2 / (2 sigma^2)) of their
+    distance d."""
     symmetry: Symmetry = "sum"
-    """Both directions of an edge are added, as published; or the larger counts, or the smaller (mutual edges only)."""
+    """How to combine the two directions of an edge: their sum (as in the paper), the larger weight (max), or the
+    smaller weight (mutual: keeps only mutual edges)."""
 
 
 @dataclass
 class Propagated:
-    """Rows that diffusion.py labelled, the surest ones first."""
+    """Rows labelled by diffusion.py, most confident first."""
 
     setting: ClassVar[str] = "semi_supervised"
     label: ClassVar[str] = "propagated labels"
 
     file: Path
-    """Rows file of diffusion.py."""
+    """File written by diffusion.py --label."""
     max_per_label: PositiveInt = 20
-    """Rows of a novel class, shots included, to fill up to."""
+    """Fill every novel class up to this number of rows, shots included."""
 
 
 @dataclass
@@ -107,21 +110,21 @@ class Fusion:
     """Late fusion with a classifier."""
 
     scores: Path
-    """Scores of the classifier on the same shots (low_shot.py --scores); `{setup}` as in graph."""
+    """Scores of the classifier on the same shots (low_shot.py --scores). May contain `{setup}`, like --graph."""
     weight: ClosedUnitInterval = 0.5
-    """Weight of diffusion; the classifier has the rest."""
+    """Weight of diffusion. The classifier gets 1 - weight."""
 
 
 @dataclass
 class Labelling:
-    """Unlabelled images that are to be written with the labels that reach them."""
+    """Output of unlabelled images with their propagated labels."""
 
     out: Path
-    """File to write those to that are surest of a novel class (.h5)."""
+    """File to write (.h5): for each novel class, the images labelled with the highest confidence."""
     n_rows: PositiveInt = 20
-    """Images of a class to write there."""
+    """Number of images to write per class."""
     background: Path | None = None
-    """The features that the background graph was built from, if its images may be written."""
+    """Features that the background graph was built from. Required if the graph has a background."""
 
 
 Precision = Literal["float32", "bfloat16"]
@@ -129,10 +132,10 @@ Precision = Literal["float32", "bfloat16"]
 
 @dataclass
 class StepOptions:
-    """Departures from the published step, off by default. Columns are scaled at the end only, which makes no difference
-    to the published step; with these it is what they mean."""
+    """Variants of the published step, off by default. Columns are scaled only at the end. For the published step this
+    makes no difference; the variants are defined that way."""
 
     restart: ClosedUnitInterval = 0.0
     """Share of the initial labels in every step: L <- (1 - restart) W L + restart L_0."""
     clamp: bool = False
-    """Put labelled nodes back to their labels after every step."""
+    """Reset labelled nodes to their labels after every step."""

@@ -1,6 +1,6 @@
-"""Tables, figures and the page made of results files.
+"""Tables, figures and an HTML page from results files.
 
-The names of `__init__.pyi` are imported from their modules when they are first used.
+The names in `__init__.pyi` are imported from their modules on first use.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Tables, figures and the page made of results files."""
+"""Tables, figures and an HTML page from results files."""
 
 from . import results as results
 from .build import Pictures as Pictures

@@ -11,13 +11,13 @@ from lowshot.data.features import Features
 from lowshot.data.protocol import Split
 from lowshot.report import figures, generated, page, results, tables
 from lowshot.report.mixture import Means, embedding_map, subclass_sizes
+from lowshot.report.notes import identical_results
 from lowshot.report.results import PROTOCOL
 
 
 @dataclass
 class Pictures:
-    """What the sample sheet, the feature map and the pictures of a mixture and of a GAN are drawn from, where it is
-    given."""
+    """The optional inputs of the pictures: sample sheet, feature map, and the pictures of a mixture and of a GAN."""
 
     split: Split | None = None
     images: Images | None = None
@@ -27,10 +27,10 @@ class Pictures:
 
 
 def write_report(folder: Path, files: dict[str, dict], metric: str, reference: str | None, pictures: Pictures) -> None:
-    """Write a whole report of the results `files` (as from `read_files`) into `folder`.
+    """Write a report of the results `files` (see `read_files`) into `folder`.
 
-    `metric` is shown first. `reference`, a system or a method, is what the figure of paired differences compares with;
-    where it is None or not among a protocol's systems, the first of these is.
+    `metric` is shown first. The figure of paired differences compares all systems with `reference`, a system or a
+    method. If it is None, or not among the systems of a protocol, their first system is used.
     """
     for name in ("figures", "tables"):
         (folder / name).mkdir()
@@ -39,7 +39,7 @@ def write_report(folder: Path, files: dict[str, dict], metric: str, reference: s
     scores, by_split = results.scores(files), results.over_splits(trials)
     shown = pd.concat([by_split, trials]) if len(by_split) else trials
     protocols = pd.concat([shown[PROTOCOL], episodes[PROTOCOL]]).drop_duplicates().itertuples(index=False, name=None)
-    sections = [_section(folder / "figures", shown, episodes, history, p, metric, reference) for p in protocols]
+    sections = [_section(folder / "figures", files, shown, episodes, history, p, metric, reference) for p in protocols]
     for section in sections:
         _add_clustering(section, clustering)
     main_name, (images, each) = tables.metric_name(metric), _image_score_tables(scores, pictures.split)
@@ -56,8 +56,11 @@ def _of(frame: pd.DataFrame, protocol: tuple) -> pd.DataFrame:
 
 
 def _image_score_tables(scores: pd.DataFrame, split: Split | None) -> tuple[list[tables.Table], list[tables.Table]]:
-    """Of each data set and reference: scores over class splits, and differences of GANs of as many shots or of none;
-    then FID of single classes."""
+    """Return the tables of image scores and the tables of FID per class.
+
+    For each data set and reference, the former hold scores over class splits, and differences between GANs with the
+    same number of shots or with none.
+    """
     made, each = [], []
     overall = results.over_splits(scores[scores["class"] < 0].assign(n_shot=0), least=1)
     k_of = dict(zip(scores["system"], scores["k"]))
@@ -75,6 +78,7 @@ def _image_score_tables(scores: pd.DataFrame, split: Split | None) -> tuple[list
 
 def _section(
     folder: Path,
+    files: dict[str, dict],
     trials: pd.DataFrame,
     episodes: pd.DataFrame,
     history: pd.DataFrame,
@@ -89,16 +93,19 @@ def _section(
     if len(episodes):
         _add_episode_tables(section, episodes, reference)
     if len(trials):
-        _add_tables(section, trials)
-        _add_figures(section, folder, trials, metric, reference)
+        pairs = results.paired_differences(trials)
+        _add_tables(section, trials, pairs, identical_results(trials, pairs, files, unit))
+        _add_figures(section, folder, trials, pairs, metric, reference)
     if len(history):
         _add_steps(section, folder, trials, history)
     return section
 
 
 def _add_episode_tables(section: page.Section, episodes: pd.DataFrame, reference: str | None) -> None:
-    """For every kind of task the accuracies, and the differences to the plainest system that has such episodes, by the
-    same seed where trainings are repeated; these first together, then one by one."""
+    """Add the accuracies for every kind of task, and the differences to the simplest system with such episodes.
+
+    Repeated trainings are compared by seed. Tables over repeated trainings come before tables over episodes.
+    """
     for task, part in episodes.groupby("task", sort=False):
         repeats = results.repeats(part)
         for frame, unit in ((repeats, "trainings"), (part, "episodes")):
@@ -123,16 +130,22 @@ def _scores(clustering: pd.DataFrame) -> pd.DataFrame:
     return results.summarise(clustering, [*PROTOCOL, "features", "classes", "n_clusters", "metric"])
 
 
-def _add_tables(section: page.Section, trials: pd.DataFrame) -> None:
-    summary, pairs = _summary(trials, "metric"), results.paired_differences(trials)
-    section.accuracy = [tables.accuracy_table(summary, metric, section.protocol) for metric in results.METRICS]
+def _add_tables(section: page.Section, trials: pd.DataFrame, pairs: pd.DataFrame, notes: list[str]) -> None:
+    summary = _summary(trials, "metric")
+    section.accuracy = [tables.accuracy_table(summary, metric, section.protocol, notes) for metric in results.METRICS]
     if len(pairs):
         section.paired = [tables.paired_table(pairs, metric, section.protocol) for metric in results.METRICS]
 
 
-def _add_figures(section: page.Section, folder: Path, trials: pd.DataFrame, metric: str, reference: str | None) -> None:
-    summary, pairs = _summary(trials, "metric"), results.paired_differences(trials)
-    styles, stem = _styles(trials), _stem(section)
+def _add_figures(
+    section: page.Section,
+    folder: Path,
+    trials: pd.DataFrame,
+    pairs: pd.DataFrame,
+    metric: str,
+    reference: str | None,
+) -> None:
+    summary, styles, stem = _summary(trials, "metric"), _styles(trials), _stem(section)
     for rank in ("top1", "top5"):
         section.curves.append(folder / f"{stem}_{rank}.svg")
         figures.curves(section.curves[-1], summary, rank, styles)
@@ -143,7 +156,7 @@ def _add_figures(section: page.Section, folder: Path, trials: pd.DataFrame, metr
 
 
 def _add_steps(section: page.Section, folder: Path, trials: pd.DataFrame, history: pd.DataFrame) -> None:
-    """Accuracy over steps, beside the plainest classifier of each extractor."""
+    """Add accuracy over steps, together with the simplest classifier of each extractor."""
     plain = [results.plain_system(trials, extractor) for extractor in history["extractor"].unique()]
     section.plain = [system for system in plain if system is not None]
     level = _summary(trials[trials["system"].isin(section.plain) & trials["n_shot"].isin(history["n_shot"])], "metric")
@@ -160,7 +173,7 @@ def _styles(trials: pd.DataFrame) -> dict[str, dict]:
 
 
 def _stem(section: page.Section) -> str:
-    """How the names of a section's figures begin."""
+    """Return the prefix of the file names of a section's figures."""
     return re.sub(r"[^\w-]+", "_", f"{section.dataset}_{section.setup}_{section.split_digest[:8]}")
 
 
@@ -201,7 +214,7 @@ def _write_csv(
     clustering: pd.DataFrame,
     scores: pd.DataFrame,
 ) -> None:
-    """Fractions, not percent: every value (long form), the tables' cells (wide form), the differences of every pair."""
+    """Write CSV files of fractions, not percent: all values (long form), table cells (wide form), all differences."""
     if len(trials):
         trials.to_csv(folder / "trials.csv", index=False)
         tables.wide(_summary(trials, "metric")).to_csv(folder / "accuracy.csv", index=False)
@@ -226,7 +239,7 @@ def _write_csv(
 
 
 def _draw_pictures(folder: Path, pictures: Pictures) -> dict[str, Path]:
-    """The pictures that can be drawn, by what they show."""
+    """Draw all pictures whose inputs are given, and return their paths by name."""
     drawn, split, features, means = {}, pictures.split, pictures.features, pictures.mixture
     if pictures.images is not None:
         drawn["samples"] = folder / "samples.png"

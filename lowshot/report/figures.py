@@ -1,6 +1,6 @@
 """Figures of a report: curves over n, paired differences, sample images and a map of the features.
 
-Colours are those of Okabe & Ito (readable with any colour vision); systems differ in marker and line style too.
+Colours are those of Okabe & Ito, which suit all kinds of colour vision. Systems also differ in marker and line style.
 """
 
 from collections.abc import Iterator
@@ -37,14 +37,14 @@ _STYLE = {
     "axes.grid": True,
     "grid.color": "#e4e4e4",
     "axes.axisbelow": True,
-    "text.parse_math": False,  # a method's name is text, whatever signs it has
-    "svg.hashsalt": "lowshot",  # the same figure is the same file
+    "text.parse_math": False,  # a $ in the name of a method is not a formula
+    "svg.hashsalt": "lowshot",  # equal figures are equal files
 }
 
 
 @contextmanager
 def figure_at(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of so many inches in the report's style, saved under `path`."""
+    """Yield a figure in the style of the report, and save it under `path`. Sizes are in inches."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure((width, height), layout="constrained")
         yield figure
@@ -52,7 +52,7 @@ def figure_at(path: Path, width: float, height: float) -> Iterator[Figure]:
 
 
 def system_styles(systems: list[str]) -> dict[str, dict]:
-    """Colour, marker and line of each system; they stay the same in all figures of one protocol."""
+    """Return colour, marker and line style of each system, for all figures of one protocol."""
     return {
         system: {"color": OKABE_ITO[i % 7], "marker": _MARKERS[i % 8], "linestyle": _LINES[i % 4], "markersize": 5.5}
         for i, system in enumerate(systems)
@@ -60,7 +60,7 @@ def system_styles(systems: list[str]) -> dict[str, dict]:
 
 
 def curves(path: Path, summary: pd.DataFrame, rank: str, styles: dict[str, dict]) -> None:
-    """Accuracy over n of novel, base and all classes; bands are 95 % intervals, a missing cell leaves a gap."""
+    """Plot accuracy over n for novel, base and all classes. Bands are 95 % intervals; missing cells leave a gap."""
     shots = np.array(sorted(summary["n_shot"].unique()))
     with figure_at(path, 10, _height(list(styles))) as figure:
         for classes, axes in zip(CLASSES, figure.subplots(1, 3)):
@@ -77,7 +77,7 @@ def curves(path: Path, summary: pd.DataFrame, rank: str, styles: dict[str, dict]
 
 
 def differences(path: Path, table: pd.DataFrame, reference: str, rank: str, styles: dict[str, dict]) -> None:
-    """Systems minus `reference` on the same trials, over n, with 95 % intervals; `table`: see `paired_differences`."""
+    """Plot all systems minus `reference` over n, with 95 % intervals. For `table` see `paired_differences`."""
     shots = np.array(sorted(table["n_shot"].unique()))
     others = [system for system in styles if system in set(table.loc[table["versus"] == reference, "system"])]
     with figure_at(path, 10, _height(others)) as figure:
@@ -97,11 +97,11 @@ def differences(path: Path, table: pd.DataFrame, reference: str, rank: str, styl
 def steps(
     path: Path, summary: pd.DataFrame, plain: pd.DataFrame, reported: pd.Series, rank: str, styles: dict[str, dict]
 ) -> None:
-    """Accuracy over the number of steps: a panel for each n, novel classes above all classes, bands 95 % intervals.
+    """Plot accuracy over the number of steps, with a panel for each n: novel classes above, all classes below.
 
-    `summary` has a column n_steps. The systems of `plain`, which has none, are horizontal lines. A marker stands at the
-    number of steps that is `reported` (see `results.reported_steps`). All panels of a row span the same number of
-    percentage points, so that slopes can be compared.
+    `summary` has a column n_steps. The systems of `plain` take no steps and are horizontal lines. A marker shows the
+    number of steps that is `reported` (see `results.reported_steps`). Bands are 95 % intervals. All panels of a row
+    span the same number of percentage points, so that slopes can be compared.
     """
     shots = sorted(summary["n_shot"].unique())
     ends = [plain.assign(n_steps=end) for end in (0, max(1, summary["n_steps"].max()))]
@@ -133,7 +133,7 @@ def _step_line(axes: Axes, line: pd.DataFrame, marked: int | None, style: dict) 
 
 
 def _span_alike(row: np.ndarray) -> None:
-    """Give all panels the height in data units that the one of the widest range needs."""
+    """Set the y limits so that all panels of a row span the same range."""
     limits = np.array([axes.get_ylim() for axes in row])
     span = np.ptp(limits, axis=1).max()
     for axes, low in zip(row, np.clip(limits.mean(axis=1) - span / 2, 0, max(0, 100 - span))):
@@ -149,7 +149,7 @@ def _height(systems: list[str]) -> float:
 
 
 def _shot_axis(axes: Axes, places: np.ndarray, title: str, shots: np.ndarray | None = None) -> None:
-    """An x axis with the n that were run: spaced as their logarithms, or evenly where `shots` name the `places`."""
+    """Label the x axis with the values of n: on a log scale, or at `places` if `shots` gives the labels."""
     if shots is None:
         axes.set_xscale("log")
     axes.set_xticks(places, [str(n) for n in (places if shots is None else shots)])
@@ -165,12 +165,12 @@ def _legend(figure: Figure, styles: dict[str, dict]) -> None:
 
 
 def _spread(classes: list[int], n: int) -> list[int]:
-    """At most `n` of `classes`, evenly spread over the list (and so over superclasses, where these are in order)."""
+    """Return at most `n` of `classes`, evenly spaced in the list (and so over superclasses, if sorted by them)."""
     return [classes[i] for i in np.unique(np.linspace(0, len(classes) - 1, min(n, len(classes))).round().astype(int))]
 
 
 def sample_sheet(path: Path, images: Images, split: Split) -> None:
-    """A few training images of some base classes (left) and some novel ones (right)."""
+    """Draw a few training images of some base classes (left) and some novel classes (right)."""
     sides = [("base", _BASE, split.base_classes), ("novel", _NOVEL, split.novel_classes)]
     n_rows = min(_SHEET_CLASSES, max(len(classes) for *_, classes in sides))
     with figure_at(path, 10, 0.95 * n_rows + 0.2) as figure:
@@ -185,7 +185,7 @@ def sample_sheet(path: Path, images: Images, split: Split) -> None:
 
 
 def _strip(images: Images, c: int) -> np.ndarray:
-    """Images of class `c` side by side, uint8 (H, W, 3); white where it has too few."""
+    """Images of class `c` side by side, uint8 (H, W, 3). Unused places are white."""
     rows = np.flatnonzero((images.labels == c) & ~images.is_test)
     rows = stream(0, "samples", c).permutation(rows)[:_SHEET_IMAGES]
     side = images.size or _THUMBNAIL
@@ -202,7 +202,7 @@ def _thumbnail(images: Images, row: int, side: int) -> np.ndarray:
 
 
 def feature_map(path: Path, features: Features, split: Split) -> None:
-    """Features of some classes in two dimensions (PCA, then t-SNE, fixed seed), each class's name at its mean."""
+    """Plot features of some classes in two dimensions (PCA, then t-SNE, fixed seed), with class names at the means."""
     present = set(features.labels.tolist())
     base, novel = (
         _spread([c for c in cs if c in present], _MAP_CLASSES) for cs in (split.base_classes, split.novel_classes)
@@ -233,7 +233,7 @@ def _map_rows(labels: np.ndarray, classes: list[int]) -> np.ndarray:
 
 
 def project(feats: np.ndarray) -> np.ndarray:
-    """(N, D) -> (N, 2). On one thread: faster for so few rows, and the same map on any number of cores."""
+    """Project (N, D) to (N, 2). One thread is faster for few rows, and makes the result independent of the cores."""
     with threadpool_limits(1):
         reduced = PCA(min(50, *feats.shape), random_state=0).fit_transform(feats)
         return TSNE(perplexity=min(30, (len(feats) - 1) / 3), init="pca", random_state=0).fit_transform(reduced)

@@ -1,4 +1,4 @@
-"""Pictures of a GAN: sheets of generated images (Beckham et al., arXiv 2203.16662; spec 5), and its training."""
+"""Pictures of a GAN: sheets of generated images (Beckham et al., arXiv 2203.16662; spec 5), and training curves."""
 
 import json
 from dataclasses import dataclass
@@ -38,8 +38,11 @@ _FIDS = {"fid": ("classes trained on", OKABE_ITO[1], "-"), "fid_base": ("base cl
 
 @dataclass(frozen=True)
 class TrainedGan:
-    """A GAN, the `weights` of the terms of its losses, the `classes` that it was trained on last, the real images of
-    them that it saw (`rows` of images.h5), and the records of its training's log."""
+    """A trained GAN with the inputs of its pictures.
+
+    `weights` are those of its loss terms, `classes` the classes of its last training, `rows` their real images in
+    images.h5 that it was trained on, `log` the records of the training log.
+    """
 
     gan: Gan
     weights: dict[str, float]
@@ -49,26 +52,30 @@ class TrainedGan:
 
 
 def read_gan(folder: Path, data: Path, images: Images, split: Split) -> TrainedGan:
-    """The GAN of `folder`, trained on the folder `data`; InputError if it was trained on another split."""
+    """Read the GAN in `folder`, trained on the folder `data`. Raises InputError if it was trained on another split."""
     made_from = gan_recipe(folder, data / "split.json")
     if made_from["inputs"].get("draws") not in (None, digest(data / "draws.json")):
-        raise InputError(f"{folder}: fine-tuned on the shots of another file than {data}/draws.json")
+        raise InputError(
+            f"{folder}: fine-tuned on different shots than {data}/draws.json. Give --data the folder it was trained on."
+        )
     if made_from["stage"] == "train_gan finetune":
         shots = (made_from["config"][name] for name in ("k", "trial", "shared_pool"))
         classes, rows = split.novel_classes, read_few_shot_rows(images, split, data, *shots).supports
     else:
         classes, rows = split.base_classes, rows_of(images, split, split.base_classes, data / "images.h5")
     lines = (folder / "log.jsonl").read_text().splitlines()
-    log = [record for record in map(json.loads, lines) if "fid" in record]  # the last may say that training ended early
+    log = [
+        record for record in map(json.loads, lines) if "fid" in record
+    ]  # the last record may only state an early end
     config = made_from["config"]
     weights = {"adversarial": 1.0, "noise": config["gamma"], "unconditional": config["alpha"]}
-    weights["mismatch"] = config.get("mismatch") or 0  # older GANs do not say
+    weights["mismatch"] = config.get("mismatch") or 0  # absent from older GANs
     return TrainedGan(load_gan(folder).eval(), weights, sorted(classes), rows, log)
 
 
 @torch.inference_mode()
 def samples_sheet(path: Path, trained: TrainedGan) -> None:
-    """A row of random samples for each class (some, evenly chosen, of very many)."""
+    """Draw a row of random samples for each class, or for 60 evenly spaced classes if there are more."""
     classes = trained.classes
     if len(classes) > _MOST_ROWS:
         classes = [classes[i] for i in np.linspace(0, len(classes) - 1, _MOST_ROWS).round().astype(int)]
@@ -79,8 +86,10 @@ def samples_sheet(path: Path, trained: TrainedGan) -> None:
 
 @torch.inference_mode()
 def crossover_sheet(path: Path, trained: TrainedGan, images: Images) -> None:
-    """Two real images a column, and below images of their classes with two noises and none (released: the first image
-    of every column is the same)."""
+    """Draw two real images in each column, and below them images of their classes with two noise vectors and with none.
+
+    Departs from the released code, in which the first image of every column is the same.
+    """
     generator, rows = trained.gan.averaged.module, _pairs(trained, images)
     real = [to_tensor(images.pixels[part]) for part in rows]
     y1, y2 = (torch.from_numpy(images.labels[part]) for part in rows)
@@ -92,8 +101,10 @@ def crossover_sheet(path: Path, trained: TrainedGan, images: Images) -> None:
 
 @torch.inference_mode()
 def between_sheet(path: Path, trained: TrainedGan, images: Images) -> None:
-    """Each column from one class (top, 0.00) to another (bottom, 1.00) with the same noise; the release's README has it
-    the other way round."""
+    """Interpolate in each column from one class (top, 0.00) to another (bottom, 1.00), with the same noise.
+
+    The README of the released code has the opposite direction.
+    """
     generator, rows = trained.gan.averaged.module, _pairs(trained, images)
     y1, y2 = (torch.from_numpy(images.labels[part]) for part in rows)
     z, shares = _noise(trained.gan, "between"), torch.linspace(0, 1, 16)
@@ -103,7 +114,7 @@ def between_sheet(path: Path, trained: TrainedGan, images: Images) -> None:
 
 
 def training_curves(path: Path, trained: TrainedGan) -> None:
-    """Losses and FID over the steps; the step whose weights were kept is marked."""
+    """Plot losses and FID over the steps, and mark the step whose weights were kept."""
     best = min(trained.log, key=lambda record: record["fid"])
     with figure_at(path, 10, 4.4) as figure:
         losses, fid = figure.subplots(1, 2)
@@ -113,11 +124,11 @@ def training_curves(path: Path, trained: TrainedGan) -> None:
         fid.plot(best["step"], best["fid"], "o", color=OKABE_ITO[1], markersize=7, markeredgecolor="white")
         fid.set(xlabel="steps", ylabel="FID", yscale="log")
         for ticks in (fid.yaxis.set_major_formatter, fid.yaxis.set_minor_formatter):
-            ticks(LogFormatter(minor_thresholds=(2, 0.5)))  # the default one writes powers as formulas
+            ticks(LogFormatter(minor_thresholds=(2, 0.5)))  # the default formatter writes powers as formulas
         for axes, title in ((losses, "Losses"), (fid, f"FID, kept: {best['fid']:.3g} at step {best['step']}")):
             axes.set_title(title, loc="left", fontweight="bold", fontsize=10.5)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            if axes.has_data():  # a GAN that was only told of its shots has no losses
+            if axes.has_data():  # a GAN fine-tuned with 0 steps has no losses
                 axes.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
@@ -129,7 +140,7 @@ def _lines(axes: Axes, log: list[dict], named: dict[str, tuple[str, str, str]]) 
 
 
 def _pairs(trained: TrainedGan, images: Images) -> list[np.ndarray]:
-    """Rows of two real images of different classes for each column."""
+    """Draw rows of two real images of different classes for each column."""
     rows = stream(0, "pairs").permutation(trained.rows)
     first = np.resize(rows, _COLUMNS)
     others = [rows[images.labels[rows] != images.labels[row]] for row in first]
@@ -142,13 +153,13 @@ def _noise(gan: Gan, name: str) -> Tensor:
 
 
 def _sheet(images: Tensor) -> Image.Image:
-    """Images uint8 (16 R, C, S, S) in R rows, two white pixels apart."""
+    """Arrange images, uint8 (16 R, C, S, S), in R rows, two white pixels apart."""
     grid = make_grid(images, _COLUMNS, _GUTTER, pad_value=255)
     return Image.fromarray(grid.permute(1, 2, 0).numpy())
 
 
 def _named(sheet: Image.Image, names: list[str], size: int) -> Image.Image:
-    """Each row's name in its upper left corner: blue on white."""
+    """Write the name of each row in its upper left corner, blue on white."""
     draw = ImageDraw.Draw(sheet)
     for row, name in enumerate(names):
         place = (0, row * (size + _GUTTER))

@@ -1,4 +1,4 @@
-"""Pictures of a superclass-conditional mixture: embeddings among its means, sizes of subclasses over training."""
+"""Pictures of a superclass-conditional mixture: a map of embeddings and means, and subclass sizes over training."""
 
 import colorsys
 from dataclasses import dataclass
@@ -26,11 +26,12 @@ _LEGEND_ROWS = 26
 
 @dataclass(frozen=True)
 class Means:
-    """What train_scgm.py has learned beside the encoder; the last three are None for methods without subclasses.
+    """The means and subclass sizes learned by train_scgm.py.
 
-    `superclasses` (C,) are positions in the split's superclass_names; `superclass_means` (C, d), `subclass_means`
-    (K, d); `sizes` (E, K), images of each subclass after each of E assignments, made after `epochs` (E,) of training;
-    `n_epochs` are all of it. `extractor` is the digest of the folder.
+    `superclasses` (C,) are indices into the split's superclass_names. `superclass_means` is (C, d), `subclass_means`
+    (K, d). `sizes` (E, K) is the number of images of each subclass after each of E assignments, made after `epochs`
+    (E,) epochs of training. `n_epochs` is the length of the training. `extractor` is the digest of the folder. The last
+    three fields are None for methods without subclasses.
     """
 
     folder: Path
@@ -44,22 +45,29 @@ class Means:
 
 
 def read_means(folder: Path) -> Means:
-    """The means in a folder of train_scgm.py; InputError, naming the file, if it is none or its arrays do not agree."""
+    """Read the means from a folder of train_scgm.py. Raises InputError if it is not one or its arrays do not agree."""
     made_from, path = read_recipe(folder), Path(folder) / "mixture.h5"
     if made_from is None or made_from["stage"] != "train_scgm":
-        raise InputError(f"{folder}: not a folder of train_scgm.py")
+        raise InputError(f"{folder}: not an output of train_scgm.py. Give --mixture the folder that it wrote.")
     with open_h5(path) as file:
         require_datasets(file, ["superclasses", "superclass_means"])
         superclasses, superclass_means = file["superclasses"][:], file["superclass_means"][:]
         if len(superclasses) != len(superclass_means) or not np.isfinite(superclass_means).all():
-            raise InputError(f"{path}: {len(superclasses)} superclasses, but not as many finite means")
+            raise InputError(
+                f"{path}: {len(superclasses)} superclasses, but {len(superclass_means)} means, or a mean is not finite"
+            )
         mixture = _read_mixture(file) if "subclass_means" in file else ()
     if mixture and mixture[0].shape[1] != superclass_means.shape[1]:
-        raise InputError(f"{path}: means of {mixture[0].shape[1]} and of {superclass_means.shape[1]} dimensions")
+        raise InputError(
+            f"{path}: subclass means have {mixture[0].shape[1]} dimensions, but superclass means have "
+            f"{superclass_means.shape[1]}"
+        )
     config = flat(made_from["config"])
-    every = int(config.get("method.e_step_every", config.get("e_step_every", 0)))  # the second in older recipes
+    every = int(
+        config.get("method.e_step_every", config.get("e_step_every", 0))
+    )  # the second name is from older recipes
     n_epochs = int(config.get("ended_after", config["epochs"]))
-    if mixture:  # a training out of patience has fewer
+    if mixture:  # early stopping leaves fewer assignments
         n_epochs = min(n_epochs, every * len(mixture[1]))
         mixture = (*mixture, every * np.arange(len(mixture[1])))
     return Means(Path(folder), digest(folder), n_epochs, superclasses, superclass_means, *mixture)
@@ -69,28 +77,36 @@ def _read_mixture(file: h5py.File) -> tuple[np.ndarray, np.ndarray]:
     require_datasets(file, ["sizes"])
     means, sizes = file["subclass_means"][:], file["sizes"][:]
     if sizes.ndim != 2 or sizes.shape[1] != len(means) or not len(sizes) or not np.isfinite(means).all():
-        raise InputError(f"{file.filename}: sizes of shape {sizes.shape} for {len(means)} means that are to be finite")
+        raise InputError(
+            f"{file.filename}: sizes have shape {sizes.shape} for {len(means)} means, or a mean is not finite"
+        )
     return means, sizes
 
 
 def check_fits(means: Means, features: Features, split: Split) -> None:
-    """InputError unless `features` are embeddings by that extractor, and the split knows its superclasses."""
+    """Raise InputError unless `features` are from the extractor of `means` and the split has its superclasses."""
     if features.dim != means.superclass_means.shape[1]:
         raise InputError(
-            f"{features.path}: {features.dim} dimensions, but the means of {means.folder} have "
-            f"{means.superclass_means.shape[1]}; give the features of its embeddings"
+            f"{features.path}: has {features.dim} dimensions, but the means of {means.folder} have "
+            f"{means.superclass_means.shape[1]}. Save the features with save_features.py --extractor {means.folder}."
         )
     if features.extractor and features.extractor != means.extractor:
-        raise InputError(f"{features.path}: from another extractor than {means.folder}")
+        raise InputError(
+            f"{features.path}: made by a different extractor than {means.folder}. "
+            f"Save the features with save_features.py --extractor {means.folder}."
+        )
     if means.superclasses.max() >= len(split.superclass_names):
-        raise InputError(f"{means.folder}: superclass {means.superclasses.max()} is not in the split")
+        raise InputError(
+            f"{means.folder}: superclass {means.superclasses.max()} is not in the split. "
+            "Give --data the folder that the extractor was trained on."
+        )
 
 
 def embedding_map(path: Path, means: Means, features: Features, split: Split) -> None:
-    """Unit-length embeddings and means together in two dimensions (Ni et al., ICLR 2022, figures; spec 8).
+    """Plot unit-length embeddings and means together in two dimensions (Ni et al., ICLR 2022, figures; spec 8).
 
-    Departs from the published picture: a subclass mean has the colour of its likeliest superclass, a superclass mean a
-    number, test embeddings are taken (there those of the last epoch of training), and t-SNE is scikit-learn's.
+    Departs from the published picture: subclass means have the colour of their most likely superclass, superclass means
+    are numbered, embeddings are of test images (not of the last training epoch), and t-SNE is scikit-learn's.
     """
     rows, superclass = _map_rows(features.labels, means.superclasses, split)
     subclass_means = means.superclass_means[:0] if means.subclass_means is None else means.subclass_means
@@ -114,7 +130,7 @@ def embedding_map(path: Path, means: Means, features: Features, split: Split) ->
 
 
 def _map_rows(labels: np.ndarray, superclasses: np.ndarray, split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """At most so many rows, evenly from all of these superclasses' images, and the place of each one's superclass."""
+    """Draw at most `_MAP_ROWS` rows of these superclasses; return them and the index of each row's superclass."""
     place_of = {superclass: place for place, superclass in enumerate(superclasses.tolist())}
     places = np.array([place_of.get(superclass, -1) for superclass in split.superclass_of])[labels]
     known = np.flatnonzero(places >= 0)
@@ -123,19 +139,19 @@ def _map_rows(labels: np.ndarray, superclasses: np.ndarray, split: Split) -> tup
 
 
 def _likeliest(means: Means) -> np.ndarray:
-    """For each subclass the superclass with the greatest p(y|z), that is, with the nearest mean: int64 (K,)."""
+    """Return, for each subclass, the superclass with the largest p(y|z), which has the nearest mean: int64 (K,)."""
     if means.subclass_means is None:
         return np.zeros(0, np.int64)
     return (normalize(means.subclass_means) @ normalize(means.superclass_means).T).argmax(1)
 
 
 def _colors(n: int) -> list[tuple[float, float, float]]:
-    """`n` colours round the circle of hues, neighbours of unlike lightness."""
+    """Return `n` colours around the hue circle. Neighbours differ in lightness."""
     return [colorsys.hls_to_rgb(i / n, (0.36, 0.62, 0.48)[i % 3], (0.85, 0.7, 0.95)[i % 3]) for i in range(n)]
 
 
 def _number(axes: Axes, stars: np.ndarray) -> None:
-    """Write its number beside each star, on the side that its nearest neighbour is not on."""
+    """Write a number beside each star, on the side away from its nearest neighbour."""
     distances = np.square(stars[:, None] - stars).sum(-1)
     np.fill_diagonal(distances, np.inf)
     away = normalize(stars - stars[distances.argmin(1)])
@@ -146,7 +162,7 @@ def _number(axes: Axes, stars: np.ndarray) -> None:
 
 
 def _legend(axes: Axes, names: list[str], colors: np.ndarray, has_subclasses: bool) -> None:
-    """Superclasses right of the map in columns, signs above it."""
+    """Add two legends: superclasses in columns right of the map, marker types above it."""
     marks = [(".", "image"), ("+", "mean of a subclass"), ("*", "mean of a superclass")]
     signs = [
         Line2D([], [], linestyle="none", marker=marker, color="#444", markersize=8, label=label)
@@ -164,7 +180,7 @@ def _legend(axes: Axes, names: list[str], colors: np.ndarray, has_subclasses: bo
 
 
 def subclass_sizes(path: Path, means: Means) -> None:
-    """How many training images each subclass has: bands over epochs, and all of them after the last assignment."""
+    """Plot the number of training images per subclass: bands over epochs, and all sizes after the last assignment."""
     n_images, n_subclasses = int(means.sizes[0].sum()), means.sizes.shape[1]
     epochs = np.append(means.epochs, means.n_epochs)  # an assignment holds until the next one
     low, quarter, median, three_quarters, high = (
@@ -180,7 +196,7 @@ def subclass_sizes(path: Path, means: Means) -> None:
             axes.axhline(n_images / n_subclasses, color=OKABE_ITO[1], linestyle="--", linewidth=1.3)
         over.set_xlim(0, means.n_epochs)
         over.xaxis.set_major_locator(MaxNLocator(integer=True))
-        over.set(xlabel="epochs trained", ylabel="training images of a subclass", ylim=(0, 1.08 * high.max()))
+        over.set(xlabel="epochs", ylabel="training images per subclass", ylim=(0, 1.08 * high.max()))
         over.set_title("Over training", loc="left", fontweight="bold", fontsize=10.5)
         target = Line2D([], [], color=OKABE_ITO[1], linestyle="--", label=f"equal: {n_images / n_subclasses:.4g}")
         handles = [*over.get_legend_handles_labels()[0], target]

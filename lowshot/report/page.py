@@ -1,4 +1,4 @@
-"""report.html: one page without external resources."""
+"""report.html: a single page without external resources."""
 
 import base64
 import json
@@ -16,7 +16,7 @@ _MEDIA = {".svg": "image/svg+xml", ".png": "image/png"}
 
 @dataclass
 class Section:
-    """What the page shows of one protocol (dataset, setup, split digest)."""
+    """The part of the page for one protocol (dataset, setup, split digest)."""
 
     protocol: tuple[str, str, str]
     facts: dict[str, str]
@@ -45,16 +45,16 @@ class Section:
 
     @property
     def unit(self) -> str:
-        """What its intervals are over."""
+        """The unit that intervals are computed over."""
         return unit_of(self.protocol)
 
     def first(self, metric_name: str) -> Table:
-        """The accuracy table of the metric shown first."""
+        """Return the accuracy table of the metric that is shown first."""
         return next(table for table in self.accuracy if table.caption.startswith(metric_name))
 
 
 def facts(frame: pd.DataFrame, column: str, unit: str) -> dict[str, str]:
-    """What was run, in words; `frame` is the long form of one protocol, with a number of its `unit` in `column`."""
+    """Summarise what was run. `frame` is the long form of one protocol; `column` holds the numbers of its `unit`."""
     cells = ["system", "n_shot", *({"task"} & set(frame))]
     counts = frame.drop_duplicates([*cells, column]).groupby(cells).size()
     least, most = counts.min(), counts.max()
@@ -69,7 +69,7 @@ def facts(frame: pd.DataFrame, column: str, unit: str) -> dict[str, str]:
 
 
 def provenance(files: dict[str, dict], frame: pd.DataFrame) -> list[dict]:
-    """For each system of `frame` (long form): where its numbers come from, summed up over its files."""
+    """Return a record for each system of `frame` (long form): commits, devices, commands, and totals over its files."""
     records = []
     for (*protocol, system), part in frame.groupby([*PROTOCOL, "system"], sort=False):
         names = part["file"].unique()
@@ -103,12 +103,12 @@ def _duration(seconds: float) -> str:
 
 
 def _number(cell: str) -> str:
-    """A cell that breaks before its remark only, with a real minus sign."""
+    """Format a cell: a line break only before its remark, and a true minus sign."""
     return cell.replace(" ", "\u00a0").replace("\u00a0(", " (").replace("-", "−")
 
 
 def data_uri(path: Path) -> str:
-    """A figure as text that a page can carry."""
+    """Return a figure as a data URI."""
     return f"data:{_MEDIA[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
@@ -120,10 +120,13 @@ def render(
     drawn: dict[str, Path],
     records: list[dict],
 ) -> str:
-    """The page's HTML; everything that comes from results files is escaped.
+    """Return the HTML of the page. Text from results files is escaped.
 
-    `images`: tables of the scores of generated images, `each_class` those of single classes. `drawn`: the pictures that
-    there are, of samples, feature_map, embedding_map, subclass_sizes, generated, between, crossover and gan_training.
+    Args:
+        images: tables of the scores of generated images.
+        each_class: tables of the scores of single classes.
+        drawn: pictures by name: samples, feature_map, embedding_map, subclass_sizes, generated, between, crossover,
+            gan_training. All are optional.
     """
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)

@@ -1,7 +1,7 @@
-"""Results files as data frames, and the two statistics of a report: means over trials and paired differences.
+"""Results files as data frames, and the two statistics of a report: means over trials, and paired differences.
 
-A *system* is an extractor and a method. Files of one job array (same system and settings, other trials or shots) are
-one system; where two runs of the same extractor and method differ in a setting, it becomes part of their names.
+A *system* is an extractor and a method. Files of one job array (same settings, different trials or shots) are one
+system. If two runs of the same extractor and method differ in a setting, the setting becomes part of their names.
 """
 
 import json
@@ -21,14 +21,15 @@ from lowshot.evaluation.settings import Metric
 from lowshot.gan.settings import SCORES
 
 METRICS = get_args(Metric)
-# Numbers are comparable only within one of these: never in one table across them.
+# Results are comparable only within one protocol; no table mixes protocols.
 PROTOCOL = ["dataset", "setup", "split_digest"]
-# What several split digests are called together.
+# Name of the protocol that joins several split digests.
 SPLITS = "class splits"
 COLUMNS = [*PROTOCOL, "setting", "extractor", "method", "system"]
 _PROTOCOL_KEYS = ("setup", "setting", "split_digest")
 _PROVENANCE_KEYS = ("command", "commit", "versions", "device", "wall_time_s", "peak_memory_bytes")
-# What entries hold: whole numbers with the least that each may be, and fractions (from 0, or as _LOWEST says).
+# Fields of each kind of entry: integers with their minimum, and real values, which are in 0..1 unless _LOWEST or
+# _HIGHEST has another bound.
 _ROWS = {
     "trials": ({"trial": 0, "n_shot": 1}, list(METRICS)),
     "episodes": ({"episode": 0, "n_way": 1, "n_shot": 1}, ["accuracy"]),
@@ -38,25 +39,23 @@ _ROWS = {
 }
 _LOWEST = {"adjusted_rand": -1, "kid": -np.inf}
 _HIGHEST = {"fid": np.inf, "kid": np.inf, "density": np.inf}
-# What the tasks of one job array may differ in, and what names a system already.
+# Settings that may differ between the tasks of one job array, or that are part of the system's name already.
 _NOT_OF_THE_RUN = {"shots", "trials", "n_shots", "n_episodes", "name", "extractor", "clustering", "reference"}
-# What makes episodes another kind of task, whose numbers stand in tables of their own, and no other system.
+# Settings that define the kind of task of episodes. Each kind has its own tables; they do not make another system.
 _KIND = {"n_way", "n_queries", "dirichlet", "within_superclass", "classes"}
-# The plainest classifiers are shown first, and others compared with them.
+# The simplest classifiers. They are shown first, and others are compared with them.
 _PLAIN = r"(?:linear_sgd|nearest_mean)\b"
-# The end of an extractor's name that makes it one of several repeats of a training.
+# Suffix of the extractor's name that marks repeated trainings.
 _SEED = r"_seed(\d{1,9})$"
-# Inputs that all tasks of one run share (draws may be one file a trial; samples may be made for one trial), by how
-# their names begin.
+# Prefixes of the inputs that all tasks of one run share. Draws and samples may be one file per trial.
 _SHARED_INPUTS = ("test", "features", "add.generator.", "graph", "scores", "code of ")
 
 
 def read_files(folder: Path, report: Path | None = None) -> dict[str, dict]:
-    """The checked content of every results file below `folder`, by name relative to it.
+    """Read and check all results files below `folder`; returns their content by relative path.
 
-    Unfinished files (`*.partial.json`) and those of a `report` inside the folder are no results. Raises InputError,
-    naming the file, for one that is not JSON, lacks a key, or holds an accuracy or a score out of its range; and for an
-    empty folder.
+    Skips unfinished files (`*.partial.json`) and the files of a `report` inside the folder. Raises InputError if there
+    are no results, and, naming the file, if one is not JSON, lacks a key, or has a value out of range.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -74,13 +73,13 @@ def read_files(folder: Path, report: Path | None = None) -> dict[str, dict]:
 def _read_file(path: Path) -> dict:
     content = read_json(path)
     if not isinstance(content, dict):
-        raise InputError(f"{path}: not a results file: it is no JSON object")
+        raise InputError(f"{path}: not a results file: it is not a JSON object")
     _require(path, "", content, ("method", "dataset", "extractor", "protocol", "config", "provenance"))
     _require(path, "protocol.", content["protocol"], _PROTOCOL_KEYS)
     _require(path, "provenance.", content["provenance"], _PROVENANCE_KEYS)
     for key in ("config", "inputs"):
         if not isinstance(content.get(key, {}), dict):
-            raise InputError(f"{path}: not a results file: '{key}' is no JSON object")
+            raise InputError(f"{path}: not a results file: '{key}' is not a JSON object")
     if "trials" not in content and (not {"episodes", "scores"} & set(content) or "history" in content):
         raise InputError(f"{path}: not a results file: lacks 'trials' (or 'episodes', 'scores')")
     for kind, (least, fractions) in _ROWS.items():
@@ -106,7 +105,7 @@ def _check_rows(where: str, rows: object, least: dict[str, int], fractions: list
         if column.isna().any():
             raise InputError(f"{where}: entry {int(column.isna().argmax()) + 1}: '{key}' is absent or NaN")
         if pd.api.types.is_bool_dtype(column) or not pd.api.types.is_numeric_dtype(column):
-            raise InputError(f"{where}: '{key}' holds something that is not a number")
+            raise InputError(f"{where}: '{key}' has a value that is not a number")
     values = frame[fractions].to_numpy(float)
     lowest, highest = (
         np.array([ends.get(name, i) for name in fractions]) for i, ends in enumerate((_LOWEST, _HIGHEST))
@@ -116,57 +115,58 @@ def _check_rows(where: str, rows: object, least: dict[str, int], fractions: list
         raise InputError(f"{where}: entry {row + 1}: {problem}")
     for key, smallest in least.items():
         if not pd.api.types.is_integer_dtype(frame[key]) or frame[key].min() < smallest:
-            raise InputError(f"{where}: '{key}' must be whole numbers from {smallest}")
+            raise InputError(f"{where}: '{key}' must be an integer, at least {smallest}")
     return frame[[*least, *fractions, *(["class"] if "class" in frame else [])]]
 
 
 def read_results(
     source: str | Path, kind: Literal["trials", "episodes", "history", "clustering", "scores"] = "trials"
 ) -> pd.DataFrame:
-    """Results files as one long table: a row for each number.
+    """Read results files into one long table with a row for each value.
 
     Args:
-        source: a results file, or a folder of them at any depth, with no other .json files.
-        kind: what of them: accuracies of every trial and n, of every episode, after every step of diffusion, scores of
-            clusterings, scores of generated images. The columns are those of the function of that name.
+        source: a results file, or a folder of results files at any depth without other .json files.
+        kind: accuracies of every trial and n ("trials"), of every episode ("episodes"), or after every step of
+            diffusion ("history"); scores of clusterings ("clustering") or of generated images ("scores"). For the
+            columns see the function of that name.
 
-    Raises InputError for a file that is no results file, and where there is nothing of that kind.
+    Raises InputError for a file that is not a results file, or if there is nothing of that kind.
     """
     kinds = {"trials": trials, "episodes": episodes, "history": history, "clustering": clustering, "scores": scores}
     if kind not in kinds:
-        raise InputError(f"kind '{kind}': there are {', '.join(kinds)}")
+        raise InputError(f"kind '{kind}': not a kind of result. Available: {', '.join(kinds)}.")
     source = Path(source)
     if not source.exists():
         raise InputError(f"{source}: no such file or folder")
     files = {source.name: _read_file(source)} if source.is_file() else read_files(source)
     if not any(kind in content for content in files.values()):
         held = [name for name in kinds if any(name in content for content in files.values())]
-        raise InputError(f"{source}: holds no {kind}, but {', '.join(held)}")
+        raise InputError(f"{source}: contains no {kind}. Available: {', '.join(held)}.")
     return kinds[kind](files)
 
 
 def trials(files: dict[str, dict]) -> pd.DataFrame:
-    """Long form, one row per trial, n and metric, in the order in which systems are shown.
+    """Return trials in long form: one row per trial, n and metric, with systems in display order.
 
     Columns: dataset, setup, split_digest, setting, extractor, method, system, trial, n_shot, metric, value, draws
-    (digest of the draws, empty where the file does not say) and file.
+    (digest of the draws, empty if unknown) and file.
     """
     return _long_form(files, "trials")
 
 
 def episodes(files: dict[str, dict]) -> pd.DataFrame:
-    """The same for episodes; the only metric is accuracy.
+    """Return episodes in long form. The only metric is accuracy.
 
-    The columns episode, n_way and task (kind of task, in words) stand in place of trial; draws is the digest of the
-    tasks, the same where episodes of one number are the same images.
+    Columns as in `trials`, with episode, n_way and task (kind of task, in words) instead of trial. draws is the digest
+    of the tasks: if it is equal, episodes with the same number have the same images.
     """
     return _long_form(files, "episodes")
 
 
 def repeats(episodes: pd.DataFrame) -> pd.DataFrame:
-    """The same in a row for each training, of the systems whose extractors are repeats of one: NAME_seed0, NAME_seed1.
+    """Average episodes per training, for extractors that are repeats of one training: NAME_seed0, NAME_seed1.
 
-    The seed stands in place of the episode, the mean of its episodes is the value, and names are without the seed.
+    The seed replaces the episode number, the value is the mean over episodes, and names are without the seed.
     """
     seeds = training_seeds(episodes)
     frame = episodes[seeds != ""].assign(episode=seeds[seeds != ""].astype(int))
@@ -175,26 +175,26 @@ def repeats(episodes: pd.DataFrame) -> pd.DataFrame:
     frame = frame.assign(extractor=names, system=names + rest)
     keys = [*COLUMNS, "episode", "task", "n_shot", "metric", "draws"]
     means = frame.groupby(keys, sort=False)["value"].agg(value="mean", count="count").reset_index()
-    means["draws"] += means["count"].map(", {} episodes".format)  # of as many episodes only are they pairs
+    means["draws"] += means["count"].map(", {} episodes".format)  # pair equal numbers of episodes only
     repeated = means.groupby(["system", "task"])["episode"].transform("nunique") > 1
     return means[repeated].drop(columns="count")
 
 
 def training_seeds(frame: pd.DataFrame) -> pd.Series:
-    """Of each row the seed of its extractor's training, by its name (NAME_seed0), as text; empty without one."""
+    """Return the training seed of each row from the name of its extractor (NAME_seed0), as text; empty if none."""
     return frame["extractor"].str.extract(_SEED)[0].fillna("")
 
 
 def history(files: dict[str, dict]) -> pd.DataFrame:
-    """The trials of methods that go in steps, after every number of steps (column n_steps, from 0)."""
+    """Return the trials of step-wise methods after every number of steps (column n_steps, from 0), in long form."""
     return _long_form(files, "history")
 
 
 def clustering(files: dict[str, dict]) -> pd.DataFrame:
-    """Scores of clusterings against classes, in long form: one row per seed and score.
+    """Return scores of clusterings against classes in long form: one row per seed and score.
 
-    Columns: dataset, setup, split_digest, features (extractor, and in brackets the transform), classes (novel or all),
-    n_clusters, seed, metric, value and file. Files of several methods or kinds of task on one clustering are one.
+    Columns: dataset, setup, split_digest, features (extractor, and the transform in brackets), classes (novel or all),
+    n_clusters, seed, metric, value and file. A clustering that is in several files counts once.
     """
     names, parts = _clustered_features(files), []
     for file, name in names.items():
@@ -211,10 +211,10 @@ def clustering(files: dict[str, dict]) -> pd.DataFrame:
 
 
 def scores(files: dict[str, dict]) -> pd.DataFrame:
-    """Scores of generated images against real ones in long form: one row per file, class and score.
+    """Return scores of generated images against real ones in long form: one row per file, class and score.
 
-    Columns: those of `trials` before the trial (setup is the reference: which real images), trial and k (of the GAN's
-    shots; 0 for none), class (-1: all together), n_images, metric, value, draws (that reference) and file.
+    Columns: those of `trials` up to system, where setup is the reference (which real images); trial and k of the GAN's
+    shots (0 for none); class (-1 for all together), n_images, metric, value, draws (the reference) and file.
     """
     names, parts = system_names(files), []
     for file, content in files.items():
@@ -236,10 +236,11 @@ def scores(files: dict[str, dict]) -> pd.DataFrame:
 
 
 def over_splits(frame: pd.DataFrame, least: int = 2) -> pd.DataFrame:
-    """`frame` (long form, with n_shot) in a row for each class split, of the data sets that have `least` of them:
-    NUMBER class splits stands in place of the digest, the split's number in place of the trial, and the value is the
-    mean over the split's trials. Not every system need have every split: a table says how many each has, and only
-    common ones are paired."""
+    """Average `frame` (long form, with n_shot) per class split, for data sets with at least `least` splits.
+
+    The value is the mean over the trials of a split. "NUMBER class splits" replaces the digest, and the number of the
+    split replaces the trial. A system may lack some splits: tables show the count, and only common splits are paired.
+    """
     keys = [*COLUMNS, "n_shot", "metric"]
     means = frame.groupby(keys, sort=False)["value"].mean().reset_index()
     group = means.groupby(PROTOCOL[:2])["split_digest"]
@@ -255,7 +256,7 @@ def _protocol(content: dict) -> tuple[str, str, str]:
 
 
 def _clustered_features(files: dict[str, dict]) -> dict[str, str]:
-    """The features that each file with a clustering is of; where two of a name have another content, it says which."""
+    """Name the clustered features of each file. Features of the same name but different content get distinct names."""
     runs: dict[tuple, dict[str, dict]] = {}
     for file, content in files.items():
         if "clustering" in content:
@@ -293,7 +294,7 @@ def _long_form(files: dict[str, dict], kind: str) -> pd.DataFrame:
 
 
 def _task_names(config: dict, part: pd.DataFrame) -> pd.Series:
-    """The kind of task of each row, in words, from what the settings say of it."""
+    """Describe the kind of task of each row in words, from the settings."""
     inside = " of all classes" if config.get("classes") == "all" else ""
     inside += " within a superclass" if config.get("within_superclass") else ""
     ways = part["n_way"].astype(str) if config.get("n_way") != "all" else pd.Series("all", part.index)
@@ -305,8 +306,7 @@ def _task_names(config: dict, part: pd.DataFrame) -> pd.Series:
 
 
 def _draws(content: dict, part: pd.DataFrame) -> pd.Series | str:
-    """Digest of the draws of each row: of draws.json or the published file of its trial, or of the tasks; empty where
-    unknown."""
+    """Return the digest of the draws (or tasks) of each row; empty if unknown."""
     inputs = content.get("inputs", {})
     if "episode" in part:
         return content["protocol"].get("tasks_digest", "")
@@ -321,11 +321,12 @@ def _refuse_conflicts(frame: pd.DataFrame, same: list[str]) -> None:
         first = frame[differing].iloc[0]
         rivals = frame[(frame[same] == first[same]).all(axis=1)].drop_duplicates("value")
         row = ", ".join(f"{key} {first[key]}" for key in same[len(PROTOCOL) :])
-        raise InputError(f"{' and '.join(dict.fromkeys(rivals['file']))}: different numbers for {row}")
+        files = " and ".join(dict.fromkeys(rivals["file"]))
+        raise InputError(f"{files}: different values for {row}. Remove one of the files, or give the runs a --name.")
 
 
 def system_names(files: dict[str, dict]) -> dict[str, str]:
-    """The system of each file: "extractor: method", and in brackets the settings in which runs of the two differ."""
+    """Name the system of each file: "extractor: method", plus the settings in which runs differ, in brackets."""
     runs: dict[tuple, dict[str, dict]] = {}
     for file, content in files.items():
         protocol = content["protocol"]
@@ -338,15 +339,15 @@ def system_names(files: dict[str, dict]) -> dict[str, str]:
 
 
 def _fingerprint(content: dict) -> dict[str, str]:
-    """What two files must share to be parts of one run; digests tell apart extractors or generators of one name."""
+    """What two files must share to be parts of one run. Digests distinguish extractors or generators of one name."""
     today = results_today({"stage": content.get("stage"), "config": content["config"], "inputs": {}, **content})
-    # A setting that is not given is no difference to a file made before there was such a setting.
+    # A setting that is None equals a setting that is missing, as in files from before it existed.
     chosen = {key: value for key, value in flat(today["config"]).items() if value is not None}
     chosen = {
         key: json.dumps(value) for key, value in chosen.items() if key.split(".")[0] not in _NOT_OF_THE_RUN | _KIND
     }
     names = _SHARED_INPUTS
-    if "classifier.extractor" in today["inputs"]:  # each run's head has features of its own
+    if "classifier.extractor" in today["inputs"]:  # each run's head has its own features
         names = [name for name in names if name != "test"]
     shared = {key: str(value)[:8] for key, value in today["inputs"].items() if key.startswith(tuple(names))}
     return {**chosen, **shared, "setting": str(content["protocol"]["setting"])}
@@ -362,9 +363,9 @@ def _distinguish(name: str, prints: dict[str, dict[str, str]]) -> dict[str, str]
 
 
 def summarise(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Mean of `value` for each combination of the columns `by`, in order of appearance.
+    """Average `value` over each combination of the columns `by`, in order of appearance.
 
-    Adds to `by`: mean, interval (half width of the 95 % t-interval; NaN, unknown, for a single trial) and trials.
+    Returns the columns `by`, mean, interval (half width of the 95 % t-interval; NaN for a single trial) and trials.
     """
     groups = frame.groupby(by, sort=False)["value"].agg(["mean", "std", "count"]).reset_index()
     count = groups["count"]
@@ -373,31 +374,32 @@ def summarise(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def is_reference(frame: pd.DataFrame, reference: str | None) -> pd.Series:
-    """Which rows of `frame` (long form) are of `reference`: a system, a method, or an extractor with or without its
-    seed."""
+    """Mark the rows of `frame` (long form) of `reference`: a system, a method, or an extractor (its seed optional)."""
     names = frame[["system", "method", "extractor"]]
     training = frame["extractor"].str.replace(_SEED, "", regex=True)
     return names.eq(reference).any(axis=1) | training.eq(reference)
 
 
 def check_reference(reference: str | None, frames: list[pd.DataFrame]) -> None:
-    """InputError, naming all systems, for a `reference` that is in none of `frames` (long form)."""
+    """Raise InputError, naming all systems, if `reference` is in none of `frames` (long form)."""
     if reference is None or any(is_reference(frame, reference).any() for frame in frames):
         return
     known = ", ".join(f"'{system}'" for system in dict.fromkeys(name for frame in frames for name in frame["system"]))
-    raise InputError(f"--reference '{reference}': no such system (there are: {known})")
+    raise InputError(f"--reference '{reference}': no such system. Available: {known}.")
 
 
 def plainest(frame: pd.DataFrame, reference: str | None = None) -> str:
-    """The system that others of `frame` (long form) are compared with: the first of `reference`, or where it is None or
-    not there the first of all."""
+    """Return the system that others of `frame` (long form) are compared with: the first of `reference`, or the first of
+    all systems if `reference` is None or absent."""
     named = frame.loc[is_reference(frame, reference), "system"]
     return (named if len(named) else frame["system"]).iloc[0]
 
 
 def differences_to(frame: pd.DataFrame, reference: str | None) -> pd.DataFrame:
-    """`paired_differences` of every system to one of `reference`, or where it is None to the plainest: to that with its
-    own training seed or with none, and of these to that with its own method, if there is one."""
+    """Return `paired_differences` of every system to one of `reference`, or to the simplest system if it is None.
+
+    A system is compared with the one of its own training seed, or of none; among these with its own method, if any.
+    """
     systems = frame.drop_duplicates("system").assign(seed=training_seeds)
     known = systems[is_reference(systems, reference)] if reference is not None else systems
     versus: dict[str, list[str]] = {}
@@ -412,15 +414,15 @@ def differences_to(frame: pd.DataFrame, reference: str | None) -> pd.DataFrame:
 
 
 def plain_system(trials: pd.DataFrame, extractor: str) -> str | None:
-    """The plainest classifier on the features of `extractor`; None where none of the plain ones was run on them."""
+    """Return the simplest classifier on the features of `extractor`, or None if no simple one was run on them."""
     plain = trials["method"].str.match(_PLAIN) & ~trials["method"].str.contains(" + ", regex=False)
     return next(iter(trials.loc[plain & (trials["extractor"] == extractor), "system"]), None)
 
 
 def reported_steps(history: pd.DataFrame, trials: pd.DataFrame) -> pd.Series:
-    """The number of steps after which the accuracies are those of `trials`, by system and n; of several the least.
+    """Return, by system and n, the smallest number of steps after which the accuracies equal those of `trials`.
 
-    Both of one protocol. Where the two never agree (scores fused with others, say), there is no entry.
+    Both frames are of one protocol. There is no entry if they never agree, as with fused scores.
     """
     keys = ["system", "n_shot", "trial", "metric"]
     both = history.merge(trials[[*keys, "value"]].rename(columns={"value": "reported"}), on=keys)
@@ -430,12 +432,11 @@ def reported_steps(history: pd.DataFrame, trials: pd.DataFrame) -> pd.Series:
 
 
 def paired_differences(frame: pd.DataFrame, versus: str | None = None) -> pd.DataFrame:
-    """`system` minus `versus`, over the trials that both have, for every ordered pair of systems of one protocol (or
-    for those with the system `versus`).
+    """Return `system` minus `versus` over common trials (or episodes, per kind of task), for every ordered pair of
+    systems of one protocol, or only for the given `versus`.
 
-    The same for episodes, of every kind of task by itself. Trials or episodes known to be of different draws are not
-    pairs. Columns: the protocol's, (task,) system, versus, metric, n_shot, mean, interval, trials (in common) and
-    differs (whether the interval excludes zero; never for a single trial).
+    Trials with different draws are not paired. Columns: the protocol's, (task,) system, versus, metric, n_shot, mean,
+    interval, trials (in common) and differs (whether the interval excludes zero; False for a single trial).
     """
     task = ["task"] if "task" in frame else []
     keys = [*PROTOCOL, *task, "metric", "n_shot", "episode" if task else "trial"]

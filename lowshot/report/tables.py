@@ -1,5 +1,6 @@
-"""Tables of a report: frames of ready text, written as Markdown, LaTeX and CSV."""
+"""Tables of a report as frames of formatted text, and their output as Markdown, LaTeX and CSV."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,14 +19,15 @@ _LATEX = str.maketrans(
 
 @dataclass(frozen=True)
 class Table:
-    """A caption and a frame of text, one row per system (or pair of systems)."""
+    """A table: a caption, a frame of text with one row per system or pair of systems, and notes to print below it."""
 
     caption: str
     frame: pd.DataFrame
+    notes: Sequence[str] = ()
 
     @property
     def n_text(self) -> int:
-        """How many of the first columns hold names; the others hold numbers."""
+        """Number of leading columns with names. The other columns hold numbers."""
         return sum(name in {"System", "Setting", "minus", "Features", "Class"} for name in self.frame)
 
 
@@ -36,14 +38,14 @@ def metric_name(metric: str) -> str:
 
 
 def protocol_name(protocol: tuple[str, str, str]) -> str:
-    """Data set, setup and the beginning of the split's digest (or how many splits), in words."""
+    """Describe a protocol: data set, setup, and the short split digest or the number of splits."""
     dataset, setup, split_digest = protocol
     split = split_digest if unit_of(protocol) == SPLITS else f"split {split_digest[:12]}"
     return f"{dataset}, {setup} setup, {split}"
 
 
 def unit_of(protocol: tuple[str, str, str]) -> str:
-    """What intervals are over: trials of a split, or class splits."""
+    """Return the unit of the intervals: trials, or class splits."""
     return SPLITS if protocol[2].endswith(SPLITS) else "trials"
 
 
@@ -56,7 +58,7 @@ def _percent(mean: float, interval: float, sign: str = "") -> str:
 
 
 def _cells(rows: pd.DataFrame, columns: list[int], sign: str = "", unit: str = "trials") -> dict[str, str]:
-    """The cells of one row: its number of trials, then one per n, which says so if it has fewer trials than that."""
+    """Format one row: its number of trials, then a cell per n. A cell with fewer trials states their number."""
     by_n, most = rows.set_index("n_shot"), rows["trials"].max()
     cells = {unit.capitalize(): str(most)}
     for n_shot in columns:
@@ -73,8 +75,11 @@ def _cells(rows: pd.DataFrame, columns: list[int], sign: str = "", unit: str = "
     return cells
 
 
-def accuracy_table(summary: pd.DataFrame, metric: str, protocol: tuple[str, str, str]) -> Table:
-    """Mean ± 95 % interval in percent of one metric: rows are systems, columns are n; `summary` is of one protocol."""
+def accuracy_table(
+    summary: pd.DataFrame, metric: str, protocol: tuple[str, str, str], notes: Sequence[str] = ()
+) -> Table:
+    """Table of one metric, mean ± 95 % interval in percent: rows are systems, columns are n. `summary` has one
+    protocol."""
     columns = sorted(summary["n_shot"].unique())
     rows = summary[summary["metric"] == metric].groupby(["system", "setting"], sort=False)
     unit = unit_of(protocol)
@@ -82,11 +87,11 @@ def accuracy_table(summary: pd.DataFrame, metric: str, protocol: tuple[str, str,
         {"System": system, "Setting": setting, **_cells(part, columns, unit=unit)} for (system, setting), part in rows
     ]
     what = f"{protocol_name(protocol)}; % accuracy, mean ± 95 % interval over {unit}"
-    return Table(f"{metric_name(metric)}: {what}", pd.DataFrame(lines))
+    return Table(f"{metric_name(metric)}: {what}", pd.DataFrame(lines), notes)
 
 
 def steps_table(summary: pd.DataFrame, plain: pd.DataFrame, metric: str, protocol: tuple[str, str, str]) -> Table:
-    """The same after every number of steps, below the `plain` systems, which take none; all of one protocol."""
+    """Table of one metric after every number of steps, below the `plain` systems, which take no steps."""
     columns = sorted(summary["n_shot"].unique())
     lines = []
     for frame in (plain.assign(n_steps="none"), summary):
@@ -98,7 +103,7 @@ def steps_table(summary: pd.DataFrame, plain: pd.DataFrame, metric: str, protoco
 
 
 def paired_table(differences: pd.DataFrame, metric: str, protocol: tuple[str, str, str]) -> Table:
-    """Differences in percentage points on the same trials, each pair once, the later system minus the earlier one."""
+    """Table of differences in percentage points on the same trials. Each pair appears once, later minus earlier."""
     columns = sorted(differences["n_shot"].unique())
     order = {system: place for place, system in enumerate(differences["system"].unique())}
     rows = differences[differences["metric"] == metric]
@@ -111,8 +116,8 @@ def paired_table(differences: pd.DataFrame, metric: str, protocol: tuple[str, st
 
 
 def episode_table(summary: pd.DataFrame, task: str, protocol: tuple[str, str, str], unit: str = "episodes") -> Table:
-    """Mean accuracy ± 95 % interval of one kind of `task`, over episodes or (`unit`) over repeated trainings: rows are
-    systems, columns are n."""
+    """Table of the mean accuracy ± 95 % interval for one kind of `task`, over episodes or repeated trainings (`unit`):
+    rows are systems, columns are n."""
     columns = sorted(summary["n_shot"].unique())
     rows = summary.groupby(["system", "setting"], sort=False)
     lines = [
@@ -125,7 +130,7 @@ def episode_table(summary: pd.DataFrame, task: str, protocol: tuple[str, str, st
 def paired_episode_table(
     differences: pd.DataFrame, task: str, protocol: tuple[str, str, str], unit: str = "episodes"
 ) -> Table:
-    """Differences in percentage points on the same episodes; `differences` are of one kind of `task`."""
+    """Table of differences in percentage points on the same episodes, for one kind of `task`."""
     columns = sorted(differences["n_shot"].unique())
     rows = differences.groupby(["system", "versus"], sort=False)
     lines = [{"System": one, "minus": other, **_cells(part, columns, "+", unit)} for (one, other), part in rows]
@@ -139,8 +144,8 @@ def _over(unit: str) -> str:
 
 
 def clustering_table(summary: pd.DataFrame, classes: str, protocol: tuple[str, str, str]) -> Table:
-    """Scores of k-means against `classes` ("novel" or "all"), times 100, mean ± 95 % interval over seeds: rows are
-    features and numbers of clusters."""
+    """Table of the scores of k-means against `classes` ("novel" or "all"), times 100, mean ± 95 % interval over seeds:
+    rows are features and numbers of clusters."""
     lines = []
     for (features, n_clusters), part in summary.groupby(["features", "n_clusters"], sort=False):
         cells = {_SCORES[row.metric]: _percent(row.mean, row.interval) for row in part.itertuples()}
@@ -158,7 +163,8 @@ _IMAGE_SCORES = {"fid": "FID", "kid": "KID", "precision": "Precision", "recall":
 
 
 def image_scores_table(scores: pd.DataFrame, dataset: str, reference: str) -> Table:
-    """Scores of all classes together against one `reference`, mean ± 95 % interval over class splits: rows are GANs."""
+    """Table of the scores of all classes together against one `reference`, mean ± 95 % interval over class splits: rows
+    are GANs."""
     rows = summarise(scores, ["system", "setting", "metric"])
     lines = [
         {"System": system, "Setting": setting, "Class splits": str(part["trials"].max()), **_score_cells(part)}
@@ -168,7 +174,7 @@ def image_scores_table(scores: pd.DataFrame, dataset: str, reference: str) -> Ta
 
 
 def paired_scores_table(differences: pd.DataFrame, dataset: str, reference: str) -> Table:
-    """Differences of the same on the same class splits; each pair once, the later minus the earlier."""
+    """Table of differences of image scores on the same class splits. Each pair appears once, later minus earlier."""
     order = {system: place for place, system in enumerate(differences["system"].unique())}
     rows = differences[differences["system"].map(order) > differences["versus"].map(order)]
     lines = [
@@ -180,7 +186,7 @@ def paired_scores_table(differences: pd.DataFrame, dataset: str, reference: str)
 
 
 def class_scores_table(scores: pd.DataFrame, class_names: dict[int, str], protocol: tuple[str, str, str]) -> Table:
-    """FID of single classes, of one class split: rows are classes, columns GANs; means over trials."""
+    """Table of the FID of single classes in one class split, averaged over trials: rows are classes, columns GANs."""
     frame = scores[(scores["metric"] == "fid") & (scores["class"] >= 0)]
     wide = frame.pivot_table("value", "class", "system", "mean", sort=False).sort_index()
     text = wide.map("{:.2f}".format)
@@ -206,8 +212,8 @@ def _score_cells(rows: pd.DataFrame, sign: str = "") -> dict[str, str]:
 def to_markdown(table: Table) -> str:
     frame = table.frame.map(lambda cell: cell.replace("|", "\\|"))
     rule = ["---"] * table.n_text + ["---:"] * (len(frame.columns) - table.n_text)
-    lines = [list(frame), rule, *frame.to_numpy().tolist()]
-    return f"**{table.caption}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    lines = [f"| {' | '.join(line)} |" for line in [list(frame), rule, *frame.to_numpy().tolist()]]
+    return "\n".join([f"**{table.caption}**", "", *lines, *(f"\n{note}" for note in table.notes)]) + "\n"
 
 
 def _latex(text: str) -> str:
@@ -215,17 +221,18 @@ def _latex(text: str) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A table for the package booktabs; every character of a name that means something to LaTeX is escaped."""
+    """Format a table for the LaTeX package booktabs. Special characters are escaped."""
     lines = [" & ".join(map(_latex, row)) + r" \\" for row in [list(table.frame), *table.frame.to_numpy().tolist()]]
     columns = "l" * table.n_text + "r" * (len(table.frame.columns) - table.n_text)
     head = [r"\begin{table}[htbp]", r"\centering", rf"\caption{{{_latex(table.caption)}}}"]
     body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
-    return "\n".join([*head, *body, r"\end{tabular}", r"\end{table}"]) + "\n"
+    notes = [rf"\par\footnotesize {_latex(note)}" for note in table.notes]
+    return "\n".join([*head, *body, r"\end{tabular}", *notes, r"\end{table}"]) + "\n"
 
 
 def wide(summary: pd.DataFrame) -> pd.DataFrame:
-    """The numbers of all tables, one row per system, metric and, where `summary` has them, number of steps: for each n
-    mean, interval and trials (0: missing)."""
+    """Return the values of all tables in wide form: one row per system, metric and (if in `summary`) number of steps,
+    with mean, interval and trials (0 if missing) for each n."""
     index = [*PROTOCOL, "setting", "system", "metric", *({"n_steps"} & set(summary))]
     numbers = ["mean", "interval", "trials"]
     frame = summary.pivot(index=index, columns="n_shot", values=numbers).swaplevel(axis=1)

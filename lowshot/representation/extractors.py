@@ -225,7 +225,7 @@ def check_knows_base_only(folder: Path, split: Path) -> None:
     """Raise InputError if the extractor in `folder` is known to be trained with another split or on novel classes."""
     trained_on = (read_recipe(folder) or {"inputs": {}})["inputs"].get("split")
     if trained_on not in (None, digest(split)):
-        raise InputError(f"{folder}: trained with another split than {split}, possibly on its novel classes")
+        raise InputError(f"{folder}: trained on another split than {split}, possibly on its novel classes")
     if novel_classes_seen(folder):
         raise InputError(
             f"{folder}: was trained on novel classes. Use an extractor that was trained on base classes only"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Propagated labels as an augmentation: the images that diffusion is surest of join the shots of the linear classifier.
+# Propagated labels as an addition: the images that diffusion labels most confidently join the shots of the linear classifier.
 source "$(dirname "$0")/common.sh"
 [ "$dataset" = imagenet ] && unlabelled=background background="--label.background $yfcc/$name/features/train.h5" || unlabelled=novel background=""
 shots=$(grep '^shots:' configs/shrink_hallucinate/low_shot-$dataset-$name.yaml || echo "shots: [1, 2, 5, 10, 20]")

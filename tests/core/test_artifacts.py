@@ -9,6 +9,7 @@ import pytest
 from lowshot.core.artifacts import (
     digest,
     is_done,
+    missing,
     name_today,
     partial_path,
     read_recipe,
@@ -167,7 +168,7 @@ ALIKE = {
 }
 OTHERS = {
     "setting optimizer.lr was 0.2, now 0.1": {"optimizer": "sgd", "lr": 0.2},
-    "setting optimizer.lr was 0.001, now 0.1": {"optimizer": "adam", "lr": 0.001},
+    "setting optimizer.lr was 0.001, now 0.1, and 1 more": {"optimizer": "adam", "lr": 0.001},
     "setting epochs was 5, now 90": {"optimizer": "sgd", "lr": 0.1, "epochs": 5},
     "setting depth was 3, now None": {"optimizer": "sgd", "lr": 0.1, "depth": 3},
     "setting gone was 3, now absent": {"optimizer": "sgd", "lr": 0.1, "gone": 3},
@@ -262,3 +263,17 @@ def test_yaml_that_is_refused(tmp_path, text, cause):
 def test_an_output_needs_a_name():
     with pytest.raises(InputError, match=r"^--out \.: must have a name"):
         partial_path(Path())
+
+
+def test_an_input_that_is_not_there_is_told_with_the_way_out(tmp_path):
+    (tmp_path / "features").mkdir()
+    (tmp_path / "features" / "train.h5").touch()
+    for path, said in (
+        ("features", "is a folder, not a file; it holds train.h5"),
+        ("features/train.h5/config.json", "is a file, not a folder with a config.json"),
+        ("features/trian.h5", "no such file, did you mean 'train.h5'?"),
+        ("nowhere/images.h5", "no such file (preprocessing.py writes it)"),
+        ("nowhere/x", "no such file"),
+    ):
+        error = str(missing(tmp_path / path))
+        assert error.endswith(said) and "\n" not in error, error

@@ -198,13 +198,13 @@ def test_the_line(words, expected):
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        (["--seed"], "^--seed: true: must be an integer"),
+        (["--seed"], "^--seed: a value is missing .must be an integer.$"),
         (["--seed", "x"], "^--seed: 'x': must be an integer"),
         (["--seed", "1.5"], "^--seed: '1.5': must be an integer"),
         (["--seed", "1", "2"], "^--seed: .*must be an integer"),
         (["--seed", "null"], "^--seed: 'null': must be an integer"),
-        (["--label"], "^--label: true: must be text or null"),
-        (["--files"], "^--files: true: must be a list, each a path"),
+        (["--label"], "^--label: a value is missing .must be text or null.$"),
+        (["--files"], "^--files: a value is missing .must be a list, each a path.$"),
         (["--mode", "three"], "^--mode: 'three': must be one of one, two"),
         (["--shots", "0"], r"^--shots: \['?0'?\]: must be a list, each an integer > 0|^--shots: '0'"),
         (["--shots", "true"], "^--shots: 'true': must be a list"),
@@ -217,7 +217,8 @@ def test_the_line(words, expected):
         (["--sed", "1"], "^--sed: no such setting, did you mean 'seed'"),
         (["--inner.kk", "1"], "^--inner.kk: no such setting, did you mean 'k'"),
         (["--rule", "step"], "^--rule: no rule is called 'step', did you mean 'steps'.*plain, steps, margin"),
-        (["--rule"], "^--rule: no rule is called"),
+        (["--rule"], "^--rule: a value is missing .is required .plain, steps, margin"),
+        (["--lr", "1"], "^--lr: no such setting, did you mean .rule.lr"),
         (["--rule.weight", "1"], r"^--rule.weight: no setting of steps \(it is one of margin\).*lr, shift"),
         (["--rule", "plain", "--rule.lr", "1"], r"^--rule.lr: no setting of plain \(it is one of steps\).*none"),
         (["--rule", "margin"], r"^--rule.weight: is required \(a number"),
@@ -226,7 +227,7 @@ def test_the_line(words, expected):
         (["--add.margin"], r"^--add.margin.weight: is required \(a number"),
         (["--copies.n", "x"], "^--copies.n: 'x': must be an integer > 0"),
         (["--copies", "x"], "^--copies.n: 'x': must be an integer > 0"),
-        (["--config"], "^--config: must name a YAML file"),
+        (["--config"], "^--config: a value is missing .a YAML file; "),
         (["--config", "none.yaml"], "^none.yaml: no such file"),
         (["--rate", "1"], "^--rate: is called rule.lr now"),
         (["--old.k", "1"], "^--old.k: is called inner.k now"),
@@ -245,7 +246,9 @@ def test_what_must_be_given():
 
 @pytest.mark.parametrize("word", ["x", "-s", "--"])
 def test_a_value_without_a_setting(word):
-    with pytest.raises(InputError, match=f"^'{word}': settings are given as --name value"):
+    with pytest.raises(
+        InputError, match=f"^'{word}': does not belong to a setting; settings are given as --name value"
+    ):
         cli.parse(Config, [word])
 
 

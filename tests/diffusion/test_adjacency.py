@@ -1,4 +1,4 @@
-"""Neighbour lists to a symmetric matrix: equal to scipy's, whatever the blocks; missing entries, hubs, lone nodes."""
+"""The symmetric matrix of neighbour lists: comparison with scipy, block sizes, missing entries, hubs, lone nodes."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ HOWS = ("sum", "max", "mutual")
 
 
 def random_lists(n_nodes: int, k: int, missing: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Every node in its own list and k - 1 others: ids (n_nodes, k), and weights in 0..1 of the edges."""
+    """Lists of the node itself and k - 1 random others: ids (n_nodes, k), and edge weights in 0..1."""
     rng = np.random.default_rng(seed)
     ids = np.argsort(rng.random((n_nodes, n_nodes)) - 9 * np.eye(n_nodes), axis=1)[:, :k].astype(np.int32)
     ids[rng.random(ids.shape) < missing] = -1
@@ -24,7 +24,7 @@ def random_lists(n_nodes: int, k: int, missing: float = 0.0, seed: int = 0) -> t
 
 
 def to_scipy(made: room.Adjacency) -> scipy.sparse.csr_matrix:
-    """S with one entry an edge."""
+    """S as a scipy matrix, with one entry per edge."""
     rows = [
         scipy.sparse.csr_matrix(
             (np.ones(len(b.columns), np.float32) if b.weights is None else b.weights, b.columns, b.offsets),
@@ -38,7 +38,7 @@ def to_scipy(made: room.Adjacency) -> scipy.sparse.csr_matrix:
 
 
 def by_scipy(ids: np.ndarray, weights: np.ndarray | None, how: str) -> scipy.sparse.csr_matrix:
-    """A + A^T, its larger or its smaller entries."""
+    """A + A^T, or the elementwise maximum or minimum of A and A^T."""
     there = ids >= 0
     values = np.ones(ids.shape) if weights is None else weights.astype(np.float64)
     rows = np.nonzero(there)[0]
@@ -60,7 +60,7 @@ def assert_same(made: room.Adjacency, expected: scipy.sparse.csr_matrix) -> None
 
 @pytest.fixture(params=[2**22, 500])
 def block_entries(request, monkeypatch) -> int:
-    """All rows in one block, and in many."""
+    """All rows in one block, and in many blocks."""
     monkeypatch.setattr(room, "_ENTRIES_PER_RANGE", request.param)
     return request.param
 
@@ -96,7 +96,7 @@ def test_the_published_sum_has_multiplicities_of_one_and_two(block_entries):
 
 @pytest.mark.parametrize("how", HOWS)
 def test_the_matrix_is_symmetric_to_the_last_bit(how, block_entries):
-    """Also where the two directions of an edge were weighted a little differently."""
+    """Also if the weights of the two directions of an edge differ slightly."""
     made = to_scipy(symmetrise(*random_lists(300, 12, 0.2), how))
     assert (made != made.T).nnz == 0
 
@@ -129,16 +129,16 @@ def test_any_lists_equal_a_dense_matrix(drawn, how, weighted):
     assert (to_scipy(made).data != 0).all()
 
 
-# --- by hand, and odd graphs ---
+# --- small and unusual graphs ---
 
 
 def test_three_nodes_by_hand():
-    """0 lists 1, 1 lists 0 and 2, 2 lists only itself."""
+    """Node 0 lists 1, node 1 lists 0 and 2, node 2 lists only itself."""
     ids = np.int32([[0, 1, -1], [1, 0, 2], [2, -1, -1]])
     assert to_scipy(symmetrise(ids)).toarray().tolist() == [[2, 2, 0], [2, 2, 1], [0, 1, 2]]
     assert to_scipy(symmetrise(ids, how="max")).toarray().tolist() == [[1, 1, 0], [1, 1, 1], [0, 1, 1]]
     assert to_scipy(symmetrise(ids, how="mutual")).toarray().tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
-    block = symmetrise(ids).blocks[0]  # an edge that both name stands twice
+    block = symmetrise(ids).blocks[0]  # a mutual edge is stored twice
     assert block.columns.tolist() == [0, 0, 1, 1, 0, 0, 1, 1, 2, 1, 2, 2] and block.offsets.tolist() == [0, 4, 9, 12]
 
 
@@ -152,8 +152,8 @@ def test_a_node_without_neighbours_has_no_row(block_entries):
         assert_same(made, by_scipy(ids, weights, how))
 
 
-def test_a_node_that_everybody_lists(block_entries):
-    """Black placeholder images do this: one row holds an entry of every node."""
+def test_a_node_in_every_list(block_entries):
+    """Black placeholder images cause this: one row has an entry for every node."""
     ids, weights = random_lists(600, 8)
     ids[:, 1:][ids[:, 1:] == 3] = -1
     ids[:, 7] = np.where(np.arange(600) == 3, -1, 3)
@@ -173,14 +173,14 @@ def test_a_share_is_the_first_rows(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     ids, weights = random_lists(1000, 40)
     whole, part = (symmetrise(ids, weights, share=share) for share in (1, 0.3))
-    assert (len(whole.blocks), len(part.blocks)) == (16, 6)  # 4.8, and as many for both threads
+    assert (len(whole.blocks), len(part.blocks)) == (16, 6)  # 4.8, rounded up to a multiple of two threads
     for block, expected in zip(part.blocks, whole.blocks):
         np.testing.assert_array_equal(block.columns, expected.columns)
     np.testing.assert_array_equal(part.degrees, whole.degrees[: len(part)])
 
 
-def test_the_lists_are_left_as_they_are():
-    """The published code sorts its caller's lists in place."""
+def test_the_lists_are_not_changed():
+    """The published code sorts the lists of the caller in place."""
     ids, weights = random_lists(100, 10)
     before = ids.copy(), weights.copy()
     symmetrise(ids, weights)

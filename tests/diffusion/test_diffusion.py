@@ -1,4 +1,4 @@
-"""diffusion.py on tiny clusters: numbers by hand, choice of steps, fusion, labelled images, processes, bad input."""
+"""diffusion.py on tiny clusters: reference results, choice of steps, fusion, labelled images, processes, bad input."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def nearest(queries: np.ndarray, nodes: np.ndarray, k: int = EDGES.k) -> np.ndar
 
 
 class ByHand:
-    """One run on the test setup in float64, on a graph of base rows, shots, other train rows and background."""
+    """Float64 reference of one run on the test setup. Nodes are base rows, shots, other train rows and background."""
 
     def __init__(self, clusters, kind: str, trial: int, n_shot: int) -> None:
         feats, labels = read(clusters.train)
@@ -102,7 +102,7 @@ class ByHand:
         return neighbour_sums(self.state(n_steps), self.test_ids)
 
     def six(self, scores: np.ndarray) -> dict[str, float]:
-        """Of equal scores the lowest class wins."""
+        """The six accuracies. Of equal scores the lowest class wins."""
         best = CLASSES[np.argsort(-scores, axis=1, kind="stable")]
         groups = {"novel": self.truth > 5, "base": self.truth <= 5, "all": self.truth > 0}
         groups["novel"], groups["base"] = np.isin(self.truth, CLASSES[3:]), np.isin(self.truth, CLASSES[:3])
@@ -127,7 +127,7 @@ def assert_runs(content: list[dict], clusters, kind: str, n_steps: int, change=l
 @pytest.mark.parametrize("n_steps", [0, 1, 3])
 @pytest.mark.parametrize("kind", ["graph", "bare", "images"])
 def test_the_whole_stage_by_hand(clusters, config, kind, n_steps, monkeypatch):
-    """With a background, without one (nbg = 0), and with the images whose labels are withheld; in many blocks."""
+    """With a background, without one (nbg = 0), and with training images whose labels are withheld; in many blocks."""
     monkeypatch.setattr(adjacency_room, "_ENTRIES_PER_RANGE", 300)
     monkeypatch.setattr(rows_room, "BLOCK", 50)
     content = results(config, graph=getattr(clusters, kind), n_steps=n_steps)
@@ -165,7 +165,7 @@ def test_results_file(clusters, config):
         ("images", "diffusion (all training images)", "semi_supervised"),
     ],
 )
-def test_the_method_says_what_its_nodes_are(clusters, config, kind, method, setting):
+def test_the_method_name_states_the_unlabelled_images(clusters, config, kind, method, setting):
     content = results(config, graph=getattr(clusters, kind), shots=[1], trials=[1])
     assert content["method"] == method and content["protocol"]["setting"] == setting
 
@@ -184,7 +184,7 @@ def test_class_prior_by_hand(clusters, config, exponent):
 
 
 def test_ties_are_won_by_the_lowest_class_or_lost(clusters, config):
-    """Without a step most images of a setup without background have a row of few non-zero scores."""
+    """Without steps, most images have few non-zero scores."""
     published, against = (results(config, n_steps=0, ties=ties)["trials"] for ties in ("lowest_class", "against"))
     assert_runs(published, clusters, "graph", 0)
     assert all(one["top5_all"] <= other["top5_all"] for one, other in zip(against, published))
@@ -192,7 +192,7 @@ def test_ties_are_won_by_the_lowest_class_or_lost(clusters, config):
 
 
 def test_options_of_edges_and_steps_reach_the_work(config):
-    """Each changes the scores of some image: which options do what is tested where they are."""
+    """Each option changes some score. What each option does is tested with its module."""
     plain = scores_of(config)
     for change in (
         {"edges": replace(EDGES, k=5)},
@@ -220,7 +220,7 @@ def scores_of(config: Config) -> np.ndarray:
 
 
 def test_diffusion_helps_where_few_images_have_labels(tmp_path):
-    """Two labelled images a class and 1000 unlabelled ones: a vote of labelled neighbours finds hardly any."""
+    """Two labelled images per class and 1000 unlabelled ones: hardly any test image has a labelled neighbour."""
     from build_graph import BackgroundConfig, background
     from lowshot.data.protocol import Split, draws_to_json, make_draws
 
@@ -263,7 +263,7 @@ def evidence_of(config: Config) -> dict:
     return yaml.safe_load(config.out.with_suffix(".selection.yaml").read_text())
 
 
-def test_cells_that_share_steps_are_judged_as_if_alone(config):
+def test_cells_that_share_steps_give_the_same_results_as_alone(config):
     chosen = write_grid(
         config, "n_steps: [0, 3, 1]\nedges.k: [6, 4]\nties: [lowest_class, against]", criterion="top1_all"
     )
@@ -282,7 +282,7 @@ def test_cells_that_share_steps_are_judged_as_if_alone(config):
 
 
 def test_steps_chosen_for_every_n(config):
-    """The results are those of separate runs."""
+    """The results equal those of separate runs."""
     chosen = write_grid(config, "n_steps: [0, 1, 2, 4]", per_shot=True, criterion="top1_novel")
     content = results(chosen)
     cells = evidence_of(chosen)["cells"]
@@ -298,8 +298,8 @@ def test_steps_chosen_for_every_n(config):
 
 
 @pytest.mark.parametrize("kill_at", [1, 2])
-def test_a_killed_grid_goes_on(config, monkeypatch, kill_at):
-    """Cells that share their steps are judged at once; the others are kept one by one."""
+def test_an_interrupted_grid_resumes(config, monkeypatch, kill_at):
+    """Cells that share their steps are evaluated together; each such group is stored when it is done."""
     chosen = write_grid(config, "edges.k: [4, 5, 6]\nn_steps: [1, 2]")
     whole = results(chosen, out=config.out.with_name("whole.json"))
     real, calls = diffusion._scores, []
@@ -351,10 +351,10 @@ def test_a_graph_of_one_setup_cannot_choose(config):
     assert not config.out.exists()
 
 
-# --- made once ---
+# --- existing outputs ---
 
 
-def test_what_stands_is_not_made_again(config, capsys):
+def test_existing_results_are_skipped(config, capsys):
     before = diffusion.main(config).stat().st_mtime_ns
     assert diffusion.main(replace(config, slice_width=1, memory_gib=1.0)).stat().st_mtime_ns == before
     assert "already exists" in capsys.readouterr().out
@@ -367,7 +367,7 @@ def test_what_stands_is_not_made_again(config, capsys):
 
 
 def test_recipes_from_before_choices_had_settings(config, scored):
-    """What stood at the top, or in a group with what it was not read with, in the form of revision d41a11c."""
+    """Recipes of revision d41a11c, where some settings had other names or were stored although nothing read them."""
     edges, files = {"k": 6, "symmetry": "sum"}, {"fuse": Fusion(scored[2], 0.3)}
 
     def same(today, **older) -> bool:
@@ -389,7 +389,7 @@ def test_recipes_from_before_choices_had_settings(config, scored):
 
 
 def test_a_second_output_overwrites_no_other_results(clusters, config, tmp_path):
-    """Only one of two outputs stands, and was made with other settings."""
+    """Only one of the two outputs exists, and it was made with different settings."""
     diffusion.main(config)
     before = config.out.read_bytes()
     label = Labelling(tmp_path / "p.h5", background=clusters.unlabelled)
@@ -461,7 +461,7 @@ def test_two_processes_make_the_same_files(clusters, config, tmp_path):
 
 
 class InThreads:
-    """Processes as threads of this one."""
+    """Processes simulated by threads."""
 
     def __init__(self, rank: int, size: int, shared: list, barrier: threading.Barrier) -> None:
         self.rank, self.size, self.device, self.shared, self.barrier = rank, size, torch.device("cpu"), shared, barrier
@@ -505,9 +505,9 @@ def test_every_process_finds_the_same(config, size, width):
         assert made["trials"] == expected["trials"] and made["history"] == expected["history"]
 
 
-def test_of_equally_sure_classes_of_two_processes_the_lowest_is_assigned(clusters, config, monkeypatch):
+def test_ties_between_classes_of_two_processes_go_to_the_lowest_class(clusters, config, monkeypatch):
     def assigned(adjacency, labels, n_steps, options, precision, work):
-        """Process 0 knows class 9, process 1 class 7; the first is surer of nodes that end in 5, the second of 6."""
+        """Process 0 assigns class 9, process 1 class 7. They are most confident about nodes that end in 5 and in 6."""
         nodes = np.arange(len(adjacency))
         sure = np.where(nodes % 10 == 5 + work.process, 0.75, 0.5).astype(np.float32)
         return np.where(nodes % 10 == 0, 0, 4 - work.process), np.where(nodes % 10 == 0, 0, sure).astype(np.float32)
@@ -518,11 +518,11 @@ def test_of_equally_sure_classes_of_two_processes_the_lowest_is_assigned(cluster
     for one in run_in_threads(own, 2):
         with h5py.File(one.label.out) as file:
             n_by_class = dict(zip(*np.unique(file["labels"][:], return_counts=True)))
-        assert n_by_class == {7: 24 * 8, 9: 24}  # 240 background images; nodes that end in 0 were reached by nobody
+        assert n_by_class == {7: 24 * 8, 9: 24}  # of 240 background images; no label reaches nodes that end in 0
 
 
 def test_other_processes_write_to_copies(config, capsys):
-    """They find what stands, a grid cut off included, and leave it as it is."""
+    """They see the existing outputs, an interrupted grid included, and leave them unchanged."""
     out = config.out
     evidence, propagated = out.with_suffix(".selection.yaml"), out.parent / "p.h5"
     out.parent.mkdir()
@@ -578,7 +578,7 @@ def test_weight_zero_is_the_classifier_among_the_setups_classes(config, scored):
         best = CLASSES[np.argsort(-scores, axis=1, kind="stable")]
         assert one["top1_all"] == pytest.approx((best[:, 0] == truth).mean())
         assert one["top5_novel"] == pytest.approx((best[truth > 5, :5] == truth[truth > 5, None]).any(1).mean())
-        assert one["top1_all"] >= plain["top1_all"]  # which has all twelve classes to confuse
+        assert one["top1_all"] >= plain["top1_all"]  # there the scores are over all twelve classes
     assert content["method"] == "diffusion + classifier (240 background images)"
     assert content["inputs"]["scores"] == digest(scored[2])
 
@@ -587,7 +587,7 @@ def test_weight_one_is_diffusion(config, scored):
     assert results(config, fuse=Fusion(scored[2], 1.0))["trials"] == results(config)["trials"]
 
 
-def test_fused_scores_are_judged(clusters, config, scored):
+def test_fused_scores_are_evaluated(clusters, config, scored):
     with h5py.File(scored[2]) as file:
         known = {
             run: scores.astype(np.float64)
@@ -647,7 +647,7 @@ def labelled_images(config: Config, background: Path | None = None, n_rows=20, *
 
 
 @pytest.mark.parametrize("kind", ["graph", "images"])
-def test_the_surest_unlabelled_images_are_labelled(clusters, config, kind, monkeypatch):
+def test_the_most_confident_unlabelled_images_are_labelled(clusters, config, kind, monkeypatch):
     monkeypatch.setattr(rows_room, "BLOCK", 50)
     source = {"graph": clusters.unlabelled, "images": None}[kind]
     rows = labelled_images(config, source, 5, graph=getattr(clusters, kind))
@@ -686,7 +686,7 @@ def test_images_need_the_features_that_the_background_was_built_from(clusters, c
     np.save(tmp_path / "other.npy", feats[::-1])
     np.save(tmp_path / "short.npy", feats[:100])
     np.save(tmp_path / "narrow.npy", feats[:, :5])
-    refused("give their features as --label.background")
+    refused("has a background. Give the features it was built from with --label.background")
     refused(r"other\.npy: not the features", background=tmp_path / "other.npy")
     refused(r"short\.npy: has 100 rows, fewer", background=tmp_path / "short.npy")
     refused(r"narrow\.npy: has 5 dimensions", background=tmp_path / "narrow.npy")
@@ -704,9 +704,9 @@ def spoiled(graph: Path, out: Path, change) -> Path:
 
 
 SPOILED = {
-    "id": (lambda file: file["ids"].__setitem__((3, 1), 9999), "ids: row 3: id 9999"),
-    "test id": (lambda file: file["test_ids"].__setitem__((4, 0), -7), "test_ids: row 4: id -7"),
-    "nan": (lambda file: file["similarities"].__setitem__((3, 1), np.nan), "row 3: similarity nan"),
+    "id": (lambda file: file["ids"].__setitem__((3, 1), 9999), "ids: row 3 has the id 9999"),
+    "test id": (lambda file: file["test_ids"].__setitem__((4, 0), -7), "test_ids: row 4 has the id -7"),
+    "nan": (lambda file: file["similarities"].__setitem__((3, 1), np.nan), "row 3 has the similarity nan"),
     "recipe": (lambda file: file.attrs.__delitem__("config"), "of the None setup"),
 }
 
@@ -721,7 +721,7 @@ def test_spoiled_graphs_are_named(clusters, config, tmp_path, name):
 
 
 def test_missing_neighbours_are_skipped(clusters, config, tmp_path):
-    """-1 in the lists of nodes and of test images, with whatever similarity."""
+    """Entries of id -1 in the lists of nodes and of test images, for any similarity."""
 
     def change(file):
         for name in ("", "test_"):
@@ -747,7 +747,7 @@ def test_graphs_of_something_else_are_refused(clusters, config, tmp_path):
     write_features(tmp_path / "train.h5", np.float32(feats * 2), labels, read_recipe(clusters.train))
     refused(r"graph-test\.h5: made from another train file than .*train\.h5", train=tmp_path / "train.h5")
     refused("of the validation setup, not test", graph=Path(str(clusters.graph).format(setup="validation")))
-    refused("a background; 'build_graph.py complete' makes", graph=clusters.background)
+    refused("a background, not the graph of a setup. Run build_graph.py complete", graph=clusters.background)
     refused("has lists of 8 neighbours, fewer than edges.k 30", edges=EdgeOptions())
     refused(r"nowhere\.h5: no such file", graph=tmp_path / "nowhere.h5")
     refused("not a readable HDF5 file", graph=clusters.split)

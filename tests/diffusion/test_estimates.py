@@ -1,4 +1,4 @@
-"""Estimates before diffusion starts: bytes against what is allocated, widths against limits, seconds by counts."""
+"""Estimates of diffusion: bytes against real allocations, slice widths against limits, seconds by counting."""
 
 import ctypes
 import json
@@ -34,7 +34,7 @@ K, DIM = 8, 16
 
 
 def a_job(n_nodes=600, n_classes=40, k=K, steps=(3,), edges=None, device="cpu", known=True, **more) -> Job:
-    """Lists at random; of every class 3 base rows or 2 shots are nodes, shots only if `known`."""
+    """A job with random lists. A base class has 3 rows; a novel class has 2 shots, which are nodes if `known`."""
     rng = np.random.default_rng(0)
     ids = rng.integers(n_nodes, size=(n_nodes, k)).astype(np.int32)
     ids[:, 0], ids[5, 2:] = np.arange(n_nodes), -1
@@ -69,7 +69,7 @@ def matrix_of(job: Job):
 @pytest.mark.parametrize("weight", [ConstantWeight(), GaussianWeight()], ids=["constant", "gaussian"])
 @pytest.mark.parametrize("symmetry", ["sum", "max", "mutual"])
 def test_entries_are_counted_without_making_the_matrix(symmetry, weight):
-    """A list that names a node twice counts it twice here, once in a matrix with weights: hence not exactly."""
+    """The count is not exact: a list that contains a node twice counts twice, but is one entry of a weighted matrix."""
     job = a_job(edges=EdgeOptions(k=K, weight=weight, symmetry=symmetry))
     made = matrix_of(job)
     assert job.sizes.n_entries == pytest.approx(made.n_entries, rel=0.02)
@@ -86,7 +86,7 @@ def test_the_published_matrix_is_counted_exactly_even_from_a_sample(monkeypatch)
     assert a_job().sizes.n_entries == pytest.approx(job.sizes.n_entries, rel=0.02)
 
 
-def test_only_shots_that_are_no_nodes_are_added():
+def test_only_shots_that_are_not_nodes_are_added():
     assert (a_job().sizes.n_added, a_job(known=False).sizes.n_added) == (0, 2 * 20)
     assert a_job(known=False).sizes.n_nodes == 640
 
@@ -101,14 +101,14 @@ def test_terms_are_the_arrays_of_the_code():
     assert terms["symmetric matrix"] == pytest.approx(sum(a.nbytes for a in parts), rel=0.01)
     assert terms["two label slices"] == 2 * torch.zeros(600, 16).nbytes
     assert bytes_of(job, 16, "bfloat16")["two label slices"] == 2 * torch.zeros(600, 16, dtype=torch.bfloat16).nbytes
-    assert bytes_of(job, 64)["label slice"] == torch.zeros(600, 40).nbytes  # there are no more classes
+    assert bytes_of(job, 64)["label slice"] == torch.zeros(600, 40).nbytes  # there are only 40 classes
     assert terms["scores of the steps"] == np.zeros((50, 40), np.float32).nbytes
     assert "copies of lists" not in terms and "mapped vectors" not in terms
     more = bytes_of(a_job(known=False), 16)
     assert more["copies of lists"] == 640 * K * 8 and more["mapped vectors"] == 600 * DIM * 4
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not forget peaks")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system cannot reset the peak memory")
 @pytest.mark.parametrize(
     ("width", "precision", "weight", "assigning"),
     [
@@ -118,8 +118,8 @@ def test_terms_are_the_arrays_of_the_code():
     ],
 )
 def test_the_peak_of_memory_is_right(width, precision, weight, assigning, monkeypatch):
-    """Beyond libraries, which are at work already. Arrays are so large that they are given back when freed, if the
-    allocator does not learn to keep such (its threshold, option -3 of mallopt, grows unless it is set)."""
+    """Without the memory of libraries, which are loaded already. The arrays are large enough to be returned to the
+    system when freed. The allocator would learn to keep them, so its threshold (option -3 of mallopt) is fixed."""
     ctypes.CDLL(None).mallopt(-3, 1 << 16)
     monkeypatch.setattr(room, "_LIBRARIES", 0)
     work, peaks = Work(slice_width=width), {}
@@ -149,7 +149,7 @@ def test_on_a_gpu_slices_take_its_memory_and_lists_the_hosts():
     assert slices["two label slices"] == slices["matrix on the GPU"] == "GPU" and slices["symmetric matrix"] == "host"
     assert peak(memory_terms(here, 16, "float32"), "GPU")[0] == 0
     lacking = Limits(host=GIB, gpu=1000, held=0, mapped=0)
-    with pytest.raises(InputError, match=r"there are 0\.00; one class at a time would still take"):
+    with pytest.raises(InputError, match=r"only 0\.00 GiB are available\. One class at a time would still need"):
         fitting_width(there, None, lacking)
     assert fitting_width(here, None, replace(lacking, gpu=None)) == 64
 
@@ -175,16 +175,18 @@ def test_the_widest_slice_that_fits_is_taken(share):
     assert need(job, width) <= allowed and all(need(job, w) > allowed for w in wider)
 
 
-def test_a_refusal_names_the_width_the_precision_or_what_the_graph_takes():
+def test_a_refusal_names_the_width_the_precision_or_the_memory_needed():
     job = a_job(20_000, 400)
-    with pytest.raises(InputError, match=r"slices of 64 classes take .* GiB, there are .*; --slice_width 32 fits"):
+    with pytest.raises(
+        InputError, match=r"slices of 64 classes need .* GiB, but only .* available\. Use --slice_width 32\."
+    ):
         fitting_width(job, 64, limits(need(job, 32)))
     assert fitting_width(job, 64, limits(need(job, 64))) == 64
     narrow = need(job, 1, "bfloat16")
     if narrow < need(job, 1):
-        with pytest.raises(InputError, match=r"; --precision bfloat16 --slice_width 1 fits"):
+        with pytest.raises(InputError, match=r"\. Use --precision bfloat16 --slice_width 1\."):
             fitting_width(job, None, limits(narrow))
-    with pytest.raises(InputError, match=f"one class at a time would still take {narrow / GIB:.2f}"):
+    with pytest.raises(InputError, match=f"One class at a time would still need {narrow / GIB:.2f} GiB"):
         fitting_width(job, None, limits(narrow / 2))
 
 
@@ -209,19 +211,19 @@ def test_processes_agree_on_the_narrowest_width(monkeypatch):
 
 
 def test_seconds_are_counts_times_rates(monkeypatch):
-    """Everything that is measured takes a second, with entries or without: what is left are the counts."""
+    """Every measurement takes one second, with or without entries, so the result is the counts."""
     monkeypatch.setattr(room, "_spent", lambda job, work: (work(), 1.0))
     job = a_job(steps=(0, 2, 5), n_evaluated=3)  # 4 runs, 3 slices of 40 classes
     assert seconds(job, 16, 1) == {
         "search of the shots": 0,
         "compiled loops": 1,
-        "symmetric matrix": 2,  # weights and counting; making takes no longer than counting
+        "symmetric matrix": 2,  # weights and in-degrees; the matrix takes no longer than the in-degrees
         "class sums": 4 * 5,
-        "first step": 0,  # no longer than taking rows
+        "first step": 0,  # the measured second is the time to take the rows
         "steps": 0,
         "last step": 4 * 3,
-        "scores": 4 * (3 * (3 + 1) + 1),  # rows of the second step are taken
-        "judging": 4 * 3,
+        "scores": 4 * (3 * (3 + 1) + 1),  # rows of the second step are copied from the state
+        "evaluation": 4 * 3,
     }
     assert seconds(job, 16, 2)["last step"] == 4 * 2  # the first of two processes has two of the slices
     added = seconds(a_job(known=False), 16, 1)
@@ -280,9 +282,9 @@ def test_a_dry_run_counts_choice_results_and_labelled_images(config, tmp_path, c
 
 
 def test_what_cannot_fit_is_refused(flags, tmp_path):
-    """0.1 GiB do not hold the libraries."""
+    """0.1 GiB is less than the libraries need."""
     result = run_script("diffusion.py", *flags, "--memory_gib", 0.1)
-    assert_refused(result, "memory:", "GiB, there are 0.10", "one class at a time would still take")
+    assert_refused(result, "memory:", "GiB, but only 0.10 GiB are available", "One class at a time would still need")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -302,7 +304,7 @@ def test_the_width_chosen_changes_no_result(config, monkeypatch):
 
 
 def test_where_memory_is_short_slices_are_narrow(config, monkeypatch):
-    """A slice takes 8 MiB a class, and there are 28 MiB."""
+    """A slice needs 8 MiB per class, and 28 MiB are available."""
     widths, most = [], memory_terms
 
     def far_more(job, width, precision):

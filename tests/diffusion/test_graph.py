@@ -1,4 +1,4 @@
-"""The graph file and build_graph.py: lists of parts put together are those of the whole."""
+"""The graph file and build_graph.py: lists merged from parts equal the lists of the whole."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +63,7 @@ def background_config(files: SimpleNamespace, out: Path, **more) -> BackgroundCo
 
 
 def complete_config(files: SimpleNamespace, out: Path, **more) -> CompleteConfig:
-    """A background has the PCA."""
+    """With a background, pca_dim is not set: the graph uses the PCA of the background."""
     inputs = {"train": files.train, "test": files.test, "split": files.split}
     pca = {} if more.get("background") else {"pca_dim": 8}
     return settings(CompleteConfig, out=out, **{**inputs, "k": K, **pca, **more})
@@ -75,7 +75,7 @@ def read_features_of(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def assert_lists(graph: Graph, ids: np.ndarray, similarities: np.ndarray) -> None:
-    """`ids`, `similarities` are the nearest of all nodes of `graph` to each, found at once."""
+    """Assert that `ids` and `similarities` equal one exact search over all nodes of `graph`."""
     expected = exact_search(graph.vectors, graph.vectors, ids.shape[1])
     np.testing.assert_array_equal(ids, expected[0])
     np.testing.assert_allclose(similarities, expected[1], atol=2e-6)
@@ -87,7 +87,7 @@ def assert_lists(graph: Graph, ids: np.ndarray, similarities: np.ndarray) -> Non
 def test_rows_of_every_format(files, tmp_path):
     feats = np.fromfile(files.unlabelled, np.float32).reshape(-1, DIM)
     np.save(tmp_path / "rows.npy", feats)
-    with h5py.File(tmp_path / "chunked.h5", "w") as file:  # as published files may be, with padding past count
+    with h5py.File(tmp_path / "chunked.h5", "w") as file:  # like some published files: padding past count
         file.create_dataset("all_feats", data=np.concatenate([feats, feats]), chunks=(40, DIM), compression="gzip")
         file["count"] = np.array([len(feats)], np.int32)
     write_features(tmp_path / "ours.h5", feats, np.zeros(len(feats)), UNMADE)
@@ -180,7 +180,7 @@ def published(files: SimpleNamespace, folder: Path, ids: np.ndarray, similaritie
     return paths
 
 
-def test_published_lists_in_place_of_a_search(files, background, tmp_path):
+def test_published_lists_instead_of_a_search(files, background, tmp_path):
     graph = read_graph(background)
     ids, similarities = (np.array(one) for one in exact_search(graph.vectors, graph.vectors, 8))
     ids[4, 1], ids[9, 2] = -1, -1  # missing entries of IVF
@@ -199,12 +199,12 @@ def test_published_lists_in_place_of_a_search(files, background, tmp_path):
 @pytest.mark.parametrize(
     "bad, words",
     [
-        ("id", "row 5: id 150"),
-        ("nan", "row 6: similarity nan"),
-        ("twice", "row 7: id 3 is there twice"),
-        ("short", "no lists of k"),
+        ("id", "row 5 has the id 150"),
+        ("nan", "row 6 has the similarity nan"),
+        ("twice", "row 7 contains id 3 twice"),
+        ("short", "are not lists of k 6 or more neighbours"),
         ("name", "its name says 8"),
-        ("width", "lists of 9, but"),
+        ("width", "has lists of 9 neighbours, but"),
         ("other", "not the lists of"),
         ("one", "index.similarities: is required"),
     ],
@@ -239,7 +239,7 @@ def test_published_lists_that_are_refused(bad, words, files, background, tmp_pat
 
 @pytest.mark.parametrize("with_background", [False, True])
 @pytest.mark.parametrize("unlabelled", ["none", "novel", "all"])
-def test_completed_graph_is_that_of_all_nodes_at_once(files, background, tmp_path, with_background, unlabelled):
+def test_completed_graph_equals_one_built_at_once(files, background, tmp_path, with_background, unlabelled):
     far = background if with_background else None
     config = complete_config(files, tmp_path / "g.h5", unlabelled=unlabelled, background=far)
     graph = read_graph(build_graph.complete(config))
@@ -257,14 +257,14 @@ def test_completed_graph_is_that_of_all_nodes_at_once(files, background, tmp_pat
 
 
 @pytest.mark.parametrize("setup", ["validation", "test"])
-def test_test_rows_are_those_that_the_benchmark_judges(files, tmp_path, setup):
+def test_test_rows_are_those_that_the_benchmark_evaluates(files, tmp_path, setup):
     graph = read_graph(build_graph.complete(complete_config(files, tmp_path / "g.h5", setup=setup)))
     inputs = {"train": files.train, "test": files.test, "split": files.split, "draws": files.draws}
     config = BenchmarkConfig(**inputs, out=tmp_path / "r.json", setup=setup, shots=[5])
     np.testing.assert_allclose(graph.test_vectors, graph.project(read_benchmark(config).test_features))
 
 
-def test_the_pca_without_a_background_is_that_of_the_base_rows(files, tmp_path):
+def test_the_pca_without_a_background_is_fitted_on_the_base_rows(files, tmp_path):
     graph = read_graph(build_graph.complete(complete_config(files, tmp_path / "g.h5", unlabelled="all")))
     feats, labels = read_features_of(files.train)
     base = np.isin(labels, read_split(files.split).setup("test")[0])
@@ -305,12 +305,12 @@ def test_added_nodes_need_lists_that_are_long_enough(files, background):
         add_nodes(read_graph(background), np.zeros((1, 8), np.float32), K + 1)
 
 
-# --- made once, resumed, refused ---
+# --- skipped, resumed, refused ---
 
 
 @pytest.mark.parametrize("kill_at", [1, 4, 9])
 @pytest.mark.parametrize("command", ["background", "complete"])
-def test_a_killed_run_goes_on_where_it_was(files, background, tmp_path, monkeypatch, command, kill_at):
+def test_an_interrupted_run_resumes(files, background, tmp_path, monkeypatch, command, kill_at):
     monkeypatch.setattr(rows_room, "BLOCK", 25)
     if command == "background":
         build, config = build_graph.background, background_config(files, tmp_path / "g.h5")
@@ -327,11 +327,11 @@ def test_a_killed_run_goes_on_where_it_was(files, background, tmp_path, monkeypa
     second = count_lists(monkeypatch)
     build(config)
     assert digest(config.out) == made_at_once
-    assert first[0] + second[0] == n_whole + 1  # the block that was cut off is made again, no other
+    assert first[0] + second[0] == n_whole + 1  # only the interrupted block is computed again
 
 
 def count_lists(monkeypatch, kill_at: int | None = None) -> list[int]:
-    """Count the blocks of lists that are made, and stop before one is written."""
+    """Count the blocks of lists, and interrupt block `kill_at` before it is written."""
     calls = [0]
 
     def counted(*arguments):
@@ -344,7 +344,7 @@ def count_lists(monkeypatch, kill_at: int | None = None) -> list[int]:
     return calls
 
 
-def test_a_graph_is_made_once(files, background, tmp_path, capsys):
+def test_a_finished_graph_is_skipped(files, background, tmp_path, capsys):
     config = complete_config(files, tmp_path / "g.h5", background=background)
     before = build_graph.complete(config).stat().st_mtime_ns
     assert build_graph.complete(config).stat().st_mtime_ns == before
@@ -354,16 +354,16 @@ def test_a_graph_is_made_once(files, background, tmp_path, capsys):
     assert read_graph(config.out).inputs.keys() == {"train", "test", "split", "background"}
 
 
-def test_a_background_brings_its_pca_along(files, background, tmp_path):
+def test_a_completed_graph_uses_the_pca_of_its_background(files, background, tmp_path):
     config = complete_config(files, tmp_path / "g.h5", background=background)
     assert read_recipe(build_graph.complete(config))["config"]["pca_dim"] is None
-    with pytest.raises(InputError, match="pca_dim 3: the PCA is that of the background"):
+    with pytest.raises(InputError, match=r"pca_dim 3: the graph uses the PCA of the background .* Leave --pca_dim out"):
         replace(config, pca_dim=3)
 
 
 OLDER = {
     "auto": ({"index": "auto", "n_probe": 256}, {}),
-    "exact": ({"index": "exact", "n_probe": 17}, {"name": "exact"}),  # which never read it
+    "exact": ({"index": "exact", "n_probe": 17}, {"name": "exact"}),  # exact search never read n_probe
     "ivf": ({"index": "ivf", "n_probe": 17}, {"name": "ivf", "n_probe": 17}),
 }
 
@@ -387,10 +387,12 @@ def test_the_script(files, tmp_path):
     command = ["build_graph.py", "background", "--features", files.unlabelled, "--k", K, "--out"]
     made = run_script(*command, tmp_path / "b.h5", "--dim", DIM)
     assert made.returncode == 0 and "recall@6 1.0000" in made.stdout, made.stderr
-    assert_refused(run_script(*command, tmp_path / "c.h5"), "unlabelled.raw", "give --dim")
+    assert_refused(run_script(*command, tmp_path / "c.h5"), "unlabelled.raw", "Use --dim")
 
 
-@pytest.mark.parametrize("bad, words", [("k", "k 101: more than the 100 nodes"), ("nan", "row 93 contains NaN")])
+@pytest.mark.parametrize(
+    "bad, words", [("k", "k 101: the graph has only 100 nodes. Use --k 100"), ("nan", "row 93 contains NaN")]
+)
 def test_a_background_that_is_refused(bad, words, files, tmp_path):
     feats = np.fromfile(files.unlabelled, np.float32).reshape(-1, DIM)
     feats[93, 4] = np.nan
@@ -413,21 +415,21 @@ def test_a_completion_that_is_refused(files, background, tmp_path):
     refused("4 dimensions, but", test=tmp_path / "few.h5")
     refused("of 20 dimensions, but .*few.h5 has 4", background=background, train=tmp_path / "few.h5",
             test=tmp_path / "few.h5")  # fmt: skip
-    refused("lists of 6 neighbours, fewer than k 7", background=background, k=7)
-    refused("k 37: more than the 36 nodes", k=37)
+    refused("lists of 6 neighbours, fewer than k 7. Use --k 6", background=background, k=7)
+    refused("k 37: the graph has only 36 nodes. Use --k 36", k=37)
     refused("no rows of class", test=tmp_path / "one_class.h5")
     completed = build_graph.complete(complete_config(files, tmp_path / "done.h5"))
-    refused("is completed already", background=completed)
+    refused("is the graph of a setup. Give --background", background=completed)
     with h5py.File(completed, "r+") as file:
         file["train_rows"][:] = file["train_rows"][()][::-1]
-    with pytest.raises(InputError, match="train_rows are not ascending"):
+    with pytest.raises(InputError, match="train_rows are not in ascending order"):
         read_graph(completed)
 
 
 @pytest.mark.parametrize(
     "bad, words",
     [
-        ("id", r"ids: row 3: id 150"),
+        ("id", r"ids: row 3 has the id 150"),
         ("low", "id -2"),
         ("nan", "similarity nan"),
         ("shape", "'similarities' has shape"),

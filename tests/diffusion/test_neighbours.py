@@ -1,4 +1,4 @@
-"""Search, merging and projection against direct computation."""
+"""Search, merging and projection, compared with direct computation."""
 
 import numpy as np
 import pytest
@@ -70,12 +70,12 @@ def test_nothing_to_search_for_or_in():
 
 
 @pytest.mark.parametrize("kind", [ExactIndex(), InvertedFile()], ids=["exact", "ivf"])
-def test_zero_vectors_have_no_neighbours_and_are_nobodys(kind):
+def test_zero_vectors_neither_have_nor_are_neighbours(kind):
     vectors = np.concatenate([np.zeros((1, 2)), [[1, 0], [-1, 0], [0, 1]]]).astype(np.float32)
     ids, similarities = Index(vectors, kind, "cpu").search(vectors, 4)
     assert ids[:3].tolist() == [[-1] * 4, [1, 3, 2, -1], [2, 3, 1, -1]]
     assert sorted(ids[3].tolist()) == [-1, 1, 2, 3]
-    assert similarities[1].tolist() == [1, 0, -1, -np.inf]  # orthogonal vectors of some length are neighbours
+    assert similarities[1].tolist() == [1, 0, -1, -np.inf]  # orthogonal non-zero vectors are neighbours
 
 
 def test_inverted_file_that_probes_all_lists_is_exact_and_fewer_find_less():
@@ -115,11 +115,11 @@ NAN, INF = float("nan"), float("inf")
     "first, second, ids, similarities",
     [
         (([1, 2], [0.9, 0.1]), ([7, 8], [0.5, 0.4]), [1, 7, 8], [0.9, 0.5, 0.4]),
-        (([1, 2], [0.5, 0.4]), ([7, 8], [0.5, 0.4]), [7, 1, 8], [0.5, 0.5, 0.4]),  # ties go to the second
-        (([1, 2], [-0.2, -0.9]), ([7, 8], [-0.1, -0.5]), [7, 1, 8], [-0.1, -0.2, -0.5]),  # the released code blanks it
+        (([1, 2], [0.5, 0.4]), ([7, 8], [0.5, 0.4]), [7, 1, 8], [0.5, 0.5, 0.4]),  # ties go to the second list
+        (([1, 2], [-0.2, -0.9]), ([7, 8], [-0.1, -0.5]), [7, 1, 8], [-0.1, -0.2, -0.5]),  # the released code drops them
         (([1, -1], [0.5, -INF]), ([-1, 8], [NAN, 0.9]), [8, 1, -1], [0.9, 0.5, -INF]),
         (([1, 2], [NAN, 0.3]), ([7, -1], [0.1, 5]), [2, 7, -1], [0.3, 0.1, -INF]),
-        (([1, 2], [0.0, -0.5]), ([7, 8], [-0.0, -0.5]), [7, 1, 8], [0, 0, -0.5]),  # two zeros are one
+        (([1, 2], [0.0, -0.5]), ([7, 8], [-0.0, -0.5]), [7, 1, 8], [0, 0, -0.5]),  # 0.0 equals -0.0
         (([-1, -1], [1, 1]), ([-1, -1], [1, 1]), [-1, -1, -1], [-INF, -INF, -INF]),
     ],
 )
@@ -159,7 +159,7 @@ def test_merge_of_many_rows_in_blocks(monkeypatch):
 
 
 def test_every_node_is_in_its_own_list():
-    vectors = np.repeat(unit_vectors(2, 8), [10, 1], axis=0)  # ten of one, which crowd each other out of lists of 3
+    vectors = np.repeat(unit_vectors(2, 8), [10, 1], axis=0)  # ten duplicates, more than fit into a list of 3
     lists = with_self(exact_search(vectors, vectors, 3), np.arange(11), vectors)
     assert (lists[0] == np.arange(11)[:, None]).any(axis=1).all()
     assert (np.diff(lists[1]) <= 0).all()

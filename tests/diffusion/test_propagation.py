@@ -1,4 +1,4 @@
-"""Labels spread over a graph: the published iteration in float64 as the oracle, and what may not change a result."""
+"""Label propagation: comparison with the published iteration in float64, and invariances of the result."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ NAMES = ["published", "restart", "clamp", "both"]
 
 
 def labelled(n_nodes: int, n_columns: int, n_labelled: int, seed: int = 0) -> Labels:
-    """Every column has a labelled node."""
+    """Random labels in which every column has a labelled node."""
     rng = np.random.default_rng(seed)
     nodes = np.sort(rng.choice(n_nodes, n_labelled, replace=False)).astype(np.int64)
     columns = rng.permutation(np.arange(n_labelled) % n_columns).astype(np.int64)
@@ -34,7 +34,7 @@ def one_hot(labels: Labels, n_nodes: int) -> np.ndarray:
 
 
 def walk(ids, weights=None, how="sum"):
-    """W = D^-1 S in float64, of zeros where a node has no neighbours."""
+    """W = D^-1 S in float64; rows of nodes without neighbours are zero."""
     s = by_scipy(ids, weights, how).astype(np.float64)
     degrees = np.asarray(s.sum(1))[:, 0]
     return s.multiply(np.divide(1, degrees, out=np.zeros_like(degrees), where=degrees > 0)[:, None]).tocsr()
@@ -57,7 +57,7 @@ def iterate(w, initial: np.ndarray, n_steps: int, options: StepOptions) -> np.nd
 
 
 def neighbour_sums(state: np.ndarray, test_ids: np.ndarray) -> np.ndarray:
-    padded = np.concatenate([state, np.zeros((1, state.shape[1]))])  # -1 is its last row
+    padded = np.concatenate([state, np.zeros((1, state.shape[1]))])  # id -1 selects the zero row
     return padded[test_ids].sum(1)
 
 
@@ -72,11 +72,11 @@ def graph():
     return ids, weights, labelled(700, 11, 60), test_ids
 
 
-# --- the oracle ---
+# --- the published iteration ---
 
 
 def test_one_scaling_at_the_end_is_the_published_iteration():
-    """2000 nodes in float64: columns scaled at every step, at the end, by sums of a vector; then ours."""
+    """2000 nodes in float64: scaling the columns at every step, at the end, by sums of a vector, and in our code."""
     ids, _ = random_lists(2000, 12)
     labels, n_steps = labelled(2000, 20, 90), 4
     initial, w = one_hot(labels, 2000), walk(ids)
@@ -127,7 +127,7 @@ def test_full_restart_is_no_step(graph):
 
 
 def test_three_nodes_by_hand():
-    """A chain 0 - 1 - 2, each in its own list: S has 2 on the diagonal; node 0 is of class 0, node 2 of class 1."""
+    """A chain 0 - 1 - 2 with self-loops, so S has 2 on the diagonal. Node 0 has class 0, node 2 has class 1."""
     ids = np.int32([[0, 1, -1], [1, 0, 2], [2, 1, -1]])
     scores = propagate(
         symmetrise(ids), Labels(np.int64([0, 2]), np.int64([0, 1]), 2), np.int32([[0], [1], [2]]), [1, 2]
@@ -139,7 +139,7 @@ def test_three_nodes_by_hand():
     np.testing.assert_allclose(scores[2][:, 0], np.array([15, 10, 6]) / 31, rtol=1e-6)
 
 
-# --- what changes no bit ---
+# --- invariances, to the last bit ---
 
 KINDS = [("float32", False), ("float32", True), ("bfloat16", False), ("bfloat16", True)]
 
@@ -193,7 +193,7 @@ def test_block_sizes_change_no_bit(graph, monkeypatch, constant, size):
 @pytest.mark.parametrize("block_rows", [1, 5, 100])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_product_equals_scipy(monkeypatch, weighted, block_rows):
-    """100 nodes of 30 neighbours, 60 columns of which 70 % are zero."""
+    """100 nodes with 30 neighbours, and 60 columns in which 70 % of the entries are zero."""
     monkeypatch.setattr(room, "_BLOCK_ROWS", block_rows)
     monkeypatch.setattr(adjacency_room, "_ENTRIES_PER_RANGE", 2000)
     ids, weights = random_lists(100, 30)
@@ -207,7 +207,7 @@ def test_a_product_equals_scipy(monkeypatch, weighted, block_rows):
     assert np.abs(product - expected).sum() / np.abs(expected).sum() < 1e-6
 
 
-def test_steps_asked_for_together_are_those_asked_for_alone(graph):
+def test_steps_requested_together_equal_steps_requested_alone(graph):
     ids, _, labels, test_ids = graph
     matrix = symmetrise(ids)
     together = propagate(matrix, labels, test_ids, [0, 1, 2, 3, 4])
@@ -255,7 +255,7 @@ def test_bfloat16_is_close(graph):
 
 
 def test_bfloat16_counts_a_hub(graph):
-    """1000 labelled images list one node: counted in bfloat16 they would be 256."""
+    """1000 labelled images list one node. A count in bfloat16 would stop at 256."""
     ids = np.stack([np.arange(1001), np.full(1001, 1000)], 1).astype(np.int32)
     ids[1000, 1] = -1
     labels = Labels(np.arange(1000), np.zeros(1000, np.int64), 1)
@@ -266,7 +266,7 @@ def test_bfloat16_counts_a_hub(graph):
 
 
 def test_scaled_columns_of_ten_million_nodes_sum_to_one():
-    """A ring in which each lists the next: float32 sums of such columns, row by row, are off by 6 %."""
+    """A ring in which every node lists the next. A sequential float32 sum of such a column is off by 6 %."""
     n = 10_000_000
     matrix = symmetrise(np.roll(np.arange(n, dtype=np.int32), -1)[:, None])
     labels = Labels(np.arange(0, n, 20), np.zeros(n // 20, np.int64), 1)
@@ -275,11 +275,11 @@ def test_scaled_columns_of_ten_million_nodes_sum_to_one():
         assert (state.numpy() * scale).sum(dtype=np.float64) == pytest.approx(1, abs=1e-6)
 
 
-# --- odd graphs ---
+# --- unusual graphs ---
 
 
 def test_a_node_without_neighbours(graph):
-    """It has no mean to take: its row is zero after a step, and so is the column that is only there."""
+    """It has no neighbours to average: its row is zero after a step, and so is a column with no other labelled node."""
     ids, _, _, _ = graph
     ids = np.where(ids == 9, -1, ids)
     ids[9] = -1
@@ -331,8 +331,8 @@ def test_nodes_are_assigned_the_class_of_their_highest_entry(graph, options):
 
 
 @pytest.mark.parametrize("width", [1, 2, 64])
-def test_of_equally_sure_classes_the_lowest_is_assigned(width):
-    """Node 1 is between two labelled ones; node 3 is reached by nobody."""
+def test_of_equal_entries_the_lowest_class_is_assigned(width):
+    """Node 1 is between two labelled nodes; no label reaches node 3."""
     ids = np.int32([[0, 1], [1, 2], [2, -1], [3, -1]])
     matrix = symmetrise(np.int32([[0, 1, -1], [1, 0, 2], [2, 1, -1], [3, -1, -1]]))
     columns, values = assign(matrix, Labels(np.int64([0, 2]), np.int64([2, 1]), 3), 1, work=Work(slice_width=width))

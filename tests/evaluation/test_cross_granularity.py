@@ -130,7 +130,7 @@ def test_features_of_the_trunk(tmp_path, data, scgm, embedded):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"copies": 2}, ["copies 2", "all like the image"]),
+        ({"copies": 2}, ["--copies 2", "all copies would equal the image"]),
         ({"copies": {"augment": CHANGES}}, ["copies.n", "is required"]),
         ({"copies": {"n": 2, "augment": {"resized_crop": True}}}, ["resized_crop", "copies.augment.crop_area"]),
         ({"layer": "trunk"}, ["layer trunk", "extractor", "no projection"]),
@@ -371,7 +371,7 @@ def test_a_clustering_in_two_files_counts_once_and_other_numbers_are_refused(fol
     assert {"scgm (features=other)"} < set(frame["features"])
     one["clustering"][1]["nmi"] /= 2
     write_json(folder / "again.json", {**one, "method": "cosine"})
-    with pytest.raises(InputError, match=r"again\.json and five\.json: different numbers"):
+    with pytest.raises(InputError, match=r"again\.json and five\.json: different values"):
         results.clustering(results.read_files(folder))
 
 
@@ -508,13 +508,13 @@ def test_means_that_do_not_fit(tmp_path, scgm, embedded, data, features):
     mixture.check_fits(means, read, split)
     for other, words in (
         (read_features(features / "test.h5"), "16 dimensions, but the means of .* have 8"),
-        (replace(read, extractor="other"), "made by another extractor"),
+        (replace(read, extractor="other"), "made by a different extractor"),
     ):
         with pytest.raises(InputError, match=rf"test\.h5: .*{words}"):
             mixture.check_fits(means, other, split)
     with pytest.raises(InputError, match="superclass 2 is not in the split"):
         mixture.check_fits(replace(means, superclasses=np.array([0, 2])), read, split)
-    with pytest.raises(InputError, match=f"{data}: not a folder of train_scgm.py"):
+    with pytest.raises(InputError, match=rf"{data}: not an output of train_scgm\.py"):
         mixture.read_means(data)
 
 

@@ -394,7 +394,10 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(gans, tmp
         return losses | {"d_adversarial": torch.tensor(math.nan)} if step >= 6 else losses
 
     monkeypatch.setattr(training.GanTrainer, "_step", broken)
-    with pytest.raises(InputError, match=r"loss is nan at step 7; the last good checkpoint is .*checkpoint\.pt"):
+    with pytest.raises(
+        InputError,
+        match=r"loss is nan at step 7: the training diverged \(the last good checkpoint is .*checkpoint\.pt\); lower",
+    ):
         pretrain(gans.data, gans.extractor, tmp_path / "gan")
     kept = torch.load(tmp_path / "gan.partial" / "checkpoint.pt", weights_only=True)
     assert kept["step"] == 4 and not (tmp_path / "gan").exists()
@@ -498,7 +501,7 @@ def test_a_judge_that_has_learned_novel_classes_is_refused(gans, tmp_path):
         made_from = read_json(judge / "config.json")
         made_from[part] |= {name: value, "trial": 1} if part == "config" else {name: value}
         write_json(judge / "config.json", made_from)
-        words = "has learned novel classes" if part == "config" else "trained on another split than"
+        words = "was trained on novel classes" if part == "config" else "trained on another split than"
         with pytest.raises(InputError, match=words):
             pretrain(gans.data, judge, tmp_path / "x")
 

@@ -1,4 +1,4 @@
-"""Sheets of generated images: their sizes, what stands in which row, and the report that shows them."""
+"""Sheets of generated images: their sizes, the content of each row, and the report that shows them."""
 
 import warnings
 from dataclasses import replace
@@ -35,7 +35,7 @@ def trained(gans, data):
 
 
 def cell(sheet, row: int, column: int) -> np.ndarray:
-    """(3, 16, 16), without the corner that may hold a name."""
+    """Return an image of a sheet, (3, 16, 16)."""
     top, left = row * PITCH + 2, column * PITCH + 2
     return np.asarray(sheet)[top : top + 16, left : left + 16].transpose(2, 0, 1)
 
@@ -52,7 +52,7 @@ def test_a_row_of_samples_for_each_class(trained, gans, data, tmp_path):
 
 
 def test_from_one_class_to_the_other(trained, tmp_path, monkeypatch):
-    """A row is named by its share of the first class, which is at the bottom (spec 5)."""
+    """The name of a row is the share of the first class, which is at the bottom (spec 5)."""
     images, _, gan = trained
     plain, named = generated._named, []
     monkeypatch.setattr(
@@ -93,8 +93,8 @@ def test_crossover_rows(trained, data, tmp_path):
     assert np.abs(cell(sheet, 7, 9).astype(int) - expected[9]).max() <= 1
 
 
-def test_curves_of_a_gan_that_was_only_told_of_shots(trained, tmp_path):
-    """One FID and no losses: nothing to name, and no warning of it."""
+def test_curves_of_a_gan_fine_tuned_with_no_steps(trained, tmp_path):
+    """With one FID and no losses, there is nothing for a legend, and no warning."""
     told = replace(trained[2], log=[{"step": 0, "time": 0.0, "fid": 3.0, "fid_base": 2.0}])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -113,7 +113,7 @@ def test_the_report_shows_them(gans, data, tmp_path):
                "protocol": {"setup": "both", "setting": "inductive", "split_digest": split.digest},
                "provenance": provenance, "scores": [scores], "gan": {"trial": 1}})  # fmt: skip
     some = ("--results", tmp_path, "--out", tmp_path / "report", "--gan", gans["tuned"])
-    assert_refused(run_script("parse_results.py", *some), "--gan", "needs --data")
+    assert_refused(run_script("parse_results.py", *some), "--gan", "requires --data")
     result = run_script("parse_results.py", *some, "--data", data)
     assert result.returncode == 0, result.stderr
     page = (tmp_path / "report" / "report.html").read_text()

@@ -1,4 +1,4 @@
-"""Reports: reading and merging results files, means and paired differences by hand, escaping, the script as a whole."""
+"""Reports: reading and merging results files, means and paired differences, escaping, and the whole script."""
 
 import json
 
@@ -19,7 +19,7 @@ PROTOCOL = ("glyphs", "test", "f" * 64)
 
 
 def content(method="plain", values=None, **changes):
-    """A results file's content; `values` is {(trial, n_shot): top1_novel}, the other five metrics are 0.5."""
+    """The content of a results file. `values` is {(trial, n_shot): top1_novel}; the other five metrics are 0.5."""
     rows = [
         {"trial": trial, "n_shot": n_shot, **dict.fromkeys(results.METRICS, 0.5), "top1_novel": value}
         for (trial, n_shot), value in (values or {(1, 1): 0.2, (2, 1): 0.4}).items()
@@ -70,15 +70,15 @@ def test_one_file_and_other_kinds(tmp_path):
     one = results.read_results(folder / "a.json")
     whole = results.read_results(folder)
     assert one.equals(whole[whole["file"] == "a.json"].reset_index(drop=True))
-    with pytest.raises(InputError, match="holds no episodes, but trials"):
+    with pytest.raises(InputError, match=r"contains no episodes\. Available: trials\."):
         results.read_results(folder, "episodes")
     with pytest.raises(InputError, match="no such file or folder"):
         results.read_results(folder / "c.json")
-    with pytest.raises(InputError, match="kind 'accuracies': there are trials, episodes"):
+    with pytest.raises(InputError, match=r"kind 'accuracies': not a kind of result\. Available: trials, episodes"):
         results.read_results(folder, "accuracies")
 
 
-def test_files_at_any_depth_but_no_unfinished_ones_nor_those_of_the_report(tmp_path):
+def test_files_at_any_depth_are_read_except_unfinished_ones_and_the_report(tmp_path):
     write(tmp_path, a=content())
     write(tmp_path / "deep", b=content("other"))
     write(tmp_path / "report", config={"stage": "parse_results"})
@@ -113,8 +113,8 @@ def with_generator(name, digest="g"):
     return {"draws": "d" * 64, name: digest * 64}
 
 
-def test_trials_of_an_older_revision_are_of_one_system_with_todays(tmp_path):
-    """Settings had other names, and so had files."""
+def test_trials_of_an_older_revision_belong_to_the_same_system(tmp_path):
+    """Settings and input files had other names."""
     older = content(values={(1, 1): 0.2}, config=OLDER, inputs=with_generator("generator"))
     newer = content(values={(2, 1): 0.4}, config=NEWER, inputs=with_generator("add.generator.folder"))
     write(tmp_path, older=older, newer=newer)
@@ -149,7 +149,7 @@ def test_code_of_ones_own_that_has_changed_makes_another_system(tmp_path):
     }  # fmt: skip
 
 
-def test_the_same_trial_with_other_numbers_names_both_files(tmp_path):
+def test_different_values_for_the_same_trial_name_both_files(tmp_path):
     write(tmp_path, a=content(values={(1, 1): 0.2}), b=content(values={(1, 1): 0.3}))
     with pytest.raises(InputError, match=r"a\.json and b\.json.*conv4: plain, trial 1, n_shot 1, metric top1_novel"):
         results.read_results(tmp_path)
@@ -173,7 +173,7 @@ def without(key):
     ("text", "cause"),
     [
         ("{not json", "not valid JSON"),
-        ("[1]", "no JSON object"),
+        ("[1]", "it is not a JSON object"),
         (without("method"), "lacks 'method'"),
         (without("provenance"), "lacks 'provenance'"),
         (without("trials"), "lacks 'trials'"),
@@ -182,9 +182,9 @@ def without(key):
         (json.dumps(content(trials=[{"trial": 1, "n_shot": 1}])), "lack 'top1_novel'"),
         (spoiled(top1_base=1.2), "entry 2: 'top1_base' is 1.2, outside 0..1"),
         (spoiled(top5_all=float("nan")), "entry 2: 'top5_all' is absent or NaN"),
-        (spoiled(top5_all="0.5"), "'top5_all' holds something that is not a number"),
-        (spoiled(n_shot=0), "must be whole numbers"),
-        (spoiled(trial=1.5), "must be whole numbers"),
+        (spoiled(top5_all="0.5"), "'top5_all' has a value that is not a number"),
+        (spoiled(n_shot=0), "'n_shot' must be an integer, at least 1"),
+        (spoiled(trial=1.5), "'trial' must be an integer, at least 0"),
     ],
 )
 def test_a_broken_file_is_named_with_its_fault(tmp_path, text, cause):
@@ -235,7 +235,7 @@ def test_a_difference_within_its_interval_or_of_one_trial_is_no_difference(tmp_p
     assert table.loc[0].tolist() == ["conv4: zother", "conv4: plain", "2", "+5.00 ± 190.59", "+40.00 ± ? (1 trial)"]
 
 
-def test_trials_of_other_draws_or_another_split_are_no_pairs(tmp_path):
+def test_trials_of_other_draws_or_another_split_are_not_paired(tmp_path):
     other_split = {"setup": "test", "setting": "inductive", "split_digest": "e" * 64}
     others = {"b": content("b", inputs={"draws": "c" * 64}), "c": content("c", protocol=other_split)}
     assert results.paired_differences(results.read_results(write(tmp_path, a=content(), **others))).empty
@@ -247,7 +247,7 @@ def test_trials_of_other_draws_or_another_split_are_no_pairs(tmp_path):
 # Tables
 
 
-def test_missing_cells_and_single_trials_are_said(tmp_path):
+def test_missing_cells_and_single_trials_are_marked(tmp_path):
     values = {(1, 1): 0.2, (2, 1): 0.4, (1, 5): 0.6, (2, 5): 0.6}
     write(tmp_path, a=content(values=values), b=content("single", values={(1, 1): 0.25}))
     assert main_table(tmp_path).to_numpy().tolist() == [
@@ -271,6 +271,65 @@ def test_latex_and_markdown_escape_names(tmp_path):
     assert r"| conv4: a_b & <c>\|\x% |" in tables.to_markdown(table)
 
 
+# Notes on identical results
+
+
+def notes(folder, capsys):
+    parse_results.main(config(folder, overwrite=True))
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Identical")]
+    page = (folder.parent / "report/report.html").read_text()
+    assert all(f'<p class="note">{line}</p>' in page for line in printed) and ("Identical" in page) == bool(printed)
+    return printed
+
+
+def with_additions(**additions):
+    return {"classifier": {"name": "plain"}, "add": {"names": list(additions), **additions}}
+
+
+AT = {n: {(t, n): 0.1 * t + 0.01 * n for t in (1, 2, 3)} for n in (1, 5, 10)}
+BETTER = {key: value + 0.1 for key, value in AT[1].items()}
+
+
+def test_equal_results_are_explained_by_max_per_label(folder, capsys):
+    values = {"a": AT[1] | AT[5] | AT[10], "b": BETTER | AT[5] | AT[10], "c": BETTER | AT[5] | AT[10]}
+    adding = {"a": {}, "b": {"generator": {"max_per_label": 5}}, "c": {"repetition": {"max_per_label": 10}}}
+    for name, added in adding.items():
+        method = " + ".join(["plain", *added])
+        write(folder, **{name: content(method, values[name], config=with_additions(**added))})
+    equal, generator = "Identical in every trial at n = ", "conv4: plain + generator"
+    assert notes(folder, capsys) == [
+        f"{equal}5, 10: {generator} and conv4: plain; generator adds no rows to classes with 5 or more shots "
+        "(max_per_label 5).",
+        f"{equal}5: conv4: plain + repetition and conv4: plain.",
+        f"{equal}10: conv4: plain + repetition and conv4: plain; repetition adds no rows to classes with 10 or "
+        "more shots (max_per_label 10).",
+        f"{equal}1: conv4: plain + repetition and {generator}.",
+    ]
+    assert "max\\_per\\_label 5" in (folder.parent / "report/tables/tables.tex").read_text()
+
+
+def test_results_of_an_older_revision_are_explained_too(folder, capsys):
+    older = {name: value for name, value in OLDER.items() if name != "max_per_label"}
+    write(folder, a=content(values=AT[5], config={**older, "shots": [5]}))
+    write(folder, b=content("plain + generator", AT[5], config={**OLDER, "shots": [5]},
+                            inputs=with_generator("generator")))  # fmt: skip
+    assert notes(folder, capsys) == [
+        "Identical in every trial at n = 5: conv4: plain + generator and conv4: plain; generator adds no rows to "
+        "classes with 5 or more shots (max_per_label 5)."
+    ]
+
+
+@pytest.mark.parametrize("change", ["a value of one trial", "another metric", "other draws"])
+def test_only_results_that_are_equal_in_every_trial_and_metric_get_a_note(folder, capsys, change):
+    one = content("other", AT[5])
+    if change == "other draws":
+        one["inputs"] = {"draws": "c" * 64}
+    else:
+        one["trials"][2]["top5_all" if change == "another metric" else "top1_novel"] += 1e-9
+    assert notes(write(folder, a=content(values=AT[5]), b=one), capsys) == []
+    assert len(notes(write(folder, b=content("other", AT[5])), capsys)) == 1
+
+
 # Episodes
 
 
@@ -284,7 +343,7 @@ def episodes(method="nearest_mean", values=(0.2, 0.4), tasks="t" * 64, setting="
 
 
 def printed_tables(folder, capsys, **changes):
-    """Caption -> rows of the tables that the stage prints."""
+    """The rows of the tables that the stage prints, by caption."""
     parse_results.main(parse_results.Config(results=folder, out=folder.parent / "report", overwrite=True, **changes))
     blocks = capsys.readouterr().out.split("**")[1:]
     found = {caption.split(":")[0]: block.strip().splitlines()[2:] for caption, block in zip(blocks[::2], blocks[1::2])}
@@ -308,7 +367,7 @@ def test_episode_table_and_paired_differences_by_hand(tmp_path, capsys):
     ]
 
 
-def test_kinds_of_task_stand_in_tables_of_their_own(tmp_path, capsys):
+def test_each_kind_of_task_has_its_own_table(tmp_path, capsys):
     kinds = {
         "b": episodes(dirichlet=2.0, tasks="u" * 64),
         "c": episodes(within_superclass=True, tasks="v" * 64),
@@ -327,7 +386,7 @@ def test_kinds_of_task_stand_in_tables_of_their_own(tmp_path, capsys):
     assert all("nearest_mean |" in line for line in found["Episodes, 5-way, 15 queries a class"])
 
 
-def test_episodes_of_other_images_are_no_pairs(tmp_path):
+def test_episodes_of_other_images_are_not_paired(tmp_path):
     files = results.read_files(write(tmp_path, a=episodes(), b=episodes("cosine", tasks="u" * 64)))
     assert results.paired_differences(results.episodes(files)).empty
 
@@ -386,7 +445,7 @@ def test_a_report_is_whole_and_escaped(rich_folder, capsys):
     assert printed.rstrip().endswith(f"report: {path}")
 
 
-def test_the_second_run_skips_and_changed_results_are_reported_unasked(folder, capsys):
+def test_the_second_run_skips_and_changed_results_update_the_report(folder, capsys):
     path = parse_results.main(config(folder))
     made = path.stat().st_mtime_ns
     parse_results.main(config(folder))
@@ -398,7 +457,7 @@ def test_the_second_run_skips_and_changed_results_are_reported_unasked(folder, c
 
 
 def test_only_a_report_is_replaced(folder):
-    with pytest.raises(InputError, match="would replace the folder of its results"):
+    with pytest.raises(InputError, match=r"would replace the results\. Choose another folder"):
         parse_results.main(parse_results.Config(results=folder, out=folder.parent, overwrite=True))
     write(folder.parent / "report", config={"stage": "train_extractor", "config": {}, "inputs": {}})
     with pytest.raises(InputError, match="output of train_extractor"):
@@ -406,7 +465,7 @@ def test_only_a_report_is_replaced(folder):
 
 
 def test_the_reference_must_exist(folder):
-    with pytest.raises(InputError, match=r"no such system \(there are: 'conv4: plain'"):
+    with pytest.raises(InputError, match=r"no such system\. Available: 'conv4: plain'"):
         parse_results.main(config(folder, reference="nothing"))
 
 
@@ -434,11 +493,11 @@ def test_samples_and_feature_map(folder, data):
     assert len(page) < 3e6
 
 
-def test_features_need_data_and_data_need_the_split_of_the_results(folder, data):
-    with pytest.raises(InputError, match="needs --data"):
+def test_features_require_data_and_data_require_the_split_of_the_results(folder, data):
+    with pytest.raises(InputError, match=r"--features .*: requires --data"):
         parse_results.main(config(folder, features=data.parent / "test.h5"))
     write(folder, a=content())
-    with pytest.raises(InputError, match=r"split\.json: split .* is not that of any file"):
+    with pytest.raises(InputError, match=r"split\.json: no file in .* was made with this split"):
         parse_results.main(config(folder, data=data))
     assert not (folder.parent / "report").exists()
 
@@ -453,7 +512,7 @@ def test_script(folder):
     assert done.stdout.startswith("**Top-5, all classes: glyphs") and (folder.parent / "report/report.html").exists()
 
 
-def test_script_ends_with_one_line_and_nothing_written_on_bad_input(folder):
+def test_script_prints_one_line_and_writes_nothing_on_bad_input(folder):
     (folder / "bad.json").write_text("{")
     done = script("--results", folder, "--out", folder.parent / "report")
     assert done.returncode == 2 and "bad.json" in done.stderr and done.stderr.count("\n") == 1
@@ -470,7 +529,7 @@ def entries(values):
 
 
 def diffused(method="diffusion", gain=0.1, best=2, shots=(1, 5), trials=(1, 2, 3), **changes):
-    """A results file of label propagation: accuracy rises up to `best` steps, which are reported, and falls then."""
+    """A results file of diffusion. Accuracy rises up to `best` steps, which are reported, and then falls."""
     values = {
         (s, t, n): 0.1 + 0.05 * np.log2(n) + gain * (1 - abs(s - best) / 4) + 0.01 * t
         for s in range(5)
@@ -493,9 +552,9 @@ def diffusion_folder(tmp_path):
 @pytest.mark.parametrize(
     ("entry", "cause"),
     [
-        ({"n_steps": -1}, "history: 'n_steps' must be whole numbers from 0"),
-        ({"n_steps": 1.5}, "history: 'n_steps' must be whole numbers from 0"),
-        ({"n_shot": 0}, "history: 'n_shot' must be whole numbers from 1"),
+        ({"n_steps": -1}, "history: 'n_steps' must be an integer, at least 0"),
+        ({"n_steps": 1.5}, "history: 'n_steps' must be an integer, at least 0"),
+        ({"n_shot": 0}, "history: 'n_shot' must be an integer, at least 1"),
         ({"top5_all": 1.1}, "history: entry 1: 'top5_all' is 1.1, outside 0..1"),
         ({"top1_novel": None}, "history: entry 1: 'top1_novel' is absent or NaN"),
     ],
@@ -624,8 +683,8 @@ def test_means_over_class_splits_by_hand(tmp_path):
 
 @pytest.mark.parametrize("head", ["classifier.extractor", "head"])
 def test_heads_with_features_of_their_own_are_one_system(tmp_path, head):
-    """Several n and class splits of own_head: each file has features, and so a test file, of its own."""
-    # As revision d41a11c had it, and as it is now.
+    """Several n and class splits of own_head: each file has its own features, and so its own test file."""
+    # The settings in revision d41a11c, and today.
     chosen = (
         {"classifier": "own_head"} if head == "head" else {"classifier": {"name": "own_head"}, "add": {"names": []}}
     )

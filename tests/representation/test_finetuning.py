@@ -151,7 +151,7 @@ def test_a_network_that_may_know_novel_classes_is_refused(data, extractor, tuned
     made_from = read_json(tmp_path / "other" / "config.json")
     made_from["inputs"]["split"] = "another"
     write_json(tmp_path / "other" / "config.json", made_from)
-    with pytest.raises(InputError, match="other: trained with another split than"):
+    with pytest.raises(InputError, match="other: trained on another split than"):
         tune(data, tmp_path / "other", tmp_path / "x")
     with pytest.raises(InputError, match="weights: is required"):
         tune(data, extractor, tmp_path / "x", weights=None)

@@ -1,0 +1,67 @@
+"""Notes below the accuracy tables: systems with identical results, and the settings that explain them."""
+
+import pandas as pd
+
+from lowshot.core.artifacts import flat
+from lowshot.evaluation.older import results_today
+
+
+def identical_results(
+    trials: pd.DataFrame, pairs: pd.DataFrame, files: dict[str, dict], unit: str = "trial"
+) -> list[str]:
+    """Return a sentence for each pair of systems whose six accuracies are equal in every common trial at some n.
+
+    Of several equal systems, only the pair with the first one is named. The sentence states the reason if the additions
+    of the two systems differ only in some that add no rows at these n (`max_per_label`).
+
+    Args:
+        trials: long form of one protocol (see `results.trials`).
+        pairs: `results.paired_differences` of `trials`.
+        files: content of the results files by name.
+        unit: "trial" or "class split".
+    """
+    order = {system: place for place, system in enumerate(trials["system"].unique())}
+    later = pairs[pairs["system"].map(order) > pairs["versus"].map(order)]
+    # The interval of a single trial is NaN.
+    later = later.assign(equal=(later["mean"] == 0) & ~(later["interval"] > 0))
+    equal = later.groupby(["system", "versus", "n_shot"], as_index=False)["equal"].all().query("equal")
+    equal = equal.sort_values(["system", "versus"], key=lambda names: names.map(order), kind="stable")
+    equal = equal.drop_duplicates(["system", "n_shot"])
+    additions = _additions(trials, files)
+    reasons = [_reason(*row, additions) for row in equal[["system", "versus", "n_shot"]].itertuples(index=False)]
+    return [
+        f"Identical in every {unit} at n = {', '.join(map(str, sorted(part['n_shot'])))}: "
+        f"{system} and {versus}{reason}."
+        for (system, versus, reason), part in equal.assign(reason=reasons).groupby(
+            ["system", "versus", "reason"], sort=False
+        )
+    ]
+
+
+def _additions(trials: pd.DataFrame, files: dict[str, dict]) -> dict[str, dict[str, dict]]:
+    """Settings and inputs of each addition of each system; none for means over class splits, which have no file."""
+    known = trials.dropna(subset="file").drop_duplicates("system")
+    additions: dict[str, dict[str, dict]] = {}
+    for system, name in zip(known["system"], known["file"]):
+        today = results_today({"stage": None, "inputs": {}, **files[name]})
+        stored, additions[system] = {**flat(today["config"]), **today["inputs"]}, {}
+        for addition in stored.get("add.names") or []:
+            addition = addition.rpartition(":")[2]  # file.py:Class has the settings add.Class
+            prefix = f"add.{addition}."
+            own = {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
+            additions[system][addition] = own
+    return additions
+
+
+def _reason(system: str, versus: str, n_shot: int, additions: dict[str, dict[str, dict]]) -> str:
+    """State why two systems are equal at `n_shot`, or return an empty string if their settings do not explain it."""
+    one, other = additions.get(system, {}), additions.get(versus, {})
+    differing = sorted(name for name in one | other if one.get(name) != other.get(name))
+    limits = {name: max(of[name].get("max_per_label") or n_shot + 1 for of in (one, other) if name in of)
+              for name in differing}  # fmt: skip
+    if not limits or max(limits.values()) > n_shot:
+        return ""
+    return "; " + " and ".join(
+        f"{name} adds no rows to classes with {limit} or more shots (max_per_label {limit})"
+        for name, limit in limits.items()
+    )

@@ -1,0 +1,221 @@
+"""The commands of README and docs work as printed: with tiny settings, one page after the other in a folder of its own.
+
+A script runs with a python that only records its commands; these then run here. Data sets that would be downloaded are
+replaced by the embedded one. A block below a comment such as `<!-- needs: a GPU -->` is only parsed.
+"""
+
+import dataclasses
+import importlib
+import os
+import re
+import shlex
+from pathlib import Path
+from string import Template
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import ROOT, restored
+from PIL import Image
+from test_scripts import parsed, recording
+
+from lowshot.core.settings import parts_of
+from lowshot.data.datasets.settings import Folder, Glyphs, Shots, part_of
+from lowshot.data.features import write_features
+from lowshot.representation.settings import TimmModel
+
+# RESULTS and LOG have commands in their text; extending.md has a test of its own.
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES += [p for p in sorted((ROOT / "docs").rglob("*.md")) if p.name not in ("RESULTS.md", "LOG.md", "extending.md")]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+_FENCE = re.compile(r"^(?:<!-- needs: (.+) -->\n)?```(\w*)\n(.*?)^```$", re.M | re.S)
+# Commands of the shell, and scripts that run the tests: there is nothing to try.
+_NOT_TRIED = ("source", "zensical", "bash scripts/test.sh", "bash scripts/environment.sh")
+# What is small in a test, by the names of settings.
+SMALL = {"epochs": 1, "n_steps": 10, "steps": 4, "score_every": 2, "n_episodes": 3, "width": 0.125, "max_epochs": 2,
+         "n_clusters": 2, "n_way": 4, "clustering": 12, "rows_per_class": 20, "n_subclasses": 24, "n_cycles": 1,
+         "warmup_epochs": 0, "n_per_class": 24, "devices": 1, "accelerator": "cpu", "num_workers": 0,
+         "batch_size": 32}  # fmt: skip
+
+
+class Block(NamedTuple):
+    """A block of a page: what it needs that a test has not, its language, its text."""
+
+    needs: str
+    language: str
+    text: str
+
+
+def blocks(name: str) -> list[Block]:
+    return [Block(*found) for found in _FENCE.findall((ROOT / name).read_text(encoding="utf-8"))]
+
+
+def commands(block: Block) -> list[list[str]]:
+    """Words of each command; assignments come first."""
+    lines = block.text.replace("\\\n", " ").splitlines() if block.language == "bash" else []
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [one for one in words if one]
+
+
+def commands_of(name: str) -> list[list[str]]:
+    return [words for block in blocks(name) for words in commands(block)]
+
+
+def shrunk(settings: object) -> object:
+    """The same settings, with numbers that a test can afford."""
+    changes = {}
+    for name in parts_of(type(settings)):
+        value = getattr(settings, name)
+        if isinstance(value, TimmModel):
+            changes[name] = dataclasses.replace(value, image_size=32)  # no test decodes photos for 224 px
+        elif dataclasses.is_dataclass(value):
+            changes[name] = shrunk(value)
+        elif name in SMALL and value is not None:
+            changes[name] = min(value, SMALL[name]) if isinstance(value, int | float) else SMALL[name]
+    return dataclasses.replace(settings, **changes)
+
+
+def small_data(dataset: object) -> Glyphs:
+    """The embedded data set with as many shots, in place of one that is large or has to be downloaded."""
+    shots = min(20, part_of(dataset, Shots).max_shots)
+    return Glyphs(n_trials=2, max_shots=shots, max_per_class=24)
+
+
+def run_small(words: list[str], folder: Path) -> None:
+    """Run a stage in `folder`; if the command is not a stage's, it is only a file of the page."""
+    with restored():
+        os.chdir(folder)
+        config = shrunk(parsed(words))
+        if words[0] == "preprocessing.py" and not isinstance(config.dataset, Folder):
+            config.dataset = small_data(config.dataset)
+        stage = importlib.import_module(words[0].removesuffix(".py"))
+        several = getattr(stage, "COMMANDS", None)
+        (several[words[1]][0] if several else stage.main)(config)
+
+
+def run_block(block: Block, folder: Path, tmp_path: Path, variables: dict[str, str], run) -> None:
+    for words in commands(block):
+        assigned, rest = (
+            [w for w in words if re.match(r"[A-Z_]+=", w)],
+            [w for w in words if not re.match(r"[A-Z_]+=", w)],
+        )
+        given = dict(w.split("=", 1) for w in assigned)
+        if not rest:
+            variables |= given
+            continue
+        rest = [Template(word).safe_substitute(variables) for word in rest]
+        if " ".join(rest).startswith(_NOT_TRIED):
+            assert rest[0] != "bash" or (ROOT / rest[1]).exists()
+        elif rest[0] == "bash":
+            done, recorded = recording(tmp_path, rest[1], *rest[2:], **given)
+            assert done.returncode == 0, done.stderr
+            for command in recorded:
+                run(command, folder)
+        else:
+            assert rest[0] == "python", rest
+            if rest[-1] not in ("--help", "--print_config") and "--help" not in rest:
+                run(rest[1:], folder)
+
+
+def parse_only(words: list[str], folder: Path) -> None:
+    with restored():
+        os.chdir(folder)
+        parsed(words)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder to stand in, with the configurations of the repository."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "configs").symlink_to(ROOT / "configs")
+    return folder
+
+
+def features(folder, dim=16, name=""):
+    """Feature files, split and draws of ten base and ten novel classes."""
+    from lowshot.core.artifacts import write_json
+    from lowshot.data.protocol import draws_to_json, make_draws, make_split
+
+    rng, made_from = np.random.default_rng(0), {"stage": "save_features", "config": {}, "inputs": {"extractor": "x"}}
+    centres, names = rng.standard_normal((20, dim)), [f"class{c}" for c in range(20)]
+    (folder / name).mkdir(exist_ok=True)
+    for part, n_rows in (("test", 24), ("train", 24)):
+        labels = np.repeat(np.arange(20), n_rows)
+        feats = np.abs(centres[labels] + rng.standard_normal((len(labels), dim))).astype(np.float32)
+        write_features(folder / name / f"{part}.h5", feats, labels, made_from)
+    split = make_split("glyphs", names, [], [None] * 20, 0, None, 0.5, 0, "classes")
+    write_json(folder / "split.json", split.to_json())
+    write_json(folder / "draws.json", draws_to_json(make_draws(labels, names, 2, 20, 0), split, 0))
+
+
+def write_photos(folder, n_images):
+    rng = np.random.default_rng(0)
+    for c in range(10):
+        (folder / f"class{c}").mkdir(parents=True)
+        for i in range(n_images):
+            pixels = rng.integers(25 * c, 25 * c + 30, (16, 16, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / f"class{c}" / f"{i}.png")
+
+
+@pytest.fixture
+def inputs(folder, extractor):
+    """What the pages speak of as something the reader has."""
+
+    def make(page):
+        features(folder, name="features")
+        features(folder, dim=256)
+        for name, n_images in (("photos", 28), ("new_photos", 1)):
+            write_photos(folder / name, n_images)
+        if page == "docs/photos.md":
+            (folder / "outputs/glyphs/conv4_sgm").mkdir(parents=True)
+            (folder / "outputs/glyphs/conv4_sgm/extractor").symlink_to(extractor)
+        rng = np.random.default_rng(1)
+        rng.random((300, 256), np.float32).tofile(folder / "background.raw")
+        rng.permuted(np.tile(np.arange(300, dtype=np.int32), (300, 1)), axis=1)[:, :30].tofile(
+            folder / "background.int32"
+        )
+        np.sort(rng.random((300, 30), np.float32))[:, ::-1].tofile(folder / "background.float32")
+        if page == "docs/pretrained.md":
+            torch.save(timm.create_model("resnet50").state_dict(), folder / "resnet50.pth")
+        if page == "docs/classifiers.md":
+            run_small(
+                shlex.split(
+                    "make_quadruplet.py --features features/train.h5 --split split.json --n_clusters 2 --out q.h5"
+                ),
+                folder,
+            )
+            words = "train_analogy_generator.py --quadruplets q.h5 --out generator"
+            run_small(shlex.split(words), folder)
+        for block in blocks(page):
+            if block.language in ("yaml", "python") and (named := re.match(r"# (\w+\.\w+)\n", block.text)):
+                (folder / named[1]).write_text(block.text)
+
+    return make
+
+
+def test_every_block_of_commands_is_known():
+    """A block without a language cannot be told from output."""
+    for name in NAMES:
+        assert all(block.language or "python" not in block.text for block in blocks(name)), name
+        fences = (ROOT / name).read_text(encoding="utf-8").count("```bash")
+        assert fences == sum(block.language == "bash" for block in blocks(name)), name
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "recipes/" not in name and commands_of(name)])
+def test_a_page(name, folder, tmp_path, inputs):
+    inputs(name)
+    variables: dict[str, str] = {}
+    for block in blocks(name):
+        run_block(block, folder, tmp_path, variables, parse_only if block.needs else run_small)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if "recipes/" in name and commands_of(name)])
+def test_a_recipe(name, folder, tmp_path, inputs):
+    inputs(name)
+    variables: dict[str, str] = {}
+    for block in blocks(name):
+        run_block(block, folder, tmp_path, variables, parse_only if block.needs else run_small)
