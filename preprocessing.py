@@ -80,7 +80,7 @@ class Config:
     dataset: Annotated[Any, DATASETS]
     """Data set to read."""
     out: Path
-    """Folder to write."""
+    """Folder to write the data to."""
     root: Path | None = None
     """Folder with the data set's files. Default: data/, where torchvision downloads missing files if it can."""
     seed: Seed = 0

@@ -65,7 +65,10 @@ def main(config: Config) -> Path:
     mined = hallucination.read_quadruplets(config.quadruplets)
     chosen = mined.numbers[mined.scores > config.min_score].astype(np.int64)
     if len(chosen) == 0:
-        raise InputError(f"{config.quadruplets}: no quadruplet has a score above --min_score {config.min_score}")
+        raise InputError(
+            f"--min_score {config.min_score}: the best score in {config.quadruplets} is {mined.scores.max():.3g}. Use "
+            f"a smaller value"
+        )
     inputs = {"quadruplets": config.quadruplets, "critic": config.extractor, "extractor": mined.extractor}
     made_from = recipe("train_analogy_generator", config, inputs)
     if is_done(config.out, made_from, config.overwrite):

@@ -15,6 +15,7 @@ from lowshot.core.artifacts import open_h5, read_recipe, require_datasets, write
 from lowshot.core.errors import InputError
 
 SCHEMA = "lowshot-features-1"
+_SAME_RUN = "Use features and split of the same preprocessing run"
 
 
 @dataclass
@@ -70,7 +71,7 @@ def read_features(path: Path, n_classes: int | None = None) -> Features:
         raise InputError(f"{path}: row {row} of all_feats contains NaN or infinity")
     if n_classes is not None and (labels.min() < 0 or labels.max() >= n_classes):
         wrong = labels[(labels < 0) | (labels >= n_classes)][0]
-        raise InputError(f"{path}: label {wrong} is outside the split's classes 0..{n_classes - 1}")
+        raise InputError(f"{path}: label {wrong} is outside the split's classes 0..{n_classes - 1}. {_SAME_RUN}")
     made_from = read_recipe(path) or {"inputs": {}, "config": {}}
     known = {name: made_from["inputs"].get(name) for name in ("extractor", "images")}
     if known["extractor"] and (layer := made_from["config"].get("layer")):
@@ -132,7 +133,9 @@ def write_features(path: Path, feats: np.ndarray, labels: np.ndarray, made_from:
 def check_classes(features: Features, classes: np.ndarray, class_names: list[str]) -> None:
     """Raise InputError unless each of `classes` has a row."""
     for c in classes[~np.isin(classes, features.labels)]:
-        raise InputError(f"{features.path}: has no rows of class {c} ({class_names[c]}), which the setup needs")
+        raise InputError(
+            f"{features.path}: has no rows of class {c} ({class_names[c]}), which the setup needs. {_SAME_RUN}"
+        )
 
 
 def check_setup(features: Features, setup: str) -> None:
@@ -161,4 +164,4 @@ def check_same_space(train: Features, test: Features) -> None:
     if train.dim != test.dim:
         raise InputError(f"{test.path}: has {test.dim} dimensions, but {train.path} has {train.dim}")
     if train.extractor and test.extractor and train.extractor != test.extractor:
-        raise InputError(f"{test.path}: made by another extractor than {train.path}")
+        raise InputError(f"{test.path}: made by another extractor than {train.path}. Use features of one extractor")

@@ -19,6 +19,7 @@ from lowshot.core.seeds import stream
 
 Setup = Literal["validation", "test"]
 Halves = Literal["classes", "superclasses"]
+_SAME_RUN = "Use split, draws and features of the same preprocessing run"
 _CLASS_LISTS = (
     "base_classes",
     "novel_classes",
@@ -88,9 +89,10 @@ def make_split(
     half is empty.
     """
     if (halves == "superclasses" or novel_per_superclass) and None in superclass_of:
+        given = "halves superclasses" if halves == "superclasses" else f"novel_per_superclass {novel_per_superclass}"
         raise InputError(
-            f"{dataset}: some classes have no superclass, which --dataset.halves superclasses and "
-            f"--dataset.novel_per_superclass need. Leave these settings out"
+            f"--dataset.{given}: some classes of {dataset} have no superclass. Leave the setting out, or use a data "
+            f"set with superclasses"
         )
     superclasses = np.array([-1 if s is None else s for s in superclass_of])
     if novel_classes is None:
@@ -184,7 +186,9 @@ def read_split(path: Path) -> Split:
     except InputError:
         raise
     except KeyError as error:
-        raise InputError(f"{path}: not a split file ({error} is missing)") from None
+        raise InputError(
+            f"{path}: not a split file ({error} is missing). Use the split.json of preprocessing.py"
+        ) from None
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: not a split file ({error})") from None
     if content.get("digest", split.digest) != split.digest:
@@ -220,7 +224,10 @@ def check_split(split: Split, where: str) -> None:
     for kind in ("base", "novel"):
         whole, first, second = (getattr(split, f"{kind}_classes{half}") for half in ("", "_1", "_2"))
         if set(first) & set(second) or set(first) | set(second) != set(whole):
-            raise InputError(f"{where}: {kind}_classes_1 and {kind}_classes_2 must be disjoint and form {kind}_classes")
+            raise InputError(
+                f"{where}: {kind}_classes_1 and {kind}_classes_2 must be disjoint and form {kind}_classes. "
+                f"Make the split again with preprocessing.py"
+            )
     if len(split.superclass_of) != split.n_classes:
         raise InputError(f"{where}: superclass_of has {len(split.superclass_of)} entries for {split.n_classes} classes")
     known = {None, *range(len(split.superclass_names))}
@@ -291,7 +298,9 @@ def read_draws(path: Path, trials: list[int] | None = None) -> dict[int, list[np
         return {trial: _row_lists(read_json(file), file) for trial, file in files.items()}
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("trials"), dict):
-        hint = "For published files, use a template such as splitfile_{trial}.json"
+        hint = (
+            "Use the draws.json of preprocessing.py, or a template such as splitfile_{trial}.json for published files"
+        )
         raise InputError(f"{path}: not a draws file ('trials' is missing). {hint}")
     if strange := [name for name in content["trials"] if not name.isdecimal()]:
         raise InputError(f"{path}: '{strange[0]}' is not a trial number")
@@ -333,11 +342,12 @@ def check_draws(
             what = f"{where}: trial {trial}, class {c}"
             if len(rows) < n_shot:
                 raise InputError(
-                    f"{what}: only {len(rows)} draws, but the largest n is {n_shot}. Use at most n = {len(rows)}"
+                    f"{what}: has draws up to n = {len(rows)}, but the largest n is {n_shot}. Use smaller n, or "
+                    f"preprocessing.py --dataset.max_shots {n_shot}"
                 )
             if (outside := rows[(rows < 0) | (rows >= len(labels))]).size:
-                raise InputError(f"{what}: row {outside[0]} is outside the {len(labels)} rows of {train}")
+                raise InputError(f"{what}: row {outside[0]} is outside the {len(labels)} rows of {train}. {_SAME_RUN}")
             if (wrong := rows[labels[rows] != c]).size:
-                raise InputError(f"{what}: row {wrong[0]} of {train} is of class {labels[wrong[0]]}")
+                raise InputError(f"{what}: row {wrong[0]} of {train} is of class {labels[wrong[0]]}. {_SAME_RUN}")
             if len(np.unique(rows)) != len(rows):
                 raise InputError(f"{what}: contains a row twice")

@@ -33,6 +33,8 @@ def cluster_classes(
     """
     rows_of = _rows_by_class(features.labels, classes)
     for label, rows in zip(classes, rows_of):
+        if len(rows) == 0:
+            raise InputError(f"{features.path}: has no rows of base class {label}. Use the split of these features")
         if len(rows) < n_clusters:
             raise InputError(
                 f"{features.path}: base class {label} has {len(rows)} rows, fewer than the {n_clusters} clusters. "

@@ -67,8 +67,8 @@ def load_generator(folder: Path) -> tuple[AnalogyGenerator, str | None]:
     content = read_json(Path(folder) / "config.json")
     try:
         model = AnalogyGenerator(**content["model"])
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{folder}/config.json: not the config.json of a generator ({error})") from None
+    except (KeyError, TypeError):
+        raise InputError(f"{folder}: not a generator. Use a folder of train_analogy_generator.py") from None
     fill(model, Path(folder) / "model.pt")
     return model.eval(), content.get("inputs", {}).get("extractor")
 

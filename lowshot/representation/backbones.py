@@ -196,7 +196,10 @@ def _conv4_trunk(config: ModelConfig) -> tuple[nn.Sequential, int]:
         ]
         n_in, side = n_out, side // 2
     if side == 0:
-        raise InputError(f"Conv4: needs images of at least 16 px, but these have {config.image_size} px")
+        raise InputError(
+            f"Conv4: needs images of at least 16 px, but these have {config.image_size} px. Use larger images, or "
+            f"another --model"
+        )
     return nn.Sequential(*layers, nn.Flatten()), n_out * side * side
 
 
@@ -373,8 +376,8 @@ def _described(folder: Path) -> tuple[ModelConfig, dict[str, str]]:
     content = read_json(where)
     try:
         described = {"crop_pct": _older_crop_pct(content), **content["model"]}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{where}: not the config.json of an extractor ({error})") from None
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(f"{folder}: not an extractor. Use a folder of train_extractor.py or train_scgm.py") from None
     return checked(ModelConfig, described, where), content.get("inputs", {})
 
 
@@ -426,7 +429,10 @@ def load_weights(model: Extractor, path: Path) -> None:
             raise InputError(f"{path}: parameter '{name}' is not in {model.config.name}. Use the weights of that model")
         if current[name].shape != value.shape:
             needed = f"{model.config.name} needs {tuple(current[name].shape)}"
-            raise InputError(f"{path}: '{name}' has shape {tuple(value.shape)}, but {needed}")
+            raise InputError(
+                f"{path}: '{name}' has shape {tuple(value.shape)}, but {needed}. Use the --model of these weights, "
+                f"with its settings"
+            )
     if missing := current.keys() - state.keys():
         raise InputError(f"{path}: lacks the parameter '{min(missing)}' of {model.config.name}")
     model.load_state_dict(state)

@@ -225,7 +225,10 @@ def check_knows_base_only(folder: Path, split: Path) -> None:
     """Raise InputError if the extractor in `folder` is known to be trained with another split or on novel classes."""
     trained_on = (read_recipe(folder) or {"inputs": {}})["inputs"].get("split")
     if trained_on not in (None, digest(split)):
-        raise InputError(f"{folder}: trained on another split than {split}, possibly on its novel classes")
+        raise InputError(
+            f"{folder}: trained on another split than {split}, possibly on its novel classes. Train an extractor "
+            f"on this split"
+        )
     if novel_classes_seen(folder):
         raise InputError(
             f"{folder}: was trained on novel classes. Use an extractor that was trained on base classes only"
@@ -235,13 +238,13 @@ def check_knows_base_only(folder: Path, split: Path) -> None:
 def _check_form(model: Extractor, images: Images, folder: Path) -> None:
     size = model.config.image_size
     for what, stored, expected in (
-        ("channels", images.n_channels, model.config.n_channels),
-        ("pixels per side", images.size or size, size),
+        ("number of channels", images.n_channels, model.config.n_channels),
+        ("image size in pixels", images.size or size, size),
     ):
         if stored != expected:
             raise InputError(
-                f"images.h5: images have {stored} {what}, but {folder} was trained with {expected}. Use images of the "
-                f"same preprocessing settings"
+                f"images.h5: the {what} is {stored}, but {folder} was trained with {expected}. Use the preprocessing "
+                f"settings of its training images"
             )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lowshot.core.choices import suggestion
 from lowshot.core.errors import InputError
 
 PREFIX = "timm:"
@@ -97,7 +98,8 @@ def _published(name: str) -> dict:
 
     bare = _bare(name)
     if not timm.is_model(bare):
-        raise InputError(f"{name}: timm {timm.__version__} has no such model. timm.list_models() lists all models")
+        hint = suggestion(bare.partition(".")[0], timm.list_models()) or ". timm.list_models() lists all models"
+        raise InputError(f"{name}: timm {timm.__version__} has no such model{hint}")
     try:
         published = timm.get_pretrained_cfg(bare, allow_unregistered=False)
     except RuntimeError as error:

@@ -43,7 +43,7 @@ def test_hold_out_by_number_and_by_share():
     labels = np.repeat([0, 1], [5, 10])
     assert np.bincount(labels[hold_out(labels, 3, 0, ["a", "b"])]).tolist() == [3, 3]
     assert np.bincount(labels[hold_out(labels, 0.2, 0, ["a", "b"])]).tolist() == [1, 2]
-    refused(lambda: hold_out(labels, 5, 0, ["a", "b"]), r"class 0 \(a\) has 5 images")
+    refused(lambda: hold_out(labels, 5, 0, ["a", "b"]), r"class 0 \(a\): holding out 5 of 5 images leaves none")
 
 
 def test_hold_out_of_a_class_does_not_depend_on_the_others():
@@ -515,7 +515,7 @@ def test_imagenet_takes_the_first_trials_and_shots(imagenet_root):
 
 def test_imagenet_refusals(imagenet_root):
     refused(lambda: find_imagenet(imagenet_root, n_trials=5), r"splitfile_4\.json: no such file")
-    refused(find_imagenet(imagenet_root, max_shots=5).read, "trial 1, class 0: only 2 draws, but")
+    refused(find_imagenet(imagenet_root, max_shots=5).read, "trial 1, class 0: has draws up to n = 2, but")
     save_image(imagenet_root / "train" / "n04" / "n04_0.JPEG")
     refused(find_imagenet(imagenet_root).read, "is of class")
     (imagenet_root / "val" / "n01" / "ILSVRC2012_val_1.JPEG").unlink()

@@ -106,7 +106,7 @@ def test_images_of_another_form_are_refused(tmp_path, data, extractor, image_fol
     options = {"dataset": photos, "root": image_folder, "out": tmp_path / "other"}
     other = preprocessing.main(settings(preprocessing.Config, **options))
     result = run_script("save_features.py", "--extractor", extractor, "--data", other, "--out", tmp_path / "f")
-    assert_refused(result, "20 pixels a side", "16")
+    assert_refused(result, "the image size in pixels is 20", "was trained with 16")
     assert not (tmp_path / "f").exists()
 
 

@@ -231,7 +231,7 @@ def test_sgm_needs_a_linear_head(tmp_path, data):
     result = run_script(
         "train_extractor.py", "--data", data, "--out", tmp_path / "x", "--head", "cosine", "--loss", "sgm"
     )
-    assert_refused(result, "loss sgm", "linear head")
+    assert_refused(result, "--loss sgm: needs --head linear")
 
 
 def test_an_absent_accelerator(tmp_path, data):

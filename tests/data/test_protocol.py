@@ -85,7 +85,7 @@ def test_impossible_splits(options, cause):
 
 
 def test_settings_that_need_superclasses():
-    with pytest.raises(InputError, match="some classes have no superclass"):
+    with pytest.raises(InputError, match=r"--dataset\.halves superclasses: some classes of toy have no superclass"):
         make_split("toy", NAMES, [], [None] * 12, 0, halves="superclasses")
 
 
@@ -277,7 +277,10 @@ def test_check_draws_accepts_good_ones():
 @pytest.mark.parametrize(
     ("rows", "cause"),
     [
-        ([0], "only 1 draws, but the largest n is 2. Use at most n = 1"),
+        (
+            [0],
+            "has draws up to n = 1, but the largest n is 2. Use smaller n, or preprocessing.py --dataset.max_shots 2",
+        ),
         ([0, 4], "row 4 is outside the 4 rows of train.h5"),
         ([-1, 0], "row -1 is outside the 4 rows"),
         ([0, 2], "row 2 of train.h5 is of class 1"),
@@ -291,5 +294,5 @@ def test_check_draws_refuses(rows, cause):
 
 
 def test_check_draws_refuses_a_class_that_is_not_listed():
-    with pytest.raises(InputError, match="class 1: only 0 draws"):
+    with pytest.raises(InputError, match="class 1: has draws up to n = 0"):
         check_draws({1: [np.array([0])]}, np.array([0, 1]), np.array([1]), 1, Path("draws.json"), Path("train.h5"))

@@ -226,7 +226,7 @@ def test_critic_of_the_centroids_knows_them(tmp_path):
         ({"scores": None}, "lacks the dataset 'scores'"),
         ({"centroids": np.full((4, 3, 4), np.nan, np.float32)}, "NaN"),
         ({"quadruplets": np.full((40, 4), 12, np.int32)}, "indices outside its 12 centroids"),
-        ({"scores": np.zeros(40, np.float32)}, "no quadruplet has a score above"),
+        ({"scores": np.zeros(40, np.float32)}, "--min_score 0.0: the best score in .* is 0"),
     ],
 )
 def test_refused_quadruplets(tmp_path, changes, message):

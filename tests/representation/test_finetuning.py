@@ -135,7 +135,7 @@ def test_shares_of_mixup():
             "n_cycles 2: 3 epochs .*cannot be divided into 2",
         ),
         ({"loss": "l2", "mixup": "beta"}, "--mixup: needs --loss plain, not l2"),
-        ({"shots": 6}, "only 5 draws, but the largest n is 6"),
+        ({"shots": 6}, "has draws up to n = 5, but the largest n is 6"),
     ],
 )
 def test_what_does_not_belong_is_refused(data, extractor, samples, tmp_path, changes, words):

@@ -115,8 +115,8 @@ def hold_out(labels: np.ndarray, per_class: int | float, seed: int, class_names:
         n_test = per_class if per_class >= 1 else max(1, round(per_class * len(rows)))
         if len(rows) <= n_test:
             raise InputError(
-                f"class {c} ({class_names[c]}) has {len(rows)} images, so holding out {n_test} for test leaves none "
-                f"for training. Add images, hold out fewer, or remove the class"
+                f"class {c} ({class_names[c]}): holding out {n_test} of {len(rows)} images leaves none for training. "
+                f"Add images, hold out fewer, or remove the class"
             )
         is_test[stream(seed, "held out", c).permutation(rows)[:n_test]] = True
     return is_test

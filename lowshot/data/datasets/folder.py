@@ -81,7 +81,7 @@ def _class_folders(root: Path) -> list[Path]:
     """Return the folders one level below ROOT, or two levels below. Raises InputError if the levels are mixed."""
     first = subfolders(root)
     if not first:
-        raise InputError(f"{root}: contains no class folders. Put the images of each class in a folder of its own")
+        raise InputError(f"{root}: contains no class folders. Expected <class>/*.jpg or <superclass>/<class>/*.jpg")
     below = {folder: subfolders(folder) for folder in first}
     with_folders = [folder for folder in first if below[folder]]
     if not with_folders:

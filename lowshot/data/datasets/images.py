@@ -124,7 +124,7 @@ def open_image(path: Path) -> Image.Image:
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None
     except Exception as error:  # corrupt data raises anything in decoders: struct.error, IndexError, TypeError, ...
-        raise CorruptImage(f"{path}: corrupt image ({error})") from None
+        raise CorruptImage(f"{path}: corrupt image ({error}). Replace or remove it") from None
 
 
 @lru_cache(maxsize=8)
