@@ -78,8 +78,8 @@ class Config(ExtractorChoice):
     """Device type to compute on: auto, cpu, cuda, ..."""
     precision: NetworkPrecision = "32-true"
     """Precision of the network; features are stored as float32."""
-    num_workers: RunOnly[NonNegativeInt] = 4
-    """Number of processes that decode images on disk; stored pixels need none."""
+    num_workers: RunOnly[NonNegativeInt | None] = None
+    """Number of processes that decode images on disk (default: one per core, at most 4). Stored pixels need none."""
     overwrite: RunOnly[bool] = False
     """Replace existing outputs."""
 

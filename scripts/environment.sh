@@ -1,6 +1,14 @@
-# Sourced by every other script: stops at the first error, stands in the repository's root, and makes .venv from the requirements if it
+# Sourced by every other script: stops at the first error, changes to the repository's root, and makes .venv from the requirements if it
 # is not there or older than they are. An environment that is active already (conda, module, container) is used as it is.
 set -euo pipefail
+# Paths that are relative to where the user stands.
+for name in DATA_ROOT YFCC_ROOT WEIGHTS; do
+  given=${!name:-}
+  if [ -n "$given" ] && [ ! -e "$given" ]; then
+    echo "$name=$given: no such file or folder" >&2 && exit 2
+  fi
+  case $given in "" | /*) ;; *) export "$name=$PWD/$given" ;; esac
+done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # (conda's own `base` is no environment for this)
@@ -9,13 +17,19 @@ if [ -z "${VIRTUAL_ENV:-}" ] && [ "${CONDA_DEFAULT_ENV:-base}" = base ]; then
     echo "make .venv before the job: bash scripts/environment.sh" >&2 && exit 2 # tasks of an array would each make it
   fi
   if [ ! -f .venv/ready ] || [ requirements.txt -nt .venv/ready ] || [ requirements-dev.txt -nt .venv/ready ]; then
-    echo "making .venv from requirements-dev.txt (about 2 minutes, 7 GB)"
+    python=${PYTHON:-python3}
+    if ! "$python" -c "import sys; sys.exit(sys.version_info < (3, 11))"; then
+      echo "$("$python" --version): Python 3.11 or newer is needed; PYTHON=/path/to/python3 names another" >&2 && exit 2
+    fi
+    echo "making .venv from requirements-dev.txt (about 2 minutes, 8 GB): packages are downloaded, then installed"
     if [ ! -f .venv/ready ]; then
       rm -rf .venv
-      "${PYTHON:-python3}" -m venv .venv
+      "$python" -m venv .venv
       .venv/bin/python -m pip install --quiet --upgrade pip
     fi
-    .venv/bin/python -m pip install --quiet --editable . -r requirements-dev.txt
+    # A line for each package; without it, two silent minutes.
+    .venv/bin/python -m pip install --progress-bar off --editable . -r requirements-dev.txt |
+      { grep --line-buffered -E '^(Collecting|Installing|Successfully)' || true; } | cut -c 1-120
     touch .venv/ready
   fi
   # shellcheck disable=SC1091

@@ -13,6 +13,7 @@ from pathlib import Path
 from string import Template
 from typing import NamedTuple
 
+import h5py
 import numpy as np
 import pytest
 import timm
@@ -22,7 +23,7 @@ from PIL import Image
 from test_scripts import parsed, recording
 
 from lowshot.core.settings import parts_of
-from lowshot.data.datasets.settings import Folder, Glyphs, Shots, part_of
+from lowshot.data.datasets.settings import CifarFewShot, Folder, Glyphs, OmniglotVinyals, Shots, part_of
 from lowshot.data.features import write_features
 from lowshot.representation.settings import TimmModel
 
@@ -33,10 +34,11 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 _FENCE = re.compile(r"^(?:<!-- needs: (.+) -->\n)?```(\w*)\n(.*?)^```$", re.M | re.S)
 # Commands of the shell, and scripts that run the tests: there is nothing to try.
 _NOT_TRIED = ("source", "zensical", "bash scripts/test.sh", "bash scripts/environment.sh")
+N_IMAGES = 24  # of a class
 # What is small in a test, by the names of settings.
 SMALL = {"epochs": 1, "n_steps": 10, "steps": 4, "score_every": 2, "n_episodes": 3, "width": 0.125, "max_epochs": 2,
          "n_clusters": 2, "n_way": 4, "clustering": 12, "rows_per_class": 20, "n_subclasses": 24, "n_cycles": 1,
-         "warmup_epochs": 0, "n_per_class": 24, "devices": 1, "accelerator": "cpu", "num_workers": 0,
+         "warmup_epochs": 0, "devices": 1, "accelerator": "cpu",
          "batch_size": 32}  # fmt: skip
 
 
@@ -74,13 +76,16 @@ def shrunk(settings: object) -> object:
             changes[name] = shrunk(value)
         elif name in SMALL and value is not None:
             changes[name] = min(value, SMALL[name]) if isinstance(value, int | float) else SMALL[name]
+    if "n_per_class" in parts_of(type(settings)):
+        changes["n_per_class"] = N_IMAGES  # scores compare as many samples as there are images
     return dataclasses.replace(settings, **changes)
 
 
 def small_data(dataset: object) -> Glyphs:
     """The embedded data set with as many shots, in place of one that is large or has to be downloaded."""
     shots = min(20, part_of(dataset, Shots).max_shots)
-    return Glyphs(n_trials=2, max_shots=shots, max_per_class=24)
+    one_pool = isinstance(dataset, CifarFewShot | OmniglotVinyals)  # shots and queries are drawn from it
+    return Glyphs(n_trials=2, max_shots=shots, max_per_class=2 * N_IMAGES if one_pool else N_IMAGES)
 
 
 def run_small(words: list[str], folder: Path) -> None:
@@ -109,6 +114,8 @@ def run_block(block: Block, folder: Path, tmp_path: Path, variables: dict[str, s
         if " ".join(rest).startswith(_NOT_TRIED):
             assert rest[0] != "bash" or (ROOT / rest[1]).exists()
         elif rest[0] == "bash":
+            for name in {"DATA_ROOT", "WEIGHTS", "YFCC_ROOT"} & given.keys():
+                given[name] = str(tmp_path)  # something that exists
             done, recorded = recording(tmp_path, rest[1], *rest[2:], **given)
             assert done.returncode == 0, done.stderr
             for command in recorded:
@@ -151,6 +158,16 @@ def features(folder, dim=16, name=""):
     write_json(folder / "draws.json", draws_to_json(make_draws(labels, names, 2, 20, 0), split, 0))
 
 
+def write_background(folder):
+    """Features without a header, and their lists as published: two files without one."""
+    np.random.default_rng(1).random((300, 256), np.float32).tofile(folder / "background.raw")
+    words = "build_graph.py background --features background.raw --dim 256 --k 32 --out lists.h5"
+    run_small(words.split(), folder)
+    with h5py.File(folder / "lists.h5") as lists:
+        lists["ids"][:].tofile(folder / "background.int32")
+        lists["similarities"][:].tofile(folder / "background.float32")
+
+
 def write_photos(folder, n_images):
     rng = np.random.default_rng(0)
     for c in range(10):
@@ -172,12 +189,7 @@ def inputs(folder, extractor):
         if page == "docs/photos.md":
             (folder / "outputs/glyphs/conv4_sgm").mkdir(parents=True)
             (folder / "outputs/glyphs/conv4_sgm/extractor").symlink_to(extractor)
-        rng = np.random.default_rng(1)
-        rng.random((300, 256), np.float32).tofile(folder / "background.raw")
-        rng.permuted(np.tile(np.arange(300, dtype=np.int32), (300, 1)), axis=1)[:, :30].tofile(
-            folder / "background.int32"
-        )
-        np.sort(rng.random((300, 30), np.float32))[:, ::-1].tofile(folder / "background.float32")
+        write_background(folder)
         if page == "docs/pretrained.md":
             torch.save(timm.create_model("resnet50").state_dict(), folder / "resnet50.pth")
         if page == "docs/classifiers.md":

@@ -9,6 +9,7 @@ import stat
 import subprocess
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -66,9 +67,11 @@ def parsed(command):
 
 
 @pytest.mark.parametrize(("script", "argument"), RUNS)
-def test_commands_are_accepted(recorded, monkeypatch, script, argument):
+def test_commands_are_accepted(recorded, monkeypatch, tmp_path, script, argument):
     monkeypatch.chdir(ROOT)
-    done, commands = recorded(script, argument, WEIGHTS="vgg16.pth", PRECISION="bf16-mixed", SEEDS="0 1")
+    weights = tmp_path / "vgg16.pth"
+    weights.touch()
+    done, commands = recorded(script, argument, WEIGHTS=str(weights), PRECISION="bf16-mixed", SEEDS="0 1")
     assert done.returncode == 0, done.stderr
     assert commands
     for command in commands:
@@ -76,16 +79,51 @@ def test_commands_are_accepted(recorded, monkeypatch, script, argument):
         assert all((ROOT / grid).is_file() for flag, grid in pairwise(command) if flag == "--select")
 
 
-def test_data_root_is_passed_on(recorded):
-    script = "scripts/shrink_hallucinate/1_prepare.sh"
-    assert "--root" not in recorded(script, "cifar100")[1][-1]
-    command = recorded(script, "cifar100", DATA_ROOT="/images")[1][-1]
-    assert command[command.index("--root") + 1] == "/images"
+@pytest.mark.parametrize("recipe", ["shrink_hallucinate cifar100", "few_shot fc100", "scgm living17", "scgm omniglot",
+                                    "few_shot_gan omniglot_fs"])  # fmt: skip
+def test_data_root_is_passed_on(recorded, tmp_path, monkeypatch, recipe):
+    """A data root may have any name, and is relative to where the user stands; without one, a download is allowed."""
+    recipe, dataset = recipe.split()
+    script, root = f"scripts/{recipe}/1_prepare.sh", tmp_path / "my data" / 'a "b" $c é'
+    root.mkdir(parents=True)
+    assert "--root" not in recorded(script, dataset)[1][-1]
+    monkeypatch.chdir(tmp_path)
+    for given in (str(root), str(root.relative_to(tmp_path))):
+        command = recorded(script, dataset, DATA_ROOT=given)[1][-1]
+        assert command[command.index("--root") + 1] == str(root)
 
 
-def test_bad_arguments_are_refused(recorded):
-    done, commands = recorded("scripts/shrink_hallucinate/1_prepare.sh", "mnist")
-    assert done.returncode == 2 and "usage" in done.stderr and not commands
+def test_weights_of_any_name(recorded, tmp_path, monkeypatch):
+    (tmp_path / "my weights.pth").touch()
+    monkeypatch.chdir(tmp_path)
+    script = "scripts/analogy_cifar100/2_train_extractor.sh"
+    command = recorded(script, "paper", WEIGHTS="my weights.pth")[1][-1]
+    assert command[command.index("--weights") + 1] == str(tmp_path / "my weights.pth")
+
+
+def test_a_data_root_that_does_not_exist(recorded):
+    done, commands = recorded("scripts/scgm/run_all.sh", "omniglot", DATA_ROOT="nowhere")
+    assert done.returncode == 2 and done.stderr == "DATA_ROOT=nowhere: no such file or folder\n" and not commands
+
+
+@pytest.mark.parametrize("recipe", sorted({Path(script).parent.name for script, _ in RUNS} - {"scripts"}))
+def test_without_a_data_set_the_usage_is_printed(recorded, recipe):
+    datasets = {argument for script, argument in RUNS if f"/{recipe}/" in script and argument}
+    for arguments in ([], ["mnist"]):
+        done, commands = recorded(f"scripts/{recipe}/run_all.sh", *arguments)
+        assert done.returncode == 2 and not commands
+        assert done.stderr.startswith(f"usage: bash scripts/{recipe}/run_all.sh ")
+        assert all(dataset in done.stderr for dataset in datasets)
+        assert f"docs/recipes/{recipe}.md" in done.stderr and (ROOT / f"docs/recipes/{recipe}.md").exists()
+
+
+def test_a_recipe_announces_how_long_it_takes(recorded):
+    done, commands = recorded("scripts/analogy_cifar100/run_all.sh", "two_cores")
+    assert done.stdout.startswith("analogy_cifar100 on two_cores: about 40 minutes on two cores. Ctrl-C stops it")
+    assert len(commands) > 5
+
+
+def test_missing_weights_are_refused(recorded):
     done, commands = recorded("scripts/analogy_cifar100/2_train_extractor.sh", "paper")
     assert done.returncode == 2 and "WEIGHTS" in done.stderr and not commands
 

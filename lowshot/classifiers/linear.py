@@ -13,7 +13,6 @@ What makes it fast, without changing the method:
 - Trials are independent, so the processors work on different trials.
 """
 
-import os
 import queue
 import threading
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from lowshot.classifiers.problem import Problem, Run, Scorer, linear_scorer, wit
 from lowshot.classifiers.settings import SGDOptions
 from lowshot.core.errors import InputError
 from lowshot.core.progress import Progress
+from lowshot.core.runtime import available_cores
 from lowshot.core.seeds import stream, torch_stream
 
 # Steps whose draws come from one stream; part of what a seed means, so not a setting.
@@ -77,7 +77,7 @@ def _train(trainer: "TrialTrainer", options: SGDOptions, progress: Progress) -> 
 
 def _advance_in_turn(jobs: list[Iterator[None]], device: str) -> None:
     """Advance all `jobs` to their ends, a thread a processor; a free thread takes the next job in turn."""
-    n_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    n_processors = available_cores()
     n_workers = min(n_processors, len(jobs)) if device == "cpu" else 1
     waiting: queue.SimpleQueue = queue.SimpleQueue()
     failures: list[BaseException] = []

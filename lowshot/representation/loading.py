@@ -1,5 +1,6 @@
 """Load batches of images as uint8 tensors, from memory or from disk with decoding workers."""
 
+import multiprocessing
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -12,12 +13,15 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from lowshot.core.errors import CorruptImage, InputError
+from lowshot.core.runtime import available_cores
 from lowshot.core.seeds import torch_stream
 from lowshot.data.datasets.images import Images, open_image, to_square
 from lowshot.representation.backbones import ModelConfig
 from lowshot.representation.timm_models import is_timm
 
 CropKey = tuple[int, int, int]
+# Windows has no fork server.
+_START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
 def view(config: ModelConfig) -> Callable[[Image.Image], Tensor]:
@@ -73,23 +77,24 @@ def batches(
     row_batches: Sequence[np.ndarray],
     config: ModelConfig,
     crop: CropKey | None = None,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     smallest_area: float | None = 0.08,
 ) -> Iterator[Tensor]:
     """Yield a uint8 tensor (B, C, S, S) for each array of row numbers in `row_batches`.
 
     Stored pixels are returned unchanged. Images on disk get the transform of the extractor of `config`. If `crop` is
     given as (seed, epoch, view), they get a random crop of at least `smallest_area` of the area instead. Corrupt images
-    without a label (-1) become black; others raise InputError.
+    without a label (-1) become black; others raise InputError. `num_workers` None uses one worker per core, at most 4.
     """
     if images.pixels is not None:
         yield from (to_tensor(images.pixels[rows]) for rows in row_batches)
         return
+    num_workers = min(4, available_cores()) if num_workers is None else num_workers
     loader = DataLoader(
         _DecodedImages(images, config, crop, smallest_area),
         batch_sampler=[rows.tolist() for rows in row_batches],
         num_workers=num_workers,
-        multiprocessing_context="forkserver" if num_workers else None,
+        multiprocessing_context=_START_METHOD if num_workers else None,
     )
     try:
         yield from loader

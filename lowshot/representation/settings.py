@@ -258,8 +258,8 @@ class TrainingSettings(LaunchSettings):
     """Learning rate schedule: decay in steps, or cosine."""
     augment: Annotated[Any, AUGMENTATIONS] = field(default_factory=StandardAugmentation)
     """Random changes of the training images."""
-    num_workers: RunOnly[NonNegativeInt] = 4
-    """Number of processes that decode images on disk; stored pixels need none."""
+    num_workers: RunOnly[NonNegativeInt | None] = None
+    """Number of processes that decode images on disk (default: one per core, at most 4). Stored pixels need none."""
     checkpoint_minutes: RunOnly[NonNegativeFloat] = 0.0
     """Minimum time between checkpoints in minutes, useful if an epoch takes seconds. 0 saves one after each epoch."""
     end_after: RunOnly[PositiveInt | None] = None

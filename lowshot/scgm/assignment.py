@@ -50,7 +50,7 @@ def assign_subclasses(
     when the next check would exceed `max_iterations`. Raises InputError for NaN scores, and for an image or a subclass
     whose scores are all -inf.
     """
-    logits = exponent * log_scores.double().cpu().numpy()
+    logits = exponent * log_scores.cpu().double().numpy()
     if not (np.isfinite(logits.max(1)).all() and np.isfinite(logits.max(0)).all()):
         raise InputError(
             "scores of subclasses: contain NaN, or an image or a subclass has no finite score. Use a smaller --lr"

@@ -1,9 +1,24 @@
 # Sourced by the numbered scripts: the size of the recipe (first argument), two_cores or paper.
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
-size=${1:-two_cores}
+usage() {
+  cat >&2 <<'END'
+usage: bash scripts/analogy_cifar100/run_all.sh SIZE    (or one of its numbered scripts)
+
+  two_cores   a quarter of the width, random weights; about 40 minutes on two cores; downloads 170 MB
+  paper       as published; a GPU (not measured); needs WEIGHTS, torchvision's vgg16-397923af.pth
+
+DATA_ROOT=DIR   where the images are (default: data/, with a download)
+DEVICES         number of GPUs for training (default: 1)
+
+Writes outputs/cifar100/report_vgg16_SIZE/report.html. More: docs/recipes/analogy_cifar100.md
+END
+  exit 2
+}
+size=${1:-}
 case $size in
-  two_cores | paper) ;;
-  *) echo "usage: $0 [two_cores|paper]" >&2 && exit 2 ;;
+  two_cores) takes="about 40 minutes on two cores" ;;
+  paper) takes="a GPU, hours (not measured)" ;;
+  *) usage ;;
 esac
 data=outputs/cifar100/data
 name=vgg16_$size

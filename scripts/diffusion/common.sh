@@ -1,11 +1,28 @@
 # Sourced by the numbered scripts: the data set (first argument), its features, and which unlabelled images join the graph.
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
-dataset=${1:-cifar100}
+usage() {
+  cat >&2 <<'END'
+usage: bash scripts/diffusion/run_all.sh DATASET    (or one of its numbered scripts)
+
+  cifar100    15 minutes on two cores, and 20 for the extractor if it is not there; downloads 170 MB
+  omniglot    35 minutes on two cores, and 20 for the extractor if it is not there; downloads 15 MB
+  imagenet    GPUs (not measured); needs DATA_ROOT and YFCC_ROOT, see docs/recipes/diffusion.md
+
+DATA_ROOT=DIR   where the images are (default: data/, with a download)
+YFCC_ROOT=DIR   where the zip files of YFCC100M are (default: data/yfcc100m)
+N_BACKGROUND    images of the background (default: 1000000)
+LAUNCH          how to start diffusion.py, such as "torchrun --nproc-per-node 8" (default: python)
+
+Writes outputs/DATASET/report_diffusion/report.html. More: docs/recipes/diffusion.md
+END
+  exit 2
+}
+dataset=${1:-}
 case $dataset in
-  imagenet) name=resnet50_plain images="none" ;;
-  cifar100) name=resnet10_plain images="none novel all" ;;
-  omniglot) name=conv4_plain images="none novel all" ;;
-  *) echo "usage: $0 [imagenet|cifar100|omniglot]" >&2 && exit 2 ;;
+  imagenet) takes="GPUs (not measured)" name=resnet50_plain images="none" ;;
+  cifar100) takes="15 minutes on two cores, and 20 for the extractor if it is not there" name=resnet10_plain images="none novel all" ;;
+  omniglot) takes="35 minutes on two cores, and 20 for the extractor if it is not there" name=conv4_plain images="none novel all" ;;
+  *) usage ;;
 esac
 out=outputs/$dataset
 results=$out/results_diffusion

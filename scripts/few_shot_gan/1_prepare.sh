@@ -3,5 +3,5 @@
 source "$(dirname "$0")/common.sh"
 for seed in $seeds; do
   # shellcheck disable=SC2086
-  python preprocessing.py --dataset $dataset $data_root $max_per_class --dataset.max_shots $max_shots --seed $seed --out $out/seed$seed/data
+  python preprocessing.py --dataset $dataset ${DATA_ROOT:+--root "$DATA_ROOT"} $max_per_class --dataset.max_shots $max_shots --seed $seed --out $out/seed$seed/data
 done

@@ -1,16 +1,43 @@
 # Sourced by the numbered scripts: the data set (first argument), the seeds of its class splits, shots and kinds of fine-tuning.
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
-dataset=${1:-emnist_fs}
+usage() {
+  cat >&2 <<'END'
+usage: bash scripts/few_shot_gan/run_all.sh DATASET    (or one of its numbered scripts)
+
+  emnist_fs     on a core 11 to 29 minutes per pre-training and 9 to 29 per fine-tuning, of which there are 5 and 40;
+                SEEDS=0 SHOTS=5 is one class split with 5 shots: 1 and 2 of them; downloads 560 MB
+  omniglot_fs   43 minutes per pre-training and 12 per fine-tuning, of which there are 5 and 10; downloads 15 MB
+  cifar100_fs   a GPU (not measured); downloads 170 MB
+
+DATA_ROOT=DIR           where the images are (default: data/, with a download)
+SEEDS, SHOTS, TRIALS    part of the recipe (default: SEEDS="0 1 2 3 4" SHOTS="5 10 15 25" TRIALS=1 on emnist_fs)
+KINDS                   kinds of fine-tuning (default: "supervised semi_supervised"; omniglot_fs: also described)
+MAX_PER_CLASS           keep at most that many images per class
+NETWORK=published       the published networks (emnist_fs)
+PRECISION               of training: 32-true, bf16-mixed, ...
+
+Writes outputs/DATASET/report_few_shot_gan/report.html. More: docs/recipes/few_shot_gan.md
+END
+  exit 2
+}
+dataset=${1:-}
 default_kinds="supervised semi_supervised"
 case $dataset in
-  emnist_fs) representation=conv4 default_shots="5 10 15 25" max_shots=25 n_per_class=600 n_per_base_class=200 ;;
-  # Its GANs know classes by their features: nothing of novel ones before the shots, and from these (described) without any training.
+  emnist_fs)
+    takes="11 to 29 minutes per pre-training and 9 to 29 per fine-tuning on a core"
+    representation=conv4 default_shots="5 10 15 25" max_shots=25 n_per_class=600 n_per_base_class=200
+    ;;
+  # Its GANs describe classes by features: they need no fine-tuning for novel classes (kind described).
   omniglot_fs)
+    takes="43 minutes per pre-training and 12 per fine-tuning on a core"
     representation=conv4 default_shots=5 max_shots=5 n_per_class=50 n_per_base_class=16
     default_kinds="described $default_kinds" by_features=true
     ;;
-  cifar100_fs) representation=resnet18 default_shots="50 100" max_shots=100 n_per_class=900 n_per_base_class=120 ;;
-  *) echo "usage: $0 [emnist_fs|omniglot_fs|cifar100_fs]" >&2 && exit 2 ;;
+  cifar100_fs)
+    takes="a GPU (not measured)"
+    representation=resnet18 default_shots="50 100" max_shots=100 n_per_class=900 n_per_base_class=120
+    ;;
+  *) usage ;;
 esac
 # A seed is a class split of its own, with an extractor and a GAN of its own; a trial is another draw of the shots.
 seeds=${SEEDS:-0 1 2 3 4}
@@ -21,8 +48,6 @@ network=${NETWORK:+-$NETWORK}
 [ -z "$network" ] || [ "$network-$dataset" = -published-emnist_fs ] || { echo "NETWORK: only published, and only of emnist_fs" >&2 && exit 2; }
 kinds=${KINDS:-$default_kinds}
 precision=${PRECISION:+--precision $PRECISION}
-# Where the images are: DATA_ROOT=/datasets. Without it data/, where they are downloaded to. MAX_PER_CLASS=800 keeps so many images of a class.
-data_root=${DATA_ROOT:+--root $DATA_ROOT}
 max_per_class=${MAX_PER_CLASS:+--dataset.max_per_class $MAX_PER_CLASS}
 # SHOTS and TRIALS as commands take them.
 list() { echo "[$(echo $* | tr ' ' ,)]"; }

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# The whole recipe on one data set: emnist_fs or omniglot_fs (two cores), or cifar100_fs (a GPU). What stands is skipped.
+# The whole recipe on one data set. Finished stages are skipped; without an argument it prints what there is.
 source "$(dirname "$0")/common.sh"
-for stage in scripts/few_shot_gan/[1-8]_*.sh; do
+echo "few_shot_gan on $dataset: $takes. Ctrl-C stops it, and the same command continues."
+for stage in scripts/few_shot_gan/[1-9]_*.sh; do
   echo "== bash $stage $dataset"
   bash "$stage" "$dataset"
 done

@@ -5,7 +5,7 @@
 set -- cifar100
 source "$(dirname "$0")/common.sh"
 data=$out/data_validation
-python preprocessing.py $prepared $data_root --dataset.validation_share 0.1 --out $data
+python preprocessing.py $prepared ${DATA_ROOT:+--root "$DATA_ROOT"} --dataset.validation_share 0.1 --out $data
 while read -r name method changes; do
   folder=$out/scgm_validation/$name
   # shellcheck disable=SC2086

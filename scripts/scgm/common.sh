@@ -1,20 +1,43 @@
 # Sourced by the numbered scripts: the data set (first argument), its backbone, the methods and the seeds.
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
-dataset=${1:-cifar100}
+usage() {
+  cat >&2 <<'END'
+usage: bash scripts/scgm/run_all.sh DATASET    (or one of its numbered scripts)
+
+  omniglot    12 trainings of 2 to 16 minutes on a core; downloads 15 MB
+  cifar100    12 trainings of 6 to 40 minutes on a core; downloads 170 MB
+  living17, nonliving26, entity13, entity30, tiered_imagenet
+              GPUs (not measured); need DATA_ROOT, see docs/data.md
+
+DATA_ROOT=DIR    where the images are (default: data/, with a download)
+METHODS, SEEDS   part of the recipe (default: METHODS="coarse scgm_g ancor scgm_a" SEEDS="0 1 2")
+REPRESENTATION   another backbone, such as resnet12 on cifar100 (a GPU)
+PRECISION        bf16-mixed is faster on GPUs and on processors with AMX (default: 32-true)
+DEVICES          number of GPUs for training (default: 1)
+
+Writes outputs/DATASET/report_scgm/report.html. More: docs/recipes/scgm.md
+END
+  exit 2
+}
+dataset=${1:-}
 case $dataset in
-  cifar100) default=resnet10_quarter prepared="--config configs/shrink_hallucinate/preprocessing-cifar100.yaml" classes=all ;;
-  omniglot) default=conv4 prepared="--config configs/shrink_hallucinate/preprocessing-omniglot.yaml" classes=all ;;
-  living17 | nonliving26 | entity13 | entity30) default=resnet50 prepared="--dataset $dataset" classes=all ;;
-  tiered_imagenet) default=resnet12 prepared="--dataset $dataset" classes=novel ;;
-  *) echo "usage: $0 [cifar100|omniglot|living17|nonliving26|entity13|entity30|tiered_imagenet]" >&2 && exit 2 ;;
+  cifar100)
+    takes="12 trainings of 6 to 40 minutes on a core" default=resnet10_quarter classes=all
+    prepared="--config configs/shrink_hallucinate/preprocessing-cifar100.yaml"
+    ;;
+  omniglot)
+    takes="12 trainings of 2 to 16 minutes on a core" default=conv4 classes=all
+    prepared="--config configs/shrink_hallucinate/preprocessing-omniglot.yaml"
+    ;;
+  living17 | nonliving26 | entity13 | entity30) takes="GPUs (not measured)" default=resnet50 prepared="--dataset $dataset" classes=all ;;
+  tiered_imagenet) takes="GPUs (not measured)" default=resnet12 prepared="--dataset $dataset" classes=novel ;;
+  *) usage ;;
 esac
 # Another backbone of the recipe: REPRESENTATION=resnet12 bash scripts/scgm/run_all.sh cifar100 (a GPU machine)
 representation=${REPRESENTATION:-$default}
 methods=${METHODS:-coarse scgm_g ancor scgm_a}
 seeds=${SEEDS:-0 1 2}
 precision=${PRECISION:+--precision $PRECISION}
-# Where the images are: DATA_ROOT=/datasets. Without it data/, where CIFAR-100 and Omniglot are downloaded to.
-data_root=${DATA_ROOT:+--root $DATA_ROOT}
 out=outputs/$dataset
 results=$out/results_scgm
 configs=configs/scgm

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The whole recipe on one data set: cifar100 or omniglot (two cores), living17, nonliving26, entity13, entity30 or tiered_imagenet (GPUs). What
-# stands is skipped.
+# The whole recipe on one data set. Finished stages are skipped; without an argument it prints what there is.
 source "$(dirname "$0")/common.sh"
-for stage in scripts/scgm/[1-5]_*.sh; do
+echo "scgm on $dataset: $takes. Ctrl-C stops it, and the same command continues."
+for stage in scripts/scgm/[1-9]_*.sh; do
   echo "== bash $stage $dataset"
   bash "$stage" "$dataset"
 done

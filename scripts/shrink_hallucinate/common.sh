@@ -1,15 +1,29 @@
 # Sourced by the numbered scripts: the data set (first argument) and what the recipe trains on it.
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
-dataset=${1:-cifar100}
+usage() {
+  cat >&2 <<'END'
+usage: bash scripts/shrink_hallucinate/run_all.sh DATASET    (or one of its numbered scripts)
+
+  omniglot    964 base and 659 novel characters; about two hours on two cores; downloads 15 MB
+  cifar100    80 base and 20 novel classes; about two hours on two cores; downloads 170 MB
+  imagenet    the published benchmark; GPUs (days, not measured); needs DATA_ROOT, see docs/data.md
+
+DATA_ROOT=DIR     where the images are (default: data/, with a download)
+REPRESENTATIONS   which extractors, such as "resnet10_sgm" (default: all of the recipe)
+DEVICES           number of GPUs for training (default: 1)
+
+Writes outputs/DATASET/report/report.html. More: docs/recipes/shrink_hallucinate.md
+END
+  exit 2
+}
+dataset=${1:-}
 case $dataset in
-  imagenet) default="resnet10_plain resnet10_sgm resnet10_batchsgm resnet10_l2 resnet50_plain resnet50_sgm" ;;
-  cifar100) default="resnet10_plain resnet10_sgm" ;;
-  omniglot) default="conv4_plain conv4_sgm" ;;
-  *) echo "usage: $0 [imagenet|cifar100|omniglot]" >&2 && exit 2 ;;
+  imagenet) takes="GPUs, days (not measured)" default="resnet10_plain resnet10_sgm resnet10_batchsgm resnet10_l2 resnet50_plain resnet50_sgm" ;;
+  cifar100) takes="about two hours on two cores" default="resnet10_plain resnet10_sgm" ;;
+  omniglot) takes="about two hours on two cores" default="conv4_plain conv4_sgm" ;;
+  *) usage ;;
 esac
 # A part of the recipe, e.g. in a cluster job: REPRESENTATIONS=resnet10_sgm bash scripts/shrink_hallucinate/2_train_extractors.sh imagenet
 representations=${REPRESENTATIONS:-$default}
-# Where the images are: DATA_ROOT=/datasets/imagenet. Without it data/, where CIFAR-100 and Omniglot are downloaded to.
-data_root=${DATA_ROOT:+--root $DATA_ROOT}
 out=outputs/$dataset
 configs=configs/shrink_hallucinate

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# The whole recipe on one data set: imagenet (a GPU machine, days), cifar100 or omniglot (two cores, about two hours). What stands is skipped.
+# The whole recipe on one data set. Finished stages are skipped; without an argument it prints what there is.
 source "$(dirname "$0")/common.sh"
-for stage in scripts/shrink_hallucinate/[1-8]_*.sh; do
+echo "shrink_hallucinate on $dataset: $takes. Ctrl-C stops it, and the same command continues."
+for stage in scripts/shrink_hallucinate/[1-9]_*.sh; do
   echo "== bash $stage $dataset"
   bash "$stage" "$dataset"
 done
