@@ -35,7 +35,7 @@ from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
 from lowshot.core.settings import NonNegativeInt, PositiveInt, RunOnly
 from lowshot.data.datasets.content import listing_digest
-from lowshot.data.datasets.folder import find_classes, find_images, other_files
+from lowshot.data.datasets.folder import find_classes, find_images, ignored
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split
 from lowshot.representation.settings import ExtractorChoice
@@ -158,10 +158,9 @@ def base_mean(config: FitConfig, dim: int, extractor: str) -> Any:
 
 
 def _say_left_out(folder: Path) -> None:
-    """A line that counts the files that look like no image: phones write formats that cannot be read here."""
-    if others := other_files(folder):
-        suffixes = ", ".join(sorted({path.suffix or path.name for path in others}))
-        print(f"predict: {len(others)} files in {folder} are left out, by their suffix they are no images ({suffixes})")
+    """Say which files are ignored: phones write formats that cannot be read here."""
+    if left_out := ignored(folder):
+        print(f"predict: {left_out}")
 
 
 def classify(config: ClassifyConfig) -> Path:
