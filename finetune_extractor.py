@@ -1,7 +1,7 @@
-"""Fine-tune a feature extractor on a few shots of the novel classes, and on generated images of them.
+"""Fine-tune a feature extractor on a few shots of the novel classes, and optionally on generated images of them.
 
-Reads   DATA/images.h5, DATA/split.json, DATA/draws.json (preprocessing.py), the weights of an extractor that knows the
-        base classes only (train_extractor.py), and maybe images of sample_gan.py
+Reads   DATA/images.h5, DATA/split.json, DATA/draws.json (preprocessing.py), WEIGHTS of an extractor that was trained on
+        base classes only (train_extractor.py), and optionally SAMPLES of sample_gan.py
 Writes  OUT/model.pt, OUT/config.json (together they rebuild the network), OUT/log.jsonl, OUT/tensorboard/
 
 python finetune_extractor.py --data outputs/emnist_fs/seed0/data --model Conv4 \\
@@ -32,18 +32,18 @@ from lowshot.representation.settings import ExtractorStage
 @dataclass(kw_only=True)
 class Config(ExtractorStage):
     shots: PositiveInt
-    """learn from the first so many shots of every novel class; watched are those images of the novel classes that
-    train_gan.py validates on"""
+    """Number of shots per novel class to train on. Validation uses the images of novel classes that train_gan.py
+    validates on."""
     trial: PositiveInt = 1
-    """whose shots these are"""
+    """Trial whose shots are used."""
     repeat_shots: PositiveInt = 1
-    """how often an epoch shows every shot (published: pad_length); as many steps as with samples beside them"""
+    """How often each shot occurs per epoch (published: pad_length). Use it to get as many steps as with samples."""
     samples: Path | None = None
-    """images file of sample_gan.py to learn from beside the shots, of a GAN that was fine-tuned on the same ones"""
+    """Images file of sample_gan.py to train on besides the shots, from a GAN that was fine-tuned on the same shots."""
 
     @staticmethod
     def older(stored: dict) -> dict:
-        """Recipes of older revisions are those of train_extractor.py, whose other settings were off then."""
+        """Update a recipe of an older revision, in which train_extractor.py did the fine-tuning."""
         if stored["stage"] == "train_extractor" and stored["config"].get("shots"):
             off = ("validation_classes", "holdout", "patience")
             config = {name: value for name, value in stored["config"].items() if name not in off}
@@ -52,10 +52,10 @@ class Config(ExtractorStage):
 
 
 def main(config: Config) -> Path:
-    """Fine-tune and return the folder written."""
+    """Fine-tune the extractor, and return its folder."""
     representation.check_stage(config)
     if not (config.weights or representation.starts_pretrained(config)):
-        raise InputError("--weights: is required: there is nothing to fine-tune in a fresh network")
+        raise InputError("--weights: is required, as fine-tuning starts from a trained network")
     where = config.data / "images.h5"
     images, split = read_images(where), read_split(config.data / "split.json")
     inputs = {"images": where, "split": config.data / "split.json", "weights": config.weights,
@@ -68,7 +68,8 @@ def main(config: Config) -> Path:
 
 
 def few_shot_images(config: Config, images: Images, split: Split) -> tuple[Images, np.ndarray, np.ndarray]:
-    """The images with the samples behind them; the rows to train on, shots and samples alike; the rows to watch."""
+    """Return the images with the samples appended, the rows to train on (shots and samples) and the rows to validate
+    on."""
     if config.weights:
         representation.check_knows_base_only(config.weights.parent, config.data / "split.json")
     rows = gan.read_few_shot_rows(images, split, config.data, config.shots, config.trial)
@@ -83,7 +84,7 @@ def few_shot_images(config: Config, images: Images, split: Split) -> tuple[Image
 
 
 def next_step(config: Config) -> list:
-    """The command that takes the output."""
+    """Return the command that reads the output."""
     features = config.out.parent / "features"
     return ["save_features.py", "--extractor", config.out, "--data", config.data, "--out", features]
 

@@ -1,12 +1,12 @@
-"""Cluster the features of every base class and mine analogies a : b :: c : d between the centroids of two classes.
+"""Cluster the features of each base class, and mine analogies a : b :: c : d between the centroids of two classes.
 
 Reads   train features (features/train.h5 or a published file) and split.json
-Writes  quadruplets.h5: centroids, their classes, quadruplets and scores, row-major by source class and pair (I, J)
+Writes  quadruplets.h5: centroids, their classes, quadruplets and scores, sorted by source class and pair (I, J)
 
     python make_quadruplet.py --features outputs/omniglot/features/train.h5 --split outputs/omniglot/split.json \\
         --out outputs/omniglot/quadruplets.h5
 
-Tiny, on a CPU in seconds (without counting the one compilation of the search on the first run):
+Small example (seconds on a CPU, plus the compilation of the search in the first run):
 
     python make_quadruplet.py --features outputs/glyphs/features/train.h5 --split outputs/glyphs/split.json \\
         --out outputs/glyphs/quadruplets.h5 --rule ghosted2018 --n_clusters 4
@@ -36,23 +36,25 @@ class Config:
     split: Path
     """split.json, or a published label_idx.json."""
     out: Path
-    """The quadruplets file to write."""
+    """Quadruplets file to write."""
     rule: RuleName = "hariharan2017"
-    """hariharan2017 (100 clusters, 20 iterations, lengths + 1e-5) or ghosted2018 (10 clusters, 300 iterations x 10)."""
+    """Mining rule: hariharan2017 (100 clusters, 20 iterations, lengths + 1e-5) or ghosted2018 (10 clusters, 10 runs of
+    300 iterations)."""
     n_clusters: TwoOrMore | None = None
-    """Clusters per base class; the rule's own number unless given."""
+    """Number of clusters per base class (default: the number of the rule)."""
     kmeans: KMeans = "faiss"
-    """faiss, or the published variant (unit-norm starts, re-seeds clusters without a member so far, no restarts)."""
+    """k-means variant: faiss, or published (starts from unit vectors, re-seeds clusters that never had a member, no
+    restarts)."""
     scope: Scope = "global"
-    """Where partners are looked for: in all other base classes, or in those of the same superclass."""
+    """Classes to search for partners: all other base classes, or those of the same superclass."""
     seed: Seed = 0
     """Seed of the clustering."""
     overwrite: RunOnly[bool] = False
-    """Make the output again even if it is there."""
+    """Replace an existing output."""
 
 
 def main(config: Config) -> Path:
-    """Write the quadruplets file and return its path."""
+    """Write the quadruplets file, and return its path."""
     extractor = (read_recipe(config.features) or {"inputs": {}})["inputs"].get("extractor")
     inputs = {"features": config.features, "split": config.split, "extractor": extractor}
     made_from = recipe("make_quadruplet", config, inputs)
@@ -70,7 +72,7 @@ def main(config: Config) -> Path:
     )
     numbers, scores = hallucination.mine(centroids, partners, rule.epsilon)
     if len(numbers) == 0:
-        raise InputError(f"{config.features}: no quadruplet: no two classes have centroid differences that agree")
+        raise InputError(f"{config.features}: no quadruplets, as no centroid differences of two classes are similar")
     with writing(config.out, made_from) as partial:
         hallucination.write_quadruplets(
             partial, hallucination.Quadruplets(centroids, classes, numbers, scores), made_from
@@ -81,7 +83,7 @@ def main(config: Config) -> Path:
 
 
 def next_step(config: Config) -> list:
-    """The command that takes the output."""
+    """Return the command that reads the output."""
     extractor = config.features.parent.parent / "extractor"
     inputs = ["--quadruplets", config.out, "--extractor", extractor if extractor.exists() else "EXTRACTOR"]
     return ["train_analogy_generator.py", *inputs, "--out", config.out.parent / "generator"]

@@ -36,7 +36,7 @@ from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
 from lowshot.core.settings import NonNegativeInt, PositiveInt, RunOnly
 from lowshot.data.datasets.content import listing_digest
-from lowshot.data.datasets.folder import find_classes, find_images, other_files
+from lowshot.data.datasets.folder import find_classes, find_images, ignored
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split
 from lowshot.representation.settings import ExtractorChoice
@@ -173,10 +173,9 @@ def base_mean(config: FitConfig, dim: int, extractor: str) -> Any:
 
 
 def _say_left_out(folder: Path) -> None:
-    """Print the number of files without an image suffix: phones write formats that cannot be read here."""
-    if others := other_files(folder):
-        suffixes = ", ".join(sorted({path.suffix or path.name for path in others}))
-        print(f"predict: skipped {len(others)} files in {folder} that are not images by their suffix ({suffixes})")
+    """Say which files are ignored: phones write formats that cannot be read here."""
+    if left_out := ignored(folder):
+        print(f"predict: {left_out}")
 
 
 def classify(config: ClassifyConfig) -> Path:

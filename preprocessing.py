@@ -1,45 +1,51 @@
-"""Bring a data set into the form that every later stage reads: images, split and draws.
+"""Convert a data set to the files that all later stages read: images, split and draws.
 
-Reads the data set below --root in its official form (downloads Omniglot, CIFAR-100 or EMNIST through torchvision where
-neither the files nor --root are given; `glyphs` needs no files at all). Writes the folder --out: `images.h5` (pixels,
-or paths of large images; labels; test marks), `split.json` (base and novel classes and their halves), `draws.json` (the
-shots of every trial, as row numbers into the train features) and `config.json` (settings, digests of what was read).
+Reads the data set in its official form from --root. Without --root, files are expected in data/; Omniglot, CIFAR-100
+and EMNIST are downloaded there through torchvision if they are missing. `glyphs` needs no files.
+
+Writes the folder --out:
+    images.h5    pixels (or paths of large images), labels, test flags
+    split.json   base and novel classes, and their halves for the validation and the test setup
+    draws.json   the shots of every trial, as row numbers of the train features
+    config.json  settings, and digests of the files that were read
 
     python preprocessing.py --dataset cifar100 --root data --dataset.novel_fraction 0.4 --out outputs/cifar100/data
     python preprocessing.py --dataset yfcc100m --root /datasets/yfcc100m --dataset.start 3000000 \\
         --dataset.count 1000000 --out outputs/yfcc100m/block03/data
     python preprocessing.py --dataset my_sets.py:Stripes --dataset.n_images 20 --out outputs/stripes/data
 
-`--help --dataset NAME` shows the settings of a data set. One of your own is a class with settings and a method
-`read(source)`: lowshot/data/datasets/own.py says what it returns.
+`--dataset NAME --help` shows the settings of a data set. To add your own, write a class with settings and a method
+`read(source)`; see lowshot/data/datasets/own.py.
 
-The data sets, and what they expect below --root:
-    glyphs     nothing: 144 characters of 12 scripts, rendered here, 50 + 20 images each (28x28x1)
-    omniglot   omniglot-py/images_{background,evaluation}/<alphabet>/<character>/*.png; 20 drawings a class, 10 of them
-               held out for test by default, so --dataset.max_shots 10 at most
+Data sets, and the files that they expect in --root:
+    glyphs     none: 144 characters of 12 scripts are rendered, 50 train and 20 test images each (28x28x1)
+    omniglot   omniglot-py/images_{background,evaluation}/<alphabet>/<character>/*.png; 20 drawings per class, of which
+               10 are held out for test by default, so --dataset.max_shots can be at most 10
     cifar100   cifar-100-python/{train,test,meta}
     emnist     emnist-<split>-{train,test}-*-ubyte.gz and emnist-<split>-mapping.txt
-    folder     <class>/*.jpg or <superclass>/<class>/*.jpg: your own images
-    imagenet   {train,val}/<wnid>/*.JPEG, with --dataset.protocol DIR holding label_idx.json and splitfile_{1..5}.json
+    folder     your own images: <class>/*.jpg or <superclass>/<class>/*.jpg
+    imagenet   {train,val}/<wnid>/*.JPEG; --dataset.protocol names a folder with label_idx.json and
+               splitfile_{1..5}.json
     living17, nonliving26, entity13, entity30 (BREEDS)
                {train,val}/<wnid>/* of ImageNet and breeds/{class_hierarchy.txt,dataset_class_info.json,node_names.txt};
-               train_scgm.py --holdout 0.1 keeps back the tenth of the train images that SCGM watches
+               use train_scgm.py --holdout 0.1 to hold out the 10 % of the train images that SCGM validates on
 
-Published few-shot splits (training, validation, test classes); all images of a class are one pool, for episodes.py:
+Published few-shot splits for episodes.py (training, validation, test classes; no test images, all images of a class
+form one pool):
     cifar_fs, fc100    as cifar100
-    omniglot_vinyals   as omniglot; with the rotations as further classes
+    omniglot_vinyals   as omniglot; rotated characters are additional classes
     mini_imagenet      mini-imagenet/{train,val,test}/<class>/*, or {train,val,test}.csv beside images/
     tiered_imagenet    tiered-imagenet/{train,val,test}/<class>/*, or the published {train,val,test}_*.pkl
 
-Splits for few-shot GANs (Beckham et al., 2022), novel classes by --seed, the published shots as trial 1:
+Splits for few-shot GANs (Beckham et al., 2022); --seed selects the novel classes, trial 1 has the published shots:
     emnist_fs, omniglot_fs, cifar100_fs
-               as emnist (its balanced split, if that is there), omniglot and cifar100; train and test parts are one
-               pool, of which the last fifth of each class is for test
+               as emnist (the balanced split if present), omniglot and cifar100; the train and test images of a class
+               are pooled and shuffled, and the last fifth becomes its test images
 
-Unlabelled images, without split and draws, for the graph of diffusion.py:
-    yfcc100m   <2 digits>/<3 digits>.zip holding <3 digits>.jpg; images start .. start + count - 1
+Unlabelled images for the graph of diffusion.py (no split, no draws):
+    yfcc100m   <2 digits>/<3 digits>.zip with members <3 digits>.jpg; reads images start to start + count - 1
 
-Small run on a CPU (seconds):
+Small example (seconds on a CPU):
 
     python preprocessing.py --dataset glyphs --out outputs/glyphs/data
 """
@@ -62,7 +68,7 @@ from lowshot.data.datasets.settings import DATASETS, Capped, DrawnSplit, HalvedS
 from lowshot.data.protocol import Split, check_draws, draws_to_json, make_draws, make_split, with_douze2018_draws
 
 SCHEMA = "lowshot-data-1"
-# Settings of data sets that stood at the top in older revisions.
+# Settings of data sets that were top-level settings in older revisions.
 _MOVED = ("novel_fraction", "novel_per_superclass", "halves", "validation_share", "n_trials", "max_shots", "draw_rule",
           "max_per_class", "test_per_class", "image_size", "protocol", "start", "count")  # fmt: skip
 
@@ -74,19 +80,19 @@ class Config:
     dataset: Annotated[Any, DATASETS]
     """Data set to read."""
     out: Path
-    """Folder to write."""
+    """Folder to write the data to."""
     root: Path | None = None
-    """Folder of the data set's files; by default data/, with a download through torchvision where there is one."""
+    """Folder with the data set's files. Default: data/, where torchvision downloads missing files if it can."""
     seed: Seed = 0
-    """Seed of novel classes, halves, draws, held-out test images and caps (the glyphs themselves never change)."""
+    """Seed of novel classes, halves, draws, held-out test images and caps (the glyph images are always the same)."""
     overwrite: RunOnly[bool] = False
-    """Make it again even if the output stands."""
+    """Replace an existing output."""
 
     renamed: ClassVar = {"dataset": "dataset.name", **{name: f"dataset.{name}" for name in _MOVED}}
 
 
 def main(config: Config) -> Path:
-    """Read a data set and write its images, split and draws; returns the folder written."""
+    """Read a data set, write its images, split and draws, and return the output folder."""
     source = Source(config.root, config.seed)
     found = _found(config, source)
     stays = {"root": str(source.folder.resolve())} if found.stays else {}
@@ -102,21 +108,23 @@ def main(config: Config) -> Path:
         for name, part in {**protocol, "config.json": {"schema": SCHEMA, **made_from}}.items():
             write_json(partial / name, part)
     print(f"preprocessing: {_summary(content)} -> {config.out}")
+    if protocol:
+        print(f"preprocessing: {_setups(protocol['split.json'])}")
     return config.out
 
 
 def _found(config: Config, source: Source) -> Found:
-    """The data set that the settings name; without --root, an error says that there is such a setting."""
+    """Find the data set. If it is missing and --root was not given, the error suggests --root."""
     try:
         return registry.find(config.dataset, source)
     except InputError as error:
         if config.root is not None or not str(error).startswith(str(source.folder.resolve())):
             raise
-        raise InputError(f"{error}; name the folder of the images with --root") from None
+        raise InputError(f"{error}. Use --root to name the folder of the data set") from None
 
 
 def _chosen_images(config: Config, content: Content) -> Images:
-    """The images that are kept, and which of them are for test."""
+    """Return the images to keep, with their final test flags."""
     images, max_per_class = content.images, part_of(config.dataset, Capped).max_per_class
     share = part_of(config.dataset, HalvedSplit).validation_share
     if max_per_class is not None:
@@ -125,7 +133,7 @@ def _chosen_images(config: Config, content: Content) -> Images:
 
 
 def _protocol(config: Config, content: Content) -> dict[str, dict]:
-    """split.json and draws.json of a labelled data set."""
+    """Return the content of split.json and draws.json, by file name."""
     _check_parts(content.images, content.class_names)
     split = content.split or _drawn_split(config, content)
     shots, labels = part_of(config.dataset, Shots), content.images.labels[content.images.rows(test=False)]
@@ -137,7 +145,7 @@ def _protocol(config: Config, content: Content) -> dict[str, dict]:
 
 
 def _drawn_split(config: Config, content: Content) -> Split:
-    """The split of a data set that comes with none."""
+    """Draw the split of a data set that has no published one."""
     name = type(config.dataset).__name__ if is_own(config.dataset) else DATASETS.name_of(config.dataset)
     halved, drawn = part_of(config.dataset, HalvedSplit), part_of(config.dataset, DrawnSplit)
     return make_split(
@@ -152,7 +160,7 @@ def _check_parts(images: Images, class_names: list[str]) -> None:
     for test, part in parts:
         counts = np.bincount(images.labels[images.rows(test)], minlength=len(class_names))
         for c in np.flatnonzero(counts == 0)[:1]:
-            raise InputError(f"class {c} ({class_names[c]}) has no {part}image")
+            raise InputError(f"class {c} ({class_names[c]}) has no {part}images. Add some, or remove the class")
 
 
 def _summary(content: Content) -> str:
@@ -163,8 +171,15 @@ def _summary(content: Content) -> str:
     return f"{len(content.class_names)} classes, {n_train} train and {n_test} test images"
 
 
+def _setups(split: dict) -> str:
+    """Say how many classes each setup evaluates: with few of them, scores and chosen settings mean little."""
+    sizes = {name: [len(split[f"{kind}_classes_{half}"]) for kind in ("base", "novel")]
+             for name, half in (("test", 2), ("validation", 1))}  # fmt: skip
+    return "; ".join(f"{name} setup: {base} base and {novel} novel classes" for name, (base, novel) in sizes.items())
+
+
 def next_step(config: Config) -> list | None:
-    """The command that takes the output; unlabelled images have no extractor of their own."""
+    """Return the command that reads the output; none for unlabelled images, which train no extractor."""
     if not (config.out / "split.json").exists():
         return None
     return ["train_extractor.py", "--data", config.out, "--out", config.out.parent / "extractor"]

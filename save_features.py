@@ -1,20 +1,20 @@
-"""Run a trained extractor, or a pretrained model of timm, over all images and save the features.
+"""Compute the features of all images with a trained extractor or a pretrained timm model.
 
-Reads   EXTRACTOR/ (train_extractor.py) or a model of timm, DATA/images.h5 (or another images file)
-Writes  OUT/train.h5 and OUT/test.h5 (where there is a test part) in the published layout: all_feats, all_labels, count
+Reads   EXTRACTOR/ (train_extractor.py) or a timm model, DATA/images.h5 (or another images file)
+Writes  OUT/train.h5 and, if there are test images, OUT/test.h5 in the published layout: all_feats, all_labels, count
 
-With --copies, beside these augmented_feats float32 (N, copies, D): the features of randomly augmented copies of every
-image, of which episodes.py --augmented_support makes the shots of its tasks.
+With --copies the files also contain augmented_feats float32 (N, copies, D), the features of randomly augmented copies
+of each image. episodes.py --augmented_support uses them as shots.
 
-Of unlabelled images (yfcc100m) those that cannot be decoded, or are black all over, get features that are zero; where
-they are is in the dataset is_blank. Of a labelled set a corrupt image is refused.
+Unlabelled images (yfcc100m) that cannot be decoded or are entirely black get features of zeros, and are marked in the
+dataset is_blank. A corrupt image with a label is an error.
 
 python save_features.py --extractor outputs/cifar100/resnet10_sgm/extractor --data outputs/cifar100/data \\
     --out outputs/cifar100/resnet10_sgm/features
 python save_features.py --timm resnet50.a1_in1k --data outputs/photos/data --out outputs/photos/resnet50/features
 python save_features.py --extractor outputs/cifar100/scgm_g/extractor --data outputs/cifar100/data --copies 5 \\
     --copies.augment.flip --out outputs/cifar100/scgm_g/features
-CPU, seconds:
+Small example (seconds on a CPU):
 python save_features.py --extractor outputs/glyphs/conv4_sgm/extractor --data outputs/glyphs/data \\
     --out outputs/glyphs/try/features
 """
@@ -42,52 +42,52 @@ from lowshot.representation.settings import (
     StretchingTimmModel,
 )
 
-# Of the views of an image: 0 and the next few are training's.
+# Number of the view of an image (see `Augmentation.uniforms`); training uses 0 and the next few.
 _SUPPORT = 100
 
 
 @dataclass
 class Copies:
-    """Augmented copies of every image, whose features are saved too."""
+    """Augmented copies of each image, whose features are saved too."""
 
     n: PositiveInt
-    """how many (5 in Ni et al., 2022)"""
+    """Number of copies (5 in Ni et al., 2022)."""
     augment: Annotated[Any, AUGMENTATIONS] = field(default_factory=StandardAugmentation)
-    """random changes of the copies, of images on disk as the extractor views them"""
+    """Random changes of the copies. Images on disk are resized and cropped first."""
     seed: Seed = 0
-    """of these changes"""
+    """Seed of the random changes."""
 
 
 @dataclass(kw_only=True)
 class Config(ExtractorChoice):
     data: Path
-    """folder with images.h5, or another images file: samples.h5 of sample_gan.py"""
+    """Folder with images.h5, or another images file such as samples.h5 of sample_gan.py."""
     out: Path
-    """folder to write train.h5 and test.h5 to"""
+    """Folder to write train.h5 and test.h5 to."""
     timm: StretchingTimmModel | None = None
-    """in the place of --extractor a model of timm by name"""
+    """Pretrained timm model to use instead of --extractor."""
     layer: Literal["trunk"] | None = None
-    """trunk: features as they are before the projection that train_scgm.py trains; embeddings if not given"""
+    """Layer to save: trunk for the features before the projection of train_scgm.py (default: after it)."""
     copies: Copies | None = None
-    """augmented copies of every image, whose features are saved too; none if not given"""
+    """Number of augmented copies of each image, whose features are saved too."""
     part: RunOnly[Literal["train", "test"] | None] = None
-    """make this file only; both if not given"""
+    """The only file to write (default: both)."""
     batch_size: RunOnly[PositiveInt] = 256
-    """images at once; changes the speed only"""
+    """Batch size; affects speed only."""
     accelerator: RunOnly[str] = "auto"
-    """where to compute: auto, cpu, cuda, ..."""
+    """Device type to compute on: auto, cpu, cuda, ..."""
     precision: NetworkPrecision = "32-true"
-    """of the network; features are stored as float32"""
-    num_workers: RunOnly[NonNegativeInt] = 4
-    """processes that decode images on disk; stored pixels need none"""
+    """Precision of the network; features are stored as float32."""
+    num_workers: RunOnly[NonNegativeInt | None] = None
+    """Number of processes that decode images on disk (default: one per core, at most 4). Stored pixels need none."""
     overwrite: RunOnly[bool] = False
-    """make them again even if they are there"""
+    """Replace existing outputs."""
 
     renamed = ExtractorChoice.renamed | {"support": "copies.augment", "copies": "copies.n", "seed": "copies.seed"}
 
 
 def main(config: Config) -> Path:
-    """Save both files and return their folder."""
+    """Write both feature files, and return their folder."""
     where = images_file(config.data)
     images = read_images(where)
     model, chosen = representation.chosen_extractor(config, images)
@@ -105,9 +105,9 @@ def main(config: Config) -> Path:
         out, rows = config.out / f"{name}.h5", images.rows(test)
         if config.part not in (None, name):
             continue
-        if len(rows) == 0:  # published few-shot splits are one pool: no test part
+        if len(rows) == 0:  # published few-shot splits have no test images
             if config.part:
-                raise InputError(f"{where}: has no {name} part")
+                raise InputError(f"{where}: has no {name} images. Leave --part out")
             continue
         if not is_done(out, made_from, config.overwrite):
             with building(out, made_from) as partial:
@@ -117,11 +117,16 @@ def main(config: Config) -> Path:
 
 
 def _check_copies(copies: Copies) -> None:
-    """InputError for copies that are all alike, or made in a way that is not there."""
+    """Raise InputError for copies that are all equal, or that need another crop of the file on disk."""
     if copies.augment == StandardAugmentation():
-        raise InputError(f"copies {copies.n}: all like the image; give a change, e.g. --copies.augment.flip")
+        raise InputError(
+            f"--copies {copies.n}: all copies would equal the image. Add a random change, e.g. --copies.augment.flip"
+        )
     if isinstance(copies.augment, StandardAugmentation) and copies.augment.resized_crop:
-        raise InputError("copies.augment.resized_crop: images are loaded once; give copies.augment.crop_area")
+        raise InputError(
+            "--copies.augment.resized_crop: not available here, as images are loaded only once. Use "
+            "--copies.augment.crop_area 0.08"
+        )
 
 
 def extract(
@@ -133,12 +138,12 @@ def extract(
     path: Path,
     made_from: dict,
 ) -> None:
-    """Write the features of `rows` block by block; goes on from `count` where a killed run left the file.
+    """Write the features of `rows` batch by batch. In the file of a killed run, continue after `count` rows.
 
-    Departs from Douze et al. (2018) in one thing: there, what cannot be decoded is a black picture with the features of
-    one, and a hundred thousand equal vectors become hubs of the graph. Zero vectors have no neighbours.
+    Departs from Douze et al. (2018) for images that cannot be decoded. There they get the features of a black picture,
+    and a hundred thousand equal vectors become hubs of the graph. Here they get zeros, which have no neighbours.
 
-    What changes a copy is drawn from (seed, copy, number of the image in images.h5), and only from that.
+    The changes of a copy depend only on (seed, copy, index of the image in images.h5).
     """
     n_copies, augment, uniforms = 0, None, []
     if copies := config.copies:
@@ -150,7 +155,10 @@ def extract(
     def features(unit: Any) -> np.ndarray:
         feats = representation.batch_features(network, unit, fabric)
         if not np.isfinite(feats).all():
-            raise InputError(f"{config.extractor or config.timm.name}: makes features that are NaN or infinite")
+            raise InputError(
+                f"{config.extractor or config.timm.name}: computes features that are NaN or infinite. Use other "
+                f"weights, or --precision 32-true"
+            )
         return feats
 
     with h5py.File(path, "r+") as file:
@@ -176,11 +184,11 @@ def extract(
             file["count"][0] = done
             file.flush()
         if is_blank is not None:
-            print(f"save_features: {np.sum(is_blank)} of {len(rows)} images are blank, so their features are zero")
+            print(f"save_features: {np.sum(is_blank)} of {len(rows)} images are blank and have features of zeros")
 
 
 def next_step(config: Config) -> list | None:
-    """The command that takes the output: the benchmark, or episodes where all images are one pool."""
+    """Return the command that reads the output: low_shot.py, or episodes.py if there are no test images."""
     split, draws = config.data / "split.json", config.data / "draws.json"
     train, test, results = config.out / "train.h5", config.out / "test.h5", config.out.parent / "results"
     if not (split.exists() and train.exists()):

@@ -5,7 +5,7 @@ Writes  OUT/model.pt, OUT/config.json, OUT/log.jsonl, OUT/tensorboard/
 
 python train_analogy_generator.py --quadruplets outputs/cifar100/resnet10_sgm/quadruplets.h5 \\
     --extractor outputs/cifar100/resnet10_sgm/extractor --out outputs/cifar100/resnet10_sgm/generator --lr 1
-CPU, seconds:
+Small example (seconds on a CPU):
 python train_analogy_generator.py --quadruplets outputs/glyphs/conv4_sgm/quadruplets.h5 \\
     --out outputs/glyphs/try/generator --n_steps 200
 """
@@ -28,43 +28,47 @@ from lowshot.hallucination.settings import RuleName
 @dataclass
 class Config:
     quadruplets: Path
-    """file of centroids and quadruplets"""
+    """Quadruplets file of make_quadruplet.py."""
     out: Path
-    """folder to write the generator to"""
+    """Folder to write the generator to."""
     extractor: Path | None = None
-    """folder whose classifier scores the generated features; without it a linear one is fitted to the centroids"""
+    """Folder of the extractor whose classifier is the critic (default: a linear classifier fitted to the centroids)."""
     code: RunOnly[list[str]] = field(default_factory=list)
-    """classes of your own, file.py:Class, that the extractor was made with and that this command may import"""
+    """Your own classes (file.py:Class) that the extractor was made with; allows this command to import them."""
     rule: RuleName = "hariharan2017"
-    """what is predicted, and how trained: ICCV 2017 (b from a, c, d; SGD) or the CIFAR system (d from c, a, b; Adam)"""
+    """Training rule: hariharan2017 (predicts b from a, c, d; SGD) or ghosted2018 (predicts d from c, a, b; Adam)."""
     lr: PositiveFloat | None = None
-    """learning rate; the rule's own is 0.1 (published: 1 for SGM features) or 1e-4"""
+    """Learning rate (default: 0.1 or 1e-4, by the rule; published: 1 for SGM features)."""
     n_steps: PositiveInt | None = None
-    """most steps of gradient descent; the rule's own is 120000, or 500 passes with early stopping"""
+    """Maximum number of steps (default: 120000, or 500 epochs with early stopping, by the rule)."""
     end_after: RunOnly[PositiveInt | None] = None
-    """end behind this step; an unfinished run that is past it ends at once, its last checkpoint kept as the model"""
+    """End training after this step. An unfinished run that is already past it ends at once and keeps its last
+    checkpoint as the model."""
     batch_size: PositiveInt | None = None
-    """quadruplets a step; the rule's own is 128 or 32"""
+    """Batch size (default: 128 or 32, by the rule)."""
     mse_weight: NonNegativeFloat = 10.0
-    """factor on the squared error beside the critic's cross-entropy"""
+    """Weight of the mean squared error; the critic's cross-entropy has weight 1."""
     hidden: PositiveInt = 512
-    """width of the two hidden layers"""
+    """Width of the two hidden layers."""
     min_score: float = 0.0
-    """leave out quadruplets whose cosine is not above this"""
+    """Use only quadruplets with a score (cosine) above this value."""
     seed: Seed = 0
-    """of initialisation and data order"""
+    """Seed of initialisation and data order."""
     overwrite: RunOnly[bool] = False
-    """make it again even if it is there"""
+    """Replace an existing output."""
 
 
 def main(config: Config) -> Path:
-    """Train and return the folder written."""
+    """Train the generator, and return its folder."""
     import torch
 
     mined = hallucination.read_quadruplets(config.quadruplets)
     chosen = mined.numbers[mined.scores > config.min_score].astype(np.int64)
     if len(chosen) == 0:
-        raise InputError(f"{config.quadruplets}: no quadruplet scores above {config.min_score}")
+        raise InputError(
+            f"--min_score {config.min_score}: the best score in {config.quadruplets} is {mined.scores.max():.3g}. Use "
+            f"a smaller value"
+        )
     inputs = {"quadruplets": config.quadruplets, "critic": config.extractor, "extractor": mined.extractor}
     made_from = recipe("train_analogy_generator", config, inputs)
     if is_done(config.out, made_from, config.overwrite):
@@ -91,7 +95,7 @@ def main(config: Config) -> Path:
 
 
 def next_step(config: Config) -> list:
-    """The command that takes the output, with capitals for what is not known here."""
+    """Return the command that reads the output, with unknown paths in capitals."""
     inputs = ["--train", "TRAIN.h5", "--test", "TEST.h5", "--split", "SPLIT.json", "--draws", "DRAWS.json"]
     return [
         "low_shot.py",

@@ -1,18 +1,18 @@
 """Train a feature extractor on the base classes.
 
 Reads   DATA/images.h5, DATA/split.json (preprocessing.py)
-Writes  OUT/model.pt, OUT/config.json (together they rebuild the network), OUT/log.jsonl, OUT/tensorboard/; with
-        --patience OUT/last.pt, the last weights beside the best
+Writes  OUT/model.pt, OUT/config.json (together they rebuild the network), OUT/log.jsonl, OUT/tensorboard/
+        With --patience, model.pt has the best weights, and OUT/last.pt the last ones.
 
 python train_extractor.py --data outputs/cifar100/data --out outputs/cifar100/resnet10_sgm/extractor \\
     --model ResNet10 --loss sgm --loss.weight 0.02
 python train_extractor.py --data outputs/photos/data --out outputs/photos/resnet50/extractor \\
     --model timm:resnet50.a1_in1k --model.pretrained --epochs 10 --lr 0.001
-CPU, seconds:
+Small example (seconds on a CPU):
 python train_extractor.py --data outputs/glyphs/data --out outputs/glyphs/try/extractor --model Conv4 --epochs 1
 Several processes: --devices 8, or
 torchrun --nproc-per-node 8 train_extractor.py ... --devices 8
-On shots of novel classes: finetune_extractor.py.
+To train on shots of novel classes, use finetune_extractor.py.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from lowshot.representation.settings import ExtractorStage, HoldoutSettings
 @dataclass(kw_only=True)
 class Config(ExtractorStage, HoldoutSettings):
     validation_classes: bool = False
-    """train on the novel classes of the validation setup too (few-shot papers do so once everything has been chosen)"""
+    """Also train on the novel classes of the validation setup, as few-shot papers do after choosing all settings."""
     moved = dict.fromkeys(("shots", "trial", "repeat_shots", "samples"), "finetune_extractor.py")
 
 
 def main(config: Config) -> Path:
-    """Train and return the folder written."""
+    """Train the extractor, and return its folder."""
     representation.check_stage(config)
     where = config.data / "images.h5"
     images, split = read_images(where), read_split(config.data / "split.json")
@@ -52,17 +52,17 @@ def main(config: Config) -> Path:
 
 
 def choose_rows(config: Config, images: Images, split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """(rows to train on, rows held out) among the base classes' training images."""
+    """Return the rows to train on and the held-out rows, among the training images of base classes."""
     where = config.data / "images.h5"
     classes = split.base_classes + (split.novel_classes_1 if config.validation_classes else [])
     rows = rows_of(images, split, classes, where)
     if len(rows) == 0:
-        raise InputError(f"{where}: no training image of a base class")
+        raise InputError(f"{where}: has no training images of base classes")
     return representation.hold_out(config, images, rows)
 
 
 def next_step(config: Config) -> list:
-    """The command that takes the output."""
+    """Return the command that reads the output."""
     features = config.out.parent / "features"
     return ["save_features.py", "--extractor", config.out, "--data", config.data, "--out", features]
 

@@ -1,12 +1,12 @@
-"""Train a feature extractor on superclasses, so that it tells their classes apart (SCGM and its baselines).
+"""Train a feature extractor on superclasses, so that it can distinguish their classes (SCGM and its baselines).
 
-Reads   DATA/images.h5, DATA/split.json (preprocessing.py); of the classes only their superclasses
-Writes  OUT/model.pt, OUT/config.json (together they rebuild the network), OUT/mixture.h5 (means, the assignment of
-        training images to subclasses, its sizes over time), OUT/log.jsonl, OUT/tensorboard/; with --patience
-        OUT/last.pt, the last weights of the network beside the best
+Reads   DATA/images.h5, DATA/split.json (preprocessing.py). Class labels are not used, only their superclasses.
+Writes  OUT/model.pt, OUT/config.json (together they rebuild the network), OUT/mixture.h5 (means, the subclasses of
+        training images, subclass sizes over time), OUT/log.jsonl, OUT/tensorboard/
+        With --patience, model.pt has the best weights, and OUT/last.pt the last ones.
 
 python train_scgm.py --data outputs/cifar100/data --out outputs/cifar100/scgm_g/extractor --model ResNet12
-CPU, seconds:
+Small example (seconds on a CPU):
 python train_scgm.py --data outputs/glyphs/data --out outputs/glyphs/scgm/extractor --model Conv4 --epochs 2 \\
     --schedule.n_cycles 1 --method.n_subclasses 40
 Several processes: --devices 8, or
@@ -36,19 +36,19 @@ from lowshot.scgm.settings import ScgmSettings, has_mixture
 @dataclass(kw_only=True)
 class Config(ScgmSettings, NetworkChoice):
     data: Path
-    """folder with images.h5 and split.json"""
+    """Folder with images.h5 and split.json."""
     out: Path
-    """folder to write the extractor to"""
+    """Folder to write the extractor to."""
     classes: Literal["all", "base"] = "all"
-    """whose training images are seen: of all classes (the published protocol but for tieredImageNet), or base ones"""
+    """Classes whose training images are used: all (as published, except for tieredImageNet) or base classes."""
     overwrite: RunOnly[bool] = False
-    """make it again even if it is there"""
+    """Replace an existing output."""
 
     renamed = ScgmSettings.renamed | NetworkChoice.renamed
 
 
 def main(config: Config) -> Path:
-    """Train and return the folder written."""
+    """Train the extractor, and return its folder."""
     representation.check_network(config)
     where = config.data / "images.h5"
     images, split = read_images(where), read_split(config.data / "split.json")
@@ -72,8 +72,11 @@ def main(config: Config) -> Path:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Rows of images to train on and to watch; the `superclasses` (C,) of the split among them; and for each class of
-    the split the place of its superclass there (-1: not among them). All int64."""
+    """The rows of images to train on and the held-out rows; all int64.
+
+    `superclasses` (C,) are their superclasses. `superclass_of` has the position in `superclasses` of each class of the
+    split, or -1 if its superclass is not among them.
+    """
 
     train: np.ndarray
     held: np.ndarray
@@ -82,33 +85,37 @@ class Chosen:
 
 
 def choose_rows(config: Config, images: Images, split: Split) -> Chosen:
-    """What to train on; InputError, naming the file and the class, where that cannot be."""
+    """Choose the images to train on. Raises InputError if the superclasses or images do not allow training."""
     where = config.data / "images.h5"
     classes = np.arange(split.n_classes) if config.classes == "all" else np.array(split.base_classes)
     superclass_of = np.array([-1 if one is None else one for one in split.superclass_of])
     if (superclass_of[classes] < 0).all():
-        raise InputError(f"{config.data}/split.json: the split of {split.dataset} has no superclasses to learn from")
+        raise InputError(
+            f"{config.data}/split.json: the split of {split.dataset} has no superclasses to train on. Use a data set "
+            f"with superclasses, or train_extractor.py"
+        )
     for c in classes[superclass_of[classes] < 0][:1]:
         raise InputError(
-            f"{config.data}/split.json: class {c} ({split.class_names[c]}) has no superclass to learn from"
+            f"{config.data}/split.json: class {c} ({split.class_names[c]}) has no superclass. All classes to train "
+            f"on need one"
         )
     superclasses = np.unique(superclass_of[classes])
     train, held = representation.hold_out(config, images, rows_of(images, split, classes, where))
     for s in superclasses[~np.isin(superclasses, superclass_of[images.labels[train]])][:1]:
-        raise InputError(f"{where}: no training image of superclass {s} ({split.superclass_names[s]})")
+        raise InputError(f"{where}: has no training images of superclass {s} ({split.superclass_names[s]})")
     if len(superclasses) < 2:
-        raise InputError(f"{config.data}/split.json: a single superclass, nothing can be learned from it")
+        raise InputError(f"{config.data}/split.json: has a single superclass, but training needs at least two")
     if has_mixture(config) and not len(superclasses) <= config.method.n_subclasses <= len(train):
         raise InputError(
-            f"method.n_subclasses {config.method.n_subclasses}: must lie between the {len(superclasses)} superclasses "
-            f"and the {len(train)} training images"
+            f"--method.n_subclasses {config.method.n_subclasses}: must be between {len(superclasses)} (the number of "
+            f"superclasses) and {len(train)} (the number of training images)"
         )
     places = np.where(np.isin(superclass_of, superclasses), np.searchsorted(superclasses, superclass_of), -1)
     return Chosen(train, held, superclasses, places)
 
 
 def save_means(path: Path, model: scgm.ScgmModel, chosen: Chosen) -> None:
-    """Write the means; with a mixture also the last assignment and the sizes of all, for pictures."""
+    """Write the means. With a mixture, also write the last assignment and all subclass sizes, for figures."""
     with h5py.File(path, "w") as file:
         file["superclasses"] = chosen.superclasses.astype(np.int32)
         file["superclass_means"] = model.superclasses.means.detach().cpu().numpy()
@@ -117,11 +124,11 @@ def save_means(path: Path, model: scgm.ScgmModel, chosen: Chosen) -> None:
             file["rows"] = chosen.train.astype(np.int32)
             file["subclasses"] = model.subclasses.cpu().numpy().astype(np.int32)
             sizes = model.sizes.cpu().numpy().astype(np.int32)
-            file["sizes"] = sizes[sizes.any(axis=1)]  # with --patience not all were made
+            file["sizes"] = sizes[sizes.any(axis=1)]  # with --patience, the last assignments may be missing
 
 
 def next_step(config: Config) -> list:
-    """The command that takes the output."""
+    """Return the command that reads the output."""
     features = config.out.parent / "features"
     return ["save_features.py", "--extractor", config.out, "--data", config.data, "--out", features]
 

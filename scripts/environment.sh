@@ -32,7 +32,6 @@ if [ -z "${VIRTUAL_ENV:-}" ] && [ "${CONDA_DEFAULT_ENV:-base}" = base ]; then
       { grep --line-buffered -E '^(Collecting|Installing|Successfully)' || true; } | cut -c 1-120
     touch .venv/ready
   fi
-  # shellcheck disable=SC1091
   source .venv/bin/activate
 fi
 export LOWSHOT_CHAIN=1 # the next stage is run, not proposed

@@ -9,10 +9,14 @@ import importlib
 import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from string import Template
 from typing import NamedTuple
 
+import h5py
 import numpy as np
 import pytest
 import timm
@@ -37,7 +41,7 @@ N_IMAGES = 24  # of a class
 # What is small in a test, by the names of settings.
 SMALL = {"epochs": 1, "n_steps": 10, "steps": 4, "score_every": 2, "n_episodes": 3, "width": 0.125, "max_epochs": 2,
          "n_clusters": 2, "n_way": 4, "clustering": 12, "rows_per_class": 20, "n_subclasses": 24, "n_cycles": 1,
-         "warmup_epochs": 0, "devices": 1, "accelerator": "cpu", "num_workers": 0,
+         "warmup_epochs": 0, "devices": 1, "accelerator": "cpu",
          "batch_size": 32}  # fmt: skip
 
 
@@ -157,6 +161,16 @@ def features(folder, dim=16, name=""):
     write_json(folder / "draws.json", draws_to_json(make_draws(labels, names, 2, 20, 0), split, 0))
 
 
+def write_background(folder):
+    """Features without a header, and their lists as published: two files without one."""
+    np.random.default_rng(1).random((300, 256), np.float32).tofile(folder / "background.raw")
+    words = "build_graph.py background --features background.raw --dim 256 --k 32 --out lists.h5"
+    run_small(words.split(), folder)
+    with h5py.File(folder / "lists.h5") as lists:
+        lists["ids"][:].tofile(folder / "background.int32")
+        lists["similarities"][:].tofile(folder / "background.float32")
+
+
 def write_photos(folder, n_images):
     rng = np.random.default_rng(0)
     for c in range(10):
@@ -178,12 +192,7 @@ def inputs(folder, extractor):
         if page == "docs/photos.md":
             (folder / "outputs/glyphs/conv4_sgm").mkdir(parents=True)
             (folder / "outputs/glyphs/conv4_sgm/extractor").symlink_to(extractor)
-        rng = np.random.default_rng(1)
-        rng.random((300, 256), np.float32).tofile(folder / "background.raw")
-        rng.permuted(np.tile(np.arange(300, dtype=np.int32), (300, 1)), axis=1)[:, :32].tofile(
-            folder / "background.int32"
-        )
-        np.sort(rng.random((300, 32), np.float32))[:, ::-1].tofile(folder / "background.float32")
+        write_background(folder)
         if page == "docs/pretrained.md":
             torch.save(timm.create_model("resnet50").state_dict(), folder / "resnet50.pth")
         if page == "docs/classifiers.md":
@@ -225,3 +234,39 @@ def test_a_recipe(name, folder, tmp_path, inputs):
     variables: dict[str, str] = {}
     for block in blocks(name):
         run_block(block, folder, tmp_path, variables, parse_only if block.needs else run_small)
+
+
+def test_readme_is_short():
+    prose = re.sub(r"```.*?```", "", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+    assert sum(len(line.split()) for line in prose.splitlines() if not line.startswith("|")) <= 1200
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))],
+                         ids=lambda page: str(page.relative_to(ROOT)))  # fmt: skip
+def test_links(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists() and target.is_relative_to(ROOT), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_every_page_is_part_of_the_site(tmp_path):
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    zensical = Path(sys.executable).with_name("zensical")
+    done = subprocess.run([zensical, "build", "--strict"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    named = set(re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")))
+    assert named == {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}

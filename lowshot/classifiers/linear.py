@@ -13,7 +13,6 @@ These measures make it fast without changing the method:
 - Trials are independent, so each processor works on a different trial.
 """
 
-import os
 import queue
 import threading
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from lowshot.classifiers.problem import Problem, Run, Scorer, linear_scorer, wit
 from lowshot.classifiers.settings import SGDOptions
 from lowshot.core.errors import InputError
 from lowshot.core.progress import Progress
+from lowshot.core.runtime import available_cores
 from lowshot.core.seeds import stream, torch_stream
 
 # Steps whose draws come from one random stream. Not a setting: another value would change the draws of a seed.
@@ -77,7 +77,7 @@ def _train(trainer: "TrialTrainer", options: SGDOptions, progress: Progress) -> 
 
 def _advance_in_turn(jobs: list[Iterator[None]], device: str) -> None:
     """Run all `jobs` to completion with one thread per processor. A free thread advances the next job in the queue."""
-    n_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    n_processors = available_cores()
     n_workers = min(n_processors, len(jobs)) if device == "cpu" else 1
     waiting: queue.SimpleQueue = queue.SimpleQueue()
     failures: list[BaseException] = []

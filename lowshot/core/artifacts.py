@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -45,14 +44,7 @@ def digest(path: Path) -> str:
 def _file_digest(path: Path, *_facts: int) -> str:
     """Graphs are many gigabytes, and a stage names its inputs more than once; `_facts` tell whether a file changed."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if sys.version_info >= (3, 11) else _sha256(file)
-
-
-def _sha256(file: Any) -> str:
-    state = hashlib.sha256()
-    while block := file.read(1 << 20):
-        state.update(block)
-    return state.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Recipe(dict):
@@ -264,7 +256,7 @@ def partial_path(out: Path) -> Path:
 def publish(partial: Path, out: Path) -> None:
     """Flush `partial` to disk and rename it to `out`, replacing what stood there."""
     for file in [partial] if partial.is_file() else [p for p in partial.rglob("*") if p.is_file()]:
-        with file.open("rb") as handle:
+        with file.open("r+b") as handle:  # Windows flushes writable files only
             os.fsync(handle.fileno())
     if partial.is_dir() and out.exists():
         old = out.with_name(out.name + ".old")
@@ -402,13 +394,18 @@ class Provenance:
             "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
             "device": device,
             "wall_time_s": round(time.perf_counter() - self.start, 2),
-            "peak_memory_bytes": _peak_memory_bytes(),
+            "peak_memory_bytes": peak_memory_bytes(),
         }
 
 
-def _peak_memory_bytes() -> int:
-    """Of this process; the system counts in bytes on macOS and in KiB elsewhere."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def peak_memory_bytes() -> int | None:
+    """Peak memory of this process; None on Windows, which does not report it to Python."""
+    if sys.platform == "win32":
+        return None
+    import resource  # of POSIX systems only
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _commit() -> str | None:

@@ -16,8 +16,18 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
+def available_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_float64(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` as float64; on the CPU if it was on an Apple GPU, which has no float64."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
 def pick_device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
+    """The CUDA GPU if there is one, else the CPU: feature-space work needs float64, which Apple's GPUs lack."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

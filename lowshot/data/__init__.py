@@ -1,1 +1,1 @@
-"""What stages exchange: splits and draws, feature files, rows on disk, and the readers of data sets."""
+"""Data that stages exchange: splits and draws, feature files, matrices on disk; and the data set readers."""

@@ -1,8 +1,7 @@
 """Feature files in the published layout: `all_feats` float32 (N, D), `all_labels` int32 (N), `count` int32 (1).
 
-Rows past `count` are padding of the published files and are never read. Ours have none. Row order = order of the
-images. Ours may hold, beside them, `augmented_feats` float32 (N, A, D): the features of A augmented copies of every
-image.
+Rows after `count` are padding, which only published files have, and are never read. Rows have the order of the images.
+Our files may also contain `augmented_feats` float32 (N, A, D): the features of A augmented copies of each image.
 """
 
 from collections.abc import Iterable
@@ -16,14 +15,23 @@ from lowshot.core.artifacts import open_h5, read_recipe, require_datasets, write
 from lowshot.core.errors import InputError
 
 SCHEMA = "lowshot-features-1"
+_SAME_RUN = "Use features and split of the same preprocessing run"
 
 
 @dataclass
 class Features:
-    """`feats` float32 (N, D), `labels` int64 (N,), without padding; `extractor` and `images` are the digests of what
-    made them and of what they were made from, if known; `saw_validation`: that extractor was trained on the novel
-    classes of the validation setup; `saw_shots`: on the shots of this run (trial, n) of the novel classes;
-    `saw_samples`: on images of a GAN beside them."""
+    """The content of a feature file, and what is known about its extractor.
+
+    Attributes:
+        feats: float32 (N, D), without padding.
+        labels: int64 (N,).
+        path: The file.
+        extractor: Digest of the extractor, if known.
+        images: Digest of the images file, if known.
+        saw_validation: Whether the extractor was trained on the novel classes of the validation setup.
+        saw_shots: The run (trial, n) on whose shots of novel classes the extractor was trained, if any.
+        saw_samples: Whether the extractor was also trained on GAN samples.
+    """
 
     feats: np.ndarray
     labels: np.ndarray
@@ -42,32 +50,32 @@ class Features:
 def read_features(path: Path, n_classes: int | None = None) -> Features:
     """Read and check a feature file, ours or a published one.
 
-    Raises InputError if it is truncated, lacks a dataset, has a `count` above its rows, holds NaN or infinities, or
-    (given `n_classes`) a label outside 0..n_classes-1.
+    Raises InputError if the file is truncated, lacks a dataset, has fewer rows than `count`, contains NaN or infinity,
+    or (if `n_classes` is given) has a label outside 0..n_classes-1.
     """
     with open_h5(path) as file:
         require_datasets(file, ["all_feats", "all_labels", "count"])
         count = int(np.asarray(file["count"]).reshape(-1)[0])
         n_rows = min(len(file["all_feats"]), len(file["all_labels"]))
         if not 0 < count <= n_rows:
-            raise InputError(f"{path}: count is {count}, but it has {n_rows} rows")
+            raise InputError(f"{path}: count is {count}, but the file has {n_rows} rows")
         if file["all_feats"].ndim != 2:
-            raise InputError(f"{path}: all_feats has shape {file['all_feats'].shape}, not (N, D)")
+            raise InputError(f"{path}: all_feats must have shape (N, D), not {file['all_feats'].shape}")
         try:
             feats = file["all_feats"][:count].astype(np.float32, copy=False)
             labels = file["all_labels"][:count].astype(np.int64)
         except OSError as error:
-            raise InputError(f"{path}: cannot be read to its end ({error})") from None
+            raise InputError(f"{path}: truncated or damaged ({error})") from None
     if not np.isfinite(feats).all():
         row = int(np.flatnonzero(~np.isfinite(feats).all(axis=1))[0])
-        raise InputError(f"{path}: row {row} of all_feats holds NaN or infinity")
+        raise InputError(f"{path}: row {row} of all_feats contains NaN or infinity")
     if n_classes is not None and (labels.min() < 0 or labels.max() >= n_classes):
         wrong = labels[(labels < 0) | (labels >= n_classes)][0]
-        raise InputError(f"{path}: label {wrong} is outside the split's classes 0..{n_classes - 1}")
+        raise InputError(f"{path}: label {wrong} is outside the split's classes 0..{n_classes - 1}. {_SAME_RUN}")
     made_from = read_recipe(path) or {"inputs": {}, "config": {}}
     known = {name: made_from["inputs"].get(name) for name in ("extractor", "images")}
     if known["extractor"] and (layer := made_from["config"].get("layer")):
-        known["extractor"] += f":{layer}"  # another space than that of its embeddings
+        known["extractor"] += f":{layer}"  # features of another layer are in another space
     config = made_from["config"]
     seen = {"saw_validation": bool(config.get("validation_classes")), "saw_samples": bool(config.get("saw_samples"))}
     if shots := config.get("saw_shots"):
@@ -76,32 +84,34 @@ def read_features(path: Path, n_classes: int | None = None) -> Features:
 
 
 def read_copies(features: Features) -> np.ndarray:
-    """Features of the augmented copies of every row of `features`, float32 (N, A, D).
+    """Read the features of the augmented copies of all rows, float32 (N, A, D).
 
-    Raises InputError if its file holds none, or none that are whole.
+    Raises InputError if the file has none, or if they are incomplete or not finite.
     """
     with open_h5(features.path) as file:
         if "augmented_feats" not in file:
-            raise InputError(f"{features.path}: holds no augmented copies; save_features.py --copies makes them")
+            raise InputError(f"{features.path}: has no augmented copies. Make them with save_features.py --copies 5")
         n_rows, dim = features.feats.shape
         stored = file["augmented_feats"]
         if stored.ndim != 3 or len(stored) < n_rows or stored.shape[2] != dim:
-            raise InputError(f"{features.path}: augmented_feats has shape {stored.shape}, not ({n_rows}, A, {dim})")
+            raise InputError(
+                f"{features.path}: augmented_feats must have shape ({n_rows}, A, {dim}), not {stored.shape}"
+            )
         try:
             copies = stored[:n_rows].astype(np.float32, copy=False)
         except OSError as error:
-            raise InputError(f"{features.path}: cannot be read to its end ({error})") from None
+            raise InputError(f"{features.path}: truncated or damaged ({error})") from None
     if not np.isfinite(copies).all():
         row = int(np.flatnonzero(~np.isfinite(copies).all(axis=(1, 2)))[0])
-        raise InputError(f"{features.path}: row {row} of augmented_feats holds NaN or infinity")
+        raise InputError(f"{features.path}: row {row} of augmented_feats contains NaN or infinity")
     return copies
 
 
 def create_features(
     path: Path, n_rows: int, dim: int, labels: np.ndarray, made_from: dict, n_copies: int = 0
 ) -> h5py.File:
-    """A writable feature file with all labels, `count` 0 and space for `n_rows` features, and for those of `n_copies`
-    augmented copies of each; flushed, so a kill leaves it readable."""
+    """Create a feature file with all labels, `count` 0, and space for the features of `n_rows` images and `n_copies`
+    augmented copies of each. Flushes the file, so that it stays readable if the process is killed."""
     file = h5py.File(path, "w")
     file.create_dataset("all_feats", (n_rows, dim), np.float32)
     if n_copies:
@@ -114,39 +124,44 @@ def create_features(
 
 
 def write_features(path: Path, feats: np.ndarray, labels: np.ndarray, made_from: dict) -> None:
-    """Write a whole feature file at once."""
+    """Write a complete feature file."""
     with create_features(path, len(feats), feats.shape[1], labels, made_from) as file:
         file["all_feats"][:] = feats
         file["count"][:] = len(feats)
 
 
 def check_classes(features: Features, classes: np.ndarray, class_names: list[str]) -> None:
-    """InputError unless every one of `classes` has a row."""
+    """Raise InputError unless each of `classes` has a row."""
     for c in classes[~np.isin(classes, features.labels)]:
-        raise InputError(f"{features.path}: no row of class {c} ({class_names[c]}), which the setup needs")
+        raise InputError(
+            f"{features.path}: has no rows of class {c} ({class_names[c]}), which the setup needs. {_SAME_RUN}"
+        )
 
 
 def check_setup(features: Features, setup: str) -> None:
-    """InputError for the validation setup where the extractor has learned its novel classes: nothing is left to choose
-    on."""
+    """Raise InputError for the validation setup if the extractor was trained on its novel classes: they are then no
+    longer novel, and settings cannot be chosen on them."""
     if setup == "validation" and features.saw_validation:
-        raise InputError(f"{features.path}: its extractor was trained on the validation setup's novel classes")
+        raise InputError(
+            f"{features.path}: the extractor was trained on the novel classes of the validation setup. "
+            f"Use --setup test, or an extractor trained without --validation_classes"
+        )
 
 
 def check_runs(features: Features, runs: Iterable[tuple[int, int]]) -> None:
-    """InputError for a run (trial, n) of other shots than those that the extractor has learned from."""
+    """Raise InputError for a run (trial, n) whose shots are not those that the extractor was fine-tuned on."""
     for trial, n in runs if features.saw_shots else []:
         if (trial, n) != features.saw_shots:
             seen_trial, seen_n = features.saw_shots
             raise InputError(
-                f"{features.path}: its extractor was fine-tuned on {seen_n} shots of trial {seen_trial}; it serves "
-                f"no run of {n} of trial {trial}"
+                f"{features.path}: the extractor was fine-tuned on {seen_n} shots of trial {seen_trial} and cannot be "
+                f"evaluated on n = {n}, trial {trial}. Use --shots {seen_n} --trials {seen_trial}"
             )
 
 
 def check_same_space(train: Features, test: Features) -> None:
-    """InputError unless both feature files have one dimension and, as far as known, one extractor."""
+    """Raise InputError unless both files have the same dimension and, as far as known, the same extractor."""
     if train.dim != test.dim:
-        raise InputError(f"{test.path}: {test.dim} dimensions, but {train.path} has {train.dim}")
+        raise InputError(f"{test.path}: has {test.dim} dimensions, but {train.path} has {train.dim}")
     if train.extractor and test.extractor and train.extractor != test.extractor:
-        raise InputError(f"{test.path}: from another extractor than {train.path}")
+        raise InputError(f"{test.path}: made by another extractor than {train.path}. Use features of one extractor")

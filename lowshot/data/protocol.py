@@ -1,7 +1,7 @@
 """The low-shot protocol as files: which classes are base or novel (split.json), which images are shots (draws.json).
 
-Both published forms (Hariharan & Girshick, ICCV 2017) are read in place of ours: `label_idx.json`, in its 0-based and
-its 1-based numbering, and `splitfile_{trial}.json`.
+The published files of Hariharan & Girshick (ICCV 2017) are accepted too: `label_idx.json`, in both its 0-based and its
+1-based numbering, and `splitfile_{trial}.json`.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from lowshot.core.seeds import stream
 
 Setup = Literal["validation", "test"]
 Halves = Literal["classes", "superclasses"]
+_SAME_RUN = "Use split, draws and features of the same preprocessing run"
 _CLASS_LISTS = (
     "base_classes",
     "novel_classes",
@@ -31,10 +32,10 @@ _CLASS_LISTS = (
 
 @dataclass(frozen=True)
 class Split:
-    """Base and novel classes of a data set, and their halves for the validation (_1) and test (_2) setups.
+    """Base and novel classes of a data set, and their halves for the validation (_1) and the test (_2) setup.
 
-    Class numbers are positions in `class_names`; `superclass_of` maps each class to a position in `superclass_names` or
-    None.
+    Class numbers are positions in `class_names`. `superclass_of` maps each class to a position in `superclass_names`,
+    or to None.
     """
 
     dataset: str
@@ -55,12 +56,12 @@ class Split:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over everything but the seed: the same classes in the same roles have the same digest."""
+        """SHA-256 of everything but the seed, so that equal splits have equal digests."""
         content = {key: value for key, value in asdict(self).items() if key != "seed"}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def setup(self, name: Setup) -> tuple[np.ndarray, np.ndarray]:
-        """(base classes, novel classes) of the validation or the test setup, int64."""
+        """Return the base classes and the novel classes (int64) of the validation or the test setup."""
         half = {"validation": "1", "test": "2"}[name]
         base, novel = getattr(self, f"base_classes_{half}"), getattr(self, f"novel_classes_{half}")
         return np.array(base, np.int64), np.array(novel, np.int64)
@@ -80,14 +81,19 @@ def make_split(
     novel_per_superclass: int = 0,
     halves: Halves = "classes",
 ) -> Split:
-    """Choose novel classes (unless given) and halve both groups at random.
+    """Draw the novel classes (unless given), and divide base and novel classes into random halves.
 
-    `novel_per_superclass` > 0 draws that many in every superclass (analogy_cifar100); otherwise `novel_fraction` of all
-    classes. `halves="superclasses"` keeps the classes of a superclass in one half (the cv/final split of
-    analogy_cifar100). Raises InputError if that asks for superclasses that the data set lacks, or leaves a half empty.
+    `novel_per_superclass` > 0 draws that many classes in each superclass (analogy_cifar100); otherwise `novel_fraction`
+    of all classes become novel. `halves="superclasses"` keeps the classes of a superclass in one half (the cv/final
+    split of analogy_cifar100). Raises InputError if the settings need superclasses that the data set lacks, or if a
+    half is empty.
     """
     if (halves == "superclasses" or novel_per_superclass) and None in superclass_of:
-        raise InputError(f"{dataset}: has classes without a superclass, which halves or novel_per_superclass ask for")
+        given = "halves superclasses" if halves == "superclasses" else f"novel_per_superclass {novel_per_superclass}"
+        raise InputError(
+            f"--dataset.{given}: some classes of {dataset} have no superclass. Leave the setting out, or use a data "
+            f"set with superclasses"
+        )
     superclasses = np.array([-1 if s is None else s for s in superclass_of])
     if novel_classes is None:
         novel_classes = _draw_novel(superclasses, seed, novel_fraction, novel_per_superclass)
@@ -106,7 +112,10 @@ def make_split(
     )  # fmt: skip
     check_split(split, f"split of {dataset}")
     if empty := [name for name, members in halved.items() if not members]:
-        raise InputError(f"split of {dataset}: {empty[0]} is empty ({len(base)} base and {len(novel)} novel classes)")
+        raise InputError(
+            f"split of {dataset}: {empty[0]} is empty ({len(base)} base and {len(novel)} novel classes). At least two "
+            f"of each are needed"
+        )
     return split
 
 
@@ -120,11 +129,14 @@ def published_split(
     validation: list[int],
     test: list[int],
 ) -> Split:
-    """A published few-shot split: training classes are base (halved at random), validation classes the novel classes of
-    the validation setup, test classes those of the test setup."""
+    """Make the split of a published few-shot data set.
+
+    Training classes become base classes, divided into random halves. Validation classes become the novel classes of the
+    validation setup, test classes the novel classes of the test setup.
+    """
     for name, classes in (("training", train), ("validation", validation), ("test", test)):
         if not classes:
-            raise InputError(f"split of {dataset}: has no {name} class")
+            raise InputError(f"split of {dataset}: there are no {name} classes. Use the complete data set")
     base = np.array(sorted(train), np.int64)
     first = _first_half(base, np.arange(len(class_names)), seed, "classes")
     split = Split(
@@ -145,14 +157,15 @@ def _draw_novel(superclasses: np.ndarray, seed: int, fraction: float, per_superc
         members = np.flatnonzero(superclasses == superclass)
         if len(members) <= per_superclass:
             raise InputError(
-                f"novel_per_superclass {per_superclass}: superclass {superclass} has {len(members)} classes only"
+                f"--dataset.novel_per_superclass {per_superclass}: superclass {superclass} has only {len(members)} "
+                f"classes. Use at most {len(members) - 1}"
             )
         drawn += stream(seed, "novel", int(superclass)).permutation(members)[:per_superclass].tolist()
     return drawn
 
 
 def _first_half(members: np.ndarray, groups: np.ndarray, seed: int, halves: str) -> np.ndarray:
-    """Mask over `members` of those whose group falls into the first half."""
+    """Return the mask of `members` whose group is in the first half."""
     kind = "halves" if halves == "superclasses" else f"halves of {len(members)}"
     present = np.unique(groups) if halves == "superclasses" else members
     chosen = stream(seed, kind).permutation(present)[: len(present) // 2]
@@ -160,7 +173,7 @@ def _first_half(members: np.ndarray, groups: np.ndarray, seed: int, halves: str)
 
 
 def read_split(path: Path) -> Split:
-    """Read split.json, or the published label_idx.json in either of its numberings."""
+    """Read split.json, or the published label_idx.json in either numbering."""
     content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a split file")
@@ -173,11 +186,15 @@ def read_split(path: Path) -> Split:
     except InputError:
         raise
     except KeyError as error:
-        raise InputError(f"{path}: not a split file: lacks {error}") from None
+        raise InputError(
+            f"{path}: not a split file ({error} is missing). Use the split.json of preprocessing.py"
+        ) from None
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: not a split file ({error})") from None
     if content.get("digest", split.digest) != split.digest:
-        raise InputError(f"{path}: its content does not match its digest; it was edited by hand")
+        raise InputError(
+            f"{path}: edited by hand (the digest does not match). Make it again, or delete its entry 'digest'"
+        )
     return split
 
 
@@ -194,41 +211,45 @@ def _from_label_idx(content: dict, path: Path) -> Split:
 
 
 def check_split(split: Split, where: str) -> None:
-    """InputError, naming `where` it comes from, for a split that does not hold together."""
+    """Raise InputError for a split that is not consistent. `where` names its source."""
     for name in _CLASS_LISTS:
         numbers = getattr(split, name)
         if not all(type(c) is int and 0 <= c < split.n_classes for c in numbers):
-            raise InputError(f"{where}: {name} holds a class outside 0..{split.n_classes - 1}")
+            raise InputError(f"{where}: {name} contains a class outside 0..{split.n_classes - 1}")
         if len(set(numbers)) != len(numbers):
-            raise InputError(f"{where}: {name} names a class twice")
+            raise InputError(f"{where}: {name} contains a class twice")
     if both := set(split.base_classes) & set(split.novel_classes):
         c = min(both)
         raise InputError(f"{where}: class {c} ({split.class_names[c]}) is both base and novel")
     for kind in ("base", "novel"):
         whole, first, second = (getattr(split, f"{kind}_classes{half}") for half in ("", "_1", "_2"))
         if set(first) & set(second) or set(first) | set(second) != set(whole):
-            raise InputError(f"{where}: {kind}_classes_1 and {kind}_classes_2 do not part {kind}_classes")
+            raise InputError(
+                f"{where}: {kind}_classes_1 and {kind}_classes_2 must be disjoint and form {kind}_classes. "
+                f"Make the split again with preprocessing.py"
+            )
     if len(split.superclass_of) != split.n_classes:
         raise InputError(f"{where}: superclass_of has {len(split.superclass_of)} entries for {split.n_classes} classes")
     known = {None, *range(len(split.superclass_names))}
     if strange := [s for s in split.superclass_of if s not in known]:
-        raise InputError(f"{where}: superclass_of holds {strange[0]}, outside 0..{len(split.superclass_names) - 1}")
+        raise InputError(f"{where}: superclass_of contains {strange[0]}, outside 0..{len(split.superclass_names) - 1}")
 
 
 def make_draws(
     labels: np.ndarray, class_names: list[str], n_trials: int, max_shots: int, seed: int
 ) -> dict[int, list[np.ndarray]]:
-    """For every trial 1..n_trials and class, `max_shots` distinct rows of `labels` (N,); n-shot takes the first n.
+    """Draw `max_shots` distinct rows of `labels` (N,) per class for the trials 1..n_trials. n-shot uses the first n.
 
-    Each trial and class draws from a stream of its own. Raises InputError for a class with fewer rows than `max_shots`.
+    Each trial and class has its own random stream. Raises InputError for a class with fewer than `max_shots` rows.
     """
     order = np.argsort(labels, kind="stable")
     ends = np.searchsorted(labels[order], np.arange(len(class_names)), side="right")
     starts = np.searchsorted(labels[order], np.arange(len(class_names)), side="left")
-    for c in np.flatnonzero(ends - starts < max_shots)[:1]:
+    if (counts := ends - starts).min() < max_shots:
+        c = int(counts.argmin())
         raise InputError(
-            f"max_shots {max_shots}: class {c} ({class_names[c]}) has only {ends[c] - starts[c]} training images; "
-            f"--dataset.max_shots {(ends - starts).min()} fits all classes"
+            f"--dataset.max_shots {max_shots}: class {c} ({class_names[c]}) has only {counts[c]} training images. "
+            f"Use --dataset.max_shots {counts[c]}"
         )
     return {
         trial: [
@@ -242,10 +263,10 @@ def make_draws(
 def with_douze2018_draws(
     draws: dict[int, list[np.ndarray]], labels: np.ndarray, split: Split, max_shots: int
 ) -> dict[int, list[np.ndarray]]:
-    """`draws` with the novel classes' shots drawn as in the release of Douze et al. (CVPR 2018).
+    """Replace the shots of novel classes by those of the release of Douze et al. (CVPR 2018).
 
-    The trial seeds numpy's legacy generator, which shuffles the rows of one novel class of a setup after another, in
-    ascending order; n-shot takes the first n. Both setups start from the seed.
+    numpy's legacy generator, seeded with the trial number, shuffles the rows of one novel class after another, in
+    ascending order. n-shot uses the first n. Each setup starts again from the seed.
     """
     drawn = {trial: list(classes) for trial, classes in draws.items()}
     for trial, classes in drawn.items():
@@ -264,11 +285,12 @@ def draws_to_json(draws: dict[int, list[np.ndarray]], split: Split, seed: int) -
 
 
 def read_draws(path: Path, trials: list[int] | None = None) -> dict[int, list[np.ndarray]]:
-    """Rows of the train features by trial and class: from draws.json, or from published files named by a template.
+    """Read rows of the train features per trial and class, from draws.json or from published files.
 
     Args:
-        path: draws.json, or e.g. ``splitfile_{trial}.json`` (any single ``{...}`` stands for the trial number).
-        trials: which to read; None takes every trial of draws.json, or 1..5 of a template.
+        path: draws.json, or a template of published files such as ``splitfile_{trial}.json``, in which ``{...}`` is
+            replaced by the trial number.
+        trials: The trials to read. None reads all trials of draws.json, or 1 to 5 of a template.
     """
     if "{" in str(path):
         before, after = str(path).split("{", 1)
@@ -276,19 +298,21 @@ def read_draws(path: Path, trials: list[int] | None = None) -> dict[int, list[np
         return {trial: _row_lists(read_json(file), file) for trial, file in files.items()}
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("trials"), dict):
-        hint = "published files are named by a template, splitfile_{trial}.json"
-        raise InputError(f"{path}: not a draws file: lacks 'trials' ({hint})")
+        hint = (
+            "Use the draws.json of preprocessing.py, or a template such as splitfile_{trial}.json for published files"
+        )
+        raise InputError(f"{path}: not a draws file ('trials' is missing). {hint}")
     if strange := [name for name in content["trials"] if not name.isdecimal()]:
         raise InputError(f"{path}: '{strange[0]}' is not a trial number")
     missing = [trial for trial in trials or [] if str(trial) not in content["trials"]]
     if missing:
-        raise InputError(f"{path}: has no trial {missing[0]} (it has {', '.join(content['trials'])})")
+        raise InputError(f"{path}: has no trial {missing[0]} (available: {', '.join(content['trials'])})")
     chosen = trials or [int(trial) for trial in content["trials"]]
     return {trial: _row_lists(content["trials"][str(trial)], path) for trial in chosen}
 
 
 def draws_inputs(path: Path, trials: list[int] | None) -> dict[str, Path]:
-    """The files that `read_draws` would read, named for a recipe."""
+    """Return the files that `read_draws` would read, with their names in a recipe."""
     if "{" not in str(path):
         return {"draws": path}
     before, after = str(path).split("{", 1)
@@ -299,7 +323,7 @@ def _row_lists(content: object, path: Path) -> list[np.ndarray]:
     try:
         return [np.asarray(rows, np.int64).reshape(-1) for rows in content]
     except (TypeError, ValueError):
-        raise InputError(f"{path}: not a list of row numbers per class") from None
+        raise InputError(f"{path}: expected a list of row numbers per class") from None
 
 
 def check_draws(
@@ -310,16 +334,20 @@ def check_draws(
     where: Path | str,
     train: Path | str,
 ) -> None:
-    """InputError unless in every trial each of `classes` has `n_shot` distinct rows of `labels` (N,) with its label."""
+    """Raise InputError unless each of `classes` has, in every trial, `n_shot` distinct rows of `labels` (N,) with its
+    label. `where` and `train` name the sources of the draws and of the labels."""
     for trial, rows_of in draws.items():
         for c in classes:
             rows = rows_of[c] if c < len(rows_of) else np.empty(0, np.int64)
             what = f"{where}: trial {trial}, class {c}"
             if len(rows) < n_shot:
-                raise InputError(f"{what}: {len(rows)} draws, fewer than the largest n of {n_shot}")
+                raise InputError(
+                    f"{what}: has draws up to n = {len(rows)}, but the largest n is {n_shot}. Use smaller n, or "
+                    f"preprocessing.py --dataset.max_shots {n_shot}"
+                )
             if (outside := rows[(rows < 0) | (rows >= len(labels))]).size:
-                raise InputError(f"{what}: row {outside[0]} is past the {len(labels)} rows of {train}")
+                raise InputError(f"{what}: row {outside[0]} is outside the {len(labels)} rows of {train}. {_SAME_RUN}")
             if (wrong := rows[labels[rows] != c]).size:
-                raise InputError(f"{what}: row {wrong[0]} of {train} is of class {labels[wrong[0]]}")
+                raise InputError(f"{what}: row {wrong[0]} of {train} is of class {labels[wrong[0]]}. {_SAME_RUN}")
             if len(np.unique(rows)) != len(rows):
-                raise InputError(f"{what}: names a row twice")
+                raise InputError(f"{what}: contains a row twice")

@@ -1,4 +1,4 @@
-"""Matrices on disk that may be larger than memory: opened read-only, read and written row block by row block."""
+"""Matrices on disk that may be larger than memory: opened read-only, and read one block of rows at a time."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,16 +14,16 @@ RAW_SUFFIXES = (".raw", ".float32")
 
 
 def blocks(n_rows: int, start: int = 0, size: int | None = None) -> Iterator[slice]:
-    """Consecutive slices of `size` (BLOCK) rows, the last one shorter, that cover rows `start` to `n_rows`."""
+    """Yield consecutive slices of `size` rows (default: BLOCK) that cover the rows from `start` to `n_rows`."""
     size = size or BLOCK
     for at in range(start, n_rows, size):
         yield slice(at, min(at + size, n_rows))
 
 
 class Rows:
-    """The first `n_rows` of a feature matrix on disk; `rows[a:b]` reads them as float32.
+    """The first `n_rows` rows of a feature matrix on disk; `rows[a:b]` reads float32.
 
-    Raises InputError, naming the row, where one holds NaN or infinity.
+    Reading raises InputError, with the number of the row, for NaN and infinity.
     """
 
     def __init__(self, path: Path, source: np.ndarray | h5py.Dataset, n_rows: int) -> None:
@@ -37,19 +37,19 @@ class Rows:
         try:
             read = np.asarray(self.source[start:stop], np.float32)
         except OSError as error:
-            raise InputError(f"{self.path}: cannot be read to its end ({error})") from None
+            raise InputError(f"{self.path}: truncated or damaged ({error})") from None
         finite = np.isfinite(read).all(axis=1)
         if not finite.all():
-            raise InputError(f"{self.path}: row {start + int(finite.argmin())} holds NaN or infinity")
+            raise InputError(f"{self.path}: row {start + int(finite.argmin())} contains NaN or infinity")
         return read
 
 
 def open_rows(path: Path, dim: int | None = None, n_rows: int | None = None) -> Rows:
-    """The feature matrix (N, D) of a file, left on disk: HDF5 (`all_feats` up to `count`), .npy, or raw float32 of
-    `dim` columns; its first `n_rows` if given.
+    """Open the feature matrix (N, D) of a file read-only, without loading it.
 
-    It is never written to. Raises InputError if the file is none of these, has fewer rows than asked for or another
-    dimension than `dim`, or (raw) does not hold whole rows.
+    The file is HDF5 (`all_feats` up to `count`), .npy, or raw float32 with `dim` columns. `n_rows` limits the rows.
+    Raises InputError for another format, fewer than `n_rows` rows, another dimension than `dim`, or a raw file whose
+    size is not a multiple of the row size.
     """
     path = Path(path)
     if not path.is_file():
@@ -62,21 +62,24 @@ def open_rows(path: Path, dim: int | None = None, n_rows: int | None = None) -> 
         source = open_raw(path, np.float32, dim)
         n_stored = len(source)
     else:
-        raise InputError(f"{path}: features are a .h5, .npy or {' or '.join(RAW_SUFFIXES)} file")
+        raise InputError(f"{path}: features must be a .h5, .npy or {' or '.join(RAW_SUFFIXES)} file")
     if dim not in (None, source.shape[1]):
-        raise InputError(f"{path}: has {source.shape[1]} dimensions, not dim {dim}")
+        raise InputError(f"{path}: has {source.shape[1]} dimensions, not {dim}")
     if n_stored < (n_rows or 1):
-        raise InputError(f"{path}: has {n_stored} rows, fewer than n_rows {n_rows or 1}")
+        raise InputError(f"{path}: has {n_stored} rows, but {n_rows or 1} are needed")
     return Rows(path, source, n_rows or n_stored)
 
 
 def open_raw(path: Path, dtype: type, n_columns: int | None) -> np.memmap:
-    """A headerless row-major file as a read-only map (N, n_columns); InputError unless it holds whole rows."""
+    """Map a headerless row-major file (N, n_columns) read-only.
+
+    Raises InputError unless its size is a multiple of the row size.
+    """
     if n_columns is None:
-        raise InputError(f"{path}: a raw file does not say how many columns it has; give --dim")
+        raise InputError(f"{path}: a raw file does not record its number of columns. Use --dim")
     n_bytes, row_bytes = path.stat().st_size, n_columns * np.dtype(dtype).itemsize
     if n_bytes == 0 or n_bytes % row_bytes:
-        raise InputError(f"{path}: {n_bytes} bytes are no whole number of rows of {n_columns} {np.dtype(dtype).name}")
+        raise InputError(f"{path}: {n_bytes} bytes are not a multiple of rows of {n_columns} {np.dtype(dtype).name}")
     return np.memmap(path, dtype, "r", shape=(n_bytes // row_bytes, n_columns))
 
 
@@ -86,23 +89,23 @@ def _open_npy(path: Path) -> tuple[np.ndarray, int]:
     except (ValueError, EOFError) as error:
         raise InputError(f"{path}: not a readable .npy file ({error})") from None
     if rows.ndim != 2 or rows.dtype.kind != "f":
-        raise InputError(f"{path}: holds {rows.dtype} {rows.shape}, not floats (N, D)")
+        raise InputError(f"{path}: must contain floats (N, D), not {rows.dtype} {rows.shape}")
     return rows, len(rows)
 
 
 def _open_h5(path: Path) -> tuple[np.ndarray | h5py.Dataset, int]:
-    file = open_h5(path)  # stays open as long as a chunked dataset of it is in use
+    file = open_h5(path)  # stays open while a chunked dataset of it is in use
     require_datasets(file, ["all_feats", "count"])
     feats, count = file["all_feats"], int(np.asarray(file["count"]).reshape(-1)[0])
     if feats.ndim != 2 or feats.dtype.kind != "f":
-        raise InputError(f"{path}: all_feats holds {feats.dtype} {feats.shape}, not floats (N, D)")
+        raise InputError(f"{path}: all_feats must be floats (N, D), not {feats.dtype} {feats.shape}")
     if not 0 < count <= len(feats):
-        raise InputError(f"{path}: count is {count}, but it has {len(feats)} rows")
+        raise InputError(f"{path}: count is {count}, but the file has {len(feats)} rows")
     return mapped(feats), count
 
 
 def mapped(dataset: h5py.Dataset, mode: str = "r") -> np.ndarray | h5py.Dataset:
-    """A contiguous dataset as a memory map of its file, which outlives the open file; any other one as it is.
+    """Return a contiguous dataset as a memory map, which stays valid when the file is closed; others unchanged.
 
     Raises InputError if the file ends before the dataset does.
     """
@@ -111,12 +114,12 @@ def mapped(dataset: h5py.Dataset, mode: str = "r") -> np.ndarray | h5py.Dataset:
         return dataset
     path = Path(dataset.file.filename)
     if path.stat().st_size < offset + dataset.size * dataset.dtype.itemsize:
-        raise InputError(f"{path}: cut off inside '{dataset.name.lstrip('/')}'")
+        raise InputError(f"{path}: truncated, the file ends inside '{dataset.name.lstrip('/')}'")
     return np.memmap(path, dataset.dtype, mode, offset, dataset.shape)
 
 
 def sample_rows(rows: Rows | np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """The rows `chosen` (n,), ascending, in one pass over the blocks that hold them: (n, D)."""
+    """Read the rows `chosen` (n,), which must be ascending, in one pass over the file: (n, D)."""
     ends = np.searchsorted(chosen, [part.stop for part in blocks(len(rows))])
     parts = np.split(chosen, ends[:-1])
     pairs = zip(blocks(len(rows)), parts)

@@ -5,8 +5,6 @@ Each module states the bytes that it holds; this module adds them up. Times are 
 
 import math
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lowshot.core.artifacts import peak_memory_bytes
 from lowshot.core.errors import InputError
 from lowshot.data.rows import BLOCK
 from lowshot.diffusion import adjacency, propagation
@@ -165,9 +164,11 @@ def _resident() -> tuple[float, float]:
     try:
         _, resident, shared, *_ = Path("/proc/self/statm").read_text().split()
     except OSError:
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, 0
+        return peak_memory_bytes() or 0, 0
     return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE"), int(shared) * os.sysconf("SC_PAGE_SIZE")
+
+
+_WITHOUT_REPORT = 8 * 2**30  # of Windows: --memory_gib says it
 
 
 def _available() -> float:
@@ -176,6 +177,8 @@ def _available() -> float:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         return int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):
+        if not hasattr(os, "sysconf"):
+            return _WITHOUT_REPORT
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

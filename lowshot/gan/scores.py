@@ -18,6 +18,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from lowshot.classifiers.tasks import class_means
 from lowshot.core.errors import InputError
+from lowshot.core.runtime import in_float64
 
 # Distances that are in memory together: 64 MB.
 _N_DISTANCES = 8_000_000
@@ -83,7 +84,7 @@ def scores_by_class(
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
     """FID of features (N, D) and (M, D) on one device; with several processes each has its own, of all images."""
     metric = FrechetInceptionDistance(_Features(real.shape[1]), sync_on_compute=False)
-    _update(metric, real.double(), fake.double())
+    _update(metric, in_float64(real), in_float64(fake))
     return float(metric.compute())
 
 

@@ -1,6 +1,6 @@
-"""Analogies between clusters of base classes, and generators of features trained on them.
+"""Analogies between clusters of base classes, and feature generators trained on them.
 
-The names of `__init__.pyi` are imported from their modules when they are first used.
+The names in `__init__.pyi` are imported from their modules at first use.
 """
 
 import lazy_loader

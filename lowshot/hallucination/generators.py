@@ -1,9 +1,8 @@
-"""Analogy generators: a network that carries the difference between two features of a base class over to another
-feature.
+"""Analogy generators: a network that transfers the difference between two features of a base class to another feature.
 
-Two published forms differ in what they learn to predict from a quadruplet a : b :: c : d, and in where the differences
-come from later: Hariharan & Girshick (ICCV 2017) predict b from (a, c, d) and use pairs of centroids; the CIFAR system
-predicts d from (c, a, b) and uses pairs of raw features. The network's input is always (seed, from, to).
+There are two published forms. Hariharan & Girshick (ICCV 2017) predict b from (a, c, d) in a quadruplet
+a : b :: c : d, and generate with pairs of centroids. The CIFAR system predicts d from (c, a, b), and generates with
+pairs of features. The network's input is always (seed, from, to).
 """
 
 from dataclasses import dataclass
@@ -27,9 +26,9 @@ _CHUNK = 8192
 
 
 class AnalogyGenerator(nn.Module):
-    """Three linear layers, a ReLU after each (the output is non-negative like the features), on (seed, from, to).
+    """Three linear layers on (seed, from, to), each with a ReLU, so that outputs are non-negative like the features.
 
-    Buffers `centroids` float32 (B, K, D) and `centroid_labels` int64 (B,) are what it was trained on.
+    The buffers `centroids` float32 (B, K, D) and `centroid_labels` int64 (B,) contain its training data.
     """
 
     def __init__(self, dim: int, hidden: int, n_centroid_classes: int, n_clusters: int) -> None:
@@ -46,12 +45,12 @@ class AnalogyGenerator(nn.Module):
         self.register_buffer("centroid_labels", torch.zeros(n_centroid_classes, dtype=torch.int64))
 
     def forward(self, seed: Tensor, start: Tensor, end: Tensor) -> Tensor:
-        """What relates to `seed` as `end` to `start`; all (N, D)."""
+        """Return features that relate to `seed` as `end` relates to `start`; all (N, D)."""
         return self.layers(torch.cat([seed, start, end], dim=1))
 
 
 def save_generator(folder: Path, model: AnalogyGenerator, made_from: dict) -> None:
-    """Write `model.pt` and the `config.json` that rebuilds it."""
+    """Write `model.pt` (a state dict) and `config.json`, which together rebuild the generator."""
     torch.save(model.state_dict(), folder / "model.pt")
     n_classes, n_clusters, dim = model.centroids.shape
     shape = {
@@ -64,19 +63,19 @@ def save_generator(folder: Path, model: AnalogyGenerator, made_from: dict) -> No
 
 
 def load_generator(folder: Path) -> tuple[AnalogyGenerator, str | None]:
-    """(generator in evaluation mode, digest of the extractor whose features it was trained on, if known)."""
+    """Load a generator in evaluation mode, and the digest of the extractor of its training features, if known."""
     content = read_json(Path(folder) / "config.json")
     try:
         model = AnalogyGenerator(**content["model"])
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{folder}/config.json: does not describe a generator ({error})") from None
+    except (KeyError, TypeError):
+        raise InputError(f"{folder}: not a generator. Use a folder of train_analogy_generator.py") from None
     fill(model, Path(folder) / "model.pt")
     return model.eval(), content.get("inputs", {}).get("extractor")
 
 
 @dataclass
 class _Pool:
-    """Vectors (V, D) grouped by class: class i of `classes` owns `counts[i]` rows from `starts[i]` on."""
+    """Vectors (V, D) grouped by class: class i of `classes` has `counts[i]` rows, beginning at `starts[i]`."""
 
     vectors: Tensor
     classes: np.ndarray
@@ -97,7 +96,10 @@ def _feature_pool(train: Features, split: Split) -> _Pool:
     rows = rows[np.argsort(train.labels[rows], kind="stable")]
     classes, starts, counts = np.unique(train.labels[rows], return_index=True, return_counts=True)
     if counts.min() < 2:
-        raise InputError(f"{train.path}: class {classes[counts.argmin()]} has one row; pairs of features need two")
+        raise InputError(
+            f"{train.path}: class {classes[counts.argmin()]} has a single row, but pairs of features need two. Use "
+            f"--add.generator.pairs centroids"
+        )
     return _Pool(torch.from_numpy(train.feats[rows]), classes, starts, counts)
 
 
@@ -105,10 +107,11 @@ class Hallucinator:
     """Adds generated rows to a low-shot training set.
 
     Args:
-        settings: the folder of a trained generator, what pairs are drawn from and how many rows a class is to have.
-        split: gives base classes and superclasses.
-        train: the train features that are to be extended; InputError if they have another dimension or come from
-        another extractor.
+        settings: The folder of a trained generator, the source of pairs, and the number of rows per class.
+        split: Base classes and superclasses.
+        train: The train features to extend.
+
+    Raises InputError if `train` has another dimension or another extractor than the generator's training features.
     """
 
     def __init__(self, settings: Generator, split: Split, train: Features) -> None:
@@ -117,13 +120,18 @@ class Hallucinator:
         dim = self.model.centroids.shape[2]
         if dim != train.dim:
             raise InputError(
-                f"{generator_dir}: made for features of {dim} dimensions, but {train.path} has {train.dim}"
+                f"{generator_dir}: trained on features of {dim} dimensions, but {train.path} has {train.dim}. Use a "
+                f"generator and features of the same extractor"
             )
         if extractor and train.extractor and extractor != train.extractor:
-            raise InputError(f"{generator_dir}: trained on features of another extractor than {train.path}")
+            raise InputError(
+                f"{generator_dir}: trained on features of another extractor than {train.path}. Use a generator and "
+                f"features of the same extractor"
+            )
         if other := set(self.model.centroid_labels.tolist()) - set(split.base_classes):
             raise InputError(
-                f"{generator_dir}: has centroids of class {min(other)}, which is no base class of this split"
+                f"{generator_dir}: has centroids of class {min(other)}, which is not a base class of this split. Use a "
+                f"generator trained with the same split"
             )
         self.max_per_label, self.distinct = settings.max_per_label, settings.pairs == "features"
         self.pool = _feature_pool(train, split) if self.distinct else _centroid_pool(self.model)
@@ -131,11 +139,11 @@ class Hallucinator:
         self.split = split
 
     def extend(self, run: Run, benchmark: Any, seed: int) -> Run:
-        """The run with rows that fill every class up to `max_per_label`.
+        """Add rows until each class has `max_per_label`.
 
-        Seeds are drawn from the class's rows in `run`, with replacement; generated rows never become seeds. Row j of a
-        class depends on (seed, trial, class, j) and those rows only, so asking for more rows leaves the first ones as
-        they are.
+        Seeds are drawn with replacement from the class's rows in `run`; generated rows are never used as seeds. Row j
+        of a class depends only on (seed, trial, class, j) and these rows, so that a larger `max_per_label` does not
+        change the first rows.
         """
         feats, labels = run.feats, run.labels
         parts = [self._draw(rows, int(c), self.max_per_label - len(rows), seed, run.trial)
@@ -149,7 +157,7 @@ class Hallucinator:
     def _draw(
         self, rows: np.ndarray, label: int, n_new: int, seed: int, trial: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(seed rows, pool rows to start from, pool rows to end at) of the new rows of one class, each (n_new,)."""
+        """Draw the inputs for new rows of one class, each (n_new,): seed rows, pool rows `from`, pool rows `to`."""
         u = stream(seed, "hallucinate", trial, label).random((n_new, 4))
         sources = self._sources(label)
         source = sources[(u[:, 1] * len(sources)).astype(np.int64)]
@@ -161,13 +169,13 @@ class Hallucinator:
         return rows[(u[:, 0] * len(rows)).astype(np.int64)], first + start, first + end
 
     def _sources(self, label: int) -> np.ndarray:
-        """Positions in the pool's classes that may lend their differences to class `label`."""
+        """Return the positions of the pool's classes from which pairs for class `label` may be drawn."""
         superclass = self.superclass_of[label]
         inside = np.array([self.superclass_of[c] == superclass for c in self.pool.classes])
         if superclass is None or not inside.any():
             name = self.split.class_names[label]
             raise InputError(
-                f"class {label} ({name}): no base class shares its superclass; draw pairs from all classes instead"
+                f"class {label} ({name}): no base class has the same superclass. Use --add.generator.pair_scope all"
             )
         return np.flatnonzero(inside)
 

@@ -1,17 +1,17 @@
-"""Analogies a : b :: c : d between the centroids of two classes, mined exactly.
+"""Exact mining of analogies a : b :: c : d between the centroids of two classes.
 
-For every ordered pair (a, b) of centroids of a class, the pair (c, d) of another class whose difference is best
-aligned with it is its partner (Hariharan & Girshick, ICCV 2017; the CIFAR-100 rule of 2018 differs in constants only).
-The direct way forms all K^2 differences of each class and multiplies them class by class. Here the search forms none:
+The partner of an ordered pair (a, b) of centroids is the pair (c, d) of another class with the most similar direction
+of its difference (Hariharan & Girshick, ICCV 2017; the CIFAR-100 rule of 2018 differs in constants only). The naive
+search forms all K^2 differences of each class and multiplies them for each pair of classes. This search forms none:
 
-* (a_I - a_J) . (b_x - b_y) = E[x] - E[y] with E[x] = G[x, I] - G[x, J] and G = B A^T, one K x K product per class pair.
-  Centroids are centred per class first (differences do not change), which keeps float32 accurate.
-* A reversed pair has the mirrored partner, so only I < J and x < y are looked at, by the absolute value.
-* For one row x, |E[x] - E[y]| / |b_x - b_y| is at most the reach of E over the rows still to come, divided by the
-  distance of x to its nearest of them. Rows that cannot beat the best score so far are skipped; centroids stand
-  outermost first, which makes that bound tight.
-* Float32 only proposes: with a bound on its rounding error added, every pair that could win is scored in float64 from
-  the centroids themselves. So results are exact and do not depend on the number of threads.
+* (a_I - a_J) . (b_x - b_y) = E[x] - E[y] with E[x] = G[x, I] - G[x, J] and G = B A^T, one K x K product per pair of
+  classes. Centroids are first centred per class, which keeps float32 accurate and does not change differences.
+* A reversed pair has the reversed partner, so it is enough to compare pairs I < J and x < y by absolute value.
+* For a row x, |E[x] - E[y]| / |b_x - b_y| is bounded by the range of E over the remaining rows, divided by the distance
+  of x to the nearest of them. Rows that cannot exceed the best score so far are skipped. Centroids are sorted outermost
+  first, which makes the bound tight.
+* Float32 only selects candidates, with a bound on its rounding error. Every pair that could win is scored in float64
+  from the centroids. Results are therefore exact, and do not depend on the number of threads.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -33,15 +33,15 @@ from lowshot.hallucination.settings import Scope
 
 SCHEMA = "lowshot-quadruplets-1"
 
-LANES = 16  # source pairs searched side by side: two AVX registers
+LANES = 16  # source pairs that are searched together: two AVX registers
 UNROLL = 4  # rows of E per step of the innermost loop
-TIE = 1e-12  # scores closer than this are one score; the first class, then the first pair, wins
+TIE = 1e-12  # scores that differ by less are equal; the first class, then the first pair, wins
 _N_THREADS = numba.config.NUMBA_NUM_THREADS  # every core this process may use
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Constants of a published selection rule; `epsilon` is added to the length of a difference before dividing."""
+    """Constants of a published mining rule. `epsilon` is added to the length of a difference before dividing by it."""
 
     n_clusters: int
     n_iterations: int
@@ -54,11 +54,14 @@ RULES = {"hariharan2017": Rule(100, 20, 1, 1e-5), "ghosted2018": Rule(10, 300, 1
 
 @dataclass
 class Quadruplets:
-    """What quadruplets.h5 holds.
+    """The content of quadruplets.h5.
 
-    `centroids` float32 (B, K, D) of the classes `labels` int64 (B,); `numbers` int32 (M, 4): rows a, b, c, d of the
-    flattened centroids (B * K, D) with a - b aligned with c - d; `scores` float32 (M,); `extractor` is the digest of
-    what made the features, if known.
+    Attributes:
+        centroids: float32 (B, K, D).
+        labels: Their classes, int64 (B,).
+        numbers: int32 (M, 4), rows a, b, c, d of the flattened centroids (B * K, D) with a - b similar to c - d.
+        scores: float32 (M,).
+        extractor: Digest of the extractor of the features, if known.
     """
 
     centroids: np.ndarray
@@ -69,19 +72,20 @@ class Quadruplets:
 
 
 def partner_classes(classes: np.ndarray, split: Split, scope: Scope, where: Path) -> list[np.ndarray]:
-    """For each of `classes` (B,) the positions in `classes` of those it may be paired with, ascending.
+    """Return, for each of `classes` (B,), the positions in `classes` of its possible partners, ascending.
 
-    Raises InputError, naming the split file `where`, if no class has a partner.
+    Raises InputError if no class has a partner; `where` is the split file.
     """
     superclass = np.array([-1 if split.superclass_of[c] is None else split.superclass_of[c] for c in classes])
     if scope == "superclass" and (superclass < 0).all():
-        raise InputError(f"{where}: has no superclasses, which scope superclass needs")
+        raise InputError(f"{where}: has no superclasses, which --scope superclass needs. Use --scope global")
     allowed = ~np.eye(len(classes), dtype=bool)
     if scope == "superclass":
         allowed &= (superclass[:, None] == superclass) & (superclass >= 0)
     if not allowed.any():
         raise InputError(
-            f"{where}: no base class has another one to be paired with (scope {scope}, {len(classes)} base classes)"
+            f"{where}: no base class has a partner class (--scope {scope}, {len(classes)} base classes). Use --scope "
+            f"global and at least two base classes"
         )
     return [np.flatnonzero(row) for row in allowed]
 
@@ -92,18 +96,18 @@ def mine(
     epsilon: float,
     progress: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The best partner of every ordered pair of centroids of a class, among the pairs of its partner classes.
+    """Find the best partner of every ordered pair of centroids of a class, in its partner classes.
 
     Args:
         centroids: float32 (B, K, D).
-        partners: for each class the positions of the classes searched, ascending; never itself.
-        epsilon: added to the lengths of differences before dividing.
-        progress: show a progress bar.
+        partners: For each class, the ascending positions of the classes to search, without itself.
+        epsilon: Added to the lengths of differences before dividing.
+        progress: Whether to show a progress bar.
 
     Returns:
-        quadruplets int32 (M, 4) in the order of the source pair (class, I, J), and scores float32 (M,), all above zero.
-        Of equal scores the first class wins, then the first pair in row-major order. A pair (J, I) gets the mirrored
-        partner of (I, J), as in the 2018 code; searching for it too (2017) differs only where two scores are equal.
+        Quadruplets int32 (M, 4), sorted by source pair (class, I, J), and their scores float32 (M,), all positive. For
+        equal scores the first class wins, then the first pair in row-major order. The partner of (J, I) is the reversed
+        partner of (I, J), as in the 2018 code; searching for it, as in 2017, differs only if scores are equal.
     """
     classes = _prepare(centroids, epsilon)
     sources = Progress(enumerate(partners), "mining", len(partners), unit="class", disable=not progress)
@@ -112,9 +116,9 @@ def mine(
 
 
 class _Classes(NamedTuple):
-    """What the search reads of all classes, with the centroids of each class sorted outermost first."""
+    """The data of all classes that the search reads, with the centroids of each class sorted outermost first."""
 
-    order: np.ndarray  # int64 (B, K): original numbers of the sorted centroids
+    order: np.ndarray  # int64 (B, K): original indices of the sorted centroids
     centroids: np.ndarray  # float32 (B, K, D)
     centred: np.ndarray  # float32 (B, K, D)
     radii: np.ndarray  # float64 (B,): largest distance to the class mean
@@ -126,12 +130,12 @@ class _Classes(NamedTuple):
 
 
 class _State(NamedTuple):
-    """What the search of one source class writes: the best partner so far of its pairs I < J."""
+    """The state of the search for one source class: the best partner so far of each pair I < J."""
 
     pairs: np.ndarray  # int64 (2, P): I and J
     threshold: np.ndarray  # float32 (P,): best score times the length of the source difference
     best: np.ndarray  # float64 (P,)
-    winners: np.ndarray  # int64 (P, 3): class, c and d, these in their original numbers within the class
+    winners: np.ndarray  # int64 (P, 3): class, and the original indices of c and d in it
 
 
 def _prepare(centroids: np.ndarray, epsilon: float) -> _Classes:
@@ -149,10 +153,11 @@ def _prepare(centroids: np.ndarray, epsilon: float) -> _Classes:
 
 
 def _mine_class(classes: _Classes, a: int, partners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Quadruplets int32 (m, 4) and scores float32 (m,) with class `a` as the source."""
+    """Mine class `a` as the source. Returns quadruplets int32 (m, 4) and scores float32 (m,)."""
     n_classes, n_clusters, dim = classes.centred.shape
     gram = (classes.centred.reshape(-1, dim) @ classes.centred[a].T).reshape(n_classes, n_clusters, n_clusters)
-    # Four entries of G, D products each, and the few operations around them, each off by 2^-24 of the largest product.
+    # Four entries of G with D products each, and a few other operations, each with an error of 2^-24 of the largest
+    # product.
     errors = (4 * (dim + 16) * 2.0**-24 * classes.radii[a] * classes.radii).astype(np.float32)
     pairs = _padded_pairs(n_clusters)
     threshold = np.where(classes.lengths[a][tuple(pairs)] > 0, 0, np.inf).astype(np.float32)
@@ -166,13 +171,13 @@ def _mine_class(classes: _Classes, a: int, partners: np.ndarray) -> tuple[np.nda
 
 
 def _padded_pairs(n_clusters: int) -> np.ndarray:
-    """All I < J as int64 (2, P), P filled up to a multiple of LANES with the last centroid twice: no difference."""
+    """Return all pairs I < J, int64 (2, P). P is padded to a multiple of LANES by pairs of equal centroids."""
     pairs = np.stack(np.triu_indices(n_clusters, 1))
     return np.pad(pairs, ((0, 0), (0, -pairs.shape[1] % LANES)), constant_values=n_clusters - 1)
 
 
 def _as_quadruplets(order: np.ndarray, a: int, state: _State) -> tuple[np.ndarray, np.ndarray]:
-    """Both orientations of the found pairs of class `a`, in row-major order of the source pair."""
+    """Return both orientations of the pairs of class `a`, in row-major order of the source pair."""
     n_clusters = order.shape[1]
     found = np.flatnonzero(state.best > TIE)
     source = order[a, state.pairs[:, found]] + a * n_clusters
@@ -182,16 +187,16 @@ def _as_quadruplets(order: np.ndarray, a: int, state: _State) -> tuple[np.ndarra
     return numbers[row_major].astype(np.int32), np.tile(state.best[found], 2)[row_major].astype(np.float32)
 
 
-# The innermost loops below become vector instructions. What they read and what they write are different rows (the two
-# rows of `high`, `low` and `top` take turns), since an update in place becomes masked stores, several times slower.
+# The compiler vectorises the innermost loops of the functions below. They read and write different rows (the two rows
+# of `high`, `low` and `top` alternate), because updates in place become masked stores, which are several times slower.
 
 
 @compiled(nogil=True)
 def _search(a, partners, gram, errors, classes, state, thread, n_threads):
-    """Best partner of every n_threads-th block of source pairs of class a. Threads share nothing that they write."""
+    """Search partners for every n_threads-th block of source pairs of class a. Threads write to separate data."""
     n_clusters = gram.shape[1]
     differences = np.zeros((n_clusters + UNROLL, LANES), np.float32)
-    high = np.empty((2, LANES), np.float32)  # three arrays: as parts of one, the search takes half as long again
+    high = np.empty((2, LANES), np.float32)  # three separate arrays; parts of one array slow the search down by half
     low, top = np.empty_like(high), np.empty_like(high)
     for b in partners:
         for start in range(thread * LANES, state.pairs.shape[1], n_threads * LANES):
@@ -202,9 +207,9 @@ def _search(a, partners, gram, errors, classes, state, thread, n_threads):
 
 @compiled()
 def _fill_differences(gram, first, second, differences):
-    """E[x, lane] = G[x, I] - G[x, J] for the LANES source pairs (I, J)."""
-    n_lanes = len(first)  # not the constant: the compiler would unroll the loop instead of vectorising it
-    if first[0] == first[n_lanes - 1]:  # then the J are consecutive
+    """Compute E[x, lane] = G[x, I] - G[x, J] for the LANES source pairs (I, J)."""
+    n_lanes = len(first)  # with the constant LANES the compiler unrolls the loop instead of vectorising it
+    if first[0] == first[n_lanes - 1]:  # all pairs have the same I, so the J are consecutive
         i, start = first[0], second[0]
         for x in range(gram.shape[0]):
             product, products, out = gram[x, i], gram[x, start : start + n_lanes], differences[x]
@@ -218,7 +223,7 @@ def _fill_differences(gram, first, second, differences):
 
 @compiled()
 def _search_block(a, b, start, error, classes, state, differences, high, low, top):
-    """Compare the LANES source pairs from number `start` on with all pairs (x, y > x) of class b."""
+    """Compare the LANES source pairs from index `start` on with all pairs (x, y > x) of class b."""
     row_weights, weights = classes.row_weights[b], classes.weights[b]
     goal = state.threshold[start : start + LANES]
     last = classes.lengths.shape[1] - 1
@@ -236,7 +241,7 @@ def _search_block(a, b, start, error, classes, state, differences, high, low, to
 
 @compiled(inline="always")
 def _n_within_reach(here, high, low, new_high, new_low, error, weight, goal):
-    """In how many lanes row `here` may reach `goal` with a later row; the range of those rows then takes in `here`."""
+    """Count the lanes in which row `here` may reach `goal` with a later row, and extend the range of rows by `here`."""
     count = np.int32(0)
     for lane in range(len(here)):
         value, top, bottom = here[lane], high[lane], low[lane]
@@ -250,7 +255,7 @@ def _n_within_reach(here, high, low, new_high, new_low, error, weight, goal):
 
 @compiled()
 def _row_maximum(differences, x, weights, top):
-    """Largest |E[x] - E[y]| * weights[y] over y > x for each lane; returns which of the two rows of `top` holds it."""
+    """Compute the maximum of |E[x] - E[y]| * weights[y] over y > x per lane. Returns its row index in `top`."""
     turn = 0
     for lane in range(LANES):
         top[0, lane] = np.float32(0)
@@ -273,7 +278,7 @@ def _row_maximum(differences, x, weights, top):
 
 @compiled()
 def _settle(a, b, pair, x, differences, error, classes, state):
-    """Score in float64 the pairs (x, y > x) of class b that may be the best partner so far of source pair `pair`."""
+    """Score in float64 the pairs (x, y > x) of class b that may beat the best partner so far of source pair `pair`."""
     i, j = state.pairs[0, pair], state.pairs[1, pair]
     winner, threshold = state.winners[pair], state.threshold[pair]
     lengths, weights = classes.lengths[b, x], classes.weights[b, x]
@@ -296,7 +301,7 @@ def _settle(a, b, pair, x, differences, error, classes, state):
 
 @compiled(fastmath={"reassoc", "contract"})
 def _exact_product(centroids, a, i, j, b, x, y):
-    """(a_i - a_j) . (b_x - b_y) in float64."""
+    """Return (a_i - a_j) . (b_x - b_y) in float64."""
     total = 0.0
     for k in range(centroids.shape[2]):
         source = np.float64(centroids[a, i, k]) - np.float64(centroids[a, j, k])
@@ -315,7 +320,7 @@ def write_quadruplets(path: Path, content: Quadruplets, made_from: dict) -> None
 
 
 def read_quadruplets(path: Path) -> Quadruplets:
-    """Read and check quadruplets.h5. Raises InputError if it is truncated, incomplete or points past its centroids."""
+    """Read and check quadruplets.h5. Raises InputError for a truncated, incomplete or inconsistent file."""
     with open_h5(path) as file:
         require_datasets(file, ["centroids", "centroid_labels", "quadruplets", "scores"])
         try:
@@ -323,16 +328,16 @@ def read_quadruplets(path: Path) -> Quadruplets:
                 file[k][:] for k in ("centroids", "centroid_labels", "quadruplets", "scores")
             )
         except OSError as error:
-            raise InputError(f"{path}: cannot be read to its end ({error})") from None
+            raise InputError(f"{path}: truncated or damaged ({error})") from None
     if centroids.ndim != 3 or labels.shape != centroids.shape[:1] or numbers.shape != (len(scores), 4):
         raise InputError(
-            f"{path}: shapes {centroids.shape}, {labels.shape}, {numbers.shape}, {scores.shape} do not fit together"
+            f"{path}: shapes {centroids.shape}, {labels.shape}, {numbers.shape}, {scores.shape} are inconsistent"
         )
     if not np.isfinite(centroids).all():
-        raise InputError(f"{path}: centroids hold NaN or infinity")
+        raise InputError(f"{path}: centroids contain NaN or infinity")
     if len(numbers) == 0 or numbers.min() < 0 or numbers.max() >= centroids.shape[0] * centroids.shape[1]:
         raise InputError(
-            f"{path}: has no quadruplets, or some past its {centroids.shape[0] * centroids.shape[1]} centroids"
+            f"{path}: has no quadruplets, or indices outside its {centroids.shape[0] * centroids.shape[1]} centroids"
         )
     made_from = read_recipe(path)
     extractor = made_from["inputs"].get("extractor") if made_from else None

@@ -1,4 +1,4 @@
-"""What can be chosen of mining and of generators."""
+"""Settings of mining and of generators."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +15,16 @@ PairScope = Literal["all", "superclass"]
 
 @dataclass
 class Generator:
-    """Hallucinated rows of an analogy generator."""
+    """Rows that an analogy generator hallucinates."""
 
     folder: Path
     """Folder of train_analogy_generator.py."""
     pairs: PairSource = "centroids"
-    """What pairs of a base class are drawn from: two independent centroids, or two different training rows."""
+    """Pairs to draw from a base class: two independent centroids, or two different training rows (features)."""
     pair_scope: PairScope = "all"
-    """Base classes a pair may come from: all, or those of the shot's superclass."""
+    """Base classes to draw pairs from: all, or only those of the shot's superclass."""
     max_per_label: PositiveInt = 20
-    """Rows of a novel class, shots and what was added before included, to fill up to."""
+    """Number of rows to fill up each novel class to, including shots and rows of earlier additions."""
 
     @property
     def label(self) -> str:

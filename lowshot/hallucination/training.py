@@ -1,4 +1,4 @@
-"""Training an analogy generator on quadruplets: both papers' rules, one loop."""
+"""Train an analogy generator on quadruplets, by the rules of both papers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from lowshot.representation.backbones import load_extractor
 
 @dataclass(frozen=True)
 class TrainingRule:
-    """How a paper trains its generator. `columns` of a quadruplet are (seed, from, to, target)."""
+    """How a paper trains its generator. `columns` are the columns (seed, from, to, target) of a quadruplet."""
 
     columns: tuple[int, int, int, int]
     optimizer: Literal["sgd", "adam"]
@@ -29,13 +29,14 @@ class TrainingRule:
     batch_size: int
     weight_decay: float
     n_steps: int | None
-    """None: 500 passes."""
+    """Number of steps; None for 500 epochs."""
     n_plateaus: int = 1
-    """The rate is divided by 10 after each of so many equal parts."""
+    """Number of equal parts of the training; the learning rate is divided by 10 after each."""
     holdout: float = 0.0
-    """Share of the quadruplets that is held out: the last ones, so (being sorted) of other source classes."""
+    """Share of held-out quadruplets. They are the last ones and, as quadruplets are sorted, have other source classes.
+    """
     patience: int = 0
-    """Passes without a better held-out loss after which training stops and the best weights are kept."""
+    """Number of epochs without a lower held-out loss after which training stops and keeps the best weights."""
 
 
 RULES = {
@@ -45,7 +46,7 @@ RULES = {
 
 
 def chosen_rule(name: RuleName, lr: float | None, n_steps: int | None, batch_size: int | None) -> TrainingRule:
-    """A paper's rule, with the values that are given in place of its own."""
+    """Return a paper's rule, with the given values instead of its own."""
     given = {"lr": lr, "n_steps": n_steps, "batch_size": batch_size}
     return replace(RULES[name], **{key: value for key, value in given.items() if value is not None})
 
@@ -53,9 +54,9 @@ def chosen_rule(name: RuleName, lr: float | None, n_steps: int | None, batch_siz
 class GeneratorTrainer:
     """Trains `model` against the frozen `critic` (N, D) -> (N, classes) on `quadruplets` int64 (M, 4).
 
-    The loss is mse_weight * mean squared error + cross-entropy of the critic, whose class is that of seed and target.
-    Each pass over the quadruplets has an order of its own (the first paper permutes once). A checkpoint is kept every
-    pass, or every tenth of the steps; a killed run ends up with the weights of an uninterrupted one.
+    The loss is mse_weight * mean squared error + the critic's cross-entropy for the class of seed and target. Each
+    epoch has its own order of quadruplets (the first paper permutes once). A checkpoint is saved every epoch, or every
+    tenth of the steps. A resumed run gives the weights of an uninterrupted one.
     """
 
     def __init__(
@@ -80,14 +81,15 @@ class GeneratorTrainer:
         self.progress = {"step": 0, "best_loss": float("inf"), "best_step": 0, "best_state": None}
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
-        """Adam with beta1 0.5, or SGD whose dampening equals its momentum: it averages gradients and steps by lr."""
+        """Build Adam with beta1 = 0.5, or SGD with dampening equal to momentum, which averages gradients."""
         rule, parameters = self.rule, self.model.parameters()
         if rule.optimizer == "adam":
             return torch.optim.Adam(parameters, rule.lr, betas=(0.5, 0.999), weight_decay=rule.weight_decay)
         return torch.optim.SGD(parameters, rule.lr, momentum=0.9, dampening=0.9, weight_decay=rule.weight_decay)
 
     def fit(self) -> AnalogyGenerator:
-        """All steps, from the last checkpoint if there is one; returns the final (with patience: best) network."""
+        """Train all steps, or the remaining ones after a checkpoint. Returns the final network (with patience: the best
+        one)."""
         if checkpoint := self.run.resume():
             self.model.load_state_dict(checkpoint["model"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
@@ -129,7 +131,7 @@ class GeneratorTrainer:
             }
 
     def _train_steps(self, start: int, stop: int) -> dict[str, float]:
-        """Steps start to stop - 1; returns their average losses."""
+        """Train from step `start` to `stop` - 1, and return the average losses."""
         sums = torch.zeros(2)
         for step in range(start, stop):
             position = step % self.steps_a_pass
@@ -150,7 +152,7 @@ class GeneratorTrainer:
         return {"mse": mse, "cross_entropy": cross_entropy}
 
     def losses(self, quadruplets: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean squared error over rows and dimensions, critic's cross-entropy) of the predicted members of (N, 4)."""
+        """Return the mean squared error and the critic's cross-entropy of predictions for `quadruplets` (N, 4)."""
         flat = self.model.centroids.flatten(0, 1)
         seed, start, end, target = (quadruplets[:, column] for column in self.rule.columns)
         generated = self.model(flat[seed], flat[start], flat[end])
@@ -159,9 +161,10 @@ class GeneratorTrainer:
 
 
 def fit_critic(centroids: Tensor, labels: Tensor) -> nn.Linear:
-    """A linear classifier of the centroids (N, D) with class labels (N,), to the optimum, L2 1e-4.
+    """Fit a linear classifier to the centroids (N, D) with class labels (N,), to the optimum, with L2 penalty 1e-4.
 
-    Departs from the first paper's way without an extractor, SGD on all base features: a quadruplets file has none.
+    Departs from the first paper, which runs SGD on all base features if there is no extractor: a quadruplets file has
+    no features.
     """
     critic = nn.Linear(centroids.shape[1], int(labels.max()) + 1)
     optimizer = torch.optim.LBFGS(critic.parameters(), max_iter=100, line_search_fn="strong_wolfe")
@@ -180,10 +183,10 @@ def fit_critic(centroids: Tensor, labels: Tensor) -> nn.Linear:
 def build_critic(
     mined: Quadruplets, where: Path, extractor: Path | None, inputs: dict[str, str], code: Sequence[str] = ()
 ) -> nn.Module:
-    """The frozen classifier (N, D) -> (N, classes): the extractor's own, or one fitted to the centroids.
+    """Return the frozen classifier (N, D) -> (N, classes): the extractor's own, or one fitted to the centroids.
 
-    `code` names classes of the user's own that may be imported for the extractor. Raises InputError if the extractor
-    (digests in `inputs`) is not the one that the features behind the quadruplets of the file `where` come from.
+    `code` lists the user's own classes that may be imported for the extractor. Raises InputError if the extractor
+    (digests in `inputs`) is not the one behind the quadruplets of the file `where`.
     """
     n_clusters, dim = mined.centroids.shape[1:]
     if extractor is None:
@@ -191,16 +194,23 @@ def build_critic(
         return fit_critic(torch.from_numpy(mined.centroids.reshape(-1, dim)), labels).requires_grad_(False)
     model = load_extractor(extractor, code)
     if model.dim != dim:
-        raise InputError(f"{extractor}: makes features of {model.dim} dimensions, but {where} has {dim}")
+        raise InputError(
+            f"{extractor}: computes features of {model.dim} dimensions, but {where} has {dim}. Use the extractor of "
+            f"these features"
+        )
     if inputs["critic"] != inputs.get("extractor", inputs["critic"]):
-        raise InputError(f"{extractor}: not the extractor that the features of {where} come from")
+        raise InputError(
+            f"{extractor}: {where} has features of another extractor. Use that one, or leave --extractor out"
+        )
     if model.config.n_classes <= mined.labels.max():
-        raise InputError(f"{extractor}: has no output for class {mined.labels.max()} of {where}")
+        raise InputError(
+            f"{extractor}: has no classifier output for class {mined.labels.max()} of {where}. Leave --extractor out"
+        )
     return model.classifier.requires_grad_(False)
 
 
 def build_generator(mined: Quadruplets, hidden: int, rule: RuleName) -> AnalogyGenerator:
-    """A generator with fresh weights (the CIFAR system: N(0, 0.02), bias 0) that carries its centroids."""
+    """Build a generator with random weights (for ghosted2018 N(0, 0.02), bias 0) and the mined centroids."""
     n_classes, n_clusters, dim = mined.centroids.shape
     model = AnalogyGenerator(dim, hidden, n_classes, n_clusters)
     model.centroids.copy_(torch.from_numpy(mined.centroids))

@@ -1,6 +1,6 @@
 """Feature extractors: networks, losses, augmentation, loading, training.
 
-The names of `__init__.pyi` are imported from their modules when they are first used.
+The names in `__init__.pyi` are imported from their modules at first use.
 """
 
 import lazy_loader

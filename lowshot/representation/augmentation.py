@@ -1,8 +1,8 @@
-"""Training-time augmentation of a whole batch at once. The standard one: one affine map an image (crop and flip are
-part of it), then blur, then colours.
+"""Augmentation of training images, one batch at a time on its device.
 
-Every image owns a row of uniform numbers, drawn per epoch from (seed, epoch): what happens to an image depends neither
-on the batch it stands in nor on the number of processes.
+`Augmentation` applies one affine map per image (crop and flip included), then blur, then colour changes. Each image has
+its own row of uniform random numbers per epoch, drawn from (seed, epoch). Its augmentation therefore depends neither on
+the batch that it is in nor on the number of processes.
 """
 
 import math
@@ -32,27 +32,27 @@ _N_MORE_UNIFORMS = 6 + 2 * _CROP_TRIES
 
 
 class Augmentation(StandardAugmentation):
-    """The changes of `StandardAugmentation`, done to a batch on its device."""
+    """Applies the settings of `StandardAugmentation` to a batch."""
 
     def uniforms(self, n_images: int, seed: int, epoch: int, view: int = 0) -> Tensor:
-        """Random numbers of a view of an epoch, float32 in [0, 1): one row for each of `n_images` training images."""
+        """Draw the random numbers of one view and epoch: float32 (n_images, n_uniforms) in [0, 1)."""
         key = (epoch, view) if view else (epoch,)
         first = torch.rand(n_images, _N_UNIFORMS, generator=torch_stream(seed, "augmentation", *key))
         later = (self.crop_area, self.blur_probability, self.jitter_probability, self.hue, self.grey_probability)
         if all(setting is None for setting in later):
             return first
-        # A stream of their own: settings that came later leave the numbers of the others as they were.
+        # A separate stream: settings that were added later do not change the numbers of the older ones.
         more = torch.rand(n_images, _N_MORE_UNIFORMS, generator=torch_stream(seed, "augmentation, more", *key))
         return torch.cat([first, more], dim=1)
 
     def __call__(self, images: Tensor, uniforms: Tensor) -> Tensor:
-        """Images in [0, 1] (B, C, H, W) and their rows of `uniforms` -> augmented images of the same shape."""
+        """Augment images (B, C, H, W) in [0, 1] with their rows of `uniforms`. Returns the same shape."""
         if self._moves or self.crop_area is not None:
             theta = self._affine(uniforms, images.shape[-1])
             if self.crop_area is not None:
                 theta = self._cropped(theta, uniforms)
             grid = _grid(theta, images)
-            border = self.border if self._moves else "border"  # a crop alone stays inside
+            border = self.border if self._moves else "border"  # a crop alone stays inside the image
             images = F.grid_sample(images, grid, padding_mode=border, align_corners=False)
         elif self.flip:
             images = torch.where(uniforms[:, 0].view(-1, 1, 1, 1) < 0.5, images.flip(-1), images)
@@ -64,11 +64,11 @@ class Augmentation(StandardAugmentation):
 
     @property
     def smallest_area(self) -> float | None:
-        """Smallest share of the area of an image on disk that its decoder is to cut out; None for no cut."""
+        """Smallest share of the area that the decoder crops from an image on disk; None for no crop."""
         return 0.08 if self.resized_crop and self.crop_area is None else self.crop_area
 
     def without_crop(self) -> "Augmentation":
-        """For images from which a decoder has cut the part already."""
+        """Return the augmentation without its crop, for images that the decoder has already cropped."""
         return replace(self, crop_area=None)
 
     @property
@@ -84,7 +84,7 @@ class Augmentation(StandardAugmentation):
         return any(part != 0 for part in parts)
 
     def _affine(self, u: Tensor, size: int) -> Tensor:
-        """Maps (B, 2, 3) from output to input coordinates in [-1, 1]."""
+        """Return maps (B, 2, 3) from output to input coordinates in [-1, 1]."""
         signed = 2 * u - 1
         on = (u[:, 11] < self.affine_probability).float()
         angle = on * signed[:, 1] * math.radians(self.rotate_degrees)
@@ -101,8 +101,8 @@ class Augmentation(StandardAugmentation):
         return torch.stack([row_x, row_y], 1)
 
     def _cropped(self, theta: Tensor, u: Tensor) -> Tensor:
-        """The maps, with their input cut to a random part: torchvision's rule, the first of ten random parts that fits
-        into the image (else all of it), but not rounded to whole pixels."""
+        """Crop the input of the maps at random, by the rule of torchvision's RandomResizedCrop: use the first of ten
+        random crops that fits into the image, or the whole image. Unlike there, crops are not rounded to pixels."""
         area = self.crop_area + (1 - self.crop_area) * u[:, 24 : 24 + _CROP_TRIES]
         ratio = (4 / 3) ** (2 * u[:, 24 + _CROP_TRIES : 24 + 2 * _CROP_TRIES] - 1)
         sides = torch.stack([area * ratio, area / ratio], dim=2).sqrt()
@@ -113,7 +113,7 @@ class Augmentation(StandardAugmentation):
         return torch.cat([theta[:, :, :2] * sides[:, :, None], (theta[:, :, 2] * sides + centre)[:, :, None]], dim=2)
 
     def _recolour(self, images: Tensor, u: Tensor) -> Tensor:
-        """Jitter, hue and grey; the published recipes have the first two in random order."""
+        """Apply jitter, hue and grey in this order. The published recipes apply the first two in random order."""
         on, is_rgb = _chance(u[:, 19:20], self.jitter_probability), images.shape[1] == 3
         if self.jitter:
             images = _jitter(images, 1 + on * (self.jitter * (2 * u[:, 13:16] - 1)))
@@ -126,42 +126,47 @@ class Augmentation(StandardAugmentation):
 
 
 class OwnAugmentation:
-    """A user's augmentation, in the form of `Augmentation`: it sees whole images."""
+    """Gives the user's augmentation the interface of `Augmentation`. It always receives whole images."""
 
     smallest_area = None
 
     def __init__(self, choice: Any) -> None:
         self.choice, self.name = choice, own_name(type(choice))
         if not isinstance(getattr(choice, "n_uniforms", None), int):
-            raise InputError(f"{self.name}: has no n_uniforms, the random numbers that an image takes; 0 for none")
+            raise InputError(
+                f"{self.name}: lacks the attribute n_uniforms, the number of random numbers per image. Set it to 0 if "
+                f"it needs none"
+            )
 
     def uniforms(self, n_images: int, seed: int, epoch: int, view: int = 0) -> Tensor:
-        """As of `Augmentation`: (n_images, n_uniforms)."""
+        """Draw the random numbers of one view and epoch: float32 (n_images, n_uniforms) in [0, 1)."""
         key = (epoch, view) if view else (epoch,)
         return torch.rand(n_images, self.choice.n_uniforms, generator=torch_stream(seed, "augmentation", *key))
 
     def __call__(self, images: Tensor, uniforms: Tensor) -> Tensor:
-        """Images in [0, 1] (B, C, H, W) and their rows of `uniforms` -> augmented images of the same shape."""
+        """Augment images (B, C, H, W) in [0, 1] with their rows of `uniforms`. Returns the same shape."""
         changed = self.choice(images, uniforms)
         if changed.shape != images.shape:
-            raise InputError(f"{self.name}: makes {tuple(changed.shape)} of images {tuple(images.shape)}")
+            raise InputError(f"{self.name}: must return shape {tuple(images.shape)}, not {tuple(changed.shape)}")
         return changed
 
     def without_crop(self) -> "OwnAugmentation":
-        """It cuts nothing that a decoder could."""
+        """Return the augmentation itself, as it has no crop that a decoder could apply."""
         return self
 
 
 def augmentation_of(choice: Any) -> Augmentation | OwnAugmentation:
-    """What a chosen augmentation does; a class of the user's own may inherit from `Augmentation`."""
+    """Return the implementation of a chosen augmentation. The user's own class may inherit from `Augmentation`."""
     if isinstance(choice, Augmentation):
         return choice
     return Augmentation(**vars(choice)) if type(choice) is StandardAugmentation else OwnAugmentation(choice)
 
 
 def _grid(theta: Tensor, images: Tensor) -> Tensor:
-    """Where each pixel of the output looks in the input: (B, H, W, 2). F.affine_grid multiplies a small matrix for each
-    image, which takes longer than sampling."""
+    """Return the input coordinates of each output pixel, (B, H, W, 2).
+
+    Replaces F.affine_grid, which multiplies a small matrix per image and takes longer than the sampling itself.
+    """
     whole = torch.eye(2, 3, device=images.device)[None]
     x, y = F.affine_grid(whole, [1, 1, *images.shape[2:]], align_corners=False).unbind(-1)
     across, down, move = theta[:, None, None].unbind(-1)
@@ -169,23 +174,23 @@ def _grid(theta: Tensor, images: Tensor) -> Tensor:
 
 
 def _chance(u: Tensor, probability: float | None) -> Tensor | float:
-    """1 where it happens, else 0, by uniform numbers of any shape."""
+    """Return 1 with the given probability, else 0, from uniform numbers of any shape."""
     return 1.0 if probability is None else (u < probability).float()
 
 
 def _blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Gaussian blur with standard deviations (B, 1) in pixels, by taps up to `radius` pixels away: 1 is enough below
-    one pixel."""
-    # Not gaussian_blur2d, which makes the CPU wait for the GPU: it reads the standard deviations to check them.
+    """Blur with a Gaussian of standard deviations (B, 1) in pixels and a kernel of the given radius. Radius 1 is enough
+    for standard deviations below one pixel."""
+    # kornia's gaussian_blur2d is avoided: it reads the standard deviations to check them, so the CPU waits for the GPU.
     kernel = get_gaussian_kernel1d(2 * radius + 1, sigma.clamp(min=0.05))
     return filter2d_separable(images, kernel, kernel, "replicate")
 
 
 def _jitter(images: Tensor, factors: Tensor) -> Tensor:
-    """Brightness, contrast and colour by factors (B, 3): blends with black, the mean grey level and the grey image
-    (PIL's rule)."""
+    """Change brightness, contrast and colour by factors (B, 3), as PIL does: blend with black, with the mean grey level
+    and with the grey image."""
     brightness, contrast, colour = factors.unbind(1)
     images = adjust_brightness_accumulative(images, brightness)
-    as_rgb = images.expand(-1, 3, -1, -1)  # kornia before 0.9 takes one mean of all grey images together
+    as_rgb = images.expand(-1, 3, -1, -1)  # kornia before 0.9 uses a single mean for a batch of grey images
     images = adjust_contrast_with_mean_subtraction(as_rgb, contrast)[:, : images.shape[1]]
     return adjust_saturation_with_gray_subtraction(images, colour)

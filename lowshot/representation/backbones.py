@@ -1,9 +1,9 @@
-"""Feature extractors: the published ResNets, ResNet-12, VGG-16-BN, Conv-4, any model of timm and the user's own, each
-with a classifier head over the classes of the split.
+"""Feature extractors: a backbone with a classifier head over the classes of the split.
 
-The ResNets have the layout and the parameter names of Hariharan & Girshick's release, so that their checkpoints load
-once the `module.` prefix is gone (see `load_weights`). Every extractor takes images in [0, 1] and normalises them
-itself: what was trained on one scale cannot be run on another.
+Backbones are the published ResNets, ResNet-12, VGG-16-BN, Conv-4, all timm models, and the user's own. The ResNets have
+the layout and the parameter names of Hariharan & Girshick's release, so that its checkpoints can be loaded without
+their prefix `module.` (see `load_weights`). All extractors expect images in [0, 1] and normalise them themselves, so
+that training and evaluation use the same scale.
 """
 
 from collections.abc import Sequence
@@ -33,12 +33,12 @@ _VGG16 = [64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512
 
 @dataclass
 class ModelConfig:
-    """All that is needed to rebuild an extractor; stored as `model` in its config.json.
+    """The configuration that rebuilds an extractor; stored as `model` in its config.json.
 
-    It takes images of `n_channels` and `image_size`; `crop_pct`, `crop_mode` and `interpolation` (timm's words) say how
-    to make one of a picture: resize the short side to image_size / crop_pct, cut out the centre. A timm model repeats a
-    grey channel, and stretches images to `input_size` if that is given. With `embedding` the features are projected to
-    that many dimensions. A backbone of the user's own goes by the name of its class and has `options`.
+    Its input are images of `n_channels` and `image_size`. `crop_pct`, `crop_mode` and `interpolation` (as in timm)
+    define how a picture becomes one: resize the short side to image_size / crop_pct, then crop the centre. A timm model
+    repeats a grey channel, and resizes images to `input_size` if given. If `embedding` is above 0, features are
+    projected to that many dimensions. For the user's own backbone, `name` is its class and `options` its settings.
     """
 
     name: str
@@ -59,12 +59,12 @@ class ModelConfig:
 
     @property
     def small_images(self) -> bool:
-        """Whether the first layer is a 3x3 convolution without pooling, as is usual at 32 px and below."""
+        """Whether the first layer is a 3x3 convolution without pooling, as is common for images up to 32 px."""
         return self.image_size <= 32
 
 
 class SimpleBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; a projecting shortcut has batch norm (spec 2.2)."""
+    """Two 3x3 convolutions and a shortcut. A projection in the shortcut has batch norm, as released."""
 
     def __init__(self, n_in: int, n_out: int, stride: int) -> None:
         super().__init__()
@@ -84,7 +84,8 @@ class SimpleBlock(nn.Module):
 
 
 class BottleneckBlock(nn.Module):
-    """1x1, 3x3 (with a bias, as released) and 1x1 convolutions; the projection has no batch norm (spec 2.3)."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut. The 3x3 convolution has a bias and the projection no batch norm, as
+    released."""
 
     def __init__(self, n_in: int, n_out: int, stride: int) -> None:
         super().__init__()
@@ -107,11 +108,11 @@ class BottleneckBlock(nn.Module):
 
 
 class WideBlock(nn.Module):
-    """Three 3x3 convolutions and a projecting shortcut, leaky ReLU, 2x2 max pooling: a block of ResNet-12 as in Lee et
-    al. (MetaOptNet, CVPR 2019) and Tian et al. (RFS, ECCV 2020).
+    """A block of ResNet-12 as in Lee et al. (MetaOptNet, CVPR 2019) and Tian et al. (RFS, ECCV 2020): three 3x3
+    convolutions, a shortcut with projection, leaky ReLU, 2x2 max pooling.
 
-    `drop` is DropBlock behind the pooling. Images of 32 px and below pool with `ceil_mode`, so that 28 px lose no
-    border (28, 14, 7, 4, 2); at 32 and 64 px that makes no difference.
+    `drop` is DropBlock after the pooling. Images of at most 32 px pool with `ceil_mode`, so that 28 px lose no border
+    (28, 14, 7, 4, 2). This makes no difference at 32 and 64 px.
     """
 
     def __init__(self, n_in: int, n_out: int, ceil_mode: bool, drop: nn.Module) -> None:
@@ -154,7 +155,7 @@ def _resnet_trunk(config: ModelConfig) -> tuple[nn.Sequential, int]:
         for j in range(n_blocks):
             layers.append(block(n_in, n_out, 2 if stage >= 1 and j == 0 else 1))
             n_in = n_out
-    # The release pools a fixed 7x7 window; the global mean is the same at 224 px and serves every other size.
+    # The release pools a fixed 7x7 window. The global mean is the same at 224 px, and works at every size.
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), n_in
 
 
@@ -163,7 +164,7 @@ def _resnet12_trunk(config: ModelConfig) -> tuple[nn.Sequential, int]:
     n_in, side = config.n_channels, config.image_size
     for stage, channels in enumerate((64, 160, 320, 640)):
         n_out, side = _scaled(channels, config.width), -(-side // 2) if config.small_images else side // 2
-        block_size = 5 if side >= 5 else max(1, side - 1 + side % 2)  # odd, and no larger than the map
+        block_size = 5 if side >= 5 else max(1, side - 1 + side % 2)  # odd, and at most the size of the feature map
         drop = DropBlock2d(config.drop_rate, block_size) if stage >= 2 and config.drop_rate else nn.Identity()
         layers.append(WideBlock(n_in, n_out, config.small_images, drop))
         n_in = n_out
@@ -175,7 +176,7 @@ def _vgg_trunk(config: ModelConfig) -> tuple[nn.Sequential, int]:
     n_in = config.n_channels
     for entry in _VGG16:
         if entry == "pool":
-            layers.append(nn.MaxPool2d(2, ceil_mode=True))  # ceil: 28 px reach 1 x 1 too; no change at 32 px
+            layers.append(nn.MaxPool2d(2, ceil_mode=True))  # with ceil_mode, 28 px end at 1 x 1 as 32 px do
         else:
             n_out = _scaled(entry, config.width)
             layers += [nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True)]
@@ -195,13 +196,15 @@ def _conv4_trunk(config: ModelConfig) -> tuple[nn.Sequential, int]:
         ]
         n_in, side = n_out, side // 2
     if side == 0:
-        raise InputError(f"Conv4 needs images of 16 px at least, these have {config.image_size}")
+        raise InputError(
+            f"Conv4: needs images of at least 16 px, but these have {config.image_size} px. Use larger images, or "
+            f"another --model"
+        )
     return nn.Sequential(*layers, nn.Flatten()), n_out * side * side
 
 
 def mlp_head(dim: int, n_classes: int) -> nn.Sequential:
-    """The head of the CIFAR system (analogy_cifar spec 2.2): two hidden layers with batch norm, weights N(0, 0.02),
-    bias 0."""
+    """Build the head of the CIFAR system: two hidden layers with batch norm, weights N(0, 0.02), bias 0."""
     head = nn.Sequential(
         nn.Linear(dim, 512, bias=False), nn.BatchNorm1d(512), nn.ReLU(),
         nn.Linear(512, 512, bias=False), nn.BatchNorm1d(512), nn.ReLU(),
@@ -215,7 +218,7 @@ def mlp_head(dim: int, n_classes: int) -> nn.Sequential:
 
 
 class CosineHead(nn.Module):
-    """Scores are a learned scale times the cosine of feature and class weight (Gidaris & Komodakis, CVPR 2018)."""
+    """Scores are the cosine of feature and class weight times a learned scale (Gidaris & Komodakis, CVPR 2018)."""
 
     def __init__(self, dim: int, n_classes: int) -> None:
         super().__init__()
@@ -244,28 +247,28 @@ def _trunk(config: ModelConfig, own: Any) -> tuple[nn.Module, int]:
 
 
 def _own_trunk(config: ModelConfig, own: Any) -> tuple[nn.Module, int]:
-    """What the user's class builds; how many features it makes is seen of a black image."""
+    """Build the user's backbone. A black image shows the dimension of its features."""
     trunk = own.build(config.n_channels, config.image_size)
     if not isinstance(trunk, nn.Module):
-        raise InputError(f"{config.name}: builds a {type(trunk).__name__}, not a torch.nn.Module")
+        raise InputError(f"{config.name}: build must return a torch.nn.Module, not {type(trunk).__name__}")
     with torch.no_grad():
         features = trunk.eval()(torch.zeros(1, config.n_channels, config.image_size, config.image_size))
     if not isinstance(features, Tensor) or features.ndim != 2:
-        made = f"of shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
-        raise InputError(f"{config.name}: makes features {made} of one image; a backbone makes (1, D)")
+        made = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
+        raise InputError(f"{config.name}: must return features of shape (1, D) for one image, not {made}")
     return trunk.train(), features.shape[1]
 
 
 def projection_head(dim: int, embedding: int) -> nn.Sequential:
-    """The hidden layer and the linear one behind the trunk of Ni et al. (2022, spec 4.1)."""
+    """Build the projection of Ni et al. (ICLR 2022): a hidden layer and a linear layer after the trunk."""
     return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(inplace=True), nn.Linear(dim, embedding))
 
 
 class Extractor(nn.Module):
-    """A trunk that makes features, maybe a projection of them, and a classifier over all classes of the split.
+    """A trunk that computes features, an optional projection, and a classifier over all classes of the split.
 
-    `dim` is the feature dimension D. The linear classifier has no bias: SGM reads the features as the classifier's
-    gradient. With 0 classes there is none. `own` is the backbone if it is the user's, an object that builds the trunk;
+    `dim` is the feature dimension D. The linear classifier has no bias, because SGM needs the features to be its
+    gradient. With 0 classes there is no classifier. `own` is the user's own backbone, an object that builds the trunk;
     `code` is the file of its class.
     """
 
@@ -278,19 +281,20 @@ class Extractor(nn.Module):
         self.classifier = _HEADS[config.head](self.dim, config.n_classes) if config.n_classes else nn.Identity()
         smooth = v2.InterpolationMode.BICUBIC if config.interpolation == "bicubic" else v2.InterpolationMode.BILINEAR
         self.stretch = v2.Resize(config.input_size, smooth) if config.input_size else nn.Identity()
-        n_normalised = 3 if is_timm(config.name) else config.n_channels  # of 3, a grey channel is repeated
+        n_normalised = 3 if is_timm(config.name) else config.n_channels  # timm models repeat a grey channel
         self.register_buffer("mean", torch.tensor(config.mean[:n_normalised]).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std[:n_normalised]).view(-1, 1, 1), persistent=False)
 
     def features(self, images: Tensor) -> Tensor:
-        """Images in [0, 1] (N, C, H, W) -> features (N, D), averages or maxima of what left a (leaky) ReLU.
+        """Return features (N, D) of images (N, C, H, W) in [0, 1].
 
-        Those of a timm model, and projected ones, can be negative.
+        Features are averages or maxima of the outputs of a (leaky) ReLU. Projected features and those of timm models
+        can be negative.
         """
         return self.projection(self.trunk((self.stretch(images) - self.mean) / self.std))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images in [0, 1] (N, C, H, W) -> (scores (N, n_classes), features (N, D))."""
+        """Return scores (N, n_classes) and features (N, D) of images (N, C, H, W) in [0, 1]."""
         features = self.features(images)
         return self.classifier(features), features
 
@@ -305,17 +309,17 @@ def timm_config(
     head: HeadName = "linear",
     embedding: int = 0,
 ) -> ModelConfig:
-    """A timm model with its own preprocessing, for images on disk, or for stored pixels of `stored_size` px.
+    """Return the configuration of a timm model, for images on disk or for stored pixels of `stored_size` px.
 
-    It runs at `image_size` px (default: its own). Raises InputError if stored pixels have another size, unless they
-    are to be stretched (`resize`).
+    The model has its own preprocessing, and runs at `image_size` px (default: its native size). Raises InputError if
+    stored pixels have another size, unless `resize` is set.
     """
     preprocessing = timm_preprocessing(name)
     side = image_size or preprocessing["input_size"][1]
     if stored_size not in (None, side) and not resize:
         raise InputError(
-            f"{name}: takes images of {side} px, but the stored ones have {stored_size}: its setting resize stretches "
-            f"them where there is one, image_size {stored_size} runs it at their size"
+            f"{name}: expects images of {side} px, but the stored images have {stored_size} px. Set "
+            f"image_size {stored_size} to run the model at that size, or set resize to resize the images"
         )
     config = ModelConfig(name, n_classes, n_channels, stored_size or side, head=head, embedding=embedding)
     config.mean, config.std = list(preprocessing["mean"]), list(preprocessing["std"])
@@ -326,7 +330,7 @@ def timm_config(
 
 
 def save_extractor(folder: Path, model: Extractor, made_from: dict) -> None:
-    """Write `model.pt` (a state dict) and the `config.json` that rebuilds the network."""
+    """Write `model.pt` (a state dict) and `config.json`, which together rebuild the network."""
     torch.save(model.state_dict(), folder / "model.pt")
     content = {**made_from, "schema": "lowshot-extractor-1", "model": asdict(model.config)}
     write_json(folder / "config.json", content)
@@ -335,7 +339,7 @@ def save_extractor(folder: Path, model: Extractor, made_from: dict) -> None:
 def load_extractor(folder: Path, code: Sequence[str] = ()) -> Extractor:
     """Rebuild an extractor from its folder, in evaluation mode.
 
-    `code` names classes of the user's own, ``file.py:Class``, that it may have been made with and that may be imported.
+    `code` lists the user's own classes (``file.py:Class``) that may be imported for it.
     """
     config, inputs = _described(Path(folder))
     model = Extractor(config, _own_backbone(config, inputs, Path(folder), code))
@@ -344,7 +348,7 @@ def load_extractor(folder: Path, code: Sequence[str] = ()) -> Extractor:
 
 
 class Head(NamedTuple):
-    """The classifier of an extractor: from features of `dim` dimensions to scores of `n_classes`."""
+    """The classifier of an extractor: features (N, dim) to scores (N, n_classes)."""
 
     classifier: nn.Module
     dim: int
@@ -352,61 +356,63 @@ class Head(NamedTuple):
 
 
 def load_head(folder: Path) -> Head:
-    """The classifier of the extractor in a folder, in evaluation mode; the network below it is not built."""
+    """Load the classifier of the extractor in a folder, in evaluation mode, without building its backbone."""
     config, path = _described(Path(folder))[0], Path(folder) / "model.pt"
     if not config.n_classes:
-        raise InputError(f"{folder}: has no classifier")
+        raise InputError(f"{folder}: has no classifier. Use an extractor of train_extractor.py")
     state = {name: value for name, value in load_tensors(path).items() if name.startswith("classifier.")}
     dim = next((value.shape[1] for value in state.values() if value.ndim == 2), 0)
     classifier = _HEADS[config.head](dim, config.n_classes)
     try:
         classifier.load_state_dict({name.removeprefix("classifier."): value for name, value in state.items()})
     except RuntimeError:
-        raise InputError(f"{path}: holds no {config.head} classifier of {config.n_classes} classes") from None
+        raise InputError(f"{path}: contains no {config.head} classifier of {config.n_classes} classes") from None
     return Head(classifier.eval(), dim, config.n_classes)
 
 
 def _described(folder: Path) -> tuple[ModelConfig, dict[str, str]]:
-    """What the config.json of an extractor says of it, and the digests of what it was made from."""
+    """Read the configuration of an extractor and the digests of its inputs from config.json."""
     where = folder / "config.json"
     content = read_json(where)
     try:
         described = {"crop_pct": _older_crop_pct(content), **content["model"]}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{where}: does not describe an extractor ({error})") from None
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(f"{folder}: not an extractor. Use a folder of train_extractor.py or train_scgm.py") from None
     return checked(ModelConfig, described, where), content.get("inputs", {})
 
 
 def _own_backbone(config: ModelConfig, inputs: dict[str, str], folder: Path, code: Sequence[str]) -> Any:
-    """The user's backbone that the extractor in `folder` was made with; None for one of ours, or of timm."""
+    """Return the user's backbone of the extractor in `folder`; None for a built-in one or a timm model."""
     known = named_class(BACKBONES, config.name, code, folder)
     if known in BACKBONES.classes.values():
         return None
     if digest(code_file(known)) not in (inputs.get("code of model"), inputs.get("code of extractor")):
-        print(f"{folder}: {code_file(known)} has changed since it was made")
+        print(f"{folder}: {code_file(known)} has changed since the extractor was trained")
     return checked(known, config.options, folder / "config.json")
 
 
 def _older_crop_pct(content: dict) -> float:
-    """The `crop_pct` of a config.json older than that key. Its recipe names the side that images on disk are cut to; a
-    network of another side was trained on stored pixels, which are whole pictures."""
+    """Return the `crop_pct` of a config.json that is older than this key.
+
+    Its recipe has the image size for images on disk. A network with another image size was trained on stored pixels,
+    which are whole pictures.
+    """
     side = content["model"]["image_size"]
     return ModelConfig.crop_pct if content.get("config", {}).get("image_size", side) == side else 1.0
 
 
 def load_timm_weights(model: Extractor, path: Path | None) -> None:
-    """Start the trunk of a timm model from timm's own weights, in a file or (None) downloaded by name; see
-    `timm_weights`."""
+    """Load timm's weights into the trunk of a timm model, from a file or (None) by download; see `timm_weights`."""
     side = model.config.input_size or model.config.image_size
     model.trunk.load_state_dict(timm_weights(model.config.name, side, path))
 
 
 def load_weights(model: Extractor, path: Path) -> None:
-    """Start `model` from a file: our model.pt, a released checkpoint `<epoch>.tar`, or torchvision's VGG-16 weights.
+    """Load initial weights from a model.pt, a released checkpoint `<epoch>.tar`, or torchvision's VGG-16 weights.
 
-    Released checkpoints hold {epoch, state} with the key prefix `module.`, and in older files a classifier bias, which
-    is dropped. Of torchvision's VGG-16 only the 13 convolution kernels are taken (the CIFAR system does so with
-    Caffe's). A timm model starts from a model.pt of ours, or its trunk from a file of timm's (`load_timm_weights`).
+    Released checkpoints contain {epoch, state} with the key prefix `module.`; older ones also have a classifier bias,
+    which is dropped. Only the 13 convolution kernels of torchvision's VGG-16 are used, as the CIFAR system does with
+    Caffe's. A timm model accepts a model.pt, or a file of timm weights for its trunk (`load_timm_weights`).
     """
     if is_timm(model.config.name) and path.suffix == ".safetensors":
         return load_timm_weights(model, path)
@@ -420,10 +426,13 @@ def load_weights(model: Extractor, path: Path) -> None:
     current = model.state_dict()
     for name, value in state.items():
         if name not in current:
-            raise InputError(f"{path}: has the parameter '{name}', which {model.config.name} lacks")
+            raise InputError(f"{path}: parameter '{name}' is not in {model.config.name}. Use the weights of that model")
         if current[name].shape != value.shape:
             needed = f"{model.config.name} needs {tuple(current[name].shape)}"
-            raise InputError(f"{path}: '{name}' has shape {tuple(value.shape)}, {needed}")
+            raise InputError(
+                f"{path}: '{name}' has shape {tuple(value.shape)}, but {needed}. Use the --model of these weights, "
+                f"with its settings"
+            )
     if missing := current.keys() - state.keys():
         raise InputError(f"{path}: lacks the parameter '{min(missing)}' of {model.config.name}")
     model.load_state_dict(state)

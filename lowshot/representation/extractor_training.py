@@ -1,4 +1,4 @@
-"""Training an extractor on class labels."""
+"""Train an extractor on class labels."""
 
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,15 @@ from lowshot.representation.settings import LOSSES, SGM, BatchSGM, ExtractorStag
 
 
 def check_stage(config: ExtractorStage) -> None:
-    """InputError for settings that exclude each other."""
+    """Raise InputError for settings that exclude each other."""
     check_network(config)
     loss = LOSSES.name_of(config.loss)
     if isinstance(config.loss, (SGM, BatchSGM)) and config.head != "linear":
-        raise InputError(f"loss {loss}: is the gradient of a linear head, not of a {config.head} one")
+        raise InputError(f"--loss {loss}: needs --head linear, whose gradient it computes, not --head {config.head}")
     if config.mixup is not None and not isinstance(config.loss, Plain):
-        raise InputError(f"mixup: only the plain loss is blended, not {loss}")
+        raise InputError(f"--mixup: needs --loss plain, not {loss}")
     if config.trained == []:
-        raise InputError("trained: names no part of the network")
+        raise InputError("--trained: is empty. Name at least one part of the network, or leave it out to train all")
 
 
 def train_extractor(
@@ -41,8 +41,10 @@ def train_extractor(
     n_classes: int,
     patience: int = 0,
 ) -> Path:
-    """Train the network that `config` names on the first of the `rows` of `images` and watch the others; write it, and
-    return its folder."""
+    """Train the network chosen in `config`, write it, and return its folder.
+
+    `rows` are the rows of `images` to train on and the rows to validate on.
+    """
     with image_training(config, config.out, made_from, config.overwrite) as (fabric, training):
         model = build_network(config, images, config.data / "images.h5", n_classes, config.head)
         if config.trained is not None:
@@ -56,7 +58,7 @@ def train_extractor(
 
 
 def mixup_shares(mixup: Any, n: int, device: torch.device) -> Tensor:
-    """Each image's own share in a blend (n,), from torch's own generator."""
+    """Draw the share (n,) of each image in its blend, from torch's global generator."""
     if is_own(mixup):
         return mixup.shares(n, device)
     if mixup.name == "uniform":
@@ -66,20 +68,23 @@ def mixup_shares(mixup: Any, n: int, device: torch.device) -> Tensor:
 
 
 def freeze(model: nn.Module, trained: list[str]) -> None:
-    """Freeze all parameters whose names begin otherwise; InputError for a beginning that none has."""
+    """Freeze all parameters except those whose name has one of the prefixes in `trained`.
+
+    Raises InputError for a prefix that no parameter has.
+    """
     chosen = {
         part: [name for name, _ in model.named_parameters() if f"{name}.".startswith(f"{part}.")] for part in trained
     }
     for part in [part for part, names in chosen.items() if not names][:1]:
         tops = ", ".join(dict.fromkeys(name.split(".")[0] for name, _ in model.named_parameters()))
-        raise InputError(f"trained: no parameter's name begins with '{part}' (they begin with {tops})")
+        raise InputError(f"--trained {part}: no parameter name begins with it (they begin with: {tops})")
     kept = {name for names in chosen.values() for name in names}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in kept)
 
 
 class ExtractorTrainer(Trainer):
-    """Cross-entropy on the classes, or the loss that `settings.loss` names."""
+    """Trains an extractor with the loss of `settings.loss`."""
 
     def _step(self, positions: np.ndarray, *views: Tensor) -> dict[str, Tensor]:
         labels = torch.from_numpy(self.images.labels[self.train_rows[positions]]).to(self.fabric.device)
@@ -90,7 +95,7 @@ class ExtractorTrainer(Trainer):
         return {"loss": self._update(loss), "top1": topk_correct(scores.detach(), labels, 1) / len(labels)}
 
     def _blended_step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Each image has a share of its own, and the rest is another of the batch (or itself)."""
+        """Train on blends of each image, by its own share, with another image of the batch (or itself)."""
         share = mixup_shares(self.settings.mixup, len(images), images.device)
         others = torch.randperm(len(images), device=images.device)
         scores, _ = self.network(images[others].lerp(images, share[:, None, None, None]))
@@ -107,7 +112,8 @@ class ExtractorTrainer(Trainer):
 
     @torch.inference_mode()
     def _evaluate(self) -> dict[str, float]:
-        """Cross-entropy, top-1 and top-5 on the held-out images, without augmentation; every process does all of it."""
+        """Return cross-entropy, top-1 and top-5 on the held-out images, without augmentation. Each process evaluates
+        all images."""
         self.network.eval()
         sums = np.zeros(3)
         parts = in_batches(self.held_rows, self.settings.batch_size)

@@ -1,4 +1,4 @@
-"""Opening an extractor, the folder of a trained one or a model of timm with its own weights, and running it."""
+"""Open a trained extractor or a pretrained timm model, and compute features with it."""
 
 from __future__ import annotations
 
@@ -35,41 +35,40 @@ def open_extractor(
     image_size: int | None = None,
     code: Sequence[str] = (),
 ) -> Extractor:
-    """An extractor in evaluation mode, for pictures: the folder of a trained one, or ``"timm:NAME"``.
+    """Open an extractor in evaluation mode: a folder of a trained one, or ``"timm:NAME"``.
 
     Args:
-        source: folder of train_extractor.py or train_scgm.py, or a model of timm such as "timm:resnet50.a1_in1k".
-        weights: timm: a .safetensors file or a state dict to read; by default its weights are downloaded by name.
-        image_size: timm: side in pixels of the images that the network sees; its own if not given.
-        code: classes of your own, ``file.py:Class``, that the extractor was made with and that may be imported.
+        source: A folder of train_extractor.py or train_scgm.py, or a timm model such as "timm:resnet50.a1_in1k".
+        weights: For timm: a .safetensors file or a state dict. By default the weights are downloaded.
+        image_size: For timm: side of the network's input in pixels. By default the model's native size.
+        code: Your own classes (``file.py:Class``) that the extractor was made with and that may be imported.
 
-    Raises InputError for a folder that holds no extractor, a name that timm does not know, or weights that do not fit.
+    Raises InputError for a folder without an extractor, an unknown timm name, or weights that do not fit.
     """
     if not is_timm(str(source)):
         if not Path(source).is_dir():
-            raise InputError(f"{source}: no such folder; a model of timm is named timm:NAME")
+            raise InputError(f"{source}: no such folder. For a timm model, use timm:NAME")
         if weights or image_size:
-            raise InputError(f"{source}: weights and image_size belong to timm:NAME; an extractor's folder has its own")
+            raise InputError(f"{source}: weights and image_size are for timm models only. Leave them out")
         return load_extractor(Path(source), code)
     return _timm_extractor(str(source), weights and Path(weights), image_size=image_size)
 
 
 def _timm_extractor(name: str, weights: Path | None, **form: Any) -> Extractor:
-    """`form` is what `timm_config` takes."""
+    """Open a timm model; `form` are arguments of `timm_config`."""
     model = Extractor(timm_config(name, 0, **form))
     load_timm_weights(model, weights)
     return model.eval()
 
 
 def chosen_extractor(choice: ExtractorChoice, images: Images | None = None) -> tuple[Extractor, dict[str, str]]:
-    """The extractor in evaluation mode, for `images` (None: for pictures on disk); the inputs of a recipe by it, as
-    digests.
+    """Open the chosen extractor in evaluation mode, for `images` or (None) for image files.
 
-    Raises InputError if none or two are chosen, or if stored images have another form than it takes; to a timm model's
-    size they can be stretched.
+    Returns the extractor and its digests, which are inputs of a recipe. Raises InputError if none or two extractors are
+    chosen, or if stored images do not have its input size and channels (a timm model may resize them).
     """
     if (choice.extractor is None) == (choice.timm is None):
-        raise InputError("give either --extractor FOLDER or --timm NAME")
+        raise InputError("exactly one extractor is needed. Use either --extractor FOLDER or --timm NAME")
     if choice.timm is not None:
         model = _chosen_timm(choice.timm, images)
         return model, {"extractor": fingerprint(model), **_digests(weights=choice.timm.weights)}
@@ -92,7 +91,7 @@ def _chosen_timm(choice: TimmModel, images: Images | None) -> Extractor:
 
 @torch.inference_mode()
 def batch_features(model: Extractor, images: Tensor, fabric: Fabric) -> np.ndarray:
-    """Features float32 (N, D) of images in [0, 1] (N, C, H, W), computed in the precision of `fabric`."""
+    """Return features float32 (N, D) of images (N, C, H, W) in [0, 1], computed in the precision of `fabric`."""
     with fabric.autocast():
         return model.features(images).float().cpu().numpy()
 
@@ -107,29 +106,29 @@ def embed(
     num_workers: int = 0,
     device: str | torch.device | None = None,
 ) -> np.ndarray:
-    """Features of pictures.
+    """Compute features of images.
 
     Args:
-        extractor: see `open_extractor`; it is put into evaluation mode.
-        images: image files, or an array uint8 (N, H, W, C) or (N, H, W). An array of the extractor's own size and
-            channels is taken as it is; files and other arrays as it views pictures: resized, the centre cut out, grey
-            if it learned from grey images.
-        invert: take the negative, for dark ink on paper and an extractor that learned bright ink on black.
-        batch_size: images at once; changes the speed only.
-        num_workers: processes that decode files; worth their start with some hundred of them.
-        device: where to compute; a GPU if there is one.
+        extractor: An extractor of `open_extractor`; it is set to evaluation mode.
+        images: Image files, or an array uint8 (N, H, W, C) or (N, H, W). An array that has the extractor's input size
+            and channels is used unchanged. Files and other arrays are resized, centre cropped, and converted to grey
+            if the extractor was trained on grey images.
+        invert: Invert the images: for dark ink on paper, if the extractor was trained on bright ink on black.
+        batch_size: Number of images per batch; affects speed only.
+        num_workers: Number of processes that decode files; useful from a few hundred files on.
+        device: Device to compute on. Default: a GPU if available.
 
     Returns:
         float32 (N, D).
 
     Raises:
-        InputError: for an array of another form, no images, a file that is missing or corrupt, or features that are
-            NaN or infinite.
+        InputError: If there are no images, the array has another shape or type, a file is missing or corrupt, or
+            features are NaN or infinite.
     """
     if not isinstance(extractor, Extractor):
-        raise InputError(f"extractor: a {type(extractor).__name__}; give what open_extractor returns")
+        raise InputError(f"extractor: must be an extractor of open_extractor, not {type(extractor).__name__}")
     if batch_size < 1 or num_workers < 0:
-        raise InputError(f"batch_size {batch_size}, num_workers {num_workers}: at least 1 and 0")
+        raise InputError(f"batch_size {batch_size}, num_workers {num_workers}: must be at least 1 and 0")
     home, device = next(extractor.parameters()).device, torch.device(device or pick_device())
     pictures = _pictures(images, extractor.config)
     parts = in_batches(np.arange(len(pictures)), batch_size)
@@ -142,39 +141,41 @@ def embed(
         extractor.to(home)
     features = np.concatenate(feats)
     if not np.isfinite(features).all():
-        raise InputError("the extractor makes features that are NaN or infinite")
+        raise InputError("the extractor computes features that are NaN or infinite. Check its weights")
     return features
 
 
 def _pictures(images: Iterable[str | Path] | np.ndarray, config: ModelConfig) -> Images:
-    """Unlabelled images: files, or pixels of the extractor's form."""
+    """Wrap files or an array as `Images`. Arrays are converted to the extractor's input size and channels."""
     if isinstance(images, (str, Path)):
         images = [images]
-    is_array = isinstance(images, np.ndarray) and images.dtype.kind not in "OU"  # others hold paths
+    is_array = isinstance(images, np.ndarray) and images.dtype.kind not in "OU"  # arrays of objects or str hold paths
     files = images if is_array else list(images)
     labels, is_test = np.zeros(len(files), np.int64), np.zeros(len(files), bool)
     if len(files) == 0:
-        raise InputError("images: none are given")
+        raise InputError("images: is empty")
     if is_array:
         return Images(labels, is_test, _pixels(images, config))
     strange = [file for file in files if not isinstance(file, (str, Path))]
     if strange:
-        raise InputError(f"images: {type(strange[0]).__name__} in a list; give paths, or one uint8 array (N, H, W, C)")
+        raise InputError(
+            f"images: must be a list of paths or a uint8 array (N, H, W, C), not a list of {type(strange[0]).__name__}"
+        )
     folders = [file for file in files if Path(file).is_dir()]
     if folders:
-        raise InputError(f"{folders[0]}: is a folder; give its files")
+        raise InputError(f"{folders[0]}: is a folder. List its files instead")
     names = np.array([str(Path(file).absolute()) for file in files], object)
     return Images(labels, is_test, paths=names, root=Path("/"))
 
 
 def _pixels(images: np.ndarray, config: ModelConfig) -> np.ndarray:
-    """uint8 (N, S, S, n_channels) as the extractor of `config` takes them."""
+    """Convert an array to uint8 (N, S, S, n_channels), the input of the extractor of `config`."""
     if images.ndim == 3 and images.shape[2] in (1, 3, 4):
-        raise InputError(f"images: an array of shape {images.shape}; if that is one picture, give images[None]")
+        raise InputError(f"images: has shape {images.shape}. For a single image, use images[None]")
     pixels = images[..., None] if images.ndim == 3 else images
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] not in (1, 3) or 0 in pixels.shape:
         form = "uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3)"
-        raise InputError(f"images: {images.dtype} of shape {images.shape}; an array must be {form}")
+        raise InputError(f"images: must be {form}, not {images.dtype} {images.shape}")
     if pixels.shape[1:] == (config.image_size, config.image_size, config.n_channels):
         return np.ascontiguousarray(pixels)
     seen, colours = view(config), np.broadcast_to(pixels, (*pixels.shape[:3], 3))
@@ -183,27 +184,32 @@ def _pixels(images: np.ndarray, config: ModelConfig) -> np.ndarray:
 
 
 def drop_projection(model: Extractor, choice: ExtractorChoice) -> None:
-    """Let `model` end with its trunk: the features of a network whose embeddings serve its training loss only.
+    """Remove the projection, so that the model returns the features of its trunk.
 
-    Raises InputError if it has no projection.
+    Used for networks whose projection serves the training loss only. Raises InputError if there is no projection.
     """
     if not model.config.embedding:
-        raise InputError(f"layer trunk: {choice.extractor or choice.timm.name} has no projection to leave out")
+        raise InputError(f"--layer trunk: {choice.extractor or choice.timm.name} has no projection. Leave --layer out")
     model.dim, model.projection = model.projection[0].in_features, torch.nn.Identity()
 
 
 def handed_on(folder: Path) -> dict:
-    """What features must say of the extractor in `folder`: what it has learned of novel classes, and
-    `extractor_ended_after`, the epoch behind which its training was ended early."""
+    """Return what features must record about the extractor in `folder`.
+
+    That is what it has seen of novel classes (`novel_classes_seen`), and `extractor_ended_after`, the epoch after which
+    its training was ended early.
+    """
     made_from = read_recipe(folder) or {"config": {}}
     ended = {"extractor_ended_after": made_from["config"].get("ended_after")}
     return novel_classes_seen(folder) | {name: epoch for name, epoch in ended.items() if epoch is not None}
 
 
 def novel_classes_seen(folder: Path) -> dict:
-    """Of what an extractor has learned of novel classes, what its features must say: `validation_classes`, if it was
-    trained on those of the validation setup, be it on superclasses; `saw_shots`, the run (trial, n) of its shots;
-    `saw_samples`, if it learned from a GAN's images beside them."""
+    """Return what an extractor has seen of novel classes, as far as features must record it.
+
+    `validation_classes`: it was trained on the novel classes of the validation setup, or on their superclasses.
+    `saw_shots`: the run (trial, n) on whose shots it was trained. `saw_samples`: it was also trained on GAN samples.
+    """
     made_from = read_recipe(folder) or {"config": {}, "inputs": {}}
     config, seen = made_from["config"], {}
     if config.get("validation_classes") or config.get("classes") == "all":
@@ -216,26 +222,34 @@ def novel_classes_seen(folder: Path) -> dict:
 
 
 def check_knows_base_only(folder: Path, split: Path) -> None:
-    """InputError if the extractor in `folder` says that it was trained on another split, or on novel classes."""
+    """Raise InputError if the extractor in `folder` is known to be trained with another split or on novel classes."""
     trained_on = (read_recipe(folder) or {"inputs": {}})["inputs"].get("split")
     if trained_on not in (None, digest(split)):
-        raise InputError(f"{folder}: trained on another split than {split}, maybe on its novel classes")
+        raise InputError(
+            f"{folder}: trained on another split than {split}, possibly on its novel classes. Train an extractor "
+            f"on this split"
+        )
     if novel_classes_seen(folder):
-        raise InputError(f"{folder}: has learned novel classes; only one of base classes will do here")
+        raise InputError(
+            f"{folder}: was trained on novel classes. Use an extractor that was trained on base classes only"
+        )
 
 
 def _check_form(model: Extractor, images: Images, folder: Path) -> None:
     size = model.config.image_size
     for what, stored, expected in (
-        ("channels", images.n_channels, model.config.n_channels),
-        ("pixels a side", images.size or size, size),
+        ("number of channels", images.n_channels, model.config.n_channels),
+        ("image size in pixels", images.size or size, size),
     ):
         if stored != expected:
-            raise InputError(f"images.h5: images of {stored} {what}, but {folder} was trained on {expected}")
+            raise InputError(
+                f"images.h5: the {what} is {stored}, but {folder} was trained with {expected}. Use the preprocessing "
+                f"settings of its training images"
+            )
 
 
 def fingerprint(model: Extractor) -> str:
-    """SHA-256 of an extractor's configuration and weights."""
+    """Return the SHA-256 of an extractor's configuration and weights."""
     config = {name: value for name, value in asdict(model.config).items() if name != "options"}  # a timm model has none
     state = hashlib.sha256(json.dumps(config).encode())
     for name, value in model.state_dict().items():

@@ -1,4 +1,4 @@
-"""Training an image network: one loop for every loss, optimiser and number of processes."""
+"""The training loop of image networks, for all losses, optimisers and numbers of processes."""
 
 import time
 from collections.abc import Iterator
@@ -34,34 +34,46 @@ from lowshot.representation.settings import (
 
 
 def training_recipe(stage: str, config: TrainingSettings, inputs: dict[str, Path | None]) -> Recipe:
-    """The recipe of a trained network. Batch norm sees the images of its own process, so it counts of how many."""
+    """Return the recipe of a trained network. It includes the number of processes, as each has its own batch norm."""
     return recipe(stage, config, inputs, **({"devices": config.devices} if config.devices > 1 else {}))
 
 
 def check_training(config: TrainingSettings, images: Images, n_rows: int) -> None:
-    """InputError for settings by which `n_rows` of the images cannot be trained on."""
+    """Raise InputError for settings that do not allow training on `n_rows` of the images."""
     schedule, augment = config.schedule, config.augment
     if isinstance(schedule, Cosine) and schedule.n_cycles:
         n_annealed = config.epochs - schedule.warmup_epochs
         if n_annealed % schedule.n_cycles:
             raise InputError(
-                f"schedule.n_cycles {schedule.n_cycles}: {n_annealed} epochs (without warm-up) cannot be divided into "
-                f"{schedule.n_cycles} equal cycles; choose --epochs accordingly, or --schedule.n_cycles 1"
+                f"--schedule.n_cycles {schedule.n_cycles}: {n_annealed} epochs (without warm-up) cannot be divided "
+                f"into {schedule.n_cycles} equal cycles. Use a multiple for --epochs, or --schedule.n_cycles 1"
             )
     if min(config.batch_size, n_rows) < 2 * config.devices:
-        raise InputError(f"batch_size {config.batch_size}: each process needs two of {n_rows} images a step")
+        raise InputError(
+            f"--batch_size {config.batch_size}, --devices {config.devices}: each process needs at least two images per "
+            f"step, and there are {n_rows} images. Use a larger batch, fewer devices or more images"
+        )
     if isinstance(augment, StandardAugmentation) and augment.resized_crop and images.pixels is not None:
-        raise InputError("augment.resized_crop: only for images on disk, these are stored pixels")
+        raise InputError(
+            "--augment.resized_crop: works with images on disk only, and these are stored pixels. Use "
+            "--augment.crop_area 0.08"
+        )
 
 
 def hold_out(config: HoldoutSettings, images: Images, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Training `rows` as (rows to train on, rows to watch), ascending; InputError for settings they cannot serve."""
+    """Divide the training `rows` into rows to train on and held-out rows, both ascending.
+
+    Raises InputError for settings that do not fit the number of rows.
+    """
     if config.patience and not config.holdout:
-        raise InputError("patience needs a holdout above 0: early stopping watches the held-out loss")
+        raise InputError("--patience: early stopping needs held-out images. Use --holdout 0.1, for example")
     rows = stream(config.seed, "holdout").permutation(rows)
     n_held = round(config.holdout * len(rows))
     if config.patience and n_held == 0:
-        raise InputError(f"holdout {config.holdout}: holds out none of {len(rows)} images, but patience needs some")
+        raise InputError(
+            f"--holdout {config.holdout}: holds out none of the {len(rows)} images, but --patience needs some. Use at "
+            f"least --holdout {1 / len(rows):.2g}"
+        )
     check_training(config, images, len(rows) - n_held)
     return np.sort(rows[n_held:]), np.sort(rows[:n_held])
 
@@ -70,13 +82,16 @@ def hold_out(config: HoldoutSettings, images: Images, rows: np.ndarray) -> tuple
 def image_training(
     config: LaunchSettings, out: Path, made_from: dict, overwrite: bool
 ) -> Iterator[tuple[Fabric, TrainingRun]]:
-    """Start the processes, seed them and open the run that writes `out` when the block ends well."""
+    """Start and seed the processes, and open a run that writes `out` when the block ends without an error."""
     if not overwrite:
         refuse_other_leftover(out, made_from)
     fabric = open_fabric(config.accelerator, config.precision, config.devices)
     fabric.launch()
     if fabric.world_size < config.devices:
-        raise InputError(f"devices {config.devices}: the launcher started {fabric.world_size} process (SLURM: ntasks)")
+        raise InputError(
+            f"--devices {config.devices}: the launcher started only {fabric.world_size} process. With SLURM, set "
+            f"ntasks to the number of devices"
+        )
     fabric.seed_everything(config.seed, verbose=False)
     with training_run(out, made_from, overwrite, writes=fabric.is_global_zero) as run:
         fabric.barrier()
@@ -85,14 +100,15 @@ def image_training(
 
 
 class Trainer:
-    """Trains `model`, which has a `config` (ModelConfig), on `images[train_rows]` and watches `images[held_rows]`.
+    """Trains `model`, which has a `config` (ModelConfig), on `images[train_rows]` and validates on `images[held_rows]`.
 
-    With `patience` it ends after so many epochs without a better loss of these. How a step is made, and what is logged
-    of it, is a subclass's matter.
+    With `patience`, training stops after that many epochs without a lower held-out loss. Subclasses implement the step
+    and the evaluation.
 
-    Each epoch's order, augmentation and dropped blocks depend on (seed, epoch) only, and checkpoints are kept after
-    epochs: a killed run ends up with the weights of an uninterrupted one. With several processes each takes every
-    n-th image of a batch; batch norm sees the process's own images, and its running statistics are the first one's.
+    The order, augmentation and dropped blocks of an epoch depend on (seed, epoch) only, and checkpoints are saved
+    between epochs, so that a resumed run gives the weights of an uninterrupted one. With n processes, each uses every
+    n-th image of a batch. Batch norm sees the images of its own process, and the running statistics of the first
+    process are kept.
     """
 
     n_views = 1
@@ -116,8 +132,10 @@ class Trainer:
         self.progress = {"epoch": 0, "best_loss": float("inf"), "best_epoch": -1, "best_state": None}
 
     def fit(self) -> nn.Module:
-        """All epochs, from the last checkpoint if there is one; returns the final network. With patience it is the best
-        one, and the last one's weights are kept beside it."""
+        """Train all epochs, or the remaining ones after a checkpoint, and return the network.
+
+        With patience, this is the best network; the last weights are saved too.
+        """
         if checkpoint := self.run.resume():
             self.model.load_state_dict(checkpoint["model"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
@@ -133,7 +151,7 @@ class Trainer:
         return self.model
 
     def _progress_bar(self) -> Progress:
-        """One for all epochs, in steps."""
+        """Open a progress bar for all epochs, in steps."""
         n_steps, first = len(self._steps(0)), self.progress["epoch"]
         last = max(first, last_step(self.settings.epochs, self.settings.end_after))
         quiet = not self.fabric.is_global_zero
@@ -153,7 +171,7 @@ class Trainer:
             self._save()
 
     def _has_ended(self) -> bool:
-        """After all epochs, or as many as the user wants, or out of patience."""
+        """Whether all epochs are done, `end_after` is reached, or patience is exhausted."""
         last = last_step(self.settings.epochs, self.settings.end_after)
         return self.progress["epoch"] >= last or self._is_out_of_patience()
 
@@ -162,7 +180,7 @@ class Trainer:
         return bool(self.patience) and waited >= self.patience
 
     def _tell(self, record: dict[str, float]) -> None:
-        """Log an epoch; what is watched of it has a line of its own on the terminal."""
+        """Log an epoch, and print its held-out scores."""
         epoch = self.progress["epoch"]
         self.run.log(epoch, **record)
         watched = ", ".join(f"{name} {record[name]:.3f}" for name in ("held_loss", "held_top1") if name in record)
@@ -170,7 +188,7 @@ class Trainer:
             say(f"epoch {epoch}/{self.settings.epochs}: {watched}")
 
     def _change_to_best(self) -> None:
-        """The last weights go into a file of their own, and the best ones take their place."""
+        """Save the last weights to last.pt, and load the best ones into the model."""
         if self.run.writes:
             torch.save(self._extractor().state_dict(), self.run.folder / "last.pt")
         self.run.log(
@@ -179,11 +197,11 @@ class Trainer:
         self.model.load_state_dict(self.progress["best_state"])
 
     def _extractor(self) -> nn.Module:
-        """What of the model is kept."""
+        """Return the part of the model that is kept."""
         return self.model
 
     def _checkpoint_is_due(self) -> bool:
-        """By the first process's clock; weights that end a run are checked in any case."""
+        """Whether to save now, by the clock of the first process. The end of training always saves."""
         waited = time.monotonic() - self.saved_at >= 60 * self.settings.checkpoint_minutes
         return self._has_ended() or self.fabric.broadcast(waited)
 
@@ -203,24 +221,24 @@ class Trainer:
         self.progress |= {"best_loss": record["held_loss"], "best_epoch": self.progress["epoch"], "best_state": state}
 
     def _seed_layers(self, epoch: int) -> None:
-        """Layers that drop something draw from torch's own generator, which a checkpoint does not hold."""
+        """Seed torch's global generator, from which dropout layers draw; checkpoints do not contain its state."""
         torch.manual_seed(torch_stream(self.settings.seed, "layers", epoch, self.fabric.global_rank).initial_seed())
 
     def _share_buffers(self) -> None:
-        """Give all processes the first one's, as a checkpoint does: what they evaluate must come out the same."""
+        """Copy the buffers of the first process to all processes, so that their evaluations agree."""
         if self.fabric.world_size > 1:
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, 0)
 
     def _before_epoch(self, epoch: int) -> dict[str, float]:
-        """What is to be done first, and what is to be logged of it."""
+        """Hook that runs before an epoch. Returns values to log."""
         return {}
 
     def _train_mode(self) -> None:
         self.network.train()
 
     def _train_epoch(self, epoch: int, bar: Progress) -> dict[str, float]:
-        """One pass over the training images; returns the averages over its steps."""
+        """Train one epoch, and return averages over its steps."""
         self._train_mode()
         steps, records = self._steps(epoch), []
         views = [self._batches(epoch, steps, view) for view in range(self.n_views)]
@@ -235,7 +253,7 @@ class Trainer:
         return {**{name: float(np.mean([one[name] for one in records])) for name in records[0]}, "lr": rate}
 
     def _batches(self, epoch: int, steps: list[np.ndarray], view: int = 0) -> Iterator[Tensor]:
-        """The images of every step (positions in `train_rows`), augmented; each `view` of an epoch is another one."""
+        """Yield the augmented images of each step (positions in `train_rows`). Views differ in their augmentation."""
         augment, seed = self.augment, self.settings.seed
         uniforms = augment.uniforms(len(self.train_rows), seed, epoch, view)
         crop = None if augment.smallest_area is None else (seed, epoch, view)
@@ -243,17 +261,18 @@ class Trainer:
         workers = self.settings.num_workers
         loaded = batches(self.images, rows, self.model.config, crop, workers, augment.smallest_area)
         if self.images.pixels is None:
-            augment = augment.without_crop()  # the decoder has cut already
+            augment = augment.without_crop()  # the decoder has already cropped
         for step, pixels in zip(steps, loaded):
             yield augment(to_unit(pixels, self.fabric.device), uniforms[step].to(self.fabric.device))
 
     def _unchanged(self, row_batches: list[np.ndarray]) -> Iterator[Tensor]:
-        """The images of every batch of rows as the extractor is to see them later, not augmented."""
+        """Yield the images of each batch of rows without augmentation, as in feature extraction."""
         loaded = batches(self.images, row_batches, self.model.config, None, self.settings.num_workers)
         return (to_unit(pixels, self.fabric.device) for pixels in loaded)
 
     def _steps(self, epoch: int) -> list[np.ndarray]:
-        """This process's share of every batch of the epoch, as positions in `train_rows`; all processes get as many."""
+        """Return this process's part of each batch of the epoch, as positions in `train_rows`. All processes get equal
+        parts."""
         n, rank = self.fabric.world_size, self.fabric.global_rank
         order = stream(self.settings.seed, "order", epoch).permutation(len(self.train_rows))
         whole = [batch[: len(batch) // n * n] for batch in in_batches(order, self.settings.batch_size)]
@@ -266,30 +285,33 @@ class Trainer:
         return rate
 
     def _step(self, positions: np.ndarray, *views: Tensor) -> dict[str, Tensor]:
-        """Forward, backward and update for the images at `positions` of `train_rows`, seen in `views` (B, C, H, W);
-        returns what to log, among it the loss, as tensors of one number on the device."""
+        """Run forward, backward and update for the images at `positions` of `train_rows`.
+
+        `views` are their augmented images (B, C, H, W), one tensor per view. Returns scalar tensors to log, among them
+        "loss".
+        """
         raise NotImplementedError
 
     def _update(self, loss: Tensor) -> Tensor:
-        """Backward and update; returns the loss, a mean over all processes: one that stopped alone would leave the
-        others waiting."""
+        """Run backward and update, and return the mean loss over all processes. They must agree on it: a process that
+        stopped alone for a bad loss would leave the others waiting."""
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         self.optimizer.step()
         return self.fabric.all_reduce(loss.detach(), reduce_op="mean")
 
     def _evaluate(self) -> dict[str, float]:
-        """What to log of the held-out images; `held_loss` is what `patience` watches."""
+        """Evaluate the held-out images and return values to log. Early stopping uses "held_loss"."""
         raise NotImplementedError
 
 
 def _numbers(record: dict[str, Tensor]) -> dict[str, float]:
-    """All read at once: a GPU is waited for once a step."""
+    """Read all values in one transfer, so that each step waits for the GPU only once."""
     return dict(zip(record, torch.stack([value.float() for value in record.values()]).tolist()))
 
 
 def build_optimizer(settings: TrainingSettings, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser that the settings choose, of the parameters that are trained."""
+    """Build the chosen optimiser for all parameters that are trained."""
     choice = settings.optimizer
     if is_own(choice):
         return choice.build(model, settings.lr, settings.weight_decay)
@@ -297,12 +319,12 @@ def build_optimizer(settings: TrainingSettings, model: nn.Module) -> torch.optim
 
 
 def _sgd(choice: SGD, model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """On everything alike."""
+    """Apply weight decay to all parameters."""
     return torch.optim.SGD(_trained(model), lr, choice.momentum, weight_decay=weight_decay)
 
 
 def _adam(choice: Adam, model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Batch norm is not decayed (analogy_cifar spec 2.3)."""
+    """Apply weight decay to all parameters except those of batch norm, as the CIFAR system does."""
     norms = [p for m in model.modules() if isinstance(m, _BatchNorm) for p in m.parameters()]
     chosen = {id(p) for p in norms}
     decayed = [p for p in _trained(model) if id(p) not in chosen]

@@ -1,6 +1,6 @@
-"""Batches of images for training and feature extraction, as uint8 tensors: from memory, or decoded from disk by
-workers."""
+"""Load batches of images as uint8 tensors, from memory or from disk with decoding workers."""
 
+import multiprocessing
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -13,19 +13,22 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from lowshot.core.errors import CorruptImage, InputError
+from lowshot.core.runtime import available_cores
 from lowshot.core.seeds import torch_stream
 from lowshot.data.datasets.images import Images, open_image, to_square
 from lowshot.representation.backbones import ModelConfig
 from lowshot.representation.timm_models import is_timm
 
 CropKey = tuple[int, int, int]
+# Windows has no fork server.
+_START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
 def view(config: ModelConfig) -> Callable[[Image.Image], Tensor]:
-    """How the extractor of `config` sees a picture: uint8 (n_channels, S, S), the centre of the resized picture.
+    """Return the transform from a picture to the extractor's input, uint8 (n_channels, S, S).
 
-    A timm model sees what timm's own evaluation shows it, one of ours that takes whole pictures (crop_pct 1) what
-    preprocessing.py stores of them.
+    It resizes and crops the centre. timm models use timm's evaluation transform. Models trained on stored pixels
+    (crop_pct 1) use the same resizing as preprocessing.py.
     """
     size = config.image_size
     if is_timm(config.name):
@@ -42,9 +45,9 @@ def view(config: ModelConfig) -> Callable[[Image.Image], Tensor]:
 
 
 class _DecodedImages(Dataset):
-    """Images on disk as uint8 (C, S, S): as the extractor views them, or with `crop` a random part.
+    """Images on disk as uint8 (C, S, S): with the extractor's transform, or with a random crop if `crop` is given.
 
-    A random part depends on (seed, epoch, view, image) only, so the number of workers changes nothing.
+    A random crop depends on (seed, epoch, view, image) only, not on the number of workers.
     """
 
     def __init__(self, images: Images, config: ModelConfig, crop: CropKey | None, smallest_area: float | None) -> None:
@@ -74,41 +77,42 @@ def batches(
     row_batches: Sequence[np.ndarray],
     config: ModelConfig,
     crop: CropKey | None = None,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     smallest_area: float | None = 0.08,
 ) -> Iterator[Tensor]:
-    """Yield one uint8 tensor (B, C, S, S) for each array of row numbers in `row_batches`.
+    """Yield a uint8 tensor (B, C, S, S) for each array of row numbers in `row_batches`.
 
-    Stored pixels come as they are; images on disk as the extractor of `config` views them, or cut at random to its
-    image size if `crop` gives (seed, epoch, view), a part of `smallest_area` to all of the area. Unlabelled ones (-1)
-    that are corrupt are black pictures.
+    Stored pixels are returned unchanged. Images on disk get the transform of the extractor of `config`. If `crop` is
+    given as (seed, epoch, view), they get a random crop of at least `smallest_area` of the area instead. Corrupt images
+    without a label (-1) become black; others raise InputError. `num_workers` None uses one worker per core, at most 4.
     """
     if images.pixels is not None:
         yield from (to_tensor(images.pixels[rows]) for rows in row_batches)
         return
+    num_workers = min(4, available_cores()) if num_workers is None else num_workers
     loader = DataLoader(
         _DecodedImages(images, config, crop, smallest_area),
         batch_sampler=[rows.tolist() for rows in row_batches],
         num_workers=num_workers,
-        multiprocessing_context="forkserver" if num_workers else None,
+        multiprocessing_context=_START_METHOD if num_workers else None,
     )
     try:
         yield from loader
-    except InputError as error:  # a worker's comes wrapped in the traceback of that process
+    except InputError as error:  # an error of a worker is wrapped in its traceback
         message = str(error).strip().splitlines()[-1]
         raise InputError(re.sub(rf"^{re.escape(InputError.__module__)}\.\w+: ", "", message)) from None
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
-    """uint8 (B, H, W, C) -> uint8 (B, C, H, W), without a copy."""
+    """Convert uint8 (B, H, W, C) to a tensor uint8 (B, C, H, W), without a copy."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
 def to_unit(images: Tensor, device: torch.device) -> Tensor:
-    """uint8 (N, C, H, W) -> float32 in [0, 1] on `device`, channels last in memory: convolutions are faster so."""
+    """Convert uint8 (N, C, H, W) to float32 in [0, 1] on `device`, in channels-last format for faster convolutions."""
     return images.to(device, torch.float32, memory_format=torch.channels_last).div_(255)
 
 
 def in_batches(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Cut `rows` into consecutive batches; the last may be short."""
+    """Split `rows` into consecutive batches; the last may be smaller."""
     return [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]

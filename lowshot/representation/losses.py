@@ -1,8 +1,8 @@
-"""Representation losses of Hariharan & Girshick (ICCV 2017): cross-entropy plus a term that shrinks features or their
-gradients.
+"""Representation losses of Hariharan & Girshick (ICCV 2017): cross-entropy plus a penalty on features or gradients.
 
-With p = softmax(scores), delta_i = onehot(y_i) - p_i and features f_i, delta_i f_i^T is minus the gradient of example
-i's cross-entropy with respect to a bias-free classifier. All sums run over all outputs; nothing is detached.
+Let p = softmax(scores), delta_i = onehot(y_i) - p_i, and f_i the features of example i. Then delta_i f_i^T is the
+negative gradient of its cross-entropy with respect to a classifier without bias. Sums include all outputs, and nothing
+is detached.
 """
 
 from collections.abc import Callable
@@ -20,19 +20,19 @@ Loss = Callable[[Tensor, Tensor, Tensor, nn.Module], Tensor]
 
 
 def l2(scores: Tensor, features: Tensor, labels: Tensor) -> Tensor:
-    """Half the mean squared feature norm."""
+    """Return half the mean squared norm of the features."""
     return features.square().sum(dim=1).mean() / 2
 
 
 def sgm(scores: Tensor, features: Tensor, labels: Tensor) -> Tensor:
-    """Mean squared norm of the per-example gradients: mean of ||delta_i||^2 ||f_i||^2."""
+    """Return the mean squared norm of the per-example gradients: the mean of ||delta_i||^2 ||f_i||^2."""
     return (_delta(scores, labels).square().sum(dim=1) * features.square().sum(dim=1)).mean()
 
 
 def batchsgm(scores: Tensor, features: Tensor, labels: Tensor) -> Tensor:
-    """Squared Frobenius norm of the batch's mean gradient, (K, D); never above `sgm` (Jensen).
+    """Return the squared Frobenius norm of the mean gradient (K, D) of the batch; at most `sgm` (Jensen's inequality).
 
-    The batch is that of all processes: the norm of a mean is no mean of norms.
+    The mean is over the batch of all processes, because the norm of a mean is not the mean of norms.
     """
     return _mean_of_processes(_delta(scores, labels).T @ features / len(features)).square().sum()
 
@@ -40,7 +40,7 @@ def batchsgm(scores: Tensor, features: Tensor, labels: Tensor) -> Tensor:
 def _mean_of_processes(gradient: Tensor) -> Tensor:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return gradient
-    from torch.distributed.nn.functional import all_reduce  # sends gradients back too; not in every build of torch
+    from torch.distributed.nn.functional import all_reduce  # differentiable; missing in some builds of torch
 
     return all_reduce(gradient) / torch.distributed.get_world_size()
 
@@ -53,9 +53,9 @@ _TERMS = {L2: l2, SGM: sgm, BatchSGM: batchsgm}
 
 
 def loss_of(choice: Any) -> Loss:
-    """The loss that a choice stands for: cross-entropy + weight * term, or the user's own in the place of both.
+    """Return the loss function of a choice: cross-entropy + weight * penalty, or the user's own loss.
 
-    It is given float32 scores (N, K) and features (N, D), int64 labels (N,) and the network.
+    Its arguments are float32 scores (N, K) and features (N, D), int64 labels (N,), and the network.
     """
     return _own_loss(choice) if is_own(choice) else _shrinking_loss(choice)
 
@@ -65,7 +65,7 @@ def _shrinking_loss(choice: Any) -> Loss:
 
     def loss(scores: Tensor, features: Tensor, labels: Tensor, model: nn.Module) -> Tensor:
         value = F.cross_entropy(scores, labels)
-        if term is None or choice.weight == 0:  # not 0 * term: features that overflow would make it NaN
+        if term is None or choice.weight == 0:  # 0 * term would be NaN if features overflow
             return value
         return value + choice.weight * term(scores, features, labels)
 
@@ -77,12 +77,12 @@ def _own_loss(choice: Any) -> Loss:
         value = choice(scores, features, labels, model)
         if not isinstance(value, Tensor) or value.numel() != 1:
             form = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise InputError(f"{own_name(type(choice))}: returns {form}, not a tensor of one number")
+            raise InputError(f"{own_name(type(choice))}: must return a scalar tensor, not {form}")
         return value.squeeze()
 
     return loss
 
 
 def topk_correct(scores: Tensor, labels: Tensor, k: int) -> Tensor:
-    """How many of the labels (N,) are among the k best scores (N, K)."""
+    """Count the labels (N,) that are among the k highest scores (N, K)."""
     return (scores.topk(min(k, scores.shape[1]), dim=1).indices == labels[:, None]).any(dim=1).sum()

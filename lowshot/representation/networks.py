@@ -1,4 +1,4 @@
-"""Which network a training stage trains, by its settings."""
+"""Build the network of a training stage from its settings."""
 
 from pathlib import Path
 
@@ -13,20 +13,20 @@ from lowshot.representation.settings import BACKBONES, IMAGE_SIZE, HeadName, Net
 
 
 def check_network(choice: NetworkChoice) -> None:
-    """InputError for a network that is to start from two kinds of weights."""
+    """Raise InputError for a network with two sources of initial weights."""
     if starts_pretrained(choice) and choice.weights:
-        raise InputError("model.pretrained and weights: give one of the two")
+        raise InputError("--model.pretrained and --weights: exclude each other. Use one of them")
 
 
 def starts_pretrained(choice: NetworkChoice) -> bool:
-    """Whether the network starts from weights that are downloaded by its name."""
+    """Whether the network starts from downloaded pretrained weights."""
     return isinstance(choice.model, Timm) and choice.model.pretrained
 
 
 def build_network(
     choice: NetworkChoice, images: Images, where: Path, n_classes: int, head: HeadName = "linear", embedding: int = 0
 ) -> Extractor:
-    """The network for `images` of the file `where`, freshly initialised, or started from its weights or pretrained."""
+    """Build the network for `images` of the file `where`, with random, given or pretrained weights."""
     own = choice.model if is_own(choice.model) else None
     model = Extractor(_model_config(choice, images, where, n_classes, head, embedding), own)
     if choice.weights:
@@ -39,13 +39,15 @@ def build_network(
 def _model_config(
     choice: NetworkChoice, images: Images, where: Path, n_classes: int, head: HeadName, embedding: int
 ) -> ModelConfig:
-    """What the network is to be. Stored pixels are whole pictures; of images on disk it sees the centre."""
+    """Return the network's configuration. Stored pixels are used whole; images on disk are cropped to their centre."""
     backbone, form = choice.model, (n_classes, images.n_channels)
     if isinstance(backbone, Timm):
         return timm_config(backbone.name, *form, images.size, backbone.image_size, backbone.resize, head, embedding)
     side = getattr(backbone, "image_size", IMAGE_SIZE)
     if images.size and side not in (IMAGE_SIZE, images.size):
-        raise InputError(f"model.image_size {side}: {where} stores pixels of {images.size} px a side")
+        raise InputError(
+            f"--model.image_size {side}: {where} has stored images of {images.size} px. Leave the setting out"
+        )
     size, crop_pct = (images.size, 1.0) if images.size else (side, ModelConfig.crop_pct)
     options = {"crop_pct": crop_pct, "embedding": embedding, "head": head}
     if is_own(backbone):

@@ -1,4 +1,4 @@
-"""How an extractor is chosen, built and trained."""
+"""Settings to choose, build and train an extractor."""
 
 import math
 from dataclasses import dataclass, field
@@ -20,40 +20,41 @@ from lowshot.core.settings import (
 
 HeadName = Literal["linear", "cosine", "mlp"]
 
-# Side in pixels that images on disk are cut to by default.
+# Side in pixels to which images on disk are resized and cropped by default.
 IMAGE_SIZE = 224
 
 
 @dataclass
 class Backbone:
-    """A network of ours."""
+    """A built-in network."""
 
     name: str
     width: PositiveFloat = 1.0
-    """factor on the number of channels, for small images"""
+    """Factor on the number of channels, for small images."""
     image_size: PositiveInt = IMAGE_SIZE
-    """side in pixels that images on disk are cut to; stored pixels keep theirs"""
+    """Side in pixels to which images on disk are resized and cropped; stored pixels keep their size."""
 
 
 @dataclass
 class ResNet12(Backbone):
-    """The ResNet of few-shot papers."""
+    """The ResNet-12 of few-shot papers."""
 
     drop_rate: ClosedUnitInterval = 0.0
-    """DropBlock in the last two blocks (0.1 in RFS and MetaOptNet)"""
+    """DropBlock probability in the last two blocks (0.1 in RFS and MetaOptNet)."""
 
 
 @dataclass
 class Timm:
-    """A model of timm, with its own normalisation and preprocessing."""
+    """A timm model, with its own normalisation and preprocessing."""
 
     name: str
     image_size: PositiveInt | None = None
-    """side in pixels that it runs at; its own if not given, and it must be told where stored pixels have another"""
+    """Side of the network's input in pixels (default: the model's native size). Stored pixels must have this size,
+    unless --model.resize is set."""
     resize: bool = False
-    """stretch stored pixels to the side that it runs at"""
+    """Resize stored pixels to the network's input size."""
     pretrained: bool = False
-    """start from the weights of that name, downloaded"""
+    """Start from timm's pretrained weights, which are downloaded."""
 
 
 BACKBONES = Registry(
@@ -66,13 +67,13 @@ BACKBONES = Registry(
 
 @dataclass(kw_only=True)
 class NetworkChoice:
-    """The settings by which a training stage is told its network."""
+    """Settings that choose the network of a training stage."""
 
     model: Annotated[Any, BACKBONES] = field(default_factory=lambda: Backbone("ResNet10"))
-    """backbone; any of timm as timm:NAME, e.g. timm:resnet50.a1_in1k"""
+    """Backbone. timm:NAME selects a timm model, such as timm:resnet50.a1_in1k."""
     weights: Path | None = None
-    """start from a model.pt, a released .tar checkpoint, torchvision's VGG-16, or a timm model's .safetensors or state
-    dict; --epochs 0 only converts it"""
+    """File of initial weights: a model.pt, a released .tar checkpoint, torchvision's VGG-16, or a .safetensors file or
+    state dict of a timm model. With --epochs 0 the file is only converted."""
 
     renamed = {"model": "model.name"} | {
         name: f"model.{name}" for name in ("width", "drop_rate", "image_size", "resize", "pretrained")
@@ -81,40 +82,40 @@ class NetworkChoice:
 
 @dataclass
 class TimmModel:
-    """A model of timm with weights of its own."""
+    """A pretrained timm model."""
 
     name: str
-    """e.g. resnet50.a1_in1k"""
+    """Name of the timm model, e.g. resnet50.a1_in1k."""
     weights: Path | None = None
-    """take the weights from this file (.safetensors or a state dict); downloaded if not given"""
+    """File with the weights (.safetensors or a state dict). Default: download them."""
     image_size: PositiveInt | None = None
-    """side in pixels of the images that the network sees; its own size if not given"""
+    """Side of the network's input in pixels (default: the model's native size)."""
 
 
 @dataclass
 class StretchingTimmModel(TimmModel):
-    """The same, where stored pixels can be stretched."""
+    """A pretrained timm model that can resize stored pixels."""
 
     resize: bool = False
-    """stretch stored pixels of another size than the model takes"""
+    """Resize stored pixels to the network's input size."""
 
 
 @dataclass(kw_only=True)
 class ExtractorChoice:
-    """The settings by which a stage is told its extractor."""
+    """Settings that choose the extractor of a stage."""
 
     extractor: Path | None = None
-    """folder of a trained extractor"""
+    """Folder of a trained extractor."""
     code: RunOnly[list[str]] = field(default_factory=list)
-    """classes of your own, file.py:Class, that the extractor was made with and that this command may import"""
+    """Your own classes (file.py:Class) that the extractor was made with; allows this command to import them."""
     timm: TimmModel | None = None
-    """in its place a model of timm by name"""
+    """Pretrained timm model to use instead of --extractor."""
 
     renamed = {"timm": "timm.name"} | {name: f"timm.{name}" for name in ("weights", "image_size", "resize")}
 
     @classmethod
     def older(cls, stored: dict) -> dict:
-        """The recipe of an older revision, where settings of timm stood beside it whether it was chosen or not."""
+        """Update a recipe of an older revision, which had settings of timm even if --timm was not given."""
         config = dict(stored["config"])
         if config.get("timm") is None:
             config = {name: value for name, value in config.items() if name not in ("image_size", "resize")}
@@ -123,42 +124,44 @@ class ExtractorChoice:
 
 @dataclass
 class StandardAugmentation:
-    """Which random changes a training image goes through; everything is off by default."""
+    """Random changes of an image; all are off by default."""
 
     flip: bool = False
-    """mirror left to right with probability 1/2"""
+    """Flip horizontally with probability 1/2."""
     shift_pixels: NonNegativeInt = 0
-    """shift by up to this many pixels each way, the border filled (random crop of a padded image)"""
+    """Maximum shift in pixels in each direction (like a random crop of a padded image)."""
     crop_pixels: NonNegativeInt = 0
-    """cut 0 to this many pixels from each side and stretch back"""
+    """Maximum number of pixels to crop from each side, before resizing to the original size."""
     rotate_degrees: NonNegativeFloat = 0.0
-    """rotate by up to this angle each way"""
+    """Maximum rotation in degrees, in both directions."""
     scale: ClosedUnitInterval = 0.0
-    """stretch width and height independently by a factor in 1 +- this"""
+    """Scale width and height independently by a factor in 1 +- this value."""
     translate: ClosedUnitInterval = 0.0
-    """shift by up to this share of the image each way"""
+    """Maximum shift in each direction, as a share of the image size."""
     shear_degrees: NonNegativeFloat = 0.0
-    """shear by up to this angle each way"""
+    """Maximum shear angle in degrees, in both directions."""
     affine_probability: ClosedUnitInterval = 1.0
-    """how often rotate, scale, translate and shear happen (all together)"""
+    """Probability of rotation, scaling, translation and shear (applied together)."""
     border: Literal["zeros", "border", "reflection"] = "zeros"
-    """what fills the outside of a moved image"""
+    """Padding mode outside the image."""
     blur_sigma: NonNegativeFloat = 0.0
-    """Gaussian blur with a standard deviation between 0 and this many pixels"""
+    """Maximum standard deviation of a Gaussian blur, in pixels."""
     jitter: ClosedUnitInterval = 0.0
-    """brightness, contrast and colour, in this order, by factors in 1 +- this (the published ImageJitter)"""
+    """Change brightness, contrast and colour, in this order, by factors in 1 +- this value (the published ImageJitter).
+    """
     resized_crop: bool = False
-    """images on disk: a random part of 8 to 100 % of the area, stretched to the image size"""
+    """For images on disk: crop a random 8 to 100 % of the area and resize it to the image size."""
     crop_area: ClosedUnitInterval | None = None
-    """a random part of this share to all of the area, its sides as 3 to 4 up to 4 to 3, stretched to the image size"""
+    """Minimum area of a random crop, as a share. Crops have aspect ratios of 3:4 to 4:3 and are resized to the image
+    size."""
     blur_probability: ClosedUnitInterval | None = None
-    """how often blur_sigma happens; always if not given"""
+    """Probability of the blur (default: 1)."""
     jitter_probability: ClosedUnitInterval | None = None
-    """how often jitter and hue happen (together); always if not given"""
+    """Probability of jitter and hue, applied together (default: 1)."""
     hue: ClosedUnitInterval | None = None
-    """after the jitter, turn the hue by up to this share of the colour circle each way"""
+    """Maximum rotation of the hue after the jitter, as a share of the colour circle."""
     grey_probability: ClosedUnitInterval | None = None
-    """how often an image loses its colours"""
+    """Probability of converting an image to grey."""
 
 
 AUGMENTATIONS = Registry("augmentation", {"standard": StandardAugmentation}, "__call__(images, uniforms)")
@@ -169,11 +172,12 @@ class SGD:
     """Stochastic gradient descent with momentum."""
 
     momentum: NonNegativeFloat = 0.9
+    """Momentum."""
 
 
 @dataclass
 class Adam:
-    """Adam with beta1 0.5 (the CIFAR system)."""
+    """Adam with beta1 = 0.5, as in the CIFAR system."""
 
 
 OPTIMIZERS = Registry("optimizer", {"sgd": SGD, "adam": Adam}, "build(model, lr, weight_decay)")
@@ -182,34 +186,34 @@ OPTIMIZERS = Registry("optimizer", {"sgd": SGD, "adam": Adam}, "build(model, lr,
 @dataclass(kw_only=True)
 class _Schedule:
     warmup_epochs: NonNegativeInt = 0
-    """first epochs, at the constant rate warmup_lr"""
+    """Number of warm-up epochs, with the constant learning rate warmup_lr."""
     warmup_lr: PositiveFloat = 0.01
-    """rate of the warm-up"""
+    """Learning rate of the warm-up."""
 
 
 @dataclass(kw_only=True)
 class Steps(_Schedule):
-    """The rate falls at every step."""
+    """A learning rate that decays in steps."""
 
     step_epochs: PositiveInt = 30
-    """length of a step"""
+    """Length of a step in epochs."""
     decay: PositiveFloat = 0.1
-    """factor at each step"""
+    """Factor on the learning rate after each step."""
 
     def rate(self, epoch: float, n_epochs: int, lr: float) -> float:
-        """The learning rate at a point of training that begins with `lr`."""
+        """Return the learning rate at `epoch`, for the initial learning rate `lr`."""
         return self.warmup_lr if epoch < self.warmup_epochs else lr * self.decay ** int(epoch // self.step_epochs)
 
 
 @dataclass(kw_only=True)
 class Cosine(_Schedule):
-    """The rate falls to zero along a cosine."""
+    """A learning rate that falls to zero along a cosine."""
 
     n_cycles: PositiveInt | None = None
-    """start anew this many times; the rate is then set by whole epochs"""
+    """Number of cycles, each of which restarts at lr. If given, the rate is constant within an epoch."""
 
     def rate(self, epoch: float, n_epochs: int, lr: float) -> float:
-        """The learning rate at a point of training that begins with `lr`."""
+        """Return the learning rate at `epoch`, for the initial learning rate `lr`."""
         if epoch < self.warmup_epochs:
             return self.warmup_lr
         done, n_left = epoch - self.warmup_epochs, max(1, n_epochs - self.warmup_epochs)
@@ -224,43 +228,43 @@ SCHEDULES = Registry("schedule", {"step": Steps, "cosine": Cosine}, "rate(epoch,
 
 @dataclass(kw_only=True)
 class LaunchSettings:
-    """Where a network of images is trained, and from which seed."""
+    """Seed, device and precision of a training."""
 
     seed: Seed = 0
-    """of initialisation, data order and augmentation"""
+    """Seed of initialisation, data order and augmentation."""
     accelerator: RunOnly[str] = "auto"
-    """where to train: auto, cpu, cuda, ..."""
+    """Device type to train on: auto, cpu, cuda, ..."""
     devices: RunOnly[PositiveInt] = 1
-    """processes on this machine, one a device"""
+    """Number of processes on this machine, one per device."""
     precision: NetworkPrecision = "32-true"
-    """of the network; losses are always float32"""
+    """Precision of the network; losses are always float32."""
 
 
 @dataclass(kw_only=True)
 class TrainingSettings(LaunchSettings):
-    """How an image network is trained; the stages that train one add their losses and files to these."""
+    """How an image network is trained. Training stages add their losses and files."""
 
     epochs: NonNegativeInt = 90
-    """passes over the training images"""
+    """Number of epochs."""
     batch_size: PositiveInt = 256
-    """images a step, over all processes together"""
+    """Batch size, over all processes together."""
     optimizer: Annotated[Any, OPTIMIZERS] = field(default_factory=SGD)
-    """sgd with momentum, or adam with beta1 0.5 (the CIFAR system)"""
+    """SGD with momentum, or Adam with beta1 = 0.5 (the CIFAR system)."""
     lr: PositiveFloat = 0.1
-    """learning rate"""
+    """Initial learning rate."""
     weight_decay: NonNegativeFloat = 1e-4
-    """L2 on every parameter for sgd; on all but batch norm for adam, as each paper has it"""
+    """Weight decay (L2). It applies to all parameters with sgd, and to all but those of batch norm with adam."""
     schedule: Annotated[Any, SCHEDULES] = field(default_factory=Steps)
-    """step: times decay every step_epochs; cosine: down to zero"""
+    """Learning rate schedule: decay in steps, or cosine."""
     augment: Annotated[Any, AUGMENTATIONS] = field(default_factory=StandardAugmentation)
-    """random changes of the training images"""
-    num_workers: RunOnly[NonNegativeInt] = 4
-    """processes that decode images on disk; stored pixels need none"""
+    """Random changes of the training images."""
+    num_workers: RunOnly[NonNegativeInt | None] = None
+    """Number of processes that decode images on disk (default: one per core, at most 4). Stored pixels need none."""
     checkpoint_minutes: RunOnly[NonNegativeFloat] = 0.0
-    """least time from one checkpoint to the next, for epochs of seconds; 0 keeps one after every epoch"""
+    """Minimum time between checkpoints in minutes, useful if an epoch takes seconds. 0 saves one after each epoch."""
     end_after: RunOnly[PositiveInt | None] = None
-    """end behind this epoch of the schedule, which stays that of all epochs; an unfinished run that is past it ends at
-    once, its last checkpoint kept as the model"""
+    """End training after this epoch; the schedule remains that of all epochs. An unfinished run that is already past
+    it ends at once and keeps its last checkpoint as the model."""
 
     renamed = {"optimizer": "optimizer.name", "momentum": "optimizer.momentum", "schedule": "schedule.name"} | {
         "lr_decay": "schedule.decay",
@@ -270,13 +274,13 @@ class TrainingSettings(LaunchSettings):
 
 @dataclass(kw_only=True)
 class HoldoutSettings(TrainingSettings):
-    """The same, with images kept back."""
+    """Training settings with held-out images."""
 
     holdout: ClosedUnitInterval = 0.0
-    """share of the training images kept back to watch, and to stop early on with --patience"""
+    """Share of the training images to hold out for validation, and for early stopping with --patience."""
     patience: NonNegativeInt = 0
-    """stop after this many epochs without a better held-out loss and keep the best weights, beside them the last ones;
-    0 trains to the end"""
+    """Stop after this many epochs without a lower held-out loss. The model then has the best weights; the last ones are
+    saved too. 0 disables early stopping."""
 
 
 @dataclass
@@ -286,26 +290,26 @@ class Plain:
 
 @dataclass
 class SGM:
-    """Cross-entropy and the mean squared norm of the gradients of single examples."""
+    """Cross-entropy plus the mean squared norm of the per-example gradients."""
 
     weight: NonNegativeFloat = 0.02
-    """factor on the shrinking term (published: 0.02 or 0.005)"""
+    """Weight of the gradient penalty (published: 0.02 or 0.005)."""
 
 
 @dataclass
 class BatchSGM:
-    """Cross-entropy and the squared norm of the batch's mean gradient."""
+    """Cross-entropy plus the squared norm of the mean gradient of a batch."""
 
     weight: NonNegativeFloat = 0.02
-    """factor on the shrinking term (published: 5)"""
+    """Weight of the gradient penalty (published: 5)."""
 
 
 @dataclass
 class L2:
-    """Cross-entropy and half the mean squared norm of features."""
+    """Cross-entropy plus half the mean squared norm of the features."""
 
     weight: NonNegativeFloat = 0.02
-    """factor on the shrinking term (published: 0.03)"""
+    """Weight of the feature penalty (published: 0.03)."""
 
 
 LOSSES = Registry(
@@ -315,11 +319,11 @@ LOSSES = Registry(
 
 @dataclass
 class Mixup:
-    """Images blended with others of their batch, and their losses alike (Zhang et al., ICLR 2018; gan spec 1.4)."""
+    """Blends each image with another of its batch, and their losses accordingly (Zhang et al., ICLR 2018)."""
 
     name: str
     alpha: PositiveFloat = 1.0
-    """beta: an image's own share is drawn from Beta(alpha, alpha); uniform: uniformly from 0 to alpha"""
+    """Distribution of an image's share: Beta(alpha, alpha) for beta, uniform from 0 to alpha for uniform."""
 
 
 MIXUPS = Registry("mixup", dict.fromkeys(("beta", "uniform"), Mixup), "shares(n_images, device)")
@@ -327,18 +331,18 @@ MIXUPS = Registry("mixup", dict.fromkeys(("beta", "uniform"), Mixup), "shares(n_
 
 @dataclass(kw_only=True)
 class ExtractorSettings(TrainingSettings):
-    """How an extractor is trained; the stage adds its files to these."""
+    """How an extractor is trained. The stages add their files."""
 
     loss: Annotated[Any, LOSSES] = field(default_factory=Plain)
-    """plain cross-entropy, or with a shrinking term: sgm, batchsgm, l2"""
+    """Loss: plain cross-entropy, or with a penalty on gradients (sgm, batchsgm) or features (l2)."""
     trained: list[str] | None = None
-    """parts of the network that are trained, by how the names of their parameters begin: [classifier], or
-    [classifier, trunk.6]; all if not given. With others frozen, batch norm keeps its running averages everywhere"""
+    """Parts of the network to train, as prefixes of parameter names, e.g. classifier trunk.6 (default: all). If given,
+    batch norm does not update its running statistics."""
     mixup: Annotated[Any, MIXUPS] | None = None
-    """blended images, for the plain loss; every image draws its own share"""
+    """Mixup of images with a share drawn per image; for the plain loss only."""
     head: HeadName = "linear"
-    """classifier on top: linear without bias (Hariharan & Girshick), cosine softmax with a learned scale, or the MLP of
-    the CIFAR system"""
+    """Classifier: linear without bias (Hariharan & Girshick), cosine with a learned scale, or the MLP of the CIFAR
+    system."""
 
     renamed = TrainingSettings.renamed | {
         "loss": "loss.name",
@@ -349,13 +353,13 @@ class ExtractorSettings(TrainingSettings):
 
 @dataclass(kw_only=True)
 class ExtractorStage(ExtractorSettings, NetworkChoice):
-    """What the stages that train an extractor share."""
+    """Settings that the stages that train an extractor share."""
 
     data: Path
-    """folder with images.h5, split.json and, to fine-tune, draws.json"""
+    """Folder with images.h5, split.json and, for fine-tuning, draws.json."""
     out: Path
-    """folder to write the extractor to"""
+    """Folder to write the extractor to."""
     overwrite: RunOnly[bool] = False
-    """make it again even if it is there"""
+    """Replace an existing output."""
 
     renamed = ExtractorSettings.renamed | NetworkChoice.renamed

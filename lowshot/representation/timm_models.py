@@ -1,7 +1,7 @@
-"""Backbones of the timm library (Wightman, 2019), by name: the trunk, its own preprocessing, its weights.
+"""Backbones of the timm library (Wightman, 2019): trunk, preprocessing and pretrained weights.
 
-A name is timm's behind `timm:`, e.g. timm:resnet50.a1_in1k (model, then which weights). timm takes seconds to import,
-so it is imported where it is used.
+Names are `timm:` and timm's own name of model and weights, e.g. timm:resnet50.a1_in1k. Importing timm takes seconds, so
+it is imported where it is used.
 """
 
 import re
@@ -11,20 +11,22 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lowshot.core.choices import suggestion
 from lowshot.core.errors import InputError
 
 PREFIX = "timm:"
 
 
 def is_timm(name: str) -> bool:
-    """Whether a model's name means one of timm."""
+    """Whether a name is that of a timm model."""
     return name.startswith(PREFIX)
 
 
 def timm_preprocessing(name: str) -> dict:
-    """timm's data settings of a model: `input_size` (C, H, W), `interpolation`, `crop_pct`, `crop_mode`, `mean`, `std`.
+    """Return timm's data settings of a model: `input_size` (C, H, W), `interpolation`, `crop_pct`, `crop_mode`, `mean`
+    and `std`.
 
-    Raises InputError for a name that timm does not have.
+    Raises InputError for an unknown name.
     """
     from timm.data import resolve_data_config
 
@@ -32,9 +34,9 @@ def timm_preprocessing(name: str) -> dict:
 
 
 def timm_trunk(name: str, side: int) -> tuple[nn.Module, int]:
-    """A model of timm without its classifier, freshly initialised, for RGB images of `side` px; its feature dimension.
+    """Build a timm model without classifier, with random weights, for RGB images of `side` px.
 
-    Raises InputError if it cannot run at that size.
+    Returns the model and its feature dimension. Raises InputError if the model cannot run at that size.
     """
     import timm
 
@@ -45,19 +47,21 @@ def timm_trunk(name: str, side: int) -> tuple[nn.Module, int]:
             features = trunk.eval()(torch.zeros(1, 3, side, side))
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise InputError(
-            f"{name}: cannot run on images of {side} px, its own size is {native_side} ({_line(error)})"
+            f"{name}: cannot run on images of {side} px, its native size is {native_side} px ({_line(error)})"
         ) from None
     if features.ndim != 2:
-        raise InputError(f"{name}: makes features of shape {tuple(features.shape[1:])}, not one vector an image")
+        raise InputError(
+            f"{name}: returns features of shape {tuple(features.shape[1:])} per image, not a vector. Use another model"
+        )
     return trunk.train(), features.shape[1]
 
 
 def timm_weights(name: str, side: int, file: Path | None) -> dict[str, Tensor]:
-    """State dict for `timm_trunk(name, side)`: downloaded by name, or from a local `file` (.safetensors, or a state
-    dict that torch.load reads with weights_only) with timm's classifier, of any number of classes, or none.
+    """Return a state dict for `timm_trunk(name, side)`, downloaded or read from a local `file`.
 
-    timm fits the weights to `side` (position embeddings are resampled). Raises InputError if the download fails, or if
-    the file is unreadable or does not hold exactly the parameters of the model.
+    The file is .safetensors, or a state dict that torch.load reads with weights_only. It may have a classifier of any
+    number of classes. timm adapts the weights to `side` by resampling position embeddings. Raises InputError if the
+    download fails, the file is unreadable, or its parameters are not exactly those of the model.
     """
     import timm
 
@@ -67,13 +71,13 @@ def timm_weights(name: str, side: int, file: Path | None) -> dict[str, Tensor]:
             donor = create()
         except (OSError, RuntimeError) as error:
             raise InputError(
-                f"{name}: no weights could be downloaded ({_line(error)}); give a local file as weights"
+                f"{name}: downloading the weights failed ({_line(error)}). Use a local file as weights"
             ) from None
     else:
         state = _read(file)
         try:
             n_classes = _n_classes(name, state)
-            # Told of its true number of classes, timm loads strictly: a file of another model cannot pass unnoticed.
+            # With the true number of classes timm loads strictly, so that the weights of another model are refused.
             source = {"state_dict": state, "num_classes": n_classes, "label_offset": 0, "custom_load": False}
             donor = create(pretrained_cfg_overlay={**source, "source": ""}, num_classes=n_classes)
         except InputError:
@@ -89,12 +93,13 @@ def _bare(name: str) -> str:
 
 
 def _published(name: str) -> dict:
-    """What timm publishes with a model name; InputError for a name it does not have."""
+    """Return timm's pretrained configuration of a model. Raises InputError for an unknown name."""
     import timm
 
     bare = _bare(name)
     if not timm.is_model(bare):
-        raise InputError(f"{name}: timm {timm.__version__} has no such model (timm.list_models() lists them)")
+        hint = suggestion(bare.partition(".")[0], timm.list_models()) or ". timm.list_models() lists all models"
+        raise InputError(f"{name}: timm {timm.__version__} has no such model{hint}")
     try:
         published = timm.get_pretrained_cfg(bare, allow_unregistered=False)
     except RuntimeError as error:
@@ -103,7 +108,7 @@ def _published(name: str) -> dict:
 
 
 def _size(name: str, side: int) -> dict[str, int]:
-    """Arguments that build a model of a fixed input size for another one; the others take any size as they are."""
+    """Return the arguments that build a model of fixed input size for `side`. Other models run at any size."""
     published = _published(name)
     other = side != timm_preprocessing(name)["input_size"][1]
     return {"img_size": side} if other and published.get("fixed_input_size") else {}
@@ -116,16 +121,16 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise InputError(f"{file}: no such file")
     try:
         state = dict(load_state_dict(str(file), weights_only=True))
-    except Exception as error:  # safetensors and torch raise half a dozen kinds for a damaged or pickled file
+    except Exception as error:  # safetensors and torch raise many kinds of errors for damaged files
         raise InputError(f"{file}: not a readable safetensors file or state dict ({_line(error)})") from None
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        # Of an empty state dict timm would think that none was given, and download one.
-        raise InputError(f"{file}: not a state dict, it holds no tensors or other things than tensors")
+        # timm would treat an empty state dict as none, and download the weights.
+        raise InputError(f"{file}: not a state dict, as it is empty or contains other objects than tensors")
     return state
 
 
 def _n_classes(name: str, state: dict[str, Tensor]) -> int:
-    """How many classes the classifier in a state dict has; 0 if it has none."""
+    """Return the number of classes of the classifier in a state dict; 0 if there is none."""
     layers = _published(name).get("classifier") or ()
     layer = layers if isinstance(layers, str) else next(iter(layers), "")
     weight = state.get(f"{layer}.weight")
@@ -133,5 +138,5 @@ def _n_classes(name: str, state: dict[str, Tensor]) -> int:
 
 
 def _line(error: Exception) -> str:
-    """The first sentence or two of an error, on one line."""
+    """Return the first 200 characters of an error message, on one line."""
     return re.sub(r"\s+", " ", str(error))[:200] or type(error).__name__

@@ -1,13 +1,13 @@
-"""The E-step: one subclass for every image, all subclasses equally large (Asano et al., ICLR 2020; spec 3.3).
+"""The E-step: assign each image to a subclass, with subclasses of equal size (Asano et al., ICLR 2020).
 
-Of all plans Q (N, K) whose rows sum to 1/N and columns to 1/K, the one that maximises sum Q log P + H(Q) / exponent is
-Q_ik = c_i P_ik^exponent r_k. Sinkhorn and Knopp's iteration sets r, then c. The label of an image is the subclass of
-the largest entry in its row.
+Among all plans Q (N, K) with row sums 1/N and column sums 1/K, Q_ik = c_i P_ik^exponent r_k maximises
+sum Q log P + H(Q) / exponent. The Sinkhorn-Knopp iteration updates r, then c. The label of an image is the subclass
+with the largest entry in its row.
 
-P^25 leaves the range of float64. Hence r and c are kept as logarithms, the first iteration is done with them, and the
-others scale the plan that they make (Schmitzer, SIAM J. Sci. Comput. 2019), which takes no exponential. An iteration
-moves an entry of r or c by a factor of N at most, so scales are looked at every ten iterations, and go into the
-logarithms when they have grown.
+P^25 exceeds the range of float64, so r and c are kept as logarithms. The first iteration uses them directly. Further
+iterations scale the resulting plan (Schmitzer, SIAM J. Sci. Comput. 2019), which avoids exponentials. One iteration
+changes an entry of r or c by at most a factor of N. The scales are therefore checked every ten iterations, and moved
+into the logarithms if they have become large.
 """
 
 import math
@@ -21,15 +21,18 @@ from torch import Tensor
 from lowshot.core.compiled import compiled
 from lowshot.core.errors import InputError
 
-# Iterations between two looks at the residual, as published.
+# Number of iterations between checks of the residual, as published.
 _CHECK_EVERY = 10
-# Scales beyond this or its inverse go into the logarithms.
+# Scales above this value, or below its inverse, are moved into the logarithms.
 _LARGE_SCALE = 1e30
 
 
 class Assignment(NamedTuple):
-    """`labels` int64 (N,), the plan's `log_r` float64 (K,) and `log_c` (N,), all on the CPU; `residual` is the sum over
-    images of the relative change of c in the last iteration that was looked at."""
+    """The result of the assignment, on the CPU.
+
+    `labels` is int64 (N,); `log_r` float64 (K,) and `log_c` float64 (N,) define the plan. `residual` is the sum over
+    images of the relative change of c in the last iteration that was checked.
+    """
 
     labels: Tensor
     log_r: Tensor
@@ -41,15 +44,17 @@ class Assignment(NamedTuple):
 def assign_subclasses(
     log_scores: Tensor, exponent: float, tolerance: float = 0.1, max_iterations: int = 1001
 ) -> Assignment:
-    """Balanced subclasses from `log_scores` (N, K), log P, worked on in float64.
+    """Compute balanced subclasses from `log_scores` (N, K) = log P, in float64.
 
-    Stops when the residual of iteration 1, 11, 21, ... is at most `tolerance`, or, unlike the published code, when the
-    next one to look at would be beyond `max_iterations`. Raises InputError for a score that is NaN, an image that no
-    subclass explains or a subclass that explains no image.
+    Stops when the residual of iteration 1, 11, 21, ... is at most `tolerance`. Unlike the published code, it also stops
+    when the next check would exceed `max_iterations`. Raises InputError for NaN scores, and for an image or a subclass
+    whose scores are all -inf.
     """
-    logits = exponent * log_scores.double().cpu().numpy()
+    logits = exponent * log_scores.cpu().double().numpy()
     if not (np.isfinite(logits.max(1)).all() and np.isfinite(logits.max(0)).all()):
-        raise InputError("scores of subclasses: NaN, or an image or a subclass without any that is finite")
+        raise InputError(
+            "scores of subclasses: contain NaN, or an image or a subclass has no finite score. Use a smaller --lr"
+        )
     n, k = logits.shape
     log_r = -math.log(k) - (logsumexp(logits, axis=0) - math.log(n))
     log_c = -math.log(n) - logsumexp(logits + log_r, axis=1)
@@ -72,8 +77,11 @@ def assign_subclasses(
 def _scale(
     plan: np.ndarray, of_columns: np.ndarray, n_iterations: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """r (K,), the last but one c (N,), c, and what columns of `plan` (N, K) sum to with rows scaled by c, after more
-    iterations from such sums. A row is read once an iteration, for its c and for the sums."""
+    """Run `n_iterations` on `plan` (N, K), starting from the column sums `of_columns` (K,).
+
+    Returns r (K,), the c of the last but one iteration (N,), c (N,), and the column sums of the plan with its rows
+    scaled by c. Each iteration reads a row once, for its c and for the sums.
+    """
     n, k = plan.shape
     c = np.ones(n)
     for _ in range(n_iterations):

@@ -1,8 +1,8 @@
-"""Contrast within superclasses, by angle (ANCOR, Bukchin et al., CVPR 2021; spec 5.2 and 5.3).
+"""Angular contrastive loss within superclasses (ANCOR, Bukchin et al., CVPR 2021).
 
-Two views of an image are told from other images of its superclass by their directions as seen from the superclass's
-mean: A_c(u) = normalise(normalise(u) - normalise(mu_c)). The other images are keys of earlier batches, a queue for each
-superclass.
+The loss distinguishes two views of an image from other images of its superclass, by their directions from the mean of
+the superclass: A_c(u) = normalise(normalise(u) - normalise(mu_c)). The other images are keys of earlier batches, kept
+in one queue per superclass.
 """
 
 import torch
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 
 class ClassQueues(nn.Module):
-    """The latest keys of every superclass, as unit vectors: `keys` float32 (C, d, L), `images` int64 (C, L).
+    """The latest keys of each superclass, as unit vectors: `keys` float32 (C, d, L), `images` int64 (C, L).
 
-    Departs from the published code, whose queues of 65 536 are longer than a class and start with random vectors: one
-    is never longer than its class, an empty place (image -1) is no negative, and neither is an older key of the same
-    image.
+    Departs from the published code, whose queues of 65 536 keys are longer than a class and start with random vectors.
+    Here a queue is at most as long as its class. Empty places (image -1) and older keys of the same image are not used
+    as negatives.
     """
 
     def __init__(self, class_sizes: Tensor, dim: int, length: int) -> None:
@@ -28,10 +28,10 @@ class ClassQueues(nn.Module):
         self.register_buffer("images", torch.full((n_classes, longest), -1))
 
     def add(self, keys: Tensor, classes: Tensor, images: Tensor) -> None:
-        """Put `keys` (B, d) of `classes` (B,) at the pointers of their queues, in order, the oldest making room."""
+        """Write `keys` (B, d) of `classes` (B,) to their queues in order, replacing the oldest keys."""
         counts = classes.bincount(minlength=len(self.lengths))
         place = _place_in_class(classes, len(self.lengths))
-        last = place >= (counts - self.lengths)[classes]  # of more than fit, the last ones
+        last = place >= (counts - self.lengths)[classes]  # if there are more than fit, keep the last ones
         keys, classes, images, place = keys[last], classes[last], images[last], place[last]
         at = (self.pointers[classes] + place) % self.lengths[classes]
         self.keys[classes, :, at], self.images[classes, at] = F.normalize(keys.float()), images
@@ -41,14 +41,18 @@ class ClassQueues(nn.Module):
 def angular_logits(
     queries: Tensor, keys: Tensor, classes: Tensor, images: Tensor, queues: ClassQueues, means: Tensor, tau: float
 ) -> Tensor:
-    """Similarities of each query to its own key (column 0) and to the queue of its class: (B, 1 + L), over `tau`.
+    """Return the logits (B, 1 + L) of each query against its own key (column 0) and the queue of its class.
+
+    Logits are similarities divided by `tau`. Empty places and older keys of the same image are -inf.
 
     Args:
-        queries, keys: (B, d), embeddings of two views; keys carry no gradient.
-        classes, images: int64 (B,).
-        means: (C, d), of superclasses; they get no gradient. None can be an empty class.
-
-    Empty places and the image's own older keys are -inf.
+        queries: Embeddings (B, d) of one view.
+        keys: Embeddings (B, d) of another view, without gradient.
+        classes: Superclasses int64 (B,).
+        images: Indices of the images, int64 (B,).
+        queues: The keys of earlier batches. No superclass may be empty.
+        means: Means of superclasses (C, d); they receive no gradient.
+        tau: Temperature.
     """
     means = F.normalize(means.detach())
     queries, keys = (F.normalize(F.normalize(one) - means[classes]) for one in (queries, keys))
@@ -61,11 +65,11 @@ def angular_logits(
 
 
 def _seen_from_means(queries: Tensor, classes: Tensor, keys: Tensor, means: Tensor) -> Tensor:
-    """Inner products of queries (B, d) with the directions of unit `keys` (C, d, L) as seen from the unit mean of
-    their class (C, d): (B, L).
+    """Return the inner products (B, L) of queries (B, d) with the directions from the unit mean of their class (C, d)
+    to its unit `keys` (C, d, L).
 
-    q . (u - mu) / |u - mu|, where |u - mu|^2 = 2 - 2 u . mu: the queues, most of the bytes, are read once, by one
-    product a class of its mean and its queries with all of its keys, and not rewritten.
+    Computes q . (u - mu) / |u - mu|, where |u - mu|^2 = 2 - 2 u . mu. The queues, which are most of the data, are read
+    once and never copied: one product per class multiplies its mean and queries with all its keys.
     """
     place = _place_in_class(classes, len(keys))
     vectors = queries.new_zeros(len(keys), 1 + int(place.max()) + 1, queries.shape[1])
@@ -78,7 +82,7 @@ def _seen_from_means(queries: Tensor, classes: Tensor, keys: Tensor, means: Tens
 
 
 def _place_in_class(classes: Tensor, n_classes: int) -> Tensor:
-    """How many of the same class stand before each in `classes` int64 (B,): int64 (B,)."""
+    """For each entry of `classes` int64 (B,), count the earlier entries of the same class: int64 (B,)."""
     order = classes.argsort(stable=True)
     counts = classes.bincount(minlength=n_classes)
     place = torch.empty_like(order)

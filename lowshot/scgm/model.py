@@ -1,4 +1,4 @@
-"""The network that learns from superclasses: an extractor, the means, and what its losses remember."""
+"""The network that learns from superclasses: an extractor, the means, and the state of its losses."""
 
 from copy import deepcopy
 
@@ -13,15 +13,16 @@ from lowshot.scgm.mixture import Mixture, Superclasses
 
 
 class ScgmModel(nn.Module):
-    """Makes embeddings of images and losses of them; all that it remembers is in its state dict.
+    """Computes embeddings of images and their losses. Its state dict contains its whole state.
 
     Args:
-        superclasses: their means; a Mixture for the methods with subclasses.
-        queues: for the methods with a momentum encoder, else None.
-        n_images: training images, whose subclasses are kept: `subclasses` int64 (n_images,), -1 before any.
-        n_e_steps: how often there will be an assignment; `sizes` int64 (n_e_steps, K) are those of each.
-        contrast_tau: temperature of the contrast.
-        detach_means: only the cross-entropy of superclasses moves means (the released SCGM-A, spec 9.2).
+        extractor: The network that is trained.
+        superclasses: The means of superclasses; a Mixture for methods with subclasses.
+        queues: Keys of the momentum encoder; None for methods without one.
+        n_images: Number of training images. Their subclasses are in `subclasses` int64 (n_images,), initially -1.
+        n_e_steps: Number of assignments. Their subclass sizes are in `sizes` int64 (n_e_steps, K).
+        contrast_tau: Temperature of the contrastive loss.
+        detach_means: Whether only the cross-entropy of superclasses updates the means, as in the released SCGM-A.
     """
 
     def __init__(
@@ -55,12 +56,13 @@ class ScgmModel(nn.Module):
     def forward(
         self, images: Tensor, rows: Tensor, superclasses: Tensor, keys: Tensor | None
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """The terms of the loss, float32, by name (spec 4.2, 5.3), and the classifier's scores (B, C).
+        """Return the terms of the loss (float32) by name, and the scores (B, C) of the classifier.
 
         Args:
-            images: (B, channels, H, W) in [0, 1], of the training images `rows` int64 (B,).
+            images: (B, channels, H, W) in [0, 1].
+            rows: Their indices among the training images, int64 (B,).
             superclasses: int64 (B,).
-            keys: (B, d), the embeddings of another view, for contrast.
+            keys: Embeddings (B, d) of another view, for the contrastive loss.
         """
         embeddings = self.extractor.features(images)
         with torch.autocast(embeddings.device.type, enabled=False):
@@ -85,15 +87,17 @@ class ScgmModel(nn.Module):
 
     @torch.no_grad()
     def log_joint(self, images: Tensor, superclasses: Tensor) -> Tensor:
-        """log p(z|v) p(y|z): float32 (B, K)."""
+        """Return log p(z|v) p(y|z) of images with `superclasses` y (B,): float32 (B, K)."""
         embeddings = self.extractor.features(images)
-        with torch.autocast(embeddings.device.type, enabled=False):  # the exponent multiplies errors
+        with torch.autocast(embeddings.device.type, enabled=False):  # the exponent amplifies rounding errors
             return self.mixture.log_joint(embeddings.float(), superclasses)
 
     @torch.no_grad()
     def keys(self, images: Tensor, momentum: float) -> Tensor:
-        """Embeddings (B, d) by the key extractor, once it has followed: key <- m key + (1 - m) query, the running
-        statistics of batch norm included."""
+        """Update the key extractor, key <- m key + (1 - m) query, and return its embeddings (B, d) of images.
+
+        The update includes the running statistics of batch norm.
+        """
         keys, queries = self.key_extractor.state_dict().values(), self.extractor.state_dict().values()
         floating = [(key, query) for key, query in zip(keys, queries) if key.is_floating_point()]
         get_ema_multi_avg_fn(momentum)(*map(list, zip(*floating)), None)

@@ -1,4 +1,4 @@
-"""How an extractor is trained on superclasses."""
+"""Settings to train an extractor on superclasses."""
 
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
@@ -10,45 +10,45 @@ from lowshot.representation.settings import SCHEDULES, Cosine, HoldoutSettings
 
 @dataclass
 class Coarse:
-    """Cross-entropy of superclasses only."""
+    """The cross-entropy of superclasses only."""
 
 
 @dataclass(kw_only=True)
 class MixtureSettings:
-    """Of the methods that assign images to subclasses."""
+    """Settings of the methods that assign images to subclasses."""
 
     n_subclasses: PositiveInt = 100
-    """subclasses of all superclasses together"""
+    """Total number of subclasses of all superclasses."""
     alpha: NonNegativeFloat = 0.5
-    """weight of the mixture's two terms"""
+    """Weight of the two mixture terms of the loss."""
     tau: PositiveFloat = 0.1
-    """temperature of subclasses"""
+    """Temperature of subclasses."""
     tau2: PositiveFloat = 1.0
-    """temperature of superclasses given subclasses"""
+    """Temperature of superclasses given subclasses."""
     e_step_every: PositiveInt = 5
-    """epochs from one assignment of subclasses to the next, the first before the first epoch"""
+    """Number of epochs between assignments of subclasses; the first assignment is before the first epoch."""
     e_step_view: Literal["augmented", "clean"] = "augmented"
-    """what images are assigned by: an augmented view with batch norm in training mode, as published, or themselves"""
+    """Images used for the assignment: augmented, with batch norm in training mode (as published), or clean."""
     exponent: PositiveFloat = 25.0
-    """sharpness of the assignment"""
+    """Sharpness of the assignment."""
     residual: PositiveFloat = 0.1
-    """the assignment's iteration ends where it changes less, summed over images"""
+    """Tolerance of the assignment: stop if an iteration changes less, summed over images."""
     max_iterations: PositiveInt = 1001
-    """and here at the latest"""
+    """Maximum number of iterations of the assignment."""
     detach_means: bool = False
-    """the mixture's terms do not move the means (the released SCGM-A, whose subclass means stay as they began)"""
+    """Do not update means by the mixture terms (as in the released SCGM-A, whose subclass means never change)."""
 
 
 @dataclass(kw_only=True)
 class ContrastSettings:
-    """Of the methods with a momentum encoder."""
+    """Settings of the methods with a momentum encoder."""
 
     contrast_tau: PositiveFloat = 0.2
-    """temperature of the contrast"""
+    """Temperature of the contrastive loss."""
     key_momentum: ClosedUnitInterval = 0.999
-    """of the encoder that makes keys"""
+    """Momentum of the key encoder."""
     queue_length: PositiveInt = 65536
-    """keys of a superclass that are kept; never more than it has images"""
+    """Maximum number of keys per superclass; also limited by its number of images."""
 
 
 @dataclass(kw_only=True)
@@ -58,12 +58,12 @@ class ScgmG(MixtureSettings):
 
 @dataclass(kw_only=True)
 class ScgmA(ContrastSettings, MixtureSettings):
-    """The mixture, and contrast within superclasses against a momentum encoder."""
+    """The mixture, and a contrastive loss within superclasses with a momentum encoder."""
 
 
 @dataclass(kw_only=True)
 class Ancor(ContrastSettings):
-    """The contrast without the mixture."""
+    """The contrastive loss without the mixture."""
 
 
 METHODS = Registry("method", {"scgm_g": ScgmG, "scgm_a": ScgmA, "coarse": Coarse, "ancor": Ancor})
@@ -71,13 +71,13 @@ METHODS = Registry("method", {"scgm_g": ScgmG, "scgm_a": ScgmA, "coarse": Coarse
 
 @dataclass(kw_only=True)
 class ScgmSettings(HoldoutSettings):
-    """How an extractor is trained on superclasses; defaults are the published ones (spec 6)."""
+    """How an extractor is trained on superclasses. Defaults are the published values."""
 
     method: Annotated[Any, METHODS] = field(default_factory=ScgmG)
-    """scgm_g: the mixture; scgm_a: the mixture, and contrast within superclasses against a momentum encoder; baselines:
-    coarse, cross-entropy of superclasses only, and ancor, with the contrast but without the mixture"""
+    """Training method. scgm_g: the mixture. scgm_a: the mixture, and a contrastive loss within superclasses with a
+    momentum encoder. Baselines: coarse (cross-entropy of superclasses only) and ancor (the contrastive loss only)."""
     embedding: PositiveInt = 128
-    """dimensions of the embedding"""
+    """Dimension of the embedding."""
     epochs: PositiveInt = 200
     lr: PositiveFloat = 0.03
     schedule: Annotated[Any, SCHEDULES] = field(default_factory=lambda: Cosine(n_cycles=10))

@@ -1,4 +1,4 @@
-"""Training on superclasses by expectation and maximisation, and the two baselines that need no expectation."""
+"""Train on superclasses with the EM algorithm, and the two baselines without an E-step."""
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from lowshot.scgm.settings import ScgmSettings, has_contrast, has_mixture
 
 
 def build_model(settings: ScgmSettings, extractor: Extractor, superclasses: np.ndarray) -> ScgmModel:
-    """The model for training images of `superclasses` int64 (N,), in 0..C-1."""
+    """Build the model for training images with `superclasses` int64 (N,) in 0..C-1."""
     method, sizes = settings.method, torch.from_numpy(np.bincount(superclasses))
     form, queues, options = (len(sizes), settings.embedding), None, {"n_e_steps": 0}
     if has_mixture(settings):
@@ -38,9 +38,9 @@ def build_model(settings: ScgmSettings, extractor: Extractor, superclasses: np.n
 
 
 class ScgmTrainer(Trainer):
-    """Trains a `ScgmModel`. Classes are looked at for the log only.
+    """Trains a `ScgmModel`. Class labels are used for the log only.
 
-    `superclass_of` int64 (n_classes,): the superclass of each class, 0..C-1.
+    `superclass_of` int64 (n_classes,) has the superclass of each class, in 0..C-1.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class ScgmTrainer(Trainer):
         self.superclasses = torch.from_numpy(superclass_of[images.labels[train_rows]]).to(fabric.device)
 
     def _before_epoch(self, epoch: int) -> dict[str, float]:
-        """The E-step, where one is due."""
+        """Run the E-step, if it is due."""
         if not has_mixture(self.settings) or epoch % self.method.e_step_every:
             return {}
         method, model, number = self.method, self.model, epoch // self.method.e_step_every
@@ -74,10 +74,10 @@ class ScgmTrainer(Trainer):
         return record | _agreement("assigned", self.images.labels[self.train_rows], found.labels.cpu().numpy())
 
     def _log_joint(self, epoch: int) -> Tensor:
-        """log P of all training images: float32 (N, K), the same in every process."""
+        """Return log P of all training images, float32 (N, K), equal in all processes."""
         n, rank = self.fabric.world_size, self.fabric.global_rank
         order = stream(self.settings.seed, "e_step", epoch).permutation(len(self.train_rows))
-        # No short last one: batch norm needs two images of every process.
+        # Parts of similar size: batch norm needs two images in every process, so the last part must not be too small.
         parts = np.array_split(order, max(1, len(order) // self.settings.batch_size))
         local = [part[rank::n] for part in parts]
         augmented = self.method.e_step_view == "augmented"
@@ -92,7 +92,9 @@ class ScgmTrainer(Trainer):
         scores = self.fabric.all_reduce(scores, reduce_op="sum")
         finite = scores.isfinite().all(1).cpu().numpy()
         for i in [i for i, part in enumerate(parts) if not finite[part].all()][:1]:
-            raise InputError(f"E-step of epoch {epoch + 1}: NaN in the scores of batch {i + 1} of {len(parts)}")
+            raise InputError(
+                f"E-step of epoch {epoch + 1}: NaN in the scores of batch {i + 1} of {len(parts)}. Use a smaller --lr"
+            )
         return scores
 
     def _step(self, positions: np.ndarray, *views: Tensor) -> dict[str, Tensor]:
@@ -117,8 +119,11 @@ class ScgmTrainer(Trainer):
 
     @torch.inference_mode()
     def _evaluate(self) -> dict[str, float]:
-        """Of held-out images: the loss and accuracy of superclasses, by the classifier and by the mixture, and how
-        subclasses agree with classes."""
+        """Evaluate the held-out images.
+
+        Returns the loss of superclasses, their accuracy by the classifier and by the mixture, and the agreement of
+        subclasses with classes.
+        """
         self.network.eval()
         superclasses = torch.from_numpy(self.superclass_of[self.images.labels[self.held_rows]]).to(self.fabric.device)
         embeddings = self._embeddings(self.held_rows)
@@ -135,7 +140,7 @@ class ScgmTrainer(Trainer):
         return {name: float(value) for name, value in record.items()}
 
     def _embeddings(self, rows: np.ndarray) -> Tensor:
-        """Of the images `rows` (N,), not augmented: float32 (N, d)."""
+        """Return embeddings float32 (N, d) of the images `rows` (N,), without augmentation."""
         embeddings = []
         for images in self._unchanged(in_batches(rows, self.settings.batch_size)):
             with self.fabric.autocast():
@@ -148,7 +153,7 @@ def _top1(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def _agreement(name: str, classes: np.ndarray, subclasses: np.ndarray) -> dict[str, float]:
-    """How subclasses agree with classes, which training does not see."""
+    """Measure the agreement of subclasses with classes, which are not used for training."""
     return {
         f"{name}_nmi": float(normalized_mutual_info_score(classes, subclasses)),
         f"{name}_homogeneity": float(homogeneity_score(classes, subclasses)),

@@ -4,9 +4,10 @@
 source "$(dirname "$0")/common.sh"
 shots=$(grep '^shots:' configs/shrink_hallucinate/low_shot-$dataset-$name.yaml || echo "shots: [1, 2, 5, 10, 20]")
 for unlabelled in $images; do
-  diffusion="${LAUNCH:-python} diffusion.py $inputs --draws $out/data/draws.json --graph $graphs/$unlabelled-{setup}.h5
-    --select.per_shot"
-  $diffusion --shots "${shots#shots: }" --select $configs/grids/steps-$dataset.yaml --history 10 --out $results/test/diffusion_$unlabelled.json
-  $diffusion --shots "${shots#shots: }" --select $configs/grids/fusion-$dataset.yaml --fuse $graphs/scores-{setup}.h5 \
+  diffusion() {
+    ${LAUNCH:-python} diffusion.py $inputs --draws $out/data/draws.json --graph "$graphs/$unlabelled-{setup}.h5" --select.per_shot "$@"
+  }
+  diffusion --shots "${shots#shots: }" --select $configs/grids/steps-$dataset.yaml --history 10 --out $results/test/diffusion_$unlabelled.json
+  diffusion --shots "${shots#shots: }" --select $configs/grids/fusion-$dataset.yaml --fuse "$graphs/scores-{setup}.h5" \
     --out $results/test/fusion_$unlabelled.json
 done

@@ -3,7 +3,7 @@
 source "$(dirname "$0")/common.sh"
 [ "$dataset" = imagenet ] && unlabelled=background background="--label.background $yfcc/$name/features/train.h5" || unlabelled=novel background=""
 shots=$(grep '^shots:' configs/shrink_hallucinate/low_shot-$dataset-$name.yaml || echo "shots: [1, 2, 5, 10, 20]")
-python diffusion.py $inputs --draws $out/data/draws.json --graph $graphs/$unlabelled-{setup}.h5 --shots "${shots#shots: }" \
+python diffusion.py $inputs --draws $out/data/draws.json --graph "$graphs/$unlabelled-{setup}.h5" --shots "${shots#shots: }" \
   --select $configs/grids/steps-$dataset.yaml --select.per_shot $background --label $graphs/propagated-$unlabelled.h5 \
   --out $graphs/propagated-$unlabelled.json
 python low_shot.py --config configs/shrink_hallucinate/low_shot-$dataset-$name.yaml $inputs --draws $out/data/draws.json \

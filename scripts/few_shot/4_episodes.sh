@@ -9,9 +9,8 @@ for n_way in $n_ways; do
       dirichlet) [ $dataset = omniglot_vinyals ] && sampling="--dirichlet 2 --n_queries $((n_way == 5 ? 3 : 2))" || sampling="--dirichlet 2" ;;
       within_superclass) sampling="--within_superclass true" ;;
     esac
-    for method in $configs/episodes-*.yaml; do
+    for method in "$configs"/episodes-*.yaml; do
       name=$(basename "$method" .yaml)
-      # shellcheck disable=SC2086
       python episodes.py --config "$method" --features $out/$representation/features/train.h5 --split $out/data/split.json \
         --n_way $n_way $sampling --out "$out/results/${representation}_${n_way}way_${kind}_${name#episodes-}.json"
     done

@@ -13,7 +13,7 @@ for seed in $seeds; do
     python save_features.py --extractor $out/seed$seed/$representation/extractor --data "$1/samples.h5" --out "$1"
     for reference in $5; do
       python score_samples.py --samples "$1/train.h5" --train $features/train.h5 --test $features/test.h5 --split $split \
-        --draws $out/seed$seed/data/draws.json --reference "$reference" --name "$4" --out "$results/seed$seed/scores-$(echo "${1#$out/seed$seed/samples/}" | tr / -)-$reference.json"
+        --draws $out/seed$seed/data/draws.json --reference "$reference" --name "$4" --out "$results/seed$seed/scores-$(echo "${1#"$out/seed$seed/samples/"}" | tr / -)-$reference.json"
     done
   }
   pretrained=$out/seed$seed/gan/pretrained$network

@@ -6,7 +6,7 @@ for seed in $seeds; do
   features=$out/seed$seed/$representation/features
   run() {
     python low_shot.py --config $configs/low_shot.yaml --train $features/train.h5 --test $features/test.h5 --split $out/seed$seed/data/split.json \
-      --draws $out/seed$seed/data/draws.json --trials "$(list $trials)" --shots "$(list $shots)" "$@"
+      --draws $out/seed$seed/data/draws.json --trials $trials --shots $shots "$@"
   }
   run --name "classifier" --out $results/seed$seed/low_shot.json
   for kind in $kinds; do

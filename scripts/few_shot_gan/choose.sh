@@ -7,6 +7,6 @@ features=$out/seed$seed/$representation/features
 for kind in $kinds; do
   python low_shot.py --config $configs/low_shot.yaml --setup validation --select $configs/grids/low_shot.yaml --select.criterion top1_novel_base \
     --train $features/train.h5 --test $features/test.h5 --split $out/seed$seed/data/split.json --draws $out/seed$seed/data/draws.json \
-    --shots "$(list $shots)" --trials "[1]" --add.samples "$out/seed$seed/samples/$kind$network/trial{trial}_k{n_shot}/train.h5" \
+    --shots $shots --trials "[1]" --add.samples "$out/seed$seed/samples/$kind$network/trial{trial}_k{n_shot}/train.h5" \
     --out "${results}_validation/seed$seed-$kind$network.json"
 done

@@ -49,8 +49,6 @@ network=${NETWORK:+-$NETWORK}
 kinds=${KINDS:-$default_kinds}
 precision=${PRECISION:+--precision $PRECISION}
 max_per_class=${MAX_PER_CLASS:+--dataset.max_per_class $MAX_PER_CLASS}
-# SHOTS and TRIALS as commands take them.
-list() { echo "[$(echo $* | tr ' ' ,)]"; }
 out=outputs/$dataset
 results=$out/results_few_shot_gan
 configs=configs/few_shot_gan

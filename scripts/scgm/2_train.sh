@@ -4,7 +4,7 @@
 source "$(dirname "$0")/common.sh"
 for seed in $seeds; do
   for method in $methods; do
-    # shellcheck disable=SC2086
+    # shellcheck disable=SC2046 # words of a list
     python train_scgm.py $(configs_of $method) --method $method --seed $seed --devices "${DEVICES:-1}" $precision \
       --data $out/data --out $out/scgm/${representation}_${method}_seed$seed/extractor
   done

@@ -16,7 +16,6 @@ for seed in $seeds; do
         allway) task="--n_way all $all_way" ;;
         intra) task="--n_way all --within_superclass true --n_shots [1,5]" ;;
       esac
-      # shellcheck disable=SC2086
       python episodes.py --config $configs/episodes.yaml --features $out/scgm/$name/features/$part.h5 --split $out/data/split.json \
         --classes $classes $n_queries $task --out $results/${name}_$kind.json
     done

@@ -8,11 +8,10 @@ data=$out/data_validation
 python preprocessing.py $prepared ${DATA_ROOT:+--root "$DATA_ROOT"} --dataset.validation_share 0.1 --out $data
 while read -r name method changes; do
   folder=$out/scgm_validation/$name
-  # shellcheck disable=SC2086
+  # shellcheck disable=SC2046 # words of a list
   python train_scgm.py $(configs_of $method) --method $method --holdout 0 $precision $changes --data $data --out $folder/extractor
   python save_features.py --config $configs/save_features-$settings.yaml $precision --extractor $folder/extractor --data $data --out $folder/features
   for kind in "5way --n_way 5 --n_episodes 400" "allway --n_way all --n_episodes 60" "intra --n_way all --within_superclass true --n_episodes 400"; do
-    # shellcheck disable=SC2086
     python episodes.py --config $configs/episodes.yaml --features $folder/features/test.h5 --split $data/split.json --classes all --n_shots "[1]" \
       ${kind#* } --out $out/results_scgm_validation/${name}_${kind%% *}.json
   done

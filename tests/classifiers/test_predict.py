@@ -192,7 +192,7 @@ def test_files_and_folders_in_a_list(tmp_path, photos, classifier, capsys):
     config = ClassifyConfig(classifier=classifier, images=images, out=tmp_path / "p.csv", top_k=1)
     expected = [str(images[0]), *(str(path) for path in find_images(tmp_path / "more"))]
     assert [row["image"] for row in table(predict.classify(config))] == expected and len(expected) == 10
-    assert f"skipped 1 files in {tmp_path / 'more'} that are not images" in capsys.readouterr().out
+    assert f"1 files in {tmp_path / 'more'} are ignored" in capsys.readouterr().out
 
 
 def test_pictures_are_seen_as_a_viewer_shows_them(tmp_path):
@@ -230,11 +230,11 @@ def test_photos_that_cannot_make_a_classifier(tmp_path, photos, extractor, featu
 
     refused("few: no such folder")
     root.mkdir()
-    refused("few: holds no class folders")
+    refused("few: contains no class folders")
     shutil.copytree(photos / "few" / "class0", root / "class0")
     refused(r"few: contains only one class \(class0\)")
     (root / "class1").mkdir()
-    refused("class1: holds no image")
+    refused("class1: contains no images")
     (root / "class1" / "x.jpg").write_bytes(b"no image")
     refused(r"class1/x\.jpg: corrupt image")
     (root / "class1" / "x.jpg").unlink()

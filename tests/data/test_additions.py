@@ -1,4 +1,4 @@
-"""What adds training rows: rows by hand, files of rows, what an addition may return."""
+"""Additions: repetition, rows from files, and the checks of what an addition returns."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -17,13 +17,13 @@ BENCHMARK = SimpleNamespace(novel_classes=NOVEL, train=TRAIN)
 
 
 def a_run(labels, trial=1, n_shot=1):
-    """Row i of class labels[i] holds (i, -i)."""
+    """A run whose row i is (i, -i), with the class labels[i]."""
     numbers = np.arange(len(labels), dtype=np.float32)
     return Run(trial, n_shot, np.stack([numbers, -numbers], 1), np.array(labels, np.int64))
 
 
 def numbers(run):
-    """Which row of `a_run` each row is."""
+    """Return, for each row, its index in `a_run`."""
     assert np.array_equal(run.feats[:, 0], -run.feats[:, 1])
     return run.feats[:, 0].astype(int).tolist()
 
@@ -31,13 +31,13 @@ def numbers(run):
 # --- runs ---
 
 
-def test_rows_join_behind_those_that_are_there():
+def test_joined_rows_are_appended():
     joined = a_run([4, 7], trial=3, n_shot=1).joined(np.full((1, 2), 9, np.float32), np.array([7]))
     assert joined.feats.tolist() == [[0, 0], [1, -1], [9, 9]] and joined.labels.tolist() == [4, 7, 7]
     assert joined.key == (3, 1)
 
 
-def test_rows_are_taken_by_number():
+def test_rows_are_taken_by_index():
     taken = a_run([4, 7, 7]).taken(np.array([2, 2, 0]))
     assert numbers(taken) == [2, 2, 0] and taken.labels.tolist() == [7, 7, 4]
 
@@ -63,7 +63,7 @@ def test_repetition_by_hand(labels, most, expected):
     assert numbers(check_extended("add.repetition", run, repeated)) == expected
 
 
-def test_repetition_repeats_as_it_always_did():
+def test_repetition_repeats_the_shots_in_turn():
     """The shots of each class, (class, shot), repeated along the second axis."""
     n_shot, most = 3, 20
     rows = np.arange(2 * n_shot).reshape(2, n_shot)[:, np.arange(max(n_shot, most)) % n_shot]
@@ -129,17 +129,20 @@ def test_a_missing_array_is_named(path, name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"feats": ROWS["feats"] * np.nan}, "feats is float32 (4, 2), not finite floats (M, D)"),
-        ({"feats": np.full((4, 2), np.inf, np.float32)}, "feats is float32 (4, 2), not finite floats (M, D)"),
-        ({"feats": np.full((4, 2), 1e300)}, "feats is float64 (4, 2), not finite floats (M, D)"),
-        ({"feats": ROWS["feats"].astype(int)}, "feats is int64 (4, 2), not finite floats (M, D)"),
-        ({"feats": ROWS["feats"][:, 0]}, "feats is float32 (4,), not finite floats (M, D)"),
-        ({"feats": np.float32(1)}, "feats is float32 (), not finite floats (M, D)"),
-        ({"feats": np.zeros((4, 3), np.float32)}, "rows of 3 dimensions, but train.h5 has 2"),
-        ({"labels": ROWS["labels"][:3]}, "labels is int64 (3,), not integers (4,)"),
-        ({"labels": ROWS["labels"] + 0.5}, "labels is float64 (4,), not integers (4,)"),
-        ({"trials": np.array([[1, 1, 2, 1]])}, "trials is int64 (1, 4), not integers (4,)"),
-        ({"n_shots": np.ones(4, bool)}, "n_shots is bool (4,), not integers (4,)"),
+        ({"feats": ROWS["feats"] * np.nan}, "feats must be finite floats (M, D), not float32 (4, 2)"),
+        ({"feats": np.full((4, 2), np.inf, np.float32)}, "feats must be finite floats (M, D), not float32 (4, 2)"),
+        ({"feats": np.full((4, 2), 1e300)}, "feats must be finite floats (M, D), not float64 (4, 2)"),
+        ({"feats": ROWS["feats"].astype(int)}, "feats must be finite floats (M, D), not int64 (4, 2)"),
+        ({"feats": ROWS["feats"][:, 0]}, "feats must be finite floats (M, D), not float32 (4,)"),
+        ({"feats": np.float32(1)}, "feats must be finite floats (M, D), not float32 ()"),
+        (
+            {"feats": np.zeros((4, 3), np.float32)},
+            "feats has 3 dimensions, but train.h5 has 2. Make rows from features of the same extractor",
+        ),
+        ({"labels": ROWS["labels"][:3]}, "labels must be integers (4,), not int64 (3,)"),
+        ({"labels": ROWS["labels"] + 0.5}, "labels must be integers (4,), not float64 (4,)"),
+        ({"trials": np.array([[1, 1, 2, 1]])}, "trials must be integers (4,), not int64 (1, 4)"),
+        ({"n_shots": np.ones(4, bool)}, "n_shots must be integers (4,), not bool (4,)"),
     ],
 )
 def test_refused_arrays(path, changes, message):
@@ -150,9 +153,9 @@ def test_refused_arrays(path, changes, message):
 
 def test_rows_of_other_classes_and_of_no_run(path):
     rows = opened(path, labels=np.array([4, 5, 7, 4]))
-    with pytest.raises(InputError, match=r"rows\..*: has rows of class 5, which is no novel class of this setup"):
+    with pytest.raises(InputError, match=r"rows\..*: has rows of class 5, which is not a novel class of this setup"):
         rows.extend(a_run([4, 7]), BENCHMARK, 0)
-    with pytest.raises(InputError, match=r"rows\..*: has no row of trial 2, n = 5"):
+    with pytest.raises(InputError, match=r"rows\..*: has no rows for trial 2, n = 5"):
         rows.extend(a_run([4, 7], trial=2, n_shot=5), BENCHMARK, 0)
 
 
@@ -164,7 +167,7 @@ def test_pickled_objects_are_not_opened(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["rows.npz", "rows.h5", "rows.txt"])
-def test_files_that_are_none(tmp_path, name):
+def test_other_files_are_refused(tmp_path, name):
     path = tmp_path / name
     with pytest.raises(InputError, match=rf"{name}: no such file"):
         FileRows(RowsOfFile(path), TRAIN)
@@ -179,7 +182,7 @@ def test_files_that_are_none(tmp_path, name):
         FileRows(RowsOfFile(path), TRAIN)
 
 
-def test_an_array_of_one_npy_file_is_no_rows_file(tmp_path):
+def test_a_single_npy_array_is_refused(tmp_path):
     path = tmp_path / "rows.npz"
     with path.open("wb") as file:
         np.save(file, ROWS["feats"])
@@ -193,20 +196,32 @@ def test_an_array_of_one_npy_file_is_no_rows_file(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda run: run.feats, "extend returned ndarray, not the Run of trial 1, n = 1"),
-        (lambda run: None, "extend returned NoneType, not the Run of trial 1, n = 1"),
-        (lambda run: replace(run, trial=2), "extend returned the Run of trial 2, n = 1, not the Run of trial 1, n = 1"),
-        (lambda run: replace(run, feats=run.feats.tolist()), "rows and labels are list and ndarray, not arrays"),
-        (lambda run: replace(run, labels=run.labels.tolist()), "rows and labels are ndarray and list, not arrays"),
-        (lambda run: replace(run, feats=run.feats[:, :1]), "rows are float32 (2, 1), not numbers (m, 2)"),
-        (lambda run: replace(run, feats=run.feats[:, 0]), "rows are float32 (2,), not numbers (m, 2)"),
-        (lambda run: replace(run, feats=run.feats.astype(str)), "rows are <U32 (2, 2), not numbers (m, 2)"),
-        (lambda run: replace(run, labels=run.labels[:1]), "labels are int64 (1,), not integers (2,)"),
-        (lambda run: replace(run, labels=run.labels + 0.0), "labels are float64 (2,), not integers (2,)"),
-        (lambda run: replace(run, feats=run.feats * np.inf), "made rows that hold NaN, infinity or numbers beyond"),
-        (lambda run: replace(run, feats=np.full((2, 2), 1e300)), "made rows that hold NaN, infinity or numbers beyond"),
-        (lambda run: replace(run, labels=np.array([4, 5])), "class 5 is no novel class of the run, or has no row left"),
-        (lambda run: run.taken(np.array([0])), "class 7 is no novel class of the run, or has no row left"),
+        (lambda run: run.feats, "extend must return the Run of trial 1, n = 1, not ndarray"),
+        (lambda run: None, "extend must return the Run of trial 1, n = 1, not NoneType"),
+        (
+            lambda run: replace(run, trial=2),
+            "extend must return the Run of trial 1, n = 1, not the Run of trial 2, n = 1",
+        ),
+        (
+            lambda run: replace(run, feats=run.feats.tolist()),
+            "rows and labels must be numpy arrays, not list and ndarray",
+        ),
+        (
+            lambda run: replace(run, labels=run.labels.tolist()),
+            "rows and labels must be numpy arrays, not ndarray and list",
+        ),
+        (lambda run: replace(run, feats=run.feats[:, :1]), "rows must be numbers (m, 2), not float32 (2, 1)"),
+        (lambda run: replace(run, feats=run.feats[:, 0]), "rows must be numbers (m, 2), not float32 (2,)"),
+        (lambda run: replace(run, feats=run.feats.astype(str)), "rows must be numbers (m, 2), not <U32 (2, 2)"),
+        (lambda run: replace(run, labels=run.labels[:1]), "labels must be integers (2,), not int64 (1,)"),
+        (lambda run: replace(run, labels=run.labels + 0.0), "labels must be integers (2,), not float64 (2,)"),
+        (lambda run: replace(run, feats=run.feats * np.inf), "rows contain NaN, infinity or numbers outside"),
+        (lambda run: replace(run, feats=np.full((2, 2), 1e300)), "rows contain NaN, infinity or numbers outside"),
+        (
+            lambda run: replace(run, labels=np.array([4, 5])),
+            "class 5 is not a novel class of the run, or has no rows left",
+        ),
+        (lambda run: run.taken(np.array([0])), "class 7 is not a novel class of the run, or has no rows left"),
     ],
 )
 def test_refused_returns(change, message):

@@ -1,4 +1,4 @@
-"""BREEDS: the published classes from the published hierarchy, the rule on a hierarchy small enough to do by hand."""
+"""BREEDS: the published classes of the published hierarchy, and the rule on a small hierarchy worked out by hand."""
 
 import hashlib
 import json
@@ -24,8 +24,8 @@ PUBLISHED = Path(os.environ.get("LOWSHOT_DATA", "../shared/data")) / "breeds"
 needs_published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no published hierarchy (LOWSHOT_DATA)")
 SMALL = Benchmark(level=2, ancestor="living", n_superclasses=2, n_classes=2)
 
-# The root has a shallow and a deep way to `cats`, so the longest one sets its level; `rocks` is no living thing,
-# `worms` has too few classes, `birds` is at level 2 as well.
+# There are a short and a long path from the root to `cats`, and the longest one sets its level. `rocks` is not below
+# `living`, `worms` has too few classes, and `birds` is at level 2 as well.
 EDGES = """
 n00001740 living
 n00001740 rocks
@@ -63,7 +63,7 @@ def write_images(root: Path, wnids: list[str]) -> None:
 
 @pytest.fixture
 def small_root(tmp_path, monkeypatch):
-    """The small hierarchy as the benchmark living17, with images of its four classes and of one that is not chosen."""
+    """The small hierarchy as the benchmark living17, with images of its four classes and of an unused one."""
     monkeypatch.setitem(BENCHMARKS, "living17", SMALL)
     write_hierarchy(tmp_path / "breeds")
     write_images(tmp_path, ["owl", "duck", "hen", "lynx", "lion", "granite"])
@@ -101,7 +101,7 @@ def test_the_rule_by_hand(tmp_path):
     assert set(choose_classes(folder, Benchmark(2, "living", 3, 1))) == {"birds", "cats", "worms"}
 
 
-def test_the_longest_way_sets_the_level(tmp_path):
+def test_the_longest_path_sets_the_level(tmp_path):
     folder = write_hierarchy(tmp_path, EDGES + "living mammals\nmammals cats\n")
     assert set(choose_classes(folder, Benchmark(3, "living", 1, 2))) == {"cats"}
 
@@ -141,7 +141,7 @@ def test_a_file_that_is_not_there(small_root, name):
 def test_images_that_are_not_there(small_root):
     for file in (small_root / "val" / "lion").iterdir():
         file.unlink()
-    with pytest.raises(InputError, match="val/lion: holds no image"):
+    with pytest.raises(InputError, match="val/lion: contains no images"):
         find(small_root)
     shutil.rmtree(small_root / "train" / "lion")
     with pytest.raises(InputError, match=r"train/lion: no such folder \(living17 has this class\)"):
@@ -151,11 +151,11 @@ def test_images_that_are_not_there(small_root):
 @pytest.mark.parametrize(
     ("name", "content", "cause"),
     [
-        ("class_hierarchy.txt", EDGES.strip() + "\nbirds n0999\n", "n0999 is no class of dataset_class_info.json"),
-        ("class_hierarchy.txt", EDGES.strip() + "\nhen birds\n", "stands below itself"),
+        ("class_hierarchy.txt", EDGES.strip() + "\nbirds n0999\n", "n0999 is not a class in dataset_class_info.json"),
+        ("class_hierarchy.txt", EDGES.strip() + "\nhen birds\n", "birds is its own ancestor"),
         ("class_hierarchy.txt", EDGES.strip() + "\nbirds\n", "line 14 does not have two parts"),
-        ("class_hierarchy.txt", EDGES.replace("living", "alive").strip() + "\n", "0 superclasses of at least 2"),
-        ("class_hierarchy.txt", EDGES.strip() + "\ncats duck\ncats owl\ncats hen\n", "stands below two superclasses"),
+        ("class_hierarchy.txt", EDGES.replace("living", "alive").strip() + "\n", "0 superclasses .* have at least 2"),
+        ("class_hierarchy.txt", EDGES.strip() + "\ncats duck\ncats owl\ncats hen\n", "hen belongs to two superclasses"),
         ("class_hierarchy.txt", "birds owl\nbirds \xff\n", "cannot be read"),
         ("dataset_class_info.json", "[[0, 1]]", "not a list of"),
         ("dataset_class_info.json", "7", "not a list of"),
@@ -180,7 +180,7 @@ def test_preprocessing_refuses(tmp_path):
 
 @needs_published
 def test_preprocessing_of_living17(tmp_path):
-    """The script on the true hierarchy with three and one tiny images a class."""
+    """The script on the published hierarchy, with three train images and one val image per class."""
     root, out = tmp_path / "imagenet", tmp_path / "data"
     chosen = choose_classes(PUBLISHED, BENCHMARKS["living17"])
     write_images(root, [wnid for classes in chosen.values() for wnid in classes])

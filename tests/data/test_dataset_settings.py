@@ -1,4 +1,4 @@
-"""What can be set of each data set, and that it was recognised under older names."""
+"""The settings of each data set, and older names of settings in recipes."""
 
 import pytest
 from conftest import assert_refused, run_script, settings
@@ -62,14 +62,14 @@ def test_older_names_on_the_line(tmp_path, name):
     assert_refused(refused, f"--{name}: is called dataset.{name} now")
 
 
-# The config of revision d41a11c held the settings of all data sets, whether read or not.
+# In revision d41a11c a recipe had the settings of all data sets, whether they were read or not.
 OLDER = {"seed": 0, "novel_fraction": 0.4, "novel_per_superclass": 0, "halves": "classes", "n_trials": 5,
          "max_shots": 20, "test_per_class": None, "image_size": None, "max_per_class": None}  # fmt: skip
 INPUTS = {"images": "some digest"}
 
 
 def older(dataset: str, **changes: object) -> dict:
-    """A recipe as that revision stored it; three settings stood there only where they were not the defaults."""
+    """A recipe as that revision stored it. Three settings are only in it if they are not the defaults."""
     return {"stage": "preprocessing", "config": {"dataset": dataset, **OLDER, **changes}, "inputs": INPUTS}
 
 

@@ -1,4 +1,4 @@
-"""Readers: the official forms are read as they are, anything damaged is named, nothing read can run code."""
+"""Readers: official files are read as they are, damaged ones are reported, and no file can run code."""
 
 import gzip
 import os
@@ -43,7 +43,7 @@ def test_hold_out_by_number_and_by_share():
     labels = np.repeat([0, 1], [5, 10])
     assert np.bincount(labels[hold_out(labels, 3, 0, ["a", "b"])]).tolist() == [3, 3]
     assert np.bincount(labels[hold_out(labels, 0.2, 0, ["a", "b"])]).tolist() == [1, 2]
-    refused(lambda: hold_out(labels, 5, 0, ["a", "b"]), r"class 0 \(a\) has 5 images")
+    refused(lambda: hold_out(labels, 5, 0, ["a", "b"]), r"class 0 \(a\): holding out 5 of 5 images leaves none")
 
 
 def test_hold_out_of_a_class_does_not_depend_on_the_others():
@@ -68,7 +68,10 @@ def test_a_failed_download_says_what_to_do(tmp_path):
         with downloading("omniglot", tmp_path):
             raise error
 
-    refused(lambda: download(OSError("no network")), "omniglot: the download failed .no network.; put the files below")
+    refused(
+        lambda: download(OSError("no network")),
+        "omniglot: download failed .no network.. Download the files yourself and use --root",
+    )
     refused(lambda: download(RuntimeError("wrong md5")), "wrong md5")
 
 
@@ -98,7 +101,7 @@ def test_images_file_with_paths(tmp_path):
 def test_image_paths_that_lead_out_of_the_root(tmp_path, name):
     images = Images(np.array([0]), np.array([False]), paths=np.array([name], object), root=tmp_path)
     write_images(tmp_path / "images.h5", images, RECIPE)
-    refused(lambda: read_images(tmp_path / "images.h5"), "leads out of the root folder")
+    refused(lambda: read_images(tmp_path / "images.h5"), "is outside the root folder")
 
 
 def test_truncated_images_file(tmp_path):
@@ -132,7 +135,7 @@ def test_every_font_has_every_character_it_is_used_for():
 
 
 def _alike(masters: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Correlations (N, M) of blurred images (N, 1, 64, 64) and (M, 1, 64, 64)."""
+    """Return the correlations (N, M) of blurred images (N, 1, 64, 64) and (M, 1, 64, 64)."""
     small = [gaussian_blur(F.avg_pool2d(x, 2), 7, 1.0).flatten(1) for x in (masters, others)]
     small = [F.normalize(x - x.mean(dim=1, keepdim=True), dim=1) for x in small]
     return small[0] @ small[1].T
@@ -204,14 +207,14 @@ def test_omniglot_that_is_not_there(tmp_path):
 
 def test_omniglot_with_an_empty_character(omniglot_root):
     (omniglot_root / "omniglot-py" / "images_evaluation" / "Tengwar" / "character03").mkdir()
-    refused(lambda: omniglot.find(Omniglot(), Source(omniglot_root)), "Tengwar/character03: holds no image")
+    refused(lambda: omniglot.find(Omniglot(), Source(omniglot_root)), "Tengwar/character03: contains no images")
 
 
 # --- cifar100
 
 
 def save_cifar(root: Path, **changes) -> Path:
-    """A tiny data set in the official form, written as newer Pythons do (keys in bytes)."""
+    """Save a tiny data set in the official form, with keys in bytes, as newer Pythons write them."""
     base = root / "cifar-100-python"
     base.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
@@ -250,14 +253,14 @@ class Malicious:
 def test_a_pickle_cannot_run_code(tmp_path, protocol):
     proof = tmp_path / "proof"
     (tmp_path / "evil").write_bytes(pickle.dumps({"data": Malicious(os.mkdir, str(proof))}, protocol))
-    refused(lambda: read_pickle(tmp_path / "evil"), r"evil: refused: the pickle asks for (posix|nt)\.mkdir")
+    refused(lambda: read_pickle(tmp_path / "evil"), r"evil: refused, because the pickle refers to (posix|nt)\.mkdir")
     assert not proof.exists()
 
 
 @pytest.mark.parametrize("function", [eval, getattr, __import__, np.load, np.fromfile, bytearray])
 def test_a_pickle_can_name_nothing_but_arrays(tmp_path, function):
     (tmp_path / "evil").write_bytes(pickle.dumps(Malicious(function, "x")))
-    refused(lambda: read_pickle(tmp_path / "evil"), "refused: the pickle asks for")
+    refused(lambda: read_pickle(tmp_path / "evil"), "refused, because the pickle refers to")
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4])
@@ -271,7 +274,11 @@ def test_plain_pickles(tmp_path, protocol):
 
 def test_damaged_pickles(tmp_path):
     whole = pickle.dumps({"data": np.zeros(100)})
-    for content, cause in ((whole[:50], "damaged pickle"), (b"", "damaged pickle"), (pickle.dumps([1]), "not a dict")):
+    for content, cause in (
+        (whole[:50], "damaged pickle"),
+        (b"", "damaged pickle"),
+        (pickle.dumps([1]), "expected a dict, found a list"),
+    ):
         (tmp_path / "x").write_bytes(content)
         refused(lambda: read_pickle(tmp_path / "x"), cause)
 
@@ -279,9 +286,9 @@ def test_damaged_pickles(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "cause"),
     [
-        ({"meta": {"fine_label_names": ["a"]}}, "meta: lacks the list coarse_label_names"),
+        ({"meta": {"fine_label_names": ["a"]}}, "meta: the list coarse_label_names is missing"),
         ({"test": {b"data": np.zeros((1, 3072), np.uint8)}}, "test: not a CIFAR-100 file"),
-        ({"test": {b"data": np.zeros((1, 9)), b"fine_labels": [0], b"coarse_labels": [0]}}, "not uint8"),
+        ({"test": {b"data": np.zeros((1, 9)), b"fine_labels": [0], b"coarse_labels": [0]}}, "expected data uint8"),
         (
             {"test": {b"data": np.zeros((1, 3072), np.uint8), b"fine_labels": [7], b"coarse_labels": [0]}},
             "outside 0..2",
@@ -341,9 +348,9 @@ def test_emnist_with_one_part_holds_images_out(tmp_path):
 
 
 def test_emnist_files_that_are_not_there(tmp_path):
-    refused(lambda: emnist.find(Emnist(), Source(tmp_path)), "holds no emnist-<split>-mapping.txt")
+    refused(lambda: emnist.find(Emnist(), Source(tmp_path)), "contains no emnist-<split>-mapping.txt")
     save_emnist(tmp_path, parts=())
-    refused(lambda: emnist.find(Emnist(), Source(tmp_path)), "holds neither emnist-bymerge-train")
+    refused(lambda: emnist.find(Emnist(), Source(tmp_path)), "contains neither emnist-bymerge-train")
     save_emnist(tmp_path)
     (tmp_path / "emnist-bymerge-train-labels-idx1-ubyte.gz").unlink()
     refused(lambda: emnist.find(Emnist(), Source(tmp_path)), r"train-labels-idx1-ubyte\.gz: no such file")
@@ -357,17 +364,17 @@ def test_several_emnist_splits(tmp_path):
 
 def test_emnist_test_part_and_held_out_images(tmp_path):
     save_emnist(tmp_path)
-    refused(emnist.find(Emnist(test_per_class=2), Source(tmp_path)).read, "has a test part of its own")
+    refused(emnist.find(Emnist(test_per_class=2), Source(tmp_path)).read, "have their own test images")
 
 
 def test_emnist_labels_that_have_no_name(tmp_path):
     save_emnist(tmp_path)
     save_idx(tmp_path / "emnist-bymerge-test-labels-idx1-ubyte.gz", np.full(15, 9))
-    refused(emnist.find(Emnist(), Source(tmp_path)).read, "holds label 9")
+    refused(emnist.find(Emnist(), Source(tmp_path)).read, "label 9 is not in the mapping file")
     save_idx(tmp_path / "emnist-bymerge-test-labels-idx1-ubyte.gz", np.zeros(4))
     refused(emnist.find(Emnist(), Source(tmp_path)).read, "15 images, but .* has 4 labels")
     (tmp_path / "emnist-bymerge-mapping.txt").write_text("zero 48")
-    refused(emnist.find(Emnist(), Source(tmp_path)).read, "not lines of a label")
+    refused(emnist.find(Emnist(), Source(tmp_path)).read, "expected lines of a label")
 
 
 def test_damaged_idx_files(tmp_path):
@@ -379,8 +386,8 @@ def test_damaged_idx_files(tmp_path):
         (b"plain", "damaged gzip"),
         (whole[: len(whole) // 2], "damaged gzip"),
         (gzip.compress(b"\0\0\x0d\3" + inside[4:]), "not an IDX file of bytes in 3"),
-        (gzip.compress(inside[:-1]), "3919 bytes of content, but its header says 3920"),
-        (gzip.compress(inside[:9]), "its header says"),
+        (gzip.compress(inside[:-1]), "3919 bytes of content, but the header announces 3920"),
+        (gzip.compress(inside[:9]), "the header announces"),
     ):
         path.write_bytes(content)
         refused(lambda: read_idx(path, 3), cause)
@@ -435,12 +442,12 @@ def test_folder_with_a_corrupt_image(tmp_path, image_size):
 
 def test_folders_that_cannot_be_read(tmp_path):
     refused(lambda: folder.find(Folder(), Source(tmp_path / "none")), "none: no such folder")
-    refused(lambda: folder.find(Folder(), Source(tmp_path)), "holds no class folders")
+    refused(lambda: folder.find(Folder(), Source(tmp_path)), "contains no class folders")
     (tmp_path / "a").mkdir()
-    refused(lambda: folder.find(Folder(), Source(tmp_path)), "a: holds no image")
+    refused(lambda: folder.find(Folder(), Source(tmp_path)), "a: contains no images")
     save_image(tmp_path / "a" / "x.png")
     save_image(tmp_path / "b" / "c" / "x.png")
-    refused(lambda: folder.find(Folder(), Source(tmp_path)), "use one level of classes for all")
+    refused(lambda: folder.find(Folder(), Source(tmp_path)), "Put all class folders on one level")
 
 
 @pytest.mark.parametrize("link", ["a/link.png", "link"])
@@ -449,7 +456,7 @@ def test_folder_with_a_link_that_leads_out(tmp_path, link):
     save_image(tmp_path / "root" / "a" / "x.png")
     target = tmp_path / "outside" / ("x.png" if link.endswith("png") else "")
     (tmp_path / "root" / link).symlink_to(target)
-    refused(lambda: folder.find(Folder(), Source(tmp_path / "root")), "a link that leads out of")
+    refused(lambda: folder.find(Folder(), Source(tmp_path / "root")), "a symbolic link to a file outside")
 
 
 def test_folder_digest_follows_names_and_sizes(tmp_path):
@@ -466,7 +473,7 @@ def test_folder_digest_follows_names_and_sizes(tmp_path):
 
 @pytest.fixture
 def imagenet_root(tmp_path):
-    """Four classes whose published order is not sorted; three train images a class, one val image."""
+    """Four classes in an unsorted published order, with three train images and one val image each."""
     wnids = ["n04", "n01", "n03", "n02"]
     for wnid in wnids:
         for i in (2, 1, 3):
@@ -508,13 +515,13 @@ def test_imagenet_takes_the_first_trials_and_shots(imagenet_root):
 
 def test_imagenet_refusals(imagenet_root):
     refused(lambda: find_imagenet(imagenet_root, n_trials=5), r"splitfile_4\.json: no such file")
-    refused(find_imagenet(imagenet_root, max_shots=5).read, "trial 1, class 0: 2 draws, fewer")
+    refused(find_imagenet(imagenet_root, max_shots=5).read, "trial 1, class 0: has draws up to n = 2, but")
     save_image(imagenet_root / "train" / "n04" / "n04_0.JPEG")
     refused(find_imagenet(imagenet_root).read, "is of class")
     (imagenet_root / "val" / "n01" / "ILSVRC2012_val_1.JPEG").unlink()
-    refused(lambda: find_imagenet(imagenet_root), "val/n01: holds no image")
+    refused(lambda: find_imagenet(imagenet_root), "val/n01: contains no images")
     (imagenet_root / "val" / "n01").rmdir()
-    refused(lambda: find_imagenet(imagenet_root), "the protocol names this class")
+    refused(lambda: find_imagenet(imagenet_root), "the protocol has this class")
 
 
 @pytest.mark.skipif(not (REAL / "imagenet_lowshot").is_dir(), reason="no published protocol files (LOWSHOT_DATA)")

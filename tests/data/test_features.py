@@ -46,7 +46,7 @@ def test_padding_of_published_files_is_never_read(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"count": np.array([4], np.int32)}, "count is 4, but it has 3 rows"),
+        ({"count": np.array([4], np.int32)}, "count is 4, but the file has 3 rows"),
         ({"count": np.array([0], np.int32)}, "count is 0"),
         ({"all_labels": None}, "lacks the dataset 'all_labels'"),
         ({"all_feats": np.array([[1, 2], [np.nan, 0], [1, 1]], np.float32)}, "row 1 of all_feats"),
@@ -106,7 +106,7 @@ def test_images_of_another_form_are_refused(tmp_path, data, extractor, image_fol
     options = {"dataset": photos, "root": image_folder, "out": tmp_path / "other"}
     other = preprocessing.main(settings(preprocessing.Config, **options))
     result = run_script("save_features.py", "--extractor", extractor, "--data", other, "--out", tmp_path / "f")
-    assert_refused(result, "20 pixels a side", "16")
+    assert_refused(result, "the image size in pixels is 20", "was trained with 16")
     assert not (tmp_path / "f").exists()
 
 

@@ -51,19 +51,19 @@ def test_published_few_shot_classes(seed):
     ],
 )
 def test_published_order_of_images(n, c, first):
-    labels = np.tile(np.arange(c + 1), n)  # position p of class c stands at row p * (c + 1) + c
+    labels = np.tile(np.arange(c + 1), n)  # position p of class c is row p * (c + 1) + c
     rows = shuffled_rows(labels, c + 1)[c]
     assert (rows[:5] // (c + 1)).tolist() == first and sorted(rows) == np.flatnonzero(labels == c).tolist()
 
 
 def small_emnist(monkeypatch, root):
-    """Read as emnist_fs, two of its four classes being few-shot."""
+    """A small EMNIST that is read as emnist_fs; two of its four classes are few-shot classes."""
     monkeypatch.setitem(few_shot_gan.SETS, "emnist_fs", few_shot_gan.SETS["emnist_fs"]._replace(n_classes=4, n_novel=2))
     return few_shot_gan.find(FewShotGan(name="emnist_fs", max_shots=3, n_trials=2), Source(root, seed=1)).read()
 
 
 def write_emnist(root, split="bymerge"):
-    """Four classes, 10 train and 5 test images each, every image with its own number in one corner."""
+    """Write four classes of 10 train and 5 test images each. One corner of an image contains its index."""
     (root / f"emnist-{split}-mapping.txt").write_text("".join(f"{c} {48 + c}\n" for c in range(4)))
     for part, start, n in (("train", 0, 40), ("test", 40, 20)):
         pixels = np.zeros((n, 28, 28), np.uint8)
@@ -106,19 +106,19 @@ def test_the_balanced_split_comes_first(tmp_path):
     found = few_shot_gan.find(EMNIST_FS, Source(tmp_path))
     (tmp_path / "emnist-balanced-train-images-idx3-ubyte.gz").write_bytes(b"changed")
     assert few_shot_gan.find(EMNIST_FS, Source(tmp_path)).digests != found.digests
-    assert emnist.find(Emnist(), Source(tmp_path)).digests == found.digests  # still by ByMerge, which held the same
+    assert emnist.find(Emnist(), Source(tmp_path)).digests == found.digests  # from ByMerge, which has the same images
 
 
 def test_unequal_classes_need_a_bound(tmp_path, monkeypatch):
     write_emnist(tmp_path)
     save_idx(tmp_path / "emnist-bymerge-test-labels-idx1-ubyte.gz", np.repeat([0, 0, 1, 2, 3], 4))
-    with pytest.raises(InputError, match=r"classes of 14 to 18 images; .* any other needs --dataset.max_per_class"):
+    with pytest.raises(InputError, match=r"classes have 14 to 18 images, .* or --dataset.max_per_class 14"):
         small_emnist(monkeypatch, tmp_path)
 
 
 def test_another_number_of_classes_is_refused(tmp_path):
     write_emnist(tmp_path)
-    with pytest.raises(InputError, match="4 classes; the split of emnist_fs is of 47"):
+    with pytest.raises(InputError, match="4 classes, but the split of emnist_fs needs 47"):
         few_shot_gan.find(EMNIST_FS, Source(tmp_path)).read()
 
 

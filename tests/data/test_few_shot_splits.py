@@ -1,4 +1,4 @@
-"""Published few-shot splits: the class lists, the rotations, one pool of images, the forms they come in."""
+"""Published few-shot splits: class lists, rotations, the pool of images, and the supported file formats."""
 
 import io
 import os
@@ -30,7 +30,7 @@ def image(path: Path, colour=(200, 30, 30), size=(12, 8)) -> None:
 
 @pytest.fixture
 def cifar_root(tmp_path):
-    """CIFAR-100's hundred names, two images a class in train and one in test, five classes a superclass."""
+    """The hundred class names of CIFAR-100, with two train images and one test image each; five per superclass."""
     names = sorted(c for part in read_json(few_shot._CIFAR_CLASSES)["fc100"].values() for c in part)
     (tmp_path / "meta").write_bytes(
         pickle.dumps({"fine_label_names": names, "coarse_label_names": [f"group{i}" for i in range(20)]})
@@ -58,7 +58,7 @@ def test_cifar_with_other_classes(cifar_root):
     meta = pickle.loads((cifar_root / "meta").read_bytes())
     meta["fine_label_names"][0] = "unicorn"
     (cifar_root / "meta").write_bytes(pickle.dumps(meta))
-    with pytest.raises(InputError, match="only one of the published lists"):
+    with pytest.raises(InputError, match="only one of CIFAR-100 and the published lists"):
         few_shot.find_cifar(CifarFewShot(name="fc100"), Source(cifar_root)).read()
 
 
@@ -80,14 +80,14 @@ def test_vinyals_rule_gives_the_published_list():
         assert {names[c] for c in part} == set(wanted)
 
 
-# The evaluation alphabets of Lake et al. that lend characters to the training part.
+# The evaluation alphabets of Lake et al. that have characters in the training part.
 _EVALUATION_ALPHABETS = {"Angelic", "Atemayar_Qelisayer", "Atlantean", "Aurek-Besh", "Avesta", "Ge_ez", "Glagolitic",
                          "Gurmukhi"}  # fmt: skip
 
 
 @pytest.fixture
 def omniglot_root(tmp_path):
-    """Three background characters, one of them of a validation alphabet, and three of evaluation; ink at the top."""
+    """Three background characters (one from a validation alphabet) and three evaluation characters, ink at the top."""
     paper = np.full((28, 28), 255, np.uint8)
     paper[:5] = 0
     for part, alphabet, n in (("background", "Greek", 2), ("background", "Hebrew", 1), ("evaluation", "ULOG", 3)):
@@ -115,7 +115,7 @@ def test_omniglot_rotations_are_classes(omniglot_root, monkeypatch):
 
 
 def test_omniglot_of_another_size(omniglot_root):
-    with pytest.raises(InputError, match="6 characters; the split is of Omniglot's 1623"):
+    with pytest.raises(InputError, match="6 characters, but the split needs all 1623"):
         few_shot.find_omniglot(OmniglotVinyals(), Source(omniglot_root)).read()
 
 
@@ -132,7 +132,7 @@ def test_folders(tmp_path, name):
     assert content.images.paths[0] == "train/a/0.jpg" and len(content.images) == 15
     (tmp_path / "test" / "a").mkdir()
     image(tmp_path / "test" / "a" / "0.jpg")
-    with pytest.raises(InputError, match="class a stands in two of train, val and test"):
+    with pytest.raises(InputError, match="class a is in more than one of train, val and test"):
         registry.find(DATASETS.find(name)(), Source(tmp_path)).read()
 
 
@@ -148,7 +148,7 @@ def test_mini_imagenet_csv(tmp_path):
     with pytest.raises(InputError, match="line 2 is not 'filename,label'"):
         few_shot.find_mini_imagenet(MiniImageNet(), Source(tmp_path))
     (tmp_path / "val.csv").write_text("filename,label\nabsent.jpg,c\n")
-    with pytest.raises(InputError, match=r"absent.jpg: no such image \(val.csv names it\)"):
+    with pytest.raises(InputError, match=r"absent.jpg: no such image \(listed in val.csv\)"):
         few_shot.find_mini_imagenet(MiniImageNet(), Source(tmp_path))
 
 
@@ -175,7 +175,7 @@ def test_tiered_imagenet_pickles(tmp_path):
     assert groups == ["train coarse 0"] * 2 + ["train coarse 1", "val coarse 0"] + ["test coarse 0"] * 2
     assert content.split.novel_classes_2 == [4, 5]
     save_tiered(tmp_path, label_general_str=None)
-    with pytest.raises(InputError, match=r"train_labels.pkl: not the labels of tieredImageNet"):
+    with pytest.raises(InputError, match=r"train_labels.pkl: not a labels file of tieredImageNet"):
         few_shot.find_tiered_imagenet(TieredImageNet(), Source(tmp_path)).read()
 
 
@@ -221,7 +221,7 @@ def test_drop_rate_needs_resnet12(tmp_path, data):
     assert_refused(result, "model.drop_rate: no setting of Conv4", "ResNet12")
 
 
-def test_a_published_split_takes_no_settings_of_ours(tmp_path, cifar_root):
+def test_a_published_split_has_no_split_settings(tmp_path, cifar_root):
     result = run_script("preprocessing.py", "--dataset", "fc100", "--root", cifar_root, "--out", tmp_path / "x",
                         "--dataset.halves", "superclasses")  # fmt: skip
     assert_refused(result, "--dataset.halves: no setting of fc100", "n_trials, max_shots")
@@ -231,9 +231,9 @@ def test_sgm_needs_a_linear_head(tmp_path, data):
     result = run_script(
         "train_extractor.py", "--data", data, "--out", tmp_path / "x", "--head", "cosine", "--loss", "sgm"
     )
-    assert_refused(result, "loss sgm", "linear head")
+    assert_refused(result, "--loss sgm: needs --head linear")
 
 
-def test_an_accelerator_that_is_not_there(tmp_path, data):
+def test_an_absent_accelerator(tmp_path, data):
     result = run_script("train_extractor.py", "--data", data, "--out", tmp_path / "x", "--accelerator", "zpu")
     assert_refused(result, "accelerator zpu")

@@ -1,4 +1,4 @@
-"""A data set of the user's own, through the script: what it needs, what its recipe holds, what it is refused for."""
+"""The user's own data sets in preprocessing.py: what they must return, their recipes, and the error messages."""
 
 import json
 
@@ -174,7 +174,7 @@ def test_unlabelled_images_have_no_split(sets):
         (["Stripes", "--dataset.n_image", 1], ["--dataset.n_image: no setting of my_sets.py:Stripes, did you mean"]),
         (["Listed", "--dataset.n_trials", 1], ["--dataset.n_trials: no setting of my_sets.py:Listed"]),
         (["Listed", "--root", "nowhere"], ["nowhere: no such folder"]),
-        (["Wrong"], ["my_sets.py:Wrong: label 2 is outside 0..1, the classes that have names"]),
+        (["Wrong"], ["my_sets.py:Wrong: label 2 is outside 0..1, the range of class_names"]),
         (["Wrong", "--dataset.label", -1], ["my_sets.py:Wrong: label -1 is outside 0..1"]),
     ],
 )
@@ -188,7 +188,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 
 class Returns:
-    """Reads what it was given."""
+    """A data set that returns the content it was given."""
 
     def __init__(self, content: object) -> None:
         self.content = content
@@ -213,34 +213,46 @@ SPLIT_OF_THREE = {"class_names": ["a", "b", "c"]}
 @pytest.mark.parametrize(
     ("content", "cause"),
     [
-        (None, "read returned NoneType, not a Content of Images"),
-        (Content([1], TWO), "read returned Content, not a Content of Images"),
-        (Content(images(labels=np.array([0.5, 1, 0, 1])), TWO), r"labels are float64 of shape \(4,\)"),
-        (Content(images(labels=np.zeros((4, 1), int)), TWO), r"labels are int64 of shape \(4, 1\)"),
-        (Content(images(is_test=np.zeros(4)), TWO), r".* and is_test is float64 of shape \(4,\), not"),
-        (Content(images(is_test=np.zeros(3, bool)), TWO), "4 images, 4 labels and 3 test marks do not agree"),
-        (Content(images(pixels=np.zeros((4, 3, 3), np.uint8)), TWO), r"pixels are uint8 of shape \(4, 3, 3\), not"),
-        (Content(images(pixels=np.zeros((4, 3, 3, 1))), TWO), "pixels are float64 of shape"),
-        (Content(images(pixels=None), TWO), "images have either pixels or paths"),
-        (Content(images(paths=np.array(list("abcd"))), TWO), "images have either pixels or paths"),
+        (None, "read must return a Content with Images, not NoneType"),
+        (Content([1], TWO), "read must return a Content with Images, not Content"),
+        (Content(images(labels=np.array([0.5, 1, 0, 1])), TWO), r"expected labels int \(N,\) .*, found float64 \(4,\)"),
+        (Content(images(labels=np.zeros((4, 1), int)), TWO), r"expected labels int \(N,\) .*, found int64 \(4, 1\)"),
+        (
+            Content(images(is_test=np.zeros(4)), TWO),
+            r"expected .* and is_test bool \(N,\), found .* and float64 \(4,\)",
+        ),
+        (
+            Content(images(is_test=np.zeros(3, bool)), TWO),
+            "has 4 images, 4 labels and 3 test flags, expected equally many",
+        ),
+        (
+            Content(images(pixels=np.zeros((4, 3, 3), np.uint8)), TWO),
+            r"expected pixels uint8 .*, found uint8 \(4, 3, 3\)",
+        ),
+        (Content(images(pixels=np.zeros((4, 3, 3, 1))), TWO), "expected pixels uint8 .*, found float64"),
+        (Content(images(pixels=None), TWO), "images must have either pixels or paths"),
+        (Content(images(paths=np.array(list("abcd"))), TWO), "images must have either pixels or paths"),
         (
             Content(images(pixels=None, paths=list("abcd")), TWO),
-            "images with paths need the folder .* as root, not None",
+            "images with paths need root, the folder .*, not None",
         ),
-        (Content(images(pixels=None, paths=[1, 2, 3, 4], root="."), TWO), "paths are not texts, relative to root"),
-        (Content(images(pixels=None, paths=["/a"] * 4, root="."), TWO), "image path '/a' leads out of the root"),
-        (Content(images(0), TWO), "holds no image"),
-        (Content(images(), "ab"), "class_names is str ab, not a list of different texts"),
-        (Content(images(), ["a", "a"]), r"class_names is list \['a', 'a'\], not a list of different texts"),
-        (Content(images(), ["a", 1]), r"class_names is list \['a', 1\], not a list of different texts"),
-        (Content(images(), ["a"]), r"label 1 is outside 0..0, the classes that have names"),
-        (Content(images(), ["a", "b", "c"]), r"class 2 \(c\) has no image"),
-        (Content(images(), []), "images have labels, but there are no class_names"),
-        (Content(images(), TWO, ["s"], [0, 1]), r"superclass_of is not, for each of 2 classes, None or 0\.\.0"),
-        (Content(images(), TWO, ["s"], [0]), "superclass_of is not, for each of 2 classes"),
-        (Content(images(), TWO, "s", [0, 0]), "superclass_names is str s, not a list of texts"),
-        (Content(images(), TWO, novel_classes=[2]), r"novel_classes holds a class outside 0\.\.1"),
-        (Content(images(), TWO, split="mine"), "split is not a Split of the same class_names"),
+        (
+            Content(images(pixels=None, paths=[1, 2, 3, 4], root="."), TWO),
+            "paths must be str or Path, relative to root",
+        ),
+        (Content(images(pixels=None, paths=["/a"] * 4, root="."), TWO), "image path '/a' is outside the root folder"),
+        (Content(images(0), TWO), "contains no images"),
+        (Content(images(), "ab"), "class_names must be a list of distinct str, not str ab"),
+        (Content(images(), ["a", "a"]), r"class_names must be a list of distinct str, not list \['a', 'a'\]"),
+        (Content(images(), ["a", 1]), r"class_names must be a list of distinct str, not list \['a', 1\]"),
+        (Content(images(), ["a"]), r"label 1 is outside 0..0, the range of class_names"),
+        (Content(images(), ["a", "b", "c"]), r"class 2 \(c\) has no images"),
+        (Content(images(), []), "images have labels, but class_names is empty"),
+        (Content(images(), TWO, ["s"], [0, 1]), r"superclass_of must have None or 0\.\.0 for each of the 2 classes"),
+        (Content(images(), TWO, ["s"], [0]), "superclass_of must have .* for each of the 2 classes"),
+        (Content(images(), TWO, "s", [0, 0]), "superclass_names must be a list of str, not str s"),
+        (Content(images(), TWO, novel_classes=[2]), r"novel_classes has a class outside 0\.\.1"),
+        (Content(images(), TWO, split="mine"), "split must be a Split with the same class_names"),
     ],
 )
 def test_what_it_returns_is_checked(content, cause):
@@ -253,17 +265,17 @@ def test_lists_become_arrays(tmp_path):
     assert content.images.labels.tolist() == [0, 1, 1, 0] and content.images.rows(test=True).tolist() == [0, 3]
 
 
-def test_a_root_that_the_paths_do_not_lie_below_is_known_at_once(tmp_path):
+def test_a_wrong_root_is_reported_at_once(tmp_path):
     with pytest.raises(InputError, match=r"a\.png: no such image"):
         read(Content(images(pixels=None, paths=["a.png"] * 4, root=tmp_path), TWO))
 
 
-def test_digests_are_texts():
+def test_digests_must_be_str():
     class Digested(Returns):
         def digests(self, source):
             return {"version": 1}
 
-    with pytest.raises(InputError, match="Digested: digests returned dict, not a dict of texts"):
+    with pytest.raises(InputError, match="Digested: digests must return a dict of str, not dict"):
         own.find(Digested(None), Source())
 
 

@@ -1,4 +1,4 @@
-"""The preprocessing stage: what it writes, when it does nothing, what it refuses."""
+"""The preprocessing stage: its output, existing outputs, and error messages."""
 
 import json
 import subprocess
@@ -88,7 +88,7 @@ def test_max_per_class(root):
 
 
 def test_a_validation_part_leaves_the_test_images_out(root):
-    """Half of the four training images of a class in place of its test image; the same classes, under another name."""
+    """Half of the four training images of a class replace its test image. The classes stay, the name changes."""
     whole, part = (main(config_of(root, out=str(share), max_shots=2, validation_share=share))
                    for share in (None, 0.5))  # fmt: skip
     images, kept = read_images(whole / "images.h5"), read_images(part / "images.h5")
@@ -108,10 +108,10 @@ def test_a_validation_part_leaves_the_test_images_out(root):
     [
         (
             {"max_shots": 5},
-            r"max_shots 5: class 0 \(group0/class0\) has only 4 training images; --dataset.max_shots 4 fits",
+            r"max_shots 5: class 0 \(group0/class0\) has only 4 training images. Use --dataset.max_shots 4",
         ),
-        ({"test_per_class": 5}, "none is left beside 5 for test"),
-        ({"validation_share": 0.9}, "none is left beside 4 for test"),
+        ({"test_per_class": 5}, "holding out 5 of 5 images leaves none for training"),
+        ({"validation_share": 0.9}, "holding out 4 of 4 images leaves none for training"),
         ({"novel_per_superclass": 4}, "novel_per_superclass 4"),
         ({"novel_fraction": 1.0}, "base_classes_1 is empty"),
         ({"protocol": "x"}, r"dataset.protocol: no setting of folder \(it is one of imagenet\)"),
@@ -124,8 +124,8 @@ def test_refusals_leave_nothing_behind(root, options, cause):
     assert [p.name for p in root.parent.iterdir()] == ["images"]
 
 
-def test_glyphs_are_read_from_no_files(root):
-    with pytest.raises(InputError, match=r"--root .*images: glyphs are read from no files"):
+def test_glyphs_need_no_files(root):
+    with pytest.raises(InputError, match=r"--root .*images: glyphs are rendered, not read from files"):
         main(settings(Config, dataset="glyphs", root=root, out=root.parent / "out"))
 
 
@@ -145,7 +145,30 @@ def test_command_line(root):
     done = command_line("--dataset", "folder", "--root", str(root), "--out", str(out), "--dataset.max_shots", "4")
     assert (done.returncode, done.stderr) == (0, "")
     assert "8 classes, 32 train and 8 test images" in done.stdout
+    assert "test setup: 3 base and 2 novel classes; validation setup: 2 base and 1 novel classes" in done.stdout
+    assert "ignored" not in done.stdout
     assert read_images(out / "images.h5").paths is not None
+
+
+def test_ignored_files_are_counted(root, capsys):
+    for name in ("class0/phone.heic", "class1/notes.txt", ".hidden.txt"):
+        (root / "group0" / name).write_bytes(b"")
+    main(config_of(root))
+    assert (
+        f"folder: 2 files in {root} are ignored, because they are not images (.heic, .txt)" in capsys.readouterr().out
+    )
+    for path in (root / "group0" / "class0").glob("*.png"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"class0: contains no images \(supported: .*\.jpeg \.jpg"):
+        main(config_of(root, out="other"))
+
+
+def test_a_missing_root_is_named(root, monkeypatch):
+    monkeypatch.chdir(root)
+    with pytest.raises(InputError, match=r"images/data: no such folder\. Use --root to name the folder"):
+        main(settings(Config, dataset="folder", out=root.parent / "out"))
+    with pytest.raises(InputError, match=r"images/absent: no such folder$"):
+        main(config_of(root / "absent"))
 
 
 def test_command_line_with_a_corrupt_image(root):

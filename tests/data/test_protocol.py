@@ -1,4 +1,4 @@
-"""Splits and draws: what they guarantee, both published forms, and everything that is refused."""
+"""Splits and draws: their guarantees, the published files, and invalid files."""
 
 import json
 import os
@@ -76,7 +76,7 @@ def test_fixed_novel_classes_are_kept():
     [
         ({"novel_fraction": 1.0}, "base_classes_1 is empty"),
         ({"novel_classes": [3]}, "novel_classes_1 is empty"),
-        ({"novel_per_superclass": 3}, "superclass 0 has 3 classes only"),
+        ({"novel_per_superclass": 3}, "superclass 0 has only 3 classes. Use at most 2"),
     ],
 )
 def test_impossible_splits(options, cause):
@@ -84,8 +84,8 @@ def test_impossible_splits(options, cause):
         a_split(**options)
 
 
-def test_superclasses_asked_for_but_absent():
-    with pytest.raises(InputError, match="without a superclass"):
+def test_settings_that_need_superclasses():
+    with pytest.raises(InputError, match=r"--dataset\.halves superclasses: some classes of toy have no superclass"):
         make_split("toy", NAMES, [], [None] * 12, 0, halves="superclasses")
 
 
@@ -111,17 +111,17 @@ def edited(split, **changes):
     ("content", "cause"),
     [
         ([1, 2], "not a split file"),
-        ({"label_names": ["a"]}, "lacks 'base_classes_1'"),
-        ({"dataset": "toy"}, "lacks 'class_names'"),
-        (a_split().to_json() | {"dataset": "other"}, "does not match its digest"),
+        ({"label_names": ["a"]}, "'base_classes_1' is missing"),
+        ({"dataset": "toy"}, "'class_names' is missing"),
+        (a_split().to_json() | {"dataset": "other"}, "the digest does not match"),
         (edited(a_split(), base_classes=list(range(12))), "both base and novel"),
-        (edited(a_split(), base_classes_1=a_split().base_classes_2), "do not part base_classes"),
-        (edited(a_split(), novel_classes=[1, 1]), "names a class twice"),
+        (edited(a_split(), base_classes_1=a_split().base_classes_2), "must be disjoint and form base_classes"),
+        (edited(a_split(), novel_classes=[1, 1]), "contains a class twice"),
         (edited(a_split(), novel_classes=["1"]), "outside 0..11"),
         (edited(a_split(), novel_classes=[True]), "outside 0..11"),
         (edited(a_split(), novel_classes=None), "not a split file"),
         (edited(a_split(), superclass_of=[0]), "1 entries for 12 classes"),
-        (edited(a_split(), superclass_of=[9] * 12), "superclass_of holds 9"),
+        (edited(a_split(), superclass_of=[9] * 12), "superclass_of contains 9"),
     ],
 )
 def test_bad_split_files(tmp_path, content, cause):
@@ -198,7 +198,7 @@ def test_fewer_shots_are_the_first_of_more():
 
 
 def test_the_shots_of_the_diffusion_paper():
-    """Spec 1.5: RandomState(1) shuffles 0..9 to 2 9 6 4 0 3 1 7 8 5; the next class goes on with the same generator."""
+    """RandomState(1) shuffles 0..9 to 2 9 6 4 0 3 1 7 8 5; the next class continues with the same generator."""
     labels, split = np.repeat(np.arange(6), 10), make_split("toy", list("abcdef"), [], [None] * 6, 0, [1, 2, 4, 5])
     draws = make_draws(labels, split.class_names, 2, 10, seed=0)
     drawn = with_douze2018_draws(draws, labels, split, max_shots=10)
@@ -228,7 +228,7 @@ def test_a_class_does_not_depend_on_the_others():
 
 def test_too_few_images_for_the_shots():
     with pytest.raises(
-        InputError, match=r"max_shots 11: class 0 \(a\) has only 10 training images; --dataset.max_shots 10 fits"
+        InputError, match=r"max_shots 11: class 0 \(a\) has only 10 training images. Use --dataset.max_shots 10"
     ):
         make_draws(LABELS, CLASSES, 1, 11, seed=0)
 
@@ -255,12 +255,12 @@ def test_published_draws_by_template(tmp_path):
 @pytest.mark.parametrize(
     ("content", "trials", "cause"),
     [
-        ([[0]], None, "lacks 'trials'"),
-        ({"trials": [[0]]}, None, "lacks 'trials'"),
+        ([[0]], None, "'trials' is missing"),
+        ({"trials": [[0]]}, None, "'trials' is missing"),
         ({"trials": {"1": [[0]]}}, [1, 3], "has no trial 3"),
         ({"trials": {"one": [[0]]}}, None, "'one' is not a trial number"),
-        ({"trials": {"1": 5}}, None, "not a list of row numbers"),
-        ({"trials": {"1": [["x"]]}}, None, "not a list of row numbers"),
+        ({"trials": {"1": 5}}, None, "expected a list of row numbers"),
+        ({"trials": {"1": [["x"]]}}, None, "expected a list of row numbers"),
     ],
 )
 def test_bad_draws_files(tmp_path, content, trials, cause):
@@ -277,11 +277,14 @@ def test_check_draws_accepts_good_ones():
 @pytest.mark.parametrize(
     ("rows", "cause"),
     [
-        ([0], "1 draws, fewer than the largest n of 2"),
-        ([0, 4], "row 4 is past the 4 rows of train.h5"),
-        ([-1, 0], "row -1 is past the 4 rows"),
+        (
+            [0],
+            "has draws up to n = 1, but the largest n is 2. Use smaller n, or preprocessing.py --dataset.max_shots 2",
+        ),
+        ([0, 4], "row 4 is outside the 4 rows of train.h5"),
+        ([-1, 0], "row -1 is outside the 4 rows"),
         ([0, 2], "row 2 of train.h5 is of class 1"),
-        ([0, 0], "names a row twice"),
+        ([0, 0], "contains a row twice"),
     ],
 )
 def test_check_draws_refuses(rows, cause):
@@ -291,5 +294,5 @@ def test_check_draws_refuses(rows, cause):
 
 
 def test_check_draws_refuses_a_class_that_is_not_listed():
-    with pytest.raises(InputError, match="class 1: 0 draws"):
+    with pytest.raises(InputError, match="class 1: has draws up to n = 0"):
         check_draws({1: [np.array([0])]}, np.array([0, 1]), np.array([1]), 1, Path("draws.json"), Path("train.h5"))

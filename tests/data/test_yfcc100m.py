@@ -1,4 +1,4 @@
-"""Unlabelled images in zips: their numbers, what is listed, what cannot be decoded, features, resuming."""
+"""Unlabelled images in zip files: their indices and paths, images that cannot be decoded, features, resuming."""
 
 import io
 import json
@@ -33,7 +33,7 @@ def shade(i: int) -> int:
 
 
 def encoded(i: int) -> bytes:
-    """A picture of coloured stripes whose mean tells its number."""
+    """Encode an image of coloured stripes; its mean identifies the image."""
     file = io.BytesIO()
     stripes = 30 * np.sin(np.arange(16)[:, None, None] + np.arange(20)[:, None] * np.array([-1, 0, 1]))
     pixels = np.zeros((16, 20, 3)) if i == BLACK else shade(i) + stripes
@@ -43,7 +43,7 @@ def encoded(i: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """The images 12345990..12346009 in their zips, four of them blank in one way or another."""
+    """The images 12345990 to 12346009 in their zip files. Four of them count as blank, for different reasons."""
     root = tmp_path_factory.mktemp("yfcc")
     for i in range(12_345_990, 12_346_010):
         path, name = root / Path(member(i)).parent, Path(member(i)).name
@@ -56,7 +56,7 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory, root) -> Path:
-    """The images START .. START + COUNT - 1 through the script."""
+    """The images START to START + COUNT - 1, written by the script."""
     out = tmp_path_factory.mktemp("pool") / "data"
     result = run_script(
         "preprocessing.py", "--dataset", "yfcc100m", "--root", root, "--dataset.start", START, "--dataset.count", COUNT,
@@ -69,7 +69,7 @@ def pool(tmp_path_factory, root) -> Path:
 
 @pytest.fixture(scope="module")
 def pool_features(tmp_path_factory, pool, extractor) -> Path:
-    """Features of `pool`, made by this process alone."""
+    """The features of `pool`, computed without worker processes."""
     out = tmp_path_factory.mktemp("features")
     options = {"extractor": extractor, "data": pool, "accelerator": "cpu", "batch_size": 4, "num_workers": 0}
     return save_features.main(save_features.Config(out=out, **options)) / "train.h5"
@@ -121,7 +121,7 @@ def test_the_same_again_does_nothing_and_another_start_is_named(pool, root, caps
     [
         ({"start": 12_346_008, "count": 1000}, r"12/347\.zip: no such zip"),
         ({"start": 0, "count": 1}, r"00/000\.zip: no such zip"),
-        ({"start": N_IMAGES - 1, "count": 2}, "past image 99999999, the last"),
+        ({"start": N_IMAGES - 1, "count": 2}, "exceeds the last image, 99999999"),
         ({"n_trials": 3}, "dataset.n_trials: no setting of yfcc100m .*; its settings are: count, start"),
         ({"image_size": 32}, r"dataset.image_size: no setting of yfcc100m \(it is one of omniglot, folder, "),
     ],
@@ -132,8 +132,8 @@ def test_refused(tmp_path, root, changes, cause):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_seed_has_nothing_to_choose(tmp_path, root):
-    with pytest.raises(InputError, match="--seed 1: nothing of yfcc100m is drawn"):
+def test_a_seed_is_refused(tmp_path, root):
+    with pytest.raises(InputError, match="--seed 1: yfcc100m has no random draws"):
         preprocessing.main(replace(config(root, tmp_path / "out"), seed=1))
 
 
@@ -143,7 +143,7 @@ def test_a_cut_off_zip_is_refused(tmp_path):
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("000.jpg", encoded(1))
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(InputError, match=r"000\.zip: not a zip, or cut off"):
+    with pytest.raises(InputError, match=r"000\.zip: not a zip file, or truncated"):
         preprocessing.main(config(tmp_path, tmp_path / "out", start=0))
 
 
@@ -166,7 +166,7 @@ def test_a_wrong_checksum_is_corrupt(tmp_path):
         open_image(path / "x.jpg")
 
 
-def test_a_zip_that_is_gone_or_damaged_is_no_corrupt_image(tmp_path):
+def test_a_missing_or_damaged_zip_is_not_a_corrupt_image(tmp_path):
     with pytest.raises(InputError, match="no such image") as error:
         open_image(tmp_path / "gone.zip" / "x.jpg")
     assert not isinstance(error.value, CorruptImage)
@@ -190,7 +190,7 @@ def test_no_path_leads_out_of_a_zip_or_the_root(tmp_path, root):
         open_image(tmp_path / "a.zip" / ".." / "secret.png")
     outside = Images(np.array([-1]), np.array([False]), paths=np.array(["12/345.zip/../../x.jpg"], object), root=root)
     write_images(tmp_path / "images.h5", outside, {})
-    with pytest.raises(InputError, match="leads out of the root folder"):
+    with pytest.raises(InputError, match="is outside the root folder"):
         read_images(tmp_path / "images.h5")
 
 

@@ -690,7 +690,7 @@ def test_images_need_the_features_that_the_background_was_built_from(clusters, c
     np.save(tmp_path / "narrow.npy", feats[:, :5])
     refused("has a background. Give the features it was built from with --label.background")
     refused(r"other\.npy: not the features", background=tmp_path / "other.npy")
-    refused(r"short\.npy: has 100 rows, fewer", background=tmp_path / "short.npy")
+    refused(r"short\.npy: has 100 rows, but", background=tmp_path / "short.npy")
     refused(r"narrow\.npy: has 5 dimensions", background=tmp_path / "narrow.npy")
     refused(r"bare-test\.h5: .*no unlabelled images", graph=clusters.bare)
 
@@ -766,12 +766,12 @@ def test_a_class_without_labelled_images_is_refused(clusters, config, tmp_path):
     write_features(
         tmp_path / "train.h5", np.float32(feats), np.where(labels == 3, 1, labels), read_recipe(clusters.train)
     )
-    with pytest.raises(InputError, match=r"no row of class 3 \(c3\)"):
+    with pytest.raises(InputError, match=r"no rows of class 3 \(c3\)"):
         diffusion.main(replace(config, train=tmp_path / "train.h5"))
     draws = json.loads(clusters.draws.read_text())
     draws["trials"]["2"][9] = []
     write_json(tmp_path / "draws.json", draws)
-    with pytest.raises(InputError, match="trial 2, class 9: 0 draws, fewer"):
+    with pytest.raises(InputError, match="trial 2, class 9: has draws up to n = 0, but"):
         diffusion.main(replace(config, draws=tmp_path / "draws.json"))
     assert not config.out.exists()
 

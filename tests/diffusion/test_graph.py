@@ -102,11 +102,11 @@ def test_a_raw_file_is_never_extended(files, tmp_path):
     path = tmp_path / "short.raw"
     path.write_bytes(files.unlabelled.read_bytes()[:-4])
     path.chmod(0o444)
-    with pytest.raises(InputError, match="no whole number of rows of 20 float32"):
+    with pytest.raises(InputError, match="are not a multiple of rows of 20 float32"):
         open_rows(path, DIM)
-    with pytest.raises(InputError, match="has 150 rows, fewer than n_rows 151"):
+    with pytest.raises(InputError, match="has 150 rows, but 151 are needed"):
         open_rows(files.unlabelled, DIM, 151)
-    with pytest.raises(InputError, match="give --dim"):
+    with pytest.raises(InputError, match="Use --dim"):
         open_rows(files.unlabelled)
     assert files.unlabelled.stat().st_size == N_BACKGROUND * DIM * 4
 
@@ -114,11 +114,11 @@ def test_a_raw_file_is_never_extended(files, tmp_path):
 @pytest.mark.parametrize(
     "bad, words",
     [
-        ("nan", "row 93 holds NaN"),
-        ("dim", "has 20 dimensions, not dim 8"),
+        ("nan", "row 93 contains NaN"),
+        ("dim", "has 20 dimensions, not 8"),
         ("npy", "not a readable"),
         ("count", "count is 999"),
-        ("suffix", "features are a .h5"),
+        ("suffix", "features must be a .h5"),
     ],
 )
 def test_rows_that_are_refused(bad, words, files, tmp_path):
@@ -387,11 +387,11 @@ def test_the_script(files, tmp_path):
     command = ["build_graph.py", "background", "--features", files.unlabelled, "--k", K, "--out"]
     made = run_script(*command, tmp_path / "b.h5", "--dim", DIM)
     assert made.returncode == 0 and "recall@6 1.0000" in made.stdout, made.stderr
-    assert_refused(run_script(*command, tmp_path / "c.h5"), "unlabelled.raw", "give --dim")
+    assert_refused(run_script(*command, tmp_path / "c.h5"), "unlabelled.raw", "Use --dim")
 
 
 @pytest.mark.parametrize(
-    "bad, words", [("k", "k 101: the graph has only 100 nodes. Use --k 100"), ("nan", "row 93 holds NaN")]
+    "bad, words", [("k", "k 101: the graph has only 100 nodes. Use --k 100"), ("nan", "row 93 contains NaN")]
 )
 def test_a_background_that_is_refused(bad, words, files, tmp_path):
     feats = np.fromfile(files.unlabelled, np.float32).reshape(-1, DIM)
@@ -417,7 +417,7 @@ def test_a_completion_that_is_refused(files, background, tmp_path):
             test=tmp_path / "few.h5")  # fmt: skip
     refused("lists of 6 neighbours, fewer than k 7. Use --k 6", background=background, k=7)
     refused("k 37: the graph has only 36 nodes. Use --k 36", k=37)
-    refused("no row of class", test=tmp_path / "one_class.h5")
+    refused("no rows of class", test=tmp_path / "one_class.h5")
     completed = build_graph.complete(complete_config(files, tmp_path / "done.h5"))
     refused("is the graph of a setup. Give --background", background=completed)
     with h5py.File(completed, "r+") as file:

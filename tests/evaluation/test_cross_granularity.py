@@ -130,7 +130,7 @@ def test_features_of_the_trunk(tmp_path, data, scgm, embedded):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"copies": 2}, ["copies 2", "all like the image"]),
+        ({"copies": 2}, ["--copies 2", "all copies would equal the image"]),
         ({"copies": {"augment": CHANGES}}, ["copies.n", "is required"]),
         ({"copies": {"n": 2, "augment": {"resized_crop": True}}}, ["resized_crop", "copies.augment.crop_area"]),
         ({"layer": "trunk"}, ["layer trunk", "extractor", "no projection"]),
@@ -268,11 +268,13 @@ def test_a_pool_without_a_class_or_without_copies(config):
     write_features(other, feats[inside], LABELS[inside], made_from)
     with pytest.raises(InputError, match=r"other\.h5: no image of class 2 \(c2\)"):
         stage.main(replace(config, features=other))
-    with pytest.raises(InputError, match=r"other\.h5: holds no augmented copies; save_features\.py --copies"):
+    with pytest.raises(
+        InputError, match=r"other\.h5: has no augmented copies\. Make them with save_features\.py --copies"
+    ):
         stage.main(replace(config, features=[config.features, other], augmented_support=True))
     for wrong, words in (
         (np.zeros((len(feats), 2, 6), np.float32)[:, :, :5], "shape"),
-        (np.full((inside.sum(), 3, 6), np.nan, np.float32), "row 0 of augmented_feats holds NaN"),
+        (np.full((inside.sum(), 3, 6), np.nan, np.float32), "row 0 of augmented_feats contains NaN"),
         (np.zeros((inside.sum(), 2, 6), np.float32), "2 augmented copies per image, but .*test.h5 has 3"),
     ):
         with h5py.File(other, "r+") as file:

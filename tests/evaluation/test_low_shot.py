@@ -485,12 +485,12 @@ def spoil(file):
 BAD_FILES = [
     ("train", spoil, "NaN"),
     ("train", relabel(2, 99), "outside the split"),
-    ("train", relabel(3, 2), "no row of class 3"),
-    ("test", relabel(6, 7), "no row of class 6"),
+    ("train", relabel(3, 2), "no rows of class 3"),
+    ("test", relabel(6, 7), "no rows of class 6"),
     ("test", narrow, "3 dimensions"),
     ("test", lambda f: f.attrs.update(inputs='{"extractor": "y"}'), "another extractor"),
     ("draws", lambda d: d["trials"]["1"].__setitem__(7, [0, 1, 2, 3, 4]), "is of class 0"),
-    ("draws", lambda d: d["trials"]["1"].__setitem__(7, [90]), "fewer than the largest n"),
+    ("draws", lambda d: d["trials"]["1"].__setitem__(7, [90]), "but the largest n is"),
 ]
 
 
@@ -505,7 +505,7 @@ def test_bad_files_are_named_and_nothing_is_written(config, name, change, messag
 BAD_SETTINGS = [
     ({"shots": []}, "shots"),
     ({"shots": [1, 1]}, "without duplicates"),
-    ({"shots": [7]}, "largest n of 7"),
+    ({"shots": [7]}, "largest n is 7"),
     ({"trials": [4]}, "no trial 4"),
     ({"add": {"generator": Generator(Path("g"))}}, "g: no such file or folder"),
     ({"out": Path("results.txt")}, ".json"),

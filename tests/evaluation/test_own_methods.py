@@ -321,9 +321,12 @@ BAD = [
     ([*DOUBLED, "--add.Doubled.by", "2"], "--add.Doubled.by: no setting of my_code.py:Doubled"),
     (
         [*DOUBLED, "--add.Doubled.returns", "nothing"],
-        "add.Doubled: extend returned NoneType, not the Run of trial 1, n",
+        "add.Doubled: extend must return the Run of trial 1, n = 1, not NoneType",
     ),
-    ([*DOUBLED, "--add.Doubled.returns", "feats"], "add.Doubled: extend returned ndarray, not the Run of trial 1, n"),
+    (
+        [*DOUBLED, "--add.Doubled.returns", "feats"],
+        "add.Doubled: extend must return the Run of trial 1, n = 1, not ndarray",
+    ),
 ]
 
 

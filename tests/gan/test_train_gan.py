@@ -406,9 +406,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(gans, tmp
 
 def test_bad_input_is_one_line(gans, tmp_path):
     some = [f"--data={gans.data}", f"--extractor={gans.extractor}", f"--out={tmp_path}/x", f"--gan={gans.pretrained}"]
-    assert_refused(
-        run_script("train_gan.py", "finetune", *some, "--k=6"), "draws.json", "fewer than the largest n of 6"
-    )
+    assert_refused(run_script("train_gan.py", "finetune", *some, "--k=6"), "draws.json", "but the largest n is 6")
     none = ["--split", gans.data / "split.json", "--out", tmp_path / "s.h5", "--n_per_class", "0"]
     assert_refused(run_script("sample_gan.py", "--gan", gans.finetuned, *none), "n_per_class")
     with pytest.raises(InputError, match="k3: is fine-tuned already"):
@@ -503,7 +501,7 @@ def test_a_judge_that_has_learned_novel_classes_is_refused(gans, tmp_path):
         made_from = read_json(judge / "config.json")
         made_from[part] |= {name: value, "trial": 1} if part == "config" else {name: value}
         write_json(judge / "config.json", made_from)
-        words = "has learned novel classes" if part == "config" else "trained on another split than"
+        words = "was trained on novel classes" if part == "config" else "trained on another split than"
         with pytest.raises(InputError, match=words):
             pretrain(gans.data, judge, tmp_path / "x")
 
@@ -642,7 +640,7 @@ def test_scores_refuse_what_cannot_be_compared(gans, features, sampled, tmp_path
     with h5py.File(other, "r+") as file:
         inputs = json.loads(file.attrs["inputs"])
         file.attrs["inputs"] = json.dumps(inputs | {"extractor": "another"})
-    with pytest.raises(InputError, match=r"test\.h5: from another extractor than"):
+    with pytest.raises(InputError, match=r"test\.h5: made by another extractor than"):
         score(gans, features, sampled.features, tmp_path / "s.json", reference="test", test=other)
 
 

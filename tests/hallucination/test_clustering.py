@@ -1,4 +1,4 @@
-"""k-means of every class: the library's and the published variant."""
+"""k-means of each class: faiss and the published variant."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from lowshot.hallucination.clustering import cluster_classes, faiss_kmeans, publ
 
 
 class ScriptedRandom:
-    """Stands in for a generator: given start vectors, then the points that re-seeded clusters move to."""
+    """A fake generator that returns given start vectors, then the points to which re-seeded clusters move."""
 
     def __init__(self, start: list[list[float]], seeds: list[int]) -> None:
         self.start, self.seeds = np.array(start, float), list(seeds)
@@ -45,14 +45,14 @@ def test_published_reseeds_what_never_had_members_in_every_step_including_the_la
 
 
 def test_published_never_reseeds_a_cluster_that_lost_its_members():
-    # The third cluster has two members in the first step and none later (checked by hand): it stays on their mean.
+    # The third cluster has two members in the first step and none later (checked by hand), so it stays at their mean.
     points = np.array([[2.0, 3], [7, 4], [7, 3], [1, 4]])
     random = ScriptedRandom([[0, 1], [1, 0], [0.6, 0.8]], seeds=[])
     assert published_kmeans(points, 3, 4, random).tolist() == [[1.5, 3.5], [7, 3.5], [4.5, 3.5]]
 
 
 def test_published_keeps_reseeding_a_cluster_that_never_wins_a_tie():
-    # The third cluster moves onto (0, 1), where the second stands, and ties go to the lower number.
+    # The third cluster moves to (0, 1), the position of the second, and ties go to the lower number.
     points = np.array([[4.0, 0], [6, 0], [0, 1]])
     random = ScriptedRandom([[1, 0], [0, 1], [-1, 0]], seeds=[2, 2, 0])
     assert published_kmeans(points, 3, 3, random).tolist() == [[5, 0], [0, 1], [4, 0]]
@@ -97,5 +97,7 @@ def test_as_many_clusters_as_rows_are_allowed_and_quiet(capfd: pytest.CaptureFix
 
 
 def test_too_few_rows_names_the_class_and_the_counts():
-    with pytest.raises(InputError, match=r"train.h5: base class 1 has 3 rows, fewer than n_clusters 4"):
+    with pytest.raises(
+        InputError, match=r"train.h5: base class 1 has 3 rows, fewer than the 4 clusters. Use at most --n_clusters 3"
+    ):
         cluster_classes(features_of(9, 3), np.array([0, 1]), 4, "faiss", 3, 1, seed=0)

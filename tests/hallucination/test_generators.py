@@ -1,4 +1,4 @@
-"""The analogy generator: sizes, both papers' training, and what hallucination draws."""
+"""The analogy generator: sizes, training by both papers, and the draws of hallucination."""
 
 import json
 from collections import Counter
@@ -25,7 +25,7 @@ SPLIT = Split("toy", list("abcdef"), ["x", "y"], [0, 0, 1, 1, 0, 1], [0, 1, 2, 3
 
 
 def write_quadruplets(path, n_classes=4, n_clusters=3, dim=4, seed=0, **changes):
-    """Random centroids with random, but valid, quadruplets; `changes` replace datasets (None leaves one out)."""
+    """Write random centroids with random valid quadruplets; `changes` replace datasets, or (None) omit them."""
     rng = np.random.default_rng(seed)
     a, c = rng.integers(n_classes, size=(2, 40))
     pairs = np.array([rng.permutation(n_clusters)[:2] for _ in range(80)]).reshape(40, 2, 2)
@@ -50,7 +50,7 @@ def features(dim=4, extractor="E"):
 
 @pytest.fixture
 def generator(tmp_path):
-    """A generator that writes down what it is given: its three inputs' first coordinates."""
+    """A generator that returns the first coordinates of its three inputs."""
     model = AnalogyGenerator(4, 8, 4, 3)
     model.centroids.copy_(torch.arange(12.0).view(4, 3, 1).expand(-1, -1, 4))
     model.centroid_labels.copy_(torch.arange(4))
@@ -69,7 +69,7 @@ def spy(hallucinator):
 
 
 def new_rows(hallucinator, shots, labels, n_rows, trial=1):
-    """(rows, labels) that join shots (S, D) of classes `labels` for `n_rows` of each."""
+    """Return the rows and labels added to shots (S, D) of classes `labels`, for `n_rows` per class."""
     hallucinator.max_per_label, run = n_rows, Run(trial, 1, shots, np.array(labels))
     extended = hallucinator.extend(run, None, seed=0)
     n = len(labels)
@@ -139,7 +139,7 @@ def test_superclass_scope_takes_the_seeds_superclass(generator):
 def test_superclass_without_base_class(generator):
     split = Split("toy", list("abcdef"), ["x", "y"], [0, 0, 0, 0, 0, 1], [0, 1, 2, 3], [4, 5], [0, 1], [4], [2, 3], [5])
     hallucinator = Hallucinator(Generator(generator, pair_scope="superclass"), split, features())
-    with pytest.raises(InputError, match=r"class 5 \(f\): no base class shares its superclass"):
+    with pytest.raises(InputError, match=r"class 5 \(f\): no base class has the same superclass"):
         new_rows(hallucinator, np.zeros((1, 4), np.float32), [5], 5)
 
 
@@ -153,7 +153,7 @@ def test_features_of_another_dimension_or_extractor(generator):
 
 def test_a_generator_of_another_split_would_leak_novel_classes(generator):
     split = Split("toy", list("abcdef"), [], [None] * 6, [0, 1, 2, 4], [3, 5], [0, 1], [3], [2, 4], [5])
-    with pytest.raises(InputError, match="centroids of class 3, which is no base class"):
+    with pytest.raises(InputError, match="centroids of class 3, which is not a base class"):
         Hallucinator(Generator(generator), split, features())
 
 
@@ -225,8 +225,8 @@ def test_critic_of_the_centroids_knows_them(tmp_path):
     [
         ({"scores": None}, "lacks the dataset 'scores'"),
         ({"centroids": np.full((4, 3, 4), np.nan, np.float32)}, "NaN"),
-        ({"quadruplets": np.full((40, 4), 12, np.int32)}, "past its 12 centroids"),
-        ({"scores": np.zeros(40, np.float32)}, "no quadruplet scores above"),
+        ({"quadruplets": np.full((40, 4), 12, np.int32)}, "indices outside its 12 centroids"),
+        ({"scores": np.zeros(40, np.float32)}, "--min_score 0.0: the best score in .* is 0"),
     ],
 )
 def test_refused_quadruplets(tmp_path, changes, message):
@@ -240,7 +240,7 @@ def test_critic_of_another_extractor(tmp_path, extractor, features):
     quadruplets = write_quadruplets(tmp_path / "q.h5", dim=7)
     result = run_script("train_analogy_generator.py", "--quadruplets", quadruplets, "--extractor", extractor,
                         "--out", tmp_path / "g")  # fmt: skip
-    assert_refused(result, "makes features of 16 dimensions")
+    assert_refused(result, "computes features of 16 dimensions")
 
 
 def test_diverging_generator_names_the_step(tmp_path):

@@ -27,7 +27,7 @@ def all_others(n_classes: int) -> list[np.ndarray]:
 def brute_force(
     centroids: np.ndarray, partners: list[np.ndarray], epsilon: float
 ) -> dict[tuple[int, int], tuple[float, set[tuple[int, int]]]]:
-    """For each ordered source pair the best score and all partner pairs that reach it, as flat numbers, in float64."""
+    """Return the best score of each ordered source pair and all partner pairs with this score (flat indices)."""
     n_classes, n_clusters, dim = centroids.shape
     pairs = np.array(list(permutations(range(n_clusters), 2)))
     source = (np.arange(n_classes)[:, None, None] * n_clusters + pairs).reshape(-1, 2)
@@ -101,7 +101,7 @@ def test_equals_brute_force(
     centroids = random.normal(size=(n_classes, n_clusters, dim)) * random.gamma(1, size=(n_classes, n_clusters, 1))
     if kind == "grid":  # many ties and copies
         centroids = centroids.round()
-    elif kind == "near_copies":  # differences far shorter than the centroids, where float32 products are all noise
+    elif kind == "near_copies":  # differences much shorter than the centroids, where float32 products are only noise
         centroids[:, 1::2] = centroids[:, :1] + 1e-4 * centroids[:, 1::2] + 100
     elif kind == "relu":
         centroids = np.maximum(centroids, 0)
@@ -132,7 +132,7 @@ def test_properties(seed: int):
 
 
 def test_moving_a_class_changes_nothing():
-    # Whole numbers, so that moving a class leaves its differences exactly as they were.
+    # Integers, so that moving a class does not change its differences by rounding.
     centroids = np.random.default_rng(5).integers(-50, 50, size=(4, 9, 6)).astype(np.float32)
     moved = centroids + np.array([0, 1000, -300, 7], np.float32)[:, None, None]
     for before, after in zip(mine(centroids, all_others(4), 0.0, False), mine(moved, all_others(4), 0.0, False)):
@@ -195,9 +195,9 @@ def test_superclass_scope_searches_siblings_only():
 def test_no_superclasses_or_no_sibling_anywhere_is_refused():
     with pytest.raises(InputError, match=r"split.json: has no superclasses"):
         partner_classes(np.arange(5), small_split([None] * 7), "superclass", Path("split.json"))
-    with pytest.raises(InputError, match=r"split.json: no base class has another one"):
+    with pytest.raises(InputError, match=r"split.json: no base class has a partner class"):
         partner_classes(np.array([0, 3, 5]), small_split(), "superclass", Path("split.json"))
-    with pytest.raises(InputError, match=r"split.json: no base class has another one"):
+    with pytest.raises(InputError, match=r"split.json: no base class has a partner class"):
         partner_classes(np.array([0]), small_split(), "global", Path("split.json"))
 
 
@@ -235,7 +235,9 @@ def test_script_writes_the_contract(files: dict[str, Path], scope: str, n_rows: 
 def test_rules_bring_their_own_number_of_clusters(files: dict[str, Path]):
     main(Config(**files, rule="ghosted2018"))
     assert read_quadruplets(files["out"]).centroids.shape == (5, 10, 8)
-    with pytest.raises(InputError, match="base class 0 has 12 rows, fewer than n_clusters 100"):
+    with pytest.raises(
+        InputError, match=r"base class 0 has 12 rows, fewer than the 100 clusters\. Use at most --n_clusters 12"
+    ):
         main(Config(**files, overwrite=True))
 
 
@@ -292,7 +294,7 @@ def without_differences(files: dict[str, Path]) -> None:
     "spoil,message",
     [
         (truncated, r"train.h5: not a readable HDF5 file"),
-        (with_nan, r"train.h5: row 3 of all_feats holds NaN"),
+        (with_nan, r"train.h5: row 3 of all_feats contains NaN"),
         (with_label_outside, r"train.h5: label 7 is outside"),
         (without_split, r"split.json: not a split file"),
         (without_superclasses, r"split.json: has no superclasses"),
@@ -311,5 +313,5 @@ def test_reader_refuses_numbers_past_the_centroids(files: dict[str, Path]):
     main(Config(**files, n_clusters=3))
     with h5py.File(files["out"], "a") as file:
         file["quadruplets"][0, 0] = 15
-    with pytest.raises(InputError, match="some past its 15 centroids"):
+    with pytest.raises(InputError, match="indices outside its 15 centroids"):
         read_quadruplets(files["out"])

@@ -365,7 +365,7 @@ def test_a_base_class_without_rows_is_refused(tmp_path, data, files, trained):
     left = train.labels != gone
     made_from = {"stage": "save_features", "config": {}, "inputs": {}}
     write_features(tmp_path / "train.h5", train.feats[left], train.labels[left], made_from)
-    with pytest.raises(InputError, match=rf"no row of class {gone} \({split.class_names[gone]}\)"):
+    with pytest.raises(InputError, match=rf"no rows of class {gone} \({split.class_names[gone]}\)"):
         stage.train(train_config(tmp_path, data, tmp_path / "out"))
     assert not list(tmp_path.glob("out*"))
 

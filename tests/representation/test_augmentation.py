@@ -1,4 +1,4 @@
-"""Augmentation: exact where it can be, and the same for an image whatever batch it is in."""
+"""Augmentation: exact where possible, and independent of the batch that an image is in."""
 
 from dataclasses import replace
 
@@ -98,8 +98,8 @@ def test_jitter_leaves_colours_of_grey_images_alone():
     assert torch.allclose(as_rgb[:, :1], augment(grey, uniforms), atol=1e-5)
 
 
-def test_settings_that_came_later_leave_the_others_as_they_were():
-    """Bit for bit: the numbers of a row, what is done with them, and two sums taken before there were later ones."""
+def test_newer_settings_do_not_change_older_ones():
+    """Bit for bit: the random numbers of a row, their use, and two sums from before the newer settings existed."""
     x, before = images(50), EVERYTHING.uniforms(50, 3, 1, 1)
     assert torch.equal(before, torch.rand(50, 18, generator=torch_stream(3, "augmentation", 1, 1)))
     for name, value in LATER.items():
@@ -117,7 +117,7 @@ def test_settings_that_came_later_leave_the_others_as_they_were():
     ("name", "share"), [("jitter_probability", 1), ("grey_probability", 1), ("blur_probability", 0.9)]
 )
 def test_probabilities(name, share):
-    """Of the blurs a tenth is below 0.2 pixels, which changes nothing."""
+    """A tenth of the blurs has less than 0.2 pixels, which changes nothing."""
     x = images(1500)
     off = Augmentation(jitter=0.4, hue=0.1, blur_sigma=2, blur_probability=0, jitter_probability=0)
     for probability in (0.0, 0.3, 1.0):
@@ -129,7 +129,7 @@ def test_probabilities(name, share):
 
 
 def drawn(n, **columns):
-    """Rows of numbers where the columns named u13, u20, ... are given."""
+    """Return rows of random numbers in which the columns u13, u20, ... are given."""
     rows = torch.rand(n, 44, generator=torch.Generator().manual_seed(2))
     for name, values in columns.items():
         rows[:, int(name[1:])] = values
@@ -137,7 +137,7 @@ def drawn(n, **columns):
 
 
 def turned(x, turns):
-    """Their hue turned by shares of the colour circle in -1/2 .. 1/2."""
+    """Rotate the hue of images by shares of the colour circle in -1/2 .. 1/2."""
     return Augmentation(hue=0.5)(x, drawn(len(x), u20=turns + 0.5))
 
 
@@ -158,13 +158,13 @@ def test_hue_of_greys_and_no_turn_change_nothing():
 
 
 def luma(x):
-    """The grey image of RGB ones."""
+    """Return RGB images as grey images."""
     return 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:] if x.shape[1] == 3 else x
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_jitter_is_its_formula(channels):
-    """Factors from 0 to 2, for smooth, black, white and two-valued images."""
+    """With factors from 0 to 2, for smooth, black, white and two-valued images."""
     x, u = images(60, channels), drawn(60)
     u[0, 13:16], u[1, 13:16], u[2, 13:16], u[3, 14], u[4, 15] = 0, 0.5, 1, 0, 0
     x[5], x[6], x[10:20] = 0, 1, x[10:20].round()
@@ -196,7 +196,7 @@ def test_hue_turns_at_most_so_far_and_leaves_single_channels_alone():
 
 
 def test_blur_is_that_of_torchvision():
-    """Of smooth images away from the border, where torchvision mirrors."""
+    """On smooth images, away from the border, where torchvision uses reflection."""
     x = torch.nn.functional.avg_pool2d(images(4).repeat_interleave(3, 2).repeat_interleave(3, 3), 5, 1)
     for sigma in (0.6, 1.5, 2.0):
         blurred = _blur(x, torch.full((4, 1), sigma), 6)
@@ -208,7 +208,7 @@ def test_blur_is_that_of_torchvision():
 
 @pytest.mark.parametrize(("radius", "channels"), [(1, 1), (1, 3), (6, 3), (20, 1)])
 def test_blur_is_its_formula(radius, channels):
-    """Up to and over the border, which repeats; of images that are not square, each with a width of its own."""
+    """Including the border, which is replicated; on images that are not square, with a different sigma each."""
     x, sigma = images(5, channels)[:, :, :11], torch.tensor([0.0, 0.1, 0.7, 2.0, 50.0])[:, None]
     steps = torch.arange(-radius, radius + 1).double()
     weights = torch.exp(-0.5 * (steps / sigma.double().clamp(min=1e-9)) ** 2)
@@ -226,7 +226,7 @@ def test_a_sharp_blur_is_cut_at_the_side_of_the_image():
 
 
 def boxes(crop_area, n=4000, **options):
-    """Width, height and left and top edge of the parts that are cut, as shares of the image, from a ramp."""
+    """Return width, height, left and top edge of the crops, as shares of the image, measured on a ramp."""
     augment = Augmentation(crop_area=crop_area, **options)
     ramp = torch.arange(8.0).add(0.5).div(8)
     x = torch.stack([ramp.expand(8, 8), ramp.view(8, 1).expand(8, 8)]).expand(n, 2, 8, 8)
@@ -270,7 +270,7 @@ def test_a_crop_flips_and_never_reaches_outside():
 
 
 def test_a_crop_is_that_of_torchvision_inside():
-    """The part that is cut, stretched: torchvision's own crop and resize of the same box, where no border is near."""
+    """A crop equals torchvision's crop and resize of the same box, away from the border."""
     sides, edges = boxes(0.2, n=5)
     yy, xx = torch.meshgrid(torch.linspace(0, 3, 40), torch.linspace(0, 3, 40), indexing="ij")
     x = (torch.sin(xx * 2 + yy) / 2 + 0.5).expand(5, 1, 40, 40)

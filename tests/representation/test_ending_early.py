@@ -1,4 +1,4 @@
-"""Trainings that end before their schedule does, by the user's wish or out of patience, and what is said of them."""
+"""Trainings that end before their schedule, by --end_after or --patience, and what their recipes record."""
 
 import json
 
@@ -37,7 +37,7 @@ def records(folder):
 
 
 def interrupt(monkeypatch, before):
-    """The training is killed before this epoch, counted from 0."""
+    """Kill the training before this epoch, counted from 0."""
     train_epoch = ExtractorTrainer._train_epoch
 
     def killed(self, epoch, bar):
@@ -50,7 +50,7 @@ def interrupt(monkeypatch, before):
 
 @pytest.fixture(scope="module")
 def ended(data, tmp_path_factory):
-    """Behind the second of four epochs."""
+    """A training that ended after the second of four epochs."""
     return train(data, tmp_path_factory.mktemp("ended") / "out", end_after=2)
 
 
@@ -97,7 +97,7 @@ def test_an_unfinished_run_goes_on_to_it(data, ended, tmp_path, monkeypatch):
 
 
 def test_a_run_killed_as_it_ends_can_go_on_to_the_end(data, tmp_path, monkeypatch):
-    """Neither its log nor its recipe keeps that it was to end."""
+    """Neither its log nor its recipe records that it was to end early."""
     say = TrainingRun.say_ended_early
     monkeypatch.setattr(TrainingRun, "say_ended_early", lambda self: say(self) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -166,7 +166,7 @@ def test_two_processes_end_together(data, tmp_path):
 
 
 def test_superclasses(data, tmp_path):
-    """What is kept of the model is the network alone; pictures show the epochs that there were."""
+    """Only the network of the model is kept, and pictures show the epochs that were trained."""
     options = {"model": {"name": "Conv4", "width": 0.1}, "epochs": 6, "schedule": {"n_cycles": 1}, "batch_size": 32,
                "method": {"name": "scgm_g", "n_subclasses": 10, "e_step_every": 2}, "accelerator": "cpu",
                "holdout": 0.1, "patience": 6, "end_after": 3}  # fmt: skip

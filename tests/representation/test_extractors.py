@@ -1,4 +1,4 @@
-"""Opening an extractor and embedding pictures with it, as from a notebook."""
+"""Open an extractor and embed pictures with it, as in a notebook."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_sizes_of_batches(extractor):
 
 
 def test_grey_pictures(tmp_path):
-    """An extractor of grey images takes colour ones, one of colour images grey ones."""
+    """An extractor of grey images accepts colour images, and the other way round."""
     rng = np.random.default_rng(0)
     grey = rng.integers(0, 256, (3, 20, 20), dtype=np.uint8)
     for n_channels in (1, 3):
@@ -80,16 +80,16 @@ def test_timm_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ([], "none are given"),
-        (np.zeros((2, 16, 16, 3)), "float64 of shape"),
-        (np.zeros((2, 16, 16, 4), np.uint8), r"uint8 of shape \(2, 16, 16, 4\)"),
-        (np.zeros((16, 16), np.uint8), "an array must be uint8"),
-        (np.zeros((0, 16, 16), np.uint8), "none are given"),
-        ([np.zeros((16, 16, 3), np.uint8)], "ndarray in a list; give paths, or one uint8 array"),
-        (np.zeros((16, 16, 3), np.uint8), r"one picture, give images\[None\]"),
+        ([], "images: is empty"),
+        (np.zeros((2, 16, 16, 3)), r"not float64 \(2, 16, 16, 3\)"),
+        (np.zeros((2, 16, 16, 4), np.uint8), r"not uint8 \(2, 16, 16, 4\)"),
+        (np.zeros((16, 16), np.uint8), "must be uint8"),
+        (np.zeros((0, 16, 16), np.uint8), "images: is empty"),
+        ([np.zeros((16, 16, 3), np.uint8)], "must be a list of paths or a uint8 array .* not a list of ndarray"),
+        (np.zeros((16, 16, 3), np.uint8), r"For a single image, use images\[None\]"),
         (["nowhere.png"], "no such image"),
-        (["."], "is a folder; give its files"),
-        ([b"a.png"], "bytes in a list"),
+        (["."], "is a folder. List its files"),
+        ([b"a.png"], "not a list of bytes"),
     ],
 )
 def test_refused_images(extractor, images, message):
@@ -100,11 +100,11 @@ def test_refused_images(extractor, images, message):
 def test_refused_extractors(tmp_path, extractor):
     with pytest.raises(lowshot.InputError, match="no such file"):
         lowshot.open_extractor(tmp_path)
-    with pytest.raises(lowshot.InputError, match="no such folder; a model of timm is named timm:NAME"):
+    with pytest.raises(lowshot.InputError, match=r"no such folder\. For a timm model, use timm:NAME"):
         lowshot.open_extractor("resnet50")
-    with pytest.raises(lowshot.InputError, match="a PosixPath; give what open_extractor returns"):
+    with pytest.raises(lowshot.InputError, match="must be an extractor of open_extractor, not PosixPath"):
         lowshot.embed(extractor, ["a.png"])
-    with pytest.raises(lowshot.InputError, match="weights and image_size belong to timm"):
+    with pytest.raises(lowshot.InputError, match="weights and image_size are for timm models only"):
         lowshot.open_extractor(extractor, image_size=32)
     with pytest.raises(lowshot.InputError, match="timm"):
         lowshot.open_extractor("timm:no_such_model")

@@ -1,4 +1,4 @@
-"""Extractors that are fine-tuned on a few shots and generated images, and judged by their own head."""
+"""Extractors that are fine-tuned on a few shots and generated images, and evaluated with their own head."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def tune(data, extractor, out, **changes):
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory, data, extractor):
-    """Six images of each novel class, by a GAN that knows three shots of trial 1."""
+    """Six images of each novel class, from a GAN that was fine-tuned on three shots of trial 1."""
     folder = tmp_path_factory.mktemp("gan")
     some = {"data": data, "extractor": extractor, "batch_size": 8, "steps": 2, "accelerator": "cpu"}
     gan = train_gan.pretrain(train_gan.PretrainConfig(**some, ngf=16, ndf=2, z_dim=4, out=folder / "pretrained"))
@@ -85,7 +85,9 @@ def test_only_the_named_parts_are_trained_and_batch_norm_stands_still(data, extr
     )
     assert some == {"classifier.weight", "trunk.12.weight"}
     assert any("running_mean" in name for name in moved(extractor, tune(data, extractor, tmp_path / "all")))
-    with pytest.raises(InputError, match=r"begins with 'trunk\.99' \(they begin with trunk, classifier\)"):
+    with pytest.raises(
+        InputError, match=r"trained trunk\.99: no parameter name begins with it \(they begin with: trunk, classifier\)"
+    ):
         tune(data, extractor, tmp_path / "x", trained=["trunk.99"])
 
 
@@ -127,13 +129,13 @@ def test_shares_of_mixup():
         ({"shots": 2}, "fine-tuned on 3 shots of trial 1, not 2 of trial 1"),
         ({"trial": 2}, "fine-tuned on 3 shots of trial 1, not 3 of trial 2"),
         ({"holdout": 0.5}, "holdout: no such setting"),
-        ({"trained": []}, "trained: names no part"),
+        ({"trained": []}, "trained: is empty"),
         (
             {"schedule": {"name": "cosine", "n_cycles": 2}, "epochs": 3},
             "n_cycles 2: 3 epochs .*cannot be divided into 2",
         ),
-        ({"loss": "l2", "mixup": "beta"}, "only the plain loss is blended, not l2"),
-        ({"shots": 6}, "5 draws, fewer than the largest n of 6"),
+        ({"loss": "l2", "mixup": "beta"}, "--mixup: needs --loss plain, not l2"),
+        ({"shots": 6}, "has draws up to n = 5, but the largest n is 6"),
     ],
 )
 def test_what_does_not_belong_is_refused(data, extractor, samples, tmp_path, changes, words):
@@ -143,7 +145,7 @@ def test_what_does_not_belong_is_refused(data, extractor, samples, tmp_path, cha
 
 
 def test_a_network_that_may_know_novel_classes_is_refused(data, extractor, tuned, tmp_path):
-    with pytest.raises(InputError, match="extractor: has learned novel classes"):
+    with pytest.raises(InputError, match="extractor: was trained on novel classes"):
         tune(data, tuned / "extractor", tmp_path / "x")
     shutil.copytree(extractor, tmp_path / "other")
     made_from = read_json(tmp_path / "other" / "config.json")
@@ -179,7 +181,7 @@ def judge(data, folder, out, **changes):
     return read_json(low_shot.main(settings(low_shot.Config, **options | changes, out=out)))
 
 
-def test_the_own_head_is_judged(data, tuned, tmp_path):
+def test_the_own_head_is_evaluated(data, tuned, tmp_path):
     result = judge(data, tuned, tmp_path / "own.json")
     model, test = load_extractor(tuned / "extractor"), read_features(tuned / "features" / "test.h5")
     with torch.inference_mode():
@@ -201,8 +203,8 @@ def test_a_head_that_has_learned_from_samples_says_so(data, extractor, samples, 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"shots": [2]}, "fine-tuned on 3 shots of trial 1; it serves no run of 2 of trial 1"),
-        ({"trials": [1, 2]}, "serves no run of 3 of trial 2"),
+        ({"shots": [2]}, "fine-tuned on 3 shots of trial 1 and cannot be evaluated on n = 2, trial 1"),
+        ({"trials": [1, 2]}, "cannot be evaluated on n = 3, trial 2"),
         ({"add": ["repetition"]}, "own_head: learns nothing"),
         ({"classifier": "own_head"}, r"classifier\.extractor: is required"),
     ],

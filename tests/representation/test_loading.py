@@ -1,4 +1,4 @@
-"""Random parts of images on disk: how small they may be, what they depend on, and that they are cut once."""
+"""Random crops of images on disk: their smallest area, what they depend on, and that training crops once."""
 
 from types import SimpleNamespace
 
@@ -20,7 +20,7 @@ MODEL = ModelConfig("Conv4", 10, 3, 16)
 
 @pytest.fixture(scope="module")
 def ramps(tmp_path_factory):
-    """30 equal images on disk whose red is the column and whose green is the row."""
+    """30 equal images on disk whose red value is the column and whose green value is the row."""
     root = tmp_path_factory.mktemp("ramps")
     y, x = np.mgrid[:64, :64].astype(np.uint8) * 4
     for i in range(30):
@@ -30,7 +30,7 @@ def ramps(tmp_path_factory):
 
 
 def areas(images: torch.Tensor) -> torch.Tensor:
-    """Share of the area that each cut image (B, 3, S, S) shows, from the span of its ramps."""
+    """Return the share of the area that each crop (B, 3, S, S) shows, from the span of its ramps."""
     values = images.float() / 252
     spans = values[:, :2].amax(dim=(2, 3)) - values[:, :2].amin(dim=(2, 3))
     return spans.prod(dim=1)
@@ -64,7 +64,7 @@ def test_a_part_depends_on_seed_epoch_view_and_image_only(ramps):
 
 @pytest.mark.parametrize("stored", [False, True])
 def test_training_cuts_once(ramps, stored):
-    """On disk it is the decoder that cuts, of stored pixels the augmentation."""
+    """The decoder crops images on disk, the augmentation crops stored pixels."""
     augment = Augmentation(crop_area=0.2)
     pixels = np.stack([np.asarray(Image.open(ramps.root / path)) for path in ramps.paths])
     images = Images(ramps.labels, ramps.is_test, pixels) if stored else ramps

@@ -1,4 +1,4 @@
-"""Losses against the spec's numbers and against autograd."""
+"""Losses: published values, and gradients by autograd."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_weight_zero_is_plain_even_where_features_overflow():
 @given(st.integers(0, 10_000))
 @settings(max_examples=25, deadline=None)
 def test_terms_are_gradient_norms_and_obey_jensen(seed):
-    """sgm = mean of the squared per-example gradient norms, batchsgm = squared norm of the mean gradient."""
+    """sgm is the mean of the squared per-example gradient norms, batchsgm the squared norm of the mean gradient."""
     g = torch.Generator().manual_seed(seed)
     features = torch.rand(5, 4, generator=g, dtype=torch.float64)
     weight = torch.randn(3, 4, generator=g, dtype=torch.float64, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Losses, backbones, augmentations, schedules, optimisers and blends of the user's own, through the real scripts."""
+"""The user's own losses, backbones, augmentations, schedules, optimisers and mixup, through the real scripts."""
 
 import json
 import os
@@ -155,7 +155,7 @@ def records(folder):
 
 
 def change(path):
-    """Another content, as an editor leaves it; what is imported stays as it is within this process."""
+    """Change the file, as an editor would. Code that this process has imported stays unchanged."""
     path.write_text(path.read_text() + "\n# changed\n")
     os.utime(path, ns=(1, 1))
 
@@ -181,7 +181,7 @@ def test_a_loss_does_what_ours_does(tmp_path, data, own):
 
 def test_losses_that_are_refused(tmp_path, data, own):
     for name, words in (
-        ("OneEach", ["own.py:OneEach: returns (16,), not a tensor of one number"]),
+        ("OneEach", ["own.py:OneEach: must return a scalar tensor, not (16,)"]),
         ("Halving", ["own.py:Halving: defines no __call__(scores, features, labels, model)"]),
         ("Hlaf", ["own.py defines no 'Hlaf', did you mean 'Half'?"]),
     ):
@@ -213,14 +213,14 @@ def test_a_backbone_is_imported_only_if_the_command_names_it(tmp_path, data, own
     change(own)
     other = run_script(*save, "--code", code)
     assert_refused(other, "input code of extractor has changed")
-    assert f"{own} has changed since it was made" in other.stdout
+    assert f"{own} has changed since the extractor was trained" in other.stdout
     assert run_script(*save, "--code", code, "--overwrite").returncode == 0
     assert read_recipe(features)["inputs"]["code of extractor"] == digest(own)
 
 
 def test_backbones_that_are_refused(tmp_path, data, own):
     made = train(data, tmp_path / "out", "--model", f"{own}:Maps")
-    assert_refused(made, "own.py:Maps", "of shape (1, 2, 14, 14)", "makes (1, D)")
+    assert_refused(made, "own.py:Maps", "features of shape (1, D)", "not shape (1, 2, 14, 14)")
     assert_refused(train(data, tmp_path / "out", "--model", f"{own}:Tiny", "--model.image_size", 20), "image_size 20")
     assert not (tmp_path / "out").exists()
 
@@ -272,7 +272,7 @@ def test_copies_by_an_augmentation(tmp_path, data, extractor, own):
 
 def test_augmentations_that_are_refused(tmp_path, data, own):
     refused = train(data, tmp_path / "out", *CONV4, "--augment", f"{own}:Uncounted")
-    assert_refused(refused, "own.py:Uncounted: has no n_uniforms", "0 for none")
+    assert_refused(refused, "own.py:Uncounted: lacks the attribute n_uniforms", "Set it to 0")
     assert not (tmp_path / "out").exists()
 
 

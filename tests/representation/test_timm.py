@@ -1,4 +1,4 @@
-"""Models of timm as extractors: what timm itself computes, sizes, weights from a file, fine-tuning, refusals."""
+"""timm models as extractors: timm's own features, image sizes, weights from files, fine-tuning, error messages."""
 
 import json
 
@@ -37,20 +37,20 @@ def donor(name="test_resnet", n_classes=7, seed=0):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """test_resnet with 7 classes, as timm writes it."""
+    """Weights of test_resnet with 7 classes, as timm writes them."""
     path = tmp_path_factory.mktemp("weights") / "test_resnet.safetensors"
     save_file(donor().state_dict(), path)
     return path
 
 
 def save(weights, data, out, **options):
-    """Features of the images through test_resnet, run at 16 px."""
+    """Save the features of test_resnet at 16 px."""
     timm_model = {"name": "test_resnet", "weights": weights, "image_size": 16} | options
     return save_features.main(settings(save_features.Config, timm=timm_model, data=data, out=out, accelerator="cpu"))
 
 
 def train(data, out, model="timm:test_resnet", **options):
-    """An extractor of that model, run at 16 px."""
+    """Train an extractor with test_resnet at 16 px."""
     chosen = {"name": model, "image_size": 16} if isinstance(model, str) else model
     return train_extractor.main(
         settings(train_extractor.Config, data=data, out=out, model=chosen, accelerator="cpu", **options)
@@ -59,7 +59,7 @@ def train(data, out, model="timm:test_resnet", **options):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory, data, weights):
-    """Features of the 16 px images through test_resnet run at 16 px."""
+    """The features of 16 px images by test_resnet at 16 px."""
     return save(weights, data, tmp_path_factory.mktemp("f"))
 
 
@@ -91,7 +91,7 @@ def test_a_grey_image_is_an_rgb_one_of_equal_channels():
 
 
 def test_stored_pixels_run_at_their_size_or_are_stretched():
-    with pytest.raises(InputError, match="takes images of 160 px, but the stored ones have 32"):
+    with pytest.raises(InputError, match="expects images of 160 px, but the stored images have 32 px"):
         timm_config("timm:test_vit", 5, stored_size=32)
     at_32 = Extractor(timm_config("timm:test_vit", 5, stored_size=32, image_size=32))
     assert at_32.trunk.patch_embed.img_size == (32, 32) and at_32(torch.rand(2, 3, 32, 32))[0].shape == (2, 5)
@@ -107,7 +107,7 @@ def test_stored_pixels_run_at_their_size_or_are_stretched():
     [
         ("timm:resnet_unheard_of", None, "no such model"),
         ("timm:resnet50.unheard_of", None, "unheard_of"),
-        ("timm:test_vit", 50, "cannot run on images of 50 px, its own size is 160"),
+        ("timm:test_vit", 50, "cannot run on images of 50 px, its native size is 160 px"),
     ],
 )
 def test_impossible_models_are_refused(name, size, message):
@@ -168,7 +168,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["timm:test_resnet", "Conv4"])
 @pytest.mark.parametrize("content", [torch.zeros(3), {1: torch.zeros(3)}, {"trunk.x": 5}, {"state": 5}, [], {}])
-def test_files_that_are_no_state_dict_are_refused(tmp_path, name, content):
+def test_other_files_than_state_dicts_are_refused(tmp_path, name, content):
     form = ModelConfig(name, 3, 3, 32, width=0.25)
     torch.save(content, tmp_path / "w.pt")
     with pytest.raises(InputError, match=r"w\.pt: ") as error:
@@ -198,12 +198,14 @@ def test_features_of_a_model_and_of_its_converted_folder_are_equal(tmp_path, dat
 
 
 def test_a_model_of_another_size_is_refused(tmp_path, data, weights):
-    with pytest.raises(InputError, match=r"takes images of 160 px, .* have 16: .* resize .* image_size 16") as error:
+    with pytest.raises(
+        InputError, match=r"expects images of 160 px, .* have 16 px. Set image_size 16 .* set resize "
+    ) as error:
         save(weights, data, tmp_path / "f", image_size=None)
     assert "\n" not in str(error.value) and not (tmp_path / "f").exists()
 
 
-def test_features_that_stand_are_not_made_again(data, weights, saved, capsys):
+def test_existing_features_are_not_made_again(data, weights, saved, capsys):
     save(weights, data, saved)
     assert capsys.readouterr().out.count("already exists") == 2
 
@@ -217,7 +219,7 @@ def test_features_of_other_weights_are_told_apart(tmp_path, data, saved):
 def test_without_a_network_a_name_is_refused(tmp_path, data, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(InputError, match=r"^timm:test_resnet: no weights could be downloaded .* weights$"):
+    with pytest.raises(InputError, match=r"^timm:test_resnet: downloading the weights failed .* as weights$"):
         save(None, data, tmp_path / "f")
     assert not (tmp_path / "f").exists()
 
@@ -236,8 +238,11 @@ def test_fine_tuning(tmp_path, data, weights):
         ({"model": {"name": "timm:test_resnet"}}, ["160 px", "have 16"]),
         ({"model": {"name": "timm:test_resnet", "width": 0.5}}, ["model.width", "no setting of timm:test_resnet"]),
         ({"model": {"name": "Conv4", "pretrained": True}}, ["model.pretrained", "no setting of Conv4", "timm:"]),
-        ({"model": {"name": "timm:test_resnet", "pretrained": True}, "weights": "w.pt"}, ["pretrained and weights"]),
-        ({"model": {"name": "Conv4", "image_size": 32}}, ["model.image_size 32", "pixels of 16 px"]),
+        (
+            {"model": {"name": "timm:test_resnet", "pretrained": True}, "weights": "w.pt"},
+            ["--model.pretrained and --weights"],
+        ),
+        ({"model": {"name": "Conv4", "image_size": 32}}, ["--model.image_size 32", "images of 16 px"]),
     ],
 )
 def test_refused_settings(tmp_path, data, options, words):

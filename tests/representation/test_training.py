@@ -149,9 +149,9 @@ if fabric.is_global_zero:
 
 
 def test_two_processes_train_as_one(tmp_path, data):
-    """Batch-SGM is no mean over examples: its gradient must be averaged over processes before the norm is taken.
+    """Batch-SGM is not a mean over examples: its gradient must be averaged over processes before taking the norm.
 
-    Without batch norm, whose statistics are each process's own, the weights agree to rounding.
+    Without batch norm, whose statistics differ between processes, the weights agree up to rounding.
     """
     (tmp_path / "worker.py").write_text(WORKER)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -173,7 +173,7 @@ def test_two_processes_from_the_command_line(tmp_path, data):
 
 
 def test_a_launcher_that_starts_too_few_processes(tmp_path, data, monkeypatch):
-    """As under SLURM with one task: Fabric then ignores `devices`."""
+    """As with one SLURM task, where Fabric ignores `devices`."""
     slurm = {"NTASKS": "1", "JOB_NAME": "x", "PROCID": "0", "LOCALID": "0", "NODEID": "0", "JOB_ID": "1"}
     for name, value in slurm.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
@@ -240,7 +240,7 @@ def test_schedules():
         (["--seed", "-1"], ["seed"]),
         (["--batch_size", "1"], ["batch_size 1", "two"]),
         (["--augment.resized_crop", "true"], ["resized_crop", "stored pixels"]),
-        (["--loss", "sgm", "--head", "cosine"], ["loss sgm", "linear head"]),
+        (["--loss", "sgm", "--head", "cosine"], ["--loss sgm", "needs --head linear"]),
         (["--loss", "l2", "--mixup", "beta"], ["mixup", "not l2"]),
         (["--schedule", "cosine", "--schedule.decay", "2"], ["schedule.decay", "no setting of cosine", "step"]),
         (["--schedule.n_cycles", "2"], ["schedule.n_cycles", "no setting of step", "cosine"]),
@@ -295,7 +295,7 @@ def test_mixed_precision_trains(tmp_path, data):
 
 
 def test_settings_from_the_command_line_are_of_plain_types(tmp_path, monkeypatch):
-    """An optimiser keeps its rates in the checkpoint, which is read back as weights only."""
+    """The checkpoint contains the optimiser's learning rates, and is read with weights_only."""
     seen = []
     arguments = [
         "--data",
@@ -319,7 +319,7 @@ def test_settings_from_the_command_line_are_of_plain_types(tmp_path, monkeypatch
 
 
 def completed(config_class, file):
-    """The settings of a file, with those that must be given beside it."""
+    """Return the settings of a file, completed by the required settings that it lacks."""
     words = ["--config", str(file)]
     while True:
         try:
@@ -331,7 +331,7 @@ def completed(config_class, file):
 
 
 def test_every_recipe_config_is_accepted():
-    """A file under configs/ sets only options that its stage has, to values that it takes."""
+    """A file in configs/ has only settings of its stage, with valid values."""
     files = sorted((ROOT / "configs").glob("*/*.yaml"))
     assert files
     for file in files:

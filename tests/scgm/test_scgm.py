@@ -1,6 +1,6 @@
-"""The superclass-conditional mixture, the assignment of subclasses, contrast by angle and what each loss moves.
+"""The superclass-conditional mixture, the assignment of subclasses, the angular contrast, and gradients of the losses.
 
-Values marked published were made with the released code (spec 11).
+Values marked as published were computed with the released code.
 """
 
 import math
@@ -49,7 +49,7 @@ def test_published_assignments(exponent, labels):
 
 
 def test_published_plan():
-    """As released, whose stop leaves the columns a little off."""
+    """The released code stops with small errors of the column sums."""
     q = plan(assign_subclasses(SCORES, 25), SCORES, 25)
     expected = [[0.999593, 0.000407, 0], [0.855368, 0.144632, 0], [0.019008, 0.980992, 0],
                 [0.138610, 0.074988, 0.786402], [0.001684, 0.816737, 0.181579], [0, 0.000999, 0.999001]]  # fmt: skip
@@ -68,7 +68,7 @@ def test_the_plan_is_the_one_of_python_optimal_transport(exponent):
 
 
 def in_logarithms(scores: Tensor, exponent: float, n_iterations: int) -> tuple[np.ndarray, np.ndarray]:
-    """log r and log c, every iteration done with logarithms."""
+    """Return log r and log c, with all iterations in logarithms."""
     n, k = scores.shape
     logits, log_c = exponent * scores.numpy(), np.full(n, -math.log(n))
     for _ in range(n_iterations):
@@ -79,7 +79,7 @@ def in_logarithms(scores: Tensor, exponent: float, n_iterations: int) -> tuple[n
 
 @pytest.mark.parametrize("spread", [1.0, 30.0, 600.0])
 def test_many_nats_between_scores_change_nothing(spread):
-    """P^25 then spans up to 45 000 nats, float64 spans 1400."""
+    """P^25 then ranges over 45 000 nats, float64 over 1400."""
     scores = random_scores(80, 9, spread)
     scores[:, 3] -= spread  # a subclass that nobody would choose
     scores[5] -= 2 * spread  # an image that nothing explains well
@@ -92,7 +92,7 @@ def test_many_nats_between_scores_change_nothing(spread):
 
 
 def test_scales_may_grow_without_end():
-    """Three quarters of the images want one of nine subclasses by 7500 nats: every iteration moves it by two, so after
+    """Three quarters of the images prefer one of nine subclasses by 7500 nats. Each iteration moves it by two, so after
     601 its scale is beyond float64."""
     scores = random_scores(80, 9, 1.0)
     scores[:60, 1:] -= 300
@@ -107,7 +107,7 @@ def test_scales_may_grow_without_end():
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 9), st.integers(9, 90), st.floats(0.1, 50), st.sampled_from([1, 5, 25]), st.integers(0, 999))
 def test_every_plan_is_as_balanced_as_its_residual_says(k, n, spread, exponent, seed):
-    """Images weigh exactly 1/N, and subclasses together miss their 1/K by no more than residual/N."""
+    """Images have weight 1/N exactly, and the errors of the subclass weights 1/K sum to at most residual/N."""
     scores = random_scores(n, k, spread, seed)
     found = assign_subclasses(scores, exponent, max_iterations=301)
     q = plan(found, scores, exponent)
@@ -118,7 +118,7 @@ def test_every_plan_is_as_balanced_as_its_residual_says(k, n, spread, exponent, 
 
 
 def test_sharp_assignments_are_nearly_as_balanced_as_their_plan():
-    """Cosines over 0.1, of random embeddings, as at the start of training: hard sizes within 5 %."""
+    """With cosines / 0.1 of random embeddings, as at the start of training, subclass sizes are within 5 %."""
     generator = torch.Generator().manual_seed(0)
     embeddings, means = (F.normalize(torch.randn(n, 16, generator=generator)) for n in (4000, 20))
     found = assign_subclasses((embeddings @ means.T / 0.1).log_softmax(1), 25)
@@ -153,7 +153,7 @@ def test_some_impossible_pairs_are_no_harm():
 
 
 class Lookup(nn.Module):
-    """An extractor whose embeddings are its parameters, whatever it is shown; `values` (n_views * B, d)."""
+    """An extractor whose embeddings are its parameters `values` (n_views * B, d), for any images."""
 
     config = None
 
@@ -174,7 +174,7 @@ def published_model(embeddings: Tensor, queues: ClassQueues | None = None, detac
 
 
 def published_queues() -> ClassQueues:
-    """Keys of images other than the first two."""
+    """Queues with keys of other images than the first two."""
     queues = ClassQueues(torch.tensor([3, 3]), 2, 3)
     keys = torch.tensor([[0.0, 1], [1, 1], [-1, 0], [1, 0], [1, 1], [-1, 1]])
     queues.add(keys, torch.tensor([0, 0, 0, 1, 1, 1]), torch.arange(2, 8))
@@ -239,7 +239,7 @@ MOVED_DETACHED = {**MOVED, "subclass": {"v"}, "superclass_of_subclass": set()}
 
 @pytest.mark.parametrize(("detach_means", "expected"), [(False, MOVED), (True, MOVED_DETACHED)])
 def test_what_each_loss_moves(detach_means, expected):
-    """Detached, as the released SCGM-A: only the classifier moves means."""
+    """With detached means, as in the released SCGM-A, only the classifier moves them."""
     model = published_model(torch.tensor([[3.0, 4], [-1, 2]]), published_queues(), detach_means)
     parameters = {"v": model.extractor.values, "mu_y": model.mixture.means, "mu_z": model.mixture.subclass_means,
                   "key": model.key_extractor.values}  # fmt: skip
@@ -268,7 +268,7 @@ def test_keys_follow_with_momentum_and_statistics():
 
 
 def test_published_wrap_of_a_queue():
-    """Keys by their images here, and as unit vectors; the pointers are the released ones."""
+    """Keys are unit vectors, identified by their images. The pointers are those of the released code."""
     queues = ClassQueues(torch.tensor([5, 9]), 2, 5)
     queues.pointers.copy_(torch.tensor([3, 4]))
     keys = torch.tensor([[1.0, 2], [3, 4], [5, 6], [7, 8], [9, 10], [11, 12]])
@@ -285,7 +285,7 @@ def test_published_wrap_of_a_queue():
     st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=25), max_size=5),
 )
 def test_queues_are_written_in_order_and_wrap(sizes, length, batches):
-    """Against one key after the other; batches may be longer than a queue, several times over."""
+    """Compared with writing one key at a time. Batches may be several times as long as a queue."""
     queues = ClassQueues(torch.tensor(sizes), 3, length)
     lengths = [min(size, length) for size in sizes]
     expected, pointers = [[None] * n for n in lengths], [0] * len(sizes)
@@ -331,8 +331,8 @@ def test_angular_logits_against_a_loop():
     assert queries.grad.isfinite().all() and queries.grad.any(1).all()
 
 
-def test_without_other_images_there_is_nothing_to_tell_apart():
-    """Empty queues, and one that holds only the image itself: no negative, no loss."""
+def test_without_other_images_there_is_no_loss():
+    """With empty queues, or keys of the image itself only, there are no negatives."""
     queues = ClassQueues(torch.tensor([1, 3]), 2, 8)
     v, keys, classes, images = torch.randn(2, 2), torch.randn(2, 2), torch.tensor([0, 1]), torch.tensor([4, 5])
     for _ in range(2):
@@ -342,7 +342,7 @@ def test_without_other_images_there_is_nothing_to_tell_apart():
 
 
 def test_the_model_of_each_method():
-    """Queues are no longer than a class, means are Glorot-uniform, and only what a method needs is there."""
+    """Queues are at most as long as a class, means are Glorot-uniform, and a method has only the parts it needs."""
     superclasses = np.repeat([0, 1, 2], [50, 3, 9])
     for method, mixture, contrast in (("scgm_g", 1, 0), ("scgm_a", 1, 1), ("coarse", 0, 0), ("ancor", 0, 1)):
         sizes = {"n_subclasses": 20} if mixture else {}

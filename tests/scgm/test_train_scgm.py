@@ -1,4 +1,4 @@
-"""Training on superclasses: fine labels stay out of it, and a killed or a parallel run ends as a plain one."""
+"""Training on superclasses: it does not use fine labels, and resumed and parallel runs end like a plain one."""
 
 import json
 import shutil
@@ -27,14 +27,14 @@ from lowshot.scgm.training import ScgmTrainer
 METHODS = ["scgm_g", "scgm_a", "coarse", "ancor"]
 
 
-# Of 100 training images: three whole batches and one of four.
+# With 100 training images: three full batches and one of four.
 OPTIONS = {"model": {"name": "Conv4", "width": 0.1}, "epochs": 3, "schedule": {"n_cycles": 1}, "batch_size": 32,
            "accelerator": "cpu"}  # fmt: skip
 MIXTURE = {"n_subclasses": 10, "e_step_every": 2}
 
 
 def config(data, out, method="scgm_g", **options):
-    """`method` by name, its mixture small, or with settings of its own beside that."""
+    """Settings with a small mixture; `method` is its name, or a dict of its settings."""
     chosen = {"name": method} if isinstance(method, str) else method
     mixture = MIXTURE if chosen["name"].startswith("scgm") else {}
     return settings(train_scgm.Config, data=data, out=out, method={**mixture, **chosen}, **(OPTIONS | options))
@@ -58,7 +58,7 @@ def records(folder):
 
 
 def assert_same(one, other):
-    """The network, the means and the assignments, to the bit."""
+    """Check that network, means and assignments are identical."""
     a, b = weights(one) | mixture(one), weights(other) | mixture(other)
     assert a.keys() == b.keys()
     assert [name for name in a if not np.array_equal(a[name], b[name])] == []
@@ -66,7 +66,7 @@ def assert_same(one, other):
 
 @pytest.fixture(scope="module")
 def changed(data, tmp_path_factory):
-    """A function that copies `data` with changed labels or another split."""
+    """A function that copies `data` with changed labels or a changed split."""
 
     def change(labels=None, **entries):
         folder = tmp_path_factory.mktemp("changed")
@@ -85,13 +85,13 @@ def changed(data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
-    """scgm_a, which has everything, for three epochs with assignments before the first and the third."""
+    """scgm_a, which has all parts, trained for three epochs with assignments before the first and the third."""
     return train(data, tmp_path_factory.mktemp("trained") / "out", method="scgm_a")
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_without_the_fine_labels(tmp_path, data, changed, method):
-    """With labels shuffled within superclasses every weight, mean and assignment is the same; the log differs."""
+    """With labels shuffled within superclasses, all weights, means and assignments are equal; the log differs."""
 
     def shuffled(labels):
         for superclass in (0, 1):
@@ -143,7 +143,7 @@ def test_the_embedding_is_what_features_are(tmp_path, data, trained):
 
 
 def killed(tmp_path, data, monkeypatch, owner, name, at, *options):
-    """A process of scgm_a that SIGKILL ends when it calls the function for the `at`-th time."""
+    """Train scgm_a in a process that is killed (SIGKILL) when it calls a function for the `at`-th time."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     worker = tmp_path / "killed.py"
     worker.write_text(
@@ -165,7 +165,7 @@ def killed(tmp_path, data, monkeypatch, owner, name, at, *options):
 
 
 def test_a_process_killed_in_the_e_step_ends_the_same(tmp_path, data, trained, monkeypatch):
-    """By SIGKILL, between the scores of the second assignment and its labels; a plain run goes on from there."""
+    """Killed between the scores and the labels of the second assignment; a plain run continues from there."""
     result = killed(tmp_path, data, monkeypatch, "training", "assign_subclasses", 2)
     assert result.returncode == -signal.SIGKILL
     assert (tmp_path / "out.partial" / "checkpoint.pt").exists() and not (tmp_path / "out").exists()
@@ -174,7 +174,7 @@ def test_a_process_killed_in_the_e_step_ends_the_same(tmp_path, data, trained, m
 
 
 def interrupt(monkeypatch, at):
-    """The step of that number, counted from 1, is never made."""
+    """Interrupt the training before this step, counted from 1."""
     step, calls = ScgmTrainer._step, []
 
     def interrupted(self, *arguments):
@@ -188,7 +188,7 @@ def interrupt(monkeypatch, at):
 
 @pytest.mark.parametrize("at", [6, 10])
 def test_a_run_killed_in_an_epoch_ends_the_same(tmp_path, data, trained, monkeypatch, at):
-    """In one that goes on with the last assignment, and in one that has just made its own; four steps each."""
+    """In an epoch that uses the last assignment, and in one with a new assignment; four steps each."""
     interrupt(monkeypatch, at)
     with pytest.raises(KeyboardInterrupt):
         train(data, tmp_path / "out", method="scgm_a")
@@ -198,7 +198,7 @@ def test_a_run_killed_in_an_epoch_ends_the_same(tmp_path, data, trained, monkeyp
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path, data, trained, monkeypatch):
-    """By SIGKILL, in the second epoch, with checkpoints by time: the log has each epoch once."""
+    """Killed in the second epoch, with checkpoints by time: the log has each epoch once."""
     result = killed(tmp_path, data, monkeypatch, "training.ScgmTrainer", "_step", 6, "--checkpoint_minutes", 60)
     assert result.returncode == -signal.SIGKILL and len(records(tmp_path / "out.partial")) == 1
     assert_same(train(data, tmp_path / "out", method="scgm_a"), trained)
@@ -206,7 +206,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path, data, tr
 
 
 def test_checkpoints_by_time_change_nothing(tmp_path, data, trained, monkeypatch):
-    """With none due before the end, a killed run starts anew."""
+    """If none is due before the end, a killed run starts again."""
     interrupt(monkeypatch, 10)
     with pytest.raises(KeyboardInterrupt):
         train(data, tmp_path / "out", method="scgm_a", checkpoint_minutes=60)
@@ -236,7 +236,7 @@ def test_an_unfinished_run_with_other_settings_is_not_continued(tmp_path, data, 
 
 
 def test_assignments_come_as_often_as_asked(tmp_path, data):
-    """Every epoch too, where the release never makes one; the epochs in between keep the last."""
+    """Also in every epoch, for which the released code never makes one. Epochs in between keep the last assignment."""
     every = [[1, 2, 3], [1, 3], [1]]
     for n, expected in zip((1, 2, 5), every):
         out = train(data, tmp_path / str(n), method={"name": "scgm_g", "e_step_every": n})
@@ -247,7 +247,8 @@ def test_assignments_come_as_often_as_asked(tmp_path, data):
 
 
 def test_a_clean_view_leaves_the_network_as_it_is(tmp_path, data, monkeypatch):
-    """Images are assigned without augmentation or batch statistics, so twice the same; an augmented view is neither."""
+    """Clean images are assigned without augmentation and batch statistics, so twice gives the same result. Augmented
+    views differ."""
     kept = {}
 
     def twice(self, epoch):
@@ -265,7 +266,7 @@ def test_a_clean_view_leaves_the_network_as_it_is(tmp_path, data, monkeypatch):
 
 
 def test_half_precision_is_the_network_s_only(tmp_path, data, monkeypatch):
-    """Scores and losses are float32: the exponent multiplies what a score is off by."""
+    """Scores and losses are float32, because the exponent amplifies rounding errors."""
     seen, assign = [], training.assign_subclasses
     monkeypatch.setattr(
         training, "assign_subclasses", lambda scores, *more: seen.append(scores) or assign(scores, *more)
@@ -286,14 +287,13 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(tmp_path, data, method):
 
 
 def test_settings_and_views_reach_their_places(tmp_path, data, monkeypatch):
-    """Query, key and E-step see three views; the temperature, the momentum and the assignment's settings are those
-    that were given."""
+    """Query, key and E-step use three different views, and temperature, momentum and assignment the given settings."""
     seen = {"momentum": set(), "tau": set(), "assign": set(), "views": {}}
     forward, keys, log_joint = ScgmModel.forward, ScgmModel.keys, ScgmModel.log_joint
     logits, assign = scgm_model.angular_logits, training.assign_subclasses
 
     def kept(name, images):
-        seen["views"].setdefault(name, images.mean(dim=(1, 2, 3)))  # the first batch of 32; means tell images apart
+        seen["views"].setdefault(name, images.mean(dim=(1, 2, 3)))  # the first batch of 32; means identify images
 
     monkeypatch.setattr(ScgmModel, "forward", lambda self, *a: kept("query", a[0]) or forward(self, *a))
     monkeypatch.setattr(
@@ -315,7 +315,7 @@ def test_settings_and_views_reach_their_places(tmp_path, data, monkeypatch):
 
 
 def test_two_processes_agree_on_everything(tmp_path, data, monkeypatch):
-    """Each writes what it ended with: means, queues and assignments are the same in both."""
+    """Both processes write their final state: means, queues and assignments are equal."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     worker = tmp_path / "train_two.py"
     worker.write_text(
@@ -359,7 +359,7 @@ def test_scores_that_are_nan_name_the_batch(tmp_path, data, monkeypatch):
 
 
 def test_a_last_image_alone_is_no_batch(tmp_path, data):
-    """Of 99 images two a batch, in neither step: batch norm, which ends with one pixel an image here, needs two."""
+    """With 99 images and batches of two, neither step uses it: batch norm over one pixel per image needs two images."""
     out = train(data, tmp_path / "out", model={"name": "VGG16BN", "width": 0.1}, batch_size=2, epochs=1, holdout=0.01)
     assert mixture(out)["sizes"].sum() == 99
 
@@ -396,19 +396,19 @@ def refused_folder(name, data, changed):
     ("what", "options", "words"),
     [
         ("no superclass", {}, r"split\.json: class 5 \(\S+\) has no superclass"),
-        ("no superclasses", {}, r"split\.json: the split of \S+ has no superclasses to learn from"),
-        ("no image", {}, r"images\.h5: no training image of superclass 1 \(super1\)"),
-        ("one superclass", {}, "a single superclass"),
-        ("", subclasses(1), "n_subclasses 1: .* the 2 superclasses"),
-        ("", subclasses(101), "n_subclasses 101: .* the 100 training images"),
-        ("", {**subclasses(91), "holdout": 0.1}, "the 90 training images"),
-        ("", {"patience": 2}, "patience needs a holdout"),
+        ("no superclasses", {}, r"split\.json: the split of \S+ has no superclasses to train on"),
+        ("no image", {}, r"images\.h5: has no training images of superclass 1 \(super1\)"),
+        ("one superclass", {}, "has a single superclass"),
+        ("", subclasses(1), "n_subclasses 1: must be between 2 "),
+        ("", subclasses(101), "n_subclasses 101: must be between .* and 100 "),
+        ("", {**subclasses(91), "holdout": 0.1}, "n_subclasses 91: must be between .* and 90 "),
+        ("", {"patience": 2}, "--patience: early stopping needs held-out images. Use --holdout 0.1"),
         (
             "",
             {"epochs": 8, "schedule": {"n_cycles": 3}},
-            "n_cycles 3: 8 epochs .without warm-up. cannot be divided into 3 equal cycles; choose",
+            "n_cycles 3: 8 epochs .without warm-up. cannot be divided into 3 equal cycles. Use",
         ),
-        ("", {"batch_size": 2, "devices": 2}, "each process needs two"),
+        ("", {"batch_size": 2, "devices": 2}, "each process needs at least two images"),
     ],
 )
 def test_bad_input_is_named(tmp_path, data, changed, what, options, words):
@@ -418,7 +418,7 @@ def test_bad_input_is_named(tmp_path, data, changed, what, options, words):
 
 
 def test_early_stopping_leaves_only_assignments_that_the_kept_network_has_seen(tmp_path, data):
-    """Without progress patience ends the training; no row of sizes is one of an assignment that was never made."""
+    """Without improvement, patience ends the training. `sizes` has no rows for assignments that were never made."""
     method = {"name": "scgm_g", "e_step_every": 1}
     out = train(data, tmp_path / "out", method=method, epochs=8, holdout=0.2, patience=1, lr=1e-30)
     sizes, means = mixture(out)["sizes"], read_means(out)
@@ -434,5 +434,5 @@ def test_a_baseline_has_no_subclasses(tmp_path, data):
 
 def test_the_command_line_refuses_in_one_line(tmp_path, data):
     result = run_script("train_scgm.py", "--data", data, "--out", tmp_path / "out", "--method.n_subclasses", 1)
-    assert_refused(result, "n_subclasses 1", "2 superclasses")
+    assert_refused(result, "--method.n_subclasses 1: must be between 2 (the number of superclasses)")
     assert not list(tmp_path.iterdir())

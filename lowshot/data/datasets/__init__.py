@@ -1,1 +1,1 @@
-"""Data sets: one reader a file, one registry (`readers`), one images file that every later stage reads (`images`)."""
+"""Data sets: one reader per module, their `registry`, and the images file that all later stages read (`images`)."""

@@ -3,9 +3,9 @@
 Reads ROOT/{train,val}/<wnid>/* (val is the test part) and the published hierarchy in ROOT/breeds: class_hierarchy.txt
 (lines `parent child`), dataset_class_info.json (lists of number, wnid and name) and node_names.txt (wnid, tab, name).
 
-The benchmarks are those of the `robustness` package with split=None: its source and target classes are pooled, as in
-SCGM (Ni et al., ICLR 2022). Classes are numbered superclass by superclass. SCGM trains on 90 % of the training images
-and watches the others: that is train_scgm.py's --holdout 0.1, drawn from our own stream.
+The benchmarks follow the `robustness` package with split=None: its source and target classes are pooled, as in SCGM
+(Ni et al., ICLR 2022). Class numbers are grouped by superclass. SCGM trains on 90 % of the training images and
+validates on the rest; train_scgm.py --holdout 0.1 does the same, with a random stream of its own.
 """
 
 from collections import Counter
@@ -26,8 +26,8 @@ from lowshot.data.datasets.settings import Breeds
 
 
 class Benchmark(NamedTuple):
-    """The `n_superclasses` nodes at depth `level` below `ancestor` that have at least `n_classes` ImageNet classes;
-    so many are taken of each."""
+    """The `n_superclasses` nodes at depth `level` below `ancestor` that have at least `n_classes` ImageNet classes.
+    `n_classes` are drawn from each."""
 
     level: int
     ancestor: str
@@ -58,10 +58,10 @@ def find(settings: Breeds, source: Source) -> Found:
 
 
 def choose_classes(folder: Path, benchmark: Benchmark) -> dict[str, list[str]]:
-    """Superclass -> its ImageNet classes, all by wnid, of the hierarchy in `folder`; both in the published order.
+    """Map each superclass of a benchmark to its ImageNet classes (all as wnids, in the published order).
 
-    Superclasses are sorted; classes stand as the published seed, 2, draws them one superclass after the other. Raises
-    InputError for a damaged file and for a hierarchy that does not yield the benchmark's numbers.
+    Superclasses are sorted. The classes of one superclass after another are drawn with the published seed, 2. Raises
+    InputError if a file in `folder` is damaged or the hierarchy does not yield the benchmark's number of superclasses.
     """
     path = folder / _HIERARCHY
     parents, order = _read_hierarchy(path)
@@ -71,30 +71,30 @@ def choose_classes(folder: Path, benchmark: Benchmark) -> dict[str, list[str]]:
     enough = [node for node in nodes if len(below[node]) >= benchmark.n_classes]
     if len(enough) != benchmark.n_superclasses:
         raise InputError(
-            f"{path}: {len(enough)} superclasses of at least {benchmark.n_classes} classes at level {benchmark.level} "
-            f"below {benchmark.ancestor}, not {benchmark.n_superclasses}"
+            f"{path}: {len(enough)} superclasses at level {benchmark.level} below {benchmark.ancestor} have at least "
+            f"{benchmark.n_classes} classes, expected {benchmark.n_superclasses}. Use the published file"
         )
     rng = np.random.RandomState(2)
     chosen = {node: rng.choice(sorted(below[node]), benchmark.n_classes, replace=False).tolist() for node in enough}
     owners = Counter(chain.from_iterable(chosen.values()))
     if twice := sorted(c for c, n in owners.items() if n > 1):
-        raise InputError(f"{path}: {twice[0]} stands below two superclasses")
+        raise InputError(f"{path}: {twice[0]} belongs to two superclasses. Use the published file")
     return chosen
 
 
 def _read_hierarchy(path: Path) -> tuple[dict[str, list[str]], list[str]]:
-    """(parents of every node that has some, all nodes with parents before children)."""
+    """Return the parents of each node that has any, and all nodes with parents before children."""
     parents: dict[str, list[str]] = {}
     for parent, child in _pairs(path, None):
         parents.setdefault(child, []).append(parent)
     try:
         return parents, list(TopologicalSorter(parents).static_order())
     except CycleError as error:
-        raise InputError(f"{path}: {error.args[1][0]} stands below itself") from None
+        raise InputError(f"{path}: {error.args[1][0]} is its own ancestor. Use the published file") from None
 
 
 def _levels(parents: dict[str, list[str]], order: list[str], ancestor: str) -> dict[str, int]:
-    """Depth of every node at or below `ancestor`: the length of the longest way to it from the root of all."""
+    """Return the depth of `ancestor` and all its descendants: the length of the longest path from the root node."""
     level, inside = {_ROOT_NODE: 0}, {ancestor}
     for node in order:
         above = parents.get(node, [])
@@ -108,11 +108,11 @@ def _levels(parents: dict[str, list[str]], order: list[str], ancestor: str) -> d
 def _classes_below(
     path: Path, parents: dict[str, list[str]], order: list[str], classes: set[str]
 ) -> dict[str, set[str]]:
-    """Every node's ImageNet classes; InputError for a node that leads to none."""
+    """Return the ImageNet classes at or below each node. Raises InputError for a node without any."""
     below = {node: {node} & classes for node in order}
     for node in reversed(order):
         if not below[node]:
-            raise InputError(f"{path}: {node} is no class of {_CLASSES} and leads to none")
+            raise InputError(f"{path}: {node} is not a class in {_CLASSES}, and neither is a node below it")
         for parent in parents.get(node, []):
             below[parent] |= below[node]
     return below
@@ -127,14 +127,14 @@ def _imagenet_classes(path: Path) -> set[str]:
 
 
 def _pairs(path: Path, separator: str | None) -> Iterator[list[str]]:
-    """The two parts of every line."""
+    """Yield the two parts of each line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
     for number, line in enumerate(lines, 1):
         if len(pair := line.split(separator)) != 2:
-            raise InputError(f"{path}: line {number} does not have two parts")
+            raise InputError(f"{path}: line {number} does not have two parts. Use the published file")
         yield pair
 
 

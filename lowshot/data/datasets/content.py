@@ -1,4 +1,4 @@
-"""What every reader takes and gives, and the few things that several readers do: list files, hold out a test part."""
+"""Input and output of the data set readers, and their shared helpers: list files, hold out test images."""
 
 import hashlib
 import os
@@ -19,24 +19,25 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".we
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set is looked for (`root`, None if none is given), and the `seed` of all that is drawn of it."""
+    """Where to find a data set (`root`, optional), and the `seed` of its random draws."""
 
     root: Path | None = None
     seed: int = 0
 
     @property
     def folder(self) -> Path:
-        """Where our own readers look; without a root they may download what is not there."""
+        """The folder in which the built-in readers look. Without a root they may download to it."""
         return self.root or Path("data")
 
 
 @dataclass
 class Content:
-    """A data set: its images, the names of its classes and what it fixes of the protocol.
+    """A data set: images, class names, and the parts of the protocol that it prescribes.
 
-    `superclass_of` maps each class to a position in `superclass_names` or None. `novel_classes`, `split` and `draws`
-    are None where the data set leaves them open; `draws` has the form of `lowshot.data.protocol.make_draws`. A pool of
-    unlabelled images has the label -1 everywhere and no classes, so there is nothing to split or draw.
+    `superclass_of` maps each class to a position in `superclass_names`, or to None. `novel_classes`, `split` and
+    `draws` are None if the data set does not prescribe them; `draws` has the form that
+    `lowshot.data.protocol.make_draws` returns. Unlabelled images all have the label -1; they have no classes, split or
+    draws.
     """
 
     images: Images
@@ -53,9 +54,10 @@ class Content:
 
 @dataclass(frozen=True)
 class Found:
-    """A data set that is there but not read yet: `digests` (name -> digest of what `read` will read) for the recipe.
+    """A data set that exists but has not been read yet.
 
-    `stays`: its images are not copied but stay below the root, which therefore belongs to the recipe.
+    `digests` (name -> digest of a file that `read` will read) goes into the recipe. `stays` is true if images are not
+    copied: they stay in the root folder, which then belongs to the recipe.
     """
 
     digests: dict[str, str]
@@ -65,36 +67,36 @@ class Found:
 
 @contextmanager
 def downloading(name: str, root: Path) -> Iterator[None]:
-    """Turns a failed or corrupt download into an InputError that says what to do."""
-    print(f"{name}: not found below {root}; downloading it")
+    """Announce a download, and raise InputError if it fails."""
+    print(f"{name}: not found in {root}, downloading it")
     try:
         yield
     except (OSError, RuntimeError) as error:
-        raise InputError(f"{name}: the download failed ({error}); put the files below a folder, --root") from None
+        raise InputError(f"{name}: download failed ({error}). Download the files yourself and use --root") from None
 
 
 def superclasses(names: list[str]) -> tuple[list[str], list[int | None]]:
-    """(sorted distinct names, position of each class in them) from the superclass name of each class."""
+    """From the superclass name of each class, return the sorted distinct names and each class's position in them."""
     distinct = sorted(set(names))
     return distinct, [distinct.index(name) for name in names]
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders inside `folder`, sorted by name, hidden ones left out."""
+    """List the folders directly inside `folder`, sorted by name, without hidden ones."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files directly inside `folder`, sorted by name, hidden ones left out."""
+    """List the image files directly inside `folder`, sorted by name, without hidden ones."""
     with os.scandir(folder) as entries:
         names = sorted(e.name for e in entries if Path(e.name).suffix.lower() in IMAGE_SUFFIXES and e.is_file())
     return [folder / name for name in names if not name.startswith(".")]
 
 
 def listing_digest(root: Path, files: Iterable[Path]) -> str:
-    """SHA-256 of the relative names and sizes of `files`: cheap, and blind to a change that keeps the size."""
+    """Return the SHA-256 of the relative names and sizes of `files`. Cheap, but misses changes that keep the size."""
     lines = (f"{os.fsencode(path.relative_to(root))!r} {path.stat().st_size}\n" for path in files)
     state = hashlib.sha256()
     for line in lines:
@@ -103,23 +105,25 @@ def listing_digest(root: Path, files: Iterable[Path]) -> str:
 
 
 def hold_out(labels: np.ndarray, per_class: int | float, seed: int, class_names: list[str]) -> np.ndarray:
-    """Mask (N,) of test images drawn at random in every class: `per_class`, or that share if below 1 (at least one).
+    """Draw test images in every class and return their mask (N,).
 
-    Each class draws from a stream of its own. Raises InputError for a class that would keep no training image.
+    `per_class` is their number, or their share (at least one image) if below 1. Each class has its own random stream.
+    Raises InputError if a class would have no training images left.
     """
     is_test = np.zeros(len(labels), bool)
     for c, rows in enumerate(rows_by_class(labels, len(class_names))):
         n_test = per_class if per_class >= 1 else max(1, round(per_class * len(rows)))
         if len(rows) <= n_test:
             raise InputError(
-                f"class {c} ({class_names[c]}) has {len(rows)} images: none is left beside {n_test} for test"
+                f"class {c} ({class_names[c]}): holding out {n_test} of {len(rows)} images leaves none for training. "
+                f"Add images, hold out fewer, or remove the class"
             )
         is_test[stream(seed, "held out", c).permutation(rows)[:n_test]] = True
     return is_test
 
 
 def cap(images: Images, max_per_class: int, seed: int) -> Images:
-    """At most `max_per_class` random images of a class in the train part, as many in the test part; order is kept."""
+    """Keep at most `max_per_class` random train images and as many test images per class, in the same order."""
     n_classes = int(images.labels.max()) + 1
     group = images.labels * 2 + images.is_test
     kept = [
@@ -130,13 +134,13 @@ def cap(images: Images, max_per_class: int, seed: int) -> Images:
 
 
 def validation_part(images: Images, share: float, seed: int, class_names: list[str]) -> Images:
-    """The training images alone, `share` of every class in place of the test part: for choosing settings."""
+    """Drop the test images and mark `share` of each class's train images as test images, for choosing settings."""
     train = only_rows(images, images.rows(test=False))
     return replace(train, is_test=hold_out(train.labels, share, seed, class_names))
 
 
 def only_rows(images: Images, rows: np.ndarray) -> Images:
-    """The images of `rows`, in their order."""
+    """Return the images of `rows`, in that order."""
     parts = {
         name: part[rows]
         for name in ("labels", "is_test", "pixels", "paths")
@@ -146,6 +150,6 @@ def only_rows(images: Images, rows: np.ndarray) -> Images:
 
 
 def rows_by_class(labels: np.ndarray, n_classes: int) -> list[np.ndarray]:
-    """The rows of `labels` (N,) of each class, ascending."""
+    """Return the rows of `labels` (N,) of each class, ascending."""
     order = np.argsort(labels, kind="stable")
     return np.split(order, np.searchsorted(labels[order], np.arange(1, n_classes)))

@@ -1,4 +1,4 @@
-"""How the characters of the embedded data set are drawn (see `glyphs`)."""
+"""Render the characters of the built-in data set `glyphs`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ _SERIF = ("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic")
 _MONO = ("DejaVuSansMono", "DejaVuSansMono-Bold")
 _STIX = ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic")
 
-# Script -> (its characters, the fonts that have all of them).
+# Script -> (its characters, the fonts that contain all of them).
 SCRIPTS = {
     "latin": ("ACJMRTVWXZd&", (*_SANS, *_SERIF, *_MONO, *_STIX)),
     "greek": ("ΓΔΞΣΨΩλμξπσω", (*_SANS, *_SERIF, *_MONO, *_STIX)),
@@ -36,12 +36,12 @@ SCRIPTS = {
     "old_italic": ("𐌄𐌈𐌊𐌌𐌍𐌎𐌑𐌔𐌖𐌘𐌙𐌛", _SANS),
 }
 N_TRAIN, N_TEST, SIZE = 50, 20, 28
-_MASTER, _INK = 64, 44  # side of an undistorted master, and of the ink in it
+_MASTER, _INK = 64, 44  # side of an undistorted master, and the longer side of its ink, in pixels
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """The tensors here are so small that threads cost more than they save (ten times more on a busy machine)."""
+    """Use one thread: with tensors this small, threads cost more than they save (ten times more on a busy machine)."""
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -51,7 +51,7 @@ def one_thread() -> Iterator[None]:
 
 
 def master(char: str, font: str) -> np.ndarray:
-    """`char` without distortion, float32 (64, 64) in 0..1; the longer side of its ink is 44 px, centred."""
+    """Render `char` without distortion: float32 (64, 64) in 0..1, centred, the longer side of its ink 44 px."""
     canvas = Image.new("L", (256, 256))
     ImageDraw.Draw(canvas).text((128, 128), char, fill=255, font=_font(font), anchor="mm")
     ink = canvas.crop(canvas.getbbox())
@@ -66,13 +66,13 @@ def master(char: str, font: str) -> np.ndarray:
 def _font(name: str) -> ImageFont.FreeTypeFont:
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
     if not path.is_file():
-        raise InputError(f"{path}: matplotlib's font is not there; install matplotlib from PyPI")
-    # The basic layout engine is in every build of Pillow; Raqm, where present, would shape Arabic otherwise.
+        raise InputError(f"{path}: matplotlib's font is missing. Install matplotlib from PyPI")
+    # Every build of Pillow has the basic layout engine. Raqm, which only some have, shapes Arabic differently.
     return ImageFont.truetype(str(path), 96, layout_engine=ImageFont.Layout.BASIC)
 
 
 def draw_class(class_id: int, script: str, char: str, n_images: int) -> np.ndarray:
-    """uint8 (n_images, 28, 28, 1) of one character; every image is drawn from a random stream of its own."""
+    """Draw uint8 (n_images, 28, 28, 1) of one character. Each image has its own random stream."""
     fonts = SCRIPTS[script][1]
     streams = [stream(0, "glyphs", class_id, i) for i in range(n_images)]
     font = [rng.integers(len(fonts)) for rng in streams]
@@ -90,7 +90,8 @@ def draw_class(class_id: int, script: str, char: str, n_images: int) -> np.ndarr
 
 
 def _affine(knobs: torch.Tensor) -> torch.Tensor:
-    """(N, 2, 3) maps from image to master: rotation up to 26 degrees, scale 0.72..1.25, shear 0.3, shift up to 3 px."""
+    """Return (N, 2, 3) maps from image to master: rotation up to 26 degrees, scale 0.72..1.25, shear up to 0.3, shift
+    up to 3 px."""
     angle, shear = 0.45 * knobs[:, 0], 0.3 * knobs[:, 1]
     width, height = torch.exp(0.05 + 0.28 * knobs[:, 2]), torch.exp(0.05 + 0.28 * knobs[:, 3])
     cos, sin = torch.cos(angle), torch.sin(angle)
@@ -101,6 +102,6 @@ def _affine(knobs: torch.Tensor) -> torch.Tensor:
 
 
 def _stroke(soft: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-    """Ink from blurred ink (N, 1, H, W): thicker strokes for a low `level` (N,), thinner for a high one."""
+    """Threshold blurred ink (N, 1, H, W) softly at `level` (N,). Low levels give thick strokes, high levels thin."""
     soft = soft / soft.amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
     return torch.sigmoid(14 * (soft - level.view(-1, 1, 1, 1)))

@@ -1,8 +1,8 @@
 """Published few-shot splits: CIFAR-FS, FC100, Omniglot (Vinyals), mini-ImageNet, tieredImageNet.
 
-Training classes are base, validation classes the novel classes of the validation setup, test classes those of the test
-setup. All images of a class are one pool: there is no test part, tasks draw support and queries from the pool
-(`episodes.py`).
+Training classes become base classes. Validation classes become the novel classes of the validation setup, test classes
+the novel classes of the test setup. All images of a class form one pool, without test images: the tasks of
+`episodes.py` draw support and query images from it.
 """
 
 import io
@@ -36,8 +36,8 @@ _PARTS = ("train", "val", "test")
 
 
 def find_cifar(settings: CifarFewShot, source: Source) -> Found:
-    """CIFAR-FS (Bertinetto et al., ICLR 2019) or FC100 (Oreshkin et al., NeurIPS 2018): the 600 images of each class of
-    CIFAR-100, the test part included."""
+    """CIFAR-FS (Bertinetto et al., ICLR 2019) or FC100 (Oreshkin et al., NeurIPS 2018): all 600 images of each class of
+    CIFAR-100, train and test."""
     found = cifar100.find(Cifar100(), source)
     return Found(found.digests, lambda: _read_cifar(settings.name, source, found.read()))
 
@@ -45,29 +45,35 @@ def find_cifar(settings: CifarFewShot, source: Source) -> Found:
 def _read_cifar(name: str, source: Source, content: Content) -> Content:
     lists = read_json(_CIFAR_CLASSES)[name]
     if strange := sorted(set(chain.from_iterable(lists.values())) ^ set(content.class_names)):
-        raise InputError(f"{name}: the class {strange[0]} stands in only one of the published lists and CIFAR-100")
+        raise InputError(
+            f"{source.folder}: class {strange[0]} is in only one of CIFAR-100 and the published lists of {name}. "
+            f"Use the official files of CIFAR-100"
+        )
     position = {c: i for i, c in enumerate(content.class_names)}
     parts = [sorted(position[c] for c in lists[part]) for part in ("train", "validation", "test")]
     return _pooled(name, content, parts, source.seed)
 
 
 def find_omniglot(settings: OmniglotVinyals, source: Source) -> Found:
-    """Omniglot as Vinyals et al. (NeurIPS 2016) split it and Prototypical Networks (Snell et al., NeurIPS 2017) use it:
-    1028, 172 and 423 characters, and their rotations by 90, 180 and 270 degrees as classes of their own."""
-    as_it_is = Omniglot(image_size=settings.image_size, test_per_class=1)  # whose test marks are not used
+    """Omniglot with the split of Vinyals et al. (NeurIPS 2016) that Prototypical Networks (Snell et al., NeurIPS 2017)
+    use: 1028, 172 and 423 characters. Their rotations by 90, 180 and 270 degrees are additional classes."""
+    as_it_is = Omniglot(image_size=settings.image_size, test_per_class=1)  # the test flags are not used
     found = omniglot.find(as_it_is, source)
     return Found(found.digests, lambda: _read_omniglot(source, found.read()))
 
 
-# Five background alphabets are for validation, and the evaluation characters, in alphabetical order, train up to the
-# 236th.
+# Five background alphabets are for validation. Of the evaluation characters in alphabetical order, the first 236 are
+# for training.
 _VINYALS_VALIDATION = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
 _VINYALS_TRAIN_OF_EVALUATION = 236
 _VINYALS_SIZES = [1028, 172, 423]
 
 
 def vinyals_parts(class_names: list[str], n_background: int) -> list[list[int]]:
-    """Positions of the training, validation and test characters in `class_names`, background characters first."""
+    """Return the positions in `class_names` of the training, validation and test characters.
+
+    The first `n_background` names are background characters, the others evaluation characters.
+    """
     background, evaluation = range(n_background), range(n_background, len(class_names))
     validation = [c for c in background if class_names[c].split("/")[0] in _VINYALS_VALIDATION]
     ordered = sorted(evaluation, key=lambda c: class_names[c])
@@ -78,7 +84,10 @@ def vinyals_parts(class_names: list[str], n_background: int) -> list[list[int]]:
 def _read_omniglot(source: Source, content: Content) -> Content:
     parts = vinyals_parts(content.class_names, content.novel_classes[0])
     if [len(part) for part in parts] != _VINYALS_SIZES:
-        raise InputError(f"{source.folder}: {len(content.class_names)} characters; the split is of Omniglot's 1623")
+        raise InputError(
+            f"{source.folder}: {len(content.class_names)} characters, but the split needs all 1623 of Omniglot. "
+            f"Use the official files"
+        )
     n, n_groups = len(content.class_names), len(content.superclass_names)
     turned = [_turn(content, quarter) for quarter in range(4)]
     images = [part.images for part in turned]
@@ -97,7 +106,8 @@ def _read_omniglot(source: Source, content: Content) -> Content:
 
 
 def _turn(content: Content, quarter: int) -> Content:
-    """The characters turned counter-clockwise; alphabets are turned with them, so a superclass holds one rotation."""
+    """Rotate all characters counter-clockwise by `quarter` * 90 degrees. Alphabets are renamed with them, so that each
+    superclass has a single rotation."""
     if quarter == 0:
         return content
     pixels = np.rot90(content.images.pixels, quarter, axes=(1, 2))
@@ -111,8 +121,8 @@ def _turn(content: Content, quarter: int) -> Content:
 
 
 def find_mini_imagenet(settings: MiniImageNet, source: Source) -> Found:
-    """mini-ImageNet in one of its two common forms: ROOT/{train,val,test}/<class>/* or ROOT/{train,val,test}.csv
-    (Ravi & Larochelle, ICLR 2017: lines `filename,label`) beside ROOT/images/."""
+    """mini-ImageNet in one of its two common forms: ROOT/{train,val,test}/<class>/*, or ROOT/images/* with the lists
+    ROOT/{train,val,test}.csv (Ravi & Larochelle, ICLR 2017: lines `filename,label`)."""
     root = _root(source, "mini-imagenet")
     if not (root / "train.csv").is_file():
         return _find_folders("mini_imagenet", root, source)
@@ -121,8 +131,11 @@ def find_mini_imagenet(settings: MiniImageNet, source: Source) -> Found:
 
 def find_tiered_imagenet(settings: TieredImageNet, source: Source) -> Found:
     """tieredImageNet (Ren et al., ICLR 2018): ROOT/{train,val,test}/<class>/*, or the published pickles
-    ROOT/{train,val,test}_{images_png,labels}.pkl, whose superclasses are kept. Decoded, the whole set is 16.5 GB; with
-    the folder form the images stay on disk."""
+    ROOT/{train,val,test}_{images_png,labels}.pkl.
+
+    Only the pickles have superclasses. They are decoded into memory, 16.5 GB for the whole set; images in folders stay
+    on disk.
+    """
     root = _root(source, "tiered-imagenet")
     if not (root / "train_labels.pkl").is_file():
         return _find_folders("tiered_imagenet", root, source)
@@ -142,13 +155,13 @@ def _find_folders(name: str, root: Path, source: Source) -> Found:
 
 
 def _found_paths(name: str, root: Path, lists: dict[str, dict[str, list[Path]]], seed: int) -> Found:
-    """Images on disk: part -> class -> files."""
+    """Images on disk; `lists` maps part -> class -> files."""
     files = (file for classes in lists.values() for rows in classes.values() for file in rows)
     return Found({"images": listing_digest(root, files)}, partial(_read_paths, name, root, lists, seed), stays=True)
 
 
 def _read_csv(root: Path, part: str) -> dict[str, list[Path]]:
-    """Class -> its images, of one list of file names and labels."""
+    """Map each class of ROOT/<part>.csv to its image files."""
     path, classes = root / f"{part}.csv", {}
     try:
         lines = path.read_text(encoding="utf-8").split()[1:]
@@ -159,7 +172,7 @@ def _read_csv(root: Path, part: str) -> dict[str, list[Path]]:
         if not comma or Path(file).name != file:
             raise InputError(f"{path}: line {number} is not 'filename,label'")
         if not (root / "images" / file).is_file():
-            raise InputError(f"{root / 'images' / file}: no such image ({path.name} names it)")
+            raise InputError(f"{root / 'images' / file}: no such image (listed in {path.name})")
         classes.setdefault(label, []).append(root / "images" / file)
     return classes
 
@@ -168,10 +181,10 @@ def _read_paths(name: str, root: Path, lists: dict[str, dict[str, list[Path]]], 
     owners = [(part, c) for part in _PARTS for c in lists[part]]
     for part, c in owners:
         if not lists[part][c]:
-            raise InputError(f"{root / part / c}: holds no image")
+            raise InputError(f"{root / part / c}: contains no images")
     class_names = [c for _, c in owners]
     if twice := sorted({c for c in class_names if class_names.count(c) > 1}):
-        raise InputError(f"{root}: the class {twice[0]} stands in two of train, val and test")
+        raise InputError(f"{root}: class {twice[0]} is in more than one of train, val and test")
     labels = np.repeat(np.arange(len(owners)), [len(lists[part][c]) for part, c in owners])
     paths = [file.relative_to(root).as_posix() for part, c in owners for file in lists[part][c]]
     images = Images(labels, np.zeros(len(labels), bool), paths=np.array(paths, object), root=root)
@@ -189,7 +202,7 @@ def _read_tiered(root: Path, seed: int) -> Content:
             fine_names, coarse_names = (list(content[f"label_{kind}_str"]) for kind in ("specific", "general"))
             superclass_of = [coarse_names[coarse[fine == c][0]] for c in range(len(fine_names))]
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise InputError(f"{root}/{part}_labels.pkl: not the labels of tieredImageNet ({error!r})") from None
+            raise InputError(f"{root}/{part}_labels.pkl: not a labels file of tieredImageNet ({error!r})") from None
         if len(encoded) != len(fine):
             raise InputError(f"{root}/{part}_images_png.pkl: {len(encoded)} images, but {len(fine)} labels")
         bar = Progress(encoded, f"tiered_imagenet {part}", unit="image", leave=False)
@@ -210,7 +223,7 @@ def _decode(path: Path, png: object) -> np.ndarray:
 
 
 def _pooled(name: str, content: Content, parts: list[list[int]], seed: int) -> Content:
-    """`content` with the published split and every image in the pool."""
+    """Add the published split to `content`, and put all images in one pool."""
     split = published_split(name, content.class_names, content.superclass_names, content.superclass_of, seed, *parts)
     images = replace(content.images, is_test=np.zeros(len(content.images), bool))
     return replace(content, images=images, split=split)

@@ -1,12 +1,12 @@
 """The splits of Beckham et al. (arXiv 2203.16662) for few-shot GANs: EMNIST, Omniglot and CIFAR-100.
 
-The few-shot (novel) classes are the last of a permutation that the seed draws; the images of a class, train and test
-part together, are shuffled by its number, whatever the seed: the first ones are its shots, the last fifth is for test.
-Both come from numpy's legacy generator, whose streams are fixed. Novel classes are halved into the validation and the
-test setup as in every data set.
+The few-shot (novel) classes are the last classes of a random permutation, drawn with the seed. The images of a class,
+train and test together, are shuffled with the class number as seed. The first images are its shots; the last fifth are
+its test images. Both use numpy's legacy generator, whose streams never change. As in every data set, one half of the
+novel classes belongs to the validation setup and the other to the test setup.
 
-Departs from the release, which tests few-shot classes only, by holding out a fifth of base classes too: low_shot.py
-evaluates both.
+Departs from the release, which tests few-shot classes only: a fifth of the images of base classes is held out too,
+because low_shot.py evaluates both.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ TRAIN_SHARE = 0.8
 
 
 class FewShotSet(NamedTuple):
-    """What `find` reads, of which so many classes are few-shot ones."""
+    """A data set that `find` reads, its number of classes, and how many of them are few-shot classes."""
 
     find: Callable[[FewShotGan, Source], Found]
     n_classes: int
@@ -52,18 +52,19 @@ SETS = {
 
 
 def find(settings: FewShotGan, source: Source) -> Found:
-    """Look for a data set of SETS; its own test marks are not used."""
+    """Find a data set of SETS. Its own test flags are not used."""
     found = SETS[settings.name].find(settings, source)
     return Found(found.digests, lambda: _read(settings, source, found.read()))
 
 
 def novel_classes(n_classes: int, n_novel: int, seed: int) -> list[int]:
-    """The few-shot classes, ascending."""
+    """Return the few-shot classes, ascending."""
     return sorted(np.random.RandomState(seed).permutation(n_classes)[-n_novel:].tolist())
 
 
 def shuffled_rows(labels: np.ndarray, n_classes: int) -> list[np.ndarray]:
-    """The rows of `labels` (N,) of each class in the order that decides what they are for."""
+    """Return the shuffled rows of `labels` (N,) of each class. The order decides which images are shots or test
+    images."""
     rows_of = rows_by_class(labels, n_classes)
     for c, rows in enumerate(rows_of):
         np.random.RandomState(c).shuffle(rows)
@@ -73,19 +74,19 @@ def shuffled_rows(labels: np.ndarray, n_classes: int) -> list[np.ndarray]:
 def _read(settings: FewShotGan, source: Source, content: Content) -> Content:
     s, n = settings, len(content.class_names)
     if n != SETS[s.name].n_classes:
-        raise InputError(f"{source.folder}: {n} classes; the split of {s.name} is of {SETS[s.name].n_classes}")
+        raise InputError(f"{source.folder}: {n} classes, but the split of {s.name} needs {SETS[s.name].n_classes}")
     images = content.images
     counts = np.bincount(images.labels, minlength=n)
     if s.name == "emnist_fs" and s.max_per_class is None and counts.min() < counts.max():
         raise InputError(
-            f"{source.folder}: classes of {counts.min()} to {counts.max()} images; emnist_fs is of the balanced EMNIST"
-            ", any other needs --dataset.max_per_class"
+            f"{source.folder}: classes have {counts.min()} to {counts.max()} images, but emnist_fs needs equally many. "
+            f"Use the balanced split of EMNIST, or --dataset.max_per_class {counts.min()}"
         )
     kept = [rows[: s.max_per_class] for rows in shuffled_rows(images.labels, n)]
     train = [rows[: int(TRAIN_SHARE * len(rows))] for rows in kept]
     is_test = np.ones(len(images), bool)
     is_test[np.concatenate(train)] = False
-    row_of = np.cumsum(~is_test) - 1  # of a training image, among them
+    row_of = np.cumsum(~is_test) - 1  # row of a training image among the training images
     images = only_rows(replace(images, is_test=is_test), np.sort(np.concatenate(kept)))
     train_labels = images.labels[images.rows(test=False)]
     draws = make_draws(train_labels, content.class_names, s.n_trials, s.max_shots, source.seed)

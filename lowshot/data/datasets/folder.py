@@ -1,8 +1,8 @@
 """The user's own images: ROOT/<class>/*.jpg, or ROOT/<superclass>/<class>/*.jpg (jpg, png, bmp, gif, tif, webp).
 
-Every image is decoded once here, so that a corrupt one is named now and not in the middle of a training. With
-`image_size` they are stored as squares of that side (short side resized, centre cropped), else as paths below ROOT.
-There is no test part: images are held out at random (a fifth of each class by default).
+Every image is decoded once, so that a corrupt one is reported here and not in the middle of a training. With
+`image_size`, images are stored as squares of that side (short side resized, then centre cropped); without, their paths
+are stored. There are no test images, so some are held out at random (by default a fifth of each class).
 """
 
 import os
@@ -31,7 +31,7 @@ from lowshot.data.datasets.settings import Folder
 
 
 def find(settings: Folder, source: Source) -> Found:
-    """List the class folders of ROOT and their images."""
+    """Find the class folders in ROOT and their images."""
     root = source.folder.resolve()
     classes = find_classes(root)
     files = [file for part in classes.values() for file in part]
@@ -40,18 +40,21 @@ def find(settings: Folder, source: Source) -> Found:
 
 
 def find_classes(root: Path) -> dict[Path, list[Path]]:
-    """The class folders below ROOT and the images in each, sorted by name; InputError for a class without any."""
+    """Return the class folders in ROOT and the images in each, sorted by name.
+
+    Raises InputError for a class without images.
+    """
     classes = {folder: image_files(folder) for folder in _class_folders(root)}
     for folder, files in classes.items():
         if not files:
-            raise InputError(f"{folder}: holds no image")
+            raise InputError(f"{folder}: contains no images (supported: {' '.join(sorted(IMAGE_SUFFIXES))})")
         for path in (folder, *files):
             _check_inside(path, root)
     return classes
 
 
 def find_images(root: Path) -> list[Path]:
-    """All image files below ROOT at any depth, sorted by path, hidden ones left out."""
+    """List all image files in ROOT at any depth, sorted by path, without hidden ones."""
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
     folders = [root, *sorted(path for path in root.rglob("*") if path.is_dir() and not path.is_symlink())]
@@ -66,17 +69,19 @@ def find_images(root: Path) -> list[Path]:
     return sorted(files)
 
 
-def other_files(root: Path) -> list[Path]:
-    """The files below ROOT at any depth that no image format claims by suffix, hidden ones left out."""
+def ignored(root: Path) -> str | None:
+    """Say how many files in ROOT are ignored because of their suffix, such as the .heic photos of phones."""
     visible = (path for path in root.rglob("*") if not any(p.startswith(".") for p in path.relative_to(root).parts))
-    return sorted(path for path in visible if path.suffix.lower() not in IMAGE_SUFFIXES and path.is_file())
+    others = [path for path in visible if path.suffix.lower() not in IMAGE_SUFFIXES and path.is_file()]
+    suffixes = ", ".join(sorted({path.suffix or path.name for path in others}))
+    return f"{len(others)} files in {root} are ignored, because they are not images ({suffixes})" if others else None
 
 
 def _class_folders(root: Path) -> list[Path]:
-    """The folders of one level of ROOT, or of two; InputError if the levels are mixed."""
+    """Return the folders one level below ROOT, or two levels below. Raises InputError if the levels are mixed."""
     first = subfolders(root)
     if not first:
-        raise InputError(f"{root}: holds no class folders")
+        raise InputError(f"{root}: contains no class folders. Expected <class>/*.jpg or <superclass>/<class>/*.jpg")
     below = {folder: subfolders(folder) for folder in first}
     with_folders = [folder for folder in first if below[folder]]
     if not with_folders:
@@ -84,21 +89,23 @@ def _class_folders(root: Path) -> list[Path]:
     for folder in first:
         if not below[folder] or image_files(folder):
             raise InputError(
-                f"{folder}: holds images, but {with_folders[0]} holds folders; use one level of classes for all"
+                f"{folder}: contains images, but {with_folders[0]} contains folders. Put all class folders on one level"
             )
     return [folder for part in below.values() for folder in part]
 
 
 def _check_inside(path: Path, root: Path) -> None:
     if path.is_symlink() and not path.resolve().is_relative_to(root):
-        raise InputError(f"{path}: a link that leads out of {root}")
+        raise InputError(f"{path}: a symbolic link to a file outside {root}. Copy the file instead")
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise InputError(f"{os.fsencode(path)!r}: the name is not UTF-8") from None
+        raise InputError(f"{os.fsencode(path)!r}: the name is not UTF-8. Rename the file") from None
 
 
 def _read(settings: Folder, source: Source, root: Path, classes: dict[Path, list[Path]]) -> Content:
+    if left_out := ignored(root):
+        print(f"folder: {left_out}")
     names = [folder.relative_to(root).as_posix() for folder in classes]
     labels = np.repeat(np.arange(len(names)), [len(files) for files in classes.values()])
     is_test = hold_out(labels, settings.test_per_class or 0.2, source.seed, names)
@@ -118,7 +125,8 @@ def _read(settings: Folder, source: Source, root: Path, classes: dict[Path, list
 
 
 def _each(files: list[Path], task) -> Iterator:
-    """`task` of every file, in order, on several threads (decoding releases the interpreter lock), a few at a time."""
+    """Yield `task(file)` for each file, in order. Runs on several threads, as decoding releases the GIL, and in blocks
+    of 256 files to bound memory."""
     with ThreadPoolExecutor() as pool:
         for start in Progress(range(0, len(files), 256), "folder", unit="batch", leave=False):
             yield from pool.map(task, files[start : start + 256])

@@ -1,12 +1,12 @@
-"""The embedded data set: characters of twelve scripts, rendered from the open fonts that ship with matplotlib.
+"""The built-in data set: characters of twelve scripts, rendered from the open fonts that ship with matplotlib.
 
-144 classes (script = superclass), 50 train and 20 test images each, 28x28x1 uint8, bright ink on a dark background.
-Each image is a character in one of the fonts that have it, rotated, scaled, sheared, shifted and bent at random, with
-thinner or thicker strokes, less contrast and grain. No download, and always the same images: the seed of a run chooses
-splits and draws only.
+144 classes, 50 train and 20 test images each, 28x28x1 uint8, bright ink on a dark background. The superclass of a
+character is its script. Each image shows a character in one of its fonts, with a random rotation, scale, shear, shift,
+elastic deformation, stroke width, contrast and noise. Nothing is downloaded, and the images are always the same:
+--seed affects splits and draws only.
 
-The characters were chosen so that no two of them look almost alike after such a change (upper and lower case, Latin and
-Greek, ...): outlines scaled to one size, blurred, and compared under small rotations, stretches, shears and shifts.
+No two characters look alike after such changes, as upper and lower case or Latin and Greek letters can. To choose them,
+their outlines were scaled to one size, blurred, and compared under small rotations, scalings, shears and shifts.
 """
 
 import numpy as np
@@ -18,14 +18,14 @@ from lowshot.data.datasets.settings import Glyphs
 
 
 def find(settings: Glyphs, source: Source) -> Found:
-    """The glyphs, which are always the same."""
+    """Return the glyphs, which need no files."""
     if source.root is not None:
-        raise InputError(f"--root {source.root}: glyphs are read from no files")
+        raise InputError(f"--root {source.root}: glyphs are rendered, not read from files. Leave --root out")
     return Found({}, _read)
 
 
 def _read() -> Content:
-    from lowshot.data.datasets import drawing  # with torch and matplotlib, which only drawing needs
+    from lowshot.data.datasets import drawing  # imports torch and matplotlib, which are slow to import
 
     pairs = [(script, char) for script, (chars, _) in drawing.SCRIPTS.items() for char in chars]
     n_images = drawing.N_TRAIN + drawing.N_TEST

@@ -1,8 +1,9 @@
 """ImageNet-1k under the low-shot protocol of Hariharan & Girshick (ICCV 2017).
 
-Reads ROOT/train/<wnid>/*.JPEG and ROOT/val/<wnid>/*.JPEG (the test part) and, from the folder `protocol`, the published
-label_idx.json and splitfile_{1..5}.json. Class numbers follow `label_names` of label_idx.json, which is not sorted;
-rows are grouped by class, file names sorted within it, train before val, so that the published row numbers hold.
+Reads ROOT/train/<wnid>/*.JPEG and ROOT/val/<wnid>/*.JPEG (the test images), and the published label_idx.json and
+splitfile_{1..5}.json in the folder `protocol`. Class numbers follow `label_names` of label_idx.json, which is not
+sorted. Train rows come before val rows; within each part they are sorted by class and file name, so that the published
+row numbers are valid.
 """
 
 from dataclasses import replace
@@ -21,10 +22,10 @@ from lowshot.data.protocol import check_draws, read_draws, read_split
 
 
 def find(settings: ImageNet, source: Source) -> Found:
-    """List the images of every class of the published protocol."""
+    """Find the images of all classes of the published protocol."""
     root = source.folder.resolve()
     split = read_split(settings.protocol / "label_idx.json")
-    files = list_classes(root, split.class_names, "the protocol names this class")
+    files = list_classes(root, split.class_names, "the protocol has this class")
     digests = {part: listing_digest(root, chain.from_iterable(classes)) for part, classes in files.items()}
     names = ["label_idx.json", *(f"splitfile_{trial}.json" for trial in range(1, settings.n_trials + 1))]
     digests |= {name: digest(settings.protocol / name) for name in names}
@@ -32,7 +33,10 @@ def find(settings: ImageNet, source: Source) -> Found:
 
 
 def list_classes(root: Path, wnids: list[str], why: str) -> dict[str, list[list[Path]]]:
-    """Part ("train", "val") -> the image files of every class; InputError, with `why`, for a class without any."""
+    """Return the image files of each class in `wnids`, per part ("train", "val").
+
+    Raises InputError for a class without a folder or images; `why` says who needs the class.
+    """
     return {part: [_files(root / part / wnid, why) for wnid in wnids] for part in ("train", "val")}
 
 
@@ -40,12 +44,12 @@ def _files(folder: Path, why: str) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder ({why})")
     if not (files := image_files(folder)):
-        raise InputError(f"{folder}: holds no image")
+        raise InputError(f"{folder}: contains no images")
     return files
 
 
 def read_listed(root: Path, files: dict[str, list[list[Path]]]) -> Images:
-    """The images of `list_classes`, val as the test part; class numbers are positions in the lists."""
+    """Return the images that `list_classes` found, val as test images. Class numbers are positions in the lists."""
     parts = (files["train"], files["val"])
     labels = [np.repeat(np.arange(len(part)), [len(rows) for rows in part]) for part in parts]
     is_test = np.repeat([False, True], [len(part) for part in labels])
@@ -61,8 +65,10 @@ def _read(settings: ImageNet, root: Path, files: dict[str, list[list[Path]]]) ->
 
 
 def published_draws(settings: ImageNet, train_labels: np.ndarray, train: Path) -> dict[int, list[np.ndarray]]:
-    """The first `max_shots` rows a class of the published trials 1..n_trials, checked against the rows' labels (N,),
-    which are those of the images in the folder `train`."""
+    """Return the first `max_shots` rows per class of the published trials 1..n_trials.
+
+    They are checked against `train_labels` (N,), the labels of the images in the folder `train`.
+    """
     template = settings.protocol / "splitfile_{trial}.json"
     draws = read_draws(template, list(range(1, settings.n_trials + 1)))
     every_class = np.arange(train_labels.max() + 1)

@@ -1,4 +1,5 @@
-"""The images file: `pixels` uint8 (N, H, W, C), or `paths` (N) below attribute `root`; `labels`, `is_test` (N)."""
+"""The images file: `pixels` uint8 (N, H, W, C), or `paths` (N,) relative to the attribute `root`; `labels` and
+`is_test` (N,)."""
 
 import io
 import zipfile
@@ -19,9 +20,10 @@ SCHEMA = "lowshot-images-1"
 
 @dataclass
 class Images:
-    """Images in memory (`pixels` uint8 (N, H, W, C)) or on disk (`paths` below `root`); `labels`, `is_test` (N,).
+    """Images in memory (`pixels` uint8 (N, H, W, C)) or on disk (`paths` (N,) relative to `root`).
 
-    Unlabelled images have the label -1. A path may run through a zip.
+    `labels` int64 and `is_test` bool have shape (N,). Unlabelled images have the label -1. A path may lead to a member
+    of a zip file (`12/345.zip/678.jpg`).
     """
 
     labels: np.ndarray
@@ -39,16 +41,16 @@ class Images:
 
     @property
     def size(self) -> int | None:
-        """Height of stored pixels; None for images on disk, which have any size."""
+        """Height of stored pixels; None for images on disk, whose sizes differ."""
         return None if self.pixels is None else self.pixels.shape[1]
 
     def rows(self, test: bool) -> np.ndarray:
-        """Numbers of the test or of the train images: row i of features/{test,train}.h5 is the i-th of them."""
+        """Return the indices of the test or the train images. Row i of features/{test,train}.h5 is the i-th of them."""
         return np.flatnonzero(self.is_test == test)
 
 
 def images_file(data: Path) -> Path:
-    """images.h5 of a folder that preprocessing.py wrote; another images file is taken by its own name."""
+    """Return the path of images.h5 in a folder of preprocessing.py; the path of an images file is returned as is."""
     return data if data.suffix in {".h5", ".hdf5"} else data / "images.h5"
 
 
@@ -66,7 +68,7 @@ def write_images(path: Path, images: Images, made_from: dict) -> None:
 
 
 def read_images(path: Path) -> Images:
-    """Read and check an images file; pixels come into memory, images on disk stay there."""
+    """Read and check an images file. Pixels are loaded into memory; images stored as paths stay on disk."""
     with open_h5(path) as file:
         require_datasets(file, ["labels", "is_test"])
         if "pixels" not in file and "paths" not in file:
@@ -84,9 +86,9 @@ def read_images(path: Path) -> Images:
 
 
 def with_more(images: Images, more: Images, where: Path) -> Images:
-    """Stored images with those of the file `where` behind them; InputError unless they are of the same form."""
+    """Append the images `more` of the file `where`. Raises InputError unless both have stored pixels of one shape."""
     if images.pixels is None or more.pixels is None or images.pixels.shape[1:] != more.pixels.shape[1:]:
-        raise InputError(f"{where}: not stored pixels of the same size and channels as the images to add them to")
+        raise InputError(f"{where}: must contain pixels of the same size and channels as the images to add them to")
     parts = {
         name: np.concatenate([getattr(one, name) for one in (images, more)]) for name in ("labels", "is_test", "pixels")
     }
@@ -94,23 +96,24 @@ def with_more(images: Images, more: Images, where: Path) -> Images:
 
 
 def check_images(images: Images, where: Path | str) -> None:
-    """InputError, naming `where` they come from, unless all parts of the images agree and have the form of theirs."""
+    """Raise InputError unless all parts of the images agree and have the right types. `where` names their source."""
     stored = images.pixels if images.pixels is not None else images.paths
     n, n_labels, n_marks = len(stored), len(images.labels), len(images.is_test)
     if not n == n_labels == n_marks:
-        raise InputError(f"{where}: {n} images, {n_labels} labels and {n_marks} test marks do not agree")
+        raise InputError(f"{where}: has {n} images, {n_labels} labels and {n_marks} test flags, expected equally many")
     if images.pixels is not None and (images.pixels.ndim != 4 or images.pixels.dtype != np.uint8):
-        raise InputError(f"{where}: pixels are {stored.dtype} of shape {stored.shape}, not uint8 (N, H, W, C)")
+        raise InputError(f"{where}: expected pixels uint8 (N, H, W, C), found {stored.dtype} {stored.shape}")
     for name in images.paths if images.pixels is None else []:
         if name.startswith("/") or ".." in name.split("/"):
-            raise InputError(f"{where}: image path '{name}' leads out of the root folder")
+            raise InputError(f"{where}: image path '{name}' is outside the root folder. Use paths relative to it")
 
 
 def open_image(path: Path) -> Image.Image:
-    """Decode one image file, or a member of a zip (`12/345.zip/678.jpg`), as RGB, as a viewer shows it.
+    """Decode an image file, or a member of a zip file (`12/345.zip/678.jpg`), as RGB.
 
-    Turned upright by its EXIF orientation, transparent parts on white, deep grey values as 8 bit. Raises CorruptImage
-    if it cannot be decoded or is not in its zip, InputError if there is no such file or the zip cannot be read.
+    The image appears as in a viewer: rotated by its EXIF orientation, transparent parts on white, 16-bit grey scaled to
+    8 bits. Raises CorruptImage if it cannot be decoded or is missing in its zip file, and InputError if the file does
+    not exist or the zip file cannot be read.
     """
     archive = next((parent for parent in path.parents if parent.suffix == ".zip" and parent.is_file()), None)
     file = path if archive is None else _member(_open_zip(archive), path.relative_to(archive).as_posix())
@@ -120,32 +123,32 @@ def open_image(path: Path) -> Image.Image:
             return _to_rgb(image)
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None
-    except Exception as error:  # bad bytes make decoders fail in every way: struct.error, IndexError, TypeError, ...
-        raise CorruptImage(f"{path}: corrupt image ({error})") from None
+    except Exception as error:  # corrupt data raises anything in decoders: struct.error, IndexError, TypeError, ...
+        raise CorruptImage(f"{path}: corrupt image ({error}). Replace or remove it") from None
 
 
 @lru_cache(maxsize=8)
 def _open_zip(path: Path) -> zipfile.ZipFile:
-    """An open zip of this process, for the many images that follow from it; one that leaves the cache closes itself."""
+    """Open a zip file once for the many images read from it. A file that drops out of the cache closes itself."""
     try:
         return zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not a readable zip ({error})") from None
+        raise InputError(f"{path}: not a readable zip file ({error})") from None
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> io.BytesIO:
     try:
         return io.BytesIO(archive.read(name))
     except KeyError:
-        raise CorruptImage(f"{archive.filename}/{name}: no such image in the zip") from None
+        raise CorruptImage(f"{archive.filename}/{name}: no such image in the zip file") from None
     except OSError as error:
         raise InputError(f"{archive.filename}/{name}: cannot be read ({error})") from None
-    except Exception as error:  # wrong checksum, cut off, encrypted, an unknown compression
-        raise CorruptImage(f"{archive.filename}/{name}: corrupt in the zip ({error})") from None
+    except Exception as error:  # wrong checksum, truncated, encrypted, unknown compression
+        raise CorruptImage(f"{archive.filename}/{name}: corrupt in the zip file ({error})") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F" or image.mode.startswith("I"):  # Pillow's own conversion clips them at 255
+    if image.mode == "F" or image.mode.startswith("I"):  # Pillow's own conversion clips these at 255
         values = np.nan_to_num(np.asarray(image, np.float32))
         white = max(1.0, values.max()) if image.mode == "F" else 65535
         return Image.fromarray((values / white * 255).clip(0, 255).round().astype(np.uint8)).convert("RGB")
@@ -156,13 +159,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_square(image: Image.Image, size: int) -> Image.Image:
-    """A picture of `size` x `size` px: the short side resized, the centre cut out."""
+    """Resize the short side to `size` px and crop the centre to a square."""
     return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
 
 
 def rows_of(images: Images, split: Split, classes: np.ndarray | list[int], where: Path) -> np.ndarray:
-    """Training rows of the images file `where` that are of `classes`; InputError if it holds others than the split."""
+    """Return the training rows of `classes`. Raises InputError for a label that is not a class of the split."""
     if images.labels.max() >= split.n_classes:
-        raise InputError(f"{where}: label {images.labels.max()} is outside the split's {split.n_classes} classes")
+        raise InputError(
+            f"{where}: label {images.labels.max()} is not one of the split's {split.n_classes} classes. Use the "
+            f"split.json of the same preprocessing run"
+        )
     rows = images.rows(test=False)
     return rows[np.isin(images.labels[rows], classes)]

@@ -1,8 +1,8 @@
-"""Omniglot (Lake et al., 2015), official folders: 1623 hand-drawn characters of 50 alphabets, 20 drawings each.
+"""Omniglot (Lake et al., 2015) in its official folders: 1623 hand-drawn characters of 50 alphabets, 20 drawings each.
 
-Class = 'alphabet/character', superclass = alphabet; the background alphabets are base, the evaluation alphabets novel.
-Bright ink on a dark background, one channel. There is no test part: drawings are held out at random (10 a class by
-default).
+A class is 'alphabet/character', its superclass the alphabet. Characters of background alphabets are base classes,
+characters of evaluation alphabets novel classes. Bright ink on a dark background, one channel. There are no test
+images, so some drawings are held out at random (by default 10 per class).
 """
 
 from functools import partial
@@ -31,10 +31,10 @@ _PARTS = ("images_background", "images_evaluation")
 
 
 def find(settings: Omniglot, source: Source) -> Found:
-    """Look for ROOT/omniglot-py/images_* (or ROOT/images_*); download where neither they nor a root are given."""
+    """Find ROOT/omniglot-py/images_* or ROOT/images_*; without a root, download if missing."""
     root = source.folder if (source.folder / _PARTS[0]).is_dir() else source.folder / "omniglot-py"
     if source.root is None and not (root / _PARTS[0]).is_dir():
-        from torchvision import datasets  # takes seconds, and only a download needs it
+        from torchvision import datasets  # slow to import, and only a download needs it
 
         with downloading("omniglot", source.folder):
             for background in (True, False):
@@ -45,14 +45,14 @@ def find(settings: Omniglot, source: Source) -> Found:
 
 
 def _classes(folder: Path) -> dict[str, list[Path]]:
-    """'alphabet/character' -> its drawings, for one of the two parts."""
+    """Map 'alphabet/character' to its drawings, for one of the two parts."""
     characters = [character for alphabet in subfolders(folder) for character in subfolders(alphabet)]
     drawings = {f"{character.parent.name}/{character.name}": image_files(character) for character in characters}
     for name, files in drawings.items():
         if not files:
-            raise InputError(f"{folder / name}: holds no image")
+            raise InputError(f"{folder / name}: contains no images")
     if not drawings:
-        raise InputError(f"{folder}: holds no <alphabet>/<character> folders")
+        raise InputError(f"{folder}: contains no <alphabet>/<character> folders")
     return drawings
 
 
@@ -60,7 +60,7 @@ def _read(
     settings: Omniglot, source: Source, background: dict[str, list[Path]], evaluation: dict[str, list[Path]]
 ) -> Content:
     for name in background.keys() & evaluation.keys():
-        raise InputError(f"{source.folder}: {name} stands in both images_background and images_evaluation")
+        raise InputError(f"{source.folder}: {name} is in both images_background and images_evaluation")
     drawings = background | evaluation
     names = list(drawings)
     labels = np.repeat(np.arange(len(names)), [len(files) for files in drawings.values()])
@@ -74,7 +74,7 @@ def _read(
 
 
 def _ink(file: Path, size: int) -> np.ndarray:
-    """uint8 (size, size): 255 where there is ink; resized with antialiasing unless it has that size already."""
+    """Read a drawing as uint8 (size, size), 255 for ink, resized with antialiasing if needed."""
     grey = open_image(file).convert("L")
     if grey.size != (size, size):
         grey = grey.resize((size, size), Image.Resampling.BILINEAR)

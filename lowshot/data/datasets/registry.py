@@ -1,4 +1,4 @@
-"""Who reads which data set."""
+"""The reader of each data set."""
 
 from collections.abc import Callable
 from typing import Any
@@ -39,5 +39,5 @@ READERS: dict[type, Callable[[Any, Source], Found]] = {
 
 
 def find(dataset: Any, source: Source) -> Found:
-    """Look for a data set by its settings; the user's own read themselves."""
+    """Find a data set by its settings. The user's own classes read their data themselves."""
     return own.find(dataset, source) if is_own(dataset) else READERS[type(dataset)](dataset, source)

@@ -1,7 +1,7 @@
-"""Which data sets there are, and what can be set of each.
+"""The data sets and their settings.
 
-A data set has the settings that something reads: those of its own, and by the classes they inherit those of what is
-drawn here. A data set of the user's own inherits what it wants to have set; of the rest the defaults hold.
+A data set has its own settings, and inherits the settings of shots, caps and random splits that apply to it. Your own
+data sets can inherit the same classes; settings that are not inherited keep their defaults.
 """
 
 from dataclasses import dataclass
@@ -17,99 +17,100 @@ _Part = TypeVar("_Part")
 
 @dataclass(kw_only=True)
 class Shots:
-    """Which images are the shots of a trial."""
+    """How shots are drawn."""
 
     n_trials: PositiveInt = 5
-    """Trials to draw shots for."""
+    """Number of trials to draw shots for."""
     max_shots: PositiveInt = 20
-    """Shots drawn for every trial and class; n-shot takes the first n of them."""
+    """Number of shots per trial and class. n-shot uses the first n of them."""
     draw_rule: Literal["streams", "douze2018"] = "streams"
-    """How shots are drawn: each class from a stream of its own, or as the diffusion paper's release does."""
+    """How to draw shots: with a random stream per class, or as in the release of Douze et al. (2018)."""
 
 
 @dataclass(kw_only=True)
 class Capped:
-    """How much of a data set is taken."""
+    """How many images are kept."""
 
     max_per_class: PositiveInt | None = None
-    """Keep at most this many random images of a class in the train part, and as many in the test part."""
+    """Maximum number of train images per class, and of test images per class. The kept ones are random."""
 
 
 @dataclass(kw_only=True)
 class HalvedSplit(Shots):
-    """What is drawn of a split whose novel classes are fixed, and the shots."""
+    """How a split with fixed novel classes is drawn, and its shots."""
 
     halves: Halves = "classes"
-    """What is dealt to the validation and the test setup: single classes or whole superclasses."""
+    """What to divide between the validation and the test setup: classes, or whole superclasses."""
     validation_share: OpenUnitInterval | None = None
-    """If given, this share of every class's training images stands in place of the test images, which are left out: to
-    choose settings on. Results then say "validation part" behind the data set's name."""
+    """Drop the test images and use this share of each class's train images instead, to choose settings. Results then
+    have "validation part" after the data set's name."""
 
 
 @dataclass(kw_only=True)
 class DrawnSplit(HalvedSplit):
-    """What is drawn of a split whose novel classes are drawn too, and the shots."""
+    """How a split with random novel classes is drawn, and its shots."""
 
     novel_fraction: ClosedUnitInterval = 0.4
     """Share of the classes that become novel."""
     novel_per_superclass: NonNegativeInt = 0
-    """If above 0: this many novel classes in every superclass, instead of novel_fraction."""
+    """Number of novel classes per superclass. If above 0, it replaces novel_fraction."""
 
 
 def part_of(dataset: object, part: type[_Part]) -> _Part:
-    """The settings of one of the classes above that a data set has; their defaults if it has none of them."""
+    """Return a data set as one of the base classes (`Shots`, `Capped`, ...), or the defaults if it does not inherit
+    it."""
     return dataset if isinstance(dataset, part) else part()
 
 
 @dataclass(kw_only=True)
 class Glyphs(DrawnSplit, Capped):
-    """Characters that are rendered here; from no files."""
+    """Rendered characters of twelve scripts; needs no files."""
 
 
 @dataclass(kw_only=True)
 class Omniglot(HalvedSplit, Capped):
-    """The background alphabets are base, the evaluation alphabets novel."""
+    """Omniglot with background alphabets as base classes, evaluation alphabets as novel classes."""
 
     image_size: PositiveInt | None = None
-    """Side of the stored images; 28 if not given."""
+    """Side of the stored images in pixels (default: 28)."""
     test_per_class: PositiveInt | None = None
-    """Images of a class held out for test; 10 if not given."""
+    """Number of test images held out per class (default: 10)."""
 
 
 @dataclass(kw_only=True)
 class Cifar100(DrawnSplit, Capped):
-    """With its own test part."""
+    """CIFAR-100 with its own test images."""
 
 
 @dataclass(kw_only=True)
 class Emnist(DrawnSplit, Capped):
-    """With its own test part where its file is there."""
+    """EMNIST with its own test images if the test files are present."""
 
     test_per_class: PositiveInt | None = None
-    """Images of a class held out for test where the train or the test file is missing; a fifth if not given."""
+    """Number of test images held out per class if the train or test files are missing (default: a fifth)."""
 
 
 @dataclass(kw_only=True)
 class Folder(DrawnSplit, Capped):
-    """The user's own images, in folders."""
+    """Your own images, in class folders."""
 
     image_size: PositiveInt | None = None
-    """Store square images of this side instead of paths."""
+    """Store square images of this side in pixels, instead of paths."""
     test_per_class: PositiveInt | None = None
-    """Images of a class held out for test; a fifth if not given."""
+    """Number of test images held out per class (default: a fifth)."""
 
 
 @dataclass(kw_only=True)
 class ImageNet(Shots):
-    """With the published split and the published shots."""
+    """ImageNet with the published split and shots."""
 
-    protocol: RunOnly[Path]  # a recipe has the digests of its files
+    protocol: RunOnly[Path]  # the recipe has the digests of its files instead
     """Folder with the published label_idx.json and splitfile_{1..5}.json."""
 
 
 @dataclass(kw_only=True)
 class Breeds(DrawnSplit, Capped):
-    """Superclasses of ImageNet's classes."""
+    """BREEDS: superclasses of ImageNet classes."""
 
     name: Literal["living17", "nonliving26", "entity13", "entity30"]
 
@@ -126,17 +127,17 @@ class OmniglotVinyals(Shots, Capped):
     """The published few-shot split of Omniglot, with rotations."""
 
     image_size: PositiveInt | None = None
-    """Side of the stored images; 28 if not given."""
+    """Side of the stored images in pixels (default: 28)."""
 
 
 @dataclass(kw_only=True)
 class MiniImageNet(Shots, Capped):
-    """With its published few-shot split."""
+    """mini-ImageNet with its published few-shot split."""
 
 
 @dataclass(kw_only=True)
 class TieredImageNet(Shots, Capped):
-    """With its published few-shot split."""
+    """tieredImageNet with its published few-shot split."""
 
 
 @dataclass(kw_only=True)
@@ -148,20 +149,20 @@ class FewShotGan(Shots, Capped):
 
 @dataclass(kw_only=True)
 class OmniglotFewShotGan(FewShotGan):
-    """The one of Omniglot."""
+    """The published split of Omniglot for few-shot GANs."""
 
     image_size: PositiveInt | None = None
-    """Side of the stored images; 28 if not given."""
+    """Side of the stored images in pixels (default: 28)."""
 
 
 @dataclass(kw_only=True)
 class Yfcc100m:
-    """Unlabelled images: nothing to split or draw."""
+    """Unlabelled images of YFCC100M, without split and draws."""
 
     count: PositiveInt
-    """How many images to take."""
+    """Number of images to read."""
     start: NonNegativeInt = 0
-    """Number of the first image to take."""
+    """Index of the first image to read."""
 
 
 DATASETS = Registry(
