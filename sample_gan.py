@@ -1,14 +1,14 @@
-"""Make images with a trained GAN: an images file that goes through save_features.py like any other.
+"""Generate images with a trained GAN. save_features.py reads them like any other images file.
 
 Reads   GAN/ (train_gan.py), SPLIT
-Writes  one images file: samples of each class one after another, sample i of a class the same however many are asked
-        for
+Writes  one images file, with the samples of each class one after another. Sample i of a class does not depend on the
+        number of samples.
 
 python sample_gan.py --gan outputs/emnist_fs/seed0/gan/k5_trial1 --split outputs/emnist_fs/seed0/data/split.json \\
     --n_per_class 200 --out outputs/emnist_fs/seed0/gan/k5_trial1/samples.h5
 python save_features.py --data outputs/emnist_fs/seed0/gan/k5_trial1/samples.h5 \\
     --extractor outputs/emnist_fs/seed0/conv4/extractor --out outputs/emnist_fs/seed0/gan/k5_trial1/features
-CPU, seconds:
+On a CPU, in seconds:
 python sample_gan.py --gan outputs/glyphs/try/gan --split outputs/glyphs/data/split.json --classes base \\
     --n_per_class 2 --out outputs/glyphs/try/samples.h5
 """
@@ -32,23 +32,23 @@ from lowshot.data.protocol import read_split
 @dataclass(kw_only=True)
 class Config:
     gan: Path
-    """folder of train_gan.py"""
+    """Folder of a GAN (train_gan.py)."""
     split: Path
-    """split.json that the GAN was trained on"""
+    """split.json that the GAN was trained on."""
     out: Path
-    """images file to write (.h5)"""
+    """Images file to write (.h5)."""
     n_per_class: PositiveInt
-    """samples of every class"""
+    """Number of samples per class."""
     classes: Literal["novel", "base"] = "novel"
-    """whose: those of the shots that it was fine-tuned on, or those that it was pre-trained on"""
+    """Classes to generate: novel (fine-tuned on shots) or base (pre-trained)."""
     seed: Seed = 0
-    """of the noise; every sample has a random stream of its own"""
+    """Seed of the noise. Every sample has its own random stream."""
     overwrite: RunOnly[bool] = False
-    """make it again even if it is there"""
+    """Replace an existing output."""
 
 
 def main(config: Config) -> Path:
-    """Sample and return the path of the images file."""
+    """Generate samples and return the path of the images file."""
     import torch
 
     split = read_split(config.split)
@@ -72,7 +72,7 @@ def main(config: Config) -> Path:
 
 
 def next_step(config: Config) -> list:
-    """The command that takes the output, with capitals for what is not known here."""
+    """Return the command that uses the output. Capitals stand for paths that only the user knows."""
     return [
         "save_features.py",
         "--extractor",

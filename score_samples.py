@@ -1,18 +1,20 @@
-"""Score generated images against real ones of the same classes, by the features that an extractor has of both.
+"""Score generated images against real images of the same classes, by the features of an extractor.
 
-Reads   SAMPLES (features of sample_gan.py's images, by save_features.py), TRAIN and maybe TEST (features of real
-        images), split.json, draws.json
-Writes  one results JSON: FID, KID, precision, recall, density and coverage of all classes together and of each, and how
-        many generated images are nearest to their own class's mean
+Reads   SAMPLES (features of images of sample_gan.py), TRAIN and optionally TEST (features of real images), split.json,
+        draws.json
+Writes  one results JSON: FID, KID, precision, recall, density, coverage and class accuracy, for all classes together
+        and for each. Class accuracy is the fraction of generated images that are nearest to the mean of their class.
 
---reference says which real images: `validation`, those training images of the novel classes that are neither shots nor
-in the unlabelled pool; `unlabelled`, that pool; `test`, the test images of the novel classes; `base`, the training
-images of the base classes (sample_gan.py --classes base).
+--reference selects the real images:
+  validation   training images of the novel classes that are neither shots nor in the unlabelled pool
+  unlabelled   the unlabelled pool
+  test         test images of the novel classes
+  base         training images of the base classes (for sample_gan.py --classes base)
 
 python score_samples.py --samples outputs/emnist_fs/seed0/gan/k5_trial1/features/train.h5 \\
     --train outputs/emnist_fs/seed0/conv4/features/train.h5 --split outputs/emnist_fs/seed0/data/split.json \\
     --draws outputs/emnist_fs/seed0/data/draws.json --out outputs/emnist_fs/results/seed0_k5_trial1.json
-CPU, seconds: the same.
+The same command takes seconds on a CPU.
 """
 
 from __future__ import annotations
@@ -39,37 +41,37 @@ from lowshot.gan.settings import SCORES
 @dataclass(kw_only=True)
 class Config:
     samples: Path
-    """features of generated images"""
+    """Features of generated images."""
     train: Path
-    """features of the training images"""
+    """Features of the training images."""
     split: Path
-    """split.json"""
+    """split.json."""
     draws: Path
-    """draws.json"""
+    """draws.json."""
     out: Path
-    """results file to write (.json)"""
+    """Results file to write (.json)."""
     test: Path | None = None
-    """features of the test images, for the reference test"""
+    """Features of the test images, for --reference test."""
     reference: Literal["validation", "unlabelled", "test", "base"] = "validation"
-    """which real images"""
+    """Real images to compare with."""
     n_images: PositiveInt = 5000
-    """most real images, drawn at random, that as many generated ones of the same classes are compared with"""
+    """Maximum number of real images, drawn at random. As many generated images of the same classes are used."""
     n_neighbours: PositiveInt = 3
-    """the neighbour that the balls of precision, recall, density and coverage reach to"""
+    """Number k of neighbours for precision, recall, density and coverage."""
     seed: Seed = 0
-    """of which real images are taken"""
+    """Seed of the draw of real images."""
     name: str | None = None
-    """name of the GAN in the tables; the folder that holds the features if not given"""
+    """Name of the GAN in the tables. Default: the name of the folder of its features."""
     overwrite: RunOnly[bool] = False
-    """make it again even if it is there"""
+    """Replace an existing output."""
 
 
 def main(config: Config) -> Path:
-    """Score and return the path of the results file."""
+    """Score the samples and return the path of the results file."""
     if config.out.suffix != ".json":
-        raise InputError(f"{config.out}: results are a .json file")
+        raise InputError(f"{config.out}: results must be a .json file")
     if config.reference == "test" and config.test is None:
-        raise InputError("reference test: give --test, the features of the test images")
+        raise InputError("reference test: needs the features of the test images. Use --test FILE.")
     inputs = {name: getattr(config, name) for name in ("samples", "train", "test", "split", "draws")}
     made_from = recipe("score_samples", config, inputs)
     if is_done(config.out, made_from, config.overwrite):
@@ -81,7 +83,8 @@ def main(config: Config) -> Path:
     facts = of_gan["config"]["samples"]
     if facts["shared_pool"] and config.reference in ("validation", "unlabelled"):
         raise InputError(
-            f"{config.samples}: of a GAN with a shared pool; its {config.reference} images hold its own shots"
+            f"{config.samples}: the GAN was fine-tuned with --shared_pool, so its {config.reference} images include "
+            "its shots. Use --reference test."
         )
     real, classes = _real(config, split, train, facts["trial"] or 1)
     made = samples.feats[_samples_like(samples, classes, config.samples)]
@@ -108,7 +111,7 @@ def main(config: Config) -> Path:
 
 
 def _real(config: Config, split: Split, train: Features, trial: int) -> tuple[np.ndarray, np.ndarray]:
-    """The real images that are compared with, class after class: features (N, D), classes (N,)."""
+    """Return features (N, D) and classes (N,) of the real images to compare with, class after class."""
     source = train if config.reference != "test" else read_features(config.test, split.n_classes)
     check_same_space(train, source)
     if config.reference in ("base", "test"):
@@ -123,19 +126,20 @@ def _real(config: Config, split: Split, train: Features, trial: int) -> tuple[np
 
 
 def _samples_like(samples: Features, classes: np.ndarray, where: Path) -> np.ndarray:
-    """Rows of the first samples of each of `classes` (N,), ascending: as many as it stands there."""
+    """Return rows of the first samples of each class, as many as it occurs in the ascending `classes` (N,)."""
     rows = []
     for c, n in zip(*np.unique(classes, return_counts=True)):
         rows.append(np.flatnonzero(samples.labels == c)[:n])
         if len(rows[-1]) < n:
             raise InputError(
-                f"{where}: {len(rows[-1])} samples of class {c}, but it has {n} real images to compare with"
+                f"{where}: {len(rows[-1])} samples of class {c}, but {n} real images to compare with. "
+                f"Use sample_gan.py --n_per_class {n} or a smaller --n_images."
             )
     return np.concatenate(rows)
 
 
 def next_step(config: Config) -> list:
-    """The command that takes the output."""
+    """Return the command that uses the output."""
     return report_of(config.out)
 
 

@@ -1,22 +1,22 @@
-"""Train a class-conditional GAN: `pretrain` one on the base classes, `finetune` it on a few shots of the novel ones.
+"""Train a class-conditional GAN: `pretrain` it on the base classes, `finetune` it on a few shots of the novel classes.
 
-pretrain  reads   DATA/images.h5, DATA/split.json; an extractor that was trained on the same base classes, for scores
-                  and maybe (--network.class_embedding features) what classes are known by
+pretrain  reads   DATA/images.h5, DATA/split.json, and an extractor trained on the same base classes. Its features give
+                  the FID and, with --network.class_embedding features, the class embeddings.
 finetune  reads   the same, DATA/draws.json, and the folder that `pretrain` wrote
 both      write   OUT/model.pt, OUT/config.json (together they rebuild the networks), OUT/log.jsonl, OUT/tensorboard/
 
-Weights are those at the best FID, by the features of the extractor: of base classes against their training images, of
-novel classes against validation images, which are neither shots nor in the unlabelled pool. Fine-tuning where classes
-are known by features may keep the weights that it begins with.
+The weights with the best FID are kept. Pre-training compares with the training images of the base classes. Fine-tuning
+compares with validation images of the novel classes, which are neither shots nor in the unlabelled pool. With class
+embeddings by features, fine-tuning also scores the initial weights.
 
 python train_gan.py pretrain --data outputs/emnist_fs/seed0/data --extractor outputs/emnist_fs/seed0/conv4/extractor \\
     --out outputs/emnist_fs/seed0/gan/pretrained
 python train_gan.py finetune --data outputs/emnist_fs/seed0/data --extractor outputs/emnist_fs/seed0/conv4/extractor \\
     --gan outputs/emnist_fs/seed0/gan/pretrained --k 5 --out outputs/emnist_fs/seed0/gan/k5_trial1
-CPU, seconds:
+On a CPU, in seconds:
 python train_gan.py pretrain --data outputs/glyphs/data --extractor outputs/glyphs/conv4_sgm/extractor --steps 20 \\
     --ngf 16 --ndf 4 --score_images 200 --out outputs/glyphs/try/gan
-Several processes: --devices 8, or
+With several processes: --devices 8, or
 torchrun --nproc-per-node 8 train_gan.py pretrain ... --devices 8
 """
 
@@ -53,11 +53,11 @@ from lowshot.representation.settings import ExtractorChoice
 @dataclass(kw_only=True)
 class StageConfig(GanSettings, ExtractorChoice):
     data: Path
-    """folder with images.h5 and split.json"""
+    """Folder with images.h5 and split.json."""
     out: Path
-    """folder to write the GAN to"""
+    """Folder to write the GAN to."""
     overwrite: RunOnly[bool] = False
-    """make it again even if it is there"""
+    """Replace an existing output."""
 
     renamed: ClassVar = ExtractorChoice.renamed | {"augment.mode": "augment.name"}
 
@@ -67,7 +67,7 @@ class PretrainConfig(StageConfig, NetworkSizes):
     """Train a GAN on the base classes."""
 
     network: Annotated[Any, NETWORKS] = field(default_factory=ModulatedNetwork)
-    """generator: as published, or one whose convolutions are modulated by a style"""
+    """Generator: the published one, or one with convolutions modulated by a style."""
 
     renamed: ClassVar = StageConfig.renamed | {
         "network": "network.name", "film": "network.film", "class_embedding": "network.class_embedding",
@@ -79,29 +79,30 @@ class FinetuneConfig(StageConfig):
     """Fine-tune a GAN on the shots of the novel classes."""
 
     gan: Path
-    """folder of a GAN pre-trained on the base classes of the same split"""
+    """Folder of a GAN pre-trained on the base classes of the same split."""
     k: PositiveInt = 5
-    """shots of every novel class"""
+    """Number of shots per novel class."""
     trial: PositiveInt = 1
-    """trial of draws.json whose first k shots are learned from"""
+    """Trial of draws.json. Its first k shots are used."""
     g_mode: FinetuneMode = "all"
-    """what is trained of the generator: its class tables (or the map of features, which all classes share), also the
-    layers that noise and class pass through, or all"""
+    """Trained parameters of the generator. embed: its class embeddings; linear: also the layers that noise and class
+    pass through; all: everything."""
     d_mode: FinetuneMode = "all"
-    """what is trained of the discriminator: its class table (or map), also its heads, or all"""
+    """Trained parameters of the discriminator. embed: its class embeddings; linear: also its heads; all: everything."""
     semi_supervised: bool = False
-    """let the unlabelled pool of the novel classes feed the unconditional loss (needs --alpha above 0)"""
+    """Use the unlabelled pool of the novel classes in the unconditional loss (needs --alpha above 0)."""
     shared_pool: bool = False
-    """take all training images of the novel classes both for the unlabelled pool and for validation, as released"""
+    """Use all training images of the novel classes for both the unlabelled pool and validation, as in the released
+    code."""
     augment: Annotated[Any, CHANGES] = field(default_factory=lambda: FixedChanges(0.4))
-    """changes of all images that the discriminator sees; adaptive ones do not notice that it learns shots by heart"""
+    """Augmentation of all images that the discriminator sees. adaptive does not detect overfitting to few shots."""
     steps: NonNegativeInt = 4000
-    """updates of the discriminator; 0: the shots only say what classes are, for networks that know them by features"""
+    """Number of updates of the discriminator. With 0, the shots only define class embeddings by features."""
     score_every: PositiveInt = 500
 
 
 def pretrain(config: PretrainConfig) -> Path:
-    """Train on the base classes and return the folder written."""
+    """Train a GAN on the base classes and return its folder."""
     where = config.data / "images.h5"
     images, split = _read(config)
     extractor, made_from = _recipe("train_gan pretrain", config, images, {})
@@ -114,7 +115,7 @@ def pretrain(config: PretrainConfig) -> Path:
 def _networks(
     config: PretrainConfig, images: Images, split: Split, extractor: representation.Extractor
 ) -> gan.GanConfig:
-    """Which networks are trained, as their folder describes them."""
+    """Return the description of the networks that is stored in their folder."""
     chosen, sizes = config.network, {one.name: getattr(config, one.name) for one in fields(NetworkSizes)}
     by_features = isinstance(chosen, ModulatedNetwork) and chosen.class_embedding == "features"
     film = {"film": chosen.film} if isinstance(chosen, PublishedNetwork) else {}
@@ -125,24 +126,27 @@ def _networks(
 
 
 def finetune(config: FinetuneConfig) -> Path:
-    """Fine-tune on the shots of the novel classes and return the folder written."""
+    """Fine-tune a GAN on the shots of the novel classes and return its folder."""
     if config.semi_supervised and (config.d_mode == "embed" or not config.alpha):
         raise InputError(
-            f"semi_supervised: unlabelled images feed the unconditional loss; alpha {config.alpha:g} must be above 0, "
-            f"and d_mode {config.d_mode} must train more than the class table"
+            f"semi_supervised: has no effect with alpha {config.alpha:g} and d_mode {config.d_mode}. "
+            "Use --alpha above 0 and --d_mode linear or all."
         )
     if config.semi_supervised and not config.steps:
-        raise InputError("steps 0: nothing learns from the unlabelled images of semi_supervised")
+        raise InputError("steps 0: semi_supervised has no effect. Use --steps above 0 or leave out --semi_supervised.")
     where, drawn_at = config.data / "images.h5", config.data / "draws.json"
     images, split = _read(config)
     rows = gan.read_few_shot_rows(images, split, config.data, config.k, config.trial, config.shared_pool)
     pretrained = _open_pretrained(config, images)
     extractor, made_from = _recipe("train_gan finetune", config, images, {"draws": drawn_at, "gan": config.gan})
     if not config.steps and not pretrained.config.n_features:
-        raise InputError(f"steps 0: {config.gan} has nothing to know novel classes by but what it learns of them")
+        raise InputError(
+            f"steps 0: the class embeddings of {config.gan} must be learned. Use --steps above 0, or a GAN that was "
+            "pre-trained with --network.class_embedding features."
+        )
     known_by = read_recipe(config.gan)["inputs"]["extractor"] if pretrained.config.n_features else None
     if known_by not in (None, made_from["inputs"]["extractor"]):
-        raise InputError(f"{config.gan}: knows classes by the features of another extractor")
+        raise InputError(f"{config.gan}: embeds classes by features of another extractor. Use the same extractor.")
     references = {"novel": rows.validation, "base": rows_of(images, split, split.base_classes, where)}
     pool, modes = rows.unlabelled if config.semi_supervised else None, (config.g_mode, config.d_mode)
 
@@ -164,9 +168,11 @@ def _train(
     unlabelled: np.ndarray | None = None,
     modes: tuple[FinetuneMode, FinetuneMode] = ("all", "all"),
 ) -> Path:
-    """Train the GAN of `start` on rows of `images`, and write it."""
+    """Train the GAN that `start` returns on rows of `images`, and write it."""
     if config.batch_size % config.devices:
-        raise InputError(f"batch_size {config.batch_size}: is not to be shared equally by {config.devices} processes")
+        raise InputError(
+            f"batch_size {config.batch_size}: must be divisible by the number of processes, {config.devices}"
+        )
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     with representation.image_training(config, config.out, made_from, config.overwrite) as (fabric, run):
@@ -193,15 +199,19 @@ def _read(config: PretrainConfig | FinetuneConfig) -> tuple[Images, Split]:
     where = config.data / "images.h5"
     images = read_images(where)
     if images.pixels is None:
-        raise InputError(f"{where}: images on disk; a GAN needs stored pixels (preprocessing.py --dataset.image_size)")
+        raise InputError(
+            f"{where}: has paths of images, but a GAN needs stored pixels. Use preprocessing.py --dataset.image_size."
+        )
     return images, read_split(config.data / "split.json")
 
 
 def _recipe(
     stage: str, config: PretrainConfig | FinetuneConfig, images: Images, inputs: dict[str, Path]
 ) -> tuple[representation.Extractor, Recipe]:
-    """The extractor, and what the GAN is made from; InputError if the extractor has learned novel classes, whose images
-    it is to score."""
+    """Return the extractor and the recipe of the GAN.
+
+    Raises InputError if the extractor was trained on novel classes, since it scores their images.
+    """
     extractor, chosen = representation.chosen_extractor(config, images)
     if config.extractor is not None:
         representation.check_knows_base_only(config.extractor, config.data / "split.json")
@@ -210,29 +220,29 @@ def _recipe(
 
 
 def _open_pretrained(config: FinetuneConfig, images: Images) -> gan.Gan:
-    """The GAN to go on from; InputError for one of another split or form, or one that is fine-tuned already."""
+    """Load the pre-trained GAN. Raise InputError if its split or image size differs, or if it is already fine-tuned."""
     made_from = gan.gan_recipe(config.gan, config.data / "split.json")
     if made_from["stage"] != "train_gan pretrain":
-        raise InputError(f"{config.gan}: is fine-tuned already; give what train_gan.py pretrain wrote")
+        raise InputError(f"{config.gan}: already fine-tuned. Use a GAN of train_gan.py pretrain.")
     pretrained = gan.load_gan(config.gan)
     n_channels, size = pretrained.config.n_channels, pretrained.config.image_size
-    stored = images.n_channels, images.size
-    if stored != (n_channels, size):
+    if (images.n_channels, images.size) != (n_channels, size):
         raise InputError(
-            f"{config.gan}: makes images of {n_channels} channels and {size} px, {config.data} has {stored}"
+            f"{config.gan}: makes images with {n_channels} channels and {size} px, but those of {config.data} have "
+            f"{images.n_channels} channels and {images.size} px"
         )
     return pretrained
 
 
 def after_pretraining(config: PretrainConfig) -> list:
-    """The command that takes the output."""
+    """Return the command that uses the output."""
     extractor = ["--extractor", config.extractor] if config.extractor else ["--timm", config.timm.name]
     inputs = ["--data", config.data, *extractor, "--gan", config.out]
     return ["train_gan.py", "finetune", *inputs, "--k", 5, "--out", config.out.parent / "finetuned"]
 
 
 def after_finetuning(config: FinetuneConfig) -> list:
-    """The command that takes the output."""
+    """Return the command that uses the output."""
     samples = config.out.parent / "samples/samples.h5"
     inputs = ["--gan", config.out, "--split", config.data / "split.json", "--n_per_class", 100]
     return ["sample_gan.py", *inputs, "--out", samples]

@@ -1,4 +1,4 @@
-"""Class-conditional GANs of few shots, their samples and scores.
+"""Class-conditional GANs for few-shot classes, their samples and scores.
 
 The names in `__init__.pyi` are imported from their modules on first use.
 """

@@ -1,10 +1,10 @@
-"""Random changes of all images that a discriminator sees, real and generated alike (Karras et al., StyleGAN2-ADA,
-NeurIPS 2020), in the subset of Beckham et al. (spec 2.4): one differentiable affine map an image.
+"""Random augmentation of all discriminator inputs, real and generated (Karras et al., StyleGAN2-ADA, NeurIPS 2020).
 
-Departs from both: the map is sampled bilinearly once, without filtering at twice the resolution, and one of the two
-rotations comes before all other changes.
+Uses the subset of Beckham et al. (arXiv 2203.16662): one differentiable affine map per image. The generator does not
+learn the changes as long as most images stay unchanged.
 
-A generator does not learn the changes as long as they leave most images as they are.
+Departures from both papers: the map is sampled bilinearly once, without filtering at twice the resolution, and one of
+the two rotations precedes all other changes.
 """
 
 import math
@@ -19,11 +19,11 @@ from lowshot.gan.settings import AdaptiveChanges, FixedChanges, NoChanges
 
 N_UNIFORMS = 9
 _LARGEST_SHIFT = 0.125
-_LARGEST_PROBABILITY = 0.8  # Karras et al. (2020): above it generators learn the changes
+_LARGEST_PROBABILITY = 0.8  # with a higher probability, generators learn the changes (Karras et al., 2020)
 
 
 class DiscriminatorAugmentation:
-    """The changes that settings of `lowshot.gan.settings.CHANGES` name, done to a batch on its device."""
+    """Applies the changes chosen from `lowshot.gan.settings.CHANGES` to a batch, on its device."""
 
     def __init__(self, settings: Any) -> None:
         self.settings, self.adapts = settings, isinstance(settings, AdaptiveChanges)
@@ -31,13 +31,13 @@ class DiscriminatorAugmentation:
         self.n_uniforms = getattr(settings, "n_uniforms", N_UNIFORMS)
 
     def adapted(self, p: Tensor, real_logits: Tensor, n_images: int) -> Tensor:
-        """The probability `p` (a scalar) after `n_images` more real images with such logits."""
+        """Return the probability `p` (a scalar), updated by the logits of `n_images` real images."""
         s = self.settings
         step = (real_logits.sign().mean() - s.target).sign() * n_images / s.n_images
         return (p + step).clamp(0, _LARGEST_PROBABILITY)
 
     def __call__(self, images: Tensor, uniforms: Tensor, p: Tensor) -> Tensor:
-        """Images (B, C, S, S) changed by `uniforms` (B, n_uniforms) in [0, 1); outside of them is their reflection."""
+        """Return images (B, C, S, S), changed by `uniforms` (B, n_uniforms) in [0, 1). Borders are reflected."""
         if is_own(self.settings):
             return self.settings(images, uniforms)
         if isinstance(self.settings, NoChanges) or not self.settings.changes:
@@ -47,10 +47,10 @@ class DiscriminatorAugmentation:
         return warp_affine(images, maps, (size, size), padding_mode="reflection")
 
     def _maps(self, u: Tensor, p: Tensor, size: int) -> Tensor:
-        """(B, 2, 3) in pixels, from where an image's points are to where they come to be."""
+        """Return affine maps (B, 2, 3) in pixels, from the position of a point in the image to its new position."""
         happens = {name: name in self.settings.changes for name in ("flip", "rotate90", "translate", "rotate")}
         mirror = torch.where((u[:, 0] < p / 2) & happens["flip"], -1.0, 1.0)
-        # Where it happens, u / p is uniform again.
+        # Given that the change happens (u < p), u / p is uniform in [0, 1).
         turns = torch.where((u[:, 1] < p) & happens["rotate90"], (4 * u[:, 1] / p.clamp(min=1e-8)).floor(), 0.0)
         drawn = (2 * u[:, 3:5] - 1) * _LARGEST_SHIFT * size
         shift = torch.where((u[:, 2:3] < p) & happens["translate"], drawn.round(), 0.0)

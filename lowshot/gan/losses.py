@@ -1,5 +1,8 @@
-"""The losses of both networks (Beckham et al., arXiv 2203.16662; spec 3.4): non-saturating, with noise regression, and
-with an unconditional term that unlabelled images can feed."""
+"""Losses of both networks (Beckham et al., arXiv 2203.16662).
+
+They are a non-saturating adversarial loss, a regression of the noise, and an unconditional adversarial loss that can
+use unlabelled images.
+"""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,7 +11,7 @@ from lowshot.gan.networks import DiscriminatorOutput
 
 
 def generator_losses(fake: DiscriminatorOutput, z: Tensor) -> dict[str, Tensor]:
-    """Terms by name, means over the batch, of generated images made of the noise `z` (B, z_dim)."""
+    """Return the loss terms by name, averaged over a batch of images generated from the noise `z` (B, z_dim)."""
     return {
         "adversarial": F.softplus(-fake.conditional).mean(),
         "noise": F.mse_loss(fake.z, z),
@@ -19,28 +22,35 @@ def generator_losses(fake: DiscriminatorOutput, z: Tensor) -> dict[str, Tensor]:
 def discriminator_losses(
     real: DiscriminatorOutput, fake: DiscriminatorOutput, unlabelled: DiscriminatorOutput, z: Tensor
 ) -> dict[str, Tensor]:
-    """The same for the discriminator. `unlabelled` are real images of whatever class: those of a larger pool, or `real`
-    once more; there need not be as many."""
+    """Return the loss terms of the discriminator by name, averaged over the batch.
+
+    `unlabelled` are real images of any class, from a larger pool or `real` again. Their number may differ.
+    """
     return {
-        "adversarial": _told_apart(real.conditional, fake.conditional),
+        "adversarial": _real_or_fake(real.conditional, fake.conditional),
         "noise": F.mse_loss(fake.z, z),
-        "unconditional": _told_apart(unlabelled.unconditional, fake.unconditional),
+        "unconditional": _real_or_fake(unlabelled.unconditional, fake.unconditional),
     }
 
 
 def mismatch_loss(logits: Tensor, differs: Tensor) -> Tensor:
-    """Of real images that are given out for another class (Reed et al., ICML 2016): their conditional `logits` (B,) are
-    to be those of generated ones, where that class `differs` (B,) from their own. With weight 1 it counts as much as
-    generated images do (there both together count as much as real ones)."""
+    """Return the loss of real images that are paired with the class of another image (Reed et al., ICML 2016).
+
+    The discriminator should classify such a pair as generated. The conditional `logits` (B,) count where the class
+    `differs` (B,) from the true one. With weight 1, mismatched pairs count as much as generated images. In the paper
+    both together count as much as real images.
+    """
     return (F.softplus(logits) * differs).mean() / 2
 
 
 def weighted(losses: dict[str, Tensor], gamma: float, alpha: float, mismatch: float = 0.0) -> Tensor:
-    """The loss: adversarial + gamma * noise + alpha * unconditional + mismatch * mismatch; a term of no weight has no
-    gradient."""
+    """Return adversarial + gamma * noise + alpha * unconditional + mismatch * mismatch.
+
+    Terms with weight 0 are left out of the graph.
+    """
     weights = {"adversarial": 1.0, "noise": gamma, "unconditional": alpha, "mismatch": mismatch}
     return sum(weights[name] * loss for name, loss in losses.items() if weights[name])
 
 
-def _told_apart(real: Tensor, fake: Tensor) -> Tensor:
+def _real_or_fake(real: Tensor, fake: Tensor) -> Tensor:
     return (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2

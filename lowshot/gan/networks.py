@@ -1,12 +1,12 @@
-"""The generators and the discriminator (Beckham et al., arXiv 2203.16662; spec 3).
+"""Generators and discriminator (Beckham et al., arXiv 2203.16662).
 
-Both generators grow a learned constant into an image by residual blocks. In those of the published one FiLM (Perez et
-al., AAAI 2018) scales and shifts channels by noise and class, behind instance norm. In those of the other a style, a
-mapping of noise and class, modulates the convolutions (Karras et al., StyleGAN2, CVPR 2020). The discriminator is a
-spectrally normalised residual network with a projection head (Miyato & Koyama, ICLR 2018) and a head that reads the
-noise off the image (InfoGAN, Chen et al., NeurIPS 2016).
+Both generators turn a learned constant into an image by residual blocks. The published generator applies FiLM (Perez et
+al., AAAI 2018) after instance norm: noise and class scale and shift the channels. The modulated generator maps noise
+and class to a style that modulates the convolutions (Karras et al., StyleGAN2, CVPR 2020). The discriminator is a
+residual network, optionally with spectral norm. It has a projection head (Miyato & Koyama, ICLR 2018) and a head that
+predicts the noise from the image (InfoGAN, Chen et al., NeurIPS 2016).
 
-Images are in [-1, 1], of any number of channels (published: three, for grey characters too).
+Images are in [-1, 1] and can have any number of channels (published: three, also for grey characters).
 """
 
 from collections.abc import Callable
@@ -22,53 +22,60 @@ from lowshot.core.errors import InputError
 from lowshot.core.settings import NonNegativeInt, PositiveInt
 from lowshot.gan.settings import FinetuneMode, NetworkSizes
 
-_SMALLEST_SIDE = 2  # of the constant: instance norm has nothing to normalise by in a single pixel
+_SMALLEST_SIDE = 2  # side of the constant: instance norm cannot normalise a single pixel
 _SMALLEST_IMAGE = 16  # the discriminator halves it four times
 
 
 @dataclass
 class GanConfig(NetworkSizes):
-    """All that is needed to rebuild both networks."""
+    """Everything that is needed to rebuild both networks."""
 
     n_classes: PositiveInt
     n_channels: PositiveInt
     image_size: PositiveInt
     n_features: NonNegativeInt = 0
-    """dimensions of the features that say what classes are; 0: every class has a learned vector"""
+    """Dimensions of the features that classes are embedded by. 0: every class has a learned vector."""
     network: Literal["published", "modulated"] = "modulated"
     film: Literal["relu", "affine"] = "relu"
-    """of the published one"""
+    """FiLM of the published generator."""
 
     @property
     def blocks(self) -> list[int]:
-        """Blocks behind each doubling."""
+        """Number of blocks after each doubling of the side."""
         if self.blocks_per_res is not None:
             return self.blocks_per_res
         return [1] * max(n for n in range(5) if n == 0 or _can_be_halved(self.image_size, n))
 
 
 def check_sizes(config: GanConfig, where: str) -> None:
-    """InputError, naming `where`, for an image side or a number of channels that the generator cannot make."""
+    """Raise InputError, naming `where`, if the generator cannot make images of this side or with these channels."""
     if config.image_size < _SMALLEST_IMAGE:
-        raise InputError(f"{where}: images of {config.image_size} px; a GAN needs {_SMALLEST_IMAGE} px a side at least")
-    n = max(1, len(config.blocks))
-    if not _can_be_halved(config.image_size, n) or not config.blocks:
         raise InputError(
-            f"{where}: {len(config.blocks)} doublings (blocks_per_res) make no image of {config.image_size} px; its "
-            f"side must be a multiple of {2**n}, {_SMALLEST_SIDE * 2**n} at least"
+            f"{where}: the images have {config.image_size} px, but a GAN needs at least {_SMALLEST_IMAGE} px per side. "
+            "Use larger images (preprocessing.py --dataset.image_size)."
         )
+    n = max(1, len(config.blocks))
+    if not _can_be_halved(config.image_size, n):
+        raise InputError(
+            f"{where}: the images have {config.image_size} px, but {n} entries of blocks_per_res need a multiple of "
+            f"{2**n}, at least {_SMALLEST_SIDE * 2**n} px. Use another --blocks_per_res or image size."
+        )
+    if not config.blocks:
+        raise InputError(f"{where}: blocks_per_res must have at least one entry")
     if config.ngf % 2**n:
-        raise InputError(f"{where}: ngf {config.ngf} cannot be halved {n} times (blocks_per_res)")
+        raise InputError(f"{where}: ngf {config.ngf} must be divisible by {2**n} ({n} entries of blocks_per_res)")
 
 
 def _can_be_halved(side: int, n: int) -> bool:
-    """So often, without going below the smallest side."""
+    """Whether `side` can be halved `n` times without going below the smallest side."""
     return side % 2**n == 0 and side // 2**n >= _SMALLEST_SIDE
 
 
 class ClassMeans(nn.Module):
-    """Embeddings of classes by the means of their images' features: one linear map for all classes, so that what is
-    learned of one serves the others, new ones too. Has the place of a table of learned vectors, (n_classes, n_out)."""
+    """Embeddings of classes: one linear map, shared by all classes, of the mean features of their images.
+
+    Replaces a table of learned vectors (n_classes, n_out). New classes are embedded without training.
+    """
 
     def __init__(self, config: GanConfig, n_out: int) -> None:
         super().__init__()
@@ -76,7 +83,7 @@ class ClassMeans(nn.Module):
         self.linear, self.scale = nn.Linear(config.n_features, n_out), n_out**-0.5
 
     def forward(self, labels: Tensor) -> Tensor:
-        """int64 (B,) -> float32 (B, n_out), at first of a length that does not depend on n_out."""
+        """Classes int64 (B,) -> float32 (B, n_out). The initial length does not depend on n_out."""
         return self.linear(self.means[labels]).float() * self.scale
 
 
@@ -85,13 +92,15 @@ Embed = Callable[[Table], Tensor]
 
 
 def class_table(config: GanConfig, n_out: int) -> Table:
-    """What turns classes into embeddings (B, n_out)."""
+    """Return the module that turns classes (B,) into embeddings (B, n_out)."""
     return ClassMeans(config, n_out) if config.n_features else nn.Embedding(config.n_classes, n_out)
 
 
 class Film(nn.Module):
-    """gamma * x + beta, by noise and class: the class `table` (n_classes, z_dim) of a block, N(0, 1), and a `linear`
-    layer on [noise, class embedding] (spec 3.1)."""
+    """FiLM, gamma * x + beta: gamma and beta are a linear map of [noise, class embedding].
+
+    Each block has its own class `table` (n_classes, z_dim), initialised from N(0, 1).
+    """
 
     def __init__(self, config: GanConfig, n_out: int) -> None:
         super().__init__()
@@ -100,13 +109,13 @@ class Film(nn.Module):
         self.relu = config.film == "relu"
 
     def forward(self, x: Tensor, z: Tensor, embed: Embed) -> Tensor:
-        """`x` (B or 1, n_out, H, W) -> (B, n_out, H, W), with noise (B, z_dim)."""
+        """`x` (B or 1, n_out, H, W), noise `z` (B, z_dim) -> (B, n_out, H, W)."""
         gamma, beta = self.linear(torch.cat([z, embed(self.table)], 1))[:, :, None, None].chunk(2, 1)
         return torch.addcmul(beta.relu(), gamma.relu(), x) if self.relu else torch.addcmul(beta, 1 + gamma, x)
 
 
 class GeneratorBlock(nn.Module):
-    """Two 3x3 convolutions with instance norm and FiLM, beside a shortcut; with `doubles` both double the side."""
+    """Two 3x3 convolutions with instance norm and FiLM, plus a shortcut. With `doubles`, the side is doubled."""
 
     def __init__(self, config: GanConfig, n_in: int, n_out: int, doubles: bool) -> None:
         super().__init__()
@@ -122,7 +131,7 @@ class GeneratorBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """Images of noise and classes; a subclass says what its blocks are and how they are told of both."""
+    """Generator of images from noise and classes. A subclass defines the blocks and how they use both."""
 
     finetuned_parts: ClassVar[dict[str, tuple[str, ...]]]
 
@@ -145,8 +154,10 @@ class Generator(nn.Module):
         return self._grow(z, lambda table: table(labels))
 
     def between(self, z: Tensor, labels: Tensor, others: Tensor, share: Tensor) -> Tensor:
-        """Images of classes in between: every block's class embedding is `share` (B, 1) times that of `labels` and the
-        rest that of `others` (the release's decode_mixup, spec 3.1)."""
+        """Return images between two classes (`decode_mixup` of the released code).
+
+        Each class embedding is `share` (B, 1) times that of `labels` plus 1 - `share` times that of `others`.
+        """
         return self._grow(z, lambda table: torch.lerp(table(others), table(labels), share))
 
     def _block(self, config: GanConfig, n_in: int, n_out: int, doubles: bool) -> nn.Module:
@@ -157,8 +168,10 @@ class Generator(nn.Module):
 
 
 class PublishedGenerator(Generator):
-    """Every block has class embeddings of its own. The first one's convolutions see one constant, not one for each
-    image."""
+    """Generator with class embeddings in every block.
+
+    The convolutions of the first block are computed once for all images, since their input is the constant.
+    """
 
     finetuned_parts: ClassVar = {"embed": ("table",), "linear": ("film",)}
 
@@ -173,9 +186,12 @@ class PublishedGenerator(Generator):
 
 
 class ModulatedConv(nn.Module):
-    """3x3 convolution whose weights are scaled by the style for each input channel and brought back to unit length for
-    each output channel (Karras et al., 2020, eq. 1 and 3); scaling the images' channels instead is the same and needs
-    no weights of every image."""
+    """3x3 convolution with weights modulated by a style.
+
+    The style scales the weights of each input channel. Then the weights of each output channel are normalised to unit
+    length (Karras et al., 2020, eq. 1 and 3). The implementation scales the channels of the images instead, which is
+    equivalent and needs no separate weights per image.
+    """
 
     def __init__(self, n_in: int, n_out: int, style_dim: int) -> None:
         super().__init__()
@@ -194,7 +210,7 @@ class ModulatedConv(nn.Module):
 
 
 class ModulatedBlock(nn.Module):
-    """Two modulated convolutions beside a shortcut; with `doubles` the side is doubled between them."""
+    """Two modulated convolutions plus a shortcut. With `doubles`, the side is doubled between them."""
 
     def __init__(self, n_in: int, n_out: int, style_dim: int, doubles: bool) -> None:
         super().__init__()
@@ -211,9 +227,11 @@ class ModulatedBlock(nn.Module):
 
 
 class ModulatedGenerator(Generator):
-    """One class table for all blocks; noise and class embedding, each brought to unit mean square, are mapped to the
-    style by two layers. Has neither noise inputs nor outputs at each side, nor rates that differ by layer (StyleGAN2
-    has)."""
+    """Generator with one class table for all blocks.
+
+    Noise and class embedding are each normalised to unit mean square and mapped to the style by two layers. Unlike
+    StyleGAN2, it has no noise inputs, no output at each resolution and one learning rate for all layers.
+    """
 
     finetuned_parts: ClassVar = {"embed": ("table",), "linear": ("table", "mapping", "style")}
 
@@ -221,7 +239,7 @@ class ModulatedGenerator(Generator):
         super().__init__(config)
         self.table, n = class_table(config, config.z_dim), 2 * config.z_dim
         self.mapping = nn.Sequential(nn.Linear(n, n), nn.LeakyReLU(0.2), nn.Linear(n, n), nn.LeakyReLU(0.2))
-        for layer in self.mapping[::2]:  # of a smaller style images hardly depend on the noise, and come to ignore it
+        for layer in self.mapping[::2]:  # with a smaller style, images hardly depend on the noise and later ignore it
             nn.init.kaiming_normal_(layer.weight, a=0.2)
             nn.init.zeros_(layer.bias)
 
@@ -244,9 +262,11 @@ GENERATORS = {"published": PublishedGenerator, "modulated": ModulatedGenerator}
 
 
 class DiscriminatorOutput(NamedTuple):
-    """What the discriminator says of images: the logits (B,) of being real, for their classes (`conditional`, equal to
-    `unconditional` plus the projection on the class) and whatever their class; the noise `z` (B, z_dim); and `hidden`
-    (B, n), what classes are projected on."""
+    """Output of the discriminator.
+
+    `unconditional` are the logits (B,) of being real. `conditional` (B,) adds the projection of the class on `hidden`
+    (B, n). `z` (B, z_dim) is the predicted noise.
+    """
 
     conditional: Tensor
     unconditional: Tensor
@@ -255,8 +275,10 @@ class DiscriminatorOutput(NamedTuple):
 
 
 class DiscriminatorBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut; `halves` the side at its end. The `first` block has no ReLU in front and
-    pools before its shortcut's convolution instead of behind it."""
+    """Two 3x3 convolutions plus a shortcut. With `halves`, the output is pooled to half the side.
+
+    The `first` block has no ReLU at its input. In its shortcut, pooling comes before the convolution instead of after.
+    """
 
     def __init__(self, n_in: int, n_out: int, halves: bool, first: bool = False) -> None:
         super().__init__()
@@ -272,8 +294,10 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """All that the losses ask of images, in one pass. With `spectral_norm` it is that of all layers but the class
-    `table`."""
+    """Discriminator. One pass computes everything that the losses need.
+
+    With `spectral_norm`, all layers have spectral norm except the class `table`.
+    """
 
     finetuned_parts: ClassVar = {"embed": ("table",), "linear": ("table", "hidden", "logit", "noise")}
 
@@ -291,7 +315,7 @@ class Discriminator(nn.Module):
         self.table = class_table(config, n)
         self.hidden, self.logit = _xavier(nn.Linear(n, n)), _xavier(nn.Linear(n, 1))
         first, second, last = (_xavier(nn.Linear(n, n_out)) for n_out in (n, n, 2 * config.z_dim))
-        # The first z_dim of its outputs are never used, as released.
+        # As in the released code, the first z_dim outputs are unused.
         self.noise = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
         if config.spectral_norm:
             layers = [one for one in self.modules() if isinstance(one, (nn.Conv2d, nn.Linear))]
@@ -299,7 +323,7 @@ class Discriminator(nn.Module):
                 spectral_norm(layer)
 
     def forward(self, images: Tensor, labels: Tensor) -> DiscriminatorOutput:
-        """Images (B, n_channels, S, S) in [-1, 1], int64 (B,)."""
+        """Images (B, n_channels, S, S) in [-1, 1], classes int64 (B,) -> output."""
         seen = self.trunk(images).relu().mean((2, 3))
         hidden = self.hidden(seen).relu()
         unconditional = self.logit(hidden)[:, 0]
@@ -307,13 +331,15 @@ class Discriminator(nn.Module):
         return DiscriminatorOutput(conditional, unconditional, self.noise(seen)[:, -self.z_dim :], hidden)
 
     def match(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """The projection (B,) of `hidden` (B, n) on classes (B,)."""
+        """Return the projection (B,) of `hidden` (B, n) on the embeddings of classes (B,)."""
         return (self.table(labels) * hidden).sum(1)
 
 
 def choose_trained(network: Generator | Discriminator, mode: FinetuneMode) -> list[nn.Parameter]:
-    """The parameters that fine-tuning in `mode` trains; all others are frozen (spec 3.3; released: kept out of the
-    optimiser only)."""
+    """Return the parameters that fine-tuning in `mode` trains, and freeze all others.
+
+    The released code only leaves the others out of the optimiser.
+    """
     for name, parameter in network.named_parameters():
         chosen = mode == "all" or not set(name.split(".")).isdisjoint(network.finetuned_parts[mode])
         parameter.requires_grad_(chosen)

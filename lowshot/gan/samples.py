@@ -1,7 +1,8 @@
-"""Where generated images come from, and their features as additions to a low-shot training set.
+"""Provenance of generated images, and their features as additions to a low-shot training set.
 
-A GAN's folder says what it learned from. The recipe of an images file of sample_gan.py repeats it, and so do features
-of that file: `samples` of the config (k, trial, semi_supervised, shared_pool), `split` and `draws` of the inputs.
+The recipe of a GAN records the data that it learned from. The recipe of its images (sample_gan.py) and of their
+features repeats this record: `samples` in the config (k, trial, semi_supervised, shared_pool), `split` and `draws` in
+the inputs.
 """
 
 from collections.abc import Iterable
@@ -23,7 +24,7 @@ _FACTS = ("k", "trial", "semi_supervised", "shared_pool")
 
 
 def samples_recipe(gan: Path, split: Path) -> dict:
-    """What samples of the folder `gan` are made from, as parts of a recipe; for errors see `gan_recipe`."""
+    """Return the recipe parts of samples from the folder `gan`. Raises the errors of `gan_recipe`."""
     made_from = gan_recipe(gan, split)
     inputs = {name: made_from["inputs"][name] for name in ("split", "draws") if name in made_from["inputs"]}
     facts = {name: made_from["config"].get(name) for name in _FACTS}
@@ -31,7 +32,7 @@ def samples_recipe(gan: Path, split: Path) -> dict:
 
 
 def handed_on(images: Path) -> dict:
-    """What features of an images file must say of samples, as parts of a recipe; empty parts for real images."""
+    """Return the recipe parts that features of an images file repeat. They are empty for real images."""
     made_from = read_recipe(images)
     if made_from is None or made_from["stage"] != "sample_gan":
         return {"config": {}, "inputs": {}}
@@ -40,59 +41,59 @@ def handed_on(images: Path) -> dict:
 
 
 def read_sample_images(path: Path, split: Path, draws: Path, trial: int, k: int) -> Images:
-    """Images of sample_gan.py from a GAN that was fine-tuned on these shots; InputError for any others."""
+    """Read images of sample_gan.py. Raise InputError unless the GAN was fine-tuned on these shots."""
     made_from = read_recipe(path)
     if made_from is None or made_from["stage"] != "sample_gan":
-        raise InputError(f"{path}: not images that sample_gan.py made")
+        raise InputError(f"{path}: not an images file of sample_gan.py")
     _check_files(path, made_from, split, draws)
     _check_shots(path, made_from, (trial, k))
     return read_images(path)
 
 
 def read_samples(path: Path, train: Features, split: Path, draws: Path) -> tuple[Features, dict]:
-    """Features of samples, and the recipe of what they are made from.
+    """Read features of samples and their recipe.
 
-    Raises InputError if the file is none of sample_gan.py's images, or its extractor, split or shots are not from the
-    features `train` or the files `split` and `draws`.
+    Raises InputError if the file is not of images of sample_gan.py, or if its extractor, split or shots differ from
+    those of the features `train` and the files `split` and `draws`.
     """
     samples, made_from = read_features(path), read_recipe(path)
     if made_from is None or "samples" not in made_from["config"]:
-        raise InputError(f"{path}: not features of images that sample_gan.py made")
+        raise InputError(f"{path}: not features of GAN samples (sample_gan.py, then save_features.py)")
     check_same_space(train, samples)
     _check_files(path, made_from, split, draws)
     return samples, made_from
 
 
 def _check_files(path: Path, made_from: dict, split: Path, draws: Path) -> None:
-    """InputError if the GAN behind `path` learned from another split or from shots of another file."""
+    """Raise InputError if the GAN of the samples learned from another split or from shots of another file."""
     if made_from["inputs"].get("split") != digest(split):
-        raise InputError(f"{path}: of a GAN that was trained on another split than {split}")
+        raise InputError(f"{path}: the GAN was trained on another split than {split}")
     if "draws" in made_from["inputs"] and made_from["inputs"]["draws"] != digest(draws):
-        raise InputError(f"{path}: of a GAN that was fine-tuned on the shots of another file than {draws}")
+        raise InputError(f"{path}: the GAN was fine-tuned on shots of another file than {draws}")
 
 
 def _check_shots(path: Path, made_from: dict, run: tuple[int, int]) -> None:
-    """InputError unless the GAN behind `path` learned from the shots of the run (trial, k)."""
+    """Raise InputError unless the GAN of the samples was fine-tuned on the shots of the run (trial, k)."""
     facts = made_from["config"]["samples"]
     if facts["k"] is None:
-        raise InputError(f"{path}: of a GAN that was not fine-tuned on shots")
+        raise InputError(f"{path}: the GAN was not fine-tuned on shots. Use train_gan.py finetune.")
     if (facts["trial"], facts["k"]) != run:
         raise InputError(
-            f"{path}: of a GAN that was fine-tuned on {facts['k']} shots of trial {facts['trial']}, "
-            f"not {run[1]} of trial {run[0]}"
+            f"{path}: the GAN was fine-tuned on {facts['k']} shots of trial {facts['trial']}. "
+            f"Use samples of a GAN with --k {run[1]} --trial {run[0]}."
         )
 
 
 def sample_files(template: str, runs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], Path]:
-    """The file of each run (trial, n), which stand for {trial} and {n_shot} in the template."""
+    """Return the file of each run (trial, n): the template with {trial} and {n_shot} filled in."""
     try:
         return {(trial, n): Path(template.format(trial=trial, n_shot=n)) for trial, n in runs}
     except (KeyError, IndexError, ValueError):
-        raise InputError(f"{template}: not a template; {{trial}} and {{n_shot}} may stand in it") from None
+        raise InputError(f"{template}: not a template. Only {{trial}} and {{n_shot}} can be in braces.") from None
 
 
 class SampleRows:
-    """Generated rows of every run as an addition, from GANs that were fine-tuned on the run's own shots."""
+    """Addition of GAN samples. The GAN of each run was fine-tuned on the shots of the run."""
 
     def __init__(
         self, settings: Samples, files: dict[tuple[int, int], Path], config: BenchmarkConfig, train: Features
@@ -103,11 +104,12 @@ class SampleRows:
             _check_shots(path, made_from, run)
 
     def extend(self, run: Run, benchmark: Benchmark, seed: int) -> Run:
-        """The run with the first samples of each class, `per_shot` for each shot; InputError if there are fewer."""
+        """Add the first samples of each class, `per_shot` per shot. Raise InputError if there are fewer."""
         samples, n = self.rows[run.key], self.per_shot * run.n_shot
         rows = [np.flatnonzero(samples.labels == c)[:n] for c in benchmark.novel_classes]
         for c, found in zip(benchmark.novel_classes, rows):
             if len(found) < n:
-                raise InputError(f"{self.files[run.key]}: {len(found)} samples of class {c}, per_shot needs {n}")
+                few = f"{len(found)} samples of class {c}, but per_shot {self.per_shot} needs {n}"
+                raise InputError(f"{self.files[run.key]}: {few}. Use sample_gan.py --n_per_class {n}.")
         rows = np.concatenate(rows)
         return run.joined(samples.feats[rows], samples.labels[rows])

@@ -1,10 +1,12 @@
-"""How near generated images are to real ones, by the features that a network of ours has of both.
+"""Scores of generated images against real images, computed from their features.
 
-Fréchet and kernel distance (Heusel et al., NeurIPS 2017; Bińkowski et al., ICLR 2018) are torchmetrics'. Precision and
-recall (Kynkäänniemi et al., NeurIPS 2019), density and coverage (Naeem et al., ICML 2020) compare balls around images
-that reach to their k-th neighbour of the same kind. None of them sees whether an image is of the class that was asked
-for: the accuracy of the nearest class mean does. Distances are float64: the balls' borders are differences of small
-numbers, and FID's matrix product of ill-conditioned ones.
+The Fréchet and kernel distances (Heusel et al., NeurIPS 2017; Bińkowski et al., ICLR 2018) are from torchmetrics.
+Precision and recall (Kynkäänniemi et al., NeurIPS 2019), density and coverage (Naeem et al., ICML 2020) use a ball
+around each image with its distance to the k-th neighbour of the same kind as radius. None of these scores depends on
+whether an image shows the requested class. The accuracy of the nearest class mean does.
+
+Computed in float64: distances near a radius are differences of small numbers, and the matrix product of FID is
+ill-conditioned.
 """
 
 import warnings
@@ -20,35 +22,44 @@ from lowshot.classifiers.tasks import class_means
 from lowshot.core.errors import InputError
 from lowshot.core.runtime import in_float64
 
-# Distances that are in memory together: 64 MB.
+# Maximum number of distances in memory at once: 64 MB.
 _N_DISTANCES = 8_000_000
 _KID_SUBSETS = 100
 
 
 def image_scores(real: Tensor, fake: Tensor, n_neighbours: int = 3) -> dict[str, float]:
-    """Scores of generated images against real ones, by features (N, D) and (M, D) on one device.
+    """Score generated against real images, given their features (M, D) and (N, D) on one device.
 
-    `fid` is biased upwards where N or M is not far above D; `kid` is not, its subsets have 1000 images, or all of the
-    fewer ones. Precision: the share of generated images in a real image's ball; recall: of real ones in a generated
-    image's; density: in how many real balls a generated image lies, over `n_neighbours`; coverage: the share of real
-    balls with a generated image in them. Raises InputError for fewer images than the balls need.
+    - `fid` is biased upwards unless N and M are much larger than D.
+    - `kid` is unbiased. Its subsets have 1000 images, or min(N, M) if that is less.
+    - `precision`: fraction of generated images in the ball of a real image.
+    - `recall`: fraction of real images in the ball of a generated image.
+    - `density`: mean number of real balls that contain a generated image, divided by `n_neighbours`.
+    - `coverage`: fraction of real balls that contain a generated image.
+
+    Raises InputError unless there are more than `n_neighbours` images of each kind.
     """
     if (fewest := min(len(real), len(fake))) <= n_neighbours:
-        raise InputError(f"scores of {fewest} images: more than {n_neighbours} are needed of either kind")
+        raise InputError(
+            f"n_neighbours {n_neighbours}: needs more than {n_neighbours} real and generated images, but there are "
+            f"only {fewest}. Use a smaller --n_neighbours or more images."
+        )
     real, fake = real.double(), fake.double()
-    with warnings.catch_warnings():  # of the memory that features take
+    with warnings.catch_warnings():  # torchmetrics warns about the memory of stored features
         warnings.simplefilter("ignore", UserWarning)
         kernel = KernelInceptionDistance(_Features(real.shape[1]), _KID_SUBSETS, min(1000, fewest))
     _update(kernel, real, fake)
-    with torch.random.fork_rng(devices=[]):  # which subsets: the same for all that are compared
+    with torch.random.fork_rng(devices=[]):  # the same subsets for every comparison
         torch.manual_seed(0)
         kid = kernel.compute()[0]
     return {"fid": frechet_distance(real, fake), "kid": float(kid), **_neighbour_scores(real, fake, n_neighbours)}
 
 
 def nearest_own_class(real: Tensor, fake: Tensor, labels: Tensor) -> Tensor:
-    """bool (N,): whether an image that was generated for a class of `labels` (N,) is nearer to the mean of that class's
-    real images than to any other's, by features (N, D) of real and generated images, both of `labels`."""
+    """Return bool (N,): whether the nearest class mean of real images is that of the requested class.
+
+    `real` and `fake` are features (N, D) of real and generated images, both with classes `labels` (N,).
+    """
     classes, which = labels.unique(return_inverse=True)
     means = class_means(real[None].double(), which[None], len(classes))[0]
     return torch.cdist(fake.double(), means).argmin(1) == which
@@ -57,10 +68,10 @@ def nearest_own_class(real: Tensor, fake: Tensor, labels: Tensor) -> Tensor:
 def scores_by_class(
     real: np.ndarray, fake: np.ndarray, labels: np.ndarray, n_neighbours: int, device: str | torch.device
 ) -> list[dict]:
-    """Scores of all classes together (class null), then of each that has images enough.
+    """Score all classes together (class None), then each class with more than `n_neighbours` images.
 
     Args:
-        real, fake: (N, D) float32, features of real and of generated images, both of the classes `labels` (N,) int64.
+        real, fake: (N, D) float32, features of real and generated images, both with classes `labels` (N,) int64.
 
     Returns:
         Entries of a results file: class, n_images, and `lowshot.gan.settings.SCORES`.
@@ -82,14 +93,14 @@ def scores_by_class(
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
-    """FID of features (N, D) and (M, D) on one device; with several processes each has its own, of all images."""
+    """Return the FID of features (N, D) and (M, D) on one device. With several processes, each computes its own."""
     metric = FrechetInceptionDistance(_Features(real.shape[1]), sync_on_compute=False)
     _update(metric, in_float64(real), in_float64(fake))
     return float(metric.compute())
 
 
 class _Features(nn.Module):
-    """Features in the place of images: torchmetrics asks for a network."""
+    """Identity: torchmetrics expects a network that computes features."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -106,7 +117,7 @@ def _update(metric: FrechetInceptionDistance | KernelInceptionDistance, real: Te
 
 
 def _neighbour_scores(real: Tensor, fake: Tensor, k: int) -> dict[str, float]:
-    """Of N real and M generated images: 3 N M multiply-adds a dimension, and as much for each kind against itself."""
+    """Return precision, recall, density and coverage of N real and M generated images, in blocks of distances."""
     real_radii, fake_radii = _radii(real, k), _radii(fake, k)
     in_real_balls, in_any_fake_ball, covered = [], [], real.new_zeros(len(real), dtype=torch.bool)
     for part in _parts(len(fake), len(real)):
@@ -125,7 +136,7 @@ def _neighbour_scores(real: Tensor, fake: Tensor, k: int) -> dict[str, float]:
 
 
 def _radii(features: Tensor, k: int) -> Tensor:
-    """Distance of each of N images to its k-th neighbour, itself not counted: (N,)."""
+    """Return the distance (N,) of each image to its k-th neighbour, not counting the image itself."""
     parts = _parts(len(features), len(features))
     nearest = (torch.cdist(features[part], features).topk(k + 1, largest=False).values[:, k] for part in parts)
     return torch.cat(list(nearest))

@@ -1,4 +1,4 @@
-"""Which networks a GAN has, and how they are trained."""
+"""Settings of the networks of a GAN, of their training and of samples."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -19,37 +19,37 @@ from lowshot.core.settings import (
 from lowshot.representation.settings import LaunchSettings
 
 FinetuneMode = Literal["embed", "linear", "all"]
-# What generated images get, as results files name it.
+# Scores of generated images, as named in results files.
 SCORES = ("fid", "kid", "precision", "recall", "density", "coverage", "class_accuracy")
 
 
 @dataclass
 class Samples:
-    """Features of a GAN's images, each run's of a GAN that was fine-tuned on its own shots."""
+    """Features of GAN samples. The GAN of each run was fine-tuned on the shots of the run."""
 
-    setting: ClassVar[str] = "semi_supervised"  # a GAN's checkpoint is chosen by unlabelled images
+    setting: ClassVar[str] = "semi_supervised"  # unlabelled images select the checkpoint of a GAN
 
     files: RunOnly[str]
-    """Features of the images of sample_gan.py, by a name in which {trial} and {n_shot} stand for those of a run."""
+    """Template of the feature files of the samples (from sample_gan.py), with {trial} and {n_shot} of a run."""
     per_shot: PositiveInt = 3
-    """Samples of a novel class for each of its shots."""
+    """Number of samples per shot of a novel class."""
 
 
 @dataclass(kw_only=True)
 class NetworkSizes:
-    """How large the networks are."""
+    """Sizes of the networks."""
 
     ngf: PositiveInt = 64
-    """channels of the generator's constant, halved by every doubling of the side"""
+    """Number of channels of the generator's constant. Every doubling of the side halves it."""
     blocks_per_res: list[NonNegativeInt] | None = None
-    """blocks behind each doubling of the side (published: [1, 1, 1, 1] at 32 px); the constant's side is the image's,
-    halved as often. If not given, one behind each of as many as there can be, four at most"""
+    """Number of blocks after each doubling of the side, one entry per doubling (published: 1 1 1 1 at 32 px). Default:
+    1 for each possible doubling, up to four."""
     z_dim: PositiveInt = 16
-    """dimensions of the noise, and of the generator's embedding of a class"""
+    """Dimensions of the noise and of the generator's class embedding."""
     ndf: PositiveInt = 16
-    """channels of the discriminator's first block, an eighth of its last"""
+    """Number of channels of the discriminator's first block. The last has eight times as many."""
     spectral_norm: bool = False
-    """of the discriminator's layers, as published; without it, r1 keeps the discriminator smooth"""
+    """Apply spectral norm to the discriminator, as published. Without it, r1 regularises the discriminator."""
 
 
 @dataclass
@@ -57,18 +57,17 @@ class PublishedNetwork:
     """The published generator: FiLM by noise and class in every block."""
 
     film: Literal["relu", "affine"] = "relu"
-    """relu, scales and shifts are never negative, half of them zero at first, as released; affine, they start around 1
-    and 0 and take any sign"""
+    """relu: scales and shifts are not negative and half of them are initially zero, as in the released code. affine:
+    they start near 1 and 0 and can have any sign."""
 
 
 @dataclass
 class ModulatedNetwork:
-    """A generator whose convolutions are modulated by a style."""
+    """Generator with convolutions modulated by a style."""
 
     class_embedding: Literal["table", "features"] = "table"
-    """what networks know a class by: a vector of its own, drawn at random and learned, as published; or the mean of its
-    images' features (when fine-tuning: of its shots'), which weights common to all classes map: for classes that are
-    too many to be learned one by one"""
+    """table: every class has a learned vector, as published. features: a linear map, shared by all classes, of the mean
+    feature of the images of a class (in fine-tuning, of its shots). Use features for many classes."""
 
 
 NETWORKS = Registry("network", {"published": PublishedNetwork, "modulated": ModulatedNetwork})
@@ -80,13 +79,13 @@ Change = Literal["flip", "rotate90", "translate", "rotate"]
 @dataclass(kw_only=True)
 class _Changes:
     changes: list[Change] = field(default_factory=lambda: list(get_args(Change)))
-    """mirror left to right; turn by a multiple of 90 degrees; shift by up to an eighth of the side, in whole pixels;
-    rotate by any angle, once before and once after the others"""
+    """flip: mirror left to right. rotate90: rotate by a multiple of 90 degrees. translate: shift by up to an eighth of
+    the side, in whole pixels. rotate: rotate by any angle, once before and once after the other changes."""
 
 
 @dataclass
 class NoChanges:
-    """Images as they are."""
+    """No augmentation."""
 
 
 @dataclass
@@ -94,22 +93,25 @@ class FixedChanges(_Changes):
     """Each change with a fixed probability, as published."""
 
     p: Annotated[float, Gt(0), Le(1)]
-    """the probability"""
+    """Probability of each change."""
 
 
 @dataclass
 class AdaptiveChanges(_Changes):
-    """Each change with a probability that grows from 0 while the discriminator is surer of real images than `target`
-    says, and shrinks while it is less."""
+    """Each change with an adaptive probability.
+
+    It starts at 0, grows while the mean sign of the discriminator's logits of real images is above `target`, and
+    shrinks while it is below.
+    """
 
     target: ClosedUnitInterval = 0.6
-    """mean sign of the discriminator's logits of real images to be kept"""
+    """Target of the mean sign of the discriminator's logits of real images."""
     n_images: PositiveInt = 100_000
-    """real images seen while the probability moves by 1 at most"""
+    """Number of real images after which the probability can have changed by 1."""
 
 
-# One of the user's own changes images (B, C, S, S) in [-1, 1] by `uniforms` (B, n_uniforms) in [0, 1), and lets
-# gradients pass; it may say how many `n_uniforms` an image needs, 9 unless it does.
+# A class of the user's own changes images (B, C, S, S) in [-1, 1] by `uniforms` (B, n_uniforms) in [0, 1) and must be
+# differentiable. Its attribute `n_uniforms` is the number of uniforms per image (default 9).
 CHANGES = Registry(
     "discriminator augmentation",
     {"none": NoChanges, "fixed": FixedChanges, "adaptive": AdaptiveChanges},
@@ -119,45 +121,49 @@ CHANGES = Registry(
 
 @dataclass(kw_only=True)
 class GanSettings(LaunchSettings):
-    """How a GAN is trained. The published values are those of configs/few_shot_gan/train_gan-*-published-*.yaml."""
+    """Settings of the training of a GAN.
+
+    The published values are in configs/few_shot_gan/train_gan-*-published-*.yaml.
+    """
 
     steps: PositiveInt = 100_000
-    """updates of the discriminator"""
+    """Number of updates of the discriminator."""
     end_after: RunOnly[PositiveInt | None] = None
-    """end behind this step; an unfinished run that is past it ends at once, the best networks of its last checkpoint
-    kept"""
+    """End training after this step. An unfinished run that is already past it ends at once and keeps the best networks
+    of its last checkpoint."""
     batch_size: PositiveInt = 32
-    """labelled images a step, and as many generated and unlabelled ones, over all processes together"""
+    """Number of labelled images per step over all processes. As many images are generated, and as many unlabelled ones
+    used."""
     lr: PositiveFloat = 4e-4
-    """learning rate of AdamW for the generator"""
+    """Learning rate of the generator (AdamW)."""
     d_lr: PositiveFloat = 1e-3
-    """and for the discriminator; slower ones let the generator make one image a class"""
+    """Learning rate of the discriminator (AdamW). With a lower one, the generator collapses to one image per class."""
     beta1: Momentum = 0.5
-    """of AdamW"""
+    """First beta of AdamW."""
     beta2: Momentum = 0.99
-    """of AdamW"""
+    """Second beta of AdamW."""
     weight_decay: NonNegativeFloat = 1e-6
-    """of AdamW"""
+    """Weight decay of AdamW."""
     d_steps_per_g: PositiveInt = 1
-    """updates of the discriminator for each of the generator"""
+    """Number of updates of the discriminator per update of the generator."""
     gamma: NonNegativeFloat = 1.0
-    """weight of the noise regression, for both networks"""
+    """Weight of the noise regression loss of both networks."""
     alpha: NonNegativeFloat = 0.0
-    """weight of the unconditional loss, for both networks"""
+    """Weight of the unconditional loss of both networks."""
     mismatch: PositiveFloat | None = None
-    """weight of the discriminator's loss of real images that are given out for the class of another image of the batch
-    (Reed et al., ICML 2016); none if not given, as published"""
+    """Weight of a discriminator loss on real images paired with the class of another image of the batch (Reed et al.,
+    ICML 2016). Default: no such loss, as published."""
     r1: NonNegativeFloat = 1.0
-    """weight of half the squared gradient of the discriminator's logits by real images (Mescheder et al., ICML 2018),
-    taken every 16th step for all of them (Karras et al., 2020)"""
+    """Weight of the R1 penalty: half the squared gradient of the discriminator's logits with respect to real images
+    (Mescheder et al., ICML 2018), computed every 16th step (Karras et al., 2020)."""
     ema: ClosedUnitInterval = 0.999
-    """share of the past in the running average of the generator's weights, reached after ten thousand updates (n / (n +
-    10) in the n-th, if that is less); 0 takes the last weights"""
+    """Decay of the running average of the generator's weights. In update n it is at most n / (n + 10). 0 uses the
+    current weights."""
     augment: Annotated[Any, CHANGES] = field(default_factory=AdaptiveChanges)
-    """changes of all images that the discriminator sees"""
+    """Augmentation of all images that the discriminator sees."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    """of the networks; losses are always float32"""
+    """Precision of the networks. Losses are always float32."""
     score_every: PositiveInt = 2000
-    """steps from one FID, log record and checkpoint to the next"""
+    """Number of steps between FID scores, log records and checkpoints."""
     score_images: TwoOrMore = 5000
-    """most real images that FID compares as many generated ones with"""
+    """Maximum number of real images for FID. As many images are generated."""

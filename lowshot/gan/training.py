@@ -1,4 +1,4 @@
-"""Training both networks of a GAN, from the start or from a GAN of base classes on a few shots (spec 1.3)."""
+"""Training of both networks of a GAN: pre-training on base classes, or fine-tuning on a few shots."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -22,13 +22,13 @@ from lowshot.gan.settings import FinetuneMode, GanSettings
 from lowshot.representation.backbones import Extractor
 from lowshot.representation.loading import to_unit
 
-# Losses are read, and non-finite ones found, after so many steps: a GPU is not waited for at each.
+# Losses are read and checked after this number of steps, so that the GPU is not synchronised at every step.
 _READ_EVERY = 20
 _PENALTY_EVERY = 16
 
 
 class Reference(NamedTuple):
-    """Real images that generated ones are compared with: their features (N, D) and classes int64 (N,)."""
+    """Real images to compare generated images with: features (N, D) and classes int64 (N,)."""
 
     features: Tensor
     labels: Tensor
@@ -36,7 +36,7 @@ class Reference(NamedTuple):
 
 @torch.inference_mode()
 def reference(extractor: Extractor, real: Examples, most: int, seed: int) -> Reference:
-    """Of `most` random ones of the `real` images, or all of fewer."""
+    """Return the reference of `most` random `real` images, or of all if there are fewer."""
     rows = stream(seed, "reference").permutation(len(real.labels))[:most]
     rows = torch.from_numpy(rows).to(real.labels.device)
     return Reference(features_of(extractor, real.pixels[rows].split(256)), real.labels[rows])
@@ -44,21 +44,21 @@ def reference(extractor: Extractor, real: Examples, most: int, seed: int) -> Ref
 
 @torch.inference_mode()
 def features_of(extractor: Extractor, batches: Iterable[Tensor]) -> Tensor:
-    """Features float32 (N, D) of batches of uint8 images."""
+    """Return features float32 (N, D) of batches of uint8 images."""
     device = next(extractor.parameters()).device
     return torch.cat([extractor.features(to_unit(pixels, device)).float() for pixels in batches])
 
 
 class GanTrainer:
-    """Trains `gan` on `labelled` images and, with `unlabelled` ones, on these in the unconditional term.
+    """Trains `gan` on `labelled` images, and on `unlabelled` images in the unconditional loss.
 
-    The step is the published one, the generator first, but the discriminator sees all images of an update in one
-    pass; in the generator's update its own weights get no gradients. Noise, order and changes of a step depend on
-    (seed, step) only: a killed run ends up with the weights of an uninterrupted one, and with several processes each
-    takes every n-th image and gradients are averaged.
+    The step is the published one, with the update of the generator first. Unlike there, the discriminator sees all
+    images of its update in one pass, and gets no gradients in the update of the generator. Noise, order and
+    augmentation of a step depend on (seed, step) only, so a resumed run gives the same weights as an uninterrupted one.
+    With several processes, each takes every n-th image, and gradients are averaged.
 
-    FID of the averaged generator against the first of `references` chooses the weights that are kept; that against the
-    others is logged. With `score_first` the weights that training begins with can be those.
+    The weights with the best FID of the averaged generator against the first of `references` are kept. FID against the
+    others is logged only. With `score_first`, the initial weights are scored too and can be the best.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class GanTrainer:
         self.p = torch.tensor(self.augment.first_p, device=fabric.device)
 
     def fit(self) -> Gan:
-        """All steps, from the last checkpoint if there is one; returns the networks as they were at the best FID."""
+        """Train from the last checkpoint if there is one, and return the networks with the best FID."""
         if checkpoint := self.run.resume():
             self._restore(checkpoint)
         elif self.score_first:
-            self.fabric.barrier()  # no process may take the checkpoint of this one for something to resume
+            self.fabric.barrier()  # all processes have looked for a checkpoint before one is written
             self._record(0, {})
         s, first = self.settings, self.progress["step"]
         last = last_step(s.steps, s.end_after)
@@ -110,7 +110,7 @@ class GanTrainer:
         return self.gan
 
     def _record(self, step: int, losses: dict[str, float]) -> None:
-        """Score the networks as they are after `step` steps, log it, and save them."""
+        """Score the networks after `step` steps, log the scores and save a checkpoint."""
         record = losses | self._score()
         self.progress["step"] = step
         self._keep_best(record)
@@ -136,7 +136,7 @@ class GanTrainer:
         self.progress |= {"best_fid": record["fid"], "best_step": self.progress["step"], "best_state": state}
 
     def _train(self, steps: range, bar: Progress) -> dict[str, float]:
-        """These steps; returns the averages of their losses."""
+        """Train these steps. Return the means of their losses."""
         self.gan.train()
         start = steps[0]
         losses = defaultdict(list)
@@ -144,7 +144,7 @@ class GanTrainer:
             for name, loss in self._step(step).items():
                 losses[name].append(loss)
             if (step + 1) % _READ_EVERY == 0 or step == steps[-1]:
-                latest = torch.stack([values[-1] for values in losses.values()]).sum()  # weights once NaN stay so
+                latest = torch.stack([values[-1] for values in losses.values()]).sum()  # NaN weights stay NaN
                 self.run.check_finite(self.fabric.all_reduce(latest, reduce_op="sum").item(), step)
                 bar.update(step + 1 - start)
                 start = step + 1
@@ -153,7 +153,7 @@ class GanTrainer:
         return dict(zip(losses, means)) | {"augment_p": self.p.item()}
 
     def _step(self, step: int) -> dict[str, Tensor]:
-        """One update of each network (of the generator every d_steps_per_g-th step); returns the losses."""
+        """Update each network (the generator every d_steps_per_g-th step). Return the losses."""
         s = self.settings
         local = slice(self.fabric.global_rank, None, self.fabric.world_size)
         batch = torch.from_numpy(self.batches.batch(step)).to(self.fabric.device)
@@ -161,7 +161,7 @@ class GanTrainer:
         others = self.labelled.labels[batch.roll(1)[local]]
         noise = torch_stream(s.seed, "noise", step)
         z = torch.randn(s.batch_size, self.gan.config.z_dim, generator=noise)[local].to(self.fabric.device)
-        # Of images generated for the generator's update, then of real, generated and unlabelled ones for the other.
+        # For the generated images of the generator's update, then for real, generated and unlabelled images.
         uniforms = torch.rand(4, s.batch_size, self.augment.n_uniforms, generator=noise)
         uniforms = uniforms[:, local].to(self.fabric.device)
         with self.fabric.autocast():
@@ -193,10 +193,13 @@ class GanTrainer:
     def _discriminator_step(
         self, step: int, images: Tensor, labels: Tensor, others: Tensor, z: Tensor, uniforms: Tensor
     ) -> dict[str, Tensor]:
-        """`images`: real ones of `labels`, generated ones of them, and maybe unlabelled ones. Real ones are given out
-        for `others`, too."""
+        """Update the discriminator and return its losses.
+
+        `images` are real images of `labels`, generated images of `labels`, and optionally unlabelled images. The
+        mismatch loss pairs the real images with the classes `others`.
+        """
         s, n = self.settings, len(labels)
-        # The class of an unlabelled image is never used: its conditional logit enters no loss.
+        # Unlabelled images get arbitrary classes: their conditional logits are in no loss.
         classes, seen = labels.repeat(len(images) // n), self.augment(images, uniforms, self.p)
         with self.fabric.autocast():
             outputs = _in_float32(self.gan.discriminator(seen, classes))
@@ -215,17 +218,16 @@ class GanTrainer:
         return {f"d_{name}": loss.detach() for name, loss in losses.items()}
 
     def _gradient_penalty(self, real: Tensor, labels: Tensor) -> Tensor:
-        """Mean squared length of the gradient of the conditional logits by the images as the discriminator sees
-        them."""
+        """Return the mean squared norm of the gradient of the conditional logits by the augmented images."""
         real = real.detach().requires_grad_(True)
         logits = self.gan.discriminator(real, labels).conditional
         (gradient,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
         return gradient.square().sum((1, 2, 3)).mean()
 
     def _update(self, which: int, loss: Tensor) -> None:
-        """Backward and update of the generator (0) or the discriminator (1), by gradients averaged over processes."""
+        """Update the generator (0) or the discriminator (1) with gradients averaged over processes."""
         self.optimizers[which].zero_grad()
-        if loss.requires_grad:  # without weights that it moves there is nothing to do
+        if loss.requires_grad:  # false if the loss depends on no trained weight
             self.fabric.backward(loss)
         gradients = [p.grad for p in self.trained[which] if p.grad is not None]
         if self.fabric.world_size > 1 and gradients:
@@ -236,8 +238,7 @@ class GanTrainer:
 
     @torch.inference_mode()
     def _score(self) -> dict[str, float]:
-        """FID of the averaged generator against each reference, with the reference's classes and always the same
-        noise."""
+        """Return the FID of the averaged generator against each reference, always with the same noise."""
         from lowshot.gan.scores import frechet_distance  # torchmetrics takes seconds to import
 
         self.gan.eval()
@@ -247,7 +248,7 @@ class GanTrainer:
             z = torch.randn(len(labels), self.gan.config.z_dim, generator=noise).to(labels.device)
             fake = features_of(self.extractor, make_images(self.gan.averaged.module, z, labels))
             if not fake.isfinite().all():
-                raise InputError(f"generated images have features that are NaN or infinite, against {name}")
+                raise InputError(f"features of generated images ({name} classes) are NaN or infinite")
             record[f"fid_{name}" if record else "fid"] = frechet_distance(real, fake)
         self.run.check_finite(sum(record.values()), self.progress["step"])
         return record

@@ -1,4 +1,4 @@
-"""The published generator, discriminator and losses: their sizes, what they compute and what fine-tuning moves."""
+"""The published generator, discriminator and losses: sizes, outputs, and the parameters that fine-tuning trains."""
 
 import math
 
@@ -60,7 +60,7 @@ def noise_and_labels(n: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
     ],
 )
 def test_published_numbers_of_parameters(n_classes, ngf, ndf, generator, discriminator):
-    """Trained by each mode of fine-tuning, and in all."""
+    """Numbers of parameters that each mode of fine-tuning trains, and of all parameters."""
     config = GanConfig(n_classes, 3, 32, ngf=ngf, ndf=ndf, z_dim=64, network="published")
     for network, expected in ((build(config), generator), (Discriminator(config), discriminator)):
         for mode, n in zip(("embed", "linear", "all"), expected):
@@ -83,13 +83,13 @@ def test_images_of_every_size(size, blocks, n_channels, network):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"image_size": 28, "blocks_per_res": [1, 1, 1]}, "28 px; its side must be a multiple of 8, 16 at least"),
-        ({"image_size": 28, "blocks_per_res": [1] * 4}, "28 px; its side must be a multiple of 16, 32 at least"),
-        ({"image_size": 16, "blocks_per_res": [1] * 4}, "16 px; .* 32 at least"),
-        ({"image_size": 12}, "images of 12 px; a GAN needs 16 px a side at least"),
-        ({"ngf": 18}, "ngf 18 cannot be halved 2 times"),
-        ({"image_size": 27, "blocks_per_res": None}, "27 px; its side must be a multiple of 2, 4 at least"),
-        ({"blocks_per_res": []}, "0 doublings"),
+        ({"image_size": 28, "blocks_per_res": [1, 1, 1]}, "28 px, but 3 entries .* a multiple of 8, at least 16 px"),
+        ({"image_size": 28, "blocks_per_res": [1] * 4}, "28 px, but 4 entries .* a multiple of 16, at least 32 px"),
+        ({"image_size": 16, "blocks_per_res": [1] * 4}, "16 px, .* at least 32 px"),
+        ({"image_size": 12}, "the images have 12 px, but a GAN needs at least 16 px per side"),
+        ({"ngf": 18}, "ngf 18 must be divisible by 4"),
+        ({"image_size": 27, "blocks_per_res": None}, "27 px, but 1 entries .* a multiple of 2, at least 4 px"),
+        ({"blocks_per_res": []}, "blocks_per_res must have at least one entry"),
     ],
 )
 def test_sizes_that_the_generator_cannot_make(changes, words):
@@ -104,7 +104,7 @@ def test_as_many_blocks_as_the_side_can_be_halved():
 
 @pytest.mark.parametrize("network", GENERATORS)
 def test_an_image_depends_on_its_own_noise_and_class_only(network):
-    """Also behind the first block, which computes the constant's convolutions once for all."""
+    """Includes the first block, which computes the convolutions of the constant once for all images."""
     generator, (z, labels) = build(small(network=network)), noise_and_labels()
     together = generator(z, labels)
     for i in range(len(z)):
@@ -126,7 +126,7 @@ def test_between_classes_begins_and_ends_at_them(network):
 
 @pytest.mark.parametrize("film", ["relu", "affine"])
 def test_film_by_hand(film):
-    """The noise comes before the class; the first half scales, the second shifts, neither below zero as released."""
+    """The noise comes before the class. The first half scales, the second shifts; as released, neither is negative."""
     layer, (z, labels) = Film(small(film=film), 3), noise_and_labels()
     x = torch.randn(4, 3, 2, 2)
     out = torch.cat([z, layer.table.weight[labels]], 1) @ layer.linear.weight.T + layer.linear.bias
@@ -156,7 +156,7 @@ def test_the_projection_is_what_a_class_adds():
 
 
 def test_one_pass_judges_as_passes_of_their_own():
-    """There is no batch norm, so real and generated images may share a batch."""
+    """There is no batch norm, so real and generated images can share a batch."""
     discriminator, labels = Discriminator(SMALL).eval(), torch.arange(6) % 5
     images = torch.rand(6, 1, 16, 16) * 2 - 1
     together = discriminator(images, labels)
@@ -173,7 +173,7 @@ def test_every_layer_but_the_table_is_spectrally_normalised(n_features):
         discriminator(images, labels)
     layers = {name: layer for name, layer in discriminator.named_modules()
               if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)) and "table" not in name}  # fmt: skip
-    assert len(layers) == 10 + 4 + 5  # of blocks, their shortcuts (the last has none), heads
+    assert len(layers) == 10 + 4 + 5  # layers of blocks, of shortcuts (the last block has none), of heads
     for name, layer in layers.items():
         assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=1e-2), name
     assert not any("parametrizations" in name for name, _ in discriminator.table.named_parameters())
@@ -210,7 +210,7 @@ def test_losses_by_hand():
 
     real = judged([2.0, -1.0], [0.0, 0.0], [[0.0], [0.0]])
     fake = judged([1.0, 0.0], [3.0, -3.0], [[1.0], [2.0]])
-    pool = judged([9.0] * 3, [1.0, 2.0, 3.0], [[9.0]] * 3)  # more of them, and only their unconditional logits count
+    pool = judged([9.0] * 3, [1.0, 2.0, 3.0], [[9.0]] * 3)  # only the unconditional logits of this pool count
     z = torch.tensor([[0.0], [0.0]])
 
     def softplus(*values):
@@ -236,8 +236,10 @@ def test_losses_by_hand():
 
 
 def test_classes_described_by_features():
-    """Means of the first classes have zero mean and unit variance, those of others are measured by the same map; both
-    networks and the averaged generator are told."""
+    """The means of the first classes are standardised. Those of other classes use the same standardisation.
+
+    Both networks and the averaged generator get the means.
+    """
     gan = Gan(small(n_features=3, network="modulated"))
     features, labels = torch.randn(60, 3) * torch.tensor([1.0, 5.0, 0.1]) + 7, torch.arange(60) % 3
     gan.describe(features, labels)
@@ -250,7 +252,7 @@ def test_classes_described_by_features():
         expected = (table.means[:3] @ table.linear.weight.T + table.linear.bias) / table.linear.out_features**0.5
         assert torch.allclose(table(torch.arange(3)), expected, atol=1e-6)
     gan.check_knows([0, 2], "there")
-    with pytest.raises(InputError, match="there: knows no class 4: fine-tune it"):
+    with pytest.raises(InputError, match=r"there: has no embedding of class 4\. Fine-tune"):
         gan.check_knows([0, 4], "there")
     shots, base = 7 + torch.randn(2, 3), tables[0].means[:3].clone()
     gan.describe(shots, torch.tensor([4, 4]))
@@ -272,7 +274,7 @@ def test_a_feature_that_base_classes_share_does_not_swamp_others():
 
 @pytest.mark.parametrize(("mode", "learns"), [("embed", False), ("linear", True), ("all", True)])
 def test_unlabelled_images_teach_only_what_is_trained(mode, learns):
-    """The class table, all that `embed` trains of the discriminator, has no part in the unconditional logit."""
+    """The unconditional logit does not depend on the class table, which is all that `embed` trains."""
     discriminator = Discriminator(SMALL)
     choose_trained(discriminator, mode)
     images, (z, labels) = torch.rand(4, 1, 16, 16), noise_and_labels()

@@ -1,4 +1,4 @@
-"""Changes of what a discriminator sees: which, how often, and how the probability adapts."""
+"""Augmentation of discriminator inputs: the changes, their frequencies and the adaptive probability."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ ON, HALF, OFF = 0.0, 0.5, 0.999
 
 
 def uniforms(**places) -> torch.Tensor:
-    """One image's numbers: whether and how each change happens; what is not named does not happen."""
+    """Uniforms of one image. Changes that are not named do not happen."""
     order = ("flip", "rotate90", "translate", "x", "y", "before", "before_angle", "after", "after_angle")
     assert len(order) == N_UNIFORMS
     return torch.tensor([[places.get(name, OFF if name not in ("x", "y") else HALF) for name in order]])
@@ -42,17 +42,17 @@ def test_each_change_by_hand(image):
     assert torch.allclose(shifted[..., 0], image[..., 1], **close)  # reflected at the border
     down = changed(image, translate=ON, y=1.0)
     assert torch.allclose(down[..., 1:, :], image[..., :-1, :], **close)
-    quarter = changed(image, before=ON, before_angle=0.75)  # of -180 to 180 degrees: a quarter turn
+    quarter = changed(image, before=ON, before_angle=0.75)  # 0.75 of the range -180 to 180 degrees: a quarter turn
     assert torch.allclose(quarter, image.rot90(-1, (2, 3)), **close)
     both = changed(image, before=ON, before_angle=0.75, after=ON, after_angle=0.75)
     assert torch.allclose(both, image.rot90(-2, (2, 3)), **close)
 
 
 def test_how_often_each_change_happens():
-    """Flips with half the probability; any rotation by an angle with the whole of it (spec 2.4)."""
+    """Flips have half the probability. The two rotations together have the full probability."""
     torch.manual_seed(0)
     n, p = 20_000, 0.3
-    ramp = torch.linspace(-1, 1, 8).view(1, 1, 1, 8).expand(n, 1, 8, 8)  # not changed by a shift downwards
+    ramp = torch.linspace(-1, 1, 8).view(1, 1, 1, 8).expand(n, 1, 8, 8)  # a vertical shift does not change it
     u = torch.rand(n, N_UNIFORMS)
     for change, expected in (("flip", p / 2), ("rotate90", p * 3 / 4), ("rotate", p)):
         augment = DiscriminatorAugmentation(FixedChanges(p, changes=[change]))
@@ -72,10 +72,10 @@ def test_gradients_pass_through(image):
 
 def test_the_probability_follows_the_logits_of_real_images():
     adaptive, p = DiscriminatorAugmentation(AdaptiveChanges(n_images=1000)), torch.tensor(0.5)
-    sure, unsure = torch.ones(10), torch.tensor([1.0, -1.0] * 5)  # mean signs 1 and 0 around the target of 0.6
+    sure, unsure = torch.ones(10), torch.tensor([1.0, -1.0] * 5)  # mean signs 1 and 0; the target is 0.6
     assert adaptive.adapted(p, sure, 32).item() == pytest.approx(0.532)
     assert adaptive.adapted(p, unsure, 32).item() == pytest.approx(0.468)
-    assert adaptive.adapted(torch.tensor(0.799), sure, 32).item() == pytest.approx(0.8)  # never above
+    assert adaptive.adapted(torch.tensor(0.799), sure, 32).item() == pytest.approx(0.8)  # the maximum
     assert adaptive.adapted(torch.tensor(0.0), unsure, 32).item() == 0
 
 

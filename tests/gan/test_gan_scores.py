@@ -1,4 +1,4 @@
-"""Scores of generated images against computations of their own."""
+"""Scores of generated images, compared with independent computations."""
 
 import numpy as np
 import pytest
@@ -26,16 +26,16 @@ def test_fid_against_scipy():
 
 
 def test_fid_of_fewer_images_than_dimensions():
-    """The covariances are singular, and rounding makes some of their product's eigenvalues negative."""
+    """The covariances are singular, and rounding makes some eigenvalues of their product negative."""
     x, y = features(10, 0, 0, dim=40), features(12, 1, 1, dim=40)
     expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + (x.var(0) + y.var(0)).sum()
     cross = np.linalg.svd((x - x.mean(0)).double().numpy() @ (y - y.mean(0)).double().numpy().T, compute_uv=False)
-    expected = expected.item() - 2 * cross.sum() / np.sqrt(9 * 11)  # the root's trace is a nuclear norm
+    expected = expected.item() - 2 * cross.sum() / np.sqrt(9 * 11)  # the trace of the square root is a nuclear norm
     assert image_scores(x, y)["fid"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_kid_against_loops():
-    """All images in every subset: the unbiased estimate itself."""
+    """Every subset contains all images, so KID is the unbiased estimate itself."""
     x, y = (one[:120].numpy().astype(np.float64) for one in (REAL, FAKE))
 
     def kernel(a, b):
@@ -49,7 +49,7 @@ def test_kid_against_loops():
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("n_distances", [8_000_000, 500])
 def test_neighbour_scores_against_loops(monkeypatch, k, n_distances):
-    """Strictly inside, an image being no neighbour of itself; some images are twice there."""
+    """Balls are open, an image is not its own neighbour, and some images occur twice."""
     monkeypatch.setattr(scores, "_N_DISTANCES", n_distances)
     x, y = torch.cat([REAL[:60], REAL[:3]]), torch.cat([FAKE[:50], REAL[:1], REAL[10:12]])
     real, fake = (one.numpy().astype(np.float64) for one in (x, y))
@@ -74,7 +74,7 @@ def test_neighbour_scores_against_loops(monkeypatch, k, n_distances):
 
 def test_which_images_are_of_their_own_class():
     labels = torch.tensor([3, 3, 8, 8])
-    real = torch.tensor([[0.0, 0], [2, 0], [10, 0], [12, 0]])  # means at 1 and 11
+    real = torch.tensor([[0.0, 0], [2, 0], [10, 0], [12, 0]])  # class means at 1 and 11
     fake = torch.tensor([[5.9, 0], [6.1, 0], [6.1, 0], [-3, 0]])
     assert nearest_own_class(real, fake, labels).tolist() == [True, False, True, False]
 
@@ -82,12 +82,12 @@ def test_which_images_are_of_their_own_class():
 def test_the_same_images_are_perfect():
     found = image_scores(REAL, REAL)
     assert found["fid"] == pytest.approx(0, abs=1e-4)
-    assert found["kid"] < 0  # unbiased for other images: an image is its own nearest here
+    assert found["kid"] < 0  # the unbiased estimate is negative for identical images
     assert found["precision"] == found["recall"] == found["coverage"] == 1
 
 
 def test_nothing_random_is_left(monkeypatch):
-    """KID draws subsets: the same ones each time, and nobody else's random numbers change."""
+    """KID draws the same subsets each time and does not change the global random state."""
     monkeypatch.setattr(scores, "_KID_SUBSETS", 3)
     x, y = features(1100, 0, 3), features(1200, 0.1, 4)
     torch.manual_seed(5)
@@ -99,5 +99,5 @@ def test_nothing_random_is_left(monkeypatch):
 
 
 def test_too_few_images_are_refused():
-    with pytest.raises(InputError, match="scores of 3 images: more than 3"):
+    with pytest.raises(InputError, match="needs more than 3 real and generated images, but there are only 3"):
         image_scores(REAL, FAKE[:3])

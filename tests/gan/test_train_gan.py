@@ -1,4 +1,4 @@
-"""GANs: pre-training and fine-tuning, what they refuse, and their samples on the way into the benchmark."""
+"""GANs: pre-training, fine-tuning, errors, and samples in the benchmark."""
 
 import json
 import math
@@ -41,7 +41,7 @@ from lowshot.gan.settings import FixedChanges
 from lowshot.representation.backbones import load_extractor
 from lowshot.representation.loading import to_tensor
 
-# Blocks of four channels at least: of a single one modulation takes the length away, and its gradient is rounding.
+# At least four channels per block: modulation normalises away a single channel, and its gradient is rounding error.
 SMALL = {"batch_size": 8, "ngf": 16, "blocks_per_res": [1, 0], "ndf": 2, "z_dim": 4, "score_every": 4,
          "score_images": 40, "accelerator": "cpu"}  # fmt: skip
 FEW = {name: value for name, value in SMALL.items() if name not in ("ngf", "blocks_per_res", "ndf", "z_dim")}
@@ -67,7 +67,7 @@ def gans(tmp_path_factory, data, extractor):
 
 @pytest.fixture(scope="module")
 def by_features(gans):
-    """A GAN that knows classes by their features, fine-tuned on three shots of trial 1, and told of them only."""
+    """A GAN that embeds classes by features: fine-tuned on three shots of trial 1, and only given their embeddings."""
     options = {"network": {"class_embedding": "features"}, "mismatch": 1.0, "steps": 2}
     before = pretrain(gans.data, gans.extractor, gans.folder / "by_features", **options)
     return SimpleNamespace(
@@ -79,7 +79,7 @@ def by_features(gans):
 
 @pytest.fixture(scope="module")
 def sampled(gans, features):
-    """Features of samples of the GAN that knows three shots of trial 1."""
+    """Features of samples of the GAN that was fine-tuned on three shots of trial 1."""
     split = gans.data / "split.json"
     samples = sample_gan.main(sample_gan.Config(gan=gans.finetuned, split=split, n_per_class=12,
                                                 out=gans.folder / "samples" / "samples.h5"))  # fmt: skip
@@ -103,7 +103,7 @@ def differing(one, other) -> list[str]:
 
 
 def stop_and_go_on(monkeypatch, step, train):
-    """Train, but stop at the beginning of `step`; then train again."""
+    """Train, stop at the beginning of `step`, and train again."""
     plain = training.GanTrainer._step
 
     def stopping(self, at):
@@ -126,7 +126,7 @@ def test_the_folder_rebuilds_the_gan_of_the_best_fid(gans):
     assert [record["step"] for record in records(gans.pretrained)] == [4, 8, 10]
     gan = load_gan(gans.pretrained)
     kept = min(records(gans.pretrained), key=lambda record: record["fid"])["step"]
-    assert int(gan.averaged.n_averaged) == kept  # updates of the generator up to then
+    assert int(gan.averaged.n_averaged) == kept  # number of updates of the generator
     assert read_json(gans.pretrained / "config.json")["config"].keys() >= {"network", "ngf", "augment", "ema"}
 
 
@@ -142,7 +142,7 @@ def test_a_second_run_is_skipped_and_other_settings_are_refused(gans, capsys):
 
 @pytest.mark.parametrize("step", [3, 5, 9])
 def test_a_stopped_training_ends_with_the_same_weights(gans, tmp_path, monkeypatch, step):
-    """Before the first checkpoint, behind it, behind the second."""
+    """Interrupted before the first checkpoint, after it, and after the second."""
     train = partial(pretrain, gans.data, gans.extractor, tmp_path / "gan")
     stop_and_go_on(monkeypatch, step, train)
     assert differing(tmp_path / "gan", gans.pretrained) == []
@@ -151,7 +151,7 @@ def test_a_stopped_training_ends_with_the_same_weights(gans, tmp_path, monkeypat
 
 
 def test_a_killed_finetuning_ends_with_the_same_weights(gans, tmp_path):
-    """SIGKILL to a process of its own, once it has a checkpoint."""
+    """SIGKILL to a separate process, after its first checkpoint."""
     arguments = [f"--{name}={value}" for name, value in FEW.items()]
     arguments += ["--steps=40", f"--data={gans.data}", f"--extractor={gans.extractor}", f"--gan={gans.pretrained}"]
     arguments += ["--k=3", "--semi_supervised=true", "--alpha=1", "--d_mode=all", "--lr=0.001", "--beta1=0.1"]
@@ -170,7 +170,7 @@ def test_a_killed_finetuning_ends_with_the_same_weights(gans, tmp_path):
 
 
 def test_two_processes_train_as_one(gans, tmp_path):
-    """There is no batch norm, so only the order of sums differs."""
+    """There is no batch norm, so results differ only by the order of summation."""
     arguments = [f"--{name}={value}".replace(" ", "") for name, value in SMALL.items()]
     result = run_process("train_gan.py", "pretrain", *arguments, "--steps=4", "--mismatch=1", f"--data={gans.data}",
                         f"--extractor={gans.extractor}", f"--out={tmp_path}/two", "--devices=2")  # fmt: skip
@@ -183,19 +183,19 @@ def test_two_processes_train_as_one(gans, tmp_path):
 
 
 def test_two_processes_fine_tune_as_one(gans, by_features, tmp_path):
-    """Also where the first record, of no step, is a checkpoint already."""
+    """Includes a first record of step 0, which is a checkpoint already."""
     arguments = [f"--{name}={value}" for name, value in FEW.items()]
     result = run_process("train_gan.py", "finetune", *arguments, "--steps=6", "--k=3", "--mismatch=1", "--devices=2",
                         f"--data={gans.data}", f"--extractor={gans.extractor}", f"--gan={by_features.pretrained}",
                         f"--out={tmp_path}/two")  # fmt: skip
     assert result.returncode == 0, result.stderr
     for one, two in zip(records(by_features.finetuned), records(tmp_path / "two"), strict=True):
-        assert one | {"time": 0} == pytest.approx(two | {"time": 0}, rel=1e-3, abs=1e-4)  # the first is what is kept
+        assert one | {"time": 0} == pytest.approx(two | {"time": 0}, rel=1e-3, abs=1e-4)  # the first record is best
 
 
 @pytest.mark.parametrize("network", ["published", "modulated"])
 def test_fine_tuning_leaves_the_rest_as_it_was(gans, tmp_path, network):
-    """Of the weights, that is: spectral norm's vectors go on."""
+    """The weights are frozen. The vectors of spectral norm still change."""
     before = pretrain(gans.data, gans.extractor, tmp_path / "base", network=network, steps=2)
     after = finetune(gans.data, gans.extractor, before, tmp_path / "few", steps=4, g_mode="linear", d_mode="embed")
     gan = Gan(GanConfig(**read_json(before / "config.json")["model"]))
@@ -210,7 +210,7 @@ def test_fine_tuning_leaves_the_rest_as_it_was(gans, tmp_path, network):
     assert moved <= expected | {"discriminator.table.weight"} and "discriminator.table.weight" in moved
     assert {name.split(".")[-2] for name in moved if name.startswith("gen")} >= {"table"}
     table, rows = "discriminator.table.weight", read_split(gans.data / "split.json").base_classes
-    assert torch.equal(a[table][rows], b[table][rows])  # base classes are not seen
+    assert torch.equal(a[table][rows], b[table][rows])  # base classes are not used
 
 
 def test_the_average_forgets_its_first_weights_and_then_follows_slowly():
@@ -229,7 +229,7 @@ def test_the_average_forgets_its_first_weights_and_then_follows_slowly():
 
 
 def test_classes_known_by_their_features(gans, by_features):
-    """Base classes by all their training images, novel ones by their shots; telling them changes no weight."""
+    """Base classes are embedded by all their training images, novel classes by their shots. No weight changes."""
     old, new = load_gan(by_features.pretrained), load_gan(by_features.told)
     for name, value in old.averaged.module.named_parameters():
         assert torch.equal(value, new.state_dict()[f"generator.{name}"])
@@ -266,7 +266,7 @@ def test_fine_tuning_by_features_is_resumed_behind_its_first_record(gans, by_fea
 
 def test_what_cannot_be_known_by_features_is_refused(gans, by_features, tmp_path):
     options = {"split": gans.data / "split.json", "n_per_class": 2, "gan": by_features.pretrained}
-    with pytest.raises(InputError, match=r"by_features: knows no class \d+: fine-tune it on shots"):
+    with pytest.raises(InputError, match=r"by_features: has no embedding of class \d+\. Fine-tune the GAN on shots"):
         sample_gan.main(sample_gan.Config(out=tmp_path / "x.h5", **options))
     sample_gan.main(sample_gan.Config(out=tmp_path / "b.h5", classes="base", **options))
     published = {"name": "published", "class_embedding": "features"}
@@ -274,9 +274,9 @@ def test_what_cannot_be_known_by_features_is_refused(gans, by_features, tmp_path
         InputError, match=r"network\.class_embedding: no setting of published \(it is one of modulated\)"
     ):
         pretrain(gans.data, gans.extractor, tmp_path / "x", network=published)
-    with pytest.raises(InputError, match=r"steps 0: .*pretrained has nothing to know novel classes by"):
+    with pytest.raises(InputError, match=r"steps 0: the class embeddings of .*pretrained must be learned"):
         finetune(gans.data, gans.extractor, gans.pretrained, tmp_path / "x", steps=0)
-    with pytest.raises(InputError, match="steps 0: nothing learns from the unlabelled images"):
+    with pytest.raises(InputError, match="steps 0: semi_supervised has no effect"):
         finetune(gans.data, gans.extractor, by_features.pretrained, tmp_path / "x", steps=0, semi_supervised=True,
                  alpha=1.0)  # fmt: skip
     judge = tmp_path / "judge"
@@ -284,12 +284,12 @@ def test_what_cannot_be_known_by_features_is_refused(gans, by_features, tmp_path
     state = torch.load(judge / "model.pt", weights_only=True)
     state["trunk.0.weight"] *= 1.1
     torch.save(state, judge / "model.pt")
-    with pytest.raises(InputError, match="by_features: knows classes by the features of another extractor"):
+    with pytest.raises(InputError, match="by_features: embeds classes by features of another extractor"):
         finetune(gans.data, judge, by_features.pretrained, tmp_path / "x")
 
 
 def test_what_a_finetuning_learns_from_and_is_judged_by(gans, tmp_path, monkeypatch):
-    """Supports, the pool and the validation images are those of `few_shot_rows`, and none another's."""
+    """Supports, pool and validation images are those of `few_shot_rows` and do not overlap."""
     seen = {}
     plain = training.GanTrainer.__init__
 
@@ -315,7 +315,7 @@ def test_what_a_finetuning_learns_from_and_is_judged_by(gans, tmp_path, monkeypa
 
 
 def one_step(gans, p: float = 0.5, **changes):
-    """A trainer of a GAN with unlabelled images and every term, and its GAN as it was before."""
+    """A trainer of a GAN with unlabelled images and every loss term, and a copy of the initial GAN."""
     images = read_images(gans.data / "images.h5")
     known = gan_data.examples(images, images.rows(test=False), torch.device("cpu"))
     options = {"batch_size": 8, "alpha": 0.5, "gamma": 2.0, "lr": 1e-3, "d_lr": 3e-3, "ema": 0.9, "r1": 0.7,
@@ -328,8 +328,11 @@ def one_step(gans, p: float = 0.5, **changes):
 
 @pytest.mark.parametrize("mismatch", [None, 0.6])
 def test_one_step_by_hand(gans, mismatch):
-    """The generator first, against a discriminator that stays as it is; the discriminator then sees the images from
-    before that update, in one pass, changed by other numbers, and learns at its own rate."""
+    """The generator is updated first, against a fixed discriminator.
+
+    The discriminator then sees the images from before that update, in one pass, with other random changes. It has its
+    own learning rate.
+    """
     trainer, gan, known = one_step(gans, mismatch=mismatch)
     trainer._step(16)
     s, augment = trainer.settings, DiscriminatorAugmentation(trainer.settings.augment)
@@ -350,7 +353,7 @@ def test_one_step_by_hand(gans, mismatch):
     image = seen[0].requires_grad_(True)
     (slope,) = torch.autograd.grad(gan.discriminator(image, labels).conditional.sum(), image, create_graph=True)
     penalty = slope.square().sum((1, 2, 3)).mean()
-    others = labels.roll(1)  # what real images are given out for
+    others = labels.roll(1)  # classes that real images are paired with
     wrong = gan.discriminator(seen[0], others).conditional[others != labels]
     assert 0 < len(wrong) < 8
     misnamed = (mismatch or 0) * torch.nn.functional.softplus(wrong).sum() / 8 / 2
@@ -409,15 +412,15 @@ def test_bad_input_is_one_line(gans, tmp_path):
     assert_refused(run_script("train_gan.py", "finetune", *some, "--k=6"), "draws.json", "but the largest n is 6")
     none = ["--split", gans.data / "split.json", "--out", tmp_path / "s.h5", "--n_per_class", "0"]
     assert_refused(run_script("sample_gan.py", "--gan", gans.finetuned, *none), "n_per_class")
-    with pytest.raises(InputError, match="k3: is fine-tuned already"):
+    with pytest.raises(InputError, match="k3: already fine-tuned"):
         finetune(gans.data, gans.extractor, gans.finetuned, tmp_path / "x")
-    with pytest.raises(InputError, match=r"images\.h5: 4 doublings .* make no image of 16 px"):
+    with pytest.raises(InputError, match=r"images\.h5: the images have 16 px, but 4 entries of blocks_per_res need"):
         pretrain(gans.data, gans.extractor, tmp_path / "x", blocks_per_res=[1, 1, 1, 1])
     assert not list(tmp_path.iterdir())
 
 
 def test_a_batch_must_be_shared_equally(gans, tmp_path):
-    with pytest.raises(InputError, match="batch_size 8: is not to be shared equally by 3 processes"):
+    with pytest.raises(InputError, match="batch_size 8: must be divisible by the number of processes, 3"):
         pretrain(gans.data, gans.extractor, tmp_path / "x", devices=3)
 
 
@@ -466,7 +469,7 @@ def test_changes_of_the_users_own_are_trained_with(gans, tmp_path):
     assert differing(never, tmp_path / "plain") == []
 
 
-# Recipes of revision d41a11c, which held the settings of all changes, and of film only for the published network.
+# Recipes of revision d41a11c, with the settings of all augmentations, and film for the published network only.
 CHANGES = {"p": 0.0, "target": 0.6, "n_images": 100_000, "changes": ["flip", "rotate90", "translate", "rotate"]}
 
 
@@ -474,7 +477,7 @@ CHANGES = {"p": 0.0, "target": 0.6, "n_images": 100_000, "changes": ["flip", "ro
     ("older", "today"),
     [
         ({"network": "modulated", "augment": CHANGES | {"mode": "adaptive"}}, {}),
-        ({"network": "modulated", "augment": CHANGES | {"mode": "adaptive", "p": 0.4}}, {}),  # it was never read
+        ({"network": "modulated", "augment": CHANGES | {"mode": "adaptive", "p": 0.4}}, {}),  # p was not used
         ({"network": "modulated", "class_embedding": "features", "augment": CHANGES | {"mode": "none"}},
          {"network": {"class_embedding": "features"}, "augment": "none"}),
         ({"network": "published", "film": "affine", "augment": CHANGES | {"mode": "fixed", "p": 0.3}},
@@ -507,7 +510,7 @@ def test_a_judge_that_has_learned_novel_classes_is_refused(gans, tmp_path):
 
 
 def test_a_gan_of_another_split_is_refused(gans, tmp_path):
-    """Its base classes may be novel here."""
+    """Its base classes could be novel in this split."""
     data = tmp_path / "data"
     shutil.copytree(gans.data, data)
     split = read_json(data / "split.json")
@@ -521,7 +524,7 @@ def test_a_gan_of_another_split_is_refused(gans, tmp_path):
 
 @pytest.mark.parametrize("changes", [{"alpha": 0.0, "d_mode": "all"}, {"alpha": 1.0, "d_mode": "embed"}])
 def test_unlabelled_images_that_would_teach_nothing_are_refused(gans, tmp_path, changes):
-    with pytest.raises(InputError, match="semi_supervised: unlabelled images feed the unconditional loss"):
+    with pytest.raises(InputError, match="semi_supervised: has no effect with alpha"):
         finetune(gans.data, gans.extractor, gans.pretrained, tmp_path / "x", semi_supervised=True, **changes)
 
 
@@ -549,7 +552,7 @@ def benchmark(gans, features, sampled, out, per_shot=2, **changes):
 
 
 def test_samples_join_the_shots(gans, features, sampled, tmp_path):
-    """As rows of the training set, the first of each class; beside a control without them."""
+    """The first samples of each class become training rows. The control has no samples."""
     template = sampled.features.parent.parent / "trial{trial}_k{n_shot}" / "train.h5"
     result = read_json(benchmark(gans, features, template, tmp_path / "with.json"))
     assert result["method"] == "nearest_mean + samples" and result["protocol"]["setting"] == "semi_supervised"
@@ -569,9 +572,9 @@ def test_samples_join_the_shots(gans, features, sampled, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"shots": [2]}, "fine-tuned on 3 shots of trial 1, not 2 of trial 1"),
-        ({"trials": [2]}, "fine-tuned on 3 shots of trial 1, not 3 of trial 2"),
-        ({"per_shot": 5}, r"12 samples of class \d, per_shot needs 15"),
+        ({"shots": [2]}, r"fine-tuned on 3 shots of trial 1\. Use samples of a GAN with --k 2 --trial 1"),
+        ({"trials": [2]}, r"fine-tuned on 3 shots of trial 1\. Use samples of a GAN with --k 3 --trial 2"),
+        ({"per_shot": 5}, r"12 samples of class \d, but per_shot 5 needs 15\. Use sample_gan.py --n_per_class 15"),
     ],
 )
 def test_samples_of_other_shots_are_refused(gans, features, sampled, tmp_path, changes, words):
@@ -581,7 +584,7 @@ def test_samples_of_other_shots_are_refused(gans, features, sampled, tmp_path, c
 
 
 def test_samples_that_do_not_belong_are_refused(gans, features, sampled, tmp_path):
-    with pytest.raises(InputError, match=r"not features of images that sample_gan\.py made"):
+    with pytest.raises(InputError, match=r"not features of GAN samples \(sample_gan\.py, then save_features\.py\)"):
         benchmark(gans, features, features / "train.h5", tmp_path / "x.json")
     with pytest.raises(InputError, match="not a template"):
         benchmark(gans, features, "a{other}", tmp_path / "x.json")
@@ -633,7 +636,7 @@ def test_samples_are_scored_by_features(gans, features, sampled, tmp_path):
 def test_scores_refuse_what_cannot_be_compared(gans, features, sampled, tmp_path):
     with pytest.raises(InputError, match="0 samples of class"):
         score(gans, features, sampled.features, tmp_path / "s.json", reference="base")
-    with pytest.raises(InputError, match="give --test"):
+    with pytest.raises(InputError, match="Use --test FILE"):
         score(gans, features, sampled.features, tmp_path / "s.json", reference="test")
     other = tmp_path / "test.h5"
     shutil.copy(features / "test.h5", other)
@@ -645,7 +648,7 @@ def test_scores_refuse_what_cannot_be_compared(gans, features, sampled, tmp_path
 
 
 def test_a_pool_shared_with_validation_is_no_reference(gans, features, tmp_path):
-    """Training on it works, choosing by it is the release's overlap, and scores against it are refused."""
+    """Training with a shared pool works as in the released code. Scores against the pool are an error."""
     options = {"semi_supervised": True, "alpha": 1.0, "shared_pool": True, "steps": 2}
     shared = finetune(gans.data, gans.extractor, gans.pretrained, tmp_path / "shared", **options)
     split = gans.data / "split.json"
@@ -653,7 +656,7 @@ def test_a_pool_shared_with_validation_is_no_reference(gans, features, tmp_path)
     out = save_features.main(save_features.Config(extractor=gans.extractor, data=samples, out=tmp_path / "features",
                                                   accelerator="cpu"))  # fmt: skip
     for reference in ("validation", "unlabelled"):
-        with pytest.raises(InputError, match=f"shared pool; its {reference} images hold its own shots"):
+        with pytest.raises(InputError, match=f"--shared_pool, so its {reference} images include its shots"):
             score(gans, features, out / "train.h5", tmp_path / "s.json", reference=reference)
     options = {"reference": "test", "test": features / "test.h5"}
     assert score(gans, features, out / "train.h5", tmp_path / "t.json", **options)["gan"]["shared_pool"] is True

@@ -161,7 +161,7 @@ def test_images_that_are_no_samples_are_refused(data, extractor, tmp_path):
     where = ["--data", data, "--weights", extractor / "model.pt", "--out", tmp_path / "x"]
     few = ["--shots", 3, "--samples", data / "images.h5", "--model", "Conv4", "--model.width", 0.25]
     result = run_script("finetune_extractor.py", *where, *few)
-    assert_refused(result, "images.h5", "not images that sample_gan.py made")
+    assert_refused(result, "images.h5", "not an images file of sample_gan.py")
 
 
 @pytest.fixture(scope="module")
