@@ -202,7 +202,7 @@ def inputs(folder, extractor):
                 ),
                 folder,
             )
-            words = "train_analogy_generator.py --quadruplets q.h5 --out generator"
+            words = "train_analogy_generator.py --quadruplets q.h5 --n_steps 10 --out generator"
             run_small(shlex.split(words), folder)
         for block in blocks(page):
             if block.language in ("yaml", "python") and (named := re.match(r"# (\w+\.\w+)\n", block.text)):
