@@ -25,7 +25,7 @@ from conftest import ROOT, restored
 from PIL import Image
 from test_scripts import parsed, recording
 
-from lowshot.core.settings import parts_of
+from lowshot.core.parts import parts_of
 from lowshot.data.datasets.settings import CifarFewShot, Folder, Glyphs, OmniglotVinyals, Shots, part_of
 from lowshot.data.features import write_features
 from lowshot.representation.settings import TimmModel

@@ -20,7 +20,8 @@ from lowshot.core.choices import Registry, code_file, is_own, suggestion
 from lowshot.core.errors import InputError
 from lowshot.core.help import help_text
 from lowshot.core.interruption import Terminated, stopping
-from lowshot.core.settings import BadSetting, Part, build, flat, merge, nested, parts_of
+from lowshot.core.parts import Part, parts_of
+from lowshot.core.settings import BadSetting, build, flat, merge, nested
 
 _HELP = {"-h", "--help"}
 _ASKS = {*_HELP, "--print_config"}

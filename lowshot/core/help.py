@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from docstring_parser import parse_from_object
 
-from lowshot.core.settings import Part, as_several, default_of, limits, parts_of, placeholder
+from lowshot.core.parts import Part, default_of, limits, parts_of, placeholder
+from lowshot.core.settings import as_several
 
 _WIDTH, _COLUMN = 118, 32
 

@@ -9,35 +9,31 @@ setting: ``classifier: mlp`` is short for ``classifier: {name: mlp}``.
 import json
 import types
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_origin
 
 import yaml
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.types import NonNegativeFloat as NonNegativeFloat
 from pydantic.types import NonNegativeInt as NonNegativeInt
 from pydantic.types import PositiveFloat as PositiveFloat
 from pydantic.types import PositiveInt as PositiveInt
 
-from lowshot.core.choices import Registry, Several, suggestion
+from lowshot.core.choices import Registry, suggestion
 from lowshot.core.errors import InputError
+from lowshot.core.parts import ClosedUnitInterval as ClosedUnitInterval
+from lowshot.core.parts import Momentum as Momentum
+from lowshot.core.parts import NetworkPrecision as NetworkPrecision
+from lowshot.core.parts import OpenUnitInterval as OpenUnitInterval
+from lowshot.core.parts import Part, alternatives, bare, default_of, describe, parts_of, takes_path
+from lowshot.core.parts import RunOnly as RunOnly
+from lowshot.core.parts import Seed as Seed
+from lowshot.core.parts import TwoOrMore as TwoOrMore
 
 Settings = TypeVar("Settings")
-_T = TypeVar("_T")
-_RUN_ONLY = "run only"
 _ITSELF = ""  # the key of a group's single value beside settings of it
-
-ClosedUnitInterval = Annotated[float, Ge(0), Le(1)]
-OpenUnitInterval = Annotated[float, Gt(0), Lt(1)]
-Momentum = Annotated[float, Ge(0), Lt(1)]
-TwoOrMore = Annotated[int, Ge(2)]
-Seed = Annotated[int, Ge(0), Lt(2**32)]
-NetworkPrecision = Literal["32-true", "16-mixed", "bf16-mixed"]
-# A setting that changes where or how fast the work runs, never what it yields; it stands in no recipe.
-RunOnly = Annotated[_T, _RUN_ONLY]
 
 
 class BadSetting(InputError):
@@ -46,45 +42,6 @@ class BadSetting(InputError):
     def __init__(self, key: str, cause: str) -> None:
         super().__init__(f"{key}: {cause}")
         self.key, self.cause = key, cause
-
-
-class Part(NamedTuple):
-    """What a field holds: a "value" of the type `what`, a "group" of that dataclass, a "choice" from that registry, or
-    "several"."""
-
-    kind: Literal["value", "group", "choice", "several"]
-    what: Any
-    optional: bool
-    run_only: bool
-
-
-@lru_cache
-def parts_of(settings_class: type) -> dict[str, Part]:
-    """What each field holds, in the order in which settings are shown."""
-    hints = get_type_hints(settings_class, include_extras=True)
-    return {field.name: _part_of(hints[field.name]) for field in fields(settings_class) if field.init}
-
-
-def _part_of(hint: Any) -> Part:
-    run_only = get_origin(hint) is Annotated and _RUN_ONLY in get_args(hint)
-    members = _alternatives(_bare(hint) if run_only else hint)
-    options = [one for one in members if one is not types.NoneType]
-    optional = len(options) < len(members)
-    for one in options:
-        marks = get_args(one)[1:] if get_origin(one) is Annotated else ()
-        for mark in marks:
-            if isinstance(mark, Registry):
-                return Part("choice", mark, optional, run_only)
-            if isinstance(mark, Several):
-                return Part("several", mark.registry, optional, run_only)
-    if len(options) == 1 and is_dataclass(options[0]):
-        return Part("group", options[0], optional, run_only)
-    return Part("value", hint, optional, run_only)
-
-
-def _alternatives(hint: Any) -> tuple:
-    """The members of a union, else the type alone."""
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def build(
@@ -130,11 +87,6 @@ def _missing(settings_class: type, values: dict[str, Any], at: str) -> BadSettin
     first, *others = [name for name in required if name not in values]
     also = f"; so is {others[0]}" if len(others) == 1 else f"; so are {', '.join(others)}" if others else ""
     return BadSetting(f"{at}{first}", f"is required ({describe(parts_of(settings_class)[first])}){also}")
-
-
-def default_of(field: Field) -> Any:
-    """Of a dataclass field; MISSING if it has none."""
-    return field.default_factory() if field.default_factory is not MISSING else field.default
 
 
 def _build_part(part: Part, value: Any, default: Any, at: str) -> Any:
@@ -278,83 +230,17 @@ def _without_truths(values: list) -> list:
 
 
 def _takes_list(hint: Any) -> bool:
-    return any(get_origin(_bare(one)) is list for one in _alternatives(_bare(hint)))
+    return any(get_origin(bare(one)) is list for one in alternatives(bare(hint)))
 
 
 def _takes_only_lists(hint: Any) -> bool:
-    return all(get_origin(_bare(one)) is list for one in _alternatives(_bare(hint)) if one is not types.NoneType)
-
-
-def _bare(hint: Any) -> Any:
-    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return all(get_origin(bare(one)) is list for one in alternatives(bare(hint)) if one is not types.NoneType)
 
 
 @lru_cache
 def _adapter(hint: Any) -> TypeAdapter:
     config = ConfigDict(allow_inf_nan=False, coerce_numbers_to_str=True, arbitrary_types_allowed=True)
     return TypeAdapter(hint, config=config)
-
-
-def describe(part: Part) -> str:
-    """What a part may be, in words."""
-    if part.kind in ("choice", "several"):
-        return part.what.names
-    return "settings" if part.kind == "group" else _in_words(part.what)
-
-
-_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path",
-          dict: "settings", types.NoneType: "null", Any: "anything"}  # fmt: skip
-
-
-def _in_words(hint: Any) -> str:
-    if get_origin(hint) is Annotated:
-        base, *marks = get_args(hint)
-        return f"{_in_words(base)} {_bounds(tuple(marks))}".rstrip()
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(map(str, get_args(hint)))}" if len(get_args(hint)) > 1 else str(get_args(hint)[0])
-    if get_origin(hint) is list:
-        return f"a list, each {_in_words(get_args(hint)[0])}"
-    if len(_alternatives(hint)) > 1:
-        return " or ".join(_in_words(one) for one in _alternatives(hint))
-    return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-_PLACEHOLDERS = {bool: "true|false", int: "N", float: "X", str: "TEXT", Path: "PATH"}
-
-
-def placeholder(part: Part) -> str:
-    """What the help writes for the value of a part: "N ..."."""
-    if part.kind == "group":
-        return placeholder(next(iter(parts_of(part.what).values()))) if part.optional else ""
-    return {"choice": "NAME", "several": "NAME ..."}.get(part.kind) or _placeholder(part.what)
-
-
-def _placeholder(hint: Any) -> str:
-    bare = _bare(hint)
-    options = [one for one in _alternatives(bare) if one is not types.NoneType]
-    if options != [bare]:
-        return "|".join(map(_placeholder, options))
-    if get_origin(bare) is list:
-        return f"{_placeholder(get_args(bare)[0])} ..."
-    return "|".join(map(str, get_args(bare))) if get_origin(bare) is Literal else _PLACEHOLDERS.get(bare, "VALUE")
-
-
-def limits(part: Part) -> str:
-    """The range of the numbers that a part takes: "> 0", or nothing."""
-    return _limits(part.what) if part.kind == "value" else ""
-
-
-def _limits(hint: Any) -> str:
-    if get_origin(hint) is Annotated and (bounds := _bounds(get_args(hint)[1:])):
-        return bounds
-    bare = _bare(hint)
-    return next(filter(None, map(_limits, get_args(bare))), "") if get_origin(bare) not in (None, Literal) else ""
-
-
-def _bounds(marks: tuple) -> str:
-    signs = {Gt: (">", "gt"), Ge: (">=", "ge"), Lt: ("<", "lt"), Le: ("<=", "le")}
-    found = [(signs[type(mark)], mark) for mark in marks if type(mark) in signs]
-    return " and ".join(f"{sign} {getattr(mark, name)}" for (sign, name), mark in found)
 
 
 def merge(settings_class: type, older: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any]:
@@ -397,7 +283,7 @@ def values_of(settings: Any) -> dict[str, Any]:
     return {
         name: _plain(part, getattr(settings, name))
         for name, part in parts_of(type(settings)).items()
-        if not part.run_only and not _takes_path(part)
+        if not part.run_only and not takes_path(part)
     }
 
 
@@ -417,12 +303,6 @@ def _order_entry(name: str, key: str) -> str:
     return name if _keyed(name, None)[0] == key else f"{key}: {name}"
 
 
-def _takes_path(part: Part) -> bool:
-    return part.kind == "value" and any(
-        one is Path or (get_origin(one) is list and Path in get_args(one)) for one in _alternatives(_bare(part.what))
-    )
-
-
 def paths_of(settings: Any, at: str = "") -> dict[str, Path]:
     """The files and folders that settings of one choice name, by field, those of its groups and lists too; without
     those that are run only."""
@@ -431,7 +311,7 @@ def paths_of(settings: Any, at: str = "") -> dict[str, Path]:
         value = getattr(settings, name)
         if part.kind == "group" and value is not None:
             paths |= paths_of(value, f"{at}{name}.")
-        elif _takes_path(part) and not part.run_only and value is not None:
+        elif takes_path(part) and not part.run_only and value is not None:
             paths |= {f"{at}{name}.{i}": Path(one) for i, one in enumerate(value)} if isinstance(value, list) else {
                 f"{at}{name}": Path(value)
             }  # fmt: skip
@@ -449,7 +329,7 @@ def defaults_of(settings: Any) -> dict[str, Any]:
     values = {}
     for field in (field for field in fields(settings) if field.init):
         part, value, default = parts_of(type(settings))[field.name], getattr(settings, field.name), default_of(field)
-        if part.run_only or _takes_path(part):
+        if part.run_only or takes_path(part):
             continue
         if part.kind == "choice" and value is not None:
             name = {} if default is MISSING or default is None else {"name": part.what.name_of(default)}
