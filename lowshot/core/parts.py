@@ -1,4 +1,4 @@
-"""What the fields of a settings dataclass may hold: read from their annotations, and put into words."""
+"""What the fields of a settings dataclass may hold, from their annotations, and descriptions of it in words."""
 
 import types
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -19,13 +19,14 @@ Momentum = Annotated[float, Ge(0), Lt(1)]
 TwoOrMore = Annotated[int, Ge(2)]
 Seed = Annotated[int, Ge(0), Lt(2**32)]
 NetworkPrecision = Literal["32-true", "16-mixed", "bf16-mixed"]
-# A setting that changes where or how fast the work runs, never what it yields; it stands in no recipe.
+# A setting that changes where or how fast the work runs, but never its result. Recipes do not contain it.
 RunOnly = Annotated[_T, _RUN_ONLY]
 
 
 class Part(NamedTuple):
-    """What a field holds: a "value" of the type `what`, a "group" of that dataclass, a "choice" from that registry, or
-    "several"."""
+    """What a field holds: a "value" of type `what`, a "group" (a dataclass), a "choice" from a registry, or "several"
+    choices.
+    """
 
     kind: Literal["value", "group", "choice", "several"]
     what: Any
@@ -35,7 +36,7 @@ class Part(NamedTuple):
 
 @lru_cache
 def parts_of(settings_class: type) -> dict[str, Part]:
-    """What each field holds, in the order in which settings are shown."""
+    """Return what each field holds, in the order of declaration."""
     hints = get_type_hints(settings_class, include_extras=True)
     return {field.name: _part_of(hints[field.name]) for field in fields(settings_class) if field.init}
 
@@ -58,29 +59,29 @@ def _part_of(hint: Any) -> Part:
 
 
 def alternatives(hint: Any) -> tuple:
-    """The members of a union, else the type alone."""
+    """Return the members of a union, or the type itself."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def bare(hint: Any) -> Any:
-    """A type without what `Annotated` adds to it."""
+    """Return a type without its `Annotated` metadata."""
     return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
 def default_of(field: Field) -> Any:
-    """Of a dataclass field; MISSING if it has none."""
+    """Return the default of a dataclass field, or MISSING."""
     return field.default_factory() if field.default_factory is not MISSING else field.default
 
 
 def takes_path(part: Part) -> bool:
-    """Whether a part holds a path, or a list of them."""
+    """Whether a part holds a path or a list of paths."""
     return part.kind == "value" and any(
         one is Path or (get_origin(one) is list and Path in get_args(one)) for one in alternatives(bare(part.what))
     )
 
 
 def describe(part: Part) -> str:
-    """What a part may be, in words."""
+    """Describe the values that a part accepts, for error messages."""
     if part.kind in ("choice", "several"):
         return part.what.names
     return "settings" if part.kind == "group" else _in_words(part.what)
@@ -107,7 +108,7 @@ _PLACEHOLDERS = {bool: "true|false", int: "N", float: "X", str: "TEXT", Path: "P
 
 
 def placeholder(part: Part) -> str:
-    """What the help writes for the value of a part: "N ..."."""
+    """Return the placeholder of a value in the help: "N ..."."""
     if part.kind == "group":
         return placeholder(next(iter(parts_of(part.what).values()))) if part.optional else ""
     return {"choice": "NAME", "several": "NAME ..."}.get(part.kind) or _placeholder(part.what)
@@ -124,7 +125,7 @@ def _placeholder(hint: Any) -> str:
 
 
 def limits(part: Part) -> str:
-    """The range of the numbers that a part takes: "> 0", or nothing."""
+    """Return the range of numbers that a part accepts, such as "> 0", or nothing."""
     return _limits(part.what) if part.kind == "value" else ""
 
 

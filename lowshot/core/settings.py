@@ -1,8 +1,8 @@
-"""Settings as dataclasses: built from plain values, checked, and turned back into plain values.
+"""Settings as dataclasses: built from plain values, checked, and converted back to plain values.
 
 A field of a settings dataclass holds a value, a *group* (another dataclass, or None if it may be absent), a *choice*
-(`Annotated[Any, Registry]`, see `lowshot.core.choices`) or several of them (`Annotated[dict, Several]`). Its annotation
-says what it may be, the string below it is its help. A group or choice that is given as a single value sets its first
+(`Annotated[Any, Registry]`, see `lowshot.core.choices`) or several choices (`Annotated[dict, Several]`). The annotation
+defines what is accepted, the string below the field is its help. A single value for a group or choice sets its first
 setting: ``classifier: mlp`` is short for ``classifier: {name: mlp}``.
 """
 
@@ -33,11 +33,11 @@ from lowshot.core.parts import Seed as Seed
 from lowshot.core.parts import TwoOrMore as TwoOrMore
 
 Settings = TypeVar("Settings")
-_ITSELF = ""  # the key of a group's single value beside settings of it
+_ITSELF = ""  # key of a group's single value, beside its settings
 
 
 class BadSetting(InputError):
-    """A setting that cannot be: `key` is its dotted name."""
+    """A setting that is not accepted. `key` is its dotted name."""
 
     def __init__(self, key: str, cause: str) -> None:
         super().__init__(f"{key}: {cause}")
@@ -47,10 +47,10 @@ class BadSetting(InputError):
 def build(
     settings_class: type[Settings], values: dict[str, Any], base: Settings | None = None, at: str = ""
 ) -> Settings:
-    """The settings that `values` give, the rest as in `base`, or as they are by default.
+    """Build settings from `values`; all others are as in `base`, or have their defaults.
 
-    Values may be texts, as the command line has them. Raises BadSetting for one that is unknown, missing, or not what
-    it may be; `at` is where the settings stand, for its key.
+    Values may be strings, as on the command line. Raises BadSetting for a setting that is unknown, missing or not
+    accepted; `at` is the prefix of its key.
     """
     parts, built = parts_of(settings_class), {}
     for name in values:
@@ -66,14 +66,14 @@ def build(
             built[field.name] = default
     try:
         return settings_class(**built)
-    except Exception as error:  # a class of the user's own may fail in every way
+    except Exception as error:  # a user-defined class may raise anything
         if not isinstance(error, ValueError) and settings_class.__module__.partition(".")[0] == "lowshot":
             raise
         raise (BadSetting(at[:-1], str(error)) if at else InputError(str(error))) from None
 
 
 def _hint(name: str, parts: dict[str, Part]) -> str:
-    """The setting that was probably meant: one of a group or choice by that name, or one with a similar name."""
+    """Suggest the setting that was probably meant: one inside a group or choice, or one with a similar name."""
     for top, part in parts.items():
         held = [part.what] if part.kind == "group" else part.what.classes.values() if part.kind == "choice" else []
         if any(name in parts_of(one) for one in held):
@@ -82,7 +82,7 @@ def _hint(name: str, parts: dict[str, Part]) -> str:
 
 
 def _missing(settings_class: type, values: dict[str, Any], at: str) -> BadSetting:
-    """The refusal that names all settings without a value."""
+    """Return the error that names all required settings without a value."""
     required = [field.name for field in fields(settings_class) if field.init and default_of(field) is MISSING]
     first, *others = [name for name in required if name not in values]
     also = f"; so is {others[0]}" if len(others) == 1 else f"; so are {', '.join(others)}" if others else ""
@@ -108,7 +108,7 @@ def _build_part(part: Part, value: Any, default: Any, at: str) -> Any:
 
 
 def _build_one(registry: Registry, key: str, value: Any, base: Any, at: str) -> Any:
-    """One of several choices; its name is its key, unless it is the user's own."""
+    """Build one of several choices. Its name is its key, unless it is user-defined."""
     given, known = _as_dict(value), key if base is None else registry.name_of(base)
     name = given.pop("name", known)
     found = type(base) if base is not None and name == known else _found(registry, name, at)
@@ -141,7 +141,7 @@ def _build_choice(registry: Registry, given: dict[str, Any], default: Any, at: s
 
 
 def _as_dict(value: Any) -> dict[str, Any]:
-    """What is given of a group or choice by the names of its settings; a single value under a name of its own."""
+    """Return what is given for a group or choice by setting. A single value has a key of its own."""
     return dict(value) if isinstance(value, dict) else {_ITSELF: value}
 
 
@@ -151,7 +151,7 @@ def _as_choice(value: Any) -> dict[str, Any]:
 
 
 def _as_group(group: type, value: Any) -> dict[str, Any]:
-    """A single value is that of the first setting; a switch ("true") that of none."""
+    """Return what is given for a group by setting. A single value sets the first setting, a switch ("true") none."""
     given = _as_dict(value)
     single = given.pop(_ITSELF, None)
     switched_on = single is True or single in ("true", None)  # 1 is a value, though it equals True
@@ -159,7 +159,7 @@ def _as_group(group: type, value: Any) -> dict[str, Any]:
 
 
 def as_several(value: Any) -> dict[str, Any]:
-    """Names in order, each with what is given for it; the user's own go by the names of their classes."""
+    """Return names in order, each with its settings. User-defined classes go by their class name."""
     if isinstance(value, dict) and _ITSELF in value:
         merged: dict[str, Any] = {}
         for name, one in value.items():
@@ -180,7 +180,7 @@ def as_several(value: Any) -> dict[str, Any]:
 
 
 def _in_list(value: Any) -> list[tuple[Any, Any]]:
-    """Names without settings, or mappings of such to their settings, one after the other."""
+    """Return pairs of name and settings from a list of names or mappings."""
     parts = [one if isinstance(one, dict) else {one: None} for one in (value if isinstance(value, list) else [value])]
     return [pair for part in parts for pair in part.items()]
 
@@ -192,7 +192,7 @@ def _keyed(name: str, value: Any) -> tuple[str, Any]:
 
 
 def _checked_value(part: Part, value: Any, at: str) -> Any:
-    try:  # a truth value is no number, and a switch alone no text
+    try:  # a boolean is not a number, and a bare switch is not a string
         return _adapter(part.what).validate_python(_readable(part.what, value), strict=isinstance(value, bool) or None)
     except ValidationError:
         raise BadSetting(at, f"{_as_written(value)}: must be {describe(part)}") from None
@@ -205,7 +205,7 @@ def _as_written(value: Any) -> str:
 
 
 def _readable(hint: Any, value: Any) -> Any:
-    """`value` as its type takes it: a text in brackets as a list, and a single value where only lists are taken."""
+    """Return `value` in the form of its type: a string in brackets as a list, a single value as a list of one."""
     if isinstance(value, str) and _takes_list(hint):
         value = _listed(value)
     if isinstance(value, list):
@@ -215,7 +215,7 @@ def _readable(hint: Any, value: Any) -> Any:
 
 
 def _listed(value: str) -> Any:
-    """A text in brackets as the list that it stands for, any other as it is."""
+    """Return a string in brackets as a list, anything else unchanged."""
     if not (value.startswith("[") and value.endswith("]")):
         return value
     try:
@@ -225,7 +225,7 @@ def _listed(value: str) -> Any:
 
 
 def _without_truths(values: list) -> list:
-    """Truth values as texts, which are no numbers."""
+    """Return booleans as strings, so that they are not taken for numbers."""
     return [str(one).lower() if isinstance(one, bool) else one for one in values]
 
 
@@ -244,7 +244,7 @@ def _adapter(hint: Any) -> TypeAdapter:
 
 
 def merge(settings_class: type, older: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any]:
-    """Values of two sources, `newer` first; another choice leaves nothing of the settings of the older one."""
+    """Combine values of two sources, where `newer` wins. A different choice discards the older settings."""
     parts, merged = parts_of(settings_class), dict(older)
     defaults = {field.name: default_of(field) for field in fields(settings_class)}
     for name, value in newer.items():
@@ -264,7 +264,7 @@ def _merge_part(part: Part, default: Any, older: Any, newer: Any) -> Any:
 
 
 def _merge_several(registry: Registry, older: Any, newer: Any) -> dict[str, Any]:
-    """Those named anew in the place of the older ones; settings alone change what they are settings of, or add it."""
+    """Combine several choices. A new list of names replaces the old one; settings alone change or add a choice."""
     before, given = as_several(older), as_several(newer)
     both = {}
     for name in given.keys() & before.keys():
@@ -274,12 +274,12 @@ def _merge_several(registry: Registry, older: Any, newer: Any) -> dict[str, Any]
 
 
 def _names_anew(value: Any) -> bool:
-    """Whether what is given of several choices says which they are, and not only settings of them."""
+    """Whether a value lists the choices by name, instead of only changing their settings."""
     return not isinstance(value, dict) or _ITSELF in value
 
 
 def values_of(settings: Any) -> dict[str, Any]:
-    """The settings that influence what is made, as plain values: no paths, nothing of where or how fast it runs."""
+    """Return the settings that influence the result as plain values: no paths, nothing that only concerns the run."""
     return {
         name: _plain(part, getattr(settings, name))
         for name, part in parts_of(type(settings)).items()
@@ -299,13 +299,14 @@ def _plain(part: Part, value: Any) -> Any:
 
 
 def _order_entry(name: str, key: str) -> str:
-    """One of several choices in their order: its name, and its key where the name does not tell it."""
+    """Return the entry of a choice in a list of several: its name, with its key if the name does not imply it."""
     return name if _keyed(name, None)[0] == key else f"{key}: {name}"
 
 
 def paths_of(settings: Any, at: str = "") -> dict[str, Path]:
-    """The files and folders that settings of one choice name, by field, those of its groups and lists too; without
-    those that are run only."""
+    """Return the files and folders named in the settings of a choice, by field, including groups and lists but not
+    RunOnly settings.
+    """
     paths: dict[str, Path] = {}
     for name, part in parts_of(type(settings)).items():
         value = getattr(settings, name)
@@ -319,13 +320,13 @@ def paths_of(settings: Any, at: str = "") -> dict[str, Path]:
 
 
 def stored_values(settings: Any) -> dict[str, Any]:
-    """All that is needed to build the settings of a choice again, as plain values: paths as they resolve here."""
+    """Return everything needed to rebuild the settings of a choice, as plain values with absolute paths."""
     paths = {name: str(path.resolve()) for name, path in paths_of(settings).items()}
     return nested({**flat(values_of(settings)), **paths})
 
 
 def defaults_of(settings: Any) -> dict[str, Any]:
-    """Plain values as `values_of` has them, for every setting that has a default: those of the choices at work."""
+    """Return the default of every setting that has one, as in `values_of`, for the current choices."""
     values = {}
     for field in (field for field in fields(settings) if field.init):
         part, value, default = parts_of(type(settings))[field.name], getattr(settings, field.name), default_of(field)
@@ -345,7 +346,7 @@ def defaults_of(settings: Any) -> dict[str, Any]:
 
 
 def choices_in(settings: Any, at: str = "") -> Iterator[tuple[str, Any]]:
-    """All choices at work, (dotted name, choice), those within groups and choices too."""
+    """Yield (dotted name, choice) for all choices, including those inside groups and choices."""
     for name, part in parts_of(type(settings)).items():
         value = getattr(settings, name)
         if value is None or part.kind == "value":
@@ -358,7 +359,7 @@ def choices_in(settings: Any, at: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def checked(settings_class: type[Settings], values: Any, where: Path) -> Settings:
-    """The dataclass filled with what the file `where` holds for it; InputError unless its types and ranges allow it."""
+    """Build the dataclass from the content of the file `where`. Raises InputError if it is not accepted."""
     if not isinstance(values, dict):
         raise InputError(f"{where}: {values!r} instead of named settings")
     try:
@@ -368,15 +369,15 @@ def checked(settings_class: type[Settings], values: Any, where: Path) -> Setting
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values under dotted names, as the command line has them."""
+    """Return nested values under dotted names, as on the command line."""
     dotted = {}
-    for name, value in values.items():  # names of a file may be numbers, or none
+    for name, value in values.items():  # keys of a file may be numbers or null
         dotted |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return dotted
 
 
 def nested(values: dict[str, Any]) -> dict[str, Any]:
-    """Values under dotted names, nested; a value and settings below it (`loss: sgm`, `loss.weight: 1`) go together."""
+    """Nest values with dotted names. A value and settings below it (`loss: sgm`, `loss.weight: 1`) are combined."""
     tree: dict[str, Any] = {}
     for name, value in values.items():
         *groups, key = name.split(".")
