@@ -25,7 +25,7 @@ from conftest import ROOT, restored
 from PIL import Image
 from test_scripts import parsed, recording
 
-from lowshot.core.settings import parts_of
+from lowshot.core.parts import parts_of
 from lowshot.data.datasets.settings import CifarFewShot, Folder, Glyphs, OmniglotVinyals, Shots, part_of
 from lowshot.data.features import write_features
 from lowshot.representation.settings import TimmModel
@@ -202,7 +202,7 @@ def inputs(folder, extractor):
                 ),
                 folder,
             )
-            words = "train_analogy_generator.py --quadruplets q.h5 --out generator"
+            words = "train_analogy_generator.py --quadruplets q.h5 --n_steps 10 --out generator"
             run_small(shlex.split(words), folder)
         for block in blocks(page):
             if block.language in ("yaml", "python") and (named := re.match(r"# (\w+\.\w+)\n", block.text)):

@@ -1,6 +1,6 @@
-"""What every stage does: artifacts, command line, errors, seeds, devices, checkpoints.
+"""Parts of every stage: artifacts, command line, errors, seeds, devices, checkpoints.
 
-The names of `__init__.pyi` are imported from their modules when they are first used.
+The names in `__init__.pyi` are imported from their modules on first use.
 """
 
 import lazy_loader

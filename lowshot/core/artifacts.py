@@ -1,8 +1,9 @@
-"""What stages hand to each other: complete or absent, and traceable to the settings and inputs that made it.
+"""Files and folders that stages exchange. They are complete or absent, and record the settings and inputs that made
+them.
 
-Every artifact (HDF5 file, JSON file or folder) carries the same three entries, together called its *recipe*: `stage`,
-`config` (the resolved settings that influence the content) and `inputs` (name -> digest of what was read). They stand
-in the HDF5 attributes, at the top of a JSON or YAML file, or in the folder's `config.json`.
+Every artifact (HDF5 file, JSON file or folder) stores three entries, together called its *recipe*: `stage`, `config`
+(the resolved settings that influence the content) and `inputs` (name -> digest of what was read). They are HDF5
+attributes, top-level entries of a JSON or YAML file, or in the folder's `config.json`.
 """
 
 import hashlib
@@ -29,7 +30,9 @@ from lowshot.core.settings import choices_in, defaults_of, flat, paths_of, value
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file, or of the models, arrays and JSON files directly inside a folder (logs are not content)."""
+    """Return the SHA-256 of a file, or of the models, arrays and JSON files directly inside a folder. Logs do not
+    count.
+    """
     path = Path(path)
     if path.is_dir():
         parts = sorted(p for p in path.iterdir() if p.suffix in {".pt", ".h5", ".json"})
@@ -42,17 +45,17 @@ def digest(path: Path) -> str:
 
 @lru_cache
 def _file_digest(path: Path, *_facts: int) -> str:
-    """Graphs are many gigabytes, and a stage names its inputs more than once; `_facts` tell whether a file changed."""
+    """Hash a file once: graphs are many gigabytes. `_facts` (inode, size, time) change when the file changes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Recipe(dict):
-    """What makes an artifact: `stage`, `config` and `inputs`; and how it compares with that of one which stands.
+    """The recipe of an artifact (`stage`, `config`, `inputs`), which can be compared with a stored one.
 
-    `defaults` are those of the settings, and `older` brings the recipe of an older revision up to date. Settings that
-    it lacks were added since, and do by default what was done before; settings of a choice that the choice no longer
-    has were never read.
+    `defaults` are the defaults of the settings. `older` converts the recipe of an older revision to current names. A
+    setting that the older recipe lacks was added later, and its default is the former behaviour. A setting that the
+    current choice does not have was never read.
     """
 
     def __init__(self, content: dict, defaults: dict, older: Callable[[dict], dict]) -> None:
@@ -60,12 +63,13 @@ class Recipe(dict):
         self.defaults, self.older = defaults, older
 
     def but(self, older: Callable[[dict], dict] | None = None, **parts: Any) -> "Recipe":
-        """The same with other `config` or `inputs`."""
+        """Return a copy with a different `config` or `inputs`."""
         return Recipe({**self, **parts}, self.defaults, older or self.older)
 
     def difference(self, stored: dict | None) -> str | None:
-        """In what the recipe `stored` differs from this one, in words: the first thing, and how many more; None if in
-        nothing."""
+        """Describe how the recipe `stored` differs from this one: the first difference and the number of others. Return
+        None if there is none.
+        """
         found = self._differences(stored)
         more = f", and {len(found) - 1} more" if len(found) > 1 else ""
         return found[0] + more if found else None
@@ -93,29 +97,30 @@ class Recipe(dict):
 
 
 def _was_unread(name: str, new: dict[str, Any]) -> bool:
-    """Whether a setting is one of a choice that `new` has, but not of what is chosen there, nor a part of one that is,
-    as what was chosen for each n stands below its setting."""
+    """Whether a setting belongs to a choice in `new`, but not to the option chosen there or to one of its parts.
+    Settings chosen per n are stored below their setting.
+    """
     groups = list(_groups(name))
     return not new.keys() & {name, *groups} and any(f"{group}.name" in new for group in groups)
 
 
 def _groups(name: str) -> Iterator[str]:
-    """The beginnings of a dotted name: what it is a setting of."""
+    """Yield the prefixes of a dotted name: the groups that it belongs to."""
     while "." in name:
         name = name.rpartition(".")[0]
         yield name
 
 
-# What a finished artifact says of the run that made it: no difference to one that is to be made.
+# Facts that an artifact records about its run. They do not count as a difference.
 FACTS_OF_RUNS = {"ended_after"}
 
 
 def recipe(stage: str, config: Any, inputs: dict[str, Path | str | None], **facts: Any) -> Recipe:
-    """The recipe of an output of `stage`, made with the settings `config`.
+    """Return the recipe of an output of `stage` with the settings `config`.
 
-    `inputs` are the files and folders that it is made from, or their digests; None for one that is not given. Added to
-    them are those that the settings of choices name, and the files of classes of the user's own. `facts` are further
-    entries of the config, such as what the makers of the inputs hand on.
+    `inputs` are the files and folders that were read, or their digests; None for an input that is not given. Files
+    named in the settings of choices, and the files of user-defined classes, are added. `facts` are further entries of
+    the config, such as what the inputs pass on.
     """
     named = {f"{name}.{field}": path for name, one in choices_in(config) for field, path in paths_of(one).items()}
     code = {f"code of {name}": code_file(type(one)) for name, one in choices_in(config) if is_own(one)}
@@ -131,16 +136,16 @@ def recipe(stage: str, config: Any, inputs: dict[str, Path | str | None], **fact
 
 
 def renamed(names: dict[str, str], stored: dict) -> dict:
-    """The recipe `stored` with the settings in `names` (older name -> newer one, or the beginnings of such)."""
+    """Return the recipe `stored` with settings renamed by the table `names` (old name or prefix -> new one)."""
     config = {name_today(names, name): value for name, value in flat(stored["config"]).items()}
     return {**stored, "config": config}
 
 
 def name_today(names: dict[str, str], name: str) -> str:
-    """The dotted name of a setting today, by a table as of `renamed`.
+    """Return the current dotted name of a setting, by a table as in `renamed`.
 
-    An older name that is the beginning of its newer one ("loss" -> "loss.name") stands for itself alone, and for its
-    values by number ("loss.5").
+    If the old name is a prefix of the new one ("loss" -> "loss.name"), only the old name itself and its numbered values
+    ("loss.5") are renamed.
     """
     for older in sorted(names, key=len, reverse=True):
         rest, whole = name[len(older) :], names[older].startswith(f"{older}.")
@@ -150,7 +155,7 @@ def name_today(names: dict[str, str], name: str) -> str:
 
 
 def read_recipe(path: Path) -> dict | None:
-    """The recipe stored in an artifact; None where there is none (a published file, or one of the user's own)."""
+    """Return the recipe stored in an artifact, or None if it has none (a published file, or a file of the user)."""
     path = Path(path)
     try:
         if path.is_dir():
@@ -169,9 +174,9 @@ def read_recipe(path: Path) -> dict | None:
 
 
 def is_done(out: Path, made_from: Recipe, overwrite: bool) -> bool:
-    """Whether `out` already exists and was made from the same inputs and settings (then prints so).
+    """Return whether `out` already exists and was made from the same inputs and settings. If so, print it.
 
-    Raises InputError, naming the difference, if it was made differently; with `overwrite` the answer is always no.
+    Raises InputError with the difference if it was made differently. With `overwrite` the answer is always no.
     """
     out = Path(out)
     if overwrite or not out.exists():
@@ -184,14 +189,14 @@ def is_done(out: Path, made_from: Recipe, overwrite: bool) -> bool:
 
 
 def _ended_early(config: dict) -> str:
-    """A remark on a training that was ended before its schedule was, from its recipe's `config`."""
+    """Return a remark on a training that ended before its schedule, from the `config` of its recipe."""
     if "ended_after" not in config:
         return ""
     return f", but ended after {point_in(config, config['ended_after'])}; --overwrite trains it to the end"
 
 
 def point_in(config: dict, step: int) -> str:
-    """A point of the training with the recipe's `config`, in words: "epoch 3 of 30"."""
+    """Describe a point of the training with the recipe `config`: "epoch 3 of 30"."""
     length = next((name for name in ("epochs", "steps", "n_steps", "n_episodes") if config.get(name)), None)
     return f"{length.removeprefix('n_')[:-1]} {step} of {config[length]}" if length else f"step {step}"
 
@@ -205,11 +210,10 @@ def _refuse_if_other(path: Path, stored: dict | None, made_from: Recipe) -> None
 
 @contextmanager
 def writing(out: Path, made_from: Recipe | None = None, resumable: bool = False) -> Iterator[Path]:
-    """Hand out an unfinished path beside `out`, and move it to `out` when the block ends without an error.
+    """Yield a temporary path beside `out`, and rename it to `out` when the block ends without an error.
 
-    A block that gives a path the form of a folder makes that folder itself. After an error the unfinished path is
-    removed, or kept if `resumable`; a resumable leftover that was made from another recipe than `made_from` is thrown
-    away.
+    A block that writes a folder creates it. After an error the temporary path is removed, or kept if `resumable`. A
+    resumable leftover with a recipe other than `made_from` is discarded.
     """
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -229,7 +233,7 @@ def writing(out: Path, made_from: Recipe | None = None, resumable: bool = False)
 
 @contextmanager
 def building(out: Path, made_from: Recipe) -> Iterator[Path]:
-    """`writing` of a file that a killed run goes on from, but not one with bad input."""
+    """Like `writing`, for a file that an interrupted run continues. After bad input it is removed."""
     with writing(out, made_from, resumable=True) as partial:
         try:
             yield partial
@@ -239,7 +243,7 @@ def building(out: Path, made_from: Recipe) -> Iterator[Path]:
 
 
 def partial_recipe(partial: Path) -> dict | None:
-    """The recipe of an unfinished artifact; None too if it is not there or was cut off before it could say."""
+    """Return the recipe of an unfinished artifact, or None if it does not exist or has no recipe yet."""
     try:
         return read_recipe(partial) if partial.exists() else None
     except InputError:
@@ -247,14 +251,16 @@ def partial_recipe(partial: Path) -> dict | None:
 
 
 def partial_path(out: Path) -> Path:
-    """Where `out` is written while it is not complete; keeps the suffix, so that readers know the format."""
+    """Return where `out` is written until it is complete. The suffix is kept, because readers derive the format from
+    it.
+    """
     if not out.name:
         raise InputError(f"--out {out}: must have a name of its own, such as outputs/data")
     return out.with_name(f"{out.stem}.partial{out.suffix}")
 
 
 def publish(partial: Path, out: Path) -> None:
-    """Flush `partial` to disk and rename it to `out`, replacing what stood there."""
+    """Flush `partial` to disk and rename it to `out`, replacing an existing output."""
     for file in [partial] if partial.is_file() else [p for p in partial.rglob("*") if p.is_file()]:
         with file.open("r+b") as handle:  # Windows flushes writable files only
             os.fsync(handle.fileno())
@@ -276,22 +282,24 @@ def _remove(path: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file's content; InputError if it is missing or not JSON."""
+    """Return the content of a JSON file. Raises InputError if it is missing or not JSON."""
     return _parsed(path, json.loads, "JSON")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON under `path` in one step: the name never shows a half-written file."""
+    """Write JSON to `path` atomically."""
     _write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_yaml(path: Path) -> Any:
-    """A YAML file's content, plain values only; InputError if it is missing, not YAML, or names a setting twice."""
+    """Return the content of a YAML file, plain values only. Raises InputError if it is missing, not YAML, or has a key
+    twice.
+    """
     return _parsed(path, partial(yaml.load, Loader=_UniqueKeys), "YAML")
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML allows a key twice, and the last one wins silently."""
+    """A safe loader that refuses duplicate keys. YAML allows them, and the last one wins silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: set = set()
@@ -304,8 +312,8 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def write_yaml(path: Path, content: Any) -> None:
-    """Write YAML under `path` in one step, as `write_json` does; innermost lists and mappings take one line each."""
-    plain = json.loads(json.dumps(content))  # numbers of checked types, such as PositiveInt, are none that YAML knows
+    """Write YAML to `path` atomically, with innermost lists and mappings on one line each."""
+    plain = json.loads(json.dumps(content))  # YAML does not know checked types such as PositiveInt
     text = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=400, allow_unicode=True)
     _write_text(path, text)
 
@@ -334,7 +342,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def open_h5(path: Path) -> h5py.File:
-    """Open an HDF5 file for reading; InputError if it is missing, truncated or no HDF5 file."""
+    """Open an HDF5 file for reading. Raises InputError if it is missing, truncated or not HDF5."""
     path = Path(path)
     if not path.is_file():
         raise missing(path)
@@ -351,7 +359,9 @@ _WRITERS = {"images.h5": "preprocessing.py", "split.json": "preprocessing.py", "
 
 
 def missing(path: Path, what: str = "no such file") -> InputError:
-    """The error for an input that is not there, or is a folder where a file is expected, or the reverse."""
+    """Return the error for an input that does not exist, or is a folder instead of a file, or a file instead of a
+    folder.
+    """
     path = Path(path)
     if path.is_dir():
         files = [one.name for one in sorted(path.iterdir()) if one.suffix in {".h5", ".json", ".pt", ".yaml"}]
@@ -366,27 +376,29 @@ def missing(path: Path, what: str = "no such file") -> InputError:
 
 
 def require_datasets(file: h5py.File, names: list[str]) -> None:
-    """InputError that names the first of `names` that is not a dataset of the open `file`."""
+    """Raise InputError for the first of `names` that is not a dataset of the open `file`."""
     for name in names:
         if not isinstance(file.get(name), h5py.Dataset):
             raise InputError(f"{file.filename}: lacks the dataset '{name}' (it has: {', '.join(file) or 'nothing'})")
 
 
 def write_recipe(file: h5py.File, schema: str, made_from: dict) -> None:
-    """Put the schema name and the recipe into the attributes of the open HDF5 `file`."""
+    """Store the schema name and the recipe as attributes of the open HDF5 `file`."""
     file.attrs["schema"] = schema
     for key, value in made_from.items():
         file.attrs[key] = json.dumps(value)
 
 
 class Provenance:
-    """Start one when a stage starts; `record()` gives what a result must carry to be believed."""
+    """Facts about a run for its results file. Create it when the stage starts."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
 
     def record(self, device: str) -> dict:
-        """Command, commit, versions, device, wall time in seconds and peak memory in bytes of this process so far."""
+        """Return command, commit, versions, device, wall time in seconds and peak memory in bytes of this process so
+        far.
+        """
         packages = ("torch", "numpy", "scikit-learn", "h5py")
         return {
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -399,10 +411,10 @@ class Provenance:
 
 
 def peak_memory_bytes() -> int | None:
-    """Peak memory of this process; None on Windows, which does not report it to Python."""
+    """Return the peak memory of this process, or None on Windows, which does not report it to Python."""
     if sys.platform == "win32":
         return None
-    import resource  # of POSIX systems only
+    import resource  # exists on POSIX systems only
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

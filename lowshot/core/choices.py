@@ -1,8 +1,8 @@
-"""Choices by name: what there is of a kind, and classes of the user's own.
+"""Choices by name: our options, and classes of the user.
 
-A choice is a dataclass whose fields are its settings. `Registry` knows ours by name; ``file.py:Class`` or
-``module:Class`` names one of the user's own, which must define the method that the registry asks for. User code is
-imported when a command names it, on its line or in its YAML file, and never because an artifact does.
+A choice is a dataclass whose fields are its settings. `Registry` maps names to our classes. ``file.py:Class`` or
+``module:Class`` names a class of the user, which must define the method that the registry requires. User code is
+imported when a command names it, on the command line or in a YAML file, but never because an artifact does.
 """
 
 import difflib
@@ -19,18 +19,18 @@ from typing import Any, get_type_hints
 
 from lowshot.core.errors import InputError
 
-# Modules of files that are no part of a package get names of their own, so that they shadow nothing.
+# Prefix of modules imported from user files, so that they shadow nothing.
 _OWN = "lowshot_own_"
 _HERE = Path(__file__)
 
 
-@dataclass(frozen=True, eq=False)  # hashed by identity: it stands in annotations
+@dataclass(frozen=True, eq=False)  # hashed by identity, because annotations contain it
 class Registry:
-    """What there is of a kind: `classes` maps names to dataclasses of settings.
+    """The options of one kind: `classes` maps names to dataclasses of settings.
 
-    A class that serves several names has a field `name`. A name of the form PREFIX:REST belongs to the class under
-    "PREFIX:". `method` is what a class of the user's own must define, as its signature; one of two, joined by " or ".
-    Without it there are none but ours.
+    A class that serves several names has a field `name`. A name of the form PREFIX:REST belongs to the class registered
+    as "PREFIX:". `method` is the signature of the method that a user-defined class must have, or two signatures joined
+    by " or ". Without `method`, only our classes are allowed.
     """
 
     kind: str
@@ -39,11 +39,11 @@ class Registry:
 
     @property
     def names(self) -> str:
-        """What there is, in words."""
+        """The available names, in words."""
         return ", ".join(self.classes) + (", or your own as file.py:Class" if self.method else "")
 
     def find(self, name: str) -> type:
-        """The class of a choice; InputError, with all names there are, for one that does not exist."""
+        """Return the class of a choice. Raises InputError with the available names if there is none."""
         if self.is_ours(name):
             return self.classes[name] if name in self.classes else self.classes[_prefix(name)]
         if self.method and all(name.rpartition(":")):
@@ -52,11 +52,11 @@ class Registry:
         raise InputError(f"no {self.kind} is called '{name}'{meant}; there are {self.names}")
 
     def is_ours(self, name: str) -> bool:
-        """Whether a name is one of ours, by which nothing of the user's is imported."""
+        """Whether a name is one of ours, for which no user code is imported."""
         return name in self.classes or (_prefix(name) in self.classes and name != _prefix(name))
 
     def name_of(self, choice: Any) -> str:
-        """The name of a choice: that under which it is registered, or where its class comes from."""
+        """Return the name of a choice: its registered name, or the place of its class."""
         for name, known in self.classes.items():
             if type(choice) is known:
                 return getattr(choice, "name", name)
@@ -86,31 +86,31 @@ def _prefix(name: str) -> str:
 
 @dataclass(frozen=True)
 class Several:
-    """Any number of choices from a registry, in order, by name; the user's own by the name of their class."""
+    """Any number of choices from a registry, in order, by name. User-defined classes go by their class name."""
 
     registry: Registry
 
 
 def is_own(choice: Any) -> bool:
-    """Whether the class of a choice is the user's."""
+    """Whether the class of a choice is user-defined."""
     return type(choice).__module__.partition(".")[0] != "lowshot"
 
 
 def own_name(own: type) -> str:
-    """``file.py:Class`` without the folder, or ``module:Class``: the same wherever the command is run."""
+    """Return ``file.py:Class`` without the folder, or ``module:Class``. It is the same in every working directory."""
     module = own.__module__
     return f"{code_file(own).name if module.startswith(_OWN) else module}:{own.__qualname__}"
 
 
 def code_file(own: type) -> Path:
-    """The file that a class of the user's own stands in."""
+    """Return the file that contains a user-defined class."""
     return Path(inspect.getfile(own))
 
 
 def named_class(registry: Registry, name: str, code: Sequence[str], where: Path) -> type:
-    """The class of a choice that the artifact `where` was made with; `code` names what may be imported for it.
+    """Return the class of a choice that made the artifact `where`; `code` lists the classes that may be imported.
 
-    Raises InputError, with the words to type, for a class of the user's own that `code` does not name.
+    Raises InputError, with the option to add, for a user-defined class that `code` does not name.
     """
     if registry.is_ours(name) or ":" not in name:
         try:
@@ -125,7 +125,7 @@ def named_class(registry: Registry, name: str, code: Sequence[str], where: Path)
 
 
 def own_class(name: str) -> Any:
-    """Import what ``file.py:Class`` or ``module:Class`` names; InputError, in one line, if that cannot be done."""
+    """Import what ``file.py:Class`` or ``module:Class`` names. Raises InputError, in one line, if that fails."""
     where, _, attribute = name.rpartition(":")
     module = _from_file(Path(where), name) if where.endswith(".py") else _imported(where, name)
     try:
@@ -136,7 +136,7 @@ def own_class(name: str) -> Any:
 
 
 def suggestion(name: str, known: Any) -> str:
-    """ ", did you mean X?" for the closest of the names there are; nothing if none is close."""
+    """Return ", did you mean 'X'?" for the closest of the `known` names, or nothing if none is close."""
     close = difflib.get_close_matches(name, list(known), 1)
     return f", did you mean '{close[0]}'?" if close else ""
 
@@ -144,13 +144,13 @@ def suggestion(name: str, known: Any) -> str:
 def _from_file(path: Path, name: str) -> Any:
     if not path.is_file():
         raise InputError(f"{name}: {path}: no such file")
-    code = path.read_bytes()  # a file that has changed since is another module
+    code = path.read_bytes()  # a changed file is another module
     module_name = f"{_OWN}{path.stem}_{zlib.crc32(bytes(path.resolve()) + code):x}"
     if module_name in sys.modules:
         return sys.modules[module_name]
     spec = importlib.util.spec_from_file_location(module_name, path.resolve())
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses look their annotations up there
+    sys.modules[module_name] = module  # dataclasses look up their annotations there
     try:
         _run(lambda: spec.loader.exec_module(module), name, path.resolve().parent)
     except InputError:
@@ -164,7 +164,7 @@ def _imported(module: str, name: str) -> Any:
 
 
 def _run(load: Callable[[], Any], name: str, beside: Path) -> Any:
-    """`load()`, with the modules in the folder `beside` to import from; an error names the line of the user's code."""
+    """Call `load()` with the folder `beside` on the import path. Errors name the line of the user code."""
     sys.path.append(str(beside))
     try:
         return load()

@@ -1,7 +1,8 @@
-"""The command line of every stage: flags and YAML fill one dataclass; bad input is one line and exit code 2.
+"""The command line of every stage. Options and YAML files fill a dataclass; bad input is one line and exit code 2.
 
-``--name value``, ``--name=value``, ``--switch`` alone for true, ``--list 1 5`` or ``--list "[1,5]"``; names are dotted
-(``--classifier.lr 0.1``). ``--config FILE`` reads YAML, more than one of them in order; the line goes before any file.
+Accepted forms: ``--name value``, ``--name=value``, ``--switch``, ``--list 1 5``, ``--list "[1,5]"``; dotted names such
+as ``--classifier.lr 0.1``. ``--config FILE`` reads YAML. Later files override earlier ones, and the command line
+overrides all files.
 """
 
 import os
@@ -20,11 +21,12 @@ from lowshot.core.choices import Registry, code_file, is_own, suggestion
 from lowshot.core.errors import InputError
 from lowshot.core.help import help_text
 from lowshot.core.interruption import Terminated, stopping
-from lowshot.core.settings import BadSetting, Part, build, flat, merge, nested, parts_of
+from lowshot.core.parts import Part, parts_of
+from lowshot.core.settings import BadSetting, build, flat, merge, nested
 
 _HELP = {"-h", "--help"}
 _ASKS = {*_HELP, "--print_config"}
-# What a file, or the line (None), gives: values by the names of settings, nested.
+# A file (None for the command line) and the nested values that it gives.
 Source = tuple[Path | None, dict[str, Any]]
 
 
@@ -32,17 +34,17 @@ NextStep = Callable[[Any], list | None]
 
 
 def run(main: Callable, config_class: type, description: str | None, next_step: NextStep | None = None) -> None:
-    """Fill `config_class` from the command line (and `--config FILE`), call `main` with it, report errors.
+    """Fill `config_class` from the command line (and `--config FILE`), call `main` with it, and report errors.
 
-    `description` is the script's docstring, shown by --help. `next_step` returns the words of the command that takes
-    the output, script first; it is printed at the end. A full disk or another OSError is reported in one line as well;
-    every other exception is a defect of ours and keeps its traceback.
+    `description` is the docstring of the script, for --help. `next_step` returns the command that takes the output, as
+    a list of words that starts with the script; it is printed at the end. An OSError, such as a full disk, is reported
+    in one line as well. Every other exception is a bug of ours and keeps its traceback.
     """
     _call(main, config_class, sys.argv[1:], Path(sys.argv[0]).name, description, next_step)
 
 
 def run_commands(commands: dict[str, tuple], description: str | None) -> None:
-    """The same for a stage with several commands: name -> (main, config class, next step if there is one)."""
+    """Like `run`, for a stage with several commands: name -> (main, config class, next step if there is one)."""
     script, arguments = Path(sys.argv[0]).name, sys.argv[1:]
     if arguments and arguments[0] in commands:
         main, config_class, *next_step = commands[arguments[0]]
@@ -60,7 +62,7 @@ def run_commands(commands: dict[str, tuple], description: str | None) -> None:
 
 
 def _about(config_class: type) -> str:
-    """Its docstring; a dataclass without one is given its signature, which is no help."""
+    """Return the docstring of a config class. A dataclass without one has its signature instead, which is no help."""
     said = config_class.__doc__ or ""
     return "" if said.startswith(f"{config_class.__name__}(") else said
 
@@ -86,7 +88,7 @@ def _call(
             with stopping():
                 main(config)
             _say_next(next_step and next_step(config))
-    except BrokenPipeError:  # of a reader such as head, which has seen enough
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except ModuleNotFoundError as error:
@@ -105,13 +107,13 @@ def _call(
 
 
 def _say_next(words: list | None) -> None:
-    """The command that takes the output; not in a chain of scripts, which runs it."""
+    """Print the command that takes the output, unless a script that chains stages will run it."""
     if words and "LOWSHOT_CHAIN" not in os.environ:
         print(f"next: python {shlex.join(map(str, words))}")
 
 
 def report_of(results: Path) -> list:
-    """The next step after a results file."""
+    """Return the next step after a results file: the report."""
     return ["parse_results.py", "--results", results.parent, "--out", results.parent.parent / "report"]
 
 
@@ -121,7 +123,7 @@ def _refuse(script: str, message: str) -> None:
 
 
 def parse(config_class: type, arguments: list[str]) -> Any:
-    """The settings that a command line gives; InputError, which names the file of a setting that stands in one."""
+    """Return the settings given on a command line. Errors name the file if a setting comes from a file."""
     sources = _sources(config_class, arguments)
     try:
         return build(config_class, _merged(config_class, sources))
@@ -134,7 +136,7 @@ def parse(config_class: type, arguments: list[str]) -> Any:
 
 
 def _sources(config_class: type, arguments: list[str]) -> list[Source]:
-    """What the files and the line give, the weakest first."""
+    """Return what the files and the command line give, in ascending priority."""
     given = _given(arguments)
     files = given.pop("config", None)
     if files == []:
@@ -147,7 +149,7 @@ def _sources(config_class: type, arguments: list[str]) -> list[Source]:
 
 
 def _given(arguments: list[str]) -> dict[str, list[str]]:
-    """The words of each setting; of one that is given twice the last ones count, of `config` all."""
+    """Return the words given for each setting. The last occurrence counts, except for `config`, where all do."""
     given: dict[str, list[str]] = {}
     for word in arguments:
         if word.startswith("--") and len(word) > 2:
@@ -168,8 +170,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _refuse_older_names(config_class: type, values: dict[str, Any], where: Path | None) -> None:
-    """InputError for a setting under the name that it had in an older revision, or that another stage has now: a
-    config class may have a table `moved` of such beside that of `renamed`."""
+    """Raise InputError for a setting that was renamed, or that moved to another stage (tables `renamed` and `moved` of
+    the config class).
+    """
     older, moved = getattr(config_class, "renamed", {}), getattr(config_class, "moved", {})
     at = "--" if where is None else f"{where}: "
     for key in (key.rstrip(".") for key in flat(values)):
@@ -185,14 +188,14 @@ def _merged(config_class: type, sources: list[Source]) -> dict[str, Any]:
 
 
 def _source_of(key: str, sources: list[Source]) -> Path | None:
-    """Where the setting of that dotted name, or else what belongs to it, stands."""
+    """Return the file that gives the setting with that dotted name, or a setting related to it."""
     places = {name.rstrip("."): where for where, values in sources for name in flat(values)}
     akin = [name for name in places if f"{name}.".startswith(f"{key}.") or f"{key}.".startswith(f"{name}.")]
     return next((places[name] for name in (key, f"{key}.name", *reversed(akin)) if name in places), None)
 
 
 def _shown(settings: Any) -> dict[str, Any]:
-    """All settings as plain values that `--config` reads back."""
+    """Return all settings as plain values that `--config` can read back."""
     parts = parts_of(type(settings))
     return {name: _shown_part(part, getattr(settings, name)) for name, part in parts.items()}
 
@@ -212,6 +215,6 @@ def _plain(value: Any) -> Any:
 
 
 def _name_to_give(registry: Registry, choice: Any) -> str:
-    """The name by which a choice is found again; a class of the user's own by the path of its file."""
+    """Return a name by which a choice is found again; for a user-defined class, with the path of its file."""
     name = registry.name_of(choice)
     return str(code_file(type(choice)).parent / name) if is_own(choice) and ".py:" in name else name

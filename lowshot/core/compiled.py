@@ -1,4 +1,4 @@
-"""Loops that no library has, compiled by numba."""
+"""Loops compiled by numba, where no library has them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import scipy.linalg  # noqa: F401 -- numba imports it with the first loop, when 
 
 
 def compiled(**options: Any) -> Callable:
-    """`numba.njit` with its code kept on disk; compiled anew if neither the package nor the home folder is writable."""
+    """`numba.njit` with a cache on disk. Without a writable package or home folder, code is compiled anew."""
 
     def decorate(function: Callable) -> Callable:
         try:

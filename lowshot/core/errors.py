@@ -1,16 +1,16 @@
-"""The exceptions a user may see."""
+"""Exceptions that a user may see."""
 
 
 class InputError(ValueError):
-    """Input that cannot be used. The message is one line and names the file (or the setting) and the cause.
+    """Input that cannot be used. The message is one line: the file or setting, the cause, and the remedy.
 
-    `lowshot.core.cli.run` prints it on stderr and ends with exit code 2; library callers catch it like any exception.
+    `lowshot.core.cli.run` prints it on stderr and exits with code 2. Callers of the library can catch it.
     """
 
 
 class CorruptImage(InputError):
-    """An image that cannot be decoded, or is missing in its zip; unlabelled sets do without it."""
+    """An image that cannot be decoded, or is missing in its zip file. Unlabelled data sets skip it."""
 
 
 class Diverged(InputError):
-    """Training that ended in numbers which are none: other settings may do better."""
+    """A training that ended in NaN or infinity. Other settings may work."""

@@ -1,4 +1,4 @@
-"""The text of --help: settings in sections, each with a placeholder, its text, range and default."""
+"""The text of --help: settings in sections, each with placeholder, description, range and default."""
 
 import textwrap
 from collections.abc import Iterator
@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 from docstring_parser import parse_from_object
 
-from lowshot.core.settings import Part, as_several, default_of, limits, parts_of, placeholder
+from lowshot.core.parts import Part, default_of, limits, parts_of, placeholder
+from lowshot.core.settings import as_several
 
 _WIDTH, _COLUMN = 118, 32
 
 
 class _Entry(NamedTuple):
-    """A setting: `name` is dotted, `text` its documentation, `given` what the command line and files give for it."""
+    """A setting: `name` is dotted, `text` its description, `given` its value on the command line or in a file."""
 
     name: str
     part: Part
@@ -23,12 +24,12 @@ class _Entry(NamedTuple):
 
     @property
     def is_listed(self) -> bool:
-        """A group that is always there has a section, but no value of its own."""
+        """A group that is always present has a section, but no value of its own."""
         return self.part.kind != "group" or self.part.optional
 
 
 def help_text(config_class: type, given: dict[str, Any], script: str, description: str | None) -> str:
-    """The description, then all settings; of a choice those of the one that is `given`."""
+    """Return the description of the stage and all settings. A choice shows the settings of the `given` option."""
     lines = [f"usage: {script} --setting value ... [--config FILE.yaml ...] [--print_config]", ""]
     lines += [(description or "").strip()]
     for title, entries in _sections(_entries(config_class, given, "")):
@@ -39,7 +40,7 @@ def help_text(config_class: type, given: dict[str, Any], script: str, descriptio
 
 
 def _entries(settings_class: type, given: dict[str, Any], at: str, named: bool = False) -> list[_Entry]:
-    """The settings of a class whose names begin with `at`; if a choice names the class, without that name."""
+    """Return the settings of a class, prefixed with `at`. If a choice names the class, `name` is not a setting."""
     parts, texts = parts_of(settings_class), _texts(settings_class)
     names = [one for one in fields(settings_class) if one.init and not (named and one.name == "name")]
     return [_Entry(f"{at}{one.name}", parts[one.name], default_of(one), texts.get(one.name, ""), given.get(one.name))
@@ -47,7 +48,7 @@ def _entries(settings_class: type, given: dict[str, Any], at: str, named: bool =
 
 
 def _texts(settings_class: type) -> dict[str, str]:
-    """The text of each setting: the string below its field."""
+    """Return the description of each setting: the string below its field."""
     texts = {}
     for one in reversed(settings_class.__mro__[:-1]):
         texts |= {part.arg_name: part.description for part in parse_from_object(one).params if part.description}
@@ -55,8 +56,9 @@ def _texts(settings_class: type) -> dict[str, str]:
 
 
 def _sections(entries: list[_Entry]) -> Iterator[tuple[str, list[_Entry]]]:
-    """Titles and settings: what is required, what is optional, what belongs to groups and choices, what only concerns
-    the run."""
+    """Yield titles and settings: required, optional, one section per group and choice, and those without influence on
+    the result.
+    """
     listed = [entry for entry in entries if entry.is_listed]
     required = [entry for entry in listed if entry.default is MISSING]
     of_the_run = [entry for entry in listed if entry.part.run_only and entry not in required]
@@ -67,7 +69,7 @@ def _sections(entries: list[_Entry]) -> Iterator[tuple[str, list[_Entry]]]:
 
 
 def _sections_below(entry: _Entry) -> Iterator[tuple[str, list[_Entry]]]:
-    """The settings of what a group or choice holds, then those of what is in it in turn."""
+    """Yield the settings of a group or choice, then those of the groups and choices inside it."""
     for key, title, settings_class, given in _held(entry):
         entries = _entries(settings_class, given, f"{key}.", named=entry.part.kind != "group")
         yield title, [one for one in entries if one.is_listed]
@@ -76,7 +78,7 @@ def _sections_below(entry: _Entry) -> Iterator[tuple[str, list[_Entry]]]:
 
 
 def _held(entry: _Entry) -> Iterator[tuple[str, str, type, dict[str, Any]]]:
-    """What a part holds: its dotted name, the title of its section, its class, and what is given for it."""
+    """Yield what a part contains: dotted name, section title, class, and the given values."""
     name, part, given = entry.name, entry.part, entry.given
     values = given if isinstance(given, dict) else {}
     if part.kind == "group":
@@ -94,7 +96,7 @@ def _held(entry: _Entry) -> Iterator[tuple[str, str, type, dict[str, Any]]]:
 
 
 def _entry_lines(entry: _Entry) -> list[str]:
-    """Name and placeholder; beside them, or below if they are long, the text."""
+    """Return the name and placeholder, with the description beside them, or below if they are long."""
     head = f"  --{entry.name}" if entry.default is False else f"  --{entry.name} {placeholder(entry.part)}".rstrip()
     text = f"{entry.text} {_note(entry)}".strip()
     beside = head.ljust(_COLUMN)
@@ -104,7 +106,7 @@ def _entry_lines(entry: _Entry) -> list[str]:
 
 
 def _note(entry: _Entry) -> str:
-    """Range, names and default of a setting, in brackets."""
+    """Return range, available names and default of a setting, in brackets."""
     part, default = entry.part, entry.default
     notes = [limits(part)]
     if part.kind in ("choice", "several"):
@@ -119,7 +121,7 @@ def _note(entry: _Entry) -> str:
 
 
 def _default_note(default: Any) -> str:
-    """Nothing for a switch that is off, an empty list, or a setting that is absent by default."""
+    """Return nothing for a switch that is off, an empty list, or a setting that is absent by default."""
     if default is None or default is False or default == []:
         return ""
     shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)

@@ -1,12 +1,12 @@
-"""Imports that wait, and when they should wait no longer."""
+"""Control over lazy imports."""
 
 from types import ModuleType
 
 
 def load(room: ModuleType, *names: str) -> None:
-    """Import now what a subpackage would import when `names` of it (all, if none is given) are first used.
+    """Import now what a subpackage would import on first use of `names` (all names if none is given).
 
-    For where a clock starts: importing is no part of the work that is measured.
+    For use before a clock starts: importing does not count as work.
     """
     for name in names or room.__all__:
         getattr(room, name)

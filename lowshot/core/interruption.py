@@ -1,6 +1,6 @@
-"""Stopping on request: SIGTERM, as clusters send it, stops a stage in the same way as Ctrl-C.
+"""Stopping on request. SIGTERM, which clusters send, stops a stage like Ctrl-C.
 
-What an interrupted piece of work keeps is a note on the exception (`BaseException.add_note`); `core.cli` prints it.
+Interrupted work records what it keeps as a note on the exception (`BaseException.add_note`); `core.cli` prints it.
 """
 
 import signal
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM; `code` is the exit code that shells expect for it."""
+    """SIGTERM. `code` is the exit code that shells expect."""
 
     code = 128 + signal.SIGTERM
 
@@ -18,7 +18,7 @@ class Terminated(KeyboardInterrupt):
 @contextmanager
 def stopping() -> Iterator[None]:
     """Within the block, SIGTERM raises `Terminated`."""
-    if threading.current_thread() is not threading.main_thread():  # others receive no signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield
         return
     before = signal.signal(signal.SIGTERM, _terminate)

@@ -6,15 +6,15 @@ from typing import Any
 from tqdm import tqdm
 
 _LINE_SECONDS = 60  # between two lines of a log file
-_STEADY_SECONDS = 20  # of work before its length is estimated
-_LONG_SECONDS = 1800  # left, from which on the work is announced as long
+_STEADY_SECONDS = 20  # of work, before its length is estimated
+_LONG_SECONDS = 1800  # left, from which on a notice is printed
 
 
 class Progress(tqdm):
     """tqdm for every loop that may take long.
 
-    In a log file, work of less than a minute prints nothing. `resumable` work is work that the same command continues
-    after an interruption. All other arguments are those of tqdm.
+    In a log file, work of less than a minute prints nothing. `resumable` means that the same command continues after an
+    interruption. All other arguments are those of tqdm.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class Progress(tqdm):
         return False
 
     def _elapsed(self) -> float:
-        return self._time() - self.start_t if hasattr(self, "start_t") else 0.0  # tqdm shows itself before it starts
+        return self._time() - self.start_t if hasattr(self, "start_t") else 0.0  # tqdm calls display before it starts
 
     def _seconds_left(self) -> float | None:
-        """None where it is unknown."""
+        """Return None if it is unknown."""
         done, elapsed = self.n - self.initial, self._elapsed()
         return (self.total - self.n) * elapsed / done if self.total and done > 0 else None
 
@@ -64,7 +64,7 @@ class Progress(tqdm):
         return f"{self._name()}: {', '.join(filter(None, parts))}"
 
     def _name(self) -> str:
-        return (self.desc or "progress").removesuffix(": ")  # which tqdm adds
+        return (self.desc or "progress").removesuffix(": ")  # added by tqdm
 
 
 def say(text: str) -> None:
@@ -80,7 +80,7 @@ def _plural(unit: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """In words, to two digits: "40 s", "12 min", "3 h 20 min"."""
+    """Return a duration in words: "40 s", "12 min", "3 h 20 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""Where work runs: feature-space work on the GPU if there is one, networks where Lightning Fabric is told to."""
+"""Devices and processes: feature-space work uses a CUDA GPU if there is one, networks use Lightning Fabric."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 
 
 def available_cores() -> int:
-    """Processor cores that this process may use."""
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_float64(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` as float64; on the CPU if it was on an Apple GPU, which has no float64."""
+    """Return `tensor` as float64. A tensor on an Apple GPU, which has no float64, is moved to the CPU."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 def pick_device() -> torch.device:
-    """The CUDA GPU if there is one, else the CPU: feature-space work needs float64, which Apple's GPUs lack."""
+    """Return the CUDA GPU if there is one, else the CPU. Features need float64, which Apple GPUs lack."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def open_fabric(accelerator: str, precision: str, devices: int = 1) -> Fabric:
-    """Fabric, or InputError in one line for an accelerator, precision or number of devices that is not there."""
-    from lightning_fabric import Fabric  # takes seconds, and only networks need it
+    """Return a Fabric. Raises InputError for an accelerator, precision or number of devices that is not available."""
+    from lightning_fabric import Fabric  # takes seconds to import, and only networks need it
     from lightning_fabric.strategies import DDPStrategy
 
     try:
-        # Buffers are not sent around at every step: `Trainer` gives all processes the first one's after each epoch.
+        # Buffers are not broadcast at every step: `Trainer` does it after each epoch.
         strategy = DDPStrategy(broadcast_buffers=False) if devices > 1 else "auto"
         return Fabric(accelerator=accelerator, strategy=strategy, devices=devices, precision=precision)
     except (RuntimeError, ValueError) as error:
@@ -46,19 +46,19 @@ def open_fabric(accelerator: str, precision: str, devices: int = 1) -> Fabric:
 
 
 class Processes(NamedTuple):
-    """This process, `rank` of `size` that `torchrun` started, or the only one; `device` is where it computes."""
+    """This process, `rank` of `size` started by `torchrun` (or the only one), and the `device` it computes on."""
 
     rank: int
     size: int
     device: torch.device
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes reach this point."""
         if self.size > 1:
             torch.distributed.barrier()
 
     def total(self, array: np.ndarray) -> np.ndarray:
-        """The sum of the arrays of all processes, to each of them; on a CPU it takes the place of `array`."""
+        """Return the sum of the arrays of all processes, in each process. On a CPU, `array` is overwritten."""
         if self.size == 1:
             return array
         tensor = torch.from_numpy(array).to(self.device)
@@ -66,7 +66,7 @@ class Processes(NamedTuple):
         return tensor.cpu().numpy()
 
     def largest(self, array: np.ndarray) -> np.ndarray:
-        """The same for the largest entries; `array` stays as it is."""
+        """Return the elementwise maximum over all processes. `array` is not changed."""
         if self.size == 1:
             return array
         tensor = torch.tensor(array, device=self.device)
@@ -76,7 +76,7 @@ class Processes(NamedTuple):
 
 @contextmanager
 def open_processes() -> Iterator[Processes]:
-    """Join the processes that `torchrun` started: over nccl with a GPU each, over gloo without."""
+    """Join the processes started by `torchrun`: with nccl on GPUs (one each), else with gloo."""
     if "WORLD_SIZE" not in os.environ:
         yield Processes(0, 1, pick_device())
         return

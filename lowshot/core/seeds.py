@@ -1,4 +1,4 @@
-"""Random streams that depend on what they are for, never on batch size, worker count or number of processes."""
+"""Random streams that depend on their purpose, never on batch size, worker count or number of processes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def _entropy(seed: int, key: tuple[int | str, ...]) -> np.random.SeedSequence:
 
 
 def stream(seed: int, *key: int | str) -> np.random.Generator:
-    """A numpy generator of its own for `key`, e.g. ``stream(seed, "draws", trial, class_id)``."""
+    """Return the NumPy generator for `key`, e.g. ``stream(seed, "draws", trial, class_id)``."""
     return np.random.default_rng(_entropy(seed, key))
 
 
 def torch_stream(seed: int, *key: int | str) -> torch.Generator:
-    """The same as a CPU torch generator."""
-    import torch  # takes a second, and most streams need none
+    """Return the CPU torch generator for `key`."""
+    import torch  # takes a second to import, and most streams do not need it
 
     state = _entropy(seed, key).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state & np.uint64(2**63 - 1)))

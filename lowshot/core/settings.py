@@ -1,99 +1,56 @@
-"""Settings as dataclasses: built from plain values, checked, and turned back into plain values.
+"""Settings as dataclasses: built from plain values, checked, and converted back to plain values.
 
 A field of a settings dataclass holds a value, a *group* (another dataclass, or None if it may be absent), a *choice*
-(`Annotated[Any, Registry]`, see `lowshot.core.choices`) or several of them (`Annotated[dict, Several]`). Its annotation
-says what it may be, the string below it is its help. A group or choice that is given as a single value sets its first
+(`Annotated[Any, Registry]`, see `lowshot.core.choices`) or several choices (`Annotated[dict, Several]`). The annotation
+defines what is accepted, the string below the field is its help. A single value for a group or choice sets its first
 setting: ``classifier: mlp`` is short for ``classifier: {name: mlp}``.
 """
 
 import json
 import types
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_origin
 
 import yaml
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.types import NonNegativeFloat as NonNegativeFloat
 from pydantic.types import NonNegativeInt as NonNegativeInt
 from pydantic.types import PositiveFloat as PositiveFloat
 from pydantic.types import PositiveInt as PositiveInt
 
-from lowshot.core.choices import Registry, Several, suggestion
+from lowshot.core.choices import Registry, suggestion
 from lowshot.core.errors import InputError
+from lowshot.core.parts import ClosedUnitInterval as ClosedUnitInterval
+from lowshot.core.parts import Momentum as Momentum
+from lowshot.core.parts import NetworkPrecision as NetworkPrecision
+from lowshot.core.parts import OpenUnitInterval as OpenUnitInterval
+from lowshot.core.parts import Part, alternatives, bare, default_of, describe, parts_of, takes_path
+from lowshot.core.parts import RunOnly as RunOnly
+from lowshot.core.parts import Seed as Seed
+from lowshot.core.parts import TwoOrMore as TwoOrMore
 
 Settings = TypeVar("Settings")
-_T = TypeVar("_T")
-_RUN_ONLY = "run only"
-_ITSELF = ""  # the key of a group's single value beside settings of it
-
-ClosedUnitInterval = Annotated[float, Ge(0), Le(1)]
-OpenUnitInterval = Annotated[float, Gt(0), Lt(1)]
-Momentum = Annotated[float, Ge(0), Lt(1)]
-TwoOrMore = Annotated[int, Ge(2)]
-Seed = Annotated[int, Ge(0), Lt(2**32)]
-NetworkPrecision = Literal["32-true", "16-mixed", "bf16-mixed"]
-# A setting that changes where or how fast the work runs, never what it yields; it stands in no recipe.
-RunOnly = Annotated[_T, _RUN_ONLY]
+_ITSELF = ""  # key of a group's single value, beside its settings
 
 
 class BadSetting(InputError):
-    """A setting that cannot be: `key` is its dotted name."""
+    """A setting that is not accepted. `key` is its dotted name."""
 
     def __init__(self, key: str, cause: str) -> None:
         super().__init__(f"{key}: {cause}")
         self.key, self.cause = key, cause
 
 
-class Part(NamedTuple):
-    """What a field holds: a "value" of the type `what`, a "group" of that dataclass, a "choice" from that registry, or
-    "several"."""
-
-    kind: Literal["value", "group", "choice", "several"]
-    what: Any
-    optional: bool
-    run_only: bool
-
-
-@lru_cache
-def parts_of(settings_class: type) -> dict[str, Part]:
-    """What each field holds, in the order in which settings are shown."""
-    hints = get_type_hints(settings_class, include_extras=True)
-    return {field.name: _part_of(hints[field.name]) for field in fields(settings_class) if field.init}
-
-
-def _part_of(hint: Any) -> Part:
-    run_only = get_origin(hint) is Annotated and _RUN_ONLY in get_args(hint)
-    members = _alternatives(_bare(hint) if run_only else hint)
-    options = [one for one in members if one is not types.NoneType]
-    optional = len(options) < len(members)
-    for one in options:
-        marks = get_args(one)[1:] if get_origin(one) is Annotated else ()
-        for mark in marks:
-            if isinstance(mark, Registry):
-                return Part("choice", mark, optional, run_only)
-            if isinstance(mark, Several):
-                return Part("several", mark.registry, optional, run_only)
-    if len(options) == 1 and is_dataclass(options[0]):
-        return Part("group", options[0], optional, run_only)
-    return Part("value", hint, optional, run_only)
-
-
-def _alternatives(hint: Any) -> tuple:
-    """The members of a union, else the type alone."""
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
 def build(
     settings_class: type[Settings], values: dict[str, Any], base: Settings | None = None, at: str = ""
 ) -> Settings:
-    """The settings that `values` give, the rest as in `base`, or as they are by default.
+    """Build settings from `values`; all others are as in `base`, or have their defaults.
 
-    Values may be texts, as the command line has them. Raises BadSetting for one that is unknown, missing, or not what
-    it may be; `at` is where the settings stand, for its key.
+    Values may be strings, as on the command line. Raises BadSetting for a setting that is unknown, missing or not
+    accepted; `at` is the prefix of its key.
     """
     parts, built = parts_of(settings_class), {}
     for name in values:
@@ -109,14 +66,14 @@ def build(
             built[field.name] = default
     try:
         return settings_class(**built)
-    except Exception as error:  # a class of the user's own may fail in every way
+    except Exception as error:  # a user-defined class may raise anything
         if not isinstance(error, ValueError) and settings_class.__module__.partition(".")[0] == "lowshot":
             raise
         raise (BadSetting(at[:-1], str(error)) if at else InputError(str(error))) from None
 
 
 def _hint(name: str, parts: dict[str, Part]) -> str:
-    """The setting that was probably meant: one of a group or choice by that name, or one with a similar name."""
+    """Suggest the setting that was probably meant: one inside a group or choice, or one with a similar name."""
     for top, part in parts.items():
         held = [part.what] if part.kind == "group" else part.what.classes.values() if part.kind == "choice" else []
         if any(name in parts_of(one) for one in held):
@@ -125,16 +82,11 @@ def _hint(name: str, parts: dict[str, Part]) -> str:
 
 
 def _missing(settings_class: type, values: dict[str, Any], at: str) -> BadSetting:
-    """The refusal that names all settings without a value."""
+    """Return the error that names all required settings without a value."""
     required = [field.name for field in fields(settings_class) if field.init and default_of(field) is MISSING]
     first, *others = [name for name in required if name not in values]
     also = f"; so is {others[0]}" if len(others) == 1 else f"; so are {', '.join(others)}" if others else ""
     return BadSetting(f"{at}{first}", f"is required ({describe(parts_of(settings_class)[first])}){also}")
-
-
-def default_of(field: Field) -> Any:
-    """Of a dataclass field; MISSING if it has none."""
-    return field.default_factory() if field.default_factory is not MISSING else field.default
 
 
 def _build_part(part: Part, value: Any, default: Any, at: str) -> Any:
@@ -156,7 +108,7 @@ def _build_part(part: Part, value: Any, default: Any, at: str) -> Any:
 
 
 def _build_one(registry: Registry, key: str, value: Any, base: Any, at: str) -> Any:
-    """One of several choices; its name is its key, unless it is the user's own."""
+    """Build one of several choices. Its name is its key, unless it is user-defined."""
     given, known = _as_dict(value), key if base is None else registry.name_of(base)
     name = given.pop("name", known)
     found = type(base) if base is not None and name == known else _found(registry, name, at)
@@ -189,7 +141,7 @@ def _build_choice(registry: Registry, given: dict[str, Any], default: Any, at: s
 
 
 def _as_dict(value: Any) -> dict[str, Any]:
-    """What is given of a group or choice by the names of its settings; a single value under a name of its own."""
+    """Return what is given for a group or choice by setting. A single value has a key of its own."""
     return dict(value) if isinstance(value, dict) else {_ITSELF: value}
 
 
@@ -199,7 +151,7 @@ def _as_choice(value: Any) -> dict[str, Any]:
 
 
 def _as_group(group: type, value: Any) -> dict[str, Any]:
-    """A single value is that of the first setting; a switch ("true") that of none."""
+    """Return what is given for a group by setting. A single value sets the first setting, a switch ("true") none."""
     given = _as_dict(value)
     single = given.pop(_ITSELF, None)
     switched_on = single is True or single in ("true", None)  # 1 is a value, though it equals True
@@ -207,7 +159,7 @@ def _as_group(group: type, value: Any) -> dict[str, Any]:
 
 
 def as_several(value: Any) -> dict[str, Any]:
-    """Names in order, each with what is given for it; the user's own go by the names of their classes."""
+    """Return names in order, each with its settings. User-defined classes go by their class name."""
     if isinstance(value, dict) and _ITSELF in value:
         merged: dict[str, Any] = {}
         for name, one in value.items():
@@ -228,7 +180,7 @@ def as_several(value: Any) -> dict[str, Any]:
 
 
 def _in_list(value: Any) -> list[tuple[Any, Any]]:
-    """Names without settings, or mappings of such to their settings, one after the other."""
+    """Return pairs of name and settings from a list of names or mappings."""
     parts = [one if isinstance(one, dict) else {one: None} for one in (value if isinstance(value, list) else [value])]
     return [pair for part in parts for pair in part.items()]
 
@@ -240,7 +192,7 @@ def _keyed(name: str, value: Any) -> tuple[str, Any]:
 
 
 def _checked_value(part: Part, value: Any, at: str) -> Any:
-    try:  # a truth value is no number, and a switch alone no text
+    try:  # a boolean is not a number, and a bare switch is not a string
         return _adapter(part.what).validate_python(_readable(part.what, value), strict=isinstance(value, bool) or None)
     except ValidationError:
         raise BadSetting(at, f"{_as_written(value)}: must be {describe(part)}") from None
@@ -253,7 +205,7 @@ def _as_written(value: Any) -> str:
 
 
 def _readable(hint: Any, value: Any) -> Any:
-    """`value` as its type takes it: a text in brackets as a list, and a single value where only lists are taken."""
+    """Return `value` in the form of its type: a string in brackets as a list, a single value as a list of one."""
     if isinstance(value, str) and _takes_list(hint):
         value = _listed(value)
     if isinstance(value, list):
@@ -263,7 +215,7 @@ def _readable(hint: Any, value: Any) -> Any:
 
 
 def _listed(value: str) -> Any:
-    """A text in brackets as the list that it stands for, any other as it is."""
+    """Return a string in brackets as a list, anything else unchanged."""
     if not (value.startswith("[") and value.endswith("]")):
         return value
     try:
@@ -273,20 +225,16 @@ def _listed(value: str) -> Any:
 
 
 def _without_truths(values: list) -> list:
-    """Truth values as texts, which are no numbers."""
+    """Return booleans as strings, so that they are not taken for numbers."""
     return [str(one).lower() if isinstance(one, bool) else one for one in values]
 
 
 def _takes_list(hint: Any) -> bool:
-    return any(get_origin(_bare(one)) is list for one in _alternatives(_bare(hint)))
+    return any(get_origin(bare(one)) is list for one in alternatives(bare(hint)))
 
 
 def _takes_only_lists(hint: Any) -> bool:
-    return all(get_origin(_bare(one)) is list for one in _alternatives(_bare(hint)) if one is not types.NoneType)
-
-
-def _bare(hint: Any) -> Any:
-    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return all(get_origin(bare(one)) is list for one in alternatives(bare(hint)) if one is not types.NoneType)
 
 
 @lru_cache
@@ -295,70 +243,8 @@ def _adapter(hint: Any) -> TypeAdapter:
     return TypeAdapter(hint, config=config)
 
 
-def describe(part: Part) -> str:
-    """What a part may be, in words."""
-    if part.kind in ("choice", "several"):
-        return part.what.names
-    return "settings" if part.kind == "group" else _in_words(part.what)
-
-
-_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path",
-          dict: "settings", types.NoneType: "null", Any: "anything"}  # fmt: skip
-
-
-def _in_words(hint: Any) -> str:
-    if get_origin(hint) is Annotated:
-        base, *marks = get_args(hint)
-        return f"{_in_words(base)} {_bounds(tuple(marks))}".rstrip()
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(map(str, get_args(hint)))}" if len(get_args(hint)) > 1 else str(get_args(hint)[0])
-    if get_origin(hint) is list:
-        return f"a list, each {_in_words(get_args(hint)[0])}"
-    if len(_alternatives(hint)) > 1:
-        return " or ".join(_in_words(one) for one in _alternatives(hint))
-    return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-_PLACEHOLDERS = {bool: "true|false", int: "N", float: "X", str: "TEXT", Path: "PATH"}
-
-
-def placeholder(part: Part) -> str:
-    """What the help writes for the value of a part: "N ..."."""
-    if part.kind == "group":
-        return placeholder(next(iter(parts_of(part.what).values()))) if part.optional else ""
-    return {"choice": "NAME", "several": "NAME ..."}.get(part.kind) or _placeholder(part.what)
-
-
-def _placeholder(hint: Any) -> str:
-    bare = _bare(hint)
-    options = [one for one in _alternatives(bare) if one is not types.NoneType]
-    if options != [bare]:
-        return "|".join(map(_placeholder, options))
-    if get_origin(bare) is list:
-        return f"{_placeholder(get_args(bare)[0])} ..."
-    return "|".join(map(str, get_args(bare))) if get_origin(bare) is Literal else _PLACEHOLDERS.get(bare, "VALUE")
-
-
-def limits(part: Part) -> str:
-    """The range of the numbers that a part takes: "> 0", or nothing."""
-    return _limits(part.what) if part.kind == "value" else ""
-
-
-def _limits(hint: Any) -> str:
-    if get_origin(hint) is Annotated and (bounds := _bounds(get_args(hint)[1:])):
-        return bounds
-    bare = _bare(hint)
-    return next(filter(None, map(_limits, get_args(bare))), "") if get_origin(bare) not in (None, Literal) else ""
-
-
-def _bounds(marks: tuple) -> str:
-    signs = {Gt: (">", "gt"), Ge: (">=", "ge"), Lt: ("<", "lt"), Le: ("<=", "le")}
-    found = [(signs[type(mark)], mark) for mark in marks if type(mark) in signs]
-    return " and ".join(f"{sign} {getattr(mark, name)}" for (sign, name), mark in found)
-
-
 def merge(settings_class: type, older: dict[str, Any], newer: dict[str, Any]) -> dict[str, Any]:
-    """Values of two sources, `newer` first; another choice leaves nothing of the settings of the older one."""
+    """Combine values of two sources, where `newer` wins. A different choice discards the older settings."""
     parts, merged = parts_of(settings_class), dict(older)
     defaults = {field.name: default_of(field) for field in fields(settings_class)}
     for name, value in newer.items():
@@ -378,7 +264,7 @@ def _merge_part(part: Part, default: Any, older: Any, newer: Any) -> Any:
 
 
 def _merge_several(registry: Registry, older: Any, newer: Any) -> dict[str, Any]:
-    """Those named anew in the place of the older ones; settings alone change what they are settings of, or add it."""
+    """Combine several choices. A new list of names replaces the old one; settings alone change or add a choice."""
     before, given = as_several(older), as_several(newer)
     both = {}
     for name in given.keys() & before.keys():
@@ -388,16 +274,16 @@ def _merge_several(registry: Registry, older: Any, newer: Any) -> dict[str, Any]
 
 
 def _names_anew(value: Any) -> bool:
-    """Whether what is given of several choices says which they are, and not only settings of them."""
+    """Whether a value lists the choices by name, instead of only changing their settings."""
     return not isinstance(value, dict) or _ITSELF in value
 
 
 def values_of(settings: Any) -> dict[str, Any]:
-    """The settings that influence what is made, as plain values: no paths, nothing of where or how fast it runs."""
+    """Return the settings that influence the result as plain values: no paths, nothing that only concerns the run."""
     return {
         name: _plain(part, getattr(settings, name))
         for name, part in parts_of(type(settings)).items()
-        if not part.run_only and not _takes_path(part)
+        if not part.run_only and not takes_path(part)
     }
 
 
@@ -413,25 +299,20 @@ def _plain(part: Part, value: Any) -> Any:
 
 
 def _order_entry(name: str, key: str) -> str:
-    """One of several choices in their order: its name, and its key where the name does not tell it."""
+    """Return the entry of a choice in a list of several: its name, with its key if the name does not imply it."""
     return name if _keyed(name, None)[0] == key else f"{key}: {name}"
 
 
-def _takes_path(part: Part) -> bool:
-    return part.kind == "value" and any(
-        one is Path or (get_origin(one) is list and Path in get_args(one)) for one in _alternatives(_bare(part.what))
-    )
-
-
 def paths_of(settings: Any, at: str = "") -> dict[str, Path]:
-    """The files and folders that settings of one choice name, by field, those of its groups and lists too; without
-    those that are run only."""
+    """Return the files and folders named in the settings of a choice, by field, including groups and lists but not
+    RunOnly settings.
+    """
     paths: dict[str, Path] = {}
     for name, part in parts_of(type(settings)).items():
         value = getattr(settings, name)
         if part.kind == "group" and value is not None:
             paths |= paths_of(value, f"{at}{name}.")
-        elif _takes_path(part) and not part.run_only and value is not None:
+        elif takes_path(part) and not part.run_only and value is not None:
             paths |= {f"{at}{name}.{i}": Path(one) for i, one in enumerate(value)} if isinstance(value, list) else {
                 f"{at}{name}": Path(value)
             }  # fmt: skip
@@ -439,17 +320,17 @@ def paths_of(settings: Any, at: str = "") -> dict[str, Path]:
 
 
 def stored_values(settings: Any) -> dict[str, Any]:
-    """All that is needed to build the settings of a choice again, as plain values: paths as they resolve here."""
+    """Return everything needed to rebuild the settings of a choice, as plain values with absolute paths."""
     paths = {name: str(path.resolve()) for name, path in paths_of(settings).items()}
     return nested({**flat(values_of(settings)), **paths})
 
 
 def defaults_of(settings: Any) -> dict[str, Any]:
-    """Plain values as `values_of` has them, for every setting that has a default: those of the choices at work."""
+    """Return the default of every setting that has one, as in `values_of`, for the current choices."""
     values = {}
     for field in (field for field in fields(settings) if field.init):
         part, value, default = parts_of(type(settings))[field.name], getattr(settings, field.name), default_of(field)
-        if part.run_only or _takes_path(part):
+        if part.run_only or takes_path(part):
             continue
         if part.kind == "choice" and value is not None:
             name = {} if default is MISSING or default is None else {"name": part.what.name_of(default)}
@@ -465,7 +346,7 @@ def defaults_of(settings: Any) -> dict[str, Any]:
 
 
 def choices_in(settings: Any, at: str = "") -> Iterator[tuple[str, Any]]:
-    """All choices at work, (dotted name, choice), those within groups and choices too."""
+    """Yield (dotted name, choice) for all choices, including those inside groups and choices."""
     for name, part in parts_of(type(settings)).items():
         value = getattr(settings, name)
         if value is None or part.kind == "value":
@@ -478,7 +359,7 @@ def choices_in(settings: Any, at: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def checked(settings_class: type[Settings], values: Any, where: Path) -> Settings:
-    """The dataclass filled with what the file `where` holds for it; InputError unless its types and ranges allow it."""
+    """Build the dataclass from the content of the file `where`. Raises InputError if it is not accepted."""
     if not isinstance(values, dict):
         raise InputError(f"{where}: {values!r} instead of named settings")
     try:
@@ -488,15 +369,15 @@ def checked(settings_class: type[Settings], values: Any, where: Path) -> Setting
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values under dotted names, as the command line has them."""
+    """Return nested values under dotted names, as on the command line."""
     dotted = {}
-    for name, value in values.items():  # names of a file may be numbers, or none
+    for name, value in values.items():  # keys of a file may be numbers or null
         dotted |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return dotted
 
 
 def nested(values: dict[str, Any]) -> dict[str, Any]:
-    """Values under dotted names, nested; a value and settings below it (`loss: sgm`, `loss.weight: 1`) go together."""
+    """Nest values with dotted names. A value and settings below it (`loss: sgm`, `loss.weight: 1`) are combined."""
     tree: dict[str, Any] = {}
     for name, value in values.items():
         *groups, key = name.split(".")

@@ -1,4 +1,4 @@
-"""State dicts on disk: read without pickled objects, and with one line of error for what is missing or damaged."""
+"""State dicts on disk, read without pickled objects."""
 
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ from lowshot.core.errors import InputError
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """`torch.load(weights_only=True)` on the CPU, with one line for a missing or unreadable file, or one that does not
-    hold things by name."""
+    """Load a file on the CPU with `torch.load(weights_only=True)`. Raises InputError if it is not a readable state
+    dict.
+    """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise missing(path) from None
-    except Exception:  # torch raises half a dozen kinds, and advises to load pickled objects
+    except Exception:  # torch raises many types, and advises to load pickled objects
         raise InputError(f"{path}: not a readable state dict: damaged, cut off, or with pickled objects") from None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise InputError(f"{path}: not a state dict, it holds no tensors by name")
@@ -25,7 +26,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file, or the one inside a released checkpoint {epoch, state}."""
+    """Return the state dict in a file, or the one inside a released checkpoint {epoch, state}."""
     state = load_state(path)
     state = state.get("state", state)
     if not isinstance(state, dict) or not all(
@@ -40,7 +41,7 @@ def _first_line(error: Exception) -> str:
 
 
 def fill(model: nn.Module, path: Path) -> None:
-    """Load a state dict that must fit exactly; InputError otherwise."""
+    """Load a state dict that must fit the model exactly. Raises InputError otherwise."""
     try:
         model.load_state_dict(load_state(path))
     except (RuntimeError, TypeError, AttributeError) as error:

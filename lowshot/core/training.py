@@ -1,4 +1,4 @@
-"""What every training stage shares: an unfinished folder with checkpoints and logs that a killed run goes on from."""
+"""Parts of every training stage: an unfinished folder with checkpoints and logs, which an interrupted run continues."""
 
 import json
 import math
@@ -17,10 +17,10 @@ from lowshot.core.state_dicts import load_state
 
 
 class TrainingRun:
-    """The unfinished folder of one training: `checkpoint.pt`, `log.jsonl` (one record a `step`) and TensorBoard events.
+    """The unfinished folder of a training: `checkpoint.pt`, `log.jsonl` (one record per `step`) and TensorBoard events.
 
-    Nothing here knows what is trained: a checkpoint is any dictionary of tensors, numbers and strings. A training that
-    ends before its schedule does, because the user wants it to, leaves the step in `ended_after`: the artifact says so.
+    It does not know what is trained: a checkpoint is a dictionary of tensors, numbers and strings. If the user ends a
+    training before its schedule, `ended_after` is the last step, and the artifact records it.
     """
 
     def __init__(self, folder: Path, writes: bool, config: dict) -> None:
@@ -31,7 +31,7 @@ class TrainingRun:
         self.events = SummaryWriter(str(folder / "tensorboard")) if writes else None
 
     def resume(self) -> dict | None:
-        """The last checkpoint, or None at a first start. Log records that are later than it are dropped."""
+        """Return the last checkpoint, or None at a first start. Later log records are dropped."""
         if not self.checkpoint.exists():
             if self.writes:
                 self.log_file.unlink(missing_ok=True)
@@ -42,12 +42,12 @@ class TrainingRun:
             print(f"continuing after {point_in(self.config, checkpoint['step'])} ({self.checkpoint})", flush=True)
         if self.writes and self.log_file.exists():
             lines = self.log_file.read_text().splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("}\n")]  # a kill may have cut the last one
+            whole = [line for line in lines if line.endswith("}\n")]  # the last line may be cut off
             self.log_file.write_text("".join(line for line in whole if _is_before(json.loads(line), checkpoint)))
         return checkpoint
 
     def save(self, step: int, checkpoint: dict) -> None:
-        """Replace the checkpoint in one step: a kill leaves either the old or the new one."""
+        """Replace the checkpoint atomically: an interruption leaves either the old or the new one."""
         if not all(value.isfinite().all() for value in checkpoint["model"].values()):
             self.check_finite(math.nan, step)
         if self.writes:
@@ -66,40 +66,40 @@ class TrainingRun:
             self.events.add_scalar(name, value, step)
 
     def say_ended_early(self) -> None:
-        """Write `ended_after` into the recipe of what has been made, and into the log."""
+        """Write `ended_after` into the recipe and the log."""
         where = self.folder / "config.json"
         content = read_json(where)
         write_json(where, {**content, "config": {**content["config"], "ended_after": self.ended_after}})
         self.log(self.ended_after, ended_after=self.ended_after)
 
     def check_finite(self, loss: float, step: int) -> None:
-        """InputError that names the step if the loss is NaN or infinite; the checkpoint stays."""
+        """Raise InputError with the step if the loss is NaN or infinite. The checkpoint is kept."""
         if not math.isfinite(loss):
             kept = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint.exists() else "no checkpoint yet"
             raise InputError(f"loss is {loss} at step {step}: the training diverged ({kept}); lower the learning rate")
 
 
-# What the last records of a log say of the whole training.
+# Keys of log records about the whole training.
 OF_THE_END = {"ended_after", "model_epoch"}
 
 
 def _is_before(record: dict, checkpoint: dict) -> bool:
-    """Whether a run that goes on from the checkpoint keeps the record."""
+    """Whether a run that continues from the checkpoint keeps the record."""
     return record["step"] <= checkpoint["step"] and not record.keys() & OF_THE_END
 
 
 def last_step(total: int, end_after: int | None) -> int:
-    """Where a training of `total` steps (or epochs) ends that the user wants to end behind one of them."""
+    """Return the last step (or epoch) of a training with `total` steps that may end after step `end_after`."""
     return total if end_after is None else min(total, end_after)
 
 
 @contextmanager
 def training_run(out: Path, made_from: Recipe, overwrite: bool, writes: bool = True) -> Iterator[TrainingRun]:
-    """Open the unfinished folder of `out` (going on from a killed run of the same recipe), publish it when the block
-    ends well.
+    """Open the unfinished folder of `out`, which may continue an interrupted run with the same recipe, and publish it
+    at the end.
 
-    The block puts the finished model into `run.folder`. Only one process of several has `writes`; the others follow it.
-    Raises InputError if an unfinished run of another recipe is there, unless `overwrite`.
+    The block writes the finished model into `run.folder`. Of several processes only one `writes`. Raises InputError if
+    there is an unfinished run with another recipe, unless `overwrite`.
     """
     if not writes:
         yield TrainingRun(partial_path(Path(out)), False, made_from["config"])
@@ -117,7 +117,7 @@ def training_run(out: Path, made_from: Recipe, overwrite: bool, writes: bool = T
             if run.checkpoint.exists():
                 error.add_note(f"the same command continues after {point_in(run.config, run.saved_step)}")
             else:
-                shutil.rmtree(folder)  # nothing to go on from
+                shutil.rmtree(folder)  # nothing to continue from
             raise
         if run.ended_after is not None:
             run.say_ended_early()
@@ -126,7 +126,7 @@ def training_run(out: Path, made_from: Recipe, overwrite: bool, writes: bool = T
 
 
 def refuse_other_leftover(out: Path, made_from: Recipe) -> None:
-    """InputError if an unfinished run with other inputs or settings stands where `out` would be made."""
+    """Raise InputError if `out` has an unfinished run with other inputs or settings."""
     partial = partial_path(Path(out))
     stored = partial_recipe(partial)
     if stored is not None and (difference := made_from.difference(stored)):

@@ -20,7 +20,7 @@ from lowshot.classifiers.tasks import Tasks
 from lowshot.core.artifacts import read_json, write_json
 from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
-from lowshot.core.settings import parts_of
+from lowshot.core.parts import parts_of
 from lowshot.data.datasets.folder import find_images
 from lowshot.data.datasets.images import open_image
 from lowshot.data.features import read_features, write_features

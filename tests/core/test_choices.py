@@ -9,7 +9,8 @@ import pytest
 from lowshot.core.artifacts import recipe
 from lowshot.core.choices import Registry, code_file, is_own, named_class, own_class, own_name, suggestion
 from lowshot.core.errors import InputError
-from lowshot.core.settings import build, parts_of, values_of
+from lowshot.core.parts import parts_of
+from lowshot.core.settings import build, values_of
 from lowshot.gan.settings import FixedChanges
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from lowshot.core.choices import Registry, Several
 from lowshot.core.errors import InputError
+from lowshot.core.parts import describe, parts_of
 from lowshot.core.settings import (
     BadSetting,
     ClosedUnitInterval,
@@ -19,11 +20,9 @@ from lowshot.core.settings import (
     checked,
     choices_in,
     defaults_of,
-    describe,
     flat,
     merge,
     nested,
-    parts_of,
     paths_of,
     values_of,
 )

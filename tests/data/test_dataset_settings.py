@@ -4,7 +4,7 @@ import pytest
 from conftest import assert_refused, run_script, settings
 
 from lowshot.core.artifacts import recipe
-from lowshot.core.settings import parts_of
+from lowshot.core.parts import parts_of
 from lowshot.data.datasets.registry import READERS
 from lowshot.data.datasets.settings import DATASETS, DrawnSplit, Folder, Glyphs, ImageNet, Shots, Yfcc100m, part_of
 from preprocessing import Config

@@ -25,7 +25,7 @@ from lowshot.classifiers.settings import (
 )
 from lowshot.core.artifacts import write_json
 from lowshot.core.errors import InputError
-from lowshot.core.settings import parts_of
+from lowshot.core.parts import parts_of
 from lowshot.data.additions import Repetition
 from lowshot.data.features import write_features
 from lowshot.data.protocol import Split, draws_to_json, make_draws
