@@ -41,7 +41,7 @@ def score_cosine(tasks: Tasks, options: CosineOptions, seed: int) -> Tensor:
         velocity.lerp_(gradient, 1.0 if step == 0 else 1 - _MOMENTUM)
         weights.sub_(velocity, alpha=options.lr)
     if not weights.norm(dim=-1).isfinite().all():
-        raise Diverged(f"cosine.lr {options.lr:g}: the weights grew without bound. Use a lower learning rate.")
+        raise Diverged(f"cosine.lr {options.lr:g}: the weights grew without bound")
     return options.scale * F.normalize(tasks.query_features, dim=-1) @ F.normalize(weights, dim=-1).mT
 
 

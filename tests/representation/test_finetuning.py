@@ -126,8 +126,8 @@ def test_shares_of_mixup():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"shots": 2}, "fine-tuned on 3 shots of trial 1, not 2 of trial 1"),
-        ({"trial": 2}, "fine-tuned on 3 shots of trial 1, not 3 of trial 2"),
+        ({"shots": 2}, r"fine-tuned on 3 shots of trial 1\. Use samples of a GAN with --k 2 --trial 1"),
+        ({"trial": 2}, r"fine-tuned on 3 shots of trial 1\. Use samples of a GAN with --k 3 --trial 2"),
         ({"holdout": 0.5}, "holdout: no such setting"),
         ({"trained": []}, "trained: is empty"),
         (
@@ -205,7 +205,7 @@ def test_a_head_that_has_learned_from_samples_says_so(data, extractor, samples, 
     [
         ({"shots": [2]}, "fine-tuned on 3 shots of trial 1 and cannot be evaluated on n = 2, trial 1"),
         ({"trials": [1, 2]}, "cannot be evaluated on n = 3, trial 2"),
-        ({"add": ["repetition"]}, "own_head: learns nothing"),
+        ({"add": ["repetition"]}, "own_head: does not learn"),
         ({"classifier": "own_head"}, r"classifier\.extractor: is required"),
     ],
 )
@@ -215,5 +215,5 @@ def test_heads_and_features_serve_their_own_runs_only(data, tuned, tmp_path, cha
 
 
 def test_the_head_of_another_extractor_is_refused(data, extractor, tuned, tmp_path):
-    with pytest.raises(InputError, match="holds features of another extractor"):
+    with pytest.raises(InputError, match="contains features of another extractor"):
         judge(data, tuned, tmp_path / "x.json", classifier={"name": "own_head", "extractor": extractor})
