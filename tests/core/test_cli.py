@@ -456,6 +456,8 @@ def test_a_refusal_comes_before_any_work(stage):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stop_says_what_is_kept(stage, number, code):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
+
     def work(config):
         signal.raise_signal(number)
 
@@ -471,6 +473,7 @@ def test_a_stop_says_what_is_kept(stage, number, code):
     said = "the same command continues after epoch 3 of 9"
     assert stage("--out", "o", main=kept_work) == (code, "", f"stage.py: stopped; {said}\n")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    signal.signal(signal.SIGINT, before)
 
 
 def test_the_next_step_is_ready_to_paste(stage, monkeypatch):
