@@ -387,7 +387,7 @@ def test_the_help(stage):
     assert max(map(len, lines)) <= 120
     titles = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
     assert titles == ["required:", "optional:", "--inner.*: What is inside:", "--copies:", "--rule steps:",
-                      "without influence on the result:"]  # fmt: skip
+                      "run (no influence on the result):"]  # fmt: skip
     for said in (
         "required:\n  --out PATH                    Where to write.\n\noptional:",
         "  --seed N                      Of all that is drawn. (default: 0)",
@@ -401,7 +401,7 @@ def test_the_help(stage):
         "  --rule.lr X                   Learning rate. (> 0; default: 0.1)",
         "  --add NAME ...                More of them, in order. (any of plain, steps, margin, or your own as "
         "file.py:Class)",
-        "without influence on the result:\n  --memory X                    Changes no result. (> 0)\n  --overwrite ",
+        "run (no influence on the result):\n  --memory X                    Changes no result. (> 0)\n  --overwrite ",
     ):
         assert said in shown
     assert "--rule.weight" not in shown and "--second." not in shown
