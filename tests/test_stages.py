@@ -41,7 +41,7 @@ ENDS = {
     "1 / 0": (1, "ZeroDivisionError: division by zero\n"),
     "import warnings; warnings.warn('words')": (0, "words\n"),
     "import warnings; warnings.warn('words', DeprecationWarning)": (0, "words\n"),
-    "import importlib; importlib.warnings.warn_explicit('words', DeprecationWarning, 'x', 1, 'x')": (0, ""),
+    "import warnings; warnings.warn_explicit('words', DeprecationWarning, 'x', 1, 'x')": (0, ""),
 }
 
 

@@ -64,7 +64,7 @@ def _sections(entries: list[_Entry]) -> Iterator[tuple[str, list[_Entry]]]:
     of_the_run = [entry for entry in listed if entry.part.run_only and entry not in required]
     optional = [entry for entry in listed if entry not in (*required, *of_the_run)]
     below = [section for entry in entries for section in _sections_below(entry)]
-    own = [("required", required), ("optional", optional), *below, ("without influence on the result", of_the_run)]
+    own = [("required", required), ("optional", optional), *below, ("run (no influence on the result)", of_the_run)]
     yield from (section for section in own if section[1])
 
 

@@ -118,7 +118,8 @@ def _placeholder(hint: Any) -> str:
     kind = bare(hint)
     options = [one for one in alternatives(kind) if one is not types.NoneType]
     if options != [kind]:
-        return "|".join(map(_placeholder, options))
+        names = [_placeholder(one) for one in options]
+        return "|".join(name for name in names if f"{name} ..." not in names)
     if get_origin(kind) is list:
         return f"{_placeholder(get_args(kind)[0])} ..."
     return "|".join(map(str, get_args(kind))) if get_origin(kind) is Literal else _PLACEHOLDERS.get(kind, "VALUE")

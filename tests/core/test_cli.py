@@ -387,7 +387,7 @@ def test_the_help(stage):
     assert max(map(len, lines)) <= 120
     titles = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
     assert titles == ["required:", "optional:", "--inner.*: What is inside:", "--copies:", "--rule steps:",
-                      "without influence on the result:"]  # fmt: skip
+                      "run (no influence on the result):"]  # fmt: skip
     for said in (
         "required:\n  --out PATH                    Where to write.\n\noptional:",
         "  --seed N                      Of all that is drawn. (default: 0)",
@@ -401,7 +401,7 @@ def test_the_help(stage):
         "  --rule.lr X                   Learning rate. (> 0; default: 0.1)",
         "  --add NAME ...                More of them, in order. (any of plain, steps, margin, or your own as "
         "file.py:Class)",
-        "without influence on the result:\n  --memory X                    Changes no result. (> 0)\n  --overwrite ",
+        "run (no influence on the result):\n  --memory X                    Changes no result. (> 0)\n  --overwrite ",
     ):
         assert said in shown
     assert "--rule.weight" not in shown and "--second." not in shown
@@ -456,6 +456,8 @@ def test_a_refusal_comes_before_any_work(stage):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stop_says_what_is_kept(stage, number, code):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
+
     def work(config):
         signal.raise_signal(number)
 
@@ -471,6 +473,7 @@ def test_a_stop_says_what_is_kept(stage, number, code):
     said = "the same command continues after epoch 3 of 9"
     assert stage("--out", "o", main=kept_work) == (code, "", f"stage.py: stopped; {said}\n")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    signal.signal(signal.SIGINT, before)
 
 
 def test_the_next_step_is_ready_to_paste(stage, monkeypatch):
