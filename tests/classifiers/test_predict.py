@@ -90,7 +90,7 @@ def test_a_saved_classifier_is_the_method_itself(tmp_path, photos, extractor, me
     assert torch.allclose(torch.from_numpy(saved.predict_proba(queries.numpy())), expected, atol=1e-5)
 
 
-def test_the_offered_methods_are_those_that_judge_an_image_alone():
+def test_the_offered_methods_are_those_that_classify_an_image_alone():
     offered = parts_of(FitConfig)["method"].what
     assert offered is INDUCTIVE_METHODS and offered.method == METHODS.method
     assert offered.classes == {name: one for name, one in METHODS.classes.items() if not is_transductive(one)}

@@ -167,14 +167,14 @@ def config(tmp_path):
                         n_episodes=6, n_queries=3, n_way=4, classes="all")  # fmt: skip
 
 
-def judged(config, **changes):
+def evaluated(config, **changes):
     return read_json(stage.main(replace(config, overwrite=True, **changes)))
 
 
 def test_tasks_of_all_classes(config, capsys):
-    assert {one["n_way"] for one in judged(config, n_way="all")["episodes"]} == {10}
-    assert {one["n_way"] for one in judged(config, n_way="all", classes="novel")["episodes"]} == {3}
-    within = judged(config, n_way="all", within_superclass=True, n_episodes=30)["episodes"]
+    assert {one["n_way"] for one in evaluated(config, n_way="all")["episodes"]} == {10}
+    assert {one["n_way"] for one in evaluated(config, n_way="all", classes="novel")["episodes"]} == {3}
+    within = evaluated(config, n_way="all", within_superclass=True, n_episodes=30)["episodes"]
     assert {one["n_way"] for one in within} == {4, 5}  # superclass 2 has one class, too few for a task
     assert capsys.readouterr().out.count("skipped 1 of 3 superclasses with too few classes") == 1
 
@@ -184,14 +184,14 @@ def test_the_digest_of_tasks_is_what_it_was(config):
     kind = {"n_way": 5, "n_queries": 3, "dirichlet": None, "within_superclass": False, "seed": 4}
     text = json.dumps([kind, ["a"]]).encode() + LABELS.astype("<i8").tobytes()
     assert tasks_digest(sampling, LABELS, ["a"]) == hashlib.sha256(text).hexdigest()
-    digests = [judged(config, **changes)["protocol"]["tasks_digest"] for changes in
+    digests = [evaluated(config, **changes)["protocol"]["tasks_digest"] for changes in
                ({}, {"augmented_support": True}, {"classes": "novel", "n_way": 3})]  # fmt: skip
     assert digests[0] == digests[1] != digests[2]  # the same queries, with more support rows
 
 
 def test_results_made_before_these_settings_stand(config, capsys):
     config = replace(config, classes="novel", n_way=3)
-    content = judged(config)
+    content = evaluated(config)
     for name in ("classes", "augmented_support", "clustering"):
         del content["config"][name]
     write_json(config.out, content)
@@ -201,7 +201,7 @@ def test_results_made_before_these_settings_stand(config, capsys):
 
 def test_accuracies_with_augmented_support_by_hand(config):
     """Nearest mean of the unit-length copies of every shot, with plain loops. Queries are the original images."""
-    content = judged(config, augmented_support=True, transform=FeatureTransform(normalise=True))
+    content = evaluated(config, augmented_support=True, transform=FeatureTransform(normalise=True))
     assert content["method"] == "nearest_mean (L2N, 3 augmented copies)"
     unit = [F.normalize(torch.from_numpy(stored(config.features, name)), dim=-1)
             for name in ("all_feats", "augmented_feats")]  # fmt: skip
@@ -302,12 +302,12 @@ def test_scores_of_a_clustering_by_hand():
 
 
 def test_clusterings_of_five_seeds(config):
-    content = judged(config, clustering=10, seed=7, transform=FeatureTransform(normalise=True))
+    content = evaluated(config, clustering=10, seed=7, transform=FeatureTransform(normalise=True))
     assert [one["seed"] for one in content["clustering"]] == [7, 8, 9, 10, 11]
     unit = F.normalize(torch.from_numpy(stored(config.features, "all_feats"))).numpy()
     assert content["clustering"][2] == clustering_scores(unit, LABELS, 10, seed=9)
     assert len({one["nmi"] for one in content["clustering"]}) > 1
-    assert "clustering" not in judged(config)
+    assert "clustering" not in evaluated(config)
 
 
 # Report
@@ -401,7 +401,7 @@ def test_results_of_before_these_settings_are_of_one_run_with_newer_ones(folder)
     assert results.episodes(results.read_files(folder))["system"].equals(frame["system"])
 
 
-def test_methods_under_a_name_of_the_users_are_told_apart_by_their_settings(folder):
+def test_methods_under_a_name_of_the_users_are_distinguished_by_their_settings(folder):
     content = read_json(folder / "novel.json") | {"method": "mine"}
     for metric in ("euclidean", "cosine"):
         content["config"]["method"] = {"name": "nearest_mean", "metric": metric}
@@ -465,7 +465,7 @@ def test_an_extractor_as_reference_is_compared_within_a_method(repeated):
     assert len(pairs) == 2 and all(within)
 
 
-def test_trainings_judged_on_fewer_episodes_are_no_pairs(repeated):
+def test_trainings_evaluated_on_fewer_episodes_are_no_pairs(repeated):
     """A seed with other episodes is not comparable and is left out."""
     one = read_json(repeated / "better2.json")
     write_json(repeated / "better2.json", {**one, "episodes": one["episodes"][:4]})

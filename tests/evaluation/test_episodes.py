@@ -180,7 +180,7 @@ def clusters(dim=8, scale=1.0):
     return torch.from_numpy(np.maximum(centres[LABELS] + rng.normal(size=(len(LABELS), dim)), 0).astype(np.float32))
 
 
-def judged(name="nearest_mean", n_episodes=20, feats=None, **changes):
+def evaluated(name="nearest_mean", n_episodes=20, feats=None, **changes):
     sampling = Sampling(**{"n_queries": 4, **changes})
     feats = clusters() if feats is None else feats
     return evaluate_episodes(feats, pool_of(sampling), sampling, n_episodes, METHODS.classes[name]())
@@ -189,7 +189,7 @@ def judged(name="nearest_mean", n_episodes=20, feats=None, **changes):
 def test_accuracies_by_hand():
     """Nearest mean of every episode, with plain loops."""
     feats, rows = clusters(), draw(Sampling(n_queries=4), range(20))
-    found = judged(feats=feats)
+    found = evaluated(feats=feats)
     assert [(one["episode"], one["n_way"], one["n_shot"]) for one in found] == [
         (e, 5, n) for e in range(20) for n in (1, 5)
     ]
@@ -204,18 +204,18 @@ def test_accuracies_by_hand():
 
 
 def test_separate_classes_are_always_right_and_equal_ones_never():
-    assert {one["accuracy"] for one in judged(feats=clusters(scale=1000.0))} == {1.0}
-    assert {one["accuracy"] for one in judged(feats=torch.ones(len(LABELS), 3))} == {0.0}
+    assert {one["accuracy"] for one in evaluated(feats=clusters(scale=1000.0))} == {1.0}
+    assert {one["accuracy"] for one in evaluated(feats=torch.ones(len(LABELS), 3))} == {0.0}
 
 
 @pytest.mark.parametrize("name", METHODS.classes)
 def test_batches_and_numbers_of_episodes_change_nothing(name, monkeypatch):
-    whole = judged(name, n_episodes=12)
-    assert judged(name, n_episodes=5) == whole[:10]
-    assert judged(name, n_episodes=5, n_shots=[5]) == whole[1:10:2]
+    whole = evaluated(name, n_episodes=12)
+    assert evaluated(name, n_episodes=5) == whole[:10]
+    assert evaluated(name, n_episodes=5, n_shots=[5]) == whole[1:10:2]
     monkeypatch.setattr(episodes, "_GATHERED_BYTES", {"cpu": 3 * 45 * 8 * 4})
     monkeypatch.setattr(episodes, "_DRAWN_BYTES", 7 * 5 * 44 * 4)
-    assert judged(name, n_episodes=12) == whole
+    assert evaluated(name, n_episodes=12) == whole
 
 
 def test_transductive_methods_are_the_ones_that_look_at_other_queries():

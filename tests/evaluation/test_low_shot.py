@@ -273,7 +273,7 @@ def test_generated_rows_join_the_shots(config, monkeypatch, tmp_path):
 # --- stored scores ---
 
 
-def test_kept_scores_are_those_that_were_judged(config, tmp_path):
+def test_kept_scores_are_those_that_were_evaluated(config, tmp_path):
     """Scores of a method that scores the classes of the setup only, and of one that scores all classes."""
     path = tmp_path / "scores.h5"
     for classifier in (NearestMeanOptions(), SMALL_SGD):

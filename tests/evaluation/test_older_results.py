@@ -324,7 +324,7 @@ def test_a_choice_among_classifiers(config):
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_evidence_that_stands_is_gone_on_from(config, tmp_path, killed):
+def test_existing_evidence_is_continued(config, tmp_path, killed):
     """Results of the current revision, rewritten with the names of d41a11c."""
     (tmp_path / "grid.yaml").write_text("classifier.lr: [0.001, 0.3]\n")
     config = replace(config, select=Selection(tmp_path / "grid.yaml", criterion="top1_novel_base"))

@@ -52,8 +52,8 @@ def evidence_of(config):
 
 
 @pytest.fixture
-def judged(monkeypatch):
-    """(setup, learning rate) of every evaluation. `judged.kill_at` is the index of the one that is killed."""
+def evaluated(monkeypatch):
+    """(setup, learning rate) of every evaluation. `evaluated.kill_at` is the index of the one that is killed."""
     real = low_shot._ranks
 
     class Seen(list):
@@ -98,25 +98,25 @@ def test_the_choice_is_the_best_cell(config, criterion):
     assert content["trials"] == expected["trials"] and content["config"] == expected["config"]
 
 
-def test_the_test_setup_is_judged_once_after_the_choice(config, judged):
+def test_the_test_setup_is_evaluated_once_after_the_choice(config, evaluated):
     low_shot.main(config)
-    assert [setup for setup, *_ in judged] == ["validation"] * 4 + ["test"]
-    assert {LR: judged[-1][1], FILLED: judged[-1][2]} == evidence_of(config)["chosen"]
+    assert [setup for setup, *_ in evaluated] == ["validation"] * 4 + ["test"]
+    assert {LR: evaluated[-1][1], FILLED: evaluated[-1][2]} == evidence_of(config)["chosen"]
 
 
-def test_on_validation_only_the_choice_is_made(config, judged):
+def test_on_validation_only_the_choice_is_made(config, evaluated):
     assert low_shot.main(replace(config, setup="validation")) == config.out.with_suffix(".selection.yaml")
-    assert {setup for setup, *_ in judged} == {"validation"} and not config.out.exists()
+    assert {setup for setup, *_ in evaluated} == {"validation"} and not config.out.exists()
     low_shot.main(config)
-    assert len(judged) == 5 and judged[-1][0] == "test"
+    assert len(evaluated) == 5 and evaluated[-1][0] == "test"
 
 
-def test_what_stands_is_not_made_again(config, judged, capsys):
+def test_existing_results_are_not_made_again(config, evaluated, capsys):
     low_shot.main(config)
     low_shot.main(config)
-    assert len(judged) == 5 and capsys.readouterr().out.count("already exists") == 2
+    assert len(evaluated) == 5 and capsys.readouterr().out.count("already exists") == 2
     low_shot.main(replace(config, classifier=replace(config.classifier, lr=7.0)))  # the grid overrides it
-    assert len(judged) == 5
+    assert len(evaluated) == 5
     with pytest.raises(InputError, match="setting criterion was top1_novel_base, now top1_all"):
         low_shot.main(choosing(config, criterion="top1_all"))
     config.select.grid.write_text("classifier.lr: [0.3]")
@@ -127,30 +127,30 @@ def test_what_stands_is_not_made_again(config, judged, capsys):
 
 
 @pytest.mark.parametrize("kill_at", [0, 1, 3])
-def test_a_killed_grid_goes_on(config, judged, kill_at):
+def test_a_killed_grid_goes_on(config, evaluated, kill_at):
     whole = replace(config, out=config.out.with_name("whole.json"))
     low_shot.main(whole)
-    judged.clear()
-    judged.kill_at = kill_at
+    evaluated.clear()
+    evaluated.kill_at = kill_at
     with pytest.raises(KeyboardInterrupt):
         low_shot.main(config)
     unfinished = partial_path(config.out.with_suffix(".selection.yaml"))
     assert unfinished.exists() == (kill_at > 0) and not config.out.with_suffix(".selection.yaml").exists()
-    judged.kill_at = None
+    evaluated.kill_at = None
     low_shot.main(config)
-    assert len(judged) == 5 and not unfinished.exists()
+    assert len(evaluated) == 5 and not unfinished.exists()
     one, two = evidence_of(whole), evidence_of(config)
     assert one.pop("provenance") and two.pop("provenance") and one == two
 
 
-def test_an_unfinished_grid_of_other_settings_is_not_continued(config, judged):
-    judged.kill_at = 2
+def test_an_unfinished_grid_of_other_settings_is_not_continued(config, evaluated):
+    evaluated.kill_at = 2
     with pytest.raises(KeyboardInterrupt):
         low_shot.main(config)
-    judged.clear()
-    judged.kill_at = None
+    evaluated.clear()
+    evaluated.kill_at = None
     low_shot.main(replace(config, seed=1))
-    assert len(judged) == 5
+    assert len(evaluated) == 5
 
 
 def test_a_cell_that_diverges_is_not_taken(config):
@@ -208,17 +208,17 @@ def assert_damage_is_named(config, path, changes):
         path.write_text(whole)
 
 
-def test_damaged_evidence_is_named(config, judged):
+def test_damaged_evidence_is_named(config, evaluated):
     low_shot.main(replace(config, setup="validation"))
     evidence = config.out.with_suffix(".selection.yaml")
     assert_damage_is_named(
         config, evidence, [*DAMAGE, lambda content: content["cells"].pop(), lambda c: c.pop("chosen")]
     )
-    assert len(judged) == 4 and not config.out.exists()
+    assert len(evaluated) == 4 and not config.out.exists()
 
 
-def test_a_damaged_unfinished_grid_is_named(config, judged):
-    judged.kill_at = 2
+def test_a_damaged_unfinished_grid_is_named(config, evaluated):
+    evaluated.kill_at = 2
     with pytest.raises(KeyboardInterrupt):
         low_shot.main(config)
     assert_damage_is_named(config, partial_path(config.out.with_suffix(".selection.yaml")), DAMAGE)
@@ -241,11 +241,11 @@ def test_results_without_the_choice_are_no_results_with_it(config):
         low_shot.main(config)
 
 
-def test_evidence_made_again_is_the_same(config, judged, capsys):
+def test_evidence_made_again_is_the_same(config, evaluated, capsys):
     low_shot.main(config)
     config.out.with_suffix(".selection.yaml").unlink()
     low_shot.main(config)
-    assert len(judged) == 9 and f"{config.out} already exists" in capsys.readouterr().out
+    assert len(evaluated) == 9 and f"{config.out} already exists" in capsys.readouterr().out
 
 
 NOT_THERE = [
@@ -281,11 +281,11 @@ def test_a_setting_that_is_not_there_is_not_chosen(config, changes, text, messag
     assert not config.out.parent.exists()
 
 
-def test_a_choice_depends_on_what_its_cells_have(config, judged):
+def test_a_choice_depends_on_what_its_cells_have(config, evaluated):
     """The choice depends on the settings of the classifiers in the grid and of no others."""
     config.select.grid.write_text("classifier: [nearest_mean, linear_sgd]")
     low_shot.main(config)
-    assert len(judged) == 3
+    assert len(evaluated) == 3
     with pytest.raises(InputError, match=r"setting classifier\.lr\.1 was 0\.1, now 7\.0"):
         low_shot.main(replace(config, classifier=replace(config.classifier, lr=7.0)))
     other = NearestMeanOptions("cosine")  # with the default linear_sgd
@@ -293,7 +293,7 @@ def test_a_choice_depends_on_what_its_cells_have(config, judged):
         low_shot.main(replace(config, classifier=other))
 
 
-def test_classifiers_that_have_settings_of_one_name_are_told_apart(config, judged):
+def test_classifiers_that_have_settings_of_one_name_are_distinguished(config, evaluated):
     """linear_sgd and cosine both have a learning rate: the recipe of a choice contains both."""
     config.select.grid.write_text("classifier: [linear_sgd, cosine]")
     low_shot.main(config)
@@ -445,12 +445,12 @@ def test_a_classifier_chosen_for_every_n(config, monkeypatch):
     """The methods have different settings, and one is transductive."""
     better = {("cosine", 1), ("prototype_refinement", 5)}
 
-    def judged(config, benchmark, device, keep=None):
+    def evaluated(config, benchmark, device, keep=None):
         name = {SGDOptions: "linear_sgd", CosineOptions: "cosine"}.get(type(config.classifier), "prototype_refinement")
         rank = {n: 0 if (name, n) in better else 9 for n in config.shots}
         return {(t, n): np.full(len(benchmark.test_labels), rank[n]) for t in benchmark.draws for n in config.shots}
 
-    monkeypatch.setattr(low_shot, "_ranks", judged)
+    monkeypatch.setattr(low_shot, "_ranks", evaluated)
     config.select.grid.write_text("classifier: [linear_sgd, cosine, prototype_refinement]")
     content = json.loads(low_shot.main(replace(choosing(config, per_shot=True), add={})).read_text())
     assert content["config"]["classifier"] == {
@@ -470,11 +470,11 @@ def test_a_transductive_choice_is_called_one(config):
     assert content["method"] == "pt_map" and content["protocol"]["setting"] == "transductive"
 
 
-def test_a_choice_for_every_n_is_another_than_one_for_all(config, judged, capsys):
+def test_a_choice_for_every_n_is_another_than_one_for_all(config, evaluated, capsys):
     low_shot.main(choosing(config, per_shot=True))
-    assert [setup for setup, *_ in judged] == ["validation"] * 4 + ["test"] * 2
+    assert [setup for setup, *_ in evaluated] == ["validation"] * 4 + ["test"] * 2
     low_shot.main(choosing(config, per_shot=True))
-    assert len(judged) == 6 and capsys.readouterr().out.count("already exists") == 2
+    assert len(evaluated) == 6 and capsys.readouterr().out.count("already exists") == 2
     with pytest.raises(InputError, match="setting select_per_shot was True, now absent"):
         low_shot.main(config)
     content = evidence_of(config)

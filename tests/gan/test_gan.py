@@ -76,8 +76,8 @@ def test_images_of_every_size(size, blocks, n_channels, network):
     z, labels = noise_and_labels()
     images = build(config)(z, labels)
     assert images.shape == (4, n_channels, size, size) and images.abs().max() <= 1
-    judged = Discriminator(config)(images, labels)
-    assert judged.conditional.shape == judged.unconditional.shape == (4,) and judged.z.shape == z.shape
+    evaluated = Discriminator(config)(images, labels)
+    assert evaluated.conditional.shape == evaluated.unconditional.shape == (4,) and evaluated.z.shape == z.shape
 
 
 @pytest.mark.parametrize(
@@ -150,12 +150,12 @@ def test_the_projection_is_what_a_class_adds():
     discriminator, labels = Discriminator(SMALL).eval(), torch.tensor([3, 1, 3])
     images, seen = torch.rand(3, 1, 16, 16) * 2 - 1, []
     discriminator.hidden.register_forward_hook(lambda _layer, _inputs, output: seen.append(output.relu()))
-    judged = discriminator(images, labels)
+    evaluated = discriminator(images, labels)
     added = (discriminator.table.weight[labels] * seen[0]).sum(1)
-    assert torch.allclose(judged.conditional - judged.unconditional, added, atol=1e-5) and added.abs().min() > 0
+    assert torch.allclose(evaluated.conditional - evaluated.unconditional, added, atol=1e-5) and added.abs().min() > 0
 
 
-def test_one_pass_judges_as_passes_of_their_own():
+def test_one_pass_evaluates_as_passes_of_their_own():
     """There is no batch norm, so real and generated images can share a batch."""
     discriminator, labels = Discriminator(SMALL).eval(), torch.arange(6) % 5
     images = torch.rand(6, 1, 16, 16) * 2 - 1
@@ -204,13 +204,13 @@ def test_fine_tuning_moves_exactly_its_part(which, mode):
 
 
 def test_losses_by_hand():
-    def judged(conditional, unconditional, z):
+    def evaluated(conditional, unconditional, z):
         hidden = torch.zeros(len(z), 2)
         return DiscriminatorOutput(torch.tensor(conditional), torch.tensor(unconditional), torch.tensor(z), hidden)
 
-    real = judged([2.0, -1.0], [0.0, 0.0], [[0.0], [0.0]])
-    fake = judged([1.0, 0.0], [3.0, -3.0], [[1.0], [2.0]])
-    pool = judged([9.0] * 3, [1.0, 2.0, 3.0], [[9.0]] * 3)  # only the unconditional logits of this pool count
+    real = evaluated([2.0, -1.0], [0.0, 0.0], [[0.0], [0.0]])
+    fake = evaluated([1.0, 0.0], [3.0, -3.0], [[1.0], [2.0]])
+    pool = evaluated([9.0] * 3, [1.0, 2.0, 3.0], [[9.0]] * 3)  # only the unconditional logits of this pool count
     z = torch.tensor([[0.0], [0.0]])
 
     def softplus(*values):
@@ -278,6 +278,6 @@ def test_unlabelled_images_teach_only_what_is_trained(mode, learns):
     discriminator = Discriminator(SMALL)
     choose_trained(discriminator, mode)
     images, (z, labels) = torch.rand(4, 1, 16, 16), noise_and_labels()
-    judged = discriminator(images, labels)
-    loss = discriminator_losses(judged, judged, judged, z)["unconditional"]
+    evaluated = discriminator(images, labels)
+    loss = discriminator_losses(evaluated, evaluated, evaluated, z)["unconditional"]
     assert loss.requires_grad == learns

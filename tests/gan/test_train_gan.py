@@ -279,16 +279,16 @@ def test_what_cannot_be_known_by_features_is_refused(gans, by_features, tmp_path
     with pytest.raises(InputError, match="steps 0: semi_supervised has no effect"):
         finetune(gans.data, gans.extractor, by_features.pretrained, tmp_path / "x", steps=0, semi_supervised=True,
                  alpha=1.0)  # fmt: skip
-    judge = tmp_path / "judge"
-    shutil.copytree(gans.extractor, judge)
-    state = torch.load(judge / "model.pt", weights_only=True)
+    scorer = tmp_path / "scorer"
+    shutil.copytree(gans.extractor, scorer)
+    state = torch.load(scorer / "model.pt", weights_only=True)
     state["trunk.0.weight"] *= 1.1
-    torch.save(state, judge / "model.pt")
+    torch.save(state, scorer / "model.pt")
     with pytest.raises(InputError, match="by_features: embeds classes by features of another extractor"):
-        finetune(gans.data, judge, by_features.pretrained, tmp_path / "x")
+        finetune(gans.data, scorer, by_features.pretrained, tmp_path / "x")
 
 
-def test_what_a_finetuning_learns_from_and_is_judged_by(gans, tmp_path, monkeypatch):
+def test_what_a_finetuning_learns_from_and_is_evaluated_by(gans, tmp_path, monkeypatch):
     """Supports, pool and validation images are those of `few_shot_rows` and do not overlap."""
     seen = {}
     plain = training.GanTrainer.__init__
@@ -349,7 +349,7 @@ def test_one_step_by_hand(gans, mismatch):
     g_optimizer.step()
     real, other = from_bytes(known.pixels[rows]), from_bytes(known.pixels[pool])
     seen = [augment(one, u, p) for one, u in zip((real, fake.detach(), other), uniforms[1:])]
-    judged = [gan.discriminator(one, labels) for one in seen]
+    evaluated = [gan.discriminator(one, labels) for one in seen]
     image = seen[0].requires_grad_(True)
     (slope,) = torch.autograd.grad(gan.discriminator(image, labels).conditional.sum(), image, create_graph=True)
     penalty = slope.square().sum((1, 2, 3)).mean()
@@ -357,7 +357,7 @@ def test_one_step_by_hand(gans, mismatch):
     wrong = gan.discriminator(seen[0], others).conditional[others != labels]
     assert 0 < len(wrong) < 8
     misnamed = (mismatch or 0) * torch.nn.functional.softplus(wrong).sum() / 8 / 2
-    (weighted(training.discriminator_losses(*judged, z), 2.0, 0.5) + misnamed + 16 * 0.7 / 2 * penalty).backward()
+    (weighted(training.discriminator_losses(*evaluated, z), 2.0, 0.5) + misnamed + 16 * 0.7 / 2 * penalty).backward()
     d_optimizer.step()
     for part in ("generator", "discriminator"):
         expected, found = getattr(gan, part).state_dict(), getattr(trainer.gan, part).state_dict()
@@ -497,16 +497,16 @@ def test_what_an_older_revision_trained_is_there_already(gans, older, today):
     assert made_from(**today | {"network": {"name": "published", "film": "relu"}}).difference(stored)
 
 
-def test_a_judge_that_has_learned_novel_classes_is_refused(gans, tmp_path):
+def test_a_scorer_that_has_learned_novel_classes_is_refused(gans, tmp_path):
     for name, part, value in (("shots", "config", 3), ("split", "inputs", "another")):
-        judge = tmp_path / name
-        shutil.copytree(gans.extractor, judge)
-        made_from = read_json(judge / "config.json")
+        scorer = tmp_path / name
+        shutil.copytree(gans.extractor, scorer)
+        made_from = read_json(scorer / "config.json")
         made_from[part] |= {name: value, "trial": 1} if part == "config" else {name: value}
-        write_json(judge / "config.json", made_from)
+        write_json(scorer / "config.json", made_from)
         words = "was trained on novel classes" if part == "config" else "trained on another split than"
         with pytest.raises(InputError, match=words):
-            pretrain(gans.data, judge, tmp_path / "x")
+            pretrain(gans.data, scorer, tmp_path / "x")
 
 
 def test_a_gan_of_another_split_is_refused(gans, tmp_path):

@@ -308,7 +308,7 @@ def test_results_are_those_of_every_run_alone(tmp_path, trained, files, monkeypa
     assert read_json(stage.test(part))["trials"] == [run for run in whole if (run["trial"], run["n_shot"]) == (2, 3)]
 
 
-def test_test_labels_are_judged_over_all_classes(tmp_path, files, data):
+def test_test_labels_are_evaluated_over_all_classes(tmp_path, files, data):
     """A network with zero weights is a soft nearest neighbour classifier: it recognises separable features."""
     split = read_split(data / "split.json")
     made_from = {"stage": "save_features", "config": {}, "inputs": {}}
