@@ -92,7 +92,7 @@ def small_data(dataset: object) -> Glyphs:
 
 
 def run_small(words: list[str], folder: Path) -> None:
-    """Run a stage in `folder`; if the command is not a stage's, it is only a file of the page."""
+    """Run a stage in `folder`, and see that it writes its output."""
     with restored():
         os.chdir(folder)
         config = shrunk(parsed(words))
@@ -101,9 +101,10 @@ def run_small(words: list[str], folder: Path) -> None:
         stage = importlib.import_module(words[0].removesuffix(".py"))
         several = getattr(stage, "COMMANDS", None)
         (several[words[1]][0] if several else stage.main)(config)
+        assert Path(config.out).exists() or getattr(config, "dry_run", False)
 
 
-def run_block(block: Block, folder: Path, tmp_path: Path, variables: dict[str, str], run) -> None:
+def check_block(block: Block, folder: Path, tmp_path: Path, variables: dict[str, str], run) -> None:
     for words in commands(block):
         assigned, rest = (
             [w for w in words if re.match(r"[A-Z_]+=", w)],
@@ -224,7 +225,7 @@ def test_a_page(name, folder, tmp_path, inputs):
     inputs(name)
     variables: dict[str, str] = {}
     for block in blocks(name):
-        run_block(block, folder, tmp_path, variables, parse_only if block.needs else run_small)
+        check_block(block, folder, tmp_path, variables, parse_only if block.needs else run_small)
 
 
 @pytest.mark.slow
@@ -233,7 +234,7 @@ def test_a_recipe(name, folder, tmp_path, inputs):
     inputs(name)
     variables: dict[str, str] = {}
     for block in blocks(name):
-        run_block(block, folder, tmp_path, variables, parse_only if block.needs else run_small)
+        check_block(block, folder, tmp_path, variables, parse_only if block.needs else run_small)
 
 
 def test_readme_is_short():
