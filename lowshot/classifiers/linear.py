@@ -45,12 +45,7 @@ def fit_linear_sgd(problem: Problem, options: SGDOptions, seed: int, device: str
 
     Raises InputError if a batch needs more base rows than there are, or has no base row or no novel row.
     """
-    n_base, n_novel = problem.batch_composition(options.batch_size)
-    if not 0 < n_base <= len(problem.base_labels) or n_novel == 0:
-        raise InputError(
-            f"sgd.batch_size {options.batch_size}: takes {n_base} base and {n_novel} novel rows, but there are "
-            f"{len(problem.base_labels)} base rows; a smaller batch fits"
-        )
+    _check_batch_size(problem, options.batch_size)
     base = _Pool(problem.base_feats, problem.base_labels, device)
     trainers = {
         trial: TrialTrainer(problem, [problem.runs[i] for i in positions], base, options, seed, device)
@@ -62,6 +57,19 @@ def fit_linear_sgd(problem: Problem, options: SGDOptions, seed: int, device: str
     for trial, positions in problem.trials.items():
         weights[positions] = trainers[trial].weights
     return linear_scorer(weights)
+
+
+def _check_batch_size(problem: Problem, batch_size: int) -> None:
+    n_base, n_novel = problem.batch_composition(batch_size)
+    if 0 in (n_base, n_novel):
+        raise InputError(
+            f"classifier.batch_size {batch_size}: a batch has {n_base} base and {n_novel} novel rows. Use a larger one."
+        )
+    if n_base > (available := len(problem.base_labels)):
+        raise InputError(
+            f"classifier.batch_size {batch_size}: a batch needs {n_base} base rows, but there are {available}. "
+            f"Use at most {int(available / problem.base_fraction)}."
+        )
 
 
 def _train(trainer: "TrialTrainer", options: SGDOptions, progress: Progress) -> Iterator[None]:
