@@ -33,9 +33,8 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from lowshot import core, diffusion, evaluation
-from lowshot.core.artifacts import Provenance, Recipe, is_done, partial_path, recipe, writing
+from lowshot.core.artifacts import Provenance, Recipe, check_suffix, is_done, partial_path, recipe, writing
 from lowshot.core.cli import report_of, run
-from lowshot.core.errors import InputError
 from lowshot.core.imports import load
 from lowshot.core.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, RunOnly, values_of
 from lowshot.diffusion.settings import EdgeOptions, Fusion, Labelling, Precision, StepOptions
@@ -93,10 +92,8 @@ def main(config: Config) -> Path:
     Returns the path of the results, or of the scores of the grid if only a choice was requested.
     """
     check_settings(config)
-    if config.label is not None and config.label.out.suffix != ".h5":
-        raise InputError(
-            f"--label {config.label.out}: not a .h5 file. Use --label {config.label.out.with_suffix('.h5')}."
-        )
+    if config.label is not None:
+        check_suffix("--label", config.label.out, ".h5")
     with core.open_processes() as processes, _process_outputs(config, processes) as process_config:
         if config.dry_run:
             _print_estimate(config, processes)

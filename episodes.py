@@ -29,7 +29,7 @@ import numpy as np
 
 from lowshot import classifiers, core, evaluation, hallucination, report
 from lowshot.classifiers.settings import METHODS, FeatureTransform, NearestMeanOptions, is_transductive
-from lowshot.core.artifacts import Provenance, is_done, recipe, write_json, writing
+from lowshot.core.artifacts import Provenance, check_suffix, is_done, recipe, write_json, writing
 from lowshot.core.cli import report_of, run
 from lowshot.core.errors import InputError
 from lowshot.core.imports import load
@@ -138,8 +138,7 @@ def _check(config: Config) -> None:
         raise InputError(
             f"features {[str(one) for one in _files(config)]}: must be one or more files without duplicates"
         )
-    if config.out.suffix != ".json":
-        raise InputError(f"{config.out}: results must be a .json file")
+    check_suffix("--out", config.out, ".json")
     if config.classes == "all" and config.setup == "validation":
         raise InputError("classes all: includes the classes of the test setup. Use --classes novel for validation.")
     if config.classes == "all" and config.transform.centre:

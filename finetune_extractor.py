@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from lowshot import gan, representation
-from lowshot.core.artifacts import is_done, renamed
+from lowshot.core.artifacts import is_done, missing, renamed
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
 from lowshot.core.settings import PositiveInt
@@ -56,6 +56,8 @@ def main(config: Config) -> Path:
     representation.check_stage(config)
     if not (config.weights or representation.starts_pretrained(config)):
         raise InputError("--weights: is required, as fine-tuning starts from a trained network")
+    if config.weights and not config.weights.is_file():
+        raise missing(config.weights)
     where = config.data / "images.h5"
     images, split = read_images(where), read_split(config.data / "split.json")
     inputs = {"images": where, "split": config.data / "split.json", "weights": config.weights,

@@ -38,14 +38,7 @@ from lowshot.classifiers.settings import (
     SGDOptions,
     is_transductive,
 )
-from lowshot.core.artifacts import (
-    Provenance,
-    Recipe,
-    digest,
-    is_done,
-    read_recipe,
-    recipe,
-)
+from lowshot.core.artifacts import Provenance, Recipe, check_suffix, digest, is_done, read_recipe, recipe
 from lowshot.core.choices import Registry, Several
 from lowshot.core.cli import report_of, run
 from lowshot.core.errors import Diverged, InputError
@@ -110,8 +103,8 @@ def main(config: Config) -> Path:
     Returns the path of the results, or of the evidence if settings are only selected.
     """
     check_settings(config)
-    if config.scores is not None and config.scores.suffix != ".h5":
-        raise InputError(f"{config.scores}: scores must be a .h5 file")
+    if config.scores is not None:
+        check_suffix("--scores", config.scores, ".h5")
     outputs = _outputs(config)
     if config.overwrite or not all(out.exists() for out in outputs):
         _load(config)

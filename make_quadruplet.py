@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from lowshot import hallucination
-from lowshot.core.artifacts import is_done, read_recipe, recipe, writing
+from lowshot.core.artifacts import check_suffix, is_done, read_recipe, recipe, writing
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
 from lowshot.core.settings import RunOnly, Seed, TwoOrMore
@@ -55,6 +55,7 @@ class Config:
 
 def main(config: Config) -> Path:
     """Write the quadruplets file, and return its path."""
+    check_suffix("--out", config.out, ".h5")
     extractor = (read_recipe(config.features) or {"inputs": {}})["inputs"].get("extractor")
     inputs = {"features": config.features, "split": config.split, "extractor": extractor}
     made_from = recipe("make_quadruplet", config, inputs)

@@ -73,6 +73,9 @@ _MOVED = ("novel_fraction", "novel_per_superclass", "halves", "validation_share"
           "max_per_class", "test_per_class", "image_size", "protocol", "start", "count")  # fmt: skip
 
 
+_LAYOUTS = "preprocessing.py --help lists the files that each data set expects in --root"
+
+
 @dataclass
 class Config:
     """Settings of preprocessing."""
@@ -114,13 +117,16 @@ def main(config: Config) -> Path:
 
 
 def _found(config: Config, source: Source) -> Found:
-    """Find the data set. If it is missing and --root was not given, the error suggests --root."""
+    """Find the data set. If files are missing, the error says how to name their folder, or where they are described."""
     try:
         return registry.find(config.dataset, source)
     except InputError as error:
-        if config.root is not None or not str(error).startswith(str(source.folder.resolve())):
+        root = (str(source.folder), str(source.folder.resolve()))
+        of_files = str(error).startswith(root) and "no such" in str(error)
+        if not of_files or (config.root is not None and not config.root.exists()):
             raise
-        raise InputError(f"{error}. Use --root to name the folder of the data set") from None
+        way_out = "Use --root to name the folder of the data set" if config.root is None else _LAYOUTS
+        raise InputError(f"{error}. {way_out}") from None
 
 
 def _chosen_images(config: Config, content: Content) -> Images:

@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 
 from lowshot import core, gan
-from lowshot.core.artifacts import is_done, recipe, writing
+from lowshot.core.artifacts import check_suffix, is_done, recipe, writing
 from lowshot.core.cli import run
 from lowshot.core.settings import PositiveInt, RunOnly, Seed
 from lowshot.data.datasets.images import Images, write_images
@@ -51,6 +51,7 @@ def main(config: Config) -> Path:
     """Generate samples and return the path of the images file."""
     import torch
 
+    check_suffix("--out", config.out, ".h5")
     split = read_split(config.split)
     of_gan = gan.samples_recipe(config.gan, config.split)
     made_from = recipe("sample_gan", config, of_gan["inputs"], **of_gan["config"])

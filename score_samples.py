@@ -26,7 +26,7 @@ from typing import Literal
 import numpy as np
 
 from lowshot import core, gan
-from lowshot.core.artifacts import Provenance, is_done, recipe, write_json, writing
+from lowshot.core.artifacts import Provenance, check_suffix, is_done, recipe, write_json, writing
 from lowshot.core.cli import report_of, run
 from lowshot.core.errors import InputError
 from lowshot.core.imports import load
@@ -68,8 +68,7 @@ class Config:
 
 def main(config: Config) -> Path:
     """Score the samples and return the path of the results file."""
-    if config.out.suffix != ".json":
-        raise InputError(f"{config.out}: results must be a .json file")
+    check_suffix("--out", config.out, ".json")
     if config.reference == "test" and config.test is None:
         raise InputError("reference test: needs the features of the test images. Use --test FILE.")
     inputs = {name: getattr(config, name) for name in ("samples", "train", "test", "split", "draws")}

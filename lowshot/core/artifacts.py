@@ -242,6 +242,12 @@ def building(out: Path, made_from: Recipe) -> Iterator[Path]:
             raise
 
 
+def check_suffix(option: str, path: Path, suffix: str) -> None:
+    """Raise InputError if the output given with `option` has a name of another format."""
+    if path.suffix != suffix:
+        raise InputError(f"{option} {path}: must end in {suffix}. Use {option} {path.with_suffix(suffix)}")
+
+
 def partial_recipe(partial: Path) -> dict | None:
     """Return the recipe of an unfinished artifact, or None if it does not exist or has no recipe yet."""
     try:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from lowshot.core.artifacts import Provenance, digest, read_recipe, write_json, writing
+from lowshot.core.artifacts import Provenance, check_suffix, digest, read_recipe, write_json, writing
 from lowshot.core.errors import InputError
 from lowshot.data.additions import Run
 from lowshot.data.features import Features, check_classes, check_runs, check_same_space, check_setup, read_features
@@ -84,8 +84,7 @@ def check_settings(config: BenchmarkConfig) -> None:
     for name, numbers in (("shots", config.shots), ("trials", config.trials)):
         if numbers is not None and (not numbers or len(set(numbers)) != len(numbers)):
             raise InputError(f"{name} {numbers}: must be one or more numbers without duplicates")
-    if config.out.suffix != ".json":
-        raise InputError(f"{config.out}: results must be a .json file")
+    check_suffix("--out", config.out, ".json")
 
 
 def read_benchmark(config: BenchmarkConfig) -> Benchmark:

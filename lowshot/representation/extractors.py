@@ -72,6 +72,8 @@ def chosen_extractor(choice: ExtractorChoice, images: Images | None = None) -> t
     if choice.timm is not None:
         model = _chosen_timm(choice.timm, images)
         return model, {"extractor": fingerprint(model), **_digests(weights=choice.timm.weights)}
+    if is_timm(str(choice.extractor)):
+        raise InputError(f"--extractor {choice.extractor}: is a timm model; use --timm {choice.extractor.name[5:]}")
     model = load_extractor(choice.extractor, choice.code)
     if images is not None:
         _check_form(model, images, choice.extractor)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_script, settings
+from conftest import assert_refused, run_script, settings
 from PIL import Image
 
 import preprocessing
@@ -179,3 +179,8 @@ def test_command_line_with_a_corrupt_image(root):
     assert len(done.stderr.splitlines()) == 1
     assert "2.png: corrupt image" in done.stderr
     assert [p.name for p in root.parent.iterdir()] == ["images"]
+
+
+def test_a_root_without_the_data_set_says_where_files_are_described(tmp_path):
+    done = run_script("preprocessing.py", "--dataset", "omniglot", "--root", tmp_path, "--out", tmp_path / "out")
+    assert_refused(done, "omniglot-py/images_background: no such folder", "preprocessing.py --help lists the files")

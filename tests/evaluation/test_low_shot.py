@@ -323,7 +323,7 @@ def test_no_scores_of_a_run_that_failed(config, tmp_path):
     with pytest.raises(InputError, match="NaN"):
         low_shot.main(replace(config, classifier=replace(SMALL_SGD, lr=1e30), scores=path))
     assert not config.out.exists() and not list(path.parent.glob("scores*"))
-    with pytest.raises(InputError, match=r"scores\.json: scores must be a \.h5 file"):
+    with pytest.raises(InputError, match=r"^--scores .*scores\.json: must end in \.h5\. Use --scores .*scores\.h5$"):
         low_shot.main(replace(config, scores=tmp_path / "scores.json"))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import run_script
+from conftest import assert_refused, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -315,3 +315,10 @@ def test_reader_refuses_numbers_past_the_centroids(files: dict[str, Path]):
         file["quadruplets"][0, 0] = 15
     with pytest.raises(InputError, match="indices outside its 15 centroids"):
         read_quadruplets(files["out"])
+
+
+@pytest.mark.parametrize("stage", ["make_quadruplet.py --features f.h5", "sample_gan.py --gan g --n_per_class 2"])
+def test_an_output_of_another_format_is_refused(tmp_path, stage):
+    script, *words = stage.split()
+    done = run_script(script, *words, "--split", "s.json", "--out", tmp_path / "o")
+    assert_refused(done, f"--out {tmp_path / 'o'}: must end in .h5. Use --out {tmp_path / 'o'}.h5")

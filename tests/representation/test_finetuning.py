@@ -217,3 +217,14 @@ def test_heads_and_features_serve_their_own_runs_only(data, tuned, tmp_path, cha
 def test_the_head_of_another_extractor_is_refused(data, extractor, tuned, tmp_path):
     with pytest.raises(InputError, match="contains features of another extractor"):
         judge(data, tuned, tmp_path / "x.json", classifier={"name": "own_head", "extractor": extractor})
+
+
+def test_weights_that_are_a_folder_are_named(tmp_path, data, extractor):
+    words = ("finetune_extractor.py", "--data", data, "--shots", 1, "--out", tmp_path / "out")
+    assert_refused(run_script(*words, "--weights", extractor), f"{extractor}: is a folder, not a file", "model.pt")
+    assert_refused(run_script(*words, "--weights", tmp_path / "nothing.pt"), "nothing.pt: no such file")
+
+
+def test_a_timm_model_is_not_a_folder(tmp_path, data):
+    words = ("save_features.py", "--data", data, "--out", tmp_path / "out", "--extractor", "timm:resnet18")
+    assert_refused(run_script(*words), "--extractor timm:resnet18: is a timm model; use --timm resnet18")
