@@ -134,7 +134,7 @@ def screenshot(path: Path) -> None:
         print("scripts/pictures.py: no Chromium here, report.png is left as it is")
         return
     page = (QUICK_START / "report" / "report.html").resolve().as_uri()
-    options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1200,1500", f"--screenshot={path}"]
+    options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1200,1385", f"--screenshot={path}"]
     subprocess.run([browser, *options, page], check=True, capture_output=True)
 
 
