@@ -107,8 +107,13 @@ def _advance_in_turn(jobs: list[Iterator[None]], device: str) -> None:
     threads = [threading.Thread(target=work, daemon=True) for _ in range(n_workers)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException as stop:  # Ctrl-C: a thread that still computes would abort the process when it exits
+        failures.append(stop)
+        for thread in threads:
+            thread.join()
     if failures:
         raise failures[0]
 

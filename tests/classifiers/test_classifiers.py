@@ -1,12 +1,17 @@
 """Low-shot classifiers: published batches and SGD, independence of runs, the convex optimum, MLPs."""
 
+import os
+import signal
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch
 
 from lowshot.classifiers import mlp as mlp_module
 from lowshot.classifiers.convex import fit_logistic_regression, objective
-from lowshot.classifiers.linear import TrialTrainer, _draw_novel, _Pool, fit_linear_sgd
+from lowshot.classifiers.linear import TrialTrainer, _advance_in_turn, _draw_novel, _Pool, fit_linear_sgd
 from lowshot.classifiers.methods import fit_classifier
 from lowshot.classifiers.mlp import MLPs, _split_and_repeat, fit_mlp
 from lowshot.classifiers.problem import Problem, Run
@@ -221,3 +226,22 @@ def test_mlp_learns_and_refuses_data_too_small_to_validate_on():
     assert (scores[0].argmax(1).numpy() == problem.base_labels).mean() > 0.7
     with pytest.raises(InputError, match="five training rows"):
         fit_mlp(make_problem([(1, 1)], rows_per_base=4), MLPOptions(), 0, "cpu")
+
+
+def test_an_interruption_ends_the_threads():
+    """A thread that computes while the process exits would abort it."""
+    before, blocks = set(threading.enumerate()), []
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
+
+    def job():
+        while True:
+            blocks.append(1)
+            if len(blocks) == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+            yield
+
+    with pytest.raises(KeyboardInterrupt):
+        _advance_in_turn([job(), job()], "cpu")
+    signal.signal(signal.SIGINT, handler)
+    assert set(threading.enumerate()) <= before
