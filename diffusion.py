@@ -375,9 +375,9 @@ def _method(graph: diffusion.Graph, fuse: Fusion | None) -> tuple[str, Literal["
     return name, "semi_supervised" if images else "inductive"
 
 
-def next_step(config: Config) -> list:
-    """The command that takes the output."""
-    return report_of(config.out)
+def next_step(config: Config) -> list | None:
+    """Return the command that uses the output. Settings that are only chosen give no results to report."""
+    return None if config.select and config.setup == "validation" else report_of(config.out)
 
 
 if __name__ == "__main__":

@@ -263,9 +263,9 @@ def _method_name(config: Config) -> str:
     return " + ".join(parts + [getattr(one, "label", key) for key, one in config.add.items()])
 
 
-def next_step(config: Config) -> list:
-    """Return the command that uses the output."""
-    return report_of(config.out)
+def next_step(config: Config) -> list | None:
+    """Return the command that uses the output. Settings that are only chosen give no results to report."""
+    return None if config.select and config.setup == "validation" else report_of(config.out)
 
 
 if __name__ == "__main__":

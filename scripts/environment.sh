@@ -4,7 +4,7 @@ set -euo pipefail
 # Paths that are relative to where the user stands.
 for name in DATA_ROOT YFCC_ROOT WEIGHTS; do
   given=${!name:-}
-  if [ -n "$given" ] && [ ! -e "$given" ]; then
+  if [ -n "$given" ] && [ ! -e "$given" ] && [ $name != WEIGHTS ]; then
     echo "$name=$given: no such file or folder" >&2 && exit 2
   fi
   case $given in "" | /*) ;; *) export "$name=$PWD/$given" ;; esac

@@ -71,3 +71,9 @@ def test_unlabelled_images_have_no_split_to_train_on(folder):
 def test_every_stage_is_here():
     stages = {path.name for path in Path(__file__).parent.parent.glob("*.py")}
     assert {command.split()[0] for command in STEPS} | {name.split()[0] for name in LAST} == stages
+
+
+@pytest.mark.parametrize("stage", ["low_shot.py", "diffusion.py --graph g.h5"])
+def test_settings_that_are_only_chosen_have_no_report(folder, stage):
+    words = f"{stage} {INPUTS} --draws d.json --out results/r.json --select grid.yaml --setup validation".split()
+    assert next_of(words)(parsed(words)) is None

@@ -226,7 +226,7 @@ def writing(out: Path, made_from: Recipe | None = None, resumable: bool = False)
         if not resumable:
             _remove(partial)
         elif partial.exists() and not hasattr(error, "__notes__"):
-            error.add_note("the same command continues from there")
+            error.add_note(f"the same command continues from {partial}")
         raise
     publish(partial, out)
 
@@ -301,7 +301,12 @@ def read_yaml(path: Path) -> Any:
     """Return the content of a YAML file, plain values only. Raises InputError if it is missing, not YAML, or has a key
     twice.
     """
-    return _parsed(path, partial(yaml.load, Loader=_UniqueKeys), "YAML")
+    content = _parsed(path, partial(yaml.load, Loader=_UniqueKeys), "YAML")
+    try:
+        json.dumps(content, default=str, skipkeys=True)
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: not valid YAML (an anchor contains itself)") from None
+    return content
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -101,14 +101,14 @@ def _call(
         where = f"{error.filename}: " if error.filename else ""
         _refuse(script.split()[0], f"{where}{error.strerror or error}")
     except KeyboardInterrupt as stop:
-        kept = "; ".join(getattr(stop, "__notes__", [])) or "nothing unfinished was kept; the same command starts again"
+        kept = "; ".join(getattr(stop, "__notes__", [])) or "the same command runs it again"
         print(f"{script.split()[0]}: stopped; {kept}", file=sys.stderr, flush=True)
         raise SystemExit(stop.code if isinstance(stop, Terminated) else 130) from None
 
 
 def _say_next(words: list | None) -> None:
     """Print the command that takes the output, unless a script that chains stages will run it."""
-    if words and "LOWSHOT_CHAIN" not in os.environ:
+    if words and "LOWSHOT_CHAIN" not in os.environ and os.environ.get("RANK", "0") == "0":
         print(f"next: python {shlex.join(map(str, words))}")
 
 

@@ -60,10 +60,10 @@ def build(
         default = default_of(field) if base is None else getattr(base, field.name)
         if field.name in values:
             built[field.name] = _build_part(parts[field.name], values[field.name], default, f"{at}{field.name}")
-        elif default is MISSING:
-            raise _missing(settings_class, values, at)
-        else:
+        elif default is not MISSING:
             built[field.name] = default
+    if any(default_of(field) is MISSING and field.init and field.name not in built for field in fields(settings_class)):
+        raise _missing(settings_class, values, at)
     try:
         return settings_class(**built)
     except Exception as error:  # a user-defined class may raise anything

@@ -252,6 +252,7 @@ def test_a_folder_that_no_stage_made_is_told_so(tmp_path):
         ("lr: 1\nlr: 2\n", "line 2: 'lr' is there twice"),
         ("a: [\n", "line 2: .*"),
         ("a: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("a: &x {b: *x}\n", "an anchor contains itself"),
     ],
 )
 def test_yaml_that_is_refused(tmp_path, text, cause):

@@ -239,6 +239,11 @@ def test_refusals(words, match):
     refused(*words, match=match)
 
 
+def test_a_wrong_value_comes_before_what_is_missing():
+    with pytest.raises(InputError, match=r"^--overwrite: 'maybe': must be true or false$"):
+        cli.parse(Config, ["--overwrite", "maybe"])
+
+
 def test_what_must_be_given():
     with pytest.raises(InputError, match=r"^--out: is required \(a path\)$"):
         cli.parse(Config, [])
@@ -468,7 +473,7 @@ def test_a_stop_says_what_is_kept(stage, number, code):
             stop.add_note("the same command continues after epoch 3 of 9")
             raise
 
-    said = "nothing unfinished was kept; the same command starts again"
+    said = "the same command runs it again"
     assert stage("--out", "o", main=work) == (code, "", f"stage.py: stopped; {said}\n")
     said = "the same command continues after epoch 3 of 9"
     assert stage("--out", "o", main=kept_work) == (code, "", f"stage.py: stopped; {said}\n")
