@@ -14,8 +14,8 @@ These measures make it fast without changing the method:
 """
 
 import queue
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,16 +104,12 @@ def _advance_in_turn(jobs: list[Iterator[None]], device: str) -> None:
         except BaseException as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(n_workers)]
-    for thread in threads:
-        thread.start()
-    try:
-        for thread in threads:
-            thread.join()
-    except BaseException as stop:  # Ctrl-C: a thread that still computes would abort the process when it exits
-        failures.append(stop)
-        for thread in threads:
-            thread.join()
+    with ThreadPoolExecutor(n_workers) as pool:
+        running = [pool.submit(work) for _ in range(n_workers)]
+        try:
+            wait(running)
+        except BaseException as stop:  # Ctrl-C: a thread that still computes would abort the process when it exits
+            failures.append(stop)
     if failures:
         raise failures[0]
 
