@@ -1,14 +1,18 @@
 # Sourced by every other script: stops at the first error, changes to the repository's root, and makes .venv from the requirements if it
 # is not there or older than they are. An environment that is active already (conda, module, container) is used as it is.
 set -euo pipefail
-# Paths that are relative to where the user stands.
-for name in DATA_ROOT YFCC_ROOT WEIGHTS; do
-  given=${!name:-}
-  if [ -n "$given" ] && [ ! -e "$given" ] && [ $name != WEIGHTS ]; then
-    echo "$name=$given: no such file or folder" >&2 && exit 2
-  fi
-  case $given in "" | /*) ;; *) export "$name=$PWD/$given" ;; esac
-done
+# Paths that are relative to where the user stands. (A function, so that it leaves no variables behind.)
+make_absolute() {
+  local variable given
+  for variable in DATA_ROOT YFCC_ROOT WEIGHTS; do
+    given=${!variable:-}
+    if [ -n "$given" ] && [ ! -e "$given" ] && [ $variable != WEIGHTS ]; then
+      echo "$variable=$given: no such file or folder" >&2 && exit 2
+    fi
+    case $given in "" | /*) ;; *) export "$variable=$PWD/$given" ;; esac
+  done
+}
+make_absolute
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # (conda's own `base` is no environment for this)

@@ -5,6 +5,7 @@ The scripts run with a stub instead of python, which only records its arguments.
 
 import importlib
 import os
+import shutil
 import stat
 import subprocess
 from functools import partial
@@ -115,6 +116,21 @@ def test_without_a_data_set_the_usage_is_printed(recorded, recipe):
         assert done.stderr.startswith(f"usage: bash scripts/{recipe}/run_all.sh ")
         assert all(dataset in done.stderr for dataset in datasets)
         assert f"docs/recipes/{recipe}.md" in done.stderr and (ROOT / f"docs/recipes/{recipe}.md").exists()
+
+
+@pytest.mark.parametrize("recipe", sorted({Path(script).parent.name for script, _ in RUNS} - {"scripts"}))
+def test_the_usage_needs_no_environment(tmp_path, recipe):
+    """A call without a data set must not install anything first."""
+    copy = tmp_path / "scripts"
+    shutil.copytree(ROOT / "scripts", copy)
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "CONDA_DEFAULT_ENV")
+    }
+    environment["PYTHON"] = "/nonexistent/python"  # an installation would fail
+    command = ["bash", str(copy / recipe / "run_all.sh")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and done.stderr.startswith("usage: ") and done.stdout == ""
+    assert not (tmp_path / ".venv").exists()
 
 
 def test_a_recipe_announces_how_long_it_takes(recorded):

@@ -1,5 +1,4 @@
 # Sourced by the numbered scripts: the size of the recipe (first argument), two_cores or paper.
-source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 usage() {
   cat >&2 <<'END'
 usage: bash scripts/analogy_cifar100/run_all.sh SIZE    (or one of its numbered scripts)
@@ -20,6 +19,7 @@ case $size in
   paper) takes="a GPU, hours (not measured)" ;;
   *) usage ;;
 esac
+source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 data=outputs/cifar100/data
 name=vgg16_$size
 out=outputs/cifar100/$name

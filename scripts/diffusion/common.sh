@@ -1,5 +1,4 @@
 # Sourced by the numbered scripts: the data set (first argument), its features, and which unlabelled images join the graph.
-source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 usage() {
   cat >&2 <<'END'
 usage: bash scripts/diffusion/run_all.sh DATASET    (or one of its numbered scripts)
@@ -24,6 +23,7 @@ case $dataset in
   omniglot) takes="35 minutes on two cores, and 20 for the extractor if it is not there" name=conv4_plain images="none novel all" ;;
   *) usage ;;
 esac
+source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 out=outputs/$dataset
 results=$out/results_diffusion
 configs=configs/diffusion

@@ -1,5 +1,4 @@
 # Sourced by the numbered scripts: the published split (first argument) and the extractor trained on it.
-source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 usage() {
   cat >&2 <<'END'
 usage: bash scripts/few_shot/run_all.sh SPLIT    (or one of its numbered scripts)
@@ -25,6 +24,7 @@ case $dataset in
   mini_imagenet | tiered_imagenet) takes="a GPU (not measured)" default=resnet12 n_ways=5 kinds="balanced dirichlet" ;;
   *) usage ;;
 esac
+source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 # Another extractor of the recipe: REPRESENTATION=resnet12 bash scripts/few_shot/2_train_extractor.sh cifar_fs (a GPU machine)
 representation=${REPRESENTATION:-$default}
 out=outputs/$dataset

@@ -1,5 +1,4 @@
 # Sourced by the numbered scripts: the data set (first argument), the seeds of its class splits, shots and kinds of fine-tuning.
-source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 usage() {
   cat >&2 <<'END'
 usage: bash scripts/few_shot_gan/run_all.sh DATASET    (or one of its numbered scripts)
@@ -39,6 +38,7 @@ case $dataset in
     ;;
   *) usage ;;
 esac
+source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 # A seed is a class split of its own, with an extractor and a GAN of its own; a trial is another draw of the shots.
 seeds=${SEEDS:-0 1 2 3 4}
 trials=${TRIALS:-1}

@@ -1,5 +1,4 @@
 # Sourced by the numbered scripts: the data set (first argument), its backbone, the methods and the seeds.
-source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 usage() {
   cat >&2 <<'END'
 usage: bash scripts/scgm/run_all.sh DATASET    (or one of its numbered scripts)
@@ -33,6 +32,7 @@ case $dataset in
   tiered_imagenet) takes="GPUs (not measured)" default=resnet12 prepared="--dataset $dataset" classes=novel ;;
   *) usage ;;
 esac
+source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 # Another backbone of the recipe: REPRESENTATION=resnet12 bash scripts/scgm/run_all.sh cifar100 (a GPU machine)
 representation=${REPRESENTATION:-$default}
 methods=${METHODS:-coarse scgm_g ancor scgm_a}

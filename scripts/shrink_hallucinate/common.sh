@@ -1,5 +1,4 @@
 # Sourced by the numbered scripts: the data set (first argument) and what the recipe trains on it.
-source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 usage() {
   cat >&2 <<'END'
 usage: bash scripts/shrink_hallucinate/run_all.sh DATASET    (or one of its numbered scripts)
@@ -23,6 +22,7 @@ case $dataset in
   omniglot) takes="about two hours on two cores" default="conv4_plain conv4_sgm" ;;
   *) usage ;;
 esac
+source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 # A part of the recipe, e.g. in a cluster job: REPRESENTATIONS=resnet10_sgm bash scripts/shrink_hallucinate/2_train_extractors.sh imagenet
 representations=${REPRESENTATIONS:-$default}
 out=outputs/$dataset
