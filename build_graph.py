@@ -117,8 +117,8 @@ class CompleteConfig(GraphConfig):
             return
         if self.pca_dim not in (None, PCA_DIM):
             raise InputError(
-                f"pca_dim {self.pca_dim}: the graph uses the PCA of the background {self.background.file}. "
-                "Leave --pca_dim out, or set it when you build the background."
+                f"--pca_dim {self.pca_dim}: the graph uses the PCA of the background {self.background.file}. "
+                "Leave --pca_dim out, or set it when you build the background"
             )
         self.pca_dim = None
 
@@ -163,9 +163,9 @@ def _extractor(features: Path) -> str | None:
 
 def _check_size(n_nodes: int, k: int) -> None:
     if k > n_nodes:
-        raise InputError(f"k {k}: the graph has only {n_nodes} nodes. Use --k {n_nodes} or less.")
+        raise InputError(f"--k {k}: the graph has only {n_nodes} nodes. Use --k {n_nodes} or less")
     if n_nodes >= 2**31:
-        raise InputError(f"{n_nodes} nodes: ids are 32-bit, so a graph can have at most 2^31 - 1. Use fewer --n_rows.")
+        raise InputError(f"{n_nodes} nodes: ids are 32-bit, so a graph can have at most 2^31 - 1. Use fewer --n_rows")
 
 
 def read_published(lists: PublishedLists, n_rows: int, k: int) -> diffusion.Lists:
@@ -193,13 +193,13 @@ def _open_list(path: Path, dtype: type, n_rows: int, k: int) -> np.ndarray:
     if rest or n_columns < k:
         raise InputError(
             f"{path}: its {n_bytes} bytes are not lists of k {k} or more neighbours for {n_rows} rows. "
-            "Check --k and --n_rows."
+            "Check --k and --n_rows"
         )
     named = re.fullmatch(r"\.(?:int|float)(\d+)", path.suffix)
     if named and int(named[1]) != n_columns:
         raise InputError(
             f"{path}: with {n_rows} rows it has lists of {n_columns} neighbours, but its name says {named[1]}. "
-            "Check --n_rows."
+            "Check --n_rows"
         )
     return open_raw(path, dtype, n_columns)
 
@@ -240,7 +240,7 @@ def _check_published(published: diffusion.Lists, vectors: np.ndarray, config: Ba
     if len(error) == 0 or np.median(error) > 0.01:
         raise InputError(
             f"{config.index.ids}: not the lists of {config.features}; the similarities differ from the inner products. "
-            "Give the features, --n_rows and --pca_dim that the lists were made with."
+            "Give the features, --n_rows and --pca_dim that the lists were made with"
         )
 
 
@@ -307,23 +307,23 @@ def read_background(path: Path, k: int, train: Features) -> diffusion.Graph:
     graph = diffusion.read_graph(path)
     if graph.train_rows is not None:
         raise InputError(
-            f"{graph.path}: is the graph of a setup. Give --background a graph written by build_graph.py background."
+            f"{graph.path}: is the graph of a setup. Give --background a graph written by build_graph.py background"
         )
     if graph.input_dim != train.dim:
         raise InputError(
             f"{graph.path}: built from features of {graph.input_dim} dimensions, but {train.path} has {train.dim}. "
-            "Use features of the same extractor."
+            "Use features of the same extractor"
         )
     if graph.k < k:
         raise InputError(
             f"{graph.path}: has lists of {graph.k} neighbours, fewer than k {k}. Use --k {graph.k}, or build the "
-            f"background with --k {k}."
+            f"background with --k {k}"
         )
     known = graph.inputs.get("extractor")
     if known and train.extractor and known != train.extractor:
         raise InputError(
             f"{graph.path}: its features are from a different extractor than {train.path}. "
-            "Use features of the same extractor."
+            "Use features of the same extractor"
         )
     return graph
 

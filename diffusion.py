@@ -33,8 +33,9 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from lowshot import core, diffusion, evaluation
-from lowshot.core.artifacts import Provenance, Recipe, check_suffix, is_done, partial_path, recipe, writing
+from lowshot.core.artifacts import Provenance, Recipe, check_suffix, is_done, missing, partial_path, recipe, writing
 from lowshot.core.cli import report_of, run
+from lowshot.core.errors import InputError
 from lowshot.core.imports import load
 from lowshot.core.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, RunOnly, values_of
 from lowshot.diffusion.settings import EdgeOptions, Fusion, Labelling, Precision, StepOptions
@@ -92,6 +93,7 @@ def main(config: Config) -> Path:
     Returns the path of the results, or of the scores of the grid if only a choice was requested.
     """
     check_settings(config)
+    _check_setups(config)
     if config.label is not None:
         check_suffix("--label", config.label.out, ".h5")
     with core.open_processes() as processes, _process_outputs(config, processes) as process_config:
@@ -121,6 +123,23 @@ def _process_outputs(config: Config, processes: core.Processes) -> Iterator[Conf
         processes.wait()
         label = config.label and replace(config.label, out=Path(folder) / config.label.out.name)
         yield replace(config, out=Path(folder) / config.out.name, label=label)
+
+
+def _check_setups(config: Config) -> None:
+    """Raise InputError unless the files of both setups are named, if settings are chosen on one for the other."""
+    named = {"--graph": config.graph} | ({"--fuse.scores": config.fuse.scores} if config.fuse else {})
+    for option, path in named.items() if config.select and not _only_chooses(config) else []:
+        for setup in ("validation", "test"):
+            file = Path(str(path).replace("{setup}", setup))
+            if "{setup}" in str(path) and not file.exists():
+                raise missing(file)
+        if "{setup}" not in str(path):
+            both = path.with_name(path.name.replace(config.setup, "{setup}"))
+            both = both if "{setup}" in both.name else path.with_stem(f"{path.stem}-{{setup}}")
+            raise InputError(
+                f"{option} {path}: --select needs a file of each setup. Make both (--setup validation, --setup test) "
+                f'and use {option} "{both}"'
+            )
 
 
 def _only_chooses(config: Config) -> bool:
@@ -376,8 +395,8 @@ def _method(graph: diffusion.Graph, fuse: Fusion | None) -> tuple[str, Literal["
 
 
 def next_step(config: Config) -> list | None:
-    """Return the command that uses the output. Settings that are only chosen give no results to report."""
-    return None if config.select and config.setup == "validation" else report_of(config.out)
+    """Return the command that uses the output. There are no results to report after an estimate or a choice alone."""
+    return None if config.dry_run or _only_chooses(config) else report_of(config.out)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def main(config: Config) -> Path:
     classes = np.arange(split.n_classes) if config.classes == "all" else split.setup(config.setup)[1]
     feats, copies, labels = _pool_rows(config, features, split, classes)
     if config.clustering and config.clustering > len(feats):
-        raise InputError(f"clustering {config.clustering}: there are only {len(feats)} images. Use fewer clusters.")
+        raise InputError(f"--clustering {config.clustering}: there are only {len(feats)} images. Use fewer clusters")
     pool = evaluation.make_pool(labels, split, classes, config, _source(config))
     _print_left_out(config, split, classes, len(pool.group_sizes))
     tensors = [None if one is None else torch.from_numpy(one).to(device) for one in (feats, copies)]
@@ -133,18 +133,18 @@ def main(config: Config) -> Path:
 
 def _check(config: Config) -> None:
     if not config.n_shots or len(set(config.n_shots)) != len(config.n_shots):
-        raise InputError(f"n_shots {config.n_shots}: must be one or more numbers without duplicates")
+        raise InputError(f"--n_shots {config.n_shots}: must be one or more numbers without duplicates")
     if not _files(config) or len({path.resolve() for path in _files(config)}) != len(_files(config)):
         raise InputError(
-            f"features {[str(one) for one in _files(config)]}: must be one or more files without duplicates"
+            f"--features {[str(one) for one in _files(config)]}: must be one or more files without duplicates"
         )
     check_suffix("--out", config.out, ".json")
     if config.classes == "all" and config.setup == "validation":
-        raise InputError("classes all: includes the classes of the test setup. Use --classes novel for validation.")
+        raise InputError("--classes all: includes the classes of the test setup. Use --classes novel for validation")
     if config.classes == "all" and config.transform.centre:
         raise InputError(
-            "transform.centre: with --classes all, the base images that define the centre are evaluated themselves. "
-            "Leave out --transform.centre."
+            "--transform.centre: with --classes all, the base images that define the centre are evaluated themselves. "
+            "Leave out --transform.centre"
         )
 
 
@@ -179,7 +179,7 @@ def _pool_rows(
     if config.transform.centre and not base.any():
         raise InputError(
             f"{source}: no image of a base class, but transform.centre needs them. "
-            "Add the feature file with base images to --features."
+            "Add the feature file with base images to --features"
         )
     in_pool = np.isin(labels, classes)
     transform = classifiers.fitted_transform(config.transform, feats[base] if config.transform.centre else feats[:0])
@@ -200,7 +200,7 @@ def _copies(features: list[Features]) -> np.ndarray:
     for one, stored in zip(features, copies):
         if stored.shape[1] != copies[0].shape[1]:
             numbers = f"{stored.shape[1]} augmented copies per image, but {features[0].path} has {copies[0].shape[1]}"
-            raise InputError(f"{one.path}: has {numbers}. Save both with the same --copies.")
+            raise InputError(f"{one.path}: has {numbers}. Save both with the same --copies")
     return _joined(copies)
 
 

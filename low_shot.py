@@ -8,8 +8,6 @@ Writes    one results JSON with six accuracies for every trial and n. With a gri
     python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \\
         --out results/linear_sgd.json [--add.generator generator/]
 
-Additional training rows are applied in the order in which they are named (`--add repetition my_rows.py:Noise`).
-
 On a laptop, in seconds:
 
     python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \\
@@ -19,6 +17,11 @@ Select settings on the validation setup and evaluate on the test setup (grid.yam
 
     python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \\
         --out results/linear_sgd.json --select grid.yaml
+
+Add training rows, in the order in which they are named (`--add repetition my_rows.py:Noise`, the second of your own):
+
+    python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \\
+        --out results/linear_sgd_repeated.json --add repetition
 """
 
 from __future__ import annotations
@@ -78,13 +81,13 @@ ADDITIONS = Registry(
 @dataclass(kw_only=True)
 class Config(SelectionConfig):
     classifier: Annotated[Any, BENCHMARK_CLASSIFIERS] = field(default_factory=SGDOptions)
-    """Classifier. linear_sgd is the published one, logistic_regression the optimum of its loss, mlp that of the
-    CIFAR-100 analogy recipe, and own_head the one that the extractor was trained with. These have an output for every
-    class of the data set. The others score the classes of the setup only. laplacian_shot, prototype_refinement and
-    pt_map are transductive: their queries are all test images together. pt_map assumes the same number per class."""
+    """Classifier. linear_sgd: the published one; logistic_regression: the optimum of its loss; mlp: that of the
+    CIFAR-100 analogy recipe; own_head: the one that the extractor was trained with. These four have an output for every
+    class of the data set, the others for the classes of the setup. nearest_mean, cosine: from few-shot papers;
+    laplacian_shot, prototype_refinement, pt_map: transductive, with all test images as queries (pt_map assumes the same
+    number per class)."""
     transform: FeatureTransform = field(default_factory=FeatureTransform)
-    """Transform of all features before the classifier, additional rows included. Centres on the base rows of the
-    setup."""
+    """Transform of all features before the classifier, additional rows included."""
     add: Annotated[dict, Several(ADDITIONS)] = field(default_factory=dict)
     """Additional training rows, applied in this order. propagated: rows labelled by diffusion.py; generator: an analogy
     generator; samples: GAN samples; repetition: repeated shots (the control of the others); rows: a file of rows."""
@@ -183,10 +186,10 @@ def _check_own_head(config: Config) -> None:
     if not isinstance(config.classifier, OwnHead):
         return
     if config.add or config.transform.steps:
-        raise InputError("own_head: does not learn. Leave out --transform and --add.")
+        raise InputError("own_head: does not learn. Leave out --transform and --add")
     head = config.classifier.extractor
     if (read_recipe(config.train) or {"inputs": {}})["inputs"].get("extractor") != digest(head):
-        raise InputError(f"{head}: {config.train} contains features of another extractor. Use its own features.")
+        raise InputError(f"{head}: {config.train} has features of another extractor. Use its own features")
 
 
 def _check_additions(config: Config) -> None:

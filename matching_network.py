@@ -72,7 +72,7 @@ def train(config: TrainConfig) -> Path:
     base = matching.ClassRows(features, split.base_classes, split)
     if not 2 <= (config.n_way or len(base.classes)) <= len(base.classes):
         raise InputError(
-            f"n_way {config.n_way}: must be between 2 and the number of base classes of {config.split}, "
+            f"--n_way {config.n_way}: must be between 2 and the number of base classes of {config.split}, "
             f"{len(base.classes)}"
         )
     inputs = {"features": config.features, "split": config.split, "extractor": features.extractor}
@@ -118,7 +118,7 @@ def build_supports(benchmark: Benchmark, config: TestConfig) -> dict[tuple[int, 
     base = matching.ClassRows(benchmark.train, benchmark.base_classes, benchmark.split)
     for c in base.classes[base.counts < config.rows_per_class]:
         few = f"class {c} ({benchmark.split.class_names[c]}) has {(benchmark.train.labels == c).sum()} training rows"
-        raise InputError(f"rows_per_class {config.rows_per_class}: {few}. Use --rows_per_class {base.counts.min()}.")
+        raise InputError(f"--rows_per_class {config.rows_per_class}: {few}. Use --rows_per_class {base.counts.min()}")
     return {
         (trial, n): matching.support_rows(
             base, benchmark.shot_rows(trial, n), config.rows_per_class, config.seed, trial

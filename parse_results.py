@@ -59,7 +59,7 @@ def main(config: Config) -> Path:
     """Write the report and return the path of report.html."""
     page_path = config.out / "report.html"
     if config.out.resolve() in [config.results.resolve(), *config.results.resolve().parents]:
-        raise InputError(f"--out {config.out}: the report would replace the results. Choose another folder.")
+        raise InputError(f"--out {config.out}: the report would replace the results. Choose another folder")
     files = report.results.read_files(config.results, config.out)
     known = [read(files) for read in (report.results.trials, report.results.episodes, report.results.scores)]
     report.results.check_reference(config.reference, known)
@@ -88,7 +88,7 @@ def _read_pictures(config: Config, split_digests: set[str]) -> report.Pictures:
     if split.digest not in split_digests:
         raise InputError(
             f"{path}: no file in {config.results} was made with this split ({split.digest[:12]}). "
-            "Give --data the folder that the results were made from."
+            "Give --data the folder that the results were made from"
         )
     features = read_features(config.features, split.n_classes) if config.features else None
     if means and features:

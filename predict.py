@@ -31,7 +31,7 @@ from lowshot.classifiers.settings import (
     SupportLogisticOptions,
     is_transductive,
 )
-from lowshot.core.artifacts import is_done, recipe, write_json, writing
+from lowshot.core.artifacts import is_done, missing, recipe, write_json, writing
 from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
 from lowshot.core.settings import NonNegativeInt, PositiveInt, RunOnly
@@ -44,7 +44,10 @@ from lowshot.representation.settings import ExtractorChoice
 
 @dataclass(kw_only=True)
 class FitConfig(ExtractorChoice):
-    """Make a classifier from a few photos per class."""
+    """Make a classifier from a few photos per class.
+
+    python predict.py fit --timm resnet50.a1_in1k --images photos --out classifier
+    """
 
     images: Path
     """Folder of class folders with a few photos each. Superclass folders that contain class folders work too."""
@@ -74,7 +77,10 @@ class FitConfig(ExtractorChoice):
 
 @dataclass(kw_only=True)
 class ClassifyConfig:
-    """Classify photos."""
+    """Classify photos.
+
+    python predict.py classify --classifier classifier --images new_photos --out predictions.csv
+    """
 
     classifier: Path
     """Folder of the classifier, written by `fit`."""
@@ -102,7 +108,7 @@ def fit(config: FitConfig) -> Path:
     classes = find_classes(root)
     names = [folder.relative_to(root).as_posix() for folder in classes]
     if len(names) < 2:
-        raise InputError(f"{config.images}: contains only one class ({names[0]}). Add a second class folder.")
+        raise InputError(f"{config.images}: contains only one class ({names[0]}). Add a second class folder")
     _check(config)
     extractor, chosen = representation.chosen_extractor(config)
     files = [file for part in classes.values() for file in part]
@@ -134,13 +140,13 @@ def _check(config: FitConfig) -> None:
     """Raise InputError if a setting would be ignored or needs another one."""
     if len({config.transform.centre, config.base_features is not None, config.split is not None}) == 2:
         raise InputError(
-            "transform.centre: centres on the mean of base classes. "
-            "Use --transform.centre, --base_features and --split together, or none of them."
+            "--transform.centre: centres on the mean of base classes. "
+            "Use --transform.centre, --base_features and --split together, or none of them"
         )
     if is_transductive(config.method):
         raise InputError(
-            "method: is transductive, but photos are classified one at a time. "
-            f"Use one of {', '.join(INDUCTIVE_METHODS.classes)}."
+            "--method: is transductive, which classifies all images together, but photos are classified one at a time. "
+            f"Use one of {', '.join(INDUCTIVE_METHODS.classes)}"
         )
 
 
@@ -157,17 +163,17 @@ def base_mean(config: FitConfig, dim: int, extractor: str) -> Any:
     if base.dim != dim:
         raise InputError(
             f"{config.base_features}: has {base.dim} dimensions, but the extractor makes {dim}. "
-            "Use features of this extractor (save_features.py)."
+            "Use features of this extractor (save_features.py)"
         )
     if base.extractor not in (None, extractor):
         raise InputError(
-            f"{config.base_features}: made by another extractor. Use features of this extractor (save_features.py)."
+            f"{config.base_features}: made by another extractor. Use features of this extractor (save_features.py)"
         )
     rows = np.isin(base.labels, split.base_classes)
     if not rows.any():
         raise InputError(
             f"{config.base_features}: contains no image of a base class of {config.split}. "
-            "Use the features of the training images (train.h5)."
+            "Use the features of the training images (train.h5)"
         )
     return classifiers.transformed_mean(config.transform, base.feats[rows])
 
@@ -226,9 +232,9 @@ def choose_files(images: Path | list[Path]) -> dict[str, Path]:
         elif path.is_file():
             files[str(path)] = path
         else:
-            raise InputError(f"{path}: no such file or folder")
+            raise missing(path, "no such file or folder")
     if not files:
-        raise InputError("images: the list is empty. Name at least one image or folder.")
+        raise InputError("--images: the list is empty. Name at least one image or folder")
     return files
 
 

@@ -24,6 +24,7 @@ Data sets, and the files that they expect in --root:
     cifar100   cifar-100-python/{train,test,meta}
     emnist     emnist-<split>-{train,test}-*-ubyte.gz and emnist-<split>-mapping.txt
     folder     your own images: <class>/*.jpg or <superclass>/<class>/*.jpg
+    features   --root is a feature file (train.h5) instead of a folder; writes its split and draws, and no images
     imagenet   {train,val}/<wnid>/*.JPEG; --dataset.protocol names a folder with label_idx.json and
                splitfile_{1..5}.json
     living17, nonliving26, entity13, entity30 (BREEDS)
@@ -64,7 +65,7 @@ from lowshot.core.settings import RunOnly, Seed
 from lowshot.data.datasets import registry
 from lowshot.data.datasets.content import Content, Found, Source, cap, validation_part
 from lowshot.data.datasets.images import Images, write_images
-from lowshot.data.datasets.settings import DATASETS, Capped, DrawnSplit, HalvedSplit, Shots, part_of
+from lowshot.data.datasets.settings import DATASETS, Capped, DrawnSplit, FeatureFile, HalvedSplit, Shots, part_of
 from lowshot.data.protocol import Split, check_draws, draws_to_json, make_draws, make_split, with_douze2018_draws
 
 SCHEMA = "lowshot-data-1"
@@ -107,7 +108,8 @@ def main(config: Config) -> Path:
     protocol = _protocol(config, content) if content.class_names else {}
     with writing(config.out, made_from) as partial:
         partial.mkdir()
-        write_images(partial / "images.h5", content.images, made_from)
+        if content.images.has_content:
+            write_images(partial / "images.h5", content.images, made_from)
         for name, part in {**protocol, "config.json": {"schema": SCHEMA, **made_from}}.items():
             write_json(partial / name, part)
     print(f"preprocessing: {_summary(content)} -> {config.out}")
@@ -173,6 +175,8 @@ def _summary(content: Content) -> str:
     images = content.images
     if not content.class_names:
         return f"{len(images)} unlabelled images"
+    if not images.has_content:
+        return f"{len(content.class_names)} classes of {len(images)} rows"
     n_train, n_test = len(images.rows(test=False)), len(images.rows(test=True))
     return f"{len(content.class_names)} classes, {n_train} train and {n_test} test images"
 
@@ -185,9 +189,16 @@ def _setups(split: dict) -> str:
 
 
 def next_step(config: Config) -> list | None:
-    """Return the command that reads the output; none for unlabelled images, which train no extractor."""
+    """Return the command that reads the output; none for unlabelled images, which train no extractor.
+
+    The classes of a feature file go to the benchmark, with the test features beside it.
+    """
     if not (config.out / "split.json").exists():
         return None
+    if isinstance(config.dataset, FeatureFile):
+        split, draws, test = config.out / "split.json", config.out / "draws.json", config.root.with_name("test.h5")
+        files = ["--train", config.root, "--test", test, "--split", split, "--draws", draws]
+        return ["low_shot.py", *files, "--out", config.out.parent / "results" / "linear_sgd.json"]
     return ["train_extractor.py", "--data", config.out, "--out", config.out.parent / "extractor"]
 
 

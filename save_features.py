@@ -35,6 +35,8 @@ from lowshot.core.errors import InputError
 from lowshot.core.settings import NetworkPrecision, NonNegativeInt, PositiveInt, RunOnly, Seed
 from lowshot.data.datasets.images import Images, images_file, read_images
 from lowshot.data.features import create_features
+from lowshot.data.protocol import read_draws
+from lowshot.evaluation.settings import SHOTS
 from lowshot.representation.settings import (
     AUGMENTATIONS,
     ExtractorChoice,
@@ -188,7 +190,9 @@ def extract(
 
 
 def next_step(config: Config) -> list | None:
-    """Return the command that reads the output: low_shot.py, or episodes.py if there are no test images."""
+    """Return the command that reads the output: low_shot.py with the shots that were drawn, or episodes.py if there are
+    no test images.
+    """
     split, draws = config.data / "split.json", config.data / "draws.json"
     train, test, results = config.out / "train.h5", config.out / "test.h5", config.out.parent / "results"
     if not (split.exists() and train.exists()):
@@ -196,7 +200,16 @@ def next_step(config: Config) -> list | None:
     if not test.exists():
         return ["episodes.py", "--features", train, "--split", split, "--out", results / "episodes.json"]
     inputs = ["--train", train, "--test", test, "--split", split, "--draws", draws]
-    return ["low_shot.py", *inputs, "--out", results / "linear_sgd.json"]
+    return ["low_shot.py", *inputs, *_shots_of(draws), "--out", results / "linear_sgd.json"]
+
+
+def _shots_of(draws: Path) -> list:
+    """Return the option --shots if the draws have fewer shots than the benchmark's default."""
+    try:
+        most = min(len(rows) for trial in read_draws(draws).values() for rows in trial)
+    except InputError:
+        return []
+    return [] if most >= max(SHOTS) else ["--shots", *(n for n in SHOTS if n <= most)]
 
 
 if __name__ == "__main__":

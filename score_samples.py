@@ -70,7 +70,7 @@ def main(config: Config) -> Path:
     """Score the samples and return the path of the results file."""
     check_suffix("--out", config.out, ".json")
     if config.reference == "test" and config.test is None:
-        raise InputError("reference test: needs the features of the test images. Use --test FILE.")
+        raise InputError("--reference test: needs the features of the test images. Use --test FILE")
     inputs = {name: getattr(config, name) for name in ("samples", "train", "test", "split", "draws")}
     made_from = recipe("score_samples", config, inputs)
     if is_done(config.out, made_from, config.overwrite):
@@ -83,7 +83,7 @@ def main(config: Config) -> Path:
     if facts["shared_pool"] and config.reference in ("validation", "unlabelled"):
         raise InputError(
             f"{config.samples}: the GAN was fine-tuned with --shared_pool, so its {config.reference} images include "
-            "its shots. Use --reference test."
+            "its shots. Use --reference test"
         )
     real, classes = _real(config, split, train, facts["trial"] or 1)
     made = samples.feats[_samples_like(samples, classes, config.samples)]
@@ -132,7 +132,7 @@ def _samples_like(samples: Features, classes: np.ndarray, where: Path) -> np.nda
         if len(rows[-1]) < n:
             raise InputError(
                 f"{where}: {len(rows[-1])} samples of class {c}, but {n} real images to compare with. "
-                f"Use sample_gan.py --n_per_class {n} or a smaller --n_images."
+                f"Use sample_gan.py --n_per_class {n} or a smaller --n_images"
             )
     return np.concatenate(rows)
 

@@ -4,14 +4,19 @@ Reads   DATA/images.h5, DATA/split.json (preprocessing.py)
 Writes  OUT/model.pt, OUT/config.json (together they rebuild the network), OUT/log.jsonl, OUT/tensorboard/
         With --patience, model.pt has the best weights, and OUT/last.pt the last ones.
 
-python train_extractor.py --data outputs/cifar100/data --out outputs/cifar100/resnet10_sgm/extractor \\
-    --model ResNet10 --loss sgm --loss.weight 0.02
-python train_extractor.py --data outputs/photos/data --out outputs/photos/resnet50/extractor \\
-    --model timm:resnet50.a1_in1k --model.pretrained --epochs 10 --lr 0.001
+    python train_extractor.py --data outputs/cifar100/data --out outputs/cifar100/resnet10_sgm/extractor \\
+        --model ResNet10 --loss sgm --loss.weight 0.02
+
+Start from a pretrained backbone of timm:
+
+    python train_extractor.py --data outputs/photos/data --out outputs/photos/resnet50/extractor \\
+        --model timm:resnet50.a1_in1k --model.pretrained --epochs 10 --lr 0.001
+
 Small example (seconds on a CPU):
-python train_extractor.py --data outputs/glyphs/data --out outputs/glyphs/try/extractor --model Conv4 --epochs 1
-Several processes: --devices 8, or
-torchrun --nproc-per-node 8 train_extractor.py ... --devices 8
+
+    python train_extractor.py --data outputs/glyphs/data --out outputs/glyphs/try/extractor --model Conv4 --epochs 1
+
+Several GPUs: --devices 8 (or torchrun --nproc-per-node 8 train_extractor.py ... --devices 8).
 To train on shots of novel classes, use finetune_extractor.py.
 """
 

@@ -129,11 +129,13 @@ def finetune(config: FinetuneConfig) -> Path:
     """Fine-tune a GAN on the shots of the novel classes and return its folder."""
     if config.semi_supervised and (config.d_mode == "embed" or not config.alpha):
         raise InputError(
-            f"semi_supervised: has no effect with alpha {config.alpha:g} and d_mode {config.d_mode}. "
-            "Use --alpha above 0 and --d_mode linear or all."
+            f"--semi_supervised: has no effect with --alpha {config.alpha:g} and --d_mode {config.d_mode}. "
+            "Use --alpha above 0 and --d_mode linear or all"
         )
     if config.semi_supervised and not config.steps:
-        raise InputError("steps 0: semi_supervised has no effect. Use --steps above 0 or leave out --semi_supervised.")
+        raise InputError(
+            "--steps 0: --semi_supervised has no effect. Use --steps above 0 or leave out --semi_supervised"
+        )
     where, drawn_at = config.data / "images.h5", config.data / "draws.json"
     images, split = _read(config)
     rows = gan.read_few_shot_rows(images, split, config.data, config.k, config.trial, config.shared_pool)
@@ -141,12 +143,12 @@ def finetune(config: FinetuneConfig) -> Path:
     extractor, made_from = _recipe("train_gan finetune", config, images, {"draws": drawn_at, "gan": config.gan})
     if not config.steps and not pretrained.config.n_features:
         raise InputError(
-            f"steps 0: the class embeddings of {config.gan} must be learned. Use --steps above 0, or a GAN that was "
-            "pre-trained with --network.class_embedding features."
+            f"--steps 0: the class embeddings of {config.gan} must be learned. Use --steps above 0, or a GAN that was "
+            "pre-trained with --network.class_embedding features"
         )
     known_by = read_recipe(config.gan)["inputs"]["extractor"] if pretrained.config.n_features else None
     if known_by not in (None, made_from["inputs"]["extractor"]):
-        raise InputError(f"{config.gan}: embeds classes by features of another extractor. Use the same extractor.")
+        raise InputError(f"{config.gan}: embeds classes by features of another extractor. Use the same extractor")
     references = {"novel": rows.validation, "base": rows_of(images, split, split.base_classes, where)}
     pool, modes = rows.unlabelled if config.semi_supervised else None, (config.g_mode, config.d_mode)
 
@@ -171,7 +173,7 @@ def _train(
     """Train the GAN that `start` returns on rows of `images`, and write it."""
     if config.batch_size % config.devices:
         raise InputError(
-            f"batch_size {config.batch_size}: must be divisible by the number of processes, {config.devices}"
+            f"--batch_size {config.batch_size}: must be divisible by the number of processes, {config.devices}"
         )
     if is_done(config.out, made_from, config.overwrite):
         return config.out
@@ -200,7 +202,7 @@ def _read(config: PretrainConfig | FinetuneConfig) -> tuple[Images, Split]:
     images = read_images(where)
     if images.pixels is None:
         raise InputError(
-            f"{where}: has paths of images, but a GAN needs stored pixels. Use preprocessing.py --dataset.image_size."
+            f"{where}: has paths of images, but a GAN needs stored pixels. Use preprocessing.py --dataset.image_size"
         )
     return images, read_split(config.data / "split.json")
 
@@ -223,7 +225,7 @@ def _open_pretrained(config: FinetuneConfig, images: Images) -> gan.Gan:
     """Load the pre-trained GAN. Raise InputError if its split or image size differs, or if it is already fine-tuned."""
     made_from = gan.gan_recipe(config.gan, config.data / "split.json")
     if made_from["stage"] != "train_gan pretrain":
-        raise InputError(f"{config.gan}: already fine-tuned. Use a GAN of train_gan.py pretrain.")
+        raise InputError(f"{config.gan}: already fine-tuned. Use a GAN of train_gan.py pretrain")
     pretrained = gan.load_gan(config.gan)
     n_channels, size = pretrained.config.n_channels, pretrained.config.image_size
     if (images.n_channels, images.size) != (n_channels, size):

@@ -13,6 +13,24 @@ make_absolute() {
   done
 }
 make_absolute
+# Lists of names, and single values. They become words of commands, so other characters would change the command.
+check_words() {
+  local variable
+  for variable in DEVICES KINDS MAX_PER_CLASS METHODS NETWORK N_BACKGROUND PRECISION REPRESENTATION REPRESENTATIONS SEEDS SHOTS START TRIALS; do
+    case ${!variable:-} in
+      *[!A-Za-z0-9_.:/\ -]*) echo "$variable=${!variable}: only names and numbers are expected" >&2 && exit 2 ;;
+    esac
+    case $variable-${!variable:-} in
+      KINDS-* | METHODS-* | REPRESENTATIONS-* | SEEDS-* | SHOTS-* | TRIALS-*) ;;
+      *\ *) echo "$variable=${!variable}: one value is expected" >&2 && exit 2 ;;
+    esac
+  done
+}
+check_words
+# A representation that the user chose must have a config.
+check_config() {
+  [ -e "$1" ] || { echo "no such representation: $1 does not exist" >&2 && exit 2; }
+}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # (conda's own `base` is no environment for this)
@@ -22,6 +40,7 @@ if [ -z "${VIRTUAL_ENV:-}" ] && [ "${CONDA_DEFAULT_ENV:-base}" = base ]; then
   fi
   if [ ! -f .venv/ready ] || [ requirements.txt -nt .venv/ready ] || [ requirements-dev.txt -nt .venv/ready ]; then
     python=${PYTHON:-python3}
+    command -v "$python" > /dev/null || { echo "$python: not found; PYTHON=/path/to/python3 names another" >&2 && exit 2; }
     if ! "$python" -c "import sys; sys.exit(sys.version_info < (3, 11))"; then
       echo "$("$python" --version): Python 3.11 or newer is needed; PYTHON=/path/to/python3 names another" >&2 && exit 2
     fi

@@ -33,46 +33,48 @@ BOXES = {
     "gan": (["train_gan.py", "sample_gan.py"], 4.1, -1.6, PINK),
     "predict": (["predict.py"], 4.1, 1.5, YELLOW),
     "names": (["class names of", "new photos"], 8.5, 1.5, None),
-    "analogies": (["make_quadruplet.py", "train_analogy_generator.py"], 12.8, 1.5, RED),
-    "graph": (["build_graph.py", "diffusion.py"], 12.8, -1.6, GREEN),
-    "classifiers": (["low_shot.py", "episodes.py", "matching_network.py"], 16.8, 0.0, YELLOW),
+    "analogies": (["make_quadruplet.py", "train_analogy_generator.py"], 12.3, 1.6, RED),
+    "graph": (["build_graph.py", "diffusion.py"], 12.8, -1.8, GREEN),
+    "classifiers": (["low_shot.py", "episodes.py", "matching_network.py", "score_samples.py"], 16.8, 0.6, YELLOW),
     "report": (["parse_results.py"], 20.7, 0.0, GREY),
     "page": (["tables, plots,", "report.html"], 20.7, -1.5, None),
 }
 # From one box to another, what is handed over, and where its name is written, from the middle of the arrow.
 ARROWS = [
     ("images", "split", "", (0, 0)),
-    ("split", "extractor", "split", (0, 0.2)),
+    ("images", "predict", "", (0, 0)),
+    ("split", "extractor", "images,\nsplit", (0, 0.38)),
     ("extractor", "features", "extractor", (0, 0.24)),
     ("extractor", "predict", "", (0, 0)),
     ("predict", "names", "", (0, 0)),
     ("split", "gan", "", (0, 0)),
     ("gan", "features", "generated\nimages", (0.85, -0.25)),
-    ("features", "classifiers", "features", (0, 0.2)),
+    ("features", "classifiers", "features (and split, draws)", (-0.6, 0.3)),
     ("features", "analogies", "", (0, 0)),
     ("features", "graph", "", (0, 0)),
-    ("analogies", "classifiers", "generated\nfeatures", (1.1, 0.35)),
-    ("graph", "classifiers", "propagated\nlabels", (1.1, -0.35)),
-    ("classifiers", "report", "results", (0, 0.2)),
+    ("analogies", "classifiers", "generated\nfeatures", (0.75, 0.68)),
+    ("graph", "classifiers", "propagated\nlabels", (-0.95, 0.2)),
+    ("graph", "report", "results", (0.6, -0.25)),
+    ("classifiers", "report", "results", (0.55, 0.25)),
     ("report", "page", "", (0, 0)),
 ]
 LINE = 0.37  # height of a line of text
 Point = tuple[float, float]
 
-# The lines of the curve, by results file: label, colour, marker, and the place of the label (a point, a shift from it).
+# The lines of the curve, named and coloured as in the report, by results file: label, colour, marker, and the place of the label (a point, a shift from it).
 METHODS = {
-    "conv4_sgm": ("linear classifier", BLUE, "o", 1, (12, -16)),
-    "conv4_sgm_generated": ("+ hallucinated\nfeatures", RED, "s", 0, (-6, 25)),
-    "conv4_sgm_diffusion": ("diffusion over unlabelled images", GREEN, "^", 0, (-6, 26)),
+    "conv4_sgm": ("linear_sgd", BLUE, "o", 1, (12, -16)),
+    "conv4_sgm_diffusion": ("diffusion (unlabelled images)", RED, "s", 0, (-6, 26)),
+    "conv4_sgm_generated": ("linear_sgd\n+ generator", GREEN, "^", 0, (-6, 25)),
 }
-COINCIDE = "from 5 images on, no features are\nhallucinated: the two lines coincide"
+COINCIDE = "from 5 images on, the generator adds\nnothing: the two lines coincide"
 
 
 def pipeline(path: Path) -> None:
     """The stages as lines of boxes, boxes by subject, arrows for the files that one stage hands to the next."""
-    with figure_at(path, 12, 3) as figure:
+    with figure_at(path, 12, 3.1) as figure:
         axes = figure.subplots()
-        axes.set(xlim=(-1.5, 22.3), ylim=(-2.2, 2.1))
+        axes.set(xlim=(-1.5, 22.3), ylim=(-2.45, 2.35))
         axes.set_axis_off()
         halves = {name: _draw_box(axes, *box) for name, box in BOXES.items()}
         for source, target, text, (right, up) in ARROWS:
@@ -122,7 +124,7 @@ def accuracy(path: Path) -> None:
             end = line["n_shot"].iloc[point], mean[point]
             axes.annotate(label, end, shift, textcoords="offset points", color=colour, fontweight="bold")
         axes.text(20, 38, COINCIDE, ha="right", fontsize=9, color="#555", style="italic")
-        axes.set(xscale="log", xlabel="images per new class", ylabel="accuracy on new classes, %", ylim=(0, 90))
+        axes.set(xscale="log", xlabel="images per new class", ylabel="top-1 accuracy on new classes, %", ylim=(0, 90))
         axes.set_xticks(shots, [str(n) for n in shots])
         axes.minorticks_off()
 

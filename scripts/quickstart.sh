@@ -16,7 +16,8 @@ python train_analogy_generator.py --config $configs/train_analogy_generator.yaml
 inputs="--train $out/conv4_sgm/features/train.h5 --test $out/conv4_sgm/features/test.h5 --split $out/data/split.json"
 python low_shot.py --config $configs/low_shot.yaml $inputs --draws $out/data/draws.json --out $out/results/conv4_sgm.json
 # The generator fills each novel class up to 5 rows (as published), so the results with it are the same from n = 5 on.
-python low_shot.py --config $configs/low_shot.yaml $inputs --draws $out/data/draws.json --out $out/results/conv4_sgm_generated.json --add.generator $out/conv4_sgm/generator --add.generator.max_per_label 5
+python low_shot.py --config $configs/low_shot.yaml $inputs --draws $out/data/draws.json --out $out/results/conv4_sgm_generated.json \
+  --add.generator $out/conv4_sgm/generator --add.generator.max_per_label 5
 
 # Diffusion over a graph of all training images; those of novel classes other than the shots have no label.
 for setup in validation test; do

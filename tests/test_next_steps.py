@@ -63,6 +63,19 @@ def test_the_next_command_is_accepted(folder, command):
     parsed(proposed)
 
 
+def test_only_shots_that_were_drawn_are_proposed(folder):
+    words = ["save_features.py", "--extractor", "e", "--data", "d", "--out", "f"]
+    for n_rows, shots in ((4, ["--shots", 1, 2]), (20, [])):
+        write_json(folder / "d/draws.json", {"trials": {"1": [list(range(n_rows))] * 2}})
+        proposed = next_of(words)(parsed(words))
+        assert [str(one) for one in proposed[9:-2]] == list(map(str, shots)), proposed
+
+
+def test_an_estimate_and_a_choice_have_no_results_to_report(folder):
+    words = f"diffusion.py {INPUTS} --draws d.json --graph g.h5 --out results/r.json --dry_run".split()
+    assert next_of(words)(parsed(words)) is None
+
+
 def test_unlabelled_images_have_no_split_to_train_on(folder):
     words = ["preprocessing.py", "--dataset", "yfcc100m", "--dataset.count", "5", "--out", "unlabelled"]
     assert next_of(words)(parsed(words)) is None

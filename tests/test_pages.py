@@ -26,8 +26,8 @@ from PIL import Image
 from test_scripts import parsed, recording
 
 from lowshot.core.parts import parts_of
-from lowshot.data.datasets.settings import CifarFewShot, Folder, Glyphs, OmniglotVinyals, Shots, part_of
-from lowshot.data.features import write_features
+from lowshot.data.datasets.settings import CifarFewShot, FeatureFile, Folder, Glyphs, OmniglotVinyals, Shots, part_of
+from lowshot.data.features import read_features, write_features
 from lowshot.representation.settings import TimmModel
 
 # RESULTS and LOG have commands in their text; extending.md has a test of its own.
@@ -35,6 +35,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PAGES += [p for p in sorted((ROOT / "docs").rglob("*.md")) if p.name not in ("RESULTS.md", "LOG.md", "extending.md")]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 _FENCE = re.compile(r"^(?:<!-- needs: (.+) -->\n)?```(\w*)\n(.*?)^```$", re.M | re.S)
+_ASSIGNMENT = re.compile(r"[A-Z_]+=")
 # Commands of the shell, and scripts that run the tests: there is nothing to try.
 _NOT_TRIED = ("source", "zensical", "bash scripts/test.sh", "bash scripts/environment.sh")
 N_IMAGES = 24  # of a class
@@ -96,7 +97,7 @@ def run_small(words: list[str], folder: Path) -> None:
     with restored():
         os.chdir(folder)
         config = shrunk(parsed(words))
-        if words[0] == "preprocessing.py" and not isinstance(config.dataset, Folder):
+        if words[0] == "preprocessing.py" and not isinstance(config.dataset, Folder | FeatureFile):
             config.dataset = small_data(config.dataset)
         stage = importlib.import_module(words[0].removesuffix(".py"))
         several = getattr(stage, "COMMANDS", None)
@@ -106,16 +107,11 @@ def run_small(words: list[str], folder: Path) -> None:
 
 def check_block(block: Block, folder: Path, tmp_path: Path, variables: dict[str, str], run) -> None:
     for words in commands(block):
-        assigned, rest = (
-            [w for w in words if re.match(r"[A-Z_]+=", w)],
-            [w for w in words if not re.match(r"[A-Z_]+=", w)],
-        )
-        given = dict(w.split("=", 1) for w in assigned)
+        given = dict(word.split("=", 1) for word in words if _ASSIGNMENT.match(word))
+        rest = [Template(word).safe_substitute(variables) for word in words if not _ASSIGNMENT.match(word)]
         if not rest:
             variables |= given
-            continue
-        rest = [Template(word).safe_substitute(variables) for word in rest]
-        if " ".join(rest).startswith(_NOT_TRIED):
+        elif " ".join(rest).startswith(_NOT_TRIED):
             assert rest[0] != "bash" or (ROOT / rest[1]).exists()
         elif rest[0] == "bash":
             for name in {"DATA_ROOT", "WEIGHTS", "YFCC_ROOT"} & given.keys():
@@ -126,7 +122,7 @@ def check_block(block: Block, folder: Path, tmp_path: Path, variables: dict[str,
                 run(command, folder)
         else:
             assert rest[0] == "python", rest
-            if rest[-1] not in ("--help", "--print_config") and "--help" not in rest:
+            if "--help" not in rest and rest[-1] != "--print_config":
                 run(rest[1:], folder)
 
 
@@ -190,21 +186,18 @@ def inputs(folder, extractor):
         features(folder, dim=256)
         for name, n_images in (("photos", 28), ("new_photos", 1)):
             write_photos(folder / name, n_images)
-        if page == "docs/photos.md":
+        if page in ("docs/photos.md", "docs/features.md"):
             (folder / "outputs/glyphs/conv4_sgm").mkdir(parents=True)
             (folder / "outputs/glyphs/conv4_sgm/extractor").symlink_to(extractor)
-        write_background(folder)
+        if page == "docs/recipes/diffusion.md":
+            write_background(folder)
         if page == "docs/pretrained.md":
             torch.save(timm.create_model("resnet50").state_dict(), folder / "resnet50.pth")
         if page == "docs/classifiers.md":
-            run_small(
-                shlex.split(
-                    "make_quadruplet.py --features features/train.h5 --split split.json --n_clusters 2 --out q.h5"
-                ),
-                folder,
-            )
-            words = "train_analogy_generator.py --quadruplets q.h5 --n_steps 10 --out generator"
-            run_small(shlex.split(words), folder)
+            mining = "make_quadruplet.py --features features/train.h5 --split split.json --n_clusters 2 --out q.h5"
+            run_small(mining.split(), folder)
+            training = "train_analogy_generator.py --quadruplets q.h5 --n_steps 10 --out generator"
+            run_small(training.split(), folder)
         for block in blocks(page):
             if block.language in ("yaml", "python") and (named := re.match(r"# (\w+\.\w+)\n", block.text)):
                 (folder / named[1]).write_text(block.text)
@@ -220,21 +213,37 @@ def test_every_block_of_commands_is_known():
         assert fences == sum(block.language == "bash" for block in blocks(name)), name
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "recipes/" not in name and commands_of(name)])
-def test_a_page(name, folder, tmp_path, inputs):
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if "recipes/" in name else ()) for name in NAMES if commands_of(name)],
+)
+def test_commands(name, folder, tmp_path, inputs):
     inputs(name)
     variables: dict[str, str] = {}
     for block in blocks(name):
         check_block(block, folder, tmp_path, variables, parse_only if block.needs else run_small)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in NAMES if "recipes/" in name and commands_of(name)])
-def test_a_recipe(name, folder, tmp_path, inputs):
-    inputs(name)
-    variables: dict[str, str] = {}
-    for block in blocks(name):
-        check_block(block, folder, tmp_path, variables, parse_only if block.needs else run_small)
+def test_python_of_the_features_page(folder, inputs, monkeypatch):
+    inputs("docs/features.md")
+    monkeypatch.chdir(folder)
+    files, new_files = sorted(Path("photos").rglob("*.png")), sorted(Path("new_photos").rglob("*.png"))
+    stored = read_features(folder / "features" / "train.h5")
+    variables = {
+        "files": files,
+        "labels": [file.parent.name for file in files],
+        "new_files": new_files,
+        "base_features": stored.feats,
+        "base_labels": stored.labels,
+        "novel_features": stored.feats + 1,
+        "novel_labels": stored.labels + 100,
+    }
+    benchmark = "low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json"
+    run_small([*benchmark.split(), "--shots", "1", "--out", "outputs/glyphs/results/r.json"], folder)
+    writing, using = (block.text for block in blocks("docs/features.md") if block.language == "python")
+    exec(writing, {"features": stored.feats, "labels": stored.labels})
+    assert (read_features(folder / "features" / "train.h5").feats == stored.feats).all()
+    exec(using.replace("predict(features)", "predict(base_features)"), variables)
 
 
 def test_readme_is_short():

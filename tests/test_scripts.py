@@ -5,6 +5,7 @@ The scripts run with a stub instead of python, which only records its arguments.
 
 import importlib
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -107,13 +108,31 @@ def test_a_data_root_that_does_not_exist(recorded):
     assert done.returncode == 2 and done.stderr == "DATA_ROOT=nowhere: no such file or folder\n" and not commands
 
 
+@pytest.mark.parametrize(
+    ("call", "variable", "value", "message"),
+    [
+        ("scgm/run_all.sh omniglot", "METHODS", "*", "METHODS=*: only names and numbers are expected"),
+        ("scgm/run_all.sh omniglot", "METHODS", 'a "b"', 'METHODS=a "b": only names and numbers are expected'),
+        ("diffusion/1_prepare.sh cifar100", "N_BACKGROUND", "1 0", "N_BACKGROUND=1 0: one value is expected"),
+        ("scgm/run_all.sh omniglot", "PRECISION", "x --seed 3", "PRECISION=x --seed 3: one value is expected"),
+        ("scgm/run_all.sh omniglot", "REPRESENTATION", "x", "train_scgm-omniglot-x.yaml does not exist"),
+        ("few_shot/run_all.sh fc100", "REPRESENTATION", "x", "train_extractor-fc100-x.yaml does not exist"),
+        ("shrink_hallucinate/run_all.sh omniglot", "REPRESENTATIONS", "conv4_sgm x", "omniglot-x.yaml does not exist"),
+    ],
+)
+def test_variables_that_are_no_names(recorded, call, variable, value, message):
+    script, dataset = call.split()
+    done, commands = recorded(f"scripts/{script}", dataset, **{variable: value})
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr and not commands
+
+
 @pytest.mark.parametrize("recipe", sorted({Path(script).parent.name for script, _ in RUNS} - {"scripts"}))
 def test_without_a_data_set_the_usage_is_printed(recorded, recipe):
     datasets = {argument for script, argument in RUNS if f"/{recipe}/" in script and argument}
     for arguments in ([], ["mnist"]):
         done, commands = recorded(f"scripts/{recipe}/run_all.sh", *arguments)
         assert done.returncode == 2 and not commands
-        assert done.stderr.startswith(f"usage: bash scripts/{recipe}/run_all.sh ")
+        assert re.match(rf"usage: bash \S*scripts/{recipe}/run_all.sh [A-Z]+\n", done.stderr), done.stderr
         assert all(dataset in done.stderr for dataset in datasets)
         assert f"docs/recipes/{recipe}.md" in done.stderr and (ROOT / f"docs/recipes/{recipe}.md").exists()
 

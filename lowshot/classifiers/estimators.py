@@ -114,7 +114,7 @@ def _check_tasks(support: np.ndarray, labels: np.ndarray, queries: np.ndarray) -
     if 0 in (*support.shape, *queries.shape):
         raise InputError(f"{shapes}: no axis may have length 0")
     if labels.dtype.kind not in "iu" or labels.min() < 0:
-        raise InputError("support_labels: must be integers 0..n_way-1. Use np.unique(labels, return_inverse=True)[1].")
+        raise InputError("support_labels: must be integers 0..n_way-1. Use np.unique(labels, return_inverse=True)[1]")
     n_way, n_shots = int(labels.max()) + 1, labels.shape[1]
     if n_way < 2:
         raise InputError("support_labels: a task needs at least two classes")
@@ -145,7 +145,7 @@ def _checked(registry: Registry, given: Any) -> Any:
     if isinstance(given, type) or not callable(getattr(given, method, None)):
         known = ", ".join(one.__name__ for one in registry.classes.values())
         choices = f"a name, an instance of {known}, or your own object with {method}"
-        raise InputError(f"{given!r}: is not a {registry.kind}. Use {choices}.")
+        raise InputError(f"{given!r}: is not a {registry.kind}. Use {choices}")
     return given
 
 
@@ -162,7 +162,7 @@ def _fitted(transform: FeatureTransform, base_features: np.ndarray | None, dim: 
     if base_features is None:
         raise InputError(
             "base_features: missing, but the transform centres features on them. "
-            "Give base_features or another transform, e.g. FeatureTransform(normalise=True)."
+            "Give base_features or another transform, e.g. FeatureTransform(normalise=True)"
         )
     return fitted_transform(transform, _rows("base_features", base_features, dim))
 
@@ -177,7 +177,7 @@ def _scores(
 ) -> np.ndarray:
     """Return scores (E, Q, n_way) of checked and transformed tasks."""
     if is_transductive(method) and queries.shape[1] == 1:
-        raise InputError("only one query: a transductive method compares queries with each other. Give several.")
+        raise InputError("only one query: a transductive method compares queries with each other. Give several")
     arrays = support, np.ascontiguousarray(labels, np.int64), queries
     tensors = (torch.from_numpy(one).to(device or pick_device()) for one in arrays)
     return score_tasks(method, Tasks(*tensors, int(labels.max()) + 1), seed).cpu().numpy()
@@ -201,7 +201,7 @@ def _labels(name: str, values: Any, n_rows: int) -> tuple[np.ndarray, np.ndarray
     try:
         return np.unique(labels, return_inverse=True)
     except TypeError:
-        raise InputError(f"{name}: mixes types. Use integers or strings throughout.") from None
+        raise InputError(f"{name}: mixes types. Use integers or strings throughout") from None
 
 
 class _Classifier(ClassifierMixin, BaseEstimator):

@@ -63,12 +63,12 @@ def _check_batch_size(problem: Problem, batch_size: int) -> None:
     n_base, n_novel = problem.batch_composition(batch_size)
     if 0 in (n_base, n_novel):
         raise InputError(
-            f"classifier.batch_size {batch_size}: a batch has {n_base} base and {n_novel} novel rows. Use a larger one."
+            f"--classifier.batch_size {batch_size}: has {n_base} base and {n_novel} novel rows. Use a larger one"
         )
     if n_base > (available := len(problem.base_labels)):
         raise InputError(
-            f"classifier.batch_size {batch_size}: a batch needs {n_base} base rows, but there are {available}. "
-            f"Use at most {int(available / problem.base_fraction)}."
+            f"--classifier.batch_size {batch_size}: {problem.base_fraction:.0%} of a batch are base rows, but there "
+            f"are only {available}. Use at most --classifier.batch_size {int(available / problem.base_fraction)}"
         )
 
 

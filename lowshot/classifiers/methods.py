@@ -62,7 +62,7 @@ def fit_classifier(classifier: Any, problem: Problem, seed: int, device: str) ->
         return _FITS[type(classifier)](problem, classifier, seed, device)
     scorer, name = classifier.fit(problem, seed, device), own_name(type(classifier))
     if not callable(scorer):
-        raise InputError(f"{name}: fit returned {type(scorer).__name__}. Return a function of features (N, D).")
+        raise InputError(f"{name}: fit returned {type(scorer).__name__}. Return a function of features (N, D)")
 
     def score(feats: torch.Tensor) -> torch.Tensor:
         shape = len(problem.runs), len(feats), problem.n_classes
@@ -85,5 +85,5 @@ def score_tasks(method: Any, tasks: Tasks, seed: int) -> torch.Tensor:
 def _checked(scores: Any, shape: tuple[int, ...], whose: str) -> torch.Tensor:
     if not isinstance(scores, torch.Tensor) or scores.shape != shape:
         returned = f"{tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else type(scores).__name__
-        raise InputError(f"{whose} returned {returned}. Return a tensor of scores of shape {shape}.")
+        raise InputError(f"{whose} returned {returned}. Return a tensor of scores of shape {shape}")
     return scores.detach().float()

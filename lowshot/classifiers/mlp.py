@@ -47,7 +47,7 @@ def fit_mlp(problem: Problem, options: MLPOptions, seed: int, device: str) -> Sc
         if len(validation) == 0:
             raise InputError(
                 "mlp: early stopping holds out one row in five of each class, and no class has five training rows. "
-                "Use another --classifier."
+                "Use another --classifier"
             )
         groups.setdefault((len(train), len(validation)), []).append(i)
     models = [

@@ -19,7 +19,7 @@ def load_own_head(problem: Problem, options: OwnHead, seed: int, device: str) ->
         data = f"{problem.n_classes} classes and {problem.dim} dimensions"
         raise InputError(
             f"{options.extractor}: the head has {form}, but the data has {data}. "
-            "Use the split and the features of this extractor."
+            "Use the split and the features of this extractor"
         )
     head = classifier.to(device)
 

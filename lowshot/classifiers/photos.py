@@ -109,7 +109,7 @@ def load_classifier(folder: str | Path, code: Sequence[str] = ()) -> PhotoClassi
     where = Path(folder) / "config.json"
     content = read_json(where)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise InputError(f"{where}: not a classifier (schema {SCHEMA}). Make one with predict.py fit.")
+        raise InputError(f"{where}: not a classifier (schema {SCHEMA}). Make one with predict.py fit")
     described = {name: content[name] for name in _Description.__dataclass_fields__ if name in content}
     description = checked(_Description, described, where)
     method = checked(named_class(INDUCTIVE_METHODS, description.method, code, where), description.options, where)
@@ -129,7 +129,7 @@ def _check(path: Path, tensors: dict[str, Tensor], n_classes: int, dim: int, cen
         {"base_mean": (dim,)} if centred else {}
     )
     if tensors.keys() != shapes.keys():
-        raise InputError(f"{path}: must contain exactly {', '.join(sorted(shapes))}. Make the classifier again.")
+        raise InputError(f"{path}: must contain exactly {', '.join(sorted(shapes))}. Make the classifier again")
     labels = tensors["support_labels"]
     if (
         any(tensors[name].shape != shape for name, shape in shapes.items())
@@ -137,4 +137,4 @@ def _check(path: Path, tensors: dict[str, Tensor], n_classes: int, dim: int, cen
         or not all(value.isfinite().all() for value in tensors.values())
         or not labels.unique().tolist() == list(range(n_classes)) != []
     ):
-        raise InputError(f"{path}: does not match config.json and extractor/ in its folder. Make the classifier again.")
+        raise InputError(f"{path}: does not match config.json and extractor/ in its folder. Make the classifier again")

@@ -17,7 +17,7 @@ class SGDOptions:
     weight_decay: NonNegativeFloat = 0.001
     """L2 penalty of weights and bias."""
     momentum: Momentum = 0.9
-    """Momentum and dampening: the update direction is a moving average of the gradients."""
+    """Momentum, and also PyTorch's `dampening`."""
     n_steps: PositiveInt = 10_000
     """Number of SGD steps."""
     batch_size: PositiveInt = 1000
@@ -59,7 +59,7 @@ class NearestMeanOptions:
 @dataclass
 class SupportLogisticOptions:
     C: PositiveFloat = 1.0
-    """Inverse of the L2 penalty, as in scikit-learn: relative to the sum of the losses, without the bias."""
+    """Inverse of the L2 penalty, as in scikit-learn. The bias is not penalised."""
     max_iter: PositiveInt = 1000
     """Maximum number of L-BFGS iterations."""
 

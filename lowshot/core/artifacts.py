@@ -50,6 +50,9 @@ def _file_digest(path: Path, *_facts: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_SHOWN = 5  # differences that a message names
+
+
 class Recipe(dict):
     """The recipe of an artifact (`stage`, `config`, `inputs`), which can be compared with a stored one.
 
@@ -67,12 +70,12 @@ class Recipe(dict):
         return Recipe({**self, **parts}, self.defaults, older or self.older)
 
     def difference(self, stored: dict | None) -> str | None:
-        """Describe how the recipe `stored` differs from this one: the first difference and the number of others. Return
-        None if there is none.
+        """Describe how the recipe `stored` differs from this one, in at most five points. Return None if it is the
+        same.
         """
         found = self._differences(stored)
-        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
-        return found[0] + more if found else None
+        more = [f"{len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+        return "; ".join(found[:_SHOWN] + more) or None
 
     def _differences(self, stored: dict | None) -> list[str]:
         if stored is None:
@@ -83,7 +86,7 @@ class Recipe(dict):
         if stored["stage"] != self["stage"]:
             return [f"it is an output of {stored['stage']}"]
         found = [
-            f"input {name} has changed"
+            f"input {name} {_change(name, stored['inputs'], self['inputs'])}"
             for name in sorted({*stored["inputs"], *self["inputs"]})
             if stored["inputs"].get(name) != self["inputs"].get(name)
         ]
@@ -94,6 +97,10 @@ class Recipe(dict):
             for name in sorted({*old, *new})
             if old.get(name) != new.get(name) and not _was_unread(name, new)
         ]
+
+
+def _change(name: str, old: dict[str, str], new: dict[str, str]) -> str:
+    return "has changed" if name in old and name in new else "is new" if name in new else "is no longer given"
 
 
 def _was_unread(name: str, new: dict[str, Any]) -> bool:
@@ -316,9 +323,10 @@ class _UniqueKeys(yaml.SafeLoader):
         seen: set = set()
         for key, _ in node.value:
             name = self.construct_object(key, deep=True)
-            if isinstance(name, str) and name != "<<" and name in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{name}' is there twice", key.start_mark)
-            seen.add(name if isinstance(name, str) else None)
+            if isinstance(name, str) and name != "<<":
+                if name in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"'{name}' is there twice", key.start_mark)
+                seen.add(name)
         return super().construct_mapping(node, deep)
 
 
@@ -380,10 +388,12 @@ def missing(path: Path, what: str = "no such file") -> InputError:
     for parent in path.parents:
         if parent.is_file():
             return InputError(f"{parent}: is a file, not a folder with a {path.name}")
-    if path.parent.is_dir() and (close := suggestion(path.name, [one.name for one in path.parent.iterdir()])):
-        return InputError(f"{path}: {what}{close}")
-    writer = f" ({_WRITERS[path.name]} writes it)" if path.name in _WRITERS else ""
-    return InputError(f"{path}: {what}{writer}")
+    writer = f" ({_WRITERS[path.name]} writes {path.name})" if path.name in _WRITERS else ""
+    absent = next((parent for parent in reversed(path.parents) if not parent.exists()), path)
+    beside = absent.parent.iterdir() if absent.parent.is_dir() else []
+    alike = [one.name for one in beside if suggestion(absent.stem, [one.stem])]
+    what = what if absent == path else "no such folder"
+    return InputError(f"{absent}: {what}{suggestion(absent.name, alike) or writer}")
 
 
 def require_datasets(file: h5py.File, names: list[str]) -> None:

@@ -48,8 +48,8 @@ class Registry:
             return self.classes[name] if name in self.classes else self.classes[_prefix(name)]
         if self.method and all(name.rpartition(":")):
             return self._own(name)
-        meant = suggestion(name, self.classes)
-        raise InputError(f"no {self.kind} is called '{name}'{meant}; there are {self.names}")
+        meant = suggestion(name, self.classes) or "."
+        raise InputError(f"no {self.kind} is called '{name}'{meant} Available: {self.names}")
 
     def is_ours(self, name: str) -> bool:
         """Whether a name is one of ours, for which no user code is imported."""

@@ -5,8 +5,10 @@ as ``--classifier.lr 0.1``. ``--config FILE`` reads YAML. Later files override e
 overrides all files.
 """
 
+import inspect
 import os
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -51,7 +53,8 @@ def run_commands(commands: dict[str, tuple], description: str | None) -> None:
         _call(main, config_class, arguments[1:], f"{script} {arguments[0]}", _about(config_class), *next_step)
         return
     if arguments and arguments[0] in _ASKS:
-        shown = "\n".join(f"  {name:12}{_about(one)}" for name, (_, one, *_) in commands.items())
+        abouts = {name: _about(one).splitlines()[:1] for name, (_, one, *_) in commands.items()}
+        shown = "\n".join(f"  {name:12}{''.join(about)}" for name, about in abouts.items())
         usage = f"usage: {script} COMMAND --setting value ...    (settings: {script} COMMAND --help)"
         print(usage, (description or "").strip(), f"commands:\n{shown}", sep="\n\n")
         return
@@ -64,7 +67,7 @@ def run_commands(commands: dict[str, tuple], description: str | None) -> None:
 def _about(config_class: type) -> str:
     """Return the docstring of a config class. A dataclass without one has its signature instead, which is no help."""
     said = config_class.__doc__ or ""
-    return "" if said.startswith(f"{config_class.__name__}(") else said
+    return "" if said.startswith(f"{config_class.__name__}(") else inspect.cleandoc(said)
 
 
 def _call(
@@ -101,6 +104,7 @@ def _call(
         where = f"{error.filename}: " if error.filename else ""
         _refuse(script.split()[0], f"{where}{error.strerror or error}")
     except KeyboardInterrupt as stop:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # another Ctrl-C ends the process without a traceback
         kept = "; ".join(getattr(stop, "__notes__", [])) or "the same command runs it again"
         print(f"{script.split()[0]}: stopped; {kept}", file=sys.stderr, flush=True)
         raise SystemExit(stop.code if isinstance(stop, Terminated) else 130) from None
@@ -109,7 +113,8 @@ def _call(
 def _say_next(words: list | None) -> None:
     """Print the command that takes the output, unless a script that chains stages will run it."""
     if words and "LOWSHOT_CHAIN" not in os.environ and os.environ.get("RANK", "0") == "0":
-        print(f"next: python {shlex.join(map(str, words))}")
+        script, *arguments = map(str, words)
+        print(f"next: python {shlex.join([str(Path(sys.argv[0]).with_name(script)), *arguments])}")
 
 
 def report_of(results: Path) -> list:
@@ -130,6 +135,9 @@ def parse(config_class: type, arguments: list[str]) -> Any:
     except BadSetting as error:
         where, line = _source_of(error.key, sources), flat(sources[-1][1])
         cause = error.cause.removeprefix("true: ")
+        if where is None and cause == "no such setting":
+            meant = suggestion(error.key, ["help", "config", "print_config"]) or " (--help lists them)"
+            raise InputError(f"--{error.key}: {cause}{meant}") from None
         if where is None and line.get(error.key) is True and cause.startswith(("must be", "is required")):
             raise InputError(f"--{error.key}: a value is missing ({cause})") from None
         raise InputError(f"--{error}" if where is None else f"{where}: {error}") from None
@@ -139,7 +147,7 @@ def _sources(config_class: type, arguments: list[str]) -> list[Source]:
     """Return what the files and the command line give, in ascending priority."""
     given = _given(arguments)
     files = given.pop("config", None)
-    if files == []:
+    if files is not None and not all(files or [""]):
         raise InputError("--config: a value is missing (a YAML file; configs/ has examples)")
     line = {name: True if not words else words[0] if len(words) == 1 else words for name, words in given.items()}
     sources = [*((Path(file), _read(Path(file))) for file in files or []), (None, line)]
@@ -175,7 +183,7 @@ def _refuse_older_names(config_class: type, values: dict[str, Any], where: Path 
     """
     older, moved = getattr(config_class, "renamed", {}), getattr(config_class, "moved", {})
     at = "--" if where is None else f"{where}: "
-    for key in (key.rstrip(".") for key in flat(values)):
+    for key in (key.rstrip(".") for key in flat(values) if not key.rpartition(".")[2].isdigit()):
         top, today = key.split(".")[0], name_today(older, key)
         if top in moved:
             raise InputError(f"{at}{top}: is a setting of {moved[top]} now")

@@ -5,9 +5,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from typing import Any, NamedTuple
 
-from docstring_parser import parse_from_object
-
-from lowshot.core.parts import Part, default_of, limits, parts_of, placeholder
+from lowshot.core.parts import Part, default_of, limits, parts_of, placeholder, texts_of
 from lowshot.core.settings import as_several
 
 _WIDTH, _COLUMN = 118, 32
@@ -41,18 +39,10 @@ def help_text(config_class: type, given: dict[str, Any], script: str, descriptio
 
 def _entries(settings_class: type, given: dict[str, Any], at: str, named: bool = False) -> list[_Entry]:
     """Return the settings of a class, prefixed with `at`. If a choice names the class, `name` is not a setting."""
-    parts, texts = parts_of(settings_class), _texts(settings_class)
+    parts, texts = parts_of(settings_class), texts_of(settings_class)
     names = [one for one in fields(settings_class) if one.init and not (named and one.name == "name")]
     return [_Entry(f"{at}{one.name}", parts[one.name], default_of(one), texts.get(one.name, ""), given.get(one.name))
             for one in names]  # fmt: skip
-
-
-def _texts(settings_class: type) -> dict[str, str]:
-    """Return the description of each setting: the string below its field."""
-    texts = {}
-    for one in reversed(settings_class.__mro__[:-1]):
-        texts |= {part.arg_name: part.description for part in parse_from_object(one).params if part.description}
-    return texts
 
 
 def _sections(entries: list[_Entry]) -> Iterator[tuple[str, list[_Entry]]]:
@@ -72,6 +62,8 @@ def _sections_below(entry: _Entry) -> Iterator[tuple[str, list[_Entry]]]:
     """Yield the settings of a group or choice, then those of the groups and choices inside it."""
     for key, title, settings_class, given in _held(entry):
         entries = _entries(settings_class, given, f"{key}.", named=entry.part.kind != "group")
+        if entry.part.kind == "group" and entry.part.optional:
+            entries[0] = entries[0]._replace(text=f"{entries[0].text} --{key} is short for it.")
         yield title, [one for one in entries if one.is_listed]
         for one in entries:
             yield from _sections_below(one)

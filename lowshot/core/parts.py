@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
+from docstring_parser import parse_from_object
 
 from lowshot.core.choices import Registry, Several
 
@@ -68,6 +69,14 @@ def bare(hint: Any) -> Any:
     return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
+def texts_of(settings_class: type) -> dict[str, str]:
+    """Return the description of each setting: the string below its field."""
+    texts = {}
+    for one in reversed(settings_class.__mro__[:-1]):
+        texts |= {part.arg_name: part.description for part in parse_from_object(one).params if part.description}
+    return texts
+
+
 def default_of(field: Field) -> Any:
     """Return the default of a dataclass field, or MISSING."""
     return field.default_factory() if field.default_factory is not MISSING else field.default
@@ -98,10 +107,23 @@ def _in_words(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}" if len(get_args(hint)) > 1 else str(get_args(hint)[0])
     if get_origin(hint) is list:
-        return f"a list, each {_in_words(get_args(hint)[0])}"
+        return _list_in_words(get_args(hint)[0])
     if len(alternatives(hint)) > 1:
-        return " or ".join(_in_words(one) for one in alternatives(hint))
+        words = [_in_words(one) for one in alternatives(hint)]
+        return (", or " if any("," in one for one in words) else " or ").join(words)
     return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+_PLURALS = {int: ("integers", "[1, 5]"), float: ("numbers", "[0.1, 0.5]"), str: ("texts", "[A, B]"),
+            Path: ("paths", "[A, B]")}  # fmt: skip
+
+
+def _list_in_words(item: Any) -> str:
+    if bare(item) not in _PLURALS:
+        return f"a list, each {_in_words(item)}"
+    several, example = _PLURALS[bare(item)]
+    marks = get_args(item)[1:] if get_origin(item) is Annotated else ()
+    return f"{several} {_bounds(marks)}".rstrip() + f", such as {example}"
 
 
 _PLACEHOLDERS = {bool: "true|false", int: "N", float: "X", str: "TEXT", Path: "PATH"}

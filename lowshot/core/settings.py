@@ -27,7 +27,7 @@ from lowshot.core.parts import ClosedUnitInterval as ClosedUnitInterval
 from lowshot.core.parts import Momentum as Momentum
 from lowshot.core.parts import NetworkPrecision as NetworkPrecision
 from lowshot.core.parts import OpenUnitInterval as OpenUnitInterval
-from lowshot.core.parts import Part, alternatives, bare, default_of, describe, parts_of, takes_path
+from lowshot.core.parts import Part, alternatives, bare, default_of, describe, parts_of, takes_path, texts_of
 from lowshot.core.parts import RunOnly as RunOnly
 from lowshot.core.parts import Seed as Seed
 from lowshot.core.parts import TwoOrMore as TwoOrMore
@@ -85,8 +85,10 @@ def _missing(settings_class: type, values: dict[str, Any], at: str) -> BadSettin
     """Return the error that names all required settings without a value."""
     required = [field.name for field in fields(settings_class) if field.init and default_of(field) is MISSING]
     first, *others = [name for name in required if name not in values]
-    also = f"; so is {others[0]}" if len(others) == 1 else f"; so are {', '.join(others)}" if others else ""
-    return BadSetting(f"{at}{first}", f"is required ({describe(parts_of(settings_class)[first])}){also}")
+    more = f"; so {'is' if len(others) == 1 else 'are'} {', '.join(others)}"
+    about = texts_of(settings_class).get(first, "").partition(". ")[0].rstrip(".")
+    known = describe(parts_of(settings_class)[first])
+    return BadSetting(f"{at}{first}", f"is required ({known}){more if others else about and f'. {about}'}")
 
 
 def _build_part(part: Part, value: Any, default: Any, at: str) -> Any:
@@ -116,6 +118,8 @@ def _build_one(registry: Registry, key: str, value: Any, base: Any, at: str) -> 
 
 
 def _found(registry: Registry, name: Any, at: str) -> type:
+    if isinstance(name, list):
+        raise BadSetting(at, _too_many(name))
     try:
         return registry.find(str(name))
     except InputError as error:
@@ -195,7 +199,12 @@ def _checked_value(part: Part, value: Any, at: str) -> Any:
     try:  # a boolean is not a number, and a bare switch is not a string
         return _adapter(part.what).validate_python(_readable(part.what, value), strict=isinstance(value, bool) or None)
     except ValidationError:
-        raise BadSetting(at, f"{_as_written(value)}: must be {describe(part)}") from None
+        wrong = isinstance(value, list) and not _takes_list(part.what)
+        raise BadSetting(at, _too_many(value) if wrong else f"{_as_written(value)}: must be {describe(part)}") from None
+
+
+def _too_many(values: list) -> str:
+    return f"takes one value, not {len(values)} ({', '.join(map(str, values))})"
 
 
 def _as_written(value: Any) -> str:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from lowshot.core.artifacts import missing
 from lowshot.core.errors import InputError
 
+_SAVE = "Save one with torch.save(model.state_dict(), FILE)"
+
 
 def load_state(path: Path) -> dict[str, Any]:
     """Load a file on the CPU with `torch.load(weights_only=True)`. Raises InputError if it is not a readable state
@@ -19,9 +21,11 @@ def load_state(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise missing(path) from None
     except Exception:  # torch raises many types, and advises to load pickled objects
-        raise InputError(f"{path}: not a readable state dict: damaged, cut off, or with pickled objects") from None
+        raise InputError(
+            f"{path}: not a readable state dict: damaged, cut off, or with pickled objects. {_SAVE}"
+        ) from None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise InputError(f"{path}: not a state dict, it holds no tensors by name")
+        raise InputError(f"{path}: not a state dict, it holds no tensors by name. {_SAVE}")
     return state
 
 
@@ -32,7 +36,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
-        raise InputError(f"{path}: not a state dict, it holds other things than tensors by name")
+        raise InputError(f"{path}: not a state dict, it holds other things than tensors by name. {_SAVE}")
     return state
 
 

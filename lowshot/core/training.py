@@ -76,7 +76,9 @@ class TrainingRun:
         """Raise InputError with the step if the loss is NaN or infinite. The checkpoint is kept."""
         if not math.isfinite(loss):
             kept = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint.exists() else "no checkpoint yet"
-            raise InputError(f"loss is {loss} at step {step}: the training diverged ({kept}); lower the learning rate")
+            raise InputError(
+                f"loss is {loss} at step {step}: the training diverged ({kept}). Use a smaller learning rate"
+            )
 
 
 # Keys of log records about the whole training.
@@ -131,5 +133,6 @@ def refuse_other_leftover(out: Path, made_from: Recipe) -> None:
     stored = partial_recipe(partial)
     if stored is not None and (difference := made_from.difference(stored)):
         raise InputError(
-            f"{partial}: an unfinished run that was made differently ({difference}). Discard it with --overwrite"
+            f"{partial}: an unfinished run that was made differently ({difference}). Continue it with its own "
+            "settings, or discard it with --overwrite"
         )

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from lowshot.core.artifacts import open_h5, require_datasets
+from lowshot.core.artifacts import missing, open_h5, require_datasets
 from lowshot.core.errors import InputError
 from lowshot.core.settings import PositiveInt
 from lowshot.data.features import Features
@@ -172,7 +172,7 @@ def _read_h5(path: Path) -> dict[str, np.ndarray]:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise missing(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             held = {name: file[name] for name in _ARRAYS if name in file}

@@ -342,8 +342,8 @@ def check_draws(
             what = f"{where}: trial {trial}, class {c}"
             if len(rows) < n_shot:
                 raise InputError(
-                    f"{what}: has draws up to n = {len(rows)}, but the largest n is {n_shot}. Use smaller n, or "
-                    f"preprocessing.py --dataset.max_shots {n_shot}"
+                    f"{what}: has draws up to n = {len(rows)}, but the largest n is {n_shot}. Use n up to {len(rows)} "
+                    f"(--shots), or, if the class has {n_shot} images, preprocessing.py --dataset.max_shots {n_shot}"
                 )
             if (outside := rows[(rows < 0) | (rows >= len(labels))]).size:
                 raise InputError(f"{what}: row {outside[0]} is outside the {len(labels)} rows of {train}. {_SAME_RUN}")

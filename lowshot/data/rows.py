@@ -6,7 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from lowshot.core.artifacts import open_h5, require_datasets
+from lowshot.core.artifacts import missing, open_h5, require_datasets
 from lowshot.core.errors import InputError
 
 BLOCK = 16384
@@ -53,7 +53,7 @@ def open_rows(path: Path, dim: int | None = None, n_rows: int | None = None) -> 
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise missing(path)
     if path.suffix in {".h5", ".hdf5"}:
         source, n_stored = _open_h5(path)
     elif path.suffix == ".npy":

@@ -200,10 +200,10 @@ def fitting_width(job: Job, requested_width: int | None, limits: Limits) -> int:
     place, limit, held = ("GPU", limits.gpu, 0) if on_gpu else ("host", limits.host, limits.held)
     if way_out:
         width, precision = way_out[0]
-        advice = f"Use {'' if precision == job.precision else f'--precision {precision} '}--slice_width {width}."
+        advice = f"Use {'' if precision == job.precision else f'--precision {precision} '}--slice_width {width}"
     else:
         alone = peak(memory_terms(job, 1, "bfloat16"), place)[0] + held
-        advice = f"One class at a time would still need {alone / GIB:.2f} GiB; use more memory or a smaller graph."
+        advice = f"One class at a time would still need {alone / GIB:.2f} GiB; use more memory or a smaller graph"
     need, available = peak(terms, place)[0] + held, limit + held
     raise InputError(
         f"memory: slices of {widths[-1]} classes need {need / GIB:.2f} GiB, but only {available / GIB:.2f} GiB are "

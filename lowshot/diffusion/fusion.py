@@ -65,7 +65,7 @@ class KeptScores:
             if (trial, n) not in self.runs:
                 raise InputError(
                     f"{path}: has no scores of trial {trial}, n = {n}. "
-                    "Run low_shot.py --scores with these --trials and --shots."
+                    "Run low_shot.py --scores with these --trials and --shots"
                 )
 
     def of(self, trial: int, n_shot: int) -> np.ndarray:

@@ -76,7 +76,7 @@ class Graph:
         if features.shape[1] != self.input_dim:
             raise InputError(
                 f"{self.path}: built from features of {self.input_dim} dimensions, but these have {features.shape[1]}. "
-                "Use features of the same extractor."
+                "Use features of the same extractor"
             )
         return self.pca(features)
 

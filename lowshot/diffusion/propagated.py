@@ -36,13 +36,13 @@ class UnlabelledPool:
         if graph.n_nodes == len(benchmark.base_rows):
             raise InputError(
                 f"{graph.path}: has no unlabelled images. Add some with build_graph.py complete --unlabelled novel, or "
-                "--background."
+                "--background"
             )
         if not graph.n_background:
             return
         if background is None:
             raise InputError(
-                f"{graph.path}: has a background. Give the features it was built from with --label.background."
+                f"{graph.path}: has a background. Give the features it was built from with --label.background"
             )
         self.background = open_rows(background, benchmark.train.dim, graph.n_background)
         first = self.background[:1000]
@@ -50,7 +50,7 @@ class UnlabelledPool:
         if np.abs(graph.project(first) - built_from).max() > 0.01:
             raise InputError(
                 f"{background}: not the features that the background of {graph.path} was built from. Give those with "
-                "--label.background."
+                "--label.background"
             )
 
     def most_confident(
@@ -118,7 +118,7 @@ class PropagatedRows:
         if self.rows["feats"].shape[1] != train.dim:
             raise InputError(
                 f"{path}: has features of {self.rows['feats'].shape[1]} dimensions, but {train.path} has {train.dim}. "
-                "Make it again with diffusion.py --label from these features."
+                "Make it again with diffusion.py --label from these features"
             )
         self.path, self.config = path, read_recipe(path)["config"]
 
@@ -130,7 +130,7 @@ class PropagatedRows:
         if run.n_shot not in self.config["shots"] or run.trial not in (self.config.get("trials") or [run.trial]):
             raise InputError(
                 f"{self.path}: has no rows of trial {run.trial}, n = {run.n_shot}. Run diffusion.py --label with these "
-                "--trials and --shots."
+                "--trials and --shots"
             )
         labels, counts = self.rows["labels"], np.bincount(run.labels, minlength=benchmark.split.n_classes)
         chosen = (self.rows["trials"] == run.trial) & (self.rows["n_shots"] == run.n_shot)

@@ -49,7 +49,7 @@ def open_setup_graph(path: Path, config: BenchmarkConfig) -> Graph:
     if graph.train_rows is None:
         raise InputError(
             f"{graph.path}: a background, not the graph of a setup. "
-            f"Run build_graph.py complete --background {graph.path}."
+            f"Run build_graph.py complete --background {graph.path}"
         )
     check_made_for(graph.path, config, {name: getattr(config, name) for name in ("train", "test", "split")})
     return graph
@@ -62,7 +62,7 @@ class RunGraphs:
         if options.k > graph.k:
             raise InputError(
                 f"{graph.path}: has lists of {graph.k} neighbours, fewer than edges.k {options.k}. Use --edges.k "
-                f"{graph.k}, or build the graph with --k {options.k}."
+                f"{graph.k}, or build the graph with --k {options.k}"
             )
         self.graph, self.benchmark, self.options, self.device = graph, benchmark, options, device
 

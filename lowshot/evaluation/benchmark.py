@@ -115,10 +115,10 @@ def check_made_for(path: Path, config: BenchmarkConfig, files: dict[str, Path]) 
     made_from = read_recipe(path) or {"inputs": {}, "config": {}}
     if (setup := made_from["config"].get("setup")) != config.setup:
         state = f"made in the {setup} setup" if setup else "does not record its setup"
-        raise InputError(f"{path}: {state}. Make it again with --setup {config.setup}.")
+        raise InputError(f"{path}: {state}. Make it again with --setup {config.setup}")
     for name, file in files.items():
         if made_from["inputs"].get(name) != digest(file):
-            raise InputError(f"{path}: made from another {name} file. Make it again from {file}.")
+            raise InputError(f"{path}: made from another {name} file. Make it again from {file}")
 
 
 def write_results(

@@ -109,8 +109,8 @@ def _by_superclass(split: Split, classes: np.ndarray) -> list[np.ndarray]:
     superclasses = np.array([-1 if split.superclass_of[c] is None else split.superclass_of[c] for c in classes])
     if (superclasses < 0).all():
         raise InputError(
-            f"within_superclass: the split of {split.dataset} has no superclasses for the classes to evaluate. "
-            "Leave out --within_superclass."
+            f"--within_superclass: the split of {split.dataset} has no superclasses for the classes to evaluate. "
+            "Leave out --within_superclass"
         )
     return [classes[superclasses == superclass] for superclass in np.unique(superclasses[superclasses >= 0])]
 
@@ -119,15 +119,15 @@ def _large_enough(groups: list[np.ndarray], sampling: Sampling, n_classes: int) 
     """Return the groups with enough classes for a task. `n_classes` is the number of classes of the split."""
     n_way = 2 if sampling.n_way == "all" else sampling.n_way
     if n_way < 2:
-        raise InputError(f"n_way {n_way}: a task needs at least two classes")
+        raise InputError(f"--n_way {n_way}: a task needs at least two classes")
     if large := [group for group in groups if len(group) >= n_way]:
         return large
     most = max(map(len, groups))
     smaller = [f"--n_way {most}"] if most > 1 else []
     remedies = smaller + (["--classes all"] if sum(map(len, groups)) < n_classes else [])
     few = f"no superclass has more than {most}" if sampling.within_superclass else f"there are only {most}"
-    remedy = f". Use {' or '.join(remedies)}." if remedies else ""
-    raise InputError(f"n_way {sampling.n_way}: {few} classes to evaluate{remedy}")
+    remedy = f". Use {' or '.join(remedies)}" if remedies else ""
+    raise InputError(f"--n_way {sampling.n_way}: {few} classes to evaluate{remedy}")
 
 
 def _check_sizes(pool: Pool, classes: np.ndarray, n_queries: np.ndarray, n_shot: int, task: str = "a task") -> None:
@@ -135,7 +135,7 @@ def _check_sizes(pool: Pool, classes: np.ndarray, n_queries: np.ndarray, n_shot:
     for i in np.flatnonzero(pool.sizes[classes] < n_queries + n_shot)[:1]:
         what = f"class {classes[i]} ({pool.class_names[classes[i]]}) has {pool.sizes[classes[i]]} images"
         needed = f"{task} needs {n_shot} + {n_queries[i]} (shots + queries)"
-        raise InputError(f"{pool.source}: {what}, but {needed}. Use a smaller --n_shots or --n_queries.")
+        raise InputError(f"{pool.source}: {what}, but {needed}. Use a smaller --n_shots or --n_queries")
 
 
 def draw_tasks(pool: Pool, sampling: Sampling, episodes: range) -> Iterator[TaskRows]:

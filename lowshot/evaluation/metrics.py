@@ -25,6 +25,6 @@ def six_accuracies(
     members = {"novel": np.isin(labels, novel_classes), "base": np.isin(labels, base_classes)}
     for name, inside in members.items():
         if not inside.any():
-            raise InputError(f"--test: no image of the {name} classes of the setup. Use features of all test images.")
+            raise InputError(f"--test: no image of the {name} classes of the setup. Use features of all test images")
     members["all"] = members["novel"] | members["base"]
     return {f"top{k}_{name}": float((ranks[inside] < k).mean()) for name, inside in members.items() for k in TOP_K}

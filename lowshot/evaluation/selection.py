@@ -80,8 +80,8 @@ def choose(
     """
     if config.setup == "test" and config.trials is not None:
         raise InputError(
-            "select, trials: each part of a run would select its own settings. Select once with --setup validation, "
-            "then run the parts with the selected settings."
+            "--trials: with --select, each run of some trials would select its own settings. Select once with "
+            "--setup validation, then run the trials with the selected settings"
         )
     how, plain = config.select, replace(config, select=None, setup="validation")
     cells = read_grid(how.grid, plain)
@@ -94,7 +94,7 @@ def choose(
     chosen = _chosen(evidence, done, config)
     if len(done) < len(cells) or not _same_values(stored.get("chosen"), chosen):
         raise InputError(
-            f"{evidence}: edited by hand: 'chosen' is not the best cell. Use --overwrite to evaluate the grid again."
+            f"{evidence}: edited by hand: 'chosen' is not the best cell. Use --overwrite to evaluate the grid again"
         )
     record = {"criterion": how.criterion, "chosen": chosen, "evidence": evidence.name, "digest": _digest(stored)}
     return Choice(_with_chosen(config, cells, chosen), evidence, record)
@@ -203,16 +203,16 @@ def read_grid(path: Path, config: SelectionConfig) -> list[Cell]:
     grid = read_yaml(path)
     lists = list(grid.values()) if isinstance(grid, dict) else []
     if not lists or not all(isinstance(values, list) and values for values in lists):
-        raise InputError(f"{path}: not a grid. Write lines of the form 'setting: [value, ...]'.")
+        raise InputError(f"{path}: not a grid. Write lines of the form 'setting: [value, ...]'")
     if "setup" in grid:
-        raise InputError(f"{path}: setup: settings are always selected on the validation setup. Remove this line.")
+        raise InputError(f"{path}: setup: settings are always selected on the validation setup. Remove this line")
     grid = {str(name): values for name, values in grid.items()}
     for name in grid:
         _check_name(path, config, name)
     given = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
     cells = [_cell(path, _with_values(path, config, values), list(grid)) for values in given]
     if any(cell.values == other.values for cell, other in itertools.combinations(cells, 2)):
-        raise InputError(f"{path}: a setting lists the same value twice. Remove one.")
+        raise InputError(f"{path}: a setting lists the same value twice. Remove one")
     return cells
 
 
@@ -237,7 +237,7 @@ def _cell(path: Path, config: SelectionConfig, names: list[str]) -> Cell:
         known = name if name in settings else f"{name}.name"
         values[known] = settings[known] if known in settings else _refuse(path, config, name)
     if len(values) < len(names):
-        raise InputError(f"{path}: a setting is listed twice. Remove one.")
+        raise InputError(f"{path}: a setting is listed twice. Remove one")
     return Cell(values, config)
 
 
@@ -316,7 +316,7 @@ def _checked_cells(path: Path, stored: Any, cells: list[Cell], criterion: Criter
     except (KeyError, TypeError, ValueError, AttributeError):
         sound = False
     if not sound or len(stored["cells"]) > len(cells):
-        raise InputError(f"{path}: damaged: its cells do not match the grid or their trials. Delete it to start again.")
+        raise InputError(f"{path}: damaged: its cells do not match the grid or their trials. Delete it to start again")
     return done
 
 
@@ -342,7 +342,7 @@ def _best(evidence: Path, cells: list[dict], criterion: Criterion, n_shot: int |
     """Return the values of the first cell with the highest mean (over the runs of `n_shot`, if given)."""
     trained = [cell for cell in cells if cell["mean"] is not None]
     if not trained:
-        raise InputError(f"{evidence}: every cell of the grid diverged. Use lower learning rates.")
+        raise InputError(f"{evidence}: every cell of the grid diverged. Use lower learning rates")
 
     def mean(cell: dict) -> float:
         runs = [run for run in cell["trials"] if run["n_shot"] == n_shot]

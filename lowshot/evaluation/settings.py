@@ -10,6 +10,9 @@ from lowshot.data.protocol import Setup
 Ties = Literal["against", "lowest_class"]
 
 
+SHOTS = (1, 2, 5, 10, 20)  # of the published benchmarks
+
+
 @dataclass(kw_only=True)
 class BenchmarkConfig:
     """Settings shared by all stages of the benchmark. Each stage adds those of its method."""
@@ -25,11 +28,12 @@ class BenchmarkConfig:
     out: Path
     """Results file to write (.json)."""
     setup: Setup = "test"
-    """Halves of the classes to evaluate on. Choose hyper-parameters on validation only and report on test."""
-    shots: list[PositiveInt] = field(default_factory=lambda: [1, 2, 5, 10, 20])
-    """Numbers of shots n."""
+    """Half of the classes to evaluate on. Choose hyper-parameters on validation only and report on test."""
+    shots: list[PositiveInt] = field(default_factory=lambda: list(SHOTS))
+    """Numbers of shots n, at most those of the draws."""
     trials: list[PositiveInt] | None = None
-    """Trials to run. Default: all trials of the draws file. Trials may be run separately; the results are the same."""
+    """Trials to run. Default: all trials of the draws file. Trials are independent: they may run
+    separately."""
     name: str | None = None
     """Name of the method in the tables. Default: composed of its settings."""
     extractor: str | None = None

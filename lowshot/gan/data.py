@@ -75,13 +75,13 @@ def few_shot_rows(
     for c in split.novel_classes:
         name = f"{where}: few-shot class {c} ({split.class_names[c]})"
         if len(draws[c]) < k:
-            raise InputError(f"{name} has {len(draws[c])} shots, but k is {k}. Use --k {len(draws[c])}.")
+            raise InputError(f"{name} has {len(draws[c])} shots, but k is {k}. Use --k {len(draws[c])}")
         supports.append(draws[c][:k])
         rest = np.setdiff1d(np.flatnonzero(labels == c), draws[c])
         if len(rest) < 2 and not shared_pool:
             raise InputError(
                 f"{name} has fewer than two images that are not shots. "
-                "Add images, or use train_gan.py finetune --shared_pool."
+                "Add images, or use train_gan.py finetune --shared_pool"
             )
         halves.append(np.array_split(stream(0, "unlabelled", c).permutation(rest), 2))
     if shared_pool:

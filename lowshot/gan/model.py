@@ -68,7 +68,7 @@ class Gan(nn.Module):
             if unknown := set(classes) - set(table.means.any(1).nonzero()[:, 0].tolist()):
                 raise InputError(
                     f"{where}: has no embedding of class {min(unknown)}. "
-                    "Fine-tune the GAN on shots of the novel classes (train_gan.py finetune)."
+                    "Fine-tune the GAN on shots of the novel classes (train_gan.py finetune)"
                 )
 
     def _described(self) -> list[ClassMeans]:
@@ -94,9 +94,9 @@ def gan_recipe(folder: Path, split: Path) -> dict:
     """
     made_from = read_recipe(folder)
     if made_from is None or made_from["stage"] not in ("train_gan pretrain", "train_gan finetune"):
-        raise InputError(f"{folder}: not a GAN. Train one with train_gan.py.")
+        raise InputError(f"{folder}: not a GAN. Train one with train_gan.py")
     if made_from["inputs"]["split"] != digest(split):
-        raise InputError(f"{folder}: trained on another split than {split}. Use a GAN of this split.")
+        raise InputError(f"{folder}: trained on another split than {split}. Use a GAN of this split")
     return made_from
 
 
@@ -105,7 +105,7 @@ def load_gan(folder: Path) -> Gan:
     where = Path(folder) / "config.json"
     content = read_json(where)
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise InputError(f"{where}: not a GAN. Train one with train_gan.py.")
+        raise InputError(f"{where}: not a GAN. Train one with train_gan.py")
     gan = Gan(checked(GanConfig, content["model"], where))
     fill(gan, Path(folder) / "model.pt")
     return gan

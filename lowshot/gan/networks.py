@@ -52,13 +52,13 @@ def check_sizes(config: GanConfig, where: str) -> None:
     if config.image_size < _SMALLEST_IMAGE:
         raise InputError(
             f"{where}: the images have {config.image_size} px, but a GAN needs at least {_SMALLEST_IMAGE} px per side. "
-            "Use larger images (preprocessing.py --dataset.image_size)."
+            "Use larger images (preprocessing.py --dataset.image_size)"
         )
     n = max(1, len(config.blocks))
     if not _can_be_halved(config.image_size, n):
         raise InputError(
             f"{where}: the images have {config.image_size} px, but {n} entries of blocks_per_res need a multiple of "
-            f"{2**n}, at least {_SMALLEST_SIDE * 2**n} px. Use another --blocks_per_res or image size."
+            f"{2**n}, at least {_SMALLEST_SIDE * 2**n} px. Use another --blocks_per_res or image size"
         )
     if not config.blocks:
         raise InputError(f"{where}: blocks_per_res must have at least one entry")

@@ -76,11 +76,11 @@ def _check_shots(path: Path, made_from: dict, run: tuple[int, int]) -> None:
     """Raise InputError unless the GAN of the samples was fine-tuned on the shots of the run (trial, k)."""
     facts = made_from["config"]["samples"]
     if facts["k"] is None:
-        raise InputError(f"{path}: the GAN was not fine-tuned on shots. Use train_gan.py finetune.")
+        raise InputError(f"{path}: the GAN was not fine-tuned on shots. Use train_gan.py finetune")
     if (facts["trial"], facts["k"]) != run:
         raise InputError(
             f"{path}: the GAN was fine-tuned on {facts['k']} shots of trial {facts['trial']}. "
-            f"Use samples of a GAN with --k {run[1]} --trial {run[0]}."
+            f"Use samples of a GAN with --k {run[1]} --trial {run[0]}"
         )
 
 
@@ -89,7 +89,7 @@ def sample_files(template: str, runs: Iterable[tuple[int, int]]) -> dict[tuple[i
     try:
         return {(trial, n): Path(template.format(trial=trial, n_shot=n)) for trial, n in runs}
     except (KeyError, IndexError, ValueError):
-        raise InputError(f"{template}: not a template. Only {{trial}} and {{n_shot}} can be in braces.") from None
+        raise InputError(f"{template}: not a template. Only {{trial}} and {{n_shot}} can be in braces") from None
 
 
 class SampleRows:
@@ -110,6 +110,6 @@ class SampleRows:
         for c, found in zip(benchmark.novel_classes, rows):
             if len(found) < n:
                 few = f"{len(found)} samples of class {c}, but per_shot {self.per_shot} needs {n}"
-                raise InputError(f"{self.files[run.key]}: {few}. Use sample_gan.py --n_per_class {n}.")
+                raise InputError(f"{self.files[run.key]}: {few}. Use sample_gan.py --n_per_class {n}")
         rows = np.concatenate(rows)
         return run.joined(samples.feats[rows], samples.labels[rows])

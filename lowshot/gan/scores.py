@@ -41,8 +41,8 @@ def image_scores(real: Tensor, fake: Tensor, n_neighbours: int = 3) -> dict[str,
     """
     if (fewest := min(len(real), len(fake))) <= n_neighbours:
         raise InputError(
-            f"n_neighbours {n_neighbours}: needs more than {n_neighbours} real and generated images, but there are "
-            f"only {fewest}. Use a smaller --n_neighbours or more images."
+            f"--n_neighbours {n_neighbours}: needs more than {n_neighbours} real and generated images, but there are "
+            f"only {fewest}. Use a smaller --n_neighbours or more images"
         )
     real, fake = real.double(), fake.double()
     with warnings.catch_warnings():  # torchmetrics warns about the memory of stored features

@@ -21,7 +21,7 @@ from lowshot.core.state_dicts import fill
 from lowshot.data.features import Features, check_classes
 from lowshot.data.protocol import Split
 
-_RETRAIN = "Train a network on the same features and split."
+_RETRAIN = "Train a network on the same features and split"
 _NONE = np.iinfo(np.int64).max
 _MOST_VALUES = 2**26  # maximum size of a tensor while scoring: 256 MB; a few such tensors exist at a time
 
@@ -124,7 +124,7 @@ def load_matching(folder: Path, split: Split, train: Features) -> MatchingNetwor
         extractor = content["inputs"].get("extractor")
     except (KeyError, TypeError) as error:
         raise InputError(
-            f"{folder}/config.json: not a matching network ({error}). Train one with matching_network.py train."
+            f"{folder}/config.json: not a matching network ({error}). Train one with matching_network.py train"
         ) from None
     if model.dim != train.dim:
         raise InputError(

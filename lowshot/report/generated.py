@@ -56,7 +56,7 @@ def read_gan(folder: Path, data: Path, images: Images, split: Split) -> TrainedG
     made_from = gan_recipe(folder, data / "split.json")
     if made_from["inputs"].get("draws") not in (None, digest(data / "draws.json")):
         raise InputError(
-            f"{folder}: fine-tuned on different shots than {data}/draws.json. Give --data the folder it was trained on."
+            f"{folder}: fine-tuned on different shots than {data}/draws.json. Give --data the folder it was trained on"
         )
     if made_from["stage"] == "train_gan finetune":
         shots = (made_from["config"][name] for name in ("k", "trial", "shared_pool"))

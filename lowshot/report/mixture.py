@@ -48,7 +48,7 @@ def read_means(folder: Path) -> Means:
     """Read the means from a folder of train_scgm.py. Raises InputError if it is not one or its arrays do not agree."""
     made_from, path = read_recipe(folder), Path(folder) / "mixture.h5"
     if made_from is None or made_from["stage"] != "train_scgm":
-        raise InputError(f"{folder}: not an output of train_scgm.py. Give --mixture the folder that it wrote.")
+        raise InputError(f"{folder}: not an output of train_scgm.py. Give --mixture the folder that it wrote")
     with open_h5(path) as file:
         require_datasets(file, ["superclasses", "superclass_means"])
         superclasses, superclass_means = file["superclasses"][:], file["superclass_means"][:]
@@ -88,17 +88,17 @@ def check_fits(means: Means, features: Features, split: Split) -> None:
     if features.dim != means.superclass_means.shape[1]:
         raise InputError(
             f"{features.path}: has {features.dim} dimensions, but the means of {means.folder} have "
-            f"{means.superclass_means.shape[1]}. Save the features with save_features.py --extractor {means.folder}."
+            f"{means.superclass_means.shape[1]}. Save the features with save_features.py --extractor {means.folder}"
         )
     if features.extractor and features.extractor != means.extractor:
         raise InputError(
             f"{features.path}: made by a different extractor than {means.folder}. "
-            f"Save the features with save_features.py --extractor {means.folder}."
+            f"Save the features with save_features.py --extractor {means.folder}"
         )
     if means.superclasses.max() >= len(split.superclass_names):
         raise InputError(
             f"{means.folder}: superclass {means.superclasses.max()} is not in the split. "
-            "Give --data the folder that the extractor was trained on."
+            "Give --data the folder that the extractor was trained on"
         )
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from lowshot.classifiers.settings import FeatureTransform
-from lowshot.core.artifacts import flat, read_json
+from lowshot.core.artifacts import flat, missing, read_json
 from lowshot.core.errors import InputError
 from lowshot.evaluation.older import results_today
 from lowshot.evaluation.settings import Metric
@@ -134,14 +134,14 @@ def read_results(
     """
     kinds = {"trials": trials, "episodes": episodes, "history": history, "clustering": clustering, "scores": scores}
     if kind not in kinds:
-        raise InputError(f"kind '{kind}': not a kind of result. Available: {', '.join(kinds)}.")
+        raise InputError(f"kind '{kind}': not a kind of result. Available: {', '.join(kinds)}")
     source = Path(source)
     if not source.exists():
-        raise InputError(f"{source}: no such file or folder")
+        raise missing(source, "no such file or folder")
     files = {source.name: _read_file(source)} if source.is_file() else read_files(source)
     if not any(kind in content for content in files.values()):
         held = [name for name in kinds if any(name in content for content in files.values())]
-        raise InputError(f"{source}: contains no {kind}. Available: {', '.join(held)}.")
+        raise InputError(f"{source}: contains no {kind}. Available: {', '.join(held)}")
     return kinds[kind](files)
 
 
@@ -322,7 +322,7 @@ def _refuse_conflicts(frame: pd.DataFrame, same: list[str]) -> None:
         rivals = frame[(frame[same] == first[same]).all(axis=1)].drop_duplicates("value")
         row = ", ".join(f"{key} {first[key]}" for key in same[len(PROTOCOL) :])
         files = " and ".join(dict.fromkeys(rivals["file"]))
-        raise InputError(f"{files}: different values for {row}. Remove one of the files, or give the runs a --name.")
+        raise InputError(f"{files}: different values for {row}. Remove one of the files, or give the runs a --name")
 
 
 def system_names(files: dict[str, dict]) -> dict[str, str]:
@@ -385,7 +385,7 @@ def check_reference(reference: str | None, frames: list[pd.DataFrame]) -> None:
     if reference is None or any(is_reference(frame, reference).any() for frame in frames):
         return
     known = ", ".join(f"'{system}'" for system in dict.fromkeys(name for frame in frames for name in frame["system"]))
-    raise InputError(f"--reference '{reference}': no such system. Available: {known}.")
+    raise InputError(f"--reference '{reference}': no such system. Available: {known}")
 
 
 def plainest(frame: pd.DataFrame, reference: str | None = None) -> str:

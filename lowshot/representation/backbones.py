@@ -318,8 +318,9 @@ def timm_config(
     side = image_size or preprocessing["input_size"][1]
     if stored_size not in (None, side) and not resize:
         raise InputError(
-            f"{name}: expects images of {side} px, but the stored images have {stored_size} px. Set "
-            f"image_size {stored_size} to run the model at that size, or set resize to resize the images"
+            f"{name}: expects images of {side} px, but the stored images have {stored_size} px. Use "
+            f"--timm.resize to resize the images, or --timm.image_size {stored_size} to run the model at that size "
+            "(in training: --model.resize, --model.image_size)"
         )
     config = ModelConfig(name, n_classes, n_channels, stored_size or side, head=head, embedding=embedding)
     config.mean, config.std = list(preprocessing["mean"]), list(preprocessing["std"])

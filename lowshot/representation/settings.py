@@ -150,18 +150,18 @@ class StandardAugmentation:
     """Change brightness, contrast and colour, in this order, by factors in 1 +- this value (the published ImageJitter).
     """
     resized_crop: bool = False
-    """For images on disk: crop a random 8 to 100 % of the area and resize it to the image size."""
+    """For images on disk, --augment.crop_area 0.08 while an image is decoded."""
     crop_area: ClosedUnitInterval | None = None
-    """Minimum area of a random crop, as a share. Crops have aspect ratios of 3:4 to 4:3 and are resized to the image
-    size."""
+    """Minimum area of a random crop, as a share (default: no crop). Crops have aspect ratios of 3:4 to 4:3 and are
+    resized to the image size."""
     blur_probability: ClosedUnitInterval | None = None
     """Probability of the blur (default: 1)."""
     jitter_probability: ClosedUnitInterval | None = None
     """Probability of jitter and hue, applied together (default: 1)."""
     hue: ClosedUnitInterval | None = None
-    """Maximum rotation of the hue after the jitter, as a share of the colour circle."""
+    """Maximum rotation of the hue after the jitter, as a share of the colour circle (default: 0)."""
     grey_probability: ClosedUnitInterval | None = None
-    """Probability of converting an image to grey."""
+    """Probability of converting an image to grey (default: 0)."""
 
 
 AUGMENTATIONS = Registry("augmentation", {"standard": StandardAugmentation}, "__call__(images, uniforms)")
@@ -336,8 +336,8 @@ class ExtractorSettings(TrainingSettings):
     loss: Annotated[Any, LOSSES] = field(default_factory=Plain)
     """Loss: plain cross-entropy, or with a penalty on gradients (sgm, batchsgm) or features (l2)."""
     trained: list[str] | None = None
-    """Parts of the network to train, as prefixes of parameter names, e.g. classifier trunk.6 (default: all). If given,
-    batch norm does not update its running statistics."""
+    """Parts of the network to train, as prefixes of parameter names: trunk, trunk.6, classifier (default: all). If
+    given, batch norm does not update its running statistics."""
     mixup: Annotated[Any, MIXUPS] | None = None
     """Mixup of images with a share drawn per image; for the plain loss only."""
     head: HeadName = "linear"
@@ -356,7 +356,7 @@ class ExtractorStage(ExtractorSettings, NetworkChoice):
     """Settings that the stages that train an extractor share."""
 
     data: Path
-    """Folder with images.h5, split.json and, for fine-tuning, draws.json."""
+    """Folder of preprocessing.py, with images.h5 and split.json."""
     out: Path
     """Folder to write the extractor to."""
     overwrite: RunOnly[bool] = False

@@ -5,14 +5,17 @@ it is imported where it is used.
 """
 
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from lowshot.core.artifacts import missing
 from lowshot.core.choices import suggestion
 from lowshot.core.errors import InputError
+from lowshot.core.progress import say
 
 PREFIX = "timm:"
 
@@ -68,10 +71,11 @@ def timm_weights(name: str, side: int, file: Path | None) -> dict[str, Tensor]:
     create = partial(timm.create_model, _bare(name), pretrained=True, **_size(name, side))
     if file is None:
         try:
-            donor = create()
+            donor = _downloaded(name, create)
         except (OSError, RuntimeError) as error:
             raise InputError(
-                f"{name}: downloading the weights failed ({_line(error)}). Use a local file as weights"
+                f"{name}: downloading the weights failed ({_line(error)}). Use --timm.weights FILE (.safetensors or a "
+                "state dict)"
             ) from None
     else:
         state = _read(file)
@@ -86,6 +90,19 @@ def timm_weights(name: str, side: int, file: Path | None) -> dict[str, Tensor]:
             raise InputError(f"{file}: does not fit {name} ({_line(error)})") from None
     donor.reset_classifier(0)
     return donor.state_dict()
+
+
+def _downloaded(name: str, create: Callable[[], nn.Module]) -> nn.Module:
+    """Call `create()`. One line is printed before, in place of the Hub's two for each of ten retries."""
+    from huggingface_hub.utils import logging
+
+    say(f"{name}: pretrained weights from the Hugging Face Hub, downloaded once (retries take a minute if offline)")
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        return create()
+    finally:
+        logging.set_verbosity(before)
 
 
 def _bare(name: str) -> str:
@@ -118,7 +135,7 @@ def _read(file: Path) -> dict[str, Tensor]:
     from timm.models import load_state_dict
 
     if not file.is_file():
-        raise InputError(f"{file}: no such file")
+        raise missing(file)
     try:
         state = dict(load_state_dict(str(file), weights_only=True))
     except Exception as error:  # safetensors and torch raise many kinds of errors for damaged files

@@ -1,7 +1,7 @@
 # Sourced by the numbered scripts: the size of the recipe (first argument), two_cores or paper.
 usage() {
+  echo "usage: bash $0 SIZE" >&2
   cat >&2 <<'END'
-usage: bash scripts/analogy_cifar100/run_all.sh SIZE    (or one of its numbered scripts)
 
   two_cores   a quarter of the width, random weights; about 40 minutes on two cores; downloads 170 MB
   paper       as published; a GPU (not measured); needs WEIGHTS, torchvision's vgg16-397923af.pth

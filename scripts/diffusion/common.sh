@@ -1,7 +1,7 @@
 # Sourced by the numbered scripts: the data set (first argument), its features, and which unlabelled images join the graph.
 usage() {
+  echo "usage: bash $0 DATASET" >&2
   cat >&2 <<'END'
-usage: bash scripts/diffusion/run_all.sh DATASET    (or one of its numbered scripts)
 
   cifar100    15 minutes on two cores, and 20 for the extractor if it is not there; downloads 170 MB
   omniglot    35 minutes on two cores, and 20 for the extractor if it is not there; downloads 15 MB

@@ -1,7 +1,7 @@
 # Sourced by the numbered scripts: the published split (first argument) and the extractor trained on it.
 usage() {
+  echo "usage: bash $0 SPLIT" >&2
   cat >&2 <<'END'
-usage: bash scripts/few_shot/run_all.sh SPLIT    (or one of its numbered scripts)
 
   omniglot_vinyals   about two hours on two cores; downloads 15 MB
   cifar_fs, fc100    hours on two cores (not measured); downloads 170 MB
@@ -29,3 +29,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 representation=${REPRESENTATION:-$default}
 out=outputs/$dataset
 configs=configs/few_shot
+check_config $configs/train_extractor-$dataset-$representation.yaml

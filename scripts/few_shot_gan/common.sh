@@ -1,7 +1,7 @@
 # Sourced by the numbered scripts: the data set (first argument), the seeds of its class splits, shots and kinds of fine-tuning.
 usage() {
+  echo "usage: bash $0 DATASET" >&2
   cat >&2 <<'END'
-usage: bash scripts/few_shot_gan/run_all.sh DATASET    (or one of its numbered scripts)
 
   emnist_fs     on a core 11 to 29 minutes per pre-training and 9 to 29 per fine-tuning, of which there are 5 and 40;
                 SEEDS=0 SHOTS=5 is one class split with 5 shots: 1 and 2 of them; downloads 560 MB

@@ -1,7 +1,7 @@
 # Sourced by the numbered scripts: the data set (first argument), its backbone, the methods and the seeds.
 usage() {
+  echo "usage: bash $0 DATASET" >&2
   cat >&2 <<'END'
-usage: bash scripts/scgm/run_all.sh DATASET    (or one of its numbered scripts)
 
   omniglot    12 trainings of 2 to 16 minutes on a core; downloads 15 MB
   cifar100    12 trainings of 6 to 40 minutes on a core; downloads 170 MB
@@ -43,6 +43,7 @@ results=$out/results_scgm
 configs=configs/scgm
 # The four BREEDS benchmarks share their settings.
 case $dataset in living17 | nonliving26 | entity*) settings=breeds ;; *) settings=$dataset ;; esac
+check_config $configs/train_scgm-$settings-$representation.yaml
 # The files of a method: what all share, and what it has of its own.
 configs_of() {
   local shared=$configs/train_scgm-$settings-$representation

@@ -1,7 +1,7 @@
 # Sourced by the numbered scripts: the data set (first argument) and what the recipe trains on it.
 usage() {
+  echo "usage: bash $0 DATASET" >&2
   cat >&2 <<'END'
-usage: bash scripts/shrink_hallucinate/run_all.sh DATASET    (or one of its numbered scripts)
 
   omniglot    964 base and 659 novel characters; about two hours on two cores; downloads 15 MB
   cifar100    80 base and 20 novel classes; about two hours on two cores; downloads 170 MB
@@ -27,3 +27,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 representations=${REPRESENTATIONS:-$default}
 out=outputs/$dataset
 configs=configs/shrink_hallucinate
+for name in $representations; do check_config $configs/train_extractor-$dataset-$name.yaml; done

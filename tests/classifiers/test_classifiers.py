@@ -134,11 +134,13 @@ def test_seed_decides():
 def test_linear_sgd_refuses_batches_it_cannot_fill():
     problem = make_problem([(1, 1)])
     largest = len(problem.base_labels) * (N_BASE + N_NOVEL) // N_BASE
-    message = f"classifier.batch_size 1000: a batch needs 600 base rows, .* Use at most {largest}"
+    message = (
+        f"classifier.batch_size 1000: 60% of a batch are base rows, .* Use at most --classifier.batch_size {largest}"
+    )
     with pytest.raises(InputError, match=message):
         fit_linear_sgd(problem, SGDOptions(), 0, "cpu")
     fit_linear_sgd(problem, SGDOptions(batch_size=largest, n_steps=1), 0, "cpu")
-    with pytest.raises(InputError, match=r"batch_size 1: a batch has 1 base and 0 novel rows\. Use a larger one"):
+    with pytest.raises(InputError, match=r"batch_size 1: has 1 base and 0 novel rows\. Use a larger one"):
         fit_linear_sgd(problem, SGDOptions(batch_size=1), 0, "cpu")
 
 

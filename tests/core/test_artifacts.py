@@ -117,7 +117,7 @@ def test_done_same_other_unknown(tmp_path, capsys):
     with pytest.raises(InputError, match=r"setting inner\.flip was False, now True"):
         is_done(out, made(tmp_path, inner=Inner(True)), overwrite=False)
     (tmp_path / "input").write_text("x")
-    with pytest.raises(InputError, match="input data has changed"):
+    with pytest.raises(InputError, match="input data is new"):
         is_done(out, recipe("stage", Config(out), {"data": tmp_path / "input"}), overwrite=False)
     with pytest.raises(InputError, match="it is an output of stage"):
         is_done(out, recipe("other", Config(out), {}), overwrite=False)
@@ -168,7 +168,10 @@ ALIKE = {
 }
 OTHERS = {
     "setting optimizer.lr was 0.2, now 0.1": {"optimizer": "sgd", "lr": 0.2},
-    "setting optimizer.lr was 0.001, now 0.1, and 1 more": {"optimizer": "adam", "lr": 0.001},
+    "setting optimizer.lr was 0.001, now 0.1; setting optimizer.name was adam, now sgd": {
+        "optimizer": "adam",
+        "lr": 0.001,
+    },
     "setting epochs was 5, now 90": {"optimizer": "sgd", "lr": 0.1, "epochs": 5},
     "setting depth was 3, now None": {"optimizer": "sgd", "lr": 0.1, "depth": 3},
     "setting gone was 3, now absent": {"optimizer": "sgd", "lr": 0.1, "gone": 3},
@@ -273,8 +276,10 @@ def test_an_input_that_is_not_there_is_told_with_the_way_out(tmp_path):
         ("features", "is a folder, not a file; it holds train.h5"),
         ("features/train.h5/config.json", "is a file, not a folder with a config.json"),
         ("features/trian.h5", "no such file, did you mean 'train.h5'?"),
-        ("nowhere/images.h5", "no such file (preprocessing.py writes it)"),
-        ("nowhere/x", "no such file"),
+        ("nowhere/images.h5", "nowhere: no such folder (preprocessing.py writes images.h5)"),
+        ("nowhere/x", "nowhere: no such folder"),
+        ("features/split.json", "no such file (preprocessing.py writes split.json)"),
+        ("features/missing.h5", "missing.h5: no such file"),
     ):
         error = str(missing(tmp_path / path))
         assert error.endswith(said) and "\n" not in error, error

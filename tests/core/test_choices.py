@@ -115,11 +115,11 @@ def test_ours_by_name():
 
 
 def test_names_there_are_not():
-    there = "there are plain, small, large, timm:, or your own as file.py:Class"
-    refused(f"no loss is called 'plane', did you mean 'plain'?; {there}", REGISTRY.find, "plane")
-    refused(f"no loss is called 'x'; {there}", REGISTRY.find, "x")
-    refused("no network is called 'mine.py:Net'; there are small", CLOSED.find, "mine.py:Net")
-    assert (REGISTRY.names, CLOSED.names) == (there.removeprefix("there are "), "small")
+    there = "Available: plain, small, large, timm:, or your own as file.py:Class"
+    refused(f"no loss is called 'plane', did you mean 'plain'? {there}", REGISTRY.find, "plane")
+    refused(f"no loss is called 'x'. {there}", REGISTRY.find, "x")
+    refused("no network is called 'mine.py:Net'. Available: small", CLOSED.find, "mine.py:Net")
+    assert (REGISTRY.names, CLOSED.names) == (there.removeprefix("Available: "), "small")
 
 
 def test_suggestions():

@@ -150,9 +150,9 @@ def test_texts_and_plain_values_are_taken(name, given, value):
         ({"share": 1.2}, "share: 1.2: must be a number >= 0 and <= 1 or null"),
         ({"share": "nan"}, "share: 'nan': must be a number >= 0 and <= 1 or null"),
         ({"kind": "c"}, "kind: 'c': must be one of a, b"),
-        ({"shots": "[1, 0]"}, "shots: '[1, 0]': must be a list, each an integer > 0"),
+        ({"shots": "[1, 0]"}, "shots: '[1, 0]': must be integers > 0, such as [1, 5]"),
         ({"shots": []}, None),
-        ({"sizes": "some"}, "sizes: 'some': must be a list, each an integer > 0 or all"),
+        ({"sizes": "some"}, "sizes: 'some': must be integers > 0, such as [1, 5], or all"),
         ({"switch": "maybe"}, "switch: 'maybe': must be true or false"),
         ({"nn": 1}, "nn: no such setting, did you mean 'n'?"),
         ({"built": 1}, "built: no such setting"),
@@ -221,7 +221,7 @@ def test_a_class_of_several_names_knows_its_own():
 @pytest.mark.parametrize(
     ("values", "cause"),
     [
-        ({"loss": "sgn"}, "loss: no loss is called 'sgn', did you mean 'sgm'?; there are plain, sgm, or your own as "
+        ({"loss": "sgn"}, "loss: no loss is called 'sgn', did you mean 'sgm'? Available: plain, sgm, or your own as "
          "file.py:Class"),
         ({"loss": {"weight": 1}}, "loss.weight: no setting of plain (it is one of sgm); its settings are: none"),
         ({"loss": {"name": "sgm", "wieght": 1}}, "loss.wieght: no setting of sgm, did you mean 'weight'?; its settings "
@@ -229,7 +229,7 @@ def test_a_class_of_several_names_knows_its_own():
         ({"loss": {"name": "sgm", "weight": 0}}, "loss.weight: 0: must be a number > 0"),
         ({"second": {"weight": 1}}, "second.name: is required (plain, sgm, or your own as file.py:Class)"),
         ({"net": {"depth": 3}}, "net.depth: no setting of small (it is one of wide); its settings are: width"),
-        ({"net": "file.py:Net"}, "net: no network is called 'file.py:Net'; there are small, large, wide, timm:"),
+        ({"net": "file.py:Net"}, "net: no network is called 'file.py:Net'. Available: small, large, wide, timm:"),
         ({"optimiser": {"loss": {"name": "sgm", "weight": 0}}}, "optimiser.loss.weight: 0: must be a number > 0"),
     ],
 )  # fmt: skip
@@ -255,7 +255,7 @@ def test_a_single_value_of_one_of_several_is_its_first_setting():
 
 def test_names_and_what_is_given_of_one_go_together():
     assert made(add={"": ["plain", "sgm"], "sgm": {"weight": 1}}).add == {"plain": Plain(), "sgm": Sgm(1.0)}
-    refused("add.other: no source is called 'other'; there are sgm, stored, plain, or your own as file.py:Class",
+    refused("add.other: no source is called 'other'. Available: sgm, stored, plain, or your own as file.py:Class",
             add="other")  # fmt: skip
     refused("add.stored.file: is required (a path)", add="stored")
 
@@ -381,8 +381,8 @@ def test_what_a_file_holds_is_checked():
         ("n", "an integer > 0"),
         ("share", "a number >= 0 and <= 1 or null"),
         ("kind", "one of a, b"),
-        ("shots", "a list, each an integer > 0"),
-        ("sizes", "a list, each an integer > 0 or all"),
+        ("shots", "integers > 0, such as [1, 5]"),
+        ("sizes", "integers > 0, such as [1, 5], or all"),
         ("label", "text or null"),
         ("switch", "true or false"),
         ("device", "text"),

@@ -100,7 +100,7 @@ def test_a_change_of_one_leaves_the_others(mine):
     ("words", "message"),
     [
         (["--add", "salt", "salt"], "'salt' is there twice"),
-        (["--add", "pepper"], "no spice is called 'pepper'; there are salt, sugar, or your own as file.py:Class"),
+        (["--add", "pepper"], "no spice is called 'pepper'. Available: salt, sugar, or your own as file.py:Class"),
         (["--add.Pepper.corns", "3"], "--add.Pepper: no spice is called 'Pepper'"),
         (["--add.salt.grams", "0"], "--add.salt.grams: '0': must be an integer > 0"),
         (["--add.sugar.coarse"], r"--add.sugar.coarse: no setting of sugar \(it is one of salt\)"),

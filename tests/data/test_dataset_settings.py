@@ -20,6 +20,7 @@ SETTINGS = {
     "cifar100": DRAWN,
     "emnist": DRAWN | {"test_per_class"},
     "folder": DRAWN | {"image_size", "test_per_class"},
+    "features": SHOTS | {"novel_classes"},
     "imagenet": SHOTS | {"protocol"},
     "cifar_fs": CAPPED,
     "fc100": CAPPED,

@@ -302,7 +302,7 @@ def test_damaged_cifar100(tmp_path, changes, cause):
 
 
 def test_cifar100_that_is_not_there(tmp_path):
-    refused(lambda: cifar100.find(Cifar100(), Source(tmp_path)), "no such file")
+    refused(lambda: cifar100.find(Cifar100(), Source(tmp_path)), "cifar-100-python: no such folder")
 
 
 # --- emnist

@@ -2,8 +2,10 @@
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from conftest import assert_refused, run_script, settings
@@ -184,3 +186,51 @@ def test_command_line_with_a_corrupt_image(root):
 def test_a_root_without_the_data_set_says_where_files_are_described(tmp_path):
     done = run_script("preprocessing.py", "--dataset", "omniglot", "--root", tmp_path, "--out", tmp_path / "out")
     assert_refused(done, "omniglot-py/images_background: no such folder", "preprocessing.py --help lists the files")
+
+
+# --- features without images ---
+
+
+@pytest.fixture
+def train(tmp_path):
+    """A feature file of six classes with ten rows each, which records no recipe."""
+    rng, path = np.random.default_rng(0), tmp_path / "train.h5"
+    with h5py.File(path, "w") as file:
+        file["all_feats"], file["all_labels"] = rng.random((60, 4), np.float32), np.repeat(np.arange(6), 10)
+        file["count"] = [60]
+    return path
+
+
+def of_features(root, **dataset):
+    dataset = {"name": "features", "max_shots": 10, "n_trials": 2} | dataset
+    return settings(Config, dataset=dataset, root=root, out=root.parent / "out")
+
+
+def test_the_classes_of_features(train):
+    out = main(of_features(train, novel_classes=[5, 1]))
+    assert sorted(p.name for p in out.iterdir()) == ["config.json", "draws.json", "split.json"]
+    split, draws = read_split(out / "split.json"), read_draws(out / "draws.json")
+    assert (split.novel_classes, split.base_classes, split.class_names) == ([1, 5], [0, 2, 3, 4], list("012345"))
+    check_draws(draws, np.repeat(np.arange(6), 10), np.arange(6), 10, out / "draws.json", train)
+    stored = json.loads((out / "config.json").read_text())
+    assert set(stored["inputs"]) == {"features"}
+    words = preprocessing.next_step(of_features(train))
+    assert words[:5] == ["low_shot.py", "--train", train, "--test", train.with_name("test.h5")]
+
+
+def test_novel_classes_of_features_are_drawn(train):
+    split = read_split(main(of_features(train)) / "split.json")
+    assert len(split.novel_classes) == 2
+
+
+def test_features_that_cannot_be_divided(train):
+    for dataset, root, words in (
+        ({"novel_classes": [1, 6]}, train, r"--dataset.novel_classes 6: .*train.h5 has the classes 0 to 5"),
+        ({"max_shots": 11}, train, "--dataset.max_shots 11: class 0 .0. has only 10 training images"),
+        ({}, None, "--root: is required"),
+        ({}, train.with_name("tarin.h5"), "tarin.h5: no such file or folder, did you mean 'train.h5'"),
+    ):
+        config = replace(of_features(train, **dataset), root=root)
+        with pytest.raises(InputError, match=words):
+            main(config)
+        assert not config.out.exists()

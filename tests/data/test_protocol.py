@@ -279,7 +279,8 @@ def test_check_draws_accepts_good_ones():
     [
         (
             [0],
-            "has draws up to n = 1, but the largest n is 2. Use smaller n, or preprocessing.py --dataset.max_shots 2",
+            "has draws up to n = 1, but the largest n is 2. Use n up to 1 .--shots., or, "
+            "if the class has 2 images, preprocessing.py --dataset.max_shots 2",
         ),
         ([0, 4], "row 4 is outside the 4 rows of train.h5"),
         ([-1, 0], "row -1 is outside the 4 rows"),

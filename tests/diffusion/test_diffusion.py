@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -40,7 +41,7 @@ from lowshot.diffusion.settings import (
     SimilarityWeight,
     StepOptions,
 )
-from lowshot.evaluation.selection import joint_recipe
+from lowshot.evaluation.selection import evidence_path, joint_recipe
 from lowshot.evaluation.settings import Selection
 
 EDGES = EdgeOptions(k=6)
@@ -347,10 +348,14 @@ def test_a_setting_that_nothing_reads_is_not_chosen(config, text, words):
 def test_a_graph_of_one_setup_cannot_choose(config):
     chosen = replace(write_grid(config, "n_steps: [0, 2]"), graph=Path(str(config.graph).format(setup="test")))
     with pytest.raises(
-        InputError, match=r"graph-test\.h5: made in the test setup\. Make it again with --setup validation"
+        InputError, match=r'--select needs a file of each setup\. .* use --graph ".*graph-{setup}\.h5"$'
     ):
         diffusion.main(chosen)
-    assert not config.out.exists()
+    one_graph = config.train.parent / "own-{setup}.h5"
+    shutil.copy(str(config.graph).format(setup="validation"), str(one_graph).format(setup="validation"))
+    with pytest.raises(InputError, match=r"own-test\.h5: no such file"):
+        diffusion.main(write_grid(replace(config, graph=one_graph), "n_steps: [0, 2]"))
+    assert not config.out.exists() and not evidence_path(config.out).exists()
 
 
 # --- existing outputs ---

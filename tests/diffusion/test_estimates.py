@@ -178,7 +178,7 @@ def test_the_widest_slice_that_fits_is_taken(share):
 def test_a_refusal_names_the_width_the_precision_or_the_memory_needed():
     job = a_job(20_000, 400)
     with pytest.raises(
-        InputError, match=r"slices of 64 classes need .* GiB, but only .* available\. Use --slice_width 32\."
+        InputError, match=r"slices of 64 classes need .* GiB, but only .* available\. Use --slice_width 32"
     ):
         fitting_width(job, 64, limits(need(job, 32)))
     assert fitting_width(job, 64, limits(need(job, 64))) == 64

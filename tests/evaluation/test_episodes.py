@@ -312,7 +312,7 @@ def test_second_run_does_nothing_and_other_settings_stop(config, capsys):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"n_way": 9}, ["n_way 9: there are only 8 classes to evaluate. Use --n_way 8 or --classes all."]),
+        ({"n_way": 9}, ["n_way 9: there are only 8 classes to evaluate. Use --n_way 8 or --classes all"]),
         ({"n_way": 1}, ["n_way 1", "at least two classes"]),
         ({"n_queries": 33}, ["test.h5", "class 13 (c13) has 37 images", "5 + 33", "--n_shots or --n_queries"]),
         ({"n_shots": [38], "dirichlet": 2.0}, ["class 13 (c13) has 37 images", "38 + 0"]),

@@ -296,19 +296,19 @@ BAD = [
         "--classifier.power: 'much': must be a number",
     ),
     (["--classifier", "my_code.py:Means", "--classifier.lr", "1"], "--classifier.lr: no setting of my_code.py:Means"),
-    ([*WRONG, "nothing"], "my_code.py:WrongFit: fit returned NoneType. Return a function of features (N, D)."),
+    ([*WRONG, "nothing"], "my_code.py:WrongFit: fit returned NoneType. Return a function of features (N, D)"),
     (
         [*WRONG, "list"],
         "my_code.py:WrongFit: the function from fit returned list. Return a tensor of scores of shape (6, ",
     ),
     (
         [*WRONG, "flat"],
-        "my_code.py:WrongFit: the function from fit returned (6, 48). Return a tensor of scores of shape (6, 48, 8).",
+        "my_code.py:WrongFit: the function from fit returned (6, 48). Return a tensor of scores of shape (6, 48, 8)",
     ),
     (
         [*WRONG, "wide"],
         "my_code.py:WrongFit: the function from fit returned (6, 48, 99). "
-        "Return a tensor of scores of shape (6, 48, 8).",
+        "Return a tensor of scores of shape (6, 48, 8)",
     ),
     (
         ["--classifier", "my_code.py:MeansOfTasks", "--classifier.squeeze"],
@@ -434,7 +434,7 @@ def test_older_names_of_predict():
         (["--add.repetition", "none"], "--add.repetition.max_per_label: 'none': must be an integer > 0"),
         (
             ["--add", "svm"],
-            "--add.svm: no addition is called 'svm'; there are propagated, generator, samples, repetition",
+            "--add.svm: no addition is called 'svm'. Available: propagated, generator, samples, repetition",
         ),
     ],
 )

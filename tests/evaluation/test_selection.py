@@ -237,7 +237,7 @@ def test_parts_of_a_run_do_not_choose_for_themselves(config):
 def test_results_without_the_choice_are_no_results_with_it(config):
     config.select.grid.write_text("classifier.lr: [0.3]")
     low_shot.main(replace(config, select=None, classifier=replace(config.classifier, lr=0.3)))
-    with pytest.raises(InputError, match="input selection has changed"):
+    with pytest.raises(InputError, match="input selection is new"):
         low_shot.main(config)
 
 
@@ -508,15 +508,17 @@ def test_joint_recipe_by_hand():
     assert joint_recipe([([1, 2], one)]) == one
 
 
-def test_the_grids_of_the_recipes_are_accepted(config):
+def test_the_grids_of_the_recipes_are_accepted(config, tmp_path):
     grids = sorted((ROOT / "configs").glob("*/grids/*.yaml"))
     assert grids
+    graph, missing = tmp_path / "graph-{setup}.h5", Path("missing.h5")
+    for setup in ("validation", "test"):
+        (tmp_path / f"graph-{setup}.h5").touch()
     for grid in grids:
-        missing = Path("missing.h5")
         if grid.parents[1].name == "diffusion" or grid.stem == "diffusion":
             files = {name: getattr(config, name) for name in ("test", "split", "draws", "out")}
-            files |= dict.fromkeys(("train", "graph"), missing)
-            stage, own = diffusion, diffusion.Config(**files, fuse=Fusion(missing), select=Selection(grid))
+            files |= {"train": missing, "graph": graph, "fuse": Fusion(graph)}
+            stage, own = diffusion, diffusion.Config(**files, select=Selection(grid))
         else:
             known = METHODS.classes.get(grid.stem, SGDOptions)()
             stage, own = low_shot, replace(config, train=missing, classifier=known, select=Selection(grid))

@@ -276,7 +276,7 @@ def test_what_cannot_be_known_by_features_is_refused(gans, by_features, tmp_path
         pretrain(gans.data, gans.extractor, tmp_path / "x", network=published)
     with pytest.raises(InputError, match=r"steps 0: the class embeddings of .*pretrained must be learned"):
         finetune(gans.data, gans.extractor, gans.pretrained, tmp_path / "x", steps=0)
-    with pytest.raises(InputError, match="steps 0: semi_supervised has no effect"):
+    with pytest.raises(InputError, match="steps 0: --semi_supervised has no effect"):
         finetune(gans.data, gans.extractor, by_features.pretrained, tmp_path / "x", steps=0, semi_supervised=True,
                  alpha=1.0)  # fmt: skip
     scorer = tmp_path / "scorer"
@@ -399,7 +399,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(gans, tmp
     monkeypatch.setattr(training.GanTrainer, "_step", broken)
     with pytest.raises(
         InputError,
-        match=r"loss is nan at step 7: the training diverged \(the last good checkpoint is .*checkpoint\.pt\); lower",
+        match=r"loss is nan at step 7: the training diverged \(the last good checkpoint is .*\). Use a smaller",
     ):
         pretrain(gans.data, gans.extractor, tmp_path / "gan")
     kept = torch.load(tmp_path / "gan.partial" / "checkpoint.pt", weights_only=True)
@@ -433,7 +433,7 @@ def test_a_batch_must_be_shared_equally(gans, tmp_path):
         (["--augment.mode=fixed"], "--augment.mode: is called augment now"),
         (["--film=affine"], "--film: is called network.film now"),
         (["--class_embedding=features"], "--class_embedding: is called network.class_embedding now"),
-        (["--network=my_nets.py:Net"], "no network is called 'my_nets.py:Net'; there are published, modulated"),
+        (["--network=my_nets.py:Net"], "no network is called 'my_nets.py:Net'. Available: published, modulated"),
     ],
 )
 def test_settings_of_other_choices_are_refused(given, words, tmp_path):
@@ -524,7 +524,7 @@ def test_a_gan_of_another_split_is_refused(gans, tmp_path):
 
 @pytest.mark.parametrize("changes", [{"alpha": 0.0, "d_mode": "all"}, {"alpha": 1.0, "d_mode": "embed"}])
 def test_unlabelled_images_that_would_teach_nothing_are_refused(gans, tmp_path, changes):
-    with pytest.raises(InputError, match="semi_supervised: has no effect with alpha"):
+    with pytest.raises(InputError, match="semi_supervised: has no effect with --alpha"):
         finetune(gans.data, gans.extractor, gans.pretrained, tmp_path / "x", semi_supervised=True, **changes)
 
 

@@ -70,7 +70,7 @@ def test_one_file_and_other_kinds(tmp_path):
     one = results.read_results(folder / "a.json")
     whole = results.read_results(folder)
     assert one.equals(whole[whole["file"] == "a.json"].reset_index(drop=True))
-    with pytest.raises(InputError, match=r"contains no episodes\. Available: trials\."):
+    with pytest.raises(InputError, match=r"contains no episodes\. Available: trials"):
         results.read_results(folder, "episodes")
     with pytest.raises(InputError, match="no such file or folder"):
         results.read_results(folder / "c.json")

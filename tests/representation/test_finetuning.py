@@ -215,7 +215,7 @@ def test_heads_and_features_serve_their_own_runs_only(data, tuned, tmp_path, cha
 
 
 def test_the_head_of_another_extractor_is_refused(data, extractor, tuned, tmp_path):
-    with pytest.raises(InputError, match="contains features of another extractor"):
+    with pytest.raises(InputError, match="has features of another extractor"):
         judge(data, tuned, tmp_path / "x.json", classifier={"name": "own_head", "extractor": extractor})
 
 

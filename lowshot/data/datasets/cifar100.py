@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lowshot.core.artifacts import digest
+from lowshot.core.artifacts import digest, missing
 from lowshot.core.errors import InputError
 from lowshot.data.datasets.content import Content, Found, Source, downloading
 from lowshot.data.datasets.images import Images
@@ -87,7 +87,7 @@ def read_pickle(path: Path, kind: type = dict) -> Any:
         with path.open("rb") as file:
             content = _PlainUnpickler(file, encoding="latin1").load()
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        raise missing(path) from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except Exception as error:  # a damaged pickle can fail in any way

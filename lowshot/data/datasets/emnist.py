@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lowshot.core.artifacts import digest
+from lowshot.core.artifacts import digest, missing
 from lowshot.core.errors import InputError
 from lowshot.data.datasets.content import Content, Found, Source, downloading, hold_out, superclasses
 from lowshot.data.datasets.images import Images
@@ -113,7 +113,7 @@ def read_idx(path: Path, n_dims: int) -> np.ndarray:
         with gzip.open(path) as file:
             content = file.read()
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        raise missing(path) from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{path}: damaged gzip file ({error}). Download it again") from None
     if content[:4] != bytes([0, 0, 0x08, n_dims]):

@@ -20,7 +20,7 @@ SCHEMA = "lowshot-images-1"
 
 @dataclass
 class Images:
-    """Images in memory (`pixels` uint8 (N, H, W, C)) or on disk (`paths` (N,) relative to `root`).
+    """Images in memory (`pixels` uint8 (N, H, W, C)), on disk (`paths` (N,) relative to `root`), or only their labels.
 
     `labels` int64 and `is_test` bool have shape (N,). Unlabelled images have the label -1. A path may lead to a member
     of a zip file (`12/345.zip/678.jpg`).
@@ -43,6 +43,11 @@ class Images:
     def size(self) -> int | None:
         """Height of stored pixels; None for images on disk, whose sizes differ."""
         return None if self.pixels is None else self.pixels.shape[1]
+
+    @property
+    def has_content(self) -> bool:
+        """Whether there are images, and not only labels."""
+        return self.pixels is not None or self.paths is not None
 
     def rows(self, test: bool) -> np.ndarray:
         """Return the indices of the test or the train images. Row i of features/{test,train}.h5 is the i-th of them."""

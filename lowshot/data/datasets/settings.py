@@ -101,6 +101,14 @@ class Folder(DrawnSplit, Capped):
 
 
 @dataclass(kw_only=True)
+class FeatureFile(Shots):
+    """The classes of a feature file that you already have (--root FILE): a split and shots, without images."""
+
+    novel_classes: list[NonNegativeInt] | None = None
+    """Labels of the novel classes. Default: 40 % of all, drawn."""
+
+
+@dataclass(kw_only=True)
 class ImageNet(Shots):
     """ImageNet with the published split and shots."""
 
@@ -173,6 +181,7 @@ DATASETS = Registry(
         "cifar100": Cifar100,
         "emnist": Emnist,
         "folder": Folder,
+        "features": FeatureFile,
         "imagenet": ImageNet,
         "cifar_fs": CifarFewShot,
         "fc100": CifarFewShot,
