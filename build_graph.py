@@ -273,7 +273,7 @@ def complete(config: CompleteConfig) -> Path:
             shape = n_nodes, config.k, vectors.shape[1]
             diffusion.create_graph(partial, made_from, *shape, dtype, pca, chosen.node_rows, len(test_vectors))
         write_completed(partial, vectors, test_vectors, far, config)
-    print(f"build_graph: {len(vectors)} training images of {n_nodes} nodes -> {config.out}")
+    print(f"build_graph: {n_nodes} nodes, {len(vectors)} of them training images -> {config.out}")
     return config.out
 
 

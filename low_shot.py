@@ -18,7 +18,7 @@ Select settings on the validation setup and evaluate on the test setup (grid.yam
     python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \\
         --out results/linear_sgd.json --select grid.yaml
 
-Add training rows, in the order in which they are named (`--add repetition my_rows.py:Noise`, the second of your own):
+Add training rows. With several additions (`--add repetition my_rows.py:Noise`), the first named is applied first:
 
     python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \\
         --out results/linear_sgd_repeated.json --add repetition
@@ -81,11 +81,11 @@ ADDITIONS = Registry(
 @dataclass(kw_only=True)
 class Config(SelectionConfig):
     classifier: Annotated[Any, BENCHMARK_CLASSIFIERS] = field(default_factory=SGDOptions)
-    """Classifier. linear_sgd: the published one; logistic_regression: the optimum of its loss; mlp: that of the
-    CIFAR-100 analogy recipe; own_head: the one that the extractor was trained with. These four have an output for every
-    class of the data set, the others for the classes of the setup. nearest_mean, cosine: from few-shot papers;
-    laplacian_shot, prototype_refinement, pt_map: transductive, with all test images as queries (pt_map assumes the same
-    number per class)."""
+    """Classifier. linear_sgd: the published linear classifier; logistic_regression: the same loss, minimised exactly;
+    mlp: from the CIFAR-100 analogy recipe; own_head: the extractor's own classifier. These four score all classes of
+    the data set. nearest_mean, cosine and the transductive laplacian_shot, prototype_refinement and pt_map score the
+    classes of the setup. Transductive: all test images are classified together; pt_map assumes equally many per class.
+    """
     transform: FeatureTransform = field(default_factory=FeatureTransform)
     """Transform of all features before the classifier, additional rows included."""
     add: Annotated[dict, Several(ADDITIONS)] = field(default_factory=dict)

@@ -79,7 +79,8 @@ def main(config: Config) -> Path:
             partial, hallucination.Quadruplets(centroids, classes, numbers, scores), made_from
         )
     n_paired = len(np.unique(numbers[:, 0] // n_clusters))
-    print(f"make_quadruplet: {len(numbers)} quadruplets of {n_paired} of {len(classes)} base classes -> {config.out}")
+    found = f"{len(numbers)} quadruplets; {n_paired} of {len(classes)} base classes have one"
+    print(f"make_quadruplet: {found} -> {config.out}")
     return config.out
 
 

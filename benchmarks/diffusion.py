@@ -14,7 +14,6 @@ computed. The clock starts after compilation.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -25,10 +24,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from scipy import sparse
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lowshot.core.artifacts import peak_memory_bytes
+from lowshot.core.progress import Progress
 from lowshot.diffusion.adjacency import symmetrise
 from lowshot.diffusion.propagation import Labels, Work, propagate
 
@@ -123,7 +123,7 @@ def synthetic(folder: Path, n_nodes: int, n_classes: int, n_test: int) -> Path:
     order = random.permutation(n_nodes).astype(np.int32)
     ids = np.lib.format.open_memmap(folder / "ids.npy", "w+", np.int32, (n_nodes, K))
     generator = torch.Generator().manual_seed(0)
-    for start in tqdm(range(0, n_nodes, 100 * CLUSTER), "lists", leave=False):
+    for start in Progress(range(0, n_nodes, 100 * CLUSTER), "lists"):
         n = min(100 * CLUSTER, n_nodes - start) // CLUSTER
         points = torch.randn(n, CLUSTER, DIM, generator=generator)
         points = torch.nn.functional.normalize(points + 2 * torch.randn(n, 1, DIM, generator=generator), dim=2)
@@ -246,7 +246,7 @@ def timed(function) -> tuple[float, object]:
 
 
 def peak_gib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30
+    return peak_memory_bytes() / 2**30
 
 
 def report(what: str, result: dict) -> None:

@@ -21,7 +21,6 @@ images in the background.
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -34,6 +33,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lowshot.core.artifacts import peak_memory_bytes
 from lowshot.core.cli import run_commands
 from lowshot.core.settings import PositiveInt
 from lowshot.diffusion.graph import Graph, add_nodes
@@ -148,7 +148,7 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
 
 
 def report(part: str, what: str, seconds: float, cpu_seconds: float, **more: float) -> None:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_memory_bytes() / 2**30
     record = {"what": what, "seconds": round(seconds, 2), "cpu_seconds": round(cpu_seconds, 2), **more}
     threads = os.environ.get("OMP_NUM_THREADS", os.cpu_count())
     print(json.dumps({"benchmark": f"knn {part}", **record, "threads": threads, "peak_gib": round(peak, 2)}))

@@ -11,7 +11,6 @@ clock starts after the search is compiled or loaded.
 
 import argparse
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lowshot.core.artifacts import peak_memory_bytes
 from lowshot.hallucination.quadruplets import RULES, mine
 
 N_CLUSTERS, DIM, EPSILON = 100, 512, RULES["hariharan2017"].epsilon
@@ -112,14 +112,14 @@ def measure_imagenet(kind: str) -> dict:
     """Measure the seconds and peak memory of ours, and estimate the operations of the direct method."""
     n_classes = 389
     centroids = synthetic_centroids(kind, n_classes)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak_memory_bytes()
     seconds, cpu_seconds, (numbers, _) = timed(mine, centroids, all_others(n_classes), EPSILON)
     return {
         "what": f"{kind}, {n_classes} x {N_CLUSTERS} x {DIM}",
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu_seconds, 1),
         "n_quadruplets": len(numbers),
-        "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30, 3),
+        "peak_gib": round(peak_memory_bytes() / 2**30, 3),
         "peak_before_mining_gib": round(before / 2**30, 3),
         **estimates(n_classes, seconds),
     }

@@ -61,7 +61,8 @@ ARROWS = [
 LINE = 0.37  # height of a line of text
 Point = tuple[float, float]
 
-# The lines of the curve, named and coloured as in the report, by results file: label, colour, marker, and the place of the label (a point, a shift from it).
+# The lines of the curve, named and coloured as in the report, by results file: label, colour, marker, and the place of
+# the label (a point, a shift from it).
 METHODS = {
     "conv4_sgm": ("linear_sgd", BLUE, "o", 1, (12, -16)),
     "conv4_sgm_diffusion": ("diffusion (unlabelled images)", RED, "s", 0, (-6, 26)),

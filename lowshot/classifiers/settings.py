@@ -17,7 +17,7 @@ class SGDOptions:
     weight_decay: NonNegativeFloat = 0.001
     """L2 penalty of weights and bias."""
     momentum: Momentum = 0.9
-    """Momentum, and also PyTorch's `dampening`."""
+    """Momentum. PyTorch's `dampening` has the same value."""
     n_steps: PositiveInt = 10_000
     """Number of SGD steps."""
     batch_size: PositiveInt = 1000
@@ -143,7 +143,7 @@ METHODS = Registry(
     },
     "score(tasks, seed)",
 )
-INDUCTIVE_METHODS = Registry(METHODS.kind, _INDUCTIVE, METHODS.method)
+INDUCTIVE_METHODS = Registry("inductive method", _INDUCTIVE, METHODS.method)
 # The benchmark runs its own classifiers, and few-shot methods with each run as one task.
 BENCHMARK_CLASSIFIERS = Registry(
     "classifier",
@@ -166,7 +166,8 @@ class FeatureTransform:
     """
 
     power: NonNegativeFloat = 0.0
-    """Raise the magnitude (plus 1e-6) of every entry to this power, keep its sign, then normalise; 0 disables it."""
+    """Raise the magnitude (plus 1e-6) of every entry to this power, keep its sign, then normalise. 0 leaves both
+    out."""
     centre: bool = False
     """Subtract the mean training feature of the base classes."""
     normalise: bool = False

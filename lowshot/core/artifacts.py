@@ -93,7 +93,7 @@ class Recipe(dict):
         new = flat(self["config"])
         old = {name: self.defaults[name] for name in new if name in self.defaults} | flat(stored["config"])
         return found + [
-            f"setting {name} was {old.get(name, 'absent')}, now {new.get(name, 'absent')}"
+            f"setting {name} was {old.get(name, 'not set')}, now {new.get(name, 'not set')}"
             for name in sorted({*old, *new})
             if old.get(name) != new.get(name) and not _was_unread(name, new)
         ]
@@ -199,7 +199,7 @@ def _ended_early(config: dict) -> str:
     """Return a remark on a training that ended before its schedule, from the `config` of its recipe."""
     if "ended_after" not in config:
         return ""
-    return f", but ended after {point_in(config, config['ended_after'])}; --overwrite trains it to the end"
+    return f", but ended after {point_in(config, config['ended_after'])}; --overwrite trains again from the start"
 
 
 def point_in(config: dict, step: int) -> str:

@@ -24,7 +24,7 @@ from lowshot.core.errors import InputError
 from lowshot.core.help import help_text
 from lowshot.core.interruption import Terminated, stopping
 from lowshot.core.parts import Part, parts_of
-from lowshot.core.settings import BadSetting, build, flat, merge, nested
+from lowshot.core.settings import BadSetting, MissingSettings, build, flat, merge, nested
 
 _HELP = {"-h", "--help"}
 _ASKS = {*_HELP, "--print_config"}
@@ -58,10 +58,10 @@ def run_commands(commands: dict[str, tuple], description: str | None) -> None:
         usage = f"usage: {script} COMMAND --setting value ...    (settings: {script} COMMAND --help)"
         print(usage, (description or "").strip(), f"commands:\n{shown}", sep="\n\n")
         return
-    wrong = (
-        f"no such command: '{arguments[0]}'{suggestion(arguments[0], commands)}" if arguments else "no command given"
-    )
-    _refuse(script, f"{wrong} (commands: {', '.join(commands)})")
+    word = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    wrong = f"no such command: '{word}'" if word else "the command is missing"
+    close = suggestion(word, commands) if word else ""
+    _refuse(script, f"{wrong}{close or '.'} Use {script} {'|'.join(commands)} --setting value ...")
 
 
 def _about(config_class: type) -> str:
@@ -112,9 +112,14 @@ def _call(
 
 def _say_next(words: list | None) -> None:
     """Print the command that takes the output, unless a script that chains stages will run it."""
-    if words and "LOWSHOT_CHAIN" not in os.environ and os.environ.get("RANK", "0") == "0":
+    if words and "LOWSHOT_CHAIN" not in os.environ and _is_first_process():
         script, *arguments = map(str, words)
         print(f"next: python {shlex.join([str(Path(sys.argv[0]).with_name(script)), *arguments])}")
+
+
+def _is_first_process() -> bool:
+    """Whether this is the first of the processes of torchrun (RANK), or of those that Fabric starts (LOCAL_RANK)."""
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
 
 
 def report_of(results: Path) -> list:
@@ -138,8 +143,10 @@ def parse(config_class: type, arguments: list[str]) -> Any:
         if where is None and cause == "no such setting":
             meant = suggestion(error.key, ["help", "config", "print_config"]) or " (--help lists them)"
             raise InputError(f"--{error.key}: {cause}{meant}") from None
+        if where is None and isinstance(error, MissingSettings):
+            raise InputError(f"{', '.join(f'--{key}' for key in error.keys)}: are required (see --help)") from None
         if where is None and line.get(error.key) is True and cause.startswith(("must be", "is required")):
-            raise InputError(f"--{error.key}: a value is missing ({cause})") from None
+            raise InputError(f"--{error.key}: a value is missing: {cause}") from None
         raise InputError(f"--{error}" if where is None else f"{where}: {error}") from None
 
 
@@ -148,7 +155,7 @@ def _sources(config_class: type, arguments: list[str]) -> list[Source]:
     given = _given(arguments)
     files = given.pop("config", None)
     if files is not None and not all(files or [""]):
-        raise InputError("--config: a value is missing (a YAML file; configs/ has examples)")
+        raise InputError("--config: a value is missing: a YAML file, such as those in configs/")
     line = {name: True if not words else words[0] if len(words) == 1 else words for name, words in given.items()}
     sources = [*((Path(file), _read(Path(file))) for file in files or []), (None, line)]
     for where, values in sources:

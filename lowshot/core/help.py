@@ -54,8 +54,8 @@ def _sections(entries: list[_Entry]) -> Iterator[tuple[str, list[_Entry]]]:
     of_the_run = [entry for entry in listed if entry.part.run_only and entry not in required]
     optional = [entry for entry in listed if entry not in (*required, *of_the_run)]
     below = [section for entry in entries for section in _sections_below(entry)]
-    own = [("required", required), ("optional", optional), *below, ("run (no influence on the result)", of_the_run)]
-    yield from (section for section in own if section[1])
+    run = ("run (no influence on the result, unless stated)", of_the_run)
+    yield from (one for one in [("required", required), ("optional", optional), *below, run] if one[1])
 
 
 def _sections_below(entry: _Entry) -> Iterator[tuple[str, list[_Entry]]]:
@@ -63,10 +63,16 @@ def _sections_below(entry: _Entry) -> Iterator[tuple[str, list[_Entry]]]:
     for key, title, settings_class, given in _held(entry):
         entries = _entries(settings_class, given, f"{key}.", named=entry.part.kind != "group")
         if entry.part.kind == "group" and entry.part.optional:
-            entries[0] = entries[0]._replace(text=f"{entries[0].text} --{key} is short for it.")
+            entries[0] = _with_short_form(entries[0], key)
         yield title, [one for one in entries if one.is_listed]
         for one in entries:
             yield from _sections_below(one)
+
+
+def _with_short_form(first: _Entry, group: str) -> _Entry:
+    """Return the first setting of an optional group. It needs no mark if it is required, since the group names it."""
+    default = None if first.default is MISSING else first.default
+    return first._replace(text=f"{first.text} Short form: --{group}.", default=default)
 
 
 def _held(entry: _Entry) -> Iterator[tuple[str, str, type, dict[str, Any]]]:

@@ -110,12 +110,12 @@ def _in_words(hint: Any) -> str:
         return _list_in_words(get_args(hint)[0])
     if len(alternatives(hint)) > 1:
         words = [_in_words(one) for one in alternatives(hint)]
-        return (", or " if any("," in one for one in words) else " or ").join(words)
+        return " or ".join(words)
     return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-_PLURALS = {int: ("integers", "[1, 5]"), float: ("numbers", "[0.1, 0.5]"), str: ("texts", "[A, B]"),
-            Path: ("paths", "[A, B]")}  # fmt: skip
+_PLURALS = {int: ("integers", "1 5"), float: ("numbers", "0.1 0.5"), str: ("texts", "A B"),
+            Path: ("paths", "A B")}  # fmt: skip
 
 
 def _list_in_words(item: Any) -> str:
@@ -123,7 +123,7 @@ def _list_in_words(item: Any) -> str:
         return f"a list, each {_in_words(item)}"
     several, example = _PLURALS[bare(item)]
     marks = get_args(item)[1:] if get_origin(item) is Annotated else ()
-    return f"{several} {_bounds(marks)}".rstrip() + f", such as {example}"
+    return f"{several} {_bounds(marks)}".rstrip() + f", such as {example} (YAML: [{example.replace(' ', ', ')}])"
 
 
 _PLACEHOLDERS = {bool: "true|false", int: "N", float: "X", str: "TEXT", Path: "PATH"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
@@ -37,12 +38,15 @@ def open_fabric(accelerator: str, precision: str, devices: int = 1) -> Fabric:
     from lightning_fabric.strategies import DDPStrategy
 
     try:
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # its successor is new in torch
         # Buffers are not broadcast at every step: `Trainer` does it after each epoch.
         strategy = DDPStrategy(broadcast_buffers=False) if devices > 1 else "auto"
         return Fabric(accelerator=accelerator, strategy=strategy, devices=devices, precision=precision)
     except (RuntimeError, ValueError) as error:
+        if "accelerator" in str(error).lower():
+            raise InputError(f"--accelerator {accelerator}: not available here. Use --accelerator auto") from None
         given = f"--accelerator {accelerator} --devices {devices} --precision {precision}"
-        raise InputError(f"{given}: not available here ({error}); --accelerator auto takes what there is") from None
+        raise InputError(f"{given}: not available here ({error})") from None
 
 
 class Processes(NamedTuple):

@@ -44,6 +44,14 @@ class BadSetting(InputError):
         self.key, self.cause = key, cause
 
 
+class MissingSettings(BadSetting):
+    """Several required settings without a value: `keys`."""
+
+    def __init__(self, keys: list[str]) -> None:
+        super().__init__(keys[0], f"is required, and {', '.join(keys[1:])} {'is' if len(keys) == 2 else 'are'} too")
+        self.keys = keys
+
+
 def build(
     settings_class: type[Settings], values: dict[str, Any], base: Settings | None = None, at: str = ""
 ) -> Settings:
@@ -85,10 +93,11 @@ def _missing(settings_class: type, values: dict[str, Any], at: str) -> BadSettin
     """Return the error that names all required settings without a value."""
     required = [field.name for field in fields(settings_class) if field.init and default_of(field) is MISSING]
     first, *others = [name for name in required if name not in values]
-    more = f"; so {'is' if len(others) == 1 else 'are'} {', '.join(others)}"
+    if others:
+        return MissingSettings([f"{at}{name}" for name in (first, *others)])
     about = texts_of(settings_class).get(first, "").partition(". ")[0].rstrip(".")
     known = describe(parts_of(settings_class)[first])
-    return BadSetting(f"{at}{first}", f"is required ({known}){more if others else about and f'. {about}'}")
+    return BadSetting(f"{at}{first}", f"is required{about and f': {about}'} ({known})")
 
 
 def _build_part(part: Part, value: Any, default: Any, at: str) -> Any:

@@ -19,7 +19,7 @@ from lowshot.core.seeds import stream
 
 Setup = Literal["validation", "test"]
 Halves = Literal["classes", "superclasses"]
-_SAME_RUN = "Use split, draws and features of the same preprocessing run"
+_SAME_RUN = "Use the features of the training images, and split and draws of the same preprocessing run"
 _CLASS_LISTS = (
     "base_classes",
     "novel_classes",
@@ -111,10 +111,10 @@ def make_split(
         seed=seed, **halved,
     )  # fmt: skip
     check_split(split, f"split of {dataset}")
-    if empty := [name for name, members in halved.items() if not members]:
+    if not all(halved.values()):
         raise InputError(
-            f"split of {dataset}: {empty[0]} is empty ({len(base)} base and {len(novel)} novel classes). At least two "
-            f"of each are needed"
+            f"split of {dataset}: {len(base)} base and {len(novel)} novel classes cannot be divided into two setups. "
+            "At least two of each are needed. Add classes, or choose more or fewer novel classes"
         )
     return split
 

@@ -115,7 +115,8 @@ def check_made_for(path: Path, config: BenchmarkConfig, files: dict[str, Path]) 
     made_from = read_recipe(path) or {"inputs": {}, "config": {}}
     if (setup := made_from["config"].get("setup")) != config.setup:
         state = f"made in the {setup} setup" if setup else "does not record its setup"
-        raise InputError(f"{path}: {state}. Make it again with --setup {config.setup}")
+        own = f"Use --setup {setup} here, or make" if setup else "Make"
+        raise InputError(f"{path}: {state}. {own} it again with --setup {config.setup}")
     for name, file in files.items():
         if made_from["inputs"].get(name) != digest(file):
             raise InputError(f"{path}: made from another {name} file. Make it again from {file}")
@@ -149,7 +150,8 @@ def write_results(
     }
     with writing(config.out) as partial:
         write_json(partial, content)
-    print(f"{made_from['stage']}: {len(ranks)} runs of {content['method']} -> {config.out}")
+    trials, shots = (len(set(numbers)) for numbers in zip(*ranks))
+    print(f"{made_from['stage']}: {content['method']}, {trials} trials x {shots} numbers of shots -> {config.out}")
 
 
 def extractor_name(train: Path) -> str:

@@ -30,10 +30,9 @@ class BenchmarkConfig:
     setup: Setup = "test"
     """Half of the classes to evaluate on. Choose hyper-parameters on validation only and report on test."""
     shots: list[PositiveInt] = field(default_factory=lambda: list(SHOTS))
-    """Numbers of shots n, at most those of the draws."""
+    """Numbers of shots n. The draws must have as many."""
     trials: list[PositiveInt] | None = None
-    """Trials to run. Default: all trials of the draws file. Trials are independent: they may run
-    separately."""
+    """Numbers of the trials to run, such as 1 2 for the first two. Default: all trials of the draws file."""
     name: str | None = None
     """Name of the method in the tables. Default: composed of its settings."""
     extractor: str | None = None
@@ -53,7 +52,8 @@ class Selection:
 
     grid: Path
     """YAML file with lines `setting: [values]`. The best combination on the validation setup is evaluated on the test
-    setup. With `--setup validation` it is selected only. Cannot be combined with --trials on the test setup."""
+    setup. With `--setup validation` nothing is evaluated on the test setup. On the test setup, --select and --trials
+    exclude each other."""
     criterion: Criterion = "top5_novel_base"
     """Metric to maximise, averaged over trials and n. The last two are the mean of novel and base accuracy."""
     per_shot: bool = False

@@ -200,7 +200,8 @@ def build_critic(
         )
     if inputs["critic"] != inputs.get("extractor", inputs["critic"]):
         raise InputError(
-            f"{extractor}: {where} has features of another extractor. Use that one, or leave --extractor out"
+            f"--extractor {extractor}: did not make the features of {where}. Name the extractor that did, or leave "
+            f"--extractor out"
         )
     if model.config.n_classes <= mined.labels.max():
         raise InputError(

@@ -44,9 +44,10 @@ def check_training(config: TrainingSettings, images: Images, n_rows: int) -> Non
     if isinstance(schedule, Cosine) and schedule.n_cycles:
         n_annealed = config.epochs - schedule.warmup_epochs
         if n_annealed % schedule.n_cycles:
+            enough = config.epochs - n_annealed % schedule.n_cycles + schedule.n_cycles
             raise InputError(
                 f"--schedule.n_cycles {schedule.n_cycles}: {n_annealed} epochs (without warm-up) cannot be divided "
-                f"into {schedule.n_cycles} equal cycles. Use a multiple for --epochs, or --schedule.n_cycles 1"
+                f"into {schedule.n_cycles} equal cycles. Use --epochs {enough}, or --schedule.n_cycles 1"
             )
     if min(config.batch_size, n_rows) < 2 * config.devices:
         raise InputError(

@@ -32,7 +32,7 @@ class Backbone:
     width: PositiveFloat = 1.0
     """Factor on the number of channels, for small images."""
     image_size: PositiveInt = IMAGE_SIZE
-    """Side in pixels to which images on disk are resized and cropped; stored pixels keep their size."""
+    """Side in pixels to which images on disk are resized and cropped. Pixels stored in images.h5 keep their size."""
 
 
 @dataclass
@@ -105,11 +105,12 @@ class ExtractorChoice:
     """Settings that choose the extractor of a stage."""
 
     extractor: Path | None = None
-    """Folder of a trained extractor."""
+    """Folder of a trained extractor. Either --extractor or --timm is required."""
     code: RunOnly[list[str]] = field(default_factory=list)
-    """Your own classes (file.py:Class) that the extractor was made with; allows this command to import them."""
+    """Your own Python classes (file.py:Class) that the extractor was made with. This command imports only those named
+    here."""
     timm: TimmModel | None = None
-    """Pretrained timm model to use instead of --extractor."""
+    """Pretrained timm model, in place of --extractor."""
 
     renamed = {"timm": "timm.name"} | {name: f"timm.{name}" for name in ("weights", "image_size", "resize")}
 
@@ -150,7 +151,7 @@ class StandardAugmentation:
     """Change brightness, contrast and colour, in this order, by factors in 1 +- this value (the published ImageJitter).
     """
     resized_crop: bool = False
-    """For images on disk, --augment.crop_area 0.08 while an image is decoded."""
+    """Random crop of 8 to 100 % of the area, as --augment.crop_area 0.08, made while an image on disk is decoded."""
     crop_area: ClosedUnitInterval | None = None
     """Minimum area of a random crop, as a share (default: no crop). Crops have aspect ratios of 3:4 to 4:3 and are
     resized to the image size."""
@@ -235,7 +236,7 @@ class LaunchSettings:
     accelerator: RunOnly[str] = "auto"
     """Device type to train on: auto, cpu, cuda, ..."""
     devices: RunOnly[PositiveInt] = 1
-    """Number of processes on this machine, one per device."""
+    """Number of devices on this machine, with a process each. Another number gives slightly different weights."""
     precision: NetworkPrecision = "32-true"
     """Precision of the network; losses are always float32."""
 
@@ -259,12 +260,13 @@ class TrainingSettings(LaunchSettings):
     augment: Annotated[Any, AUGMENTATIONS] = field(default_factory=StandardAugmentation)
     """Random changes of the training images."""
     num_workers: RunOnly[NonNegativeInt | None] = None
-    """Number of processes that decode images on disk (default: one per core, at most 4). Stored pixels need none."""
+    """Number of processes that decode images on disk (default: one per core, at most 4). Pixels in images.h5 need none.
+    """
     checkpoint_minutes: RunOnly[NonNegativeFloat] = 0.0
     """Minimum time between checkpoints in minutes, useful if an epoch takes seconds. 0 saves one after each epoch."""
     end_after: RunOnly[PositiveInt | None] = None
-    """End training after this epoch; the schedule remains that of all epochs. An unfinished run that is already past
-    it ends at once and keeps its last checkpoint as the model."""
+    """End training after this epoch; the schedule remains that of all epochs. An unfinished run that has passed this
+    epoch ends at once, with its last checkpoint as the model."""
 
     renamed = {"optimizer": "optimizer.name", "momentum": "optimizer.momentum", "schedule": "schedule.name"} | {
         "lr_decay": "schedule.decay",
@@ -277,7 +279,7 @@ class HoldoutSettings(TrainingSettings):
     """Training settings with held-out images."""
 
     holdout: ClosedUnitInterval = 0.0
-    """Share of the training images to hold out for validation, and for early stopping with --patience."""
+    """Share of the training images to hold out; their accuracy is logged, and --patience stops by their loss."""
     patience: NonNegativeInt = 0
     """Stop after this many epochs without a lower held-out loss. The model then has the best weights; the last ones are
     saved too. 0 disables early stopping."""
@@ -339,10 +341,10 @@ class ExtractorSettings(TrainingSettings):
     """Parts of the network to train, as prefixes of parameter names: trunk, trunk.6, classifier (default: all). If
     given, batch norm does not update its running statistics."""
     mixup: Annotated[Any, MIXUPS] | None = None
-    """Mixup of images with a share drawn per image; for the plain loss only."""
+    """Mixup: mix pairs of images and their labels, with a random weight per image. For the plain loss only."""
     head: HeadName = "linear"
-    """Classifier: linear without bias (Hariharan & Girshick), cosine with a learned scale, or the MLP of the CIFAR
-    system."""
+    """Classifier: linear without bias (Hariharan & Girshick), cosine with a learned scale, or the MLP of the recipe
+    analogy_cifar100."""
 
     renamed = TrainingSettings.renamed | {
         "loss": "loss.name",
@@ -356,7 +358,7 @@ class ExtractorStage(ExtractorSettings, NetworkChoice):
     """Settings that the stages that train an extractor share."""
 
     data: Path
-    """Folder of preprocessing.py, with images.h5 and split.json."""
+    """Folder that preprocessing.py wrote, with images.h5 and split.json."""
     out: Path
     """Folder to write the extractor to."""
     overwrite: RunOnly[bool] = False

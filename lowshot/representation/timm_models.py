@@ -74,8 +74,8 @@ def timm_weights(name: str, side: int, file: Path | None) -> dict[str, Tensor]:
             donor = _downloaded(name, create)
         except (OSError, RuntimeError) as error:
             raise InputError(
-                f"{name}: downloading the weights failed ({_line(error)}). Use --timm.weights FILE (.safetensors or a "
-                "state dict)"
+                f"{name}: the weights could not be downloaded ({_line(error).partition('. ')[0]}). Use --timm.weights "
+                "FILE (.safetensors or a state dict)"
             ) from None
     else:
         state = _read(file)

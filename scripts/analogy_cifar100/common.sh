@@ -1,5 +1,6 @@
 # Sourced by the numbered scripts: the size of the recipe (first argument), two_cores or paper.
 usage() {
+  [ -z "$size" ] || echo "$size: not one of this recipe" >&2
   echo "usage: bash $0 SIZE" >&2
   cat >&2 <<'END'
 

@@ -1,5 +1,6 @@
 # Sourced by the numbered scripts: the published split (first argument) and the extractor trained on it.
 usage() {
+  [ -z "$dataset" ] || echo "$dataset: not one of this recipe" >&2
   echo "usage: bash $0 SPLIT" >&2
   cat >&2 <<'END'
 

@@ -1,5 +1,6 @@
 # Sourced by the numbered scripts: the data set (first argument), its backbone, the methods and the seeds.
 usage() {
+  [ -z "$dataset" ] || echo "$dataset: not one of this recipe" >&2
   echo "usage: bash $0 DATASET" >&2
   cat >&2 <<'END'
 

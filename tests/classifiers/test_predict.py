@@ -304,7 +304,7 @@ def test_broken_classifiers_are_named(tmp_path, photos, classifier):
     write_json(tmp_path / "c" / "config.json", {**content, "schema": "lowshot-extractor-1"})
     refused("schema lowshot-classifier-1")
     write_json(tmp_path / "c" / "config.json", {**content, "method": "oracle"})
-    refused(r"c/config\.json: no few-shot method is called 'oracle'")
+    refused(r"c/config\.json: no inductive method is called 'oracle'")
     for wrong in (
         {"class_names": {"a": 1}}, {"class_names": None}, {"class_names": [["a"]]}, {"options": {"C": "x"}},
         {"options": {"C": -1}}, {"options": 1}, {"options": {"c": 1}}, {"options": {"name": "cosine"}},

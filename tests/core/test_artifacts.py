@@ -174,7 +174,7 @@ OTHERS = {
     },
     "setting epochs was 5, now 90": {"optimizer": "sgd", "lr": 0.1, "epochs": 5},
     "setting depth was 3, now None": {"optimizer": "sgd", "lr": 0.1, "depth": 3},
-    "setting gone was 3, now absent": {"optimizer": "sgd", "lr": 0.1, "gone": 3},
+    "setting gone was 3, now not set": {"optimizer": "sgd", "lr": 0.1, "gone": 3},
 }
 
 

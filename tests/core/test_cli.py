@@ -198,15 +198,15 @@ def test_the_line(words, expected):
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        (["--seed"], "^--seed: a value is missing .must be an integer.$"),
+        (["--seed"], "^--seed: a value is missing: must be an integer$"),
         (["--seed", "x"], "^--seed: 'x': must be an integer"),
         (["--seed", "1.5"], "^--seed: '1.5': must be an integer"),
         (["--seed", "1", "2"], "^--seed: takes one value, not 2 .1, 2.$"),
         (["--seed", "null"], "^--seed: 'null': must be an integer"),
-        (["--label"], "^--label: a value is missing .must be text or null.$"),
-        (["--files"], "^--files: a value is missing .must be paths, such as .A, B..$"),
+        (["--label"], "^--label: a value is missing: must be text or null$"),
+        (["--files"], "^--files: a value is missing: must be paths, such as A B .YAML: .A, B..$"),
         (["--mode", "three"], "^--mode: 'three': must be one of one, two"),
-        (["--shots", "0"], "^--shots: '0': must be integers > 0, such as .1, 5.$"),
+        (["--shots", "0"], "^--shots: '0': must be integers > 0, such as 1 5 .YAML: .1, 5..$"),
         (["--shots", "true"], "^--shots: 'true': must be integers > 0"),
         (["--shots", "[1, true]"], "^--shots: .*must be integers > 0"),
         (["--overwrite", "maybe"], "^--overwrite: 'maybe': must be true or false"),
@@ -217,17 +217,17 @@ def test_the_line(words, expected):
         (["--sed", "1"], "^--sed: no such setting, did you mean 'seed'"),
         (["--inner.kk", "1"], "^--inner.kk: no such setting, did you mean 'k'"),
         (["--rule", "step"], "^--rule: no rule is called 'step', did you mean 'steps'.*plain, steps, margin"),
-        (["--rule"], "^--rule: a value is missing .is required .plain, steps, margin"),
+        (["--rule"], "^--rule: a value is missing: is required.* .plain, steps, margin"),
         (["--lr", "1"], "^--lr: no such setting, did you mean .rule.lr"),
         (["--rule.weight", "1"], r"^--rule.weight: no setting of steps \(it is one of margin\).*lr, shift"),
         (["--rule", "plain", "--rule.lr", "1"], r"^--rule.lr: no setting of plain \(it is one of steps\).*none"),
-        (["--rule", "margin"], r"^--rule.weight: is required \(a number"),
+        (["--rule", "margin"], r"^--rule.weight: is required: Of the margin \(a number"),
         (["--second.lr", "1"], r"^--second.name: is required \(plain, steps, margin"),
         (["--add", "other"], "^--add.other: no rule is called 'other'"),
-        (["--add.margin"], r"^--add.margin.weight: is required \(a number"),
+        (["--add.margin"], r"^--add.margin.weight: is required: Of the margin \(a number"),
         (["--copies.n", "x"], "^--copies.n: 'x': must be an integer > 0"),
         (["--copies", "x"], "^--copies.n: 'x': must be an integer > 0"),
-        (["--config"], "^--config: a value is missing .a YAML file; "),
+        (["--config"], "^--config: a value is missing: a YAML file"),
         (["--config", "none.yaml"], "^none.yaml: no such file"),
         (["--rate", "1"], "^--rate: is called rule.lr now"),
         (["--old.k", "1"], "^--old.k: is called inner.k now"),
@@ -245,7 +245,7 @@ def test_a_wrong_value_comes_before_what_is_missing():
 
 
 def test_what_must_be_given():
-    with pytest.raises(InputError, match=r"^--out: is required \(a path\). Where to write$"):
+    with pytest.raises(InputError, match=r"^--out: is required: Where to write \(a path\)$"):
         cli.parse(Config, [])
 
 
@@ -392,7 +392,7 @@ def test_the_help(stage):
     assert max(map(len, lines)) <= 120
     titles = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
     assert titles == ["required:", "optional:", "--inner.*: What is inside:", "--copies:", "--rule steps:",
-                      "run (no influence on the result):"]  # fmt: skip
+                      "run (no influence on the result, unless stated):"]  # fmt: skip
     for said in (
         "required:\n  --out PATH                    Where to write.\n\noptional:",
         "  --seed N                      Of all that is drawn. (default: 0)",
@@ -401,12 +401,13 @@ def test_the_help(stage):
         "  --shots N ...                 Numbers of shots. (> 0; default: 1 5)",
         "  --inner.flip                  Mirrored.\n",
         "  --copies N                    Copies, if wanted.\n",
-        "  --copies.n N                  How many. --copies is short for it. (> 0; default: 3)",
+        "  --copies.n N                  How many. Short form: --copies. (> 0; default: 3)",
         "  --rule NAME                   How it goes. (one of plain, steps, margin, or your own as file.py:Class; ",
         "  --rule.lr X                   Learning rate. (> 0; default: 0.1)",
         "  --add NAME ...                More of them, in order. (any of plain, steps, margin, or your own as "
         "file.py:Class)",
-        "run (no influence on the result):\n  --memory X                    Changes no result. (> 0)\n  --overwrite ",
+        "run (no influence on the result, unless stated):\n  --memory X                    Changes no result. (> 0)\n"
+        "  --overwrite ",
     ):
         assert said in shown
     assert "--rule.weight" not in shown and "--second." not in shown
@@ -524,9 +525,10 @@ def test_commands(stage):
     assert all(said in shown for said in ("What they do.", "Work that needs settings.", "Work that needs less."))
     assert run("second", "--help")[1].startswith("usage: stage.py second --setting value")
     assert run("secnd")[::2] == (
-        2, "stage.py: error: no such command: 'secnd', did you mean 'second'? (commands: first, second)\n"
+        2, "stage.py: error: no such command: 'secnd', did you mean 'second'? "
+        "Use stage.py first|second --setting value ...\n"
     )  # fmt: skip
-    assert run()[2] == "stage.py: error: no command given (commands: first, second)\n"
+    assert run()[2] == "stage.py: error: the command is missing. Use stage.py first|second --setting value ...\n"
 
 
 def test_settings_are_built_alike_from_a_line_and_from_plain_values():

@@ -49,9 +49,9 @@ def test_parts_that_a_data_set_lacks_are_the_defaults():
 
 def test_what_must_be_given(tmp_path):
     for arguments, words in [
-        ([], ("--dataset: is required (glyphs, omniglot", "or your own as file.py:Class")),
-        (["--dataset", "imagenet"], ("--dataset.protocol: is required (a path)",)),
-        (["--dataset", "yfcc100m"], ("--dataset.count: is required (an integer > 0)",)),
+        ([], ("--dataset: is required: Data set to read (glyphs, omniglot", "or your own as file.py:Class")),
+        (["--dataset", "imagenet"], ("--dataset.protocol: is required: Folder with",)),
+        (["--dataset", "yfcc100m"], ("--dataset.count: is required: Number of images to read (an integer > 0)",)),
         (["--dataset", "omniglott"], ("no data set is called 'omniglott', did you mean 'omniglot'?",)),
     ]:
         assert_refused(run_script("preprocessing.py", *arguments, "--out", tmp_path / "out"), *words)

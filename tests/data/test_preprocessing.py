@@ -115,7 +115,7 @@ def test_a_validation_part_leaves_the_test_images_out(root):
         ({"test_per_class": 5}, "holding out 5 of 5 images leaves none for training"),
         ({"validation_share": 0.9}, "holding out 4 of 4 images leaves none for training"),
         ({"novel_per_superclass": 4}, "novel_per_superclass 4"),
-        ({"novel_fraction": 1.0}, "base_classes_1 is empty"),
+        ({"novel_fraction": 1.0}, "0 base and 8 novel classes cannot be divided"),
         ({"protocol": "x"}, r"dataset.protocol: no setting of folder \(it is one of imagenet\)"),
         ({"name": "cifar100"}, r"dataset.image_size: no setting of cifar100 \(it is one of omniglot, folder, "),
     ],

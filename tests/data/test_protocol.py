@@ -74,8 +74,8 @@ def test_fixed_novel_classes_are_kept():
 @pytest.mark.parametrize(
     ("options", "cause"),
     [
-        ({"novel_fraction": 1.0}, "base_classes_1 is empty"),
-        ({"novel_classes": [3]}, "novel_classes_1 is empty"),
+        ({"novel_fraction": 1.0}, "0 base and 12 novel classes cannot be divided"),
+        ({"novel_classes": [3]}, "11 base and 1 novel classes cannot be divided"),
         ({"novel_per_superclass": 3}, "superclass 0 has only 3 classes. Use at most 2"),
     ],
 )

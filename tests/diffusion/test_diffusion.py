@@ -622,7 +622,10 @@ def test_scores_of_something_else_are_refused(clusters, config, scored, tmp_path
                                     out=tmp_path / "graph.h5"))  # fmt: skip
     refused(r"scores\.h5: made from another draws file", draws=tmp_path / "draws.json")
     refused(r"scores\.h5: made from another train file", train=tmp_path / "train.h5", graph=graph)
-    refused(r"scores\.h5: made in the test setup\. Make it again with --setup validation", setup="validation")
+    refused(
+        r"scores\.h5: made in the test setup\. Use --setup test here, or make it again",
+        setup="validation",
+    )
     refused(r"scores\.h5: has no scores of trial 1, n = 2", shots=[1, 2])
     refused("lacks the dataset 'log_probabilities'", scores=clusters.background)
     refused(r"nowhere\.h5: no such file", scores=tmp_path / "nowhere.h5")
@@ -756,7 +759,7 @@ def test_graphs_of_something_else_are_refused(clusters, config, tmp_path):
         r"graph-test\.h5: made from another train file\. Make it again from .*train\.h5", train=tmp_path / "train.h5"
     )
     refused(
-        r"made in the validation setup\. Make it again with --setup test",
+        r"made in the validation setup\. Use --setup validation here, or make it again",
         graph=Path(str(clusters.graph).format(setup="validation")),
     )
     refused("a background, not the graph of a setup. Run build_graph.py complete", graph=clusters.background)

@@ -445,7 +445,10 @@ def test_propagated_rows_of_something_else_are_refused(propagated, clusters, tmp
                        {"stage": "save_features", "config": {}, "inputs": {"extractor": "x"}})  # fmt: skip
     refused(r"p\.h5: made from another draws file", draws=tmp_path / "draws.json")
     refused(r"p\.h5: made from another train file", train=tmp_path / "train.h5")
-    refused(r"p\.h5: made in the test setup\. Make it again with --setup validation", setup="validation")
+    refused(
+        r"p\.h5: made in the test setup\. Use --setup test here, or make it again",
+        setup="validation",
+    )
     refused(r"p\.h5: has no rows of trial 1, n = 2\. Run diffusion\.py --label", shots=[1, 2])
     refused("lacks the dataset 'feats'", add={"propagated": Propagated(clusters.background)})
     refused(r"nowhere\.h5: no such file", add={"propagated": Propagated(tmp_path / "nowhere.h5")})

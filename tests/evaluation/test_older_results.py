@@ -117,7 +117,7 @@ def test_repetition(config):
     assert difference(few, stored) == "setting add.repetition.max_per_label was 7, now 6"
     assert (
         difference(config, stored)
-        == "setting add.names was ['repetition'], now []; setting add.repetition.max_per_label was 7, now absent"
+        == "setting add.names was ['repetition'], now []; setting add.repetition.max_per_label was 7, now not set"
     )
 
 
@@ -218,7 +218,7 @@ def test_settings_chosen_for_each_n(config):
 def test_settings_chosen_for_each_n_are_none_that_are_the_same_for_all(config):
     stored = older(config, classifier="linear_sgd", sgd={"1": SGD, "5": {**SGD, "lr": 0.05}})
     told = low_shot._recipe(config).difference(stored)
-    assert told.startswith("setting classifier.lr was absent, now 0.1; ") or told
+    assert told.startswith("setting classifier.lr was not set, now 0.1; ") or told
     plain = older(config, classifier="linear_sgd", sgd=SGD)
     assert chosen(config, classifier__lr=(0.1, 0.05)).difference(plain) is not None
     assert chosen(config, classifier__lr=(0.1, 0.1)).difference(plain) is None

@@ -475,7 +475,7 @@ def test_a_choice_for_every_n_is_another_than_one_for_all(config, evaluated, cap
     assert [setup for setup, *_ in evaluated] == ["validation"] * 4 + ["test"] * 2
     low_shot.main(choosing(config, per_shot=True))
     assert len(evaluated) == 6 and capsys.readouterr().out.count("already exists") == 2
-    with pytest.raises(InputError, match="setting select_per_shot was True, now absent"):
+    with pytest.raises(InputError, match="setting select_per_shot was True, now not set"):
         low_shot.main(config)
     content = evidence_of(config)
     content["chosen"]["1"] = next(cell for cell in CELLS if cell != content["chosen"]["1"])

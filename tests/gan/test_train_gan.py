@@ -427,7 +427,7 @@ def test_a_batch_must_be_shared_equally(gans, tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["--augment=fixed"], "--augment.p: is required (a number > 0 and <= 1)"),
+        (["--augment=fixed"], "--augment.p: is required: "),
         (["--augment=fixed", "--augment.p=0"], "--augment.p: '0': must be a number > 0 and <= 1"),
         (["--augment.p=0.5"], "--augment.p: no setting of adaptive (it is one of fixed)"),
         (["--augment.mode=fixed"], "--augment.mode: is called augment now"),

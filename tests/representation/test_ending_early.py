@@ -69,7 +69,7 @@ def test_it_is_there_already_and_says_that_it_ended(data, ended, capsys, end_aft
     train(data, ended, end_after=end_after)
     said = capsys.readouterr().out
     assert "already exists, made from the same inputs and settings, but ended after epoch 2 of 4" in said
-    assert "--overwrite trains it to the end" in said
+    assert "--overwrite trains again from the start" in said
     with pytest.raises(InputError, match=r"setting lr was 0\.1, now 0\.2"):
         train(data, ended, lr=0.2, end_after=2)
 

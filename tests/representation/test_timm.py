@@ -220,7 +220,7 @@ def test_without_a_network_a_name_is_refused(tmp_path, data, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(
-        InputError, match=r"^timm:test_resnet: downloading the weights failed .* Use --timm.weights FILE"
+        InputError, match=r"^timm:test_resnet: the weights could not be downloaded .* Use --timm.weights FILE"
     ):
         save(None, data, tmp_path / "f")
     assert not (tmp_path / "f").exists()

@@ -325,9 +325,9 @@ def completed(config_class, file):
         try:
             return parse(config_class, words)
         except InputError as error:
-            name, _, cause = str(error).partition(": ")
-            assert cause.startswith("is required") and name not in words, error
-            words += [name, "1"]
+            names, _, cause = str(error).partition(": ")
+            assert cause.startswith(("is required", "are required")) and not set(names.split(", ")) & set(words), error
+            words += [word for name in names.split(", ") for word in (name, "1")]
 
 
 def test_every_recipe_config_is_accepted():

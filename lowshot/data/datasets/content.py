@@ -68,7 +68,7 @@ class Found:
 @contextmanager
 def downloading(name: str, root: Path) -> Iterator[None]:
     """Announce a download, and raise InputError if it fails."""
-    print(f"{name}: not found in {root}, downloading it")
+    print(f"{name}: not found in the folder {root}, downloading it")
     try:
         yield
     except (OSError, RuntimeError) as error:
