@@ -42,8 +42,8 @@ class Config:
     n_steps: PositiveInt | None = None
     """Maximum number of steps (default: 120000, or 500 epochs with early stopping, by the rule)."""
     end_after: RunOnly[PositiveInt | None] = None
-    """End training after this step. An unfinished run that has passed this step ends at once, with its last checkpoint
-    as the model."""
+    """End training after this step. A run that is resumed after this step trains no further and saves its last
+    checkpoint as the model."""
     batch_size: PositiveInt | None = None
     """Batch size (default: 128 or 32, by the rule)."""
     mse_weight: NonNegativeFloat = 10.0

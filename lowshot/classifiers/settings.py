@@ -166,8 +166,8 @@ class FeatureTransform:
     """
 
     power: NonNegativeFloat = 0.0
-    """Raise the magnitude (plus 1e-6) of every entry to this power, keep its sign, then normalise. 0 leaves both
-    out."""
+    """Raise the magnitude (plus 1e-6) of every entry to this power, keep its sign, then normalise. 0 (default): no
+    power, and no such normalisation."""
     centre: bool = False
     """Subtract the mean training feature of the base classes."""
     normalise: bool = False

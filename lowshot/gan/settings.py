@@ -129,8 +129,8 @@ class GanSettings(LaunchSettings):
     steps: PositiveInt = 100_000
     """Number of updates of the discriminator."""
     end_after: RunOnly[PositiveInt | None] = None
-    """End training after this step. An unfinished run that has passed this step ends at once, with the best networks of
-    its last checkpoint."""
+    """End training after this step. A run that is resumed after this step trains no further and saves the best networks
+    of its last checkpoint."""
     batch_size: PositiveInt = 32
     """Number of labelled images per step over all processes. As many images are generated, and as many unlabelled ones
     used."""

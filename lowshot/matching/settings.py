@@ -12,7 +12,7 @@ class MatchingSettings:
     n_episodes: PositiveInt = 60_000
     """Number of training episodes. Each is one gradient step."""
     end_after: RunOnly[PositiveInt | None] = None
-    """End training after this episode. An unfinished run that has passed this episode ends at once, with its last
+    """End training after this episode. A run that is resumed after this episode trains no further and saves its last
     checkpoint as the model."""
     n_way: PositiveInt | None = None
     """Number of base classes per episode. Default: all."""

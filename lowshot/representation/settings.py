@@ -151,7 +151,7 @@ class StandardAugmentation:
     """Change brightness, contrast and colour, in this order, by factors in 1 +- this value (the published ImageJitter).
     """
     resized_crop: bool = False
-    """Random crop of 8 to 100 % of the area, as --augment.crop_area 0.08, made while an image on disk is decoded."""
+    """The same crop as --augment.crop_area 0.08, but made while an image on disk is decoded, which is faster."""
     crop_area: ClosedUnitInterval | None = None
     """Minimum area of a random crop, as a share (default: no crop). Crops have aspect ratios of 3:4 to 4:3 and are
     resized to the image size."""
@@ -265,8 +265,8 @@ class TrainingSettings(LaunchSettings):
     checkpoint_minutes: RunOnly[NonNegativeFloat] = 0.0
     """Minimum time between checkpoints in minutes, useful if an epoch takes seconds. 0 saves one after each epoch."""
     end_after: RunOnly[PositiveInt | None] = None
-    """End training after this epoch; the schedule remains that of all epochs. An unfinished run that has passed this
-    epoch ends at once, with its last checkpoint as the model."""
+    """End training after this epoch; the schedule remains that of all epochs. A run that is resumed after this epoch
+    trains no further and saves its last checkpoint as the model."""
 
     renamed = {"optimizer": "optimizer.name", "momentum": "optimizer.momentum", "schedule": "schedule.name"} | {
         "lr_decay": "schedule.decay",

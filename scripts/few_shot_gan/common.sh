@@ -4,9 +4,9 @@ usage() {
   echo "usage: bash $0 DATASET" >&2
   cat >&2 <<'END'
 
-  emnist_fs     on a core 11 to 29 minutes per pre-training and 9 to 29 per fine-tuning, of which there are 5 and 40;
-                SEEDS=0 SHOTS=5 is one class split with 5 shots: 1 and 2 of them; downloads 560 MB
-  omniglot_fs   43 minutes per pre-training and 12 per fine-tuning, of which there are 5 and 10; downloads 15 MB
+  emnist_fs     5 pre-trainings of 11 to 29 minutes and 40 fine-tunings of 9 to 29, on a core; downloads 560 MB
+                With SEEDS=0 SHOTS=5 (one class split, 5 shots): 1 pre-training and 2 fine-tunings
+  omniglot_fs   5 pre-trainings of 43 minutes and 10 fine-tunings of 12, on a core; downloads 15 MB
   cifar100_fs   a GPU (not measured); downloads 170 MB
 
 DATA_ROOT=DIR           where the images are (default: data/, with a download)
