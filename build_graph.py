@@ -24,13 +24,14 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import h5py
 import numpy as np
 
 from lowshot import core, diffusion
-from lowshot.core.artifacts import Recipe, building, is_done, open_h5, read_recipe, recipe, renamed
+from lowshot.core.artifacts import Recipe, read_recipe, recipe, renamed
 from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
+from lowshot.core.h5 import open_h5, update_h5
+from lowshot.core.publishing import building, is_done
 from lowshot.core.settings import PositiveInt, RunOnly, Seed
 from lowshot.data.features import Features, check_classes, check_same_space, check_setup, read_features
 from lowshot.data.protocol import Setup, read_split
@@ -144,7 +145,7 @@ def background(config: BackgroundConfig) -> Path:
             dim = pca.output_dim(rows.shape[1])
             diffusion.create_graph(partial, made_from, len(rows), config.k, dim, config.precision, pca)
         share = write_background(partial, rows, published, config)
-        with h5py.File(partial, "r+") as file:
+        with update_h5(partial) as file:
             file.attrs["recall"] = share
     print(f"build_graph: {len(rows)} nodes, recall@{config.k} {share:.4f} -> {config.out}")
     return config.out

@@ -33,10 +33,12 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from lowshot import core, diffusion, evaluation
-from lowshot.core.artifacts import Provenance, Recipe, check_suffix, is_done, missing, partial_path, recipe, writing
+from lowshot.core.artifacts import Provenance, Recipe, recipe
 from lowshot.core.cli import report_of, run
 from lowshot.core.errors import InputError
+from lowshot.core.files import check_suffix, missing
 from lowshot.core.imports import load
+from lowshot.core.publishing import is_done, partial_path, writing
 from lowshot.core.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, RunOnly, values_of
 from lowshot.diffusion.settings import EdgeOptions, Fusion, Labelling, Precision, StepOptions
 from lowshot.evaluation.benchmark import Benchmark, Ranks, check_settings, input_files, read_benchmark, write_results
@@ -117,7 +119,11 @@ def _process_outputs(config: Config, processes: core.Processes) -> Iterator[Conf
         return
     with TemporaryDirectory() as folder, redirect_stdout(None):
         evidence = evidence_path(config.out)
-        for path in [config.out, evidence, partial_path(evidence), *([config.label.out] if config.label else [])]:
+        own_unfinished = partial_path(Path(folder) / evidence.name)
+        own_unfinished.parent.mkdir(mode=0o700)
+        if partial_path(evidence).exists():
+            shutil.copy(partial_path(evidence), own_unfinished)
+        for path in [config.out, evidence, *([config.label.out] if config.label else [])]:
             if path.exists():
                 shutil.copy(path, folder)
         processes.wait()

@@ -29,10 +29,12 @@ import numpy as np
 
 from lowshot import classifiers, core, evaluation, hallucination, report
 from lowshot.classifiers.settings import METHODS, FeatureTransform, NearestMeanOptions, is_transductive
-from lowshot.core.artifacts import Provenance, check_suffix, is_done, recipe, write_json, writing
+from lowshot.core.artifacts import Provenance, recipe
 from lowshot.core.cli import report_of, run
 from lowshot.core.errors import InputError
+from lowshot.core.files import check_suffix, write_json
 from lowshot.core.imports import load
+from lowshot.core.publishing import is_done, writing
 from lowshot.core.settings import PositiveInt, RunOnly, TwoOrMore, defaults_of, values_of
 from lowshot.data.features import Features, check_same_space, check_setup, read_copies, read_features
 from lowshot.data.protocol import Setup, Split, read_split

@@ -20,9 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from lowshot import gan, representation
-from lowshot.core.artifacts import is_done, missing, renamed
+from lowshot.core.artifacts import renamed
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
+from lowshot.core.files import missing
+from lowshot.core.publishing import is_done
 from lowshot.core.settings import PositiveInt
 from lowshot.data.datasets.images import Images, read_images, with_more
 from lowshot.data.protocol import Split, read_split

@@ -41,11 +41,13 @@ from lowshot.classifiers.settings import (
     SGDOptions,
     is_transductive,
 )
-from lowshot.core.artifacts import Provenance, Recipe, check_suffix, digest, is_done, read_recipe, recipe
+from lowshot.core.artifacts import Provenance, Recipe, read_recipe, recipe
 from lowshot.core.choices import Registry, Several
 from lowshot.core.cli import report_of, run
 from lowshot.core.errors import Diverged, InputError
+from lowshot.core.files import check_suffix, digest
 from lowshot.core.imports import load
+from lowshot.core.publishing import is_done
 from lowshot.core.settings import Seed
 from lowshot.data.additions import Addition, FileRows, Repetition, RowsOfFile, Run, check_extended
 from lowshot.data.protocol import read_draws

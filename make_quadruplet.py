@@ -20,9 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from lowshot import hallucination
-from lowshot.core.artifacts import check_suffix, is_done, read_recipe, recipe, writing
+from lowshot.core.artifacts import read_recipe, recipe
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
+from lowshot.core.files import check_suffix
+from lowshot.core.publishing import is_done, writing
 from lowshot.core.settings import RunOnly, Seed, TwoOrMore
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split

@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from lowshot import core, evaluation, matching
-from lowshot.core.artifacts import Provenance, is_done, read_recipe, recipe
+from lowshot.core.artifacts import Provenance, read_recipe, recipe
 from lowshot.core.cli import report_of, run_commands
 from lowshot.core.errors import InputError
 from lowshot.core.imports import load
+from lowshot.core.publishing import is_done
 from lowshot.core.settings import NetworkPrecision, PositiveInt, RunOnly, Seed
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split

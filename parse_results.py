@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lowshot import report
-from lowshot.core.artifacts import Recipe, is_done, read_recipe, recipe, write_json, writing
+from lowshot.core.artifacts import Recipe, read_recipe, recipe
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
+from lowshot.core.files import write_json
+from lowshot.core.publishing import is_done, writing
 from lowshot.core.settings import RunOnly
 from lowshot.data.datasets.images import read_images
 from lowshot.data.features import read_features

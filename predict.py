@@ -31,9 +31,11 @@ from lowshot.classifiers.settings import (
     SupportLogisticOptions,
     is_transductive,
 )
-from lowshot.core.artifacts import is_done, missing, recipe, write_json, writing
+from lowshot.core.artifacts import recipe
 from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
+from lowshot.core.files import missing, plain_cell, write_json
+from lowshot.core.publishing import check_out, clear, is_done, is_recorded, record_path, write_record, writing
 from lowshot.core.settings import NonNegativeInt, PositiveInt, RunOnly
 from lowshot.data.datasets.content import listing_digest
 from lowshot.data.datasets.folder import find_classes, find_images, ignored
@@ -195,10 +197,11 @@ def classify(config: ClassifyConfig) -> Path:
     listed = listing_digest(Path("/"), [file.absolute() for file in files.values()])
     made_from = recipe("predict", config, {"classifier": config.classifier, **classifier.code, "images": listed})
     is_table = config.out.suffix == ".csv"
-    record = config.out.with_name(config.out.name + ".json") if is_table else config.out
-    if config.out.exists() and not config.overwrite and not record.exists():
-        raise InputError(f"{config.out}: already exists. Use another name, or --overwrite")
-    if config.out.exists() and is_done(record, made_from, config.overwrite):
+    record = record_path(config.out) if is_table else config.out
+    check_out(config.out)
+    check_out(record)
+    if is_recorded(config.out) and is_done(record, made_from, config.overwrite):
+        clear(config.out)
         return config.out
 
     feats = representation.embed(classifier.extractor, list(files.values()), **_speed(config), invert=classifier.invert)
@@ -209,12 +212,10 @@ def classify(config: ClassifyConfig) -> Path:
         [(classifier.class_names[c], round(score, 6)) for c, score in zip(*row)]
         for row in zip(best.tolist(), scores.tolist())
     ]
-    if is_table:
-        record.unlink(missing_ok=True)  # a killed run must not leave a record beside a table that it did not write
-    with writing(config.out) as partial:
+    with writing(config.out, made_from) as partial:
         (write_table if is_table else write_document)(partial, list(files), named, made_from)
-    if is_table:
-        write_json(record, made_from)
+        if is_table:
+            write_record(config.out, partial, made_from)
     print(f"predict: classes of {len(files)} images -> {config.out}")
     return config.out
 
@@ -244,7 +245,8 @@ def write_table(path: Path, names: list[str], predictions: list[list[tuple[str, 
         writer = csv.writer(file)
         writer.writerow(["image", "rank", "class", "score"])
         for name, row in zip(names, predictions):
-            writer.writerows([name, rank, label, score] for rank, (label, score) in enumerate(row, start=1))
+            cells = ((plain_cell(label), score) for label, score in row)
+            writer.writerows([plain_cell(name), rank, *cell] for rank, cell in enumerate(cells, start=1))
 
 
 def write_document(path: Path, names: list[str], predictions: list[list[tuple[str, float]]], made_from: dict) -> None:

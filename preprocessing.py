@@ -57,10 +57,12 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
-from lowshot.core.artifacts import is_done, recipe, write_json, writing
+from lowshot.core.artifacts import recipe
 from lowshot.core.choices import is_own
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
+from lowshot.core.files import write_json
+from lowshot.core.publishing import is_done, writing
 from lowshot.core.settings import RunOnly, Seed
 from lowshot.data.datasets import registry
 from lowshot.data.datasets.content import Content, Found, Source, cap, validation_part

@@ -22,8 +22,10 @@ from typing import Literal
 import numpy as np
 
 from lowshot import core, gan
-from lowshot.core.artifacts import check_suffix, is_done, recipe, writing
+from lowshot.core.artifacts import recipe
 from lowshot.core.cli import run
+from lowshot.core.files import check_suffix
+from lowshot.core.publishing import is_done, writing
 from lowshot.core.settings import PositiveInt, RunOnly, Seed
 from lowshot.data.datasets.images import Images, write_images
 from lowshot.data.protocol import read_split

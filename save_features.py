@@ -25,13 +25,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import h5py
 import numpy as np
 
 from lowshot import core, gan, representation
-from lowshot.core.artifacts import building, is_done, recipe
+from lowshot.core.artifacts import recipe
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
+from lowshot.core.h5 import update_h5
+from lowshot.core.publishing import building, is_done
 from lowshot.core.settings import NetworkPrecision, NonNegativeInt, PositiveInt, RunOnly, Seed
 from lowshot.data.datasets.images import Images, images_file, read_images
 from lowshot.data.features import create_features
@@ -152,7 +153,7 @@ def extract(
         n_copies, augment = copies.n, representation.augmentation_of(copies.augment)
         uniforms = [augment.uniforms(len(images), copies.seed, i + 1, _SUPPORT) for i in range(n_copies)]
     if not path.exists():
-        create_features(path, len(rows), network.dim, images.labels[rows], made_from, n_copies).close()
+        create_features(path, len(rows), network.dim, images.labels[rows], made_from, n_copies)
 
     def features(unit: Any) -> np.ndarray:
         feats = representation.batch_features(network, unit, fabric)
@@ -163,15 +164,15 @@ def extract(
             )
         return feats
 
-    with h5py.File(path, "r+") as file:
+    with update_h5(path) as file:
         done = int(file["count"][0])
         if 0 < done < len(rows):
             print(f"save_features: continuing after {done} of {len(rows)} images", flush=True)
         unlabelled = images.labels[rows] < 0
-        is_blank = file.require_dataset("is_blank", (len(rows),), bool) if unlabelled.any() else None
+        is_blank = file.get("is_blank")
         parts = representation.in_batches(rows[done:], config.batch_size)
         loaded = representation.batches(images, parts, network.config, None, config.num_workers)
-        name = path.stem.removesuffix(".partial")
+        name = path.stem
         for part, pixels in core.Progress(zip(parts, loaded), name, len(parts), unit="batch", resumable=True):
             unit, block = representation.to_unit(pixels, fabric.device), slice(done, done + len(part))
             changed = (augment(unit, uniform[part].to(fabric.device)) for uniform in uniforms)

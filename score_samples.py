@@ -26,10 +26,12 @@ from typing import Literal
 import numpy as np
 
 from lowshot import core, gan
-from lowshot.core.artifacts import Provenance, check_suffix, is_done, recipe, write_json, writing
+from lowshot.core.artifacts import Provenance, recipe
 from lowshot.core.cli import report_of, run
 from lowshot.core.errors import InputError
+from lowshot.core.files import check_suffix, write_json
 from lowshot.core.imports import load
+from lowshot.core.publishing import is_done, writing
 from lowshot.core.seeds import stream
 from lowshot.core.settings import PositiveInt, RunOnly, Seed
 from lowshot.data.features import Features, check_same_space, read_features

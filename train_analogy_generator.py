@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from lowshot import core, hallucination
-from lowshot.core.artifacts import is_done, recipe
+from lowshot.core.artifacts import recipe
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
+from lowshot.core.publishing import is_done
 from lowshot.core.settings import NonNegativeFloat, PositiveFloat, PositiveInt, RunOnly, Seed
 from lowshot.hallucination.settings import RuleName
 

@@ -28,9 +28,9 @@ from pathlib import Path
 import numpy as np
 
 from lowshot import representation
-from lowshot.core.artifacts import is_done
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
+from lowshot.core.publishing import is_done
 from lowshot.data.datasets.images import Images, read_images, rows_of
 from lowshot.data.protocol import Split, read_split
 from lowshot.representation.settings import ExtractorStage, HoldoutSettings

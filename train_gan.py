@@ -31,9 +31,10 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 
 from lowshot import gan, representation
-from lowshot.core.artifacts import Recipe, is_done, read_recipe, recipe
+from lowshot.core.artifacts import Recipe, read_recipe, recipe
 from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
+from lowshot.core.publishing import is_done
 from lowshot.core.settings import NonNegativeInt, PositiveInt, RunOnly
 from lowshot.data.datasets.images import Images, read_images, rows_of
 from lowshot.data.protocol import Split, read_split

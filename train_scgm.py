@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import h5py
 import numpy as np
 
 from lowshot import representation, scgm
-from lowshot.core.artifacts import is_done
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
+from lowshot.core.h5 import creating_h5
+from lowshot.core.publishing import is_done
 from lowshot.core.settings import RunOnly
 from lowshot.data.datasets.images import Images, read_images, rows_of
 from lowshot.data.protocol import Split, read_split
@@ -116,7 +116,7 @@ def choose_rows(config: Config, images: Images, split: Split) -> Chosen:
 
 def save_means(path: Path, model: scgm.ScgmModel, chosen: Chosen) -> None:
     """Write the means. With a mixture, also write the last assignment and all subclass sizes, for figures."""
-    with h5py.File(path, "w") as file:
+    with creating_h5(path) as file:
         file["superclasses"] = chosen.superclasses.astype(np.int32)
         file["superclass_means"] = model.superclasses.means.detach().cpu().numpy()
         if model.mixture is not None:

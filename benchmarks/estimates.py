@@ -25,8 +25,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lowshot.core.artifacts import digest, write_json
 from lowshot.core.cli import run
+from lowshot.core.files import digest, write_json
 from lowshot.core.settings import PositiveInt
 from lowshot.data.features import write_features
 from lowshot.data.protocol import draws_to_json, make_draws, make_split

@@ -32,8 +32,8 @@ from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lowshot.core.artifacts import write_json
 from lowshot.core.cli import run_commands
+from lowshot.core.files import write_json
 from lowshot.core.settings import NonNegativeFloat, NonNegativeInt, PositiveInt
 from lowshot.data.datasets.images import Images, write_images
 from lowshot.data.protocol import make_split

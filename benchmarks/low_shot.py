@@ -35,8 +35,8 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lowshot.core.artifacts import write_json
 from lowshot.core.cli import run
+from lowshot.core.files import write_json
 from lowshot.core.seeds import stream
 from lowshot.core.settings import PositiveInt
 from lowshot.data.features import write_features

@@ -1,10 +1,12 @@
 """Shared helpers and fixtures: tiny real files, made once per session."""
 
 import io
+import json
 import logging
 import os
 import random
 import runpy
+import shutil
 import subprocess
 import sys
 import traceback
@@ -21,6 +23,8 @@ import pytest
 import torch
 from PIL import Image
 
+from lowshot.core.files import write_json
+from lowshot.core.publishing import partial_path
 from lowshot.core.settings import build
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +32,23 @@ ROOT = Path(__file__).parent.parent
 # On small tensors a second thread costs more than it saves, especially on a busy machine.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def unfinished(done: Path) -> Path:
+    """Move a finished output to where a killed run would have left it, and return that path."""
+    partial = partial_path(done)
+    partial.parent.mkdir(mode=0o700, exist_ok=True)
+    return done.rename(partial)
+
+
+def copy_to_edit(folder: Path, target: Path) -> Path:
+    """Copy an output without its checksums, which let nobody change it."""
+    return Path(shutil.copytree(folder, target, ignore=shutil.ignore_patterns("SHA256SUMS")))
+
+
+def edit_json(path: Path, old: str, new: str) -> None:
+    """Replace text in a JSON file of ours, as its author would: with the checksum of the new content."""
+    write_json(path, json.loads(path.read_text(encoding="utf-8").replace(old, new)))
 
 
 def run_process(script: str | Path, *arguments: object) -> subprocess.CompletedProcess:
@@ -175,7 +196,7 @@ def clusters(tmp_path_factory) -> SimpleNamespace:
     with the background (`graph`), without it (`bare`), and of all training images without it (`images`).
     """
     from build_graph import BackgroundConfig, CompleteConfig, background, complete
-    from lowshot.core.artifacts import write_json
+    from lowshot.core.files import write_json
     from lowshot.data.features import write_features
     from lowshot.data.protocol import Split, draws_to_json, make_draws
     from lowshot.diffusion.settings import Background

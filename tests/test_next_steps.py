@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_scripts import parsed
 
-from lowshot.core.artifacts import write_json
+from lowshot.core.files import write_json
 
 INPUTS = "--train f/train.h5 --test f/test.h5 --split d/split.json"
 # A command of each stage, and the stage of the next command.
@@ -83,7 +83,7 @@ def test_unlabelled_images_have_no_split_to_train_on(folder):
 
 def test_every_stage_is_here():
     stages = {path.name for path in Path(__file__).parent.parent.glob("*.py")}
-    assert {command.split()[0] for command in STEPS} | {name.split()[0] for name in LAST} == stages
+    assert {command.split()[0] for command in STEPS} | {name.split()[0] for name in LAST} == stages - {"verify.py"}
 
 
 @pytest.mark.parametrize("stage", ["low_shot.py", "diffusion.py --graph g.h5"])

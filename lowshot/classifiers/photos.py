@@ -13,11 +13,11 @@ from lowshot.classifiers.methods import score_tasks
 from lowshot.classifiers.settings import INDUCTIVE_METHODS, FeatureTransform
 from lowshot.classifiers.tasks import Tasks
 from lowshot.classifiers.transform import apply_transform
-from lowshot.core.artifacts import digest, read_json, write_json
 from lowshot.core.choices import code_file, is_own, named_class
 from lowshot.core.errors import InputError
+from lowshot.core.files import digest, read_json, write_json
 from lowshot.core.settings import checked, stored_values
-from lowshot.core.state_dicts import load_tensors
+from lowshot.core.state_dicts import load_tensors, save_state
 from lowshot.representation.backbones import Extractor, load_extractor, save_extractor
 from lowshot.representation.extractors import embed
 
@@ -71,7 +71,7 @@ def save_classifier(folder: Path, classifier: PhotoClassifier, made_from: dict) 
     tensors = {"support_features": classifier.support_features, "support_labels": classifier.support_labels}
     if classifier.base_mean is not None:
         tensors["base_mean"] = classifier.base_mean
-    torch.save(tensors, folder / "model.pt")
+    save_state(tensors, folder / "model.pt")
     content = {
         **made_from,
         "schema": SCHEMA,

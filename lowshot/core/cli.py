@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from functools import partial, reduce
@@ -18,16 +19,19 @@ from typing import Any
 
 import yaml
 
-from lowshot.core.artifacts import name_today, read_yaml
+from lowshot.core.artifacts import name_today
 from lowshot.core.choices import Registry, code_file, is_own, suggestion
 from lowshot.core.errors import InputError
+from lowshot.core.files import read_yaml
 from lowshot.core.help import help_text
 from lowshot.core.interruption import Terminated, stopping
 from lowshot.core.parts import Part, parts_of
+from lowshot.core.publishing import WAIT
 from lowshot.core.settings import BadSetting, MissingSettings, build, flat, merge, nested
 
 _HELP = {"-h", "--help"}
 _ASKS = {*_HELP, "--print_config"}
+_WAIT = "--wait"  # for another process that writes the output
 # A file (None for the command line) and the nested values that it gives.
 Source = tuple[Path | None, dict[str, Any]]
 
@@ -79,7 +83,10 @@ def _call(
     next_step: NextStep | None = None,
 ) -> None:
     warnings.filterwarnings("ignore", message=".*nested tensors.*")
-    asked, words = _ASKS.intersection(arguments), [word for word in arguments if word not in _ASKS]
+    threading.excepthook = _in_thread
+    asked, words = _ASKS.intersection(arguments), [word for word in arguments if word not in {*_ASKS, _WAIT}]
+    if _WAIT in arguments:
+        os.environ[WAIT] = "1"
     try:
         if asked & _HELP:
             print(help_text(config_class, _merged(config_class, _sources(config_class, words)), script, description))
@@ -101,13 +108,19 @@ def _call(
     except InputError as error:
         _refuse(script.split()[0], str(error))
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
         _refuse(script.split()[0], f"{where}{error.strerror or error}")
     except KeyboardInterrupt as stop:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # another Ctrl-C ends the process without a traceback
         kept = "; ".join(getattr(stop, "__notes__", [])) or "the same command runs it again"
         print(f"{script.split()[0]}: stopped; {kept}", file=sys.stderr, flush=True)
         raise SystemExit(stop.code if isinstance(stop, Terminated) else 130) from None
+
+
+def _in_thread(arguments: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread, except that of a full disk, which the main thread reports in one line."""
+    if not issubclass(arguments.exc_type, OSError):
+        threading.__excepthook__(arguments)
 
 
 def _say_next(words: list | None) -> None:
@@ -141,7 +154,7 @@ def parse(config_class: type, arguments: list[str]) -> Any:
         where, line = _source_of(error.key, sources), flat(sources[-1][1])
         cause = error.cause.removeprefix("true: ")
         if where is None and cause == "no such setting":
-            meant = suggestion(error.key, ["help", "config", "print_config"]) or " (--help lists them)"
+            meant = suggestion(error.key, ["help", "config", "print_config", "wait"]) or " (--help lists them)"
             raise InputError(f"--{error.key}: {cause}{meant}") from None
         if where is None and isinstance(error, MissingSettings):
             raise InputError(f"{', '.join(f'--{key}' for key in error.keys)}: are required (see --help)") from None
@@ -152,7 +165,7 @@ def parse(config_class: type, arguments: list[str]) -> Any:
 
 def _sources(config_class: type, arguments: list[str]) -> list[Source]:
     """Return what the files and the command line give, in ascending priority."""
-    given = _given(arguments)
+    given = _given(arguments, getattr(config_class, "positional", None))
     files = given.pop("config", None)
     if files is not None and not all(files or [""]):
         raise InputError("--config: a value is missing: a YAML file, such as those in configs/")
@@ -163,15 +176,18 @@ def _sources(config_class: type, arguments: list[str]) -> list[Source]:
     return [(where, nested(values)) for where, values in sources]
 
 
-def _given(arguments: list[str]) -> dict[str, list[str]]:
-    """Return the words given for each setting. The last occurrence counts, except for `config`, where all do."""
+def _given(arguments: list[str], positional: str | None) -> dict[str, list[str]]:
+    """Return the words given for each setting. The last occurrence counts, except for `config`, where all do. Words
+    before all options belong to the setting `positional`, if the stage has one.
+    """
     given: dict[str, list[str]] = {}
     for word in arguments:
         if word.startswith("--") and len(word) > 2:
             name, equals, value = word[2:].partition("=")
             given[name] = (given.get(name, []) if name == "config" else []) + ([value] if equals else [])
-        elif given:
-            given[name].append(word)
+        elif given or positional:
+            name = positional if not given else name
+            given.setdefault(name, []).append(word)
         else:
             raise InputError(f"'{word}': does not belong to a setting; settings are given as --name value")
     return given

@@ -28,7 +28,7 @@ class _Entry(NamedTuple):
 
 def help_text(config_class: type, given: dict[str, Any], script: str, description: str | None) -> str:
     """Return the description of the stage and all settings. A choice shows the settings of the `given` option."""
-    lines = [f"usage: {script} --setting value ... [--config FILE.yaml ...] [--print_config]", ""]
+    lines = [f"usage: {script} --setting value ... [--config FILE.yaml ...] [--print_config] [--wait]", ""]
     lines += [(description or "").strip()]
     for title, entries in _sections(_entries(config_class, given, "")):
         lines += ["", *_wrapped(f"{title}:"), *(line for entry in entries for line in _entry_lines(entry))]

@@ -1,21 +1,31 @@
 """State dicts on disk, read without pickled objects."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lowshot.core.artifacts import missing
 from lowshot.core.errors import InputError
+from lowshot.core.files import missing
+from lowshot.core.sealing import verify_file
 
 _SAVE = "Save one with torch.save(model.state_dict(), FILE)"
+
+
+def save_state(state: dict[str, Any], path: Path) -> None:
+    """Write a state dict. A full disk is an OSError, which torch would hide if it wrote the file itself."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def load_state(path: Path) -> dict[str, Any]:
     """Load a file on the CPU with `torch.load(weights_only=True)`. Raises InputError if it is not a readable state
     dict.
     """
+    verify_file(Path(path))
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from lowshot.core.artifacts import Recipe, partial_path, partial_recipe, point_in, read_json, write_json, writing
+from lowshot.core.artifacts import Recipe, point_in
 from lowshot.core.errors import InputError
-from lowshot.core.state_dicts import load_state
+from lowshot.core.files import read_json, write_json
+from lowshot.core.publishing import partial_path, partial_recipe, writing
+from lowshot.core.state_dicts import load_state, save_state
 
 
 class TrainingRun:
@@ -52,7 +53,7 @@ class TrainingRun:
             self.check_finite(math.nan, step)
         if self.writes:
             partial = self.folder / "checkpoint.writing"
-            torch.save({"step": step, **checkpoint}, partial)
+            save_state({"step": step, **checkpoint}, partial)
             partial.replace(self.checkpoint)
             self.saved_step = step
 

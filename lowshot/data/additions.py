@@ -11,8 +11,9 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from lowshot.core.artifacts import missing, open_h5, require_datasets
 from lowshot.core.errors import InputError
+from lowshot.core.files import missing
+from lowshot.core.h5 import open_h5, require_datasets
 from lowshot.core.settings import PositiveInt
 from lowshot.data.features import Features
 
@@ -163,11 +164,8 @@ def _read_rows(path: Path) -> dict[str, np.ndarray]:
 
 def _read_h5(path: Path) -> dict[str, np.ndarray]:
     with open_h5(path) as file:
-        require_datasets(file, list(_ARRAYS))
-        try:
-            return {name: np.asarray(file[name]) for name in _ARRAYS}
-        except Exception as error:  # corrupt data can raise anything
-            raise InputError(f"{path}: cannot be read ({error})") from None
+        require_datasets(file, dict.fromkeys(_ARRAYS, ("numbers", None)))
+        return {name: file[name][()] for name in _ARRAYS}
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 
-from lowshot.core.artifacts import open_h5, read_recipe, require_datasets, write_recipe
+from lowshot.core.artifacts import read_recipe
 from lowshot.core.errors import InputError
+from lowshot.core.h5 import create_array, creating_h5, open_h5, require_datasets, reserve_space, update_h5, write_recipe
 
 SCHEMA = "lowshot-features-1"
 _SAME_RUN = "Use features and split of the same preprocessing run"
@@ -54,18 +54,13 @@ def read_features(path: Path, n_classes: int | None = None) -> Features:
     or (if `n_classes` is given) has a label outside 0..n_classes-1.
     """
     with open_h5(path) as file:
-        require_datasets(file, ["all_feats", "all_labels", "count"])
-        count = int(np.asarray(file["count"]).reshape(-1)[0])
+        require_datasets(file, {"all_feats": ("floats", 2), "all_labels": ("integers", 1), "count": ("integers", 1)})
+        count = int(file["count"][:1].sum())
         n_rows = min(len(file["all_feats"]), len(file["all_labels"]))
         if not 0 < count <= n_rows:
             raise InputError(f"{path}: count is {count}, but the file has {n_rows} rows")
-        if file["all_feats"].ndim != 2:
-            raise InputError(f"{path}: all_feats must have shape (N, D), not {file['all_feats'].shape}")
-        try:
-            feats = file["all_feats"][:count].astype(np.float32, copy=False)
-            labels = file["all_labels"][:count].astype(np.int64)
-        except OSError as error:
-            raise InputError(f"{path}: truncated or damaged ({error})") from None
+        feats = file["all_feats"][:count].astype(np.float32, copy=False)
+        labels = file["all_labels"][:count].astype(np.int64)
     if not np.isfinite(feats).all():
         row = int(np.flatnonzero(~np.isfinite(feats).all(axis=1))[0])
         raise InputError(f"{path}: row {row} of all_feats contains NaN or infinity")
@@ -91,41 +86,39 @@ def read_copies(features: Features) -> np.ndarray:
     with open_h5(features.path) as file:
         if "augmented_feats" not in file:
             raise InputError(f"{features.path}: has no augmented copies. Make them with save_features.py --copies 5")
+        require_datasets(file, {"augmented_feats": ("floats", 3)})
         n_rows, dim = features.feats.shape
         stored = file["augmented_feats"]
-        if stored.ndim != 3 or len(stored) < n_rows or stored.shape[2] != dim:
+        if len(stored) < n_rows or stored.shape[2] != dim:
             raise InputError(
                 f"{features.path}: augmented_feats must have shape ({n_rows}, A, {dim}), not {stored.shape}"
             )
-        try:
-            copies = stored[:n_rows].astype(np.float32, copy=False)
-        except OSError as error:
-            raise InputError(f"{features.path}: truncated or damaged ({error})") from None
+        copies = stored[:n_rows].astype(np.float32, copy=False)
     if not np.isfinite(copies).all():
         row = int(np.flatnonzero(~np.isfinite(copies).all(axis=(1, 2)))[0])
         raise InputError(f"{features.path}: row {row} of augmented_feats contains NaN or infinity")
     return copies
 
 
-def create_features(
-    path: Path, n_rows: int, dim: int, labels: np.ndarray, made_from: dict, n_copies: int = 0
-) -> h5py.File:
+def create_features(path: Path, n_rows: int, dim: int, labels: np.ndarray, made_from: dict, n_copies: int = 0) -> None:
     """Create a feature file with all labels, `count` 0, and space for the features of `n_rows` images and `n_copies`
-    augmented copies of each. Flushes the file, so that it stays readable if the process is killed."""
-    file = h5py.File(path, "w")
-    file.create_dataset("all_feats", (n_rows, dim), np.float32)
-    if n_copies:
-        file.create_dataset("augmented_feats", (n_rows, n_copies, dim), np.float32)
-    file.create_dataset("all_labels", data=labels.astype(np.int32))
-    file.create_dataset("count", data=np.zeros(1, np.int32))
-    write_recipe(file, SCHEMA, made_from)
-    file.flush()
-    return file
+    augmented copies of each."""
+    with creating_h5(path) as file:
+        create_array(file, "all_feats", (n_rows, dim), np.float32)
+        if n_copies:
+            create_array(file, "augmented_feats", (n_rows, n_copies, dim), np.float32)
+        if (labels < 0).any():
+            create_array(file, "is_blank", (n_rows,), bool)
+        create_array(file, "count", (1,), np.int32)
+        file.create_dataset("all_labels", data=labels.astype(np.int32))
+        reserve_space(file)
+        write_recipe(file, SCHEMA, made_from)
 
 
 def write_features(path: Path, feats: np.ndarray, labels: np.ndarray, made_from: dict) -> None:
     """Write a complete feature file."""
-    with create_features(path, len(feats), feats.shape[1], labels, made_from) as file:
+    create_features(path, len(feats), feats.shape[1], labels, made_from)
+    with update_h5(path) as file:
         file["all_feats"][:] = feats
         file["count"][:] = len(feats)
 

@@ -13,8 +13,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from lowshot.core.artifacts import read_json
 from lowshot.core.errors import InputError
+from lowshot.core.files import read_json
 from lowshot.core.seeds import stream
 
 Setup = Literal["validation", "test"]
@@ -210,8 +210,25 @@ def _from_label_idx(content: dict, path: Path) -> Split:
                  base_classes=base, novel_classes=novel, **parts)  # fmt: skip
 
 
+def _check_types(split: Split, where: str) -> None:
+    """Raise InputError unless all entries of a split have their types, and classes have different names."""
+    texts = {"class_names": split.class_names, "superclass_names": split.superclass_names}
+    for name, values in texts.items():
+        if not isinstance(values, list) or not all(isinstance(one, str) and one for one in values):
+            raise InputError(f"{where}: {name} must be a list of names")
+        if len(set(values)) < len(values):
+            twice = next(one for one in values if values.count(one) > 1)
+            raise InputError(f"{where}: {name} contains '{twice}' twice")
+    if not isinstance(split.dataset, str) or not split.class_names:
+        raise InputError(f"{where}: must have a dataset name and classes")
+    for name in (*_CLASS_LISTS, "superclass_of"):
+        if not isinstance(getattr(split, name), list):
+            raise InputError(f"{where}: {name} must be a list")
+
+
 def check_split(split: Split, where: str) -> None:
     """Raise InputError for a split that is not consistent. `where` names its source."""
+    _check_types(split, where)
     for name in _CLASS_LISTS:
         numbers = getattr(split, name)
         if not all(type(c) is int and 0 <= c < split.n_classes for c in numbers):
@@ -230,9 +247,11 @@ def check_split(split: Split, where: str) -> None:
             )
     if len(split.superclass_of) != split.n_classes:
         raise InputError(f"{where}: superclass_of has {len(split.superclass_of)} entries for {split.n_classes} classes")
-    known = {None, *range(len(split.superclass_names))}
-    if strange := [s for s in split.superclass_of if s not in known]:
-        raise InputError(f"{where}: superclass_of contains {strange[0]}, outside 0..{len(split.superclass_names) - 1}")
+    n_superclasses = len(split.superclass_names)
+    known = [s is None or (type(s) is int and 0 <= s < n_superclasses) for s in split.superclass_of]
+    if not all(known):
+        strange = split.superclass_of[known.index(False)]
+        raise InputError(f"{where}: superclass_of contains {strange!r}, outside 0..{n_superclasses - 1}")
 
 
 def make_draws(
@@ -320,10 +339,22 @@ def draws_inputs(path: Path, trials: list[int] | None) -> dict[str, Path]:
 
 
 def _row_lists(content: object, path: Path) -> list[np.ndarray]:
-    try:
-        return [np.asarray(rows, np.int64).reshape(-1) for rows in content]
-    except (TypeError, ValueError):
-        raise InputError(f"{path}: expected a list of row numbers per class") from None
+    whole = isinstance(content, list) and all(isinstance(rows, list) for rows in content)
+    if not whole or not all(type(row) is int and 0 <= row < 2**62 for rows in content for row in rows):
+        raise InputError(f"{path}: must hold, for each trial and class, a list of row numbers (integers from 0)")
+    return [np.array(rows, np.int64) for rows in content]
+
+
+def check_draws_of(path: Path, split: Split) -> None:
+    """Raise InputError if draws.json states that it was drawn for another split. Published files state nothing."""
+    if "{" in str(path):
+        return
+    known = read_json(path).get("split_digest", split.digest)
+    if known != split.digest:
+        raise InputError(
+            f"{path}: was drawn for another split ({str(known)[:12]}, not {split.digest[:12]}). Use the files of one "
+            "preprocessing run, or delete its entry 'split_digest'"
+        )
 
 
 def check_draws(

@@ -6,8 +6,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from lowshot.core.artifacts import missing, open_h5, require_datasets
 from lowshot.core.errors import InputError
+from lowshot.core.files import missing
+from lowshot.core.h5 import open_h5, require_datasets
 
 BLOCK = 16384
 RAW_SUFFIXES = (".raw", ".float32")
@@ -95,24 +96,26 @@ def _open_npy(path: Path) -> tuple[np.ndarray, int]:
 
 def _open_h5(path: Path) -> tuple[np.ndarray | h5py.Dataset, int]:
     file = open_h5(path)  # stays open while a chunked dataset of it is in use
-    require_datasets(file, ["all_feats", "count"])
-    feats, count = file["all_feats"], int(np.asarray(file["count"]).reshape(-1)[0])
-    if feats.ndim != 2 or feats.dtype.kind != "f":
-        raise InputError(f"{path}: all_feats must be floats (N, D), not {feats.dtype} {feats.shape}")
+    try:
+        require_datasets(file, {"all_feats": ("floats", 2), "count": ("integers", 1)})
+        feats, count = file["all_feats"], int(file["count"][:1].sum())
+    except BaseException as error:
+        file.__exit__(type(error), error, None)
+        raise
     if not 0 < count <= len(feats):
         raise InputError(f"{path}: count is {count}, but the file has {len(feats)} rows")
-    return mapped(feats), count
+    return mapped(path, feats), count
 
 
-def mapped(dataset: h5py.Dataset, mode: str = "r") -> np.ndarray | h5py.Dataset:
-    """Return a contiguous dataset as a memory map, which stays valid when the file is closed; others unchanged.
+def mapped(path: Path, dataset: h5py.Dataset, mode: str = "r") -> np.ndarray | h5py.Dataset:
+    """Return a contiguous dataset of the file `path` as a memory map, which stays valid when the file is closed. Others
+    are returned unchanged.
 
     Raises InputError if the file ends before the dataset does.
     """
     offset = dataset.id.get_offset()
     if offset is None or dataset.size == 0:
         return dataset
-    path = Path(dataset.file.filename)
     if path.stat().st_size < offset + dataset.size * dataset.dtype.itemsize:
         raise InputError(f"{path}: truncated, the file ends inside '{dataset.name.lstrip('/')}'")
     return np.memmap(path, dataset.dtype, mode, offset, dataset.shape)

@@ -8,19 +8,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
-from lowshot.core.artifacts import Recipe, open_h5, require_datasets, write_recipe, writing
+from lowshot.core.artifacts import Recipe
 from lowshot.core.errors import InputError
+from lowshot.core.h5 import creating_h5, open_h5, require_datasets, write_recipe
+from lowshot.core.publishing import writing
 from lowshot.evaluation.benchmark import Benchmark, check_made_for, input_files
 from lowshot.evaluation.runs import Keep
 from lowshot.evaluation.settings import BenchmarkConfig
 
 SCHEMA = "lowshot-scores-1"
-_DATASETS = ("log_probabilities", "classes", "trials", "n_shots")
+_DATASETS = {"log_probabilities": ("floats", 3), "classes": ("integers", 1), "trials": ("integers", 1),
+             "n_shots": ("integers", 1)}  # fmt: skip
 # Share of the uniform distribution mixed into the distribution from diffusion: a class whose labels have not reached an
 # image is unlikely, not impossible.
 _UNIFORM = 0.01
@@ -34,7 +36,7 @@ def keeping_scores(path: Path, made_from: Recipe, config: BenchmarkConfig, bench
     set.
     """
     runs = {run: i for i, run in enumerate(benchmark.runs(config.shots))}
-    with writing(path) as partial, h5py.File(partial, "w") as file:
+    with writing(path, made_from) as partial, creating_h5(partial) as file:
         shape = len(runs), len(benchmark.test_labels), len(benchmark.classes)
         kept = file.create_dataset("log_probabilities", shape, np.float32)
         file["classes"] = benchmark.classes
@@ -58,7 +60,7 @@ class KeptScores:
 
     def __init__(self, path: Path, config: BenchmarkConfig, runs: list[tuple[int, int]]) -> None:
         self.file = open_h5(path)
-        require_datasets(self.file, list(_DATASETS))
+        require_datasets(self.file, _DATASETS)
         check_made_for(path, config, input_files(config))
         self.runs = {run: i for i, run in enumerate(zip(self.file["trials"][:], self.file["n_shots"][:]))}
         for trial, n in runs:

@@ -13,7 +13,6 @@ train_rows     int64 (M,)        rows of the train features that are the nodes 0
 test_ids, test_similarities, test_vectors    lists and vectors of the T test images
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +21,18 @@ import h5py
 import numpy as np
 import torch
 
-from lowshot.core.artifacts import open_h5, read_recipe, require_datasets, write_recipe
+from lowshot.core.artifacts import read_recipe
 from lowshot.core.errors import InputError
+from lowshot.core.h5 import create_array, creating_h5, open_h5, require_datasets, reserve_space, write_recipe
 from lowshot.core.progress import Progress
 from lowshot.data.rows import BLOCK, blocks, mapped
 from lowshot.diffusion.neighbours import exact_search, merge, shifted, with_self
 from lowshot.diffusion.projection import Projection
 
 SCHEMA = "lowshot-graph-1"
-_LISTS = ("ids", "similarities", "vectors")
-_COMPLETED = ("train_rows", "test_ids", "test_similarities", "test_vectors")
+_LISTS = {"ids": ("integers", 2), "similarities": ("floats", 2), "vectors": ("floats", 2)}
+_COMPLETED = {"train_rows": ("integers", 1), "test_ids": ("integers", 2), "test_similarities": ("floats", 2),
+              "test_vectors": ("floats", 2)}  # fmt: skip
 # Phases of the work; indices of `done`.
 VECTORS, LISTS, TRAIN_LISTS, TEST_LISTS = range(4)
 
@@ -99,34 +100,21 @@ def create_graph(
     if train_rows is not None:
         spaces |= {"test_ids": ((n_test, k), np.int32), "test_similarities": ((n_test, k), np.float32),
                    "test_vectors": ((n_test, dim), dtype)}  # fmt: skip
-    with h5py.File(path, "w", alignment_threshold=1, alignment_interval=64) as file:
+    with creating_h5(path, alignment_threshold=1, alignment_interval=64) as file:
         if pca.mean is not None:
             file["pca_mean"], file["pca_components"] = pca.mean, pca.components
         if train_rows is not None:
             file["train_rows"] = train_rows.astype(np.int64)
         for name, (shape, kind) in spaces.items():
-            _create_contiguous(file, name, shape, kind)
-        file.flush()
-        if hasattr(os, "posix_fallocate"):  # otherwise a full disk kills the process with SIGBUS when it writes the map
-            os.posix_fallocate(file.id.get_vfd_handle(), 0, path.stat().st_size)
+            create_array(file, name, shape, kind)
+        reserve_space(file)
         write_recipe(file, SCHEMA, made_from)
-
-
-def _create_contiguous(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str | type | np.dtype) -> None:
-    """Create a dataset of zeros whose space in the file is allocated at once, so that it can be memory-mapped."""
-    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    layout.set_layout(h5py.h5d.CONTIGUOUS)
-    layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # the file system returns zeros
-    layout.set_obj_track_times(False)  # without timestamps, equal content has the same digest
-    kind = h5py.h5t.py_create(np.dtype(dtype))
-    h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(shape), layout)
 
 
 def map_graph(path: Path) -> dict[str, np.ndarray]:
     """Map the arrays of an unfinished graph file for writing in place; returns them by name."""
     with open_h5(path) as file:
-        return {name: mapped(dataset, "r+") for name, dataset in file.items()}
+        return {name: mapped(path, dataset, "r+") for name, dataset in file.items()}
 
 
 def fill(arrays: dict[str, np.ndarray], phase: int, names: tuple[str, ...], rows: slice, compute: Callable) -> None:
@@ -153,9 +141,9 @@ def read_graph(path: Path) -> Graph:
     """Open a graph file. Raises InputError unless shapes agree, ids are in -1..N-1 and similarities are not NaN."""
     with open_h5(path) as file:
         completed = "train_rows" in file
-        names = _LISTS + (_COMPLETED if completed else ())
-        require_datasets(file, list(names))
-        arrays = {name: mapped(file[name]) for name in names}
+        names = _LISTS | (_COMPLETED if completed else {})
+        require_datasets(file, names)
+        arrays = {name: mapped(path, file[name]) for name in names}
         pca = read_projection(file)
     made_from = read_recipe(path) or {"inputs": {}, "config": {}}
     config = made_from["config"]
@@ -177,7 +165,7 @@ def read_projection(file: h5py.File) -> Projection:
     """Read the projection that an open graph file was made with."""
     if "pca_mean" not in file:
         return Projection()
-    require_datasets(file, ["pca_mean", "pca_components"])
+    require_datasets(file, {"pca_mean": ("floats", 1), "pca_components": ("floats", 2)})
     return Projection(file["pca_mean"][()], file["pca_components"][()])
 
 

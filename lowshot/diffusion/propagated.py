@@ -6,11 +6,11 @@ within its run and class (0 is the most confident).
 
 from pathlib import Path
 
-import h5py
 import numpy as np
 
-from lowshot.core.artifacts import open_h5, read_recipe, require_datasets, write_recipe
+from lowshot.core.artifacts import read_recipe
 from lowshot.core.errors import InputError
+from lowshot.core.h5 import creating_h5, open_h5, require_datasets, write_recipe
 from lowshot.data.additions import Run
 from lowshot.data.features import Features
 from lowshot.data.rows import open_rows, sample_rows
@@ -21,7 +21,7 @@ from lowshot.evaluation.benchmark import Benchmark, check_made_for, input_files
 from lowshot.evaluation.settings import BenchmarkConfig
 
 SCHEMA = "lowshot-propagated-1"
-_DATASETS = ("feats", "labels", "trials", "n_shots", "places")
+_DATASETS = {"feats": ("floats", 2), **dict.fromkeys(("labels", "trials", "n_shots", "places"), ("integers", 1))}
 
 
 class UnlabelledPool:
@@ -95,7 +95,7 @@ class UnlabelledPool:
 
 def write_propagated(path: Path, made_from: dict, parts: list[dict[str, np.ndarray]]) -> None:
     """Write propagated.h5. Each of `parts` holds the datasets of one run by name."""
-    with h5py.File(path, "w") as file:
+    with creating_h5(path) as file:
         for name in _DATASETS:
             file[name] = np.concatenate([part[name] for part in parts])
         write_recipe(file, SCHEMA, made_from)
@@ -111,7 +111,7 @@ class PropagatedRows:
     def __init__(self, settings: Propagated, config: BenchmarkConfig, train: Features) -> None:
         path, self.max_per_label = settings.file, settings.max_per_label
         with open_h5(path) as file:
-            require_datasets(file, list(_DATASETS))
+            require_datasets(file, _DATASETS)
             self.rows = {name: file[name][:] for name in _DATASETS}
         files = input_files(config)
         check_made_for(path, config, {name: files[name] for name in files if name != "test"})

@@ -13,11 +13,13 @@ from typing import Literal
 
 import numpy as np
 
-from lowshot.core.artifacts import Provenance, check_suffix, digest, read_recipe, write_json, writing
+from lowshot.core.artifacts import Provenance, read_recipe
 from lowshot.core.errors import InputError
+from lowshot.core.files import check_suffix, digest, write_json
+from lowshot.core.publishing import writing
 from lowshot.data.additions import Run
 from lowshot.data.features import Features, check_classes, check_runs, check_same_space, check_setup, read_features
-from lowshot.data.protocol import Split, check_draws, draws_inputs, read_draws, read_split
+from lowshot.data.protocol import Split, check_draws, check_draws_of, draws_inputs, read_draws, read_split
 from lowshot.evaluation.metrics import six_accuracies
 from lowshot.evaluation.settings import BenchmarkConfig
 
@@ -98,6 +100,7 @@ def read_benchmark(config: BenchmarkConfig) -> Benchmark:
     check_setup(train, config.setup)
     base_classes, novel_classes = split.setup(config.setup)
     draws = read_draws(config.draws, config.trials)
+    check_draws_of(config.draws, split)
     check_runs(train, product(draws, config.shots))
     check_draws(draws, train.labels, novel_classes, max(config.shots), config.draws, config.train)
     classes = np.concatenate([base_classes, novel_classes])

@@ -22,17 +22,10 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 
-from lowshot.core.artifacts import (
-    Provenance,
-    Recipe,
-    is_done,
-    name_today,
-    partial_recipe,
-    read_yaml,
-    write_yaml,
-    writing,
-)
+from lowshot.core.artifacts import Provenance, Recipe, name_today
 from lowshot.core.errors import Diverged, InputError
+from lowshot.core.files import read_yaml, write_yaml
+from lowshot.core.publishing import is_done, partial_recipe, writing
 from lowshot.core.settings import BadSetting, build, flat, nested, values_of
 from lowshot.evaluation.benchmark import Benchmark, Ranks, read_benchmark
 from lowshot.evaluation.settings import Criterion, SelectionConfig

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from lowshot.classifiers.tasks import class_means
-from lowshot.core.artifacts import digest, read_json, read_recipe, write_json
+from lowshot.core.artifacts import read_recipe
 from lowshot.core.errors import InputError
+from lowshot.core.files import digest, read_json, write_json
 from lowshot.core.seeds import stream
 from lowshot.core.settings import checked
-from lowshot.core.state_dicts import fill
+from lowshot.core.state_dicts import fill, save_state
 from lowshot.gan.networks import GENERATORS, ClassMeans, Discriminator, GanConfig, Generator
 
 SCHEMA = "lowshot-gan-1"
@@ -82,7 +83,7 @@ class Gan(nn.Module):
 
 def save_gan(folder: Path, gan: Gan, made_from: dict) -> None:
     """Write `model.pt` (a state dict) and the `config.json` that rebuilds the networks."""
-    torch.save(gan.state_dict(), folder / "model.pt")
+    save_state(gan.state_dict(), folder / "model.pt")
     write_json(folder / "config.json", {**made_from, "schema": SCHEMA, "model": asdict(gan.config)})
 
 

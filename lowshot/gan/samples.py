@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lowshot.core.artifacts import digest, read_recipe
+from lowshot.core.artifacts import read_recipe
 from lowshot.core.errors import InputError
+from lowshot.core.files import digest
 from lowshot.data.additions import Run
 from lowshot.data.datasets.images import Images, read_images
 from lowshot.data.features import Features, check_same_space, read_features

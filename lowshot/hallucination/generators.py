@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lowshot.core.artifacts import read_json, write_json
 from lowshot.core.errors import InputError
+from lowshot.core.files import read_json, write_json
 from lowshot.core.seeds import stream
-from lowshot.core.state_dicts import fill
+from lowshot.core.state_dicts import fill, save_state
 from lowshot.data.additions import Run
 from lowshot.data.features import Features
 from lowshot.data.protocol import Split
@@ -51,7 +51,7 @@ class AnalogyGenerator(nn.Module):
 
 def save_generator(folder: Path, model: AnalogyGenerator, made_from: dict) -> None:
     """Write `model.pt` (a state dict) and `config.json`, which together rebuild the generator."""
-    torch.save(model.state_dict(), folder / "model.pt")
+    save_state(model.state_dict(), folder / "model.pt")
     n_classes, n_clusters, dim = model.centroids.shape
     shape = {
         "dim": dim,

@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
 import numba
 import numpy as np
 from scipy.spatial.distance import pdist, squareform
 
-from lowshot.core.artifacts import open_h5, read_recipe, require_datasets, write_recipe
+from lowshot.core.artifacts import read_recipe
 from lowshot.core.compiled import compiled
 from lowshot.core.errors import InputError
+from lowshot.core.h5 import creating_h5, open_h5, require_datasets, write_recipe
 from lowshot.core.progress import Progress
 from lowshot.data.protocol import Split
 from lowshot.hallucination.settings import Scope
@@ -311,7 +311,7 @@ def _exact_product(centroids, a, i, j, b, x, y):
 
 def write_quadruplets(path: Path, content: Quadruplets, made_from: dict) -> None:
     """Write quadruplets.h5."""
-    with h5py.File(path, "w") as file:
+    with creating_h5(path) as file:
         file["centroids"] = content.centroids.astype(np.float32)
         file["centroid_labels"] = content.labels.astype(np.int32)
         file["quadruplets"] = content.numbers.astype(np.int32)
@@ -319,16 +319,15 @@ def write_quadruplets(path: Path, content: Quadruplets, made_from: dict) -> None
         write_recipe(file, SCHEMA, made_from)
 
 
+_FIELDS = {"centroids": ("floats", 3), "centroid_labels": ("integers", 1), "quadruplets": ("integers", 2),
+           "scores": ("floats", 1)}  # fmt: skip
+
+
 def read_quadruplets(path: Path) -> Quadruplets:
     """Read and check quadruplets.h5. Raises InputError for a truncated, incomplete or inconsistent file."""
     with open_h5(path) as file:
-        require_datasets(file, ["centroids", "centroid_labels", "quadruplets", "scores"])
-        try:
-            centroids, labels, numbers, scores = (
-                file[k][:] for k in ("centroids", "centroid_labels", "quadruplets", "scores")
-            )
-        except OSError as error:
-            raise InputError(f"{path}: truncated or damaged ({error})") from None
+        require_datasets(file, _FIELDS)
+        centroids, labels, numbers, scores = (file[name][:] for name in _FIELDS)
     if centroids.ndim != 3 or labels.shape != centroids.shape[:1] or numbers.shape != (len(scores), 4):
         raise InputError(
             f"{path}: shapes {centroids.shape}, {labels.shape}, {numbers.shape}, {scores.shape} are inconsistent"

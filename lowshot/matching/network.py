@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowshot.classifiers.tasks import numbered
-from lowshot.core.artifacts import read_json, write_json
 from lowshot.core.errors import InputError
+from lowshot.core.files import read_json, write_json
 from lowshot.core.seeds import stream
-from lowshot.core.state_dicts import fill
+from lowshot.core.state_dicts import fill, save_state
 from lowshot.data.features import Features, check_classes
 from lowshot.data.protocol import Split
 
@@ -106,7 +106,7 @@ def class_log_probabilities(similarities: Tensor, labels: Tensor, n_way: int) ->
 
 def save_matching(folder: Path, model: MatchingNetwork, base_classes: list[int], made_from: dict) -> None:
     """Write `model.pt` and the `config.json` that rebuilds the network."""
-    torch.save(model.state_dict(), folder / "model.pt")
+    save_state(model.state_dict(), folder / "model.pt")
     shape = {"dim": model.dim, "n_reads": model.n_reads}
     content = {**made_from, "schema": "lowshot-matching-1", "model": shape, "base_classes": base_classes}
     write_json(folder / "config.json", content)

@@ -216,26 +216,30 @@ def _write_csv(
 ) -> None:
     """Write CSV files of fractions, not percent: all values (long form), table cells (wide form), all differences."""
     if len(trials):
-        trials.to_csv(folder / "trials.csv", index=False)
-        tables.wide(_summary(trials, "metric")).to_csv(folder / "accuracy.csv", index=False)
-        results.paired_differences(trials).to_csv(folder / "paired_differences.csv", index=False)
+        _save(trials, folder / "trials.csv")
+        _save(tables.wide(_summary(trials, "metric")), folder / "accuracy.csv")
+        _save(results.paired_differences(trials), folder / "paired_differences.csv")
     if len(history):
-        history.to_csv(folder / "steps.csv", index=False)
-        tables.wide(_summary(history, "n_steps", "metric")).to_csv(folder / "accuracy_over_steps.csv", index=False)
+        _save(history, folder / "steps.csv")
+        _save(tables.wide(_summary(history, "n_steps", "metric")), folder / "accuracy_over_steps.csv")
     repeats = results.repeats(episodes)
     for name, frame, unit in (("episode", episodes, "episodes"), ("training", repeats, "trainings")):
         if len(frame):
             count = {"trials": unit}
-            _summary(frame, "task").rename(columns=count).to_csv(folder / f"{name}_accuracy.csv", index=False)
+            _save(_summary(frame, "task").rename(columns=count), folder / f"{name}_accuracy.csv")
             pairs = results.paired_differences(frame).rename(columns=count)
-            pairs.to_csv(folder / f"{name}_differences.csv", index=False)
+            _save(pairs, folder / f"{name}_differences.csv")
     if len(episodes):
-        episodes.to_csv(folder / "episodes.csv", index=False)
+        _save(episodes, folder / "episodes.csv")
     if len(scores):
-        scores.drop(columns="draws").to_csv(folder / "image_scores.csv", index=False)
+        _save(scores.drop(columns="draws"), folder / "image_scores.csv")
     if len(clustering):
-        clustering.to_csv(folder / "clustering.csv", index=False)
-        _scores(clustering).rename(columns={"trials": "seeds"}).to_csv(folder / "clustering_scores.csv", index=False)
+        _save(clustering, folder / "clustering.csv")
+        _save(_scores(clustering).rename(columns={"trials": "seeds"}), folder / "clustering_scores.csv")
+
+
+def _save(frame: pd.DataFrame, path: Path) -> None:
+    tables.without_formulas(frame).to_csv(path, index=False)
 
 
 def _draw_pictures(folder: Path, pictures: Pictures) -> dict[str, Path]:

@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from lowshot.core.artifacts import digest
 from lowshot.core.errors import InputError
+from lowshot.core.files import digest
 from lowshot.core.seeds import stream
 from lowshot.data.datasets.images import Images, rows_of
 from lowshot.data.protocol import Split

@@ -12,8 +12,10 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from sklearn.preprocessing import normalize
 
-from lowshot.core.artifacts import digest, open_h5, read_recipe, require_datasets
+from lowshot.core.artifacts import read_recipe
 from lowshot.core.errors import InputError
+from lowshot.core.files import digest
+from lowshot.core.h5 import open_h5, require_datasets
 from lowshot.core.seeds import stream
 from lowshot.core.settings import flat
 from lowshot.data.features import Features
@@ -50,7 +52,7 @@ def read_means(folder: Path) -> Means:
     if made_from is None or made_from["stage"] != "train_scgm":
         raise InputError(f"{folder}: not an output of train_scgm.py. Give --mixture the folder that it wrote")
     with open_h5(path) as file:
-        require_datasets(file, ["superclasses", "superclass_means"])
+        require_datasets(file, {"superclasses": ("integers", 1), "superclass_means": ("floats", 2)})
         superclasses, superclass_means = file["superclasses"][:], file["superclass_means"][:]
         if len(superclasses) != len(superclass_means) or not np.isfinite(superclass_means).all():
             raise InputError(
@@ -74,12 +76,10 @@ def read_means(folder: Path) -> Means:
 
 
 def _read_mixture(file: h5py.File) -> tuple[np.ndarray, np.ndarray]:
-    require_datasets(file, ["sizes"])
+    require_datasets(file, {"subclass_means": ("floats", 2), "sizes": ("integers", 2)})
     means, sizes = file["subclass_means"][:], file["sizes"][:]
     if sizes.ndim != 2 or sizes.shape[1] != len(means) or not len(sizes) or not np.isfinite(means).all():
-        raise InputError(
-            f"{file.filename}: sizes have shape {sizes.shape} for {len(means)} means, or a mean is not finite"
-        )
+        raise InputError(f"{file.path}: sizes have shape {sizes.shape} for {len(means)} means, or a mean is not finite")
     return means, sizes
 
 

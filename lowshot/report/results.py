@@ -14,8 +14,9 @@ import pandas as pd
 from scipy import stats
 
 from lowshot.classifiers.settings import FeatureTransform
-from lowshot.core.artifacts import flat, missing, read_json
+from lowshot.core.artifacts import flat
 from lowshot.core.errors import InputError
+from lowshot.core.files import missing, read_json
 from lowshot.evaluation.older import results_today
 from lowshot.evaluation.settings import Metric
 from lowshot.gan.settings import SCORES
@@ -54,7 +55,7 @@ _SHARED_INPUTS = ("test", "features", "add.generator.", "graph", "scores", "code
 def read_files(folder: Path, report: Path | None = None) -> dict[str, dict]:
     """Read and check all results files below `folder`; returns their content by relative path.
 
-    Skips unfinished files (`*.partial.json`) and the files of a `report` inside the folder. Raises InputError if there
+    Skips unfinished files (hidden folders) and the files of a `report` inside the folder. Raises InputError if there
     are no results, and, naming the file, if one is not JSON, lacks a key, or has a value out of range.
     """
     folder = Path(folder)
@@ -62,7 +63,9 @@ def read_files(folder: Path, report: Path | None = None) -> dict[str, dict]:
         raise InputError(f"{folder}: no such folder")
     inside = Path(report).resolve() if report else None
     paths = [
-        path for path in sorted(folder.rglob("*.json")) if path.is_file() and not path.name.endswith(".partial.json")
+        path
+        for path in sorted(folder.rglob("*.json"))
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
     paths = [path for path in paths if inside is None or inside not in path.resolve().parents]
     if not paths:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from lowshot.core.files import plain_cell
 from lowshot.report.results import PROTOCOL, SPLITS, summarise
 
 MISSING = "missing"
@@ -210,13 +211,29 @@ def _score_cells(rows: pd.DataFrame, sign: str = "") -> dict[str, str]:
 
 
 def to_markdown(table: Table) -> str:
-    frame = table.frame.map(lambda cell: cell.replace("|", "\\|"))
+    """Format a table for Markdown. Names stay on one line, and HTML in them is shown, not interpreted."""
+    frame = table.frame.map(_markdown).rename(columns=_markdown)
     rule = ["---"] * table.n_text + ["---:"] * (len(frame.columns) - table.n_text)
     lines = [f"| {' | '.join(line)} |" for line in [list(frame), rule, *frame.to_numpy().tolist()]]
-    return "\n".join([f"**{table.caption}**", "", *lines, *(f"\n{note}" for note in table.notes)]) + "\n"
+    notes = (f"\n{_markdown(note)}" for note in table.notes)
+    return "\n".join([f"**{_markdown(table.caption)}**", "", *lines, *notes]) + "\n"
+
+
+def _markdown(text: str) -> str:
+    return _one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def without_formulas(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a data frame for a CSV file: texts that a spreadsheet would compute begin with an apostrophe."""
+    return frame.map(lambda cell: plain_cell(cell) if isinstance(cell, str) else cell)
 
 
 def _latex(text: str) -> str:
+    text = _one_line(text)
     return ("$-$" if text.startswith("-") else "") + text.removeprefix("-").translate(_LATEX)
 
 

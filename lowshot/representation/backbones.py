@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torchvision.ops import DropBlock2d
 from torchvision.transforms import v2
 
-from lowshot.core.artifacts import digest, read_json, write_json
 from lowshot.core.choices import code_file, named_class
 from lowshot.core.errors import InputError
+from lowshot.core.files import digest, read_json, write_json
 from lowshot.core.settings import NonNegativeInt, PositiveFloat, PositiveInt, checked
-from lowshot.core.state_dicts import fill, load_state, load_tensors
+from lowshot.core.state_dicts import fill, load_state, load_tensors, save_state
 from lowshot.representation.settings import BACKBONES, HeadName
 from lowshot.representation.timm_models import is_timm, timm_preprocessing, timm_trunk, timm_weights
 
@@ -332,7 +332,7 @@ def timm_config(
 
 def save_extractor(folder: Path, model: Extractor, made_from: dict) -> None:
     """Write `model.pt` (a state dict) and `config.json`, which together rebuild the network."""
-    torch.save(model.state_dict(), folder / "model.pt")
+    save_state(model.state_dict(), folder / "model.pt")
     content = {**made_from, "schema": "lowshot-extractor-1", "model": asdict(model.config)}
     write_json(folder / "config.json", content)
 

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lowshot.core.artifacts import digest, read_recipe
+from lowshot.core.artifacts import read_recipe
 from lowshot.core.errors import InputError
+from lowshot.core.files import digest
 from lowshot.core.progress import Progress
 from lowshot.core.runtime import pick_device
 from lowshot.data.datasets.images import Images

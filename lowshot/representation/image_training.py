@@ -18,6 +18,7 @@ from lowshot.core.errors import InputError
 from lowshot.core.progress import Progress, say
 from lowshot.core.runtime import open_fabric
 from lowshot.core.seeds import stream, torch_stream
+from lowshot.core.state_dicts import save_state
 from lowshot.core.training import TrainingRun, last_step, refuse_other_leftover, training_run
 from lowshot.data.datasets.images import Images
 from lowshot.representation.augmentation import augmentation_of
@@ -191,7 +192,7 @@ class Trainer:
     def _change_to_best(self) -> None:
         """Save the last weights to last.pt, and load the best ones into the model."""
         if self.run.writes:
-            torch.save(self._extractor().state_dict(), self.run.folder / "last.pt")
+            save_state(self._extractor().state_dict(), self.run.folder / "last.pt")
         self.run.log(
             self.progress["epoch"], model_epoch=self.progress["best_epoch"] + 1, last_epoch=self.progress["epoch"]
         )

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lowshot.core.artifacts import missing
 from lowshot.core.choices import suggestion
 from lowshot.core.errors import InputError
+from lowshot.core.files import missing
 from lowshot.core.progress import say
 
 PREFIX = "timm:"

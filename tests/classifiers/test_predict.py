@@ -17,10 +17,11 @@ from lowshot.classifiers.methods import score_tasks
 from lowshot.classifiers.photos import load_classifier
 from lowshot.classifiers.settings import INDUCTIVE_METHODS, METHODS, FeatureTransform, is_transductive
 from lowshot.classifiers.tasks import Tasks
-from lowshot.core.artifacts import read_json, write_json
 from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
+from lowshot.core.files import read_json, write_json
 from lowshot.core.parts import parts_of
+from lowshot.core.publishing import write_record
 from lowshot.data.datasets.folder import find_images
 from lowshot.data.datasets.images import open_image
 from lowshot.data.features import read_features, write_features
@@ -180,9 +181,32 @@ def test_a_table_is_not_replaced_unasked(tmp_path, photos, classifier, capsys):
     config.overwrite = True
     assert len(table(predict.classify(config))) == 2
     config.overwrite = False
-    (tmp_path / "p.csv.json").unlink()
-    with pytest.raises(InputError, match=r"p\.csv: already exists"):
+    record = tmp_path / "p.csv.json"
+    record.rename(tmp_path / "kept")
+    with pytest.raises(InputError, match=r"p\.csv: exists, and lowshot did not write it"):
         predict.classify(config)
+    (tmp_path / "kept").rename(record)
+    config.out.write_text("mine")
+    config.overwrite = True
+    with pytest.raises(InputError, match=r"p\.csv: exists, and lowshot did not write it"):
+        predict.classify(config)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_kill_between_record_and_table(tmp_path, photos, classifier, monkeypatch, overwrite):
+    """The next run writes the table, whichever of the two the killed one has left."""
+    image, out = photos / "new" / "class1" / "5.png", tmp_path / "p.csv"
+    config = ClassifyConfig(classifier=classifier, images=image, out=out, top_k=1)
+    if overwrite:
+        predict.classify(config)
+        config.top_k, config.overwrite = 2, True
+    monkeypatch.setattr(predict, "write_record", lambda *words: (write_record(*words), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        predict.classify(config)
+    monkeypatch.undo()
+    config.overwrite = False
+    assert (tmp_path / "p.csv.json").exists() and out.exists() == overwrite
+    assert len(table(predict.classify(config))) == config.top_k
 
 
 def test_files_and_folders_in_a_list(tmp_path, photos, classifier, capsys):
@@ -298,6 +322,8 @@ def test_broken_classifiers_are_named(tmp_path, photos, classifier):
             predict.classify(config)
         shutil.rmtree(tmp_path / "c", ignore_errors=True)
         shutil.copytree(classifier, tmp_path / "c")
+        for sums in list((tmp_path / "c").rglob("SHA256SUMS")):  # a classifier that was written by hand
+            sums.unlink()
 
     refused(r"c: no such folder")
     content = read_json(tmp_path / "c" / "config.json")

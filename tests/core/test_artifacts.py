@@ -6,21 +6,11 @@ from typing import Annotated, Any
 
 import pytest
 
-from lowshot.core.artifacts import (
-    digest,
-    is_done,
-    missing,
-    name_today,
-    partial_path,
-    read_recipe,
-    read_yaml,
-    recipe,
-    renamed,
-    write_json,
-    writing,
-)
+from lowshot.core.artifacts import name_today, read_recipe, recipe, renamed
 from lowshot.core.choices import Registry
 from lowshot.core.errors import InputError
+from lowshot.core.files import digest, missing, read_yaml, write_json
+from lowshot.core.publishing import is_done, partial_path, writing
 from lowshot.core.settings import RunOnly, build
 
 
@@ -92,7 +82,9 @@ def test_a_folder_replaces_the_old_one_whole(tmp_path):
         with writing(out) as partial:
             partial.mkdir()
             (partial / name).touch()
-    assert [p.name for p in out.iterdir()] == ["second"] and [p.name for p in tmp_path.iterdir()] == ["folder"]
+    assert sorted(p.name for p in out.iterdir()) == ["SHA256SUMS", "second"] and [
+        p.name for p in tmp_path.iterdir()
+    ] == ["folder"]
 
 
 def test_a_resumable_leftover_stays_only_for_the_same_recipe(tmp_path):
@@ -140,7 +132,7 @@ def test_digest_of_a_folder_follows_its_content_not_its_logs(tmp_path):
 def test_recipe_of_foreign_files_is_none(tmp_path):
     (tmp_path / "list.json").write_text("[1]")
     assert read_recipe(tmp_path / "list.json") is None
-    assert partial_path(Path("a/train.h5")) == Path("a/train.partial.h5")
+    assert partial_path(Path("a/train.h5")) == Path("a/.lowshot/train.h5")
 
 
 def test_a_recipe_by_hand(tmp_path):

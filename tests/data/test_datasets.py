@@ -12,8 +12,9 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms.functional import gaussian_blur, rotate
 
-from lowshot.core.artifacts import read_recipe, write_json
+from lowshot.core.artifacts import read_recipe
 from lowshot.core.errors import InputError
+from lowshot.core.files import write_json
 from lowshot.data.datasets import cifar100, drawing, emnist, folder, imagenet, omniglot
 from lowshot.data.datasets.cifar100 import read_pickle
 from lowshot.data.datasets.content import Source, cap, downloading, hold_out

@@ -4,10 +4,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import assert_refused, run_script, settings
+from conftest import assert_refused, edit_json, run_script, settings, unfinished
 
 import save_features
-from lowshot.core.artifacts import partial_path
 from lowshot.core.errors import InputError
 from lowshot.data.datasets.images import read_images
 from lowshot.data.features import read_features, write_features
@@ -88,8 +87,7 @@ def test_rows_are_the_images_in_order(data, extractor, features):
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path, data, extractor, features):
     config = save_features.Config(extractor=extractor, data=data, out=tmp_path, batch_size=16, accelerator="cpu")
     done = save_features.main(config) / "train.h5"
-    partial = partial_path(done)
-    done.rename(partial)
+    partial = unfinished(done)
     with h5py.File(partial, "r+") as file:  # as a kill after the second block leaves it
         file["all_feats"][32:] = 0
         file["all_feats"][:2] = 7
@@ -130,7 +128,7 @@ def test_a_corrupt_image_leaves_nothing(tmp_path, image_folder):
                 extractor=extractor, data=data, out=tmp_path / "features", accelerator="cpu", num_workers=0
             )
         )
-    assert not list((tmp_path / "features").glob("*.partial*"))
+    assert not list((tmp_path / "features").glob(".lowshot"))
 
 
 def test_an_output_of_other_inputs_is_named(tmp_path, data, extractor, features):
@@ -138,7 +136,7 @@ def test_an_output_of_other_inputs_is_named(tmp_path, data, extractor, features)
 
     shutil.copytree(features, tmp_path / "f")
     shutil.copytree(extractor, tmp_path / "e")
-    content = (tmp_path / "e" / "config.json").read_text()
-    (tmp_path / "e" / "config.json").write_text(content.replace('"epochs": 2', '"epochs": 4'))
+    edit_json(tmp_path / "e" / "config.json", '"epochs": 2', '"epochs": 4')
+    (tmp_path / "e" / "SHA256SUMS").unlink()
     result = run_script("save_features.py", "--extractor", tmp_path / "e", "--data", data, "--out", tmp_path / "f")
     assert_refused(result, "train.h5", "input extractor has changed", "--overwrite")

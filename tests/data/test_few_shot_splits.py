@@ -10,8 +10,8 @@ import pytest
 from conftest import assert_refused, run_script, settings
 from PIL import Image
 
-from lowshot.core.artifacts import read_json
 from lowshot.core.errors import InputError
+from lowshot.core.files import read_json
 from lowshot.data.datasets import few_shot, registry
 from lowshot.data.datasets.content import Source
 from lowshot.data.datasets.images import read_images

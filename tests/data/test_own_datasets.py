@@ -160,7 +160,7 @@ def test_what_is_read_decides_whether_it_is_there_already(sets, photos):
 def test_unlabelled_images_have_no_split(sets):
     done = run(sets, "Pool")
     assert done.returncode == 0 and "3 unlabelled images" in done.stdout, done.stderr
-    assert sorted(path.name for path in (sets.parent / "out").iterdir()) == ["config.json", "images.h5"]
+    assert sorted(path.name for path in (sets.parent / "out").iterdir()) == ["SHA256SUMS", "config.json", "images.h5"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,7 +43,13 @@ def command_line(*arguments: str) -> subprocess.CompletedProcess:
 def test_what_is_written(root):
     config = config_of(root, novel_per_superclass=2, n_trials=2)
     assert main(config) == config.out
-    assert sorted(p.name for p in config.out.iterdir()) == ["config.json", "draws.json", "images.h5", "split.json"]
+    assert sorted(p.name for p in config.out.iterdir()) == [
+        "SHA256SUMS",
+        "config.json",
+        "draws.json",
+        "images.h5",
+        "split.json",
+    ]
     images, split = read_images(config.out / "images.h5"), read_split(config.out / "split.json")
     draws = read_draws(config.out / "draws.json")
     assert images.pixels.shape == (40, 8, 8, 3)
@@ -208,7 +215,7 @@ def of_features(root, **dataset):
 
 def test_the_classes_of_features(train):
     out = main(of_features(train, novel_classes=[5, 1]))
-    assert sorted(p.name for p in out.iterdir()) == ["config.json", "draws.json", "split.json"]
+    assert sorted(p.name for p in out.iterdir()) == ["SHA256SUMS", "config.json", "draws.json", "split.json"]
     split, draws = read_split(out / "split.json"), read_draws(out / "draws.json")
     assert (split.novel_classes, split.base_classes, split.class_names) == ([1, 5], [0, 2, 3, 4], list("012345"))
     check_draws(draws, np.repeat(np.arange(6), 10), np.arange(6), 10, out / "draws.json", train)
@@ -234,3 +241,34 @@ def test_features_that_cannot_be_divided(train):
         with pytest.raises(InputError, match=words):
             main(config)
         assert not config.out.exists()
+
+
+# --- images that are not what their names say ---
+
+
+def test_all_corrupt_images_are_named(root):
+    for c in (0, 5):
+        (root / f"group{c // 4}" / f"class{c}" / "2.png").write_bytes(b"no image")
+    for size in (8, None):
+        told = r"2 corrupt images: .*class0/2\.png: corrupt image .*class5/2\.png: corrupt image .*remove them"
+        with pytest.raises(InputError, match=told):
+            main(config_of(root, image_size=size))
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot identify image file"),
+        (None, "12000 x 12000 pixels are more than 120 million"),
+    ],
+)
+def test_only_images_of_known_formats_and_sizes_are_decoded(root, content, cause):
+    """Pillow would start Ghostscript for the first, and decode 430 MB from the few kilobytes of the second."""
+    path = root / "group0" / "class0" / "2.png"
+    if content is None:
+        with warnings.catch_warnings(action="ignore"):
+            Image.new("1", (12_000, 12_000)).save(path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"2\.png: corrupt image .*{cause}"):
+        main(config_of(root))

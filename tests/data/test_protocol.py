@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowshot.core.artifacts import write_json
 from lowshot.core.errors import InputError
+from lowshot.core.files import write_json
 from lowshot.data.protocol import (
     check_draws,
     draws_inputs,
@@ -119,7 +119,14 @@ def edited(split, **changes):
         (edited(a_split(), novel_classes=[1, 1]), "contains a class twice"),
         (edited(a_split(), novel_classes=["1"]), "outside 0..11"),
         (edited(a_split(), novel_classes=[True]), "outside 0..11"),
-        (edited(a_split(), novel_classes=None), "not a split file"),
+        (edited(a_split(), novel_classes=None), "novel_classes must be a list"),
+        (edited(a_split(), class_names=["a"] * 12), "class_names contains 'a' twice"),
+        (edited(a_split(), class_names=[""] + [str(c) for c in range(11)]), "class_names must be a list of names"),
+        (edited(a_split(), class_names="abcdefghijkl"), "class_names must be a list of names"),
+        (edited(a_split(), class_names=None), "class_names must be a list of names"),
+        (edited(a_split(), superclass_of=[False] * 12), "superclass_of contains False"),
+        (edited(a_split(), superclass_of={}), "superclass_of must be a list"),
+        (edited(a_split(), dataset=None), "must have a dataset name"),
         (edited(a_split(), superclass_of=[0]), "1 entries for 12 classes"),
         (edited(a_split(), superclass_of=[9] * 12), "superclass_of contains 9"),
     ],
@@ -259,8 +266,10 @@ def test_published_draws_by_template(tmp_path):
         ({"trials": [[0]]}, None, "'trials' is missing"),
         ({"trials": {"1": [[0]]}}, [1, 3], "has no trial 3"),
         ({"trials": {"one": [[0]]}}, None, "'one' is not a trial number"),
-        ({"trials": {"1": 5}}, None, "expected a list of row numbers"),
-        ({"trials": {"1": [["x"]]}}, None, "expected a list of row numbers"),
+        *[
+            ({"trials": {"1": rows}}, None, "must hold, for each trial and class, a list of row numbers")
+            for rows in (5, [5], [["x"]], [[1.9]], [[True]], [[[1]]], [[-1]], [[2**70]], {"0": [1]})
+        ],
     ],
 )
 def test_bad_draws_files(tmp_path, content, trials, cause):

@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import run_script, settings
+from conftest import run_script, settings, unfinished
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -17,8 +17,8 @@ from PIL import Image
 import preprocessing
 import save_features
 import train_extractor
-from lowshot.core.artifacts import digest, partial_path
 from lowshot.core.errors import CorruptImage, InputError
+from lowshot.core.files import digest
 from lowshot.data.datasets.images import Images, open_image, read_images, write_images
 from lowshot.data.datasets.yfcc100m import N_IMAGES, member
 from lowshot.data.features import read_features
@@ -104,7 +104,7 @@ def test_what_is_listed_begins_at_the_start(pool, root):
 
 
 def test_a_pool_has_neither_split_nor_draws(pool):
-    assert sorted(path.name for path in pool.iterdir()) == ["config.json", "images.h5"]
+    assert sorted(path.name for path in pool.iterdir()) == ["SHA256SUMS", "config.json", "images.h5"]
     made_from = json.loads((pool / "config.json").read_text())
     assert made_from["config"]["dataset"]["start"] == START and list(made_from["inputs"]) == ["zips"]
 
@@ -213,8 +213,8 @@ def test_several_workers_make_the_same(tmp_path, pool, extractor, pool_features)
 
 
 def test_a_killed_run_goes_on_and_counts_all_blank_images(tmp_path, pool, extractor, pool_features, capsys):
-    partial = partial_path(tmp_path / "train.h5")
-    partial.write_bytes(pool_features.read_bytes())
+    (tmp_path / "train.h5").write_bytes(pool_features.read_bytes())
+    partial = unfinished(tmp_path / "train.h5")
     with h5py.File(partial, "r+") as file:  # as a kill within the second block leaves it
         file["all_feats"][4:], file["is_blank"][4:], file["count"][0] = 0, False, 4
         file["all_feats"][0] = 7

@@ -26,8 +26,10 @@ from build_graph import CompleteConfig, complete
 from diffusion import Config
 from lowshot import diffusion as diffusion_room
 from lowshot.classifiers.settings import LogisticOptions
-from lowshot.core.artifacts import digest, partial_path, read_recipe, write_json
+from lowshot.core.artifacts import read_recipe
 from lowshot.core.errors import InputError
+from lowshot.core.files import digest, write_json
+from lowshot.core.publishing import partial_path
 from lowshot.core.runtime import Processes
 from lowshot.data.features import write_features
 from lowshot.diffusion.fusion import fuse
@@ -146,6 +148,7 @@ def test_results_file(clusters, config):
         "extractor",
         "protocol",
         "provenance",
+        "checksum",
         "trials",
         "history",
     }
@@ -417,7 +420,7 @@ def test_a_killed_run_leaves_nothing_half_written(clusters, config, tmp_path, mo
             patch.setattr(room, name, stop)
             with pytest.raises(KeyboardInterrupt):
                 diffusion.main(wanted)
-        assert not config.out.exists() and not list(tmp_path.glob("out/*partial*"))
+        assert not config.out.exists() and not list(tmp_path.glob("out/.lowshot"))
         assert wanted.label.out.exists() == (name != "write_propagated")
         wanted.label.out.unlink(missing_ok=True)
     diffusion.main(wanted)
@@ -532,19 +535,20 @@ def test_other_processes_write_to_copies(config, capsys):
     """They see the existing outputs, an interrupted grid included, and leave them unchanged."""
     out = config.out
     evidence, propagated = out.with_suffix(".selection.yaml"), out.parent / "p.h5"
-    out.parent.mkdir()
+    partial_path(out).parent.mkdir(parents=True, mode=0o700)
     for path in (out, evidence, partial_path(evidence), propagated):
         path.write_text(path.name)
     second = Processes(1, 1, torch.device("cpu"))
     with diffusion._process_outputs(replace(config, label=Labelling(propagated)), second) as own:
         assert own.out.parent == own.label.out.parent != out.parent
-        for path in own.out.parent.iterdir():
+        copies = [path for path in own.out.parent.rglob("*") if path.is_file()]
+        for path in copies:
             assert path.read_text() == path.name
             path.write_text("changed")
-        assert len(list(own.out.parent.iterdir())) == 4
+        assert len(copies) == 4
         print("nobody reads this")
     assert not own.out.exists() and capsys.readouterr().out == ""
-    assert all(path.read_text() == path.name for path in out.parent.iterdir())
+    assert all(path.read_text() == path.name for path in out.parent.rglob("*") if path.is_file())
     with diffusion._process_outputs(config, Processes(0, 1, torch.device("cpu"))) as own:
         assert own is config
 

@@ -13,8 +13,10 @@ import build_graph
 import lowshot.data.rows as rows_room
 from build_graph import BackgroundConfig, CompleteConfig
 from lowshot import diffusion
-from lowshot.core.artifacts import digest, partial_path, read_recipe, recipe, write_json
+from lowshot.core.artifacts import read_recipe, recipe
 from lowshot.core.errors import InputError
+from lowshot.core.files import digest, write_json
+from lowshot.core.publishing import partial_path
 from lowshot.data.features import write_features
 from lowshot.data.protocol import draws_to_json, make_draws, read_split
 from lowshot.data.protocol import make_split as draw_split

@@ -10,15 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import run_script, settings
+from conftest import run_script, settings, unfinished
 from torch.nn import functional as F
 
 import episodes as stage
 import parse_results
 import save_features
 from lowshot.classifiers.settings import METHODS, FeatureTransform
-from lowshot.core.artifacts import partial_path, read_json, write_json
 from lowshot.core.errors import InputError
+from lowshot.core.files import read_json, write_json
 from lowshot.data.datasets.images import read_images
 from lowshot.data.features import read_copies, read_features, write_features
 from lowshot.data.protocol import Split, read_split
@@ -100,8 +100,7 @@ def test_copies_do_not_hang_on_batches_nor_on_how_many_there_are(tmp_path, data,
 def test_copies_of_a_killed_run_go_on_where_it_stopped(tmp_path, data, scgm, embedded):
     options = {"extractor": scgm, "data": data, "out": tmp_path, "copies": copies(3), "batch_size": 16}
     done = save(**options)
-    done.rename(partial_path(done))
-    with h5py.File(partial_path(done), "r+") as file:  # the state after a kill in the second block
+    with h5py.File(unfinished(done), "r+") as file:  # the state after a kill in the second block
         file["augmented_feats"][16:] = 0
         file["augmented_feats"][0] = 7
         file["count"][0] = 16

@@ -14,8 +14,8 @@ from scipy import stats
 import episodes as stage
 from lowshot.classifiers.methods import score_tasks
 from lowshot.classifiers.settings import METHODS, FeatureTransform, NearestMeanOptions, PTMapOptions, is_transductive
-from lowshot.core.artifacts import write_json
 from lowshot.core.errors import InputError
+from lowshot.core.files import write_json
 from lowshot.data.features import read_features, write_features
 from lowshot.data.protocol import Split
 from lowshot.evaluation import episodes
@@ -256,7 +256,18 @@ def results(config, **changes):
 
 def test_results_file(config, capsys):
     content = results(config)
-    entries = {"stage", "config", "inputs", "method", "dataset", "extractor", "protocol", "provenance", "episodes"}
+    entries = {
+        "stage",
+        "config",
+        "inputs",
+        "method",
+        "dataset",
+        "extractor",
+        "protocol",
+        "provenance",
+        "checksum",
+        "episodes",
+    }
     assert set(content) == entries
     assert (content["method"], content["dataset"], content["extractor"]) == ("nearest_mean", "tiny", "conv")
     protocol = content["protocol"]

@@ -23,8 +23,8 @@ from lowshot.classifiers.settings import (
     PTMapOptions,
     SGDOptions,
 )
-from lowshot.core.artifacts import write_json
 from lowshot.core.errors import InputError
+from lowshot.core.files import write_json
 from lowshot.core.parts import parts_of
 from lowshot.data.additions import Repetition
 from lowshot.data.features import write_features
@@ -73,9 +73,18 @@ def results(config, **changes):
 
 def test_results_file(config):
     content = results(config)
-    assert {"stage", "config", "inputs", "method", "dataset", "extractor", "protocol", "provenance", "trials"} == set(
-        content
-    )
+    assert {
+        "stage",
+        "config",
+        "inputs",
+        "method",
+        "dataset",
+        "extractor",
+        "protocol",
+        "provenance",
+        "checksum",
+        "trials",
+    } == set(content)
     assert (
         content["method"] == "linear_sgd" and content["dataset"] == "tiny" and content["extractor"] == "tiny_extractor"
     )
@@ -460,6 +469,7 @@ def damage(config, name, change):
     if path.suffix == ".json":
         content = json.loads(path.read_text())
         change(content)
+        content.pop("checksum", None)
         path.write_text(json.dumps(content))
     else:
         with h5py.File(path, "r+") as file:

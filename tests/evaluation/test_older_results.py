@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
+from conftest import unfinished
 from test_low_shot import tiny_config
 
 import episodes
@@ -24,8 +25,9 @@ from lowshot.classifiers.settings import (
     RefinementOptions,
     SupportLogisticOptions,
 )
-from lowshot.core.artifacts import digest, partial_path, recipe, write_json
+from lowshot.core.artifacts import recipe
 from lowshot.core.errors import InputError
+from lowshot.core.files import digest, write_json
 from lowshot.data.additions import Repetition
 from lowshot.diffusion.settings import Propagated
 from lowshot.evaluation.selection import _recipe as evidence_recipe
@@ -341,14 +343,14 @@ def test_existing_evidence_is_continued(config, tmp_path, killed):
     low_shot.main(replace(config, setup="validation"))
     path = config.out.with_suffix(".selection.yaml")
     made = yaml.safe_load(path.read_text())
+    made.pop("checksum")
     _, stored = evidence(config, {"classifier.lr": [0.001, 0.3]}, classifier="linear_sgd", **of("sgd", SGD, "lr"),
                          criterion="top1_novel_base", cells=[{"sgd.lr": lr} for lr in (0.001, 0.3)])  # fmt: skip
     cells = [{**cell, "values": {"sgd.lr": cell["values"]["classifier.lr"]}} for cell in made["cells"]]
     made |= {**stored, "cells": cells, "chosen": {"sgd.lr": made["chosen"]["classifier.lr"]}}
     if killed:
         made.pop("chosen")
-        made["cells"], path = cells[:1], partial_path(path)
-        config.out.with_suffix(".selection.yaml").unlink()
+        made["cells"], path = cells[:1], unfinished(path)
     path.write_text(yaml.safe_dump(made, sort_keys=False))
     content = json.loads(low_shot.main(config).read_text())
     assert content["selection"]["chosen"].keys() == {"classifier.lr"}

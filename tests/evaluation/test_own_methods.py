@@ -6,9 +6,9 @@ import pytest
 from conftest import assert_refused, run_script
 from test_low_shot import tiny_config
 
-from lowshot.core.artifacts import read_json, read_yaml
 from lowshot.core.choices import own_class
 from lowshot.core.errors import InputError
+from lowshot.core.files import read_json, read_yaml
 
 CODE = '''
 from dataclasses import dataclass

@@ -14,8 +14,9 @@ from test_low_shot import SIX, command, results, tiny_config
 import diffusion
 import low_shot
 from lowshot.classifiers.settings import METHODS, CosineOptions, NearestMeanOptions, SGDOptions
-from lowshot.core.artifacts import Recipe, partial_path
+from lowshot.core.artifacts import Recipe
 from lowshot.core.errors import InputError
+from lowshot.core.publishing import partial_path
 from lowshot.data.additions import Repetition
 from lowshot.diffusion.settings import Fusion
 from lowshot.evaluation.selection import joint_recipe
@@ -140,7 +141,9 @@ def test_a_killed_grid_goes_on(config, evaluated, kill_at):
     low_shot.main(config)
     assert len(evaluated) == 5 and not unfinished.exists()
     one, two = evidence_of(whole), evidence_of(config)
-    assert one.pop("provenance") and two.pop("provenance") and one == two
+    for evidence in (one, two):
+        assert evidence.pop("provenance") and evidence.pop("checksum")
+    assert one == two
 
 
 def test_an_unfinished_grid_of_other_settings_is_not_continued(config, evaluated):
@@ -174,7 +177,7 @@ def test_an_edited_choice_is_refused(config):
     content = evidence_of(config)
     content["chosen"] = next(cell for cell in CELLS if cell != content["chosen"])
     evidence.write_text(yaml.safe_dump(content, sort_keys=False))
-    with pytest.raises(InputError, match="edited by hand"):
+    with pytest.raises(InputError, match="damaged or edited"):
         low_shot.main(config)
 
 
@@ -202,6 +205,7 @@ DAMAGE = [
 def assert_damage_is_named(config, path, changes):
     for change in changes:
         change(content := yaml.safe_load(whole := path.read_text()))
+        content.pop("checksum")
         path.write_text(yaml.safe_dump(content, sort_keys=False))
         with pytest.raises(InputError, match=re.escape(str(path))):
             low_shot.main(config)
@@ -224,6 +228,18 @@ def test_a_damaged_unfinished_grid_is_named(config, evaluated):
     assert_damage_is_named(config, partial_path(config.out.with_suffix(".selection.yaml")), DAMAGE)
     with pytest.raises(KeyboardInterrupt):  # an undamaged file is resumed
         low_shot.main(config)
+
+
+def test_an_unfinished_grid_that_cannot_be_read_is_thrown_away(config, evaluated, capsys):
+    evaluated.kill_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        low_shot.main(config)
+    unfinished = partial_path(config.out.with_suffix(".selection.yaml"))
+    unfinished.write_text(unfinished.read_text()[:-20])
+    evaluated.clear()
+    evaluated.kill_at = None
+    low_shot.main(config)
+    assert len(evaluated) == 5 and "cannot be read, it is thrown away" in capsys.readouterr().err
 
 
 def test_parts_of_a_run_do_not_choose_for_themselves(config):
@@ -480,7 +496,7 @@ def test_a_choice_for_every_n_is_another_than_one_for_all(config, evaluated, cap
     content = evidence_of(config)
     content["chosen"]["1"] = next(cell for cell in CELLS if cell != content["chosen"]["1"])
     config.out.with_suffix(".selection.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    with pytest.raises(InputError, match="edited by hand"):
+    with pytest.raises(InputError, match="damaged or edited"):
         low_shot.main(choosing(config, per_shot=True))
 
 

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_refused, run_process, run_script, settings
+from conftest import ROOT, assert_refused, copy_to_edit, run_process, run_script, settings
 from lightning_fabric import Fabric
 
 import low_shot
@@ -23,8 +23,9 @@ import sample_gan
 import save_features
 import score_samples
 import train_gan
-from lowshot.core.artifacts import read_json, recipe, write_json
+from lowshot.core.artifacts import recipe
 from lowshot.core.errors import InputError
+from lowshot.core.files import read_json, write_json
 from lowshot.core.seeds import torch_stream
 from lowshot.data.datasets.images import read_images
 from lowshot.data.features import read_features
@@ -120,7 +121,8 @@ def stop_and_go_on(monkeypatch, step, train):
 
 def test_the_folder_rebuilds_the_gan_of_the_best_fid(gans):
     for folder, against in ((gans.pretrained, {"fid"}), (gans.finetuned, {"fid", "fid_base"})):
-        assert sorted(p.name for p in folder.iterdir()) == ["config.json", "log.jsonl", "model.pt", "tensorboard"]
+        assert sorted(p.name for p in folder.iterdir()) == [
+            "SHA256SUMS", "config.json", "log.jsonl", "model.pt", "tensorboard"]  # fmt: skip
         for record in records(folder):
             assert against <= set(record) and all(math.isfinite(value) for value in record.values())
     assert [record["step"] for record in records(gans.pretrained)] == [4, 8, 10]
@@ -156,7 +158,7 @@ def test_a_killed_finetuning_ends_with_the_same_weights(gans, tmp_path):
     arguments += ["--steps=40", f"--data={gans.data}", f"--extractor={gans.extractor}", f"--gan={gans.pretrained}"]
     arguments += ["--k=3", "--semi_supervised=true", "--alpha=1", "--d_mode=all", "--lr=0.001", "--beta1=0.1"]
     command = [sys.executable, str(ROOT / "train_gan.py"), "finetune", *arguments]
-    checkpoint = tmp_path / "killed.partial" / "checkpoint.pt"
+    checkpoint = tmp_path / ".lowshot" / "killed" / "checkpoint.pt"
     process = subprocess.Popen([*command, f"--out={tmp_path}/killed"], cwd=ROOT, stderr=subprocess.DEVNULL)
     while not checkpoint.exists() and process.poll() is None:
         time.sleep(0.02)
@@ -280,7 +282,7 @@ def test_what_cannot_be_known_by_features_is_refused(gans, by_features, tmp_path
         finetune(gans.data, gans.extractor, by_features.pretrained, tmp_path / "x", steps=0, semi_supervised=True,
                  alpha=1.0)  # fmt: skip
     scorer = tmp_path / "scorer"
-    shutil.copytree(gans.extractor, scorer)
+    copy_to_edit(gans.extractor, scorer)
     state = torch.load(scorer / "model.pt", weights_only=True)
     state["trunk.0.weight"] *= 1.1
     torch.save(state, scorer / "model.pt")
@@ -402,7 +404,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(gans, tmp
         match=r"loss is nan at step 7: the training diverged \(the last good checkpoint is .*\). Use a smaller",
     ):
         pretrain(gans.data, gans.extractor, tmp_path / "gan")
-    kept = torch.load(tmp_path / "gan.partial" / "checkpoint.pt", weights_only=True)
+    kept = torch.load(tmp_path / ".lowshot" / "gan" / "checkpoint.pt", weights_only=True)
     assert kept["step"] == 4 and not (tmp_path / "gan").exists()
     assert all(value.isfinite().all() for value in kept["model"].values())
 
@@ -500,7 +502,7 @@ def test_what_an_older_revision_trained_is_there_already(gans, older, today):
 def test_a_scorer_that_has_learned_novel_classes_is_refused(gans, tmp_path):
     for name, part, value in (("shots", "config", 3), ("split", "inputs", "another")):
         scorer = tmp_path / name
-        shutil.copytree(gans.extractor, scorer)
+        copy_to_edit(gans.extractor, scorer)
         made_from = read_json(scorer / "config.json")
         made_from[part] |= {name: value, "trial": 1} if part == "config" else {name: value}
         write_json(scorer / "config.json", made_from)
@@ -512,7 +514,7 @@ def test_a_scorer_that_has_learned_novel_classes_is_refused(gans, tmp_path):
 def test_a_gan_of_another_split_is_refused(gans, tmp_path):
     """Its base classes could be novel in this split."""
     data = tmp_path / "data"
-    shutil.copytree(gans.data, data)
+    copy_to_edit(gans.data, data)
     split = read_json(data / "split.json")
     write_json(data / "split.json", {**split, "seed": 5})
     with pytest.raises(InputError, match="pretrained: trained on another split than"):

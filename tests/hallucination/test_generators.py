@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import assert_refused, run_script
+from conftest import assert_refused, edit_json, run_script
 
 import train_analogy_generator as stage
 from lowshot.core.errors import InputError
@@ -158,8 +158,7 @@ def test_a_generator_of_another_split_would_leak_novel_classes(generator):
 
 
 def test_a_folder_whose_parts_do_not_fit(generator):
-    content = (generator / "config.json").read_text()
-    (generator / "config.json").write_text(content.replace('"hidden": 8', '"hidden": 9'))
+    edit_json(generator / "config.json", '"hidden": 8', '"hidden": 9')
     with pytest.raises(InputError, match=r"model\.pt: does not fit"):
         load_generator(generator)
 

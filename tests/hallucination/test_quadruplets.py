@@ -11,8 +11,9 @@ from conftest import assert_refused, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowshot.core.artifacts import read_recipe, write_json
+from lowshot.core.artifacts import read_recipe
 from lowshot.core.errors import InputError
+from lowshot.core.files import write_json
 from lowshot.data.features import write_features
 from lowshot.data.protocol import make_split
 from lowshot.hallucination import quadruplets
@@ -306,7 +307,7 @@ def test_bad_input_is_one_line_and_writes_nothing(files: dict[str, Path], spoil,
     scope = "superclass" if spoil is without_superclasses else "global"
     with pytest.raises(InputError, match=message):
         main(Config(**files, n_clusters=3, scope=scope))
-    assert not files["out"].exists() and not list(files["out"].parent.glob("*.partial*"))
+    assert not files["out"].exists() and not list(files["out"].parent.glob(".lowshot"))
 
 
 def test_reader_refuses_numbers_past_the_centroids(files: dict[str, Path]):

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import matching_network as stage
-from lowshot.core.artifacts import read_json, write_json
 from lowshot.core.errors import InputError
+from lowshot.core.files import read_json, write_json
 from lowshot.data.features import Features, read_features, write_features
 from lowshot.data.protocol import read_split
 from lowshot.matching.network import (

@@ -10,7 +10,7 @@ from conftest import assert_refused, run_script
 from PIL import Image
 
 import train_gan
-from lowshot.core.artifacts import write_json
+from lowshot.core.files import write_json
 from lowshot.data.datasets.images import read_images
 from lowshot.data.protocol import read_draws, read_split
 from lowshot.gan.model import to_bytes

@@ -82,7 +82,8 @@ def test_files_at_any_depth_are_read_except_unfinished_ones_and_the_report(tmp_p
     write(tmp_path, a=content())
     write(tmp_path / "deep", b=content("other"))
     write(tmp_path / "report", config={"stage": "parse_results"})
-    (tmp_path / "c.partial.json").write_text("{")
+    (tmp_path / ".lowshot").mkdir()
+    (tmp_path / ".lowshot" / "c.json").write_text("{")
     assert list(results.read_files(tmp_path, tmp_path / "report")) == ["a.json", "deep/b.json"]
 
 
@@ -181,7 +182,7 @@ def without(key):
         (json.dumps(content(trials=[])), "not a list of entries"),
         (json.dumps(content(trials=[{"trial": 1, "n_shot": 1}])), "lack 'top1_novel'"),
         (spoiled(top1_base=1.2), "entry 2: 'top1_base' is 1.2, outside 0..1"),
-        (spoiled(top5_all=float("nan")), "entry 2: 'top5_all' is absent or NaN"),
+        (spoiled(top5_all=float("nan")), "NaN is not a number"),
         (spoiled(top5_all="0.5"), "'top5_all' has a value that is not a number"),
         (spoiled(n_shot=0), "'n_shot' must be an integer, at least 1"),
         (spoiled(trial=1.5), "'trial' must be an integer, at least 0"),
@@ -268,7 +269,17 @@ def test_latex_and_markdown_escape_names(tmp_path):
     latex = tables.to_latex(table)
     assert r"conv4: a\_b \& \textless{}c\textgreater{}\textbar{}\textbackslash{}x\% & inductive & 2" in latex
     assert r"30.00 $\pm$ 127.06 \\" in latex and r"\% accuracy" in latex
-    assert r"| conv4: a_b & <c>\|\x% |" in tables.to_markdown(table)
+    assert r"| conv4: a_b &amp; &lt;c>\|\x% |" in tables.to_markdown(table)
+
+
+def test_names_stay_on_one_line_and_are_no_formulas(tmp_path):
+    folder = write(tmp_path / "results", a=content("=1+1\nand more", extractor="@x"))
+    parse_results.main(config(folder))
+    for name, line in (("main.md", "| @x: =1+1 and more |"), ("tables.tex", "@x: =1+1 and more &")):
+        assert line in (folder.parent / "report" / "tables" / name).read_text()
+    cells = pd.read_csv(folder.parent / "report" / "tables" / "trials.csv")
+    assert set(cells["method"]) == {"'=1+1\nand more"} and set(cells["extractor"]) == {"'@x"}
+    assert cells["value"].dtype == float
 
 
 # Notes on identical results
@@ -735,7 +746,7 @@ def test_scores_of_generated_images_by_hand(tmp_path, capsys):
     assert len(wide) == 2 * 2 * 2 * 3 * 7 and set(wide["class"]) == {-1, 3, 7}
 
 
-@pytest.mark.parametrize(("name", "value"), [("fid", -1.0), ("precision", 1.2), ("kid", float("nan"))])
+@pytest.mark.parametrize(("name", "value"), [("fid", -1.0), ("precision", 1.2), ("kid", "x")])
 def test_scores_out_of_range_are_named(tmp_path, name, value):
     one = score_content("supervised", 0, 20.0)
     one["scores"][0][name] = value

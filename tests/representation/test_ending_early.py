@@ -78,13 +78,13 @@ def test_an_unfinished_run_that_is_past_it_ends_at_once(data, ended, tmp_path, m
     interrupt(monkeypatch, before=3)
     with pytest.raises(KeyboardInterrupt):
         train(data, tmp_path / "out")
-    checkpoint = weights(tmp_path / "out.partial" / "checkpoint.pt")
+    checkpoint = weights(tmp_path / ".lowshot" / "out" / "checkpoint.pt")
     interrupt(monkeypatch, before=0)  # not a single epoch more
     out = train(data, tmp_path / "out", end_after=2)
     assert same(weights(out / "model.pt"), checkpoint["model"])
     assert read_recipe(out)["config"]["ended_after"] == 3 == records(out)[-1]["ended_after"]
     assert [one["step"] for one in records(out)] == [1, 2, 3, 3]
-    assert not (tmp_path / "out.partial").exists()
+    assert not (tmp_path / ".lowshot" / "out").exists()
 
 
 def test_an_unfinished_run_goes_on_to_it(data, ended, tmp_path, monkeypatch):
@@ -102,7 +102,7 @@ def test_a_run_killed_as_it_ends_can_go_on_to_the_end(data, tmp_path, monkeypatc
     monkeypatch.setattr(TrainingRun, "say_ended_early", lambda self: say(self) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(data, tmp_path / "out", end_after=2)
-    assert read_recipe(tmp_path / "out.partial")["config"]["ended_after"] == 2
+    assert read_recipe(tmp_path / ".lowshot" / "out")["config"]["ended_after"] == 2
     monkeypatch.undo()
     out, whole = train(data, tmp_path / "out"), train(data, tmp_path / "whole")
     assert same(weights(out / "model.pt"), weights(whole / "model.pt"))

@@ -13,8 +13,8 @@ import low_shot
 import sample_gan
 import save_features
 import train_gan
-from lowshot.core.artifacts import read_json, write_json
 from lowshot.core.errors import InputError
+from lowshot.core.files import read_json, write_json
 from lowshot.data.datasets.images import read_images
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_draws, read_split

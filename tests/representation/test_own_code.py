@@ -9,9 +9,10 @@ import torch
 from conftest import assert_refused, run_script
 
 import lowshot
-from lowshot.core.artifacts import digest, read_json, read_recipe
+from lowshot.core.artifacts import read_recipe
 from lowshot.core.choices import own_class
 from lowshot.core.errors import InputError
+from lowshot.core.files import digest, read_json
 from lowshot.data.features import read_copies, read_features
 from lowshot.representation.augmentation import Augmentation, augmentation_of
 from lowshot.representation.backbones import load_extractor

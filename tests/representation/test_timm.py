@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 import save_features
 import train_extractor
-from lowshot.core.artifacts import read_json
 from lowshot.core.errors import InputError
+from lowshot.core.files import read_json
 from lowshot.data.features import read_features
 from lowshot.representation.backbones import (
     Extractor,

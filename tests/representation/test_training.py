@@ -11,13 +11,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_refused, run_process, run_script, settings
+from conftest import ROOT, assert_refused, run_process, run_script, settings, unfinished
 
 import train_extractor
 from lowshot.core import cli
-from lowshot.core.artifacts import partial_path, read_json
 from lowshot.core.cli import parse
 from lowshot.core.errors import InputError
+from lowshot.core.files import read_json
 from lowshot.core.settings import flat
 from lowshot.data.datasets.images import Images
 from lowshot.representation.backbones import ModelConfig
@@ -47,7 +47,7 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path, data, monkeypatch
     monkeypatch.setattr(ExtractorTrainer, "_train_epoch", killed_in_the_third)
     with pytest.raises(KeyboardInterrupt):
         train_extractor.main(config(data, tmp_path / "killed"))
-    assert not (tmp_path / "killed").exists() and (tmp_path / "killed.partial" / "checkpoint.pt").exists()
+    assert not (tmp_path / "killed").exists() and (tmp_path / ".lowshot" / "killed" / "checkpoint.pt").exists()
     monkeypatch.undo()
     resumed = weights(train_extractor.main(config(data, tmp_path / "killed")))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -71,8 +71,8 @@ def test_dropped_blocks_do_not_keep_a_resumed_run_from_the_same_weights(tmp_path
 
 
 def test_an_unfinished_run_with_other_settings_is_not_continued(tmp_path, data, extractor):
-    partial = partial_path(tmp_path / "out")
-    shutil.copytree(extractor, partial)
+    shutil.copytree(extractor, tmp_path / "out")
+    unfinished(tmp_path / "out")
     with pytest.raises(InputError, match="unfinished run"):
         train_extractor.main(config(data, tmp_path / "out"))
 
@@ -87,7 +87,7 @@ def test_non_finite_loss_stops_with_the_step_and_keeps_the_checkpoint(tmp_path, 
     monkeypatch.setattr(ExtractorTrainer, "_step", breaks_late)
     with pytest.raises(InputError, match=r"loss is nan at step 5.*checkpoint\.pt"):
         train_extractor.main(config(data, tmp_path / "out"))
-    assert (tmp_path / "out.partial" / "checkpoint.pt").exists() and not (tmp_path / "out").exists()
+    assert (tmp_path / ".lowshot" / "out" / "checkpoint.pt").exists() and not (tmp_path / "out").exists()
 
 
 def test_diverging_at_once_leaves_nothing(tmp_path, data):
@@ -188,7 +188,7 @@ def test_leftovers_that_were_cut_off_do_not_block(tmp_path, data, monkeypatch, c
     with pytest.raises(ZeroDivisionError):
         train_extractor.main(config(data, tmp_path / "out"))
     monkeypatch.undo()
-    leftover = tmp_path / "out.partial" / cut
+    leftover = tmp_path / ".lowshot" / "out" / cut
     leftover.write_text(
         leftover.read_text()[:-20] if cut == "config.json" else leftover.read_text() + '{"step": 2, "lo'
     )
@@ -209,14 +209,14 @@ def test_weights_that_diverge_in_the_last_step_are_not_kept(tmp_path, data, monk
     monkeypatch.setattr(ExtractorTrainer, "_step", spoils)
     with pytest.raises(InputError, match="last good checkpoint"):
         train_extractor.main(config(data, tmp_path / "out"))
-    state = torch.load(tmp_path / "out.partial" / "checkpoint.pt", weights_only=True)
+    state = torch.load(tmp_path / ".lowshot" / "out" / "checkpoint.pt", weights_only=True)
     assert state["epoch"] == 1 and state["model"]["classifier.weight"].isfinite().all()
 
 
 def test_a_model_of_the_folder_rebuilds_it(extractor):
     content = read_json(extractor / "config.json")
     assert content["schema"] == "lowshot-extractor-1" and content["model"]["name"] == "Conv4"
-    assert set(content) == {"stage", "config", "inputs", "schema", "model"}
+    assert set(content) == {"stage", "config", "inputs", "schema", "model", "checksum"}
 
 
 def test_schedules():

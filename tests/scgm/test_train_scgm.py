@@ -12,8 +12,8 @@ from conftest import ROOT, assert_refused, run_process, run_script, settings
 
 import save_features
 import train_scgm
-from lowshot.core.artifacts import read_json, write_json
 from lowshot.core.errors import InputError
+from lowshot.core.files import read_json, write_json
 from lowshot.core.seeds import stream
 from lowshot.core.settings import flat
 from lowshot.data.datasets.images import Images, read_images, write_images
@@ -125,7 +125,7 @@ def test_means_are_kept_with_the_assignments(trained, data):
     assert np.bincount(content["subclasses"], minlength=10).tolist() == content["sizes"][-1].tolist()
     assert content["sizes"].min() >= 8 and content["sizes"].max() <= 12
     assert sorted(p.name for p in trained.iterdir()) == [
-        "config.json", "log.jsonl", "mixture.h5", "model.pt", "tensorboard"
+        "SHA256SUMS", "config.json", "log.jsonl", "mixture.h5", "model.pt", "tensorboard"
     ]  # fmt: skip
 
 
@@ -168,8 +168,8 @@ def test_a_process_killed_in_the_e_step_ends_the_same(tmp_path, data, trained, m
     """Killed between the scores and the labels of the second assignment; a plain run continues from there."""
     result = killed(tmp_path, data, monkeypatch, "training", "assign_subclasses", 2)
     assert result.returncode == -signal.SIGKILL
-    assert (tmp_path / "out.partial" / "checkpoint.pt").exists() and not (tmp_path / "out").exists()
-    assert len(records(tmp_path / "out.partial")) == 2  # epochs before the assignment
+    assert (tmp_path / ".lowshot" / "out" / "checkpoint.pt").exists() and not (tmp_path / "out").exists()
+    assert len(records(tmp_path / ".lowshot" / "out")) == 2  # epochs before the assignment
     assert_same(train(data, tmp_path / "out", method="scgm_a"), trained)
 
 
@@ -200,7 +200,7 @@ def test_a_run_killed_in_an_epoch_ends_the_same(tmp_path, data, trained, monkeyp
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path, data, trained, monkeypatch):
     """Killed in the second epoch, with checkpoints by time: the log has each epoch once."""
     result = killed(tmp_path, data, monkeypatch, "training.ScgmTrainer", "_step", 6, "--checkpoint_minutes", 60)
-    assert result.returncode == -signal.SIGKILL and len(records(tmp_path / "out.partial")) == 1
+    assert result.returncode == -signal.SIGKILL and len(records(tmp_path / ".lowshot" / "out")) == 1
     assert_same(train(data, tmp_path / "out", method="scgm_a"), trained)
     assert [record["step"] for record in records(tmp_path / "out")] == [1, 2, 3]
 
@@ -210,7 +210,7 @@ def test_checkpoints_by_time_change_nothing(tmp_path, data, trained, monkeypatch
     interrupt(monkeypatch, 10)
     with pytest.raises(KeyboardInterrupt):
         train(data, tmp_path / "out", method="scgm_a", checkpoint_minutes=60)
-    assert not (tmp_path / "out.partial" / "checkpoint.pt").exists()
+    assert not (tmp_path / ".lowshot" / "out" / "checkpoint.pt").exists()
     monkeypatch.undo()
     assert_same(train(data, tmp_path / "out", method="scgm_a", checkpoint_minutes=60), trained)
 
@@ -230,7 +230,7 @@ def test_a_second_run_skips_and_other_settings_are_refused(data, trained, capsys
 
 
 def test_an_unfinished_run_with_other_settings_is_not_continued(tmp_path, data, trained):
-    shutil.copytree(trained, tmp_path / "out.partial")
+    shutil.copytree(trained, tmp_path / ".lowshot" / "out")
     with pytest.raises(InputError, match="unfinished run"):
         train(data, tmp_path / "out", method={"name": "scgm_a", "alpha": 0.25})
 

@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lowshot.core.artifacts import digest, read_json
 from lowshot.core.errors import InputError
+from lowshot.core.files import digest, read_json
 from lowshot.data.datasets.content import Content, Found, Source, listing_digest
 from lowshot.data.datasets.imagenet import list_classes, read_listed
 from lowshot.data.datasets.settings import Breeds

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lowshot.core.artifacts import digest, missing
 from lowshot.core.errors import InputError
+from lowshot.core.files import digest, missing
 from lowshot.data.datasets.content import Content, Found, Source, downloading
 from lowshot.data.datasets.images import Images
 from lowshot.data.datasets.settings import Cifar100

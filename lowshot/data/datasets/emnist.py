@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lowshot.core.artifacts import digest, missing
 from lowshot.core.errors import InputError
+from lowshot.core.files import digest, missing
 from lowshot.data.datasets.content import Content, Found, Source, downloading, hold_out, superclasses
 from lowshot.data.datasets.images import Images
 from lowshot.data.datasets.settings import Emnist

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lowshot.core.artifacts import digest
 from lowshot.core.errors import InputError
+from lowshot.core.files import digest
 from lowshot.data.datasets.content import Content, Found, Source
 from lowshot.data.datasets.images import Images
 from lowshot.data.datasets.settings import FeatureFile

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lowshot.core.artifacts import digest, read_json
 from lowshot.core.errors import InputError
+from lowshot.core.files import digest, read_json
 from lowshot.core.progress import Progress
 from lowshot.data.datasets import cifar100, omniglot
 from lowshot.data.datasets.cifar100 import read_pickle
 from lowshot.data.datasets.content import Content, Found, Source, image_files, listing_digest, subfolders, superclasses
-from lowshot.data.datasets.images import Images
+from lowshot.data.datasets.images import Images, opened_image
 from lowshot.data.datasets.settings import (
     Cifar100,
     CifarFewShot,
@@ -216,7 +216,7 @@ def _read_tiered(root: Path, seed: int) -> Content:
 
 def _decode(path: Path, png: object) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(bytes(png))) as image:
+        with opened_image(io.BytesIO(bytes(png))) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, TypeError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: corrupt image ({error})") from None

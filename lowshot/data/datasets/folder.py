@@ -6,14 +6,15 @@ are stored. There are no test images, so some are held out at random (by default
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from lowshot.core.errors import InputError
+from lowshot.core.errors import CorruptImage, InputError
 from lowshot.core.progress import Progress
 from lowshot.data.datasets.content import (
     IMAGE_SUFFIXES,
@@ -124,12 +125,36 @@ def _read(settings: Folder, source: Source, root: Path, classes: dict[Path, list
     return Content(images, names, groups, superclass_of)
 
 
-def _each(files: list[Path], task) -> Iterator:
+def _each(files: list[Path], task: Callable[[Path], Any]) -> Iterator:
     """Yield `task(file)` for each file, in order. Runs on several threads, as decoding releases the GIL, and in blocks
-    of 256 files to bound memory."""
+    of 256 files to bound memory.
+
+    Raises InputError at the end, with all corrupt images, of which nothing is yielded.
+    """
+    corrupt: list[CorruptImage] = []
     with ThreadPoolExecutor() as pool:
         for start in Progress(range(0, len(files), 256), "folder", unit="batch", leave=False):
-            yield from pool.map(task, files[start : start + 256])
+            for result in pool.map(partial(_or_corrupt, task), files[start : start + 256]):
+                if isinstance(result, CorruptImage):
+                    corrupt.append(result)
+                else:
+                    yield result
+    if len(corrupt) == 1:
+        raise corrupt[0]
+    if corrupt:
+        causes = "; ".join(str(error).removesuffix(". Replace or remove it") for error in corrupt[:_LISTED])
+        more = f"; and {len(corrupt) - _LISTED} more" if len(corrupt) > _LISTED else ""
+        raise CorruptImage(f"{len(corrupt)} corrupt images: {causes}{more}. Replace or remove them")
+
+
+_LISTED = 20  # corrupt images in one message
+
+
+def _or_corrupt(task: Callable[[Path], Any], file: Path) -> Any:
+    try:
+        return task(file)
+    except CorruptImage as error:
+        return error
 
 
 def _check(file: Path) -> None:

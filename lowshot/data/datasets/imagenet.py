@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lowshot.core.artifacts import digest
 from lowshot.core.errors import InputError
+from lowshot.core.files import digest
 from lowshot.data.datasets.content import Content, Found, Source, image_files, listing_digest
 from lowshot.data.datasets.images import Images
 from lowshot.data.datasets.settings import ImageNet

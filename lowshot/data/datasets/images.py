@@ -2,6 +2,7 @@
 `is_test` (N,)."""
 
 import io
+import warnings
 import zipfile
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -11,11 +12,12 @@ import h5py
 import numpy as np
 from PIL import Image, ImageOps
 
-from lowshot.core.artifacts import open_h5, require_datasets, write_recipe
 from lowshot.core.errors import CorruptImage, InputError
+from lowshot.core.h5 import creating_h5, open_h5, require_datasets, write_recipe
 from lowshot.data.protocol import Split
 
 SCHEMA = "lowshot-images-1"
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # a limit of our own is below
 
 
 @dataclass
@@ -61,7 +63,7 @@ def images_file(data: Path) -> Path:
 
 def write_images(path: Path, images: Images, made_from: dict) -> None:
     """Write an images file."""
-    with h5py.File(path, "w") as file:
+    with creating_h5(path) as file:
         if images.pixels is not None:
             file.create_dataset("pixels", data=np.ascontiguousarray(images.pixels, np.uint8))
         else:
@@ -75,16 +77,14 @@ def write_images(path: Path, images: Images, made_from: dict) -> None:
 def read_images(path: Path) -> Images:
     """Read and check an images file. Pixels are loaded into memory; images stored as paths stay on disk."""
     with open_h5(path) as file:
-        require_datasets(file, ["labels", "is_test"])
         if "pixels" not in file and "paths" not in file:
             raise InputError(f"{path}: lacks the dataset 'pixels' or 'paths'")
-        try:
-            labels, is_test = file["labels"][:].astype(np.int64), file["is_test"][:].astype(bool)
-            pixels = file["pixels"][:] if "pixels" in file else None
-            paths = file["paths"].asstr()[:] if pixels is None else None
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read to its end ({error})") from None
-        root = Path(file.attrs["root"]) if paths is not None else None
+        content = {"pixels": ("integers", 4)} if "pixels" in file else {"paths": ("texts", 1)}
+        require_datasets(file, {"labels": ("integers", 1), "is_test": ("flags", 1), **content})
+        labels, is_test = file["labels"][:].astype(np.int64), file["is_test"][:].astype(bool)
+        pixels = file["pixels"][:] if "pixels" in file else None
+        paths = file["paths"].asstr()[:] if pixels is None else None
+        root = Path(str(file.attrs["root"])) if paths is not None else None
     images = Images(labels, is_test, pixels, paths, root)
     check_images(images, path)
     return images
@@ -123,13 +123,30 @@ def open_image(path: Path) -> Image.Image:
     archive = next((parent for parent in path.parents if parent.suffix == ".zip" and parent.is_file()), None)
     file = path if archive is None else _member(_open_zip(archive), path.relative_to(archive).as_posix())
     try:
-        with Image.open(file) as image:
+        with opened_image(file) as image:
             ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None
+    except MemoryError:
+        raise InputError(f"{path}: not enough memory to decode it") from None
     except Exception as error:  # corrupt data raises anything in decoders: struct.error, IndexError, TypeError, ...
         raise CorruptImage(f"{path}: corrupt image ({error}). Replace or remove it") from None
+
+
+# What Pillow may decode. It knows more formats, and starts Ghostscript for one of them (EPS), whatever a file's name.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
+_MOST_PIXELS = 120_000_000  # a phone takes 108 million; 360 MB when decoded
+_MOST_BYTES = 2**28  # of a member of a zip file
+
+
+def opened_image(file: Path | io.BytesIO) -> Image.Image:
+    """Open an image with Pillow. Raises one of its exceptions for another format, and ValueError if it is too large."""
+    image = Image.open(file, formats=_FORMATS)
+    if image.width * image.height > _MOST_PIXELS:
+        image.close()
+        raise ValueError(f"{image.width} x {image.height} pixels are more than {_MOST_PIXELS // 10**6} million")
+    return image
 
 
 @lru_cache(maxsize=8)
@@ -143,6 +160,8 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
 
 def _member(archive: zipfile.ZipFile, name: str) -> io.BytesIO:
     try:
+        if (n_bytes := archive.getinfo(name).file_size) > _MOST_BYTES:
+            raise ValueError(f"{n_bytes} bytes are more than {_MOST_BYTES}")
         return io.BytesIO(archive.read(name))
     except KeyError:
         raise CorruptImage(f"{archive.filename}/{name}: no such image in the zip file") from None

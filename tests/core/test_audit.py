@@ -1,0 +1,74 @@
+"""verify.py: the state of all outputs below a folder."""
+
+import shutil
+
+import pytest
+from conftest import run_script, unfinished
+
+from lowshot.core.audit import audit
+from lowshot.core.errors import InputError
+from lowshot.core.publishing import partial_path
+
+
+@pytest.fixture
+def outputs(tmp_path, data, extractor, features):
+    """A data folder, an extractor trained on it, and their features."""
+    for name, folder in (("data", data), ("model", extractor), ("features", features)):
+        shutil.copytree(folder, tmp_path / "outputs" / name)
+    (tmp_path / "outputs" / "notes.txt").write_text("not an output")
+    return tmp_path / "outputs"
+
+
+def states(folder):
+    return {one.path.relative_to(folder).as_posix(): one.state for one in audit(folder)}
+
+
+def verified(folder):
+    done = run_script("verify.py", folder)
+    assert done.stderr == ""
+    return done.returncode, done.stdout.replace(f"{folder}/", "").splitlines()
+
+
+def test_whole_outputs(outputs):
+    expected = ["data", "features/test.h5", "features/train.h5", "model"]
+    assert states(outputs) == dict.fromkeys(expected, "whole")
+    assert verified(outputs) == (0, ["verify: 4 whole"])
+
+
+def test_damage_is_named(outputs):
+    for name, place in (("model/model.pt", 5000), ("features/train.h5", -3000)):
+        content = bytearray((outputs / name).read_bytes())
+        content[place] ^= 4
+        (outputs / name).write_bytes(content)
+    code, lines = verified(outputs)
+    assert code == 1 and lines[-1] == "verify: 2 whole, 2 damaged"
+    damaged = [line for line in lines if ": damaged" in line]
+    assert damaged[0].startswith("features/train.h5: damaged (features/train.h5: damaged between bytes")
+    assert damaged[1].startswith("model: damaged (model/model.pt: damaged or edited")
+
+
+def test_what_was_made_from_something_that_is_gone(outputs):
+    shutil.rmtree(outputs / "model")
+    code, lines = verified(outputs)
+    assert code == 0 and lines[-1] == "verify: 3 whole"
+    assert lines[:-1] == [
+        f"features/{part}.h5: whole; made from another extractor than any that is here" for part in ("test", "train")
+    ]
+
+
+def test_unfinished_outputs(outputs):
+    unfinished(outputs / "features" / "test.h5")
+    assert states(outputs)["features/.lowshot/test.h5"] == "unfinished"
+    assert partial_path(outputs / "features" / "test.h5").exists()
+
+
+def test_files_without_checksums_and_other_files(outputs):
+    (outputs / "model" / "SHA256SUMS").unlink()
+    (outputs / "mine.json").write_text('{"a": 1}')
+    assert states(outputs)["model"] == "without checksums" and "mine.json" not in states(outputs)
+
+
+def test_no_outputs(tmp_path):
+    assert verified(tmp_path) == (0, ["verify: no outputs"])
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        audit(tmp_path / "nowhere")

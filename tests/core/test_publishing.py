@@ -1,0 +1,225 @@
+"""Outputs have one writer, appear whole, and never cost the user a file."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from conftest import ROOT
+
+from lowshot.core import publishing
+from lowshot.core.artifacts import Recipe
+from lowshot.core.errors import InputError
+from lowshot.core.files import write_json
+from lowshot.core.publishing import check_out, partial_path, writing
+
+RECIPE = Recipe({"stage": "test", "config": {"lr": 1}, "inputs": {}}, {}, lambda stored: stored)
+
+
+def write_file(out, text="new"):
+    with writing(out, RECIPE) as partial:
+        write_json(partial, {**RECIPE, "text": text})
+
+
+def write_folder(out, *names):
+    with writing(out, RECIPE) as partial:
+        partial.mkdir()
+        write_json(partial / "config.json", RECIPE)
+        for name in names:
+            (partial / name).parent.mkdir(exist_ok=True)
+            (partial / name).write_text(name)
+
+
+def names_in(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_nothing_is_left_beside_the_output(tmp_path):
+    write_file(tmp_path / "new" / "r.json")
+    write_folder(tmp_path / "new" / "model", "model.pt", "logs/a.txt")
+    write_folder(tmp_path / "new" / "model", "model.pt")
+    assert names_in(tmp_path / "new") == ["model/SHA256SUMS", "model/config.json", "model/model.pt", "r.json"]
+
+
+# --- one writer ---
+
+HOLD = """
+    import sys, pathlib
+    from lowshot.core.publishing import writing
+    with writing(pathlib.Path(sys.argv[1])) as partial:
+        partial.write_text(sys.argv[2])
+        print("holding", flush=True)
+        sys.stdin.readline()
+"""
+
+
+def process(code, *words, **environment):
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, words)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, text=True, cwd=ROOT, env=os.environ | environment, **pipes)
+
+
+def test_a_second_writer_is_told_who_writes(tmp_path):
+    holder = process(HOLD, tmp_path / "x.txt", "first")
+    assert holder.stdout.readline() == "holding\n"
+    with (
+        pytest.raises(InputError, match=rf"x.txt: is being written by -c, process {holder.pid} on .*, since .* --wait"),
+        writing(tmp_path / "x.txt") as partial,
+    ):
+        partial.write_text("second")
+    with writing(tmp_path / "y.txt") as partial:  # another output
+        partial.write_text("other")
+    holder.communicate("\n")
+    assert (tmp_path / "x.txt").read_text() == "first" and names_in(tmp_path) == ["x.txt", "y.txt"]
+
+
+def test_a_second_writer_waits_if_told_to(tmp_path):
+    holder = process(HOLD, tmp_path / "x.txt", "first")
+    assert holder.stdout.readline() == "holding\n"
+    waiting = process(HOLD, tmp_path / "x.txt", "second", LOWSHOT_WAIT="1")
+    assert "waiting for it" in waiting.stderr.readline()
+    holder.communicate("\n")
+    assert waiting.stdout.readline() == "holding\n" and (tmp_path / "x.txt").read_text() == "first"
+
+
+def test_the_lock_ends_with_its_process(tmp_path):
+    holder = process(HOLD, tmp_path / "x.txt", "first")
+    assert holder.stdout.readline() == "holding\n"
+    holder.kill()
+    holder.wait()
+    write_file(tmp_path / "x.json")
+    with writing(tmp_path / "x.txt") as partial:
+        assert not partial.exists(), "an unfinished output without a recipe is thrown away"
+        partial.write_text("second")
+    assert names_in(tmp_path) == ["x.json", "x.txt"]
+
+
+# --- what is not ours ---
+
+
+@pytest.mark.parametrize("name", ["r.old", "r.partial", "r.json.writing", "r.partial.json", ".r", "r.new", "r.lock"])
+def test_files_of_the_user_beside_the_output_stay(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.tex").write_text("years of work")
+    for _ in range(2):
+        write_folder(tmp_path / "r", "model.pt")
+        write_file(tmp_path / "r.json")
+    assert (tmp_path / name / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", ".notes", "logs/notes.md", "config.json.bak"])
+def test_a_folder_with_files_of_the_user_is_not_replaced(tmp_path, name):
+    write_folder(tmp_path / "r", "model.pt", "logs/a.txt")
+    (tmp_path / "r" / name).write_text("years of work")
+    with pytest.raises(InputError, match=f"contains files that lowshot did not write .{name}.*not replaced"):
+        write_folder(tmp_path / "r", "model.pt")
+    assert (tmp_path / "r" / name).read_text() == "years of work"
+
+
+def test_what_lowshot_did_not_write_is_not_replaced(tmp_path):
+    (tmp_path / "a.json").write_text('{"mine": 1}')
+    (tmp_path / "b").mkdir()
+    (tmp_path / "c.h5").write_bytes(b"\x89HDF but not really")
+    for name in ("a.json", "b", "c.h5"):
+        with pytest.raises(InputError, match=f"{name}: exists, and lowshot did not write it"):
+            write_file(tmp_path / name)
+    assert names_in(tmp_path) == ["a.json", "c.h5"]
+
+
+def test_a_file_that_appears_in_the_meantime_is_not_replaced(tmp_path):
+    with pytest.raises(InputError, match="lowshot did not write it"), writing(tmp_path / "a.json", RECIPE) as partial:
+        write_json(partial, RECIPE)
+        (tmp_path / "a.json").write_text("mine")
+    assert (tmp_path / "a.json").read_text() == "mine"
+
+
+# --- links ---
+
+
+def test_an_output_that_is_a_link_is_refused(tmp_path):
+    write_folder(tmp_path / "target", "model.pt")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with pytest.raises(InputError, match=r"link: is a symbolic link\. Name its target .*target"):
+        write_folder(tmp_path / "link", "model.pt")
+    assert names_in(tmp_path / "target") == ["SHA256SUMS", "config.json", "model.pt"]
+
+
+def test_a_planted_link_is_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "r.json").write_text("precious")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".lowshot").symlink_to(victim)
+    with pytest.raises(InputError, match=r"\.lowshot: must be a folder that only you can write to"):
+        write_file(tmp_path / "out" / "r.json")
+    (tmp_path / "out" / ".lowshot").unlink()
+    (tmp_path / "out" / ".lowshot").mkdir(mode=0o777)
+    (tmp_path / "out" / ".lowshot").chmod(0o777)
+    with pytest.raises(InputError, match="only you can write to"):
+        write_file(tmp_path / "out" / "r.json")
+    assert (victim / "r.json").read_text() == "precious"
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="Windows has no numbers of users")
+def test_the_hidden_folder_of_another_user_is_left_alone(tmp_path, monkeypatch):
+    (tmp_path / ".lowshot").mkdir(mode=0o700)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert partial_path(tmp_path / "r.json") == tmp_path / ".lowshot-12345" / "r.json"
+
+
+# --- exchanging folders ---
+
+
+def test_folders_are_exchanged_in_one_step(tmp_path, monkeypatch):
+    """Where the system can: the name is never free, and the old output never under another name."""
+    monkeypatch.setattr(publishing, "_old_path", lambda out: pytest.fail("two steps"))
+    monkeypatch.setattr(publishing, "_finish_exchange", lambda out: None)
+    write_folder(tmp_path / "r", "first")
+    write_folder(tmp_path / "r", "second")
+    assert names_in(tmp_path / "r") == ["SHA256SUMS", "config.json", "second"]
+
+
+@pytest.mark.parametrize("step", ["out", "partial", "none"])
+def test_an_exchange_in_two_steps_is_finished_by_the_next_run(tmp_path, monkeypatch, step):
+    """Where it cannot, the old output is moved away first. A kill between the steps loses nothing."""
+    monkeypatch.setattr(publishing, "_exchanged", lambda partial, out: False)
+    out, old = tmp_path / "r", tmp_path / ".lowshot" / "r.old"
+    write_folder(out, "first")
+    if step != "none":
+        old.parent.mkdir(mode=0o700)
+        out.rename(old)
+    if step == "partial":
+        write_folder(tmp_path / "s", "second")
+        (tmp_path / "s").rename(out)
+    with pytest.raises(RuntimeError), writing(out, RECIPE):
+        assert names_in(out)[-1] == ("second" if step == "partial" else "first") and not old.exists()
+        raise RuntimeError
+    write_folder(out, "third")
+    assert names_in(tmp_path) == ["r/SHA256SUMS", "r/config.json", "r/third"]
+
+
+def test_a_full_disk_names_the_output(tmp_path):
+    with pytest.raises(OSError, match=r"No space left.*r\.json"), writing(tmp_path / "r.json"):
+        raise OSError(28, "No space left on device")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_input_that_changes_while_it_is_read(tmp_path):
+    from lowshot.core.artifacts import Sources
+    from lowshot.core.files import digest
+
+    source = tmp_path / "split.json"
+    source.write_text("{}")
+    made_from = RECIPE.but()
+    made_from.sources = Sources({source: digest(source)})
+    told = r"split\.json: was changed while it was read"
+    with pytest.raises(InputError, match=told), writing(tmp_path / "r.json", made_from) as partial:
+        write_json(partial, RECIPE)
+        source.write_text('{"a": 1}')
+    assert not (tmp_path / "r.json").exists()
+    made_from.sources = Sources({source: digest(source)})
+    with writing(tmp_path / "r.json", made_from) as partial:
+        write_json(partial, RECIPE)
+        source.unlink()  # was read before
+    check_out(tmp_path / "r.json")

@@ -1,0 +1,150 @@
+"""What is done to a stage, and what must be true afterwards. Each function returns the violations, in words."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from faults.harness import FULL, INTERRUPT, KILL, STOP, Outcome, Server, contents, scratch
+from faults.stages import Case
+
+
+def killed(server: Server, case: Case, at: Iterable[int]) -> list[str]:
+    """Kill the stage at each of the calls `at`. One more run must make the same output, and leave nothing else."""
+    expected, violations = reference(server, case), []
+    for n in at:
+        folder = scratch()
+        here = case.into(folder)
+        first = server.run(here.words, folder, KILL, n)
+        violations += _same_after(server, here, folder, expected, f"killed at call {n} ({_name(first)})")
+    return violations
+
+
+def full(server: Server, case: Case, at: Iterable[int], overwriting: bool = False) -> list[str]:
+    """Fill the disk from each of the calls `at` on. The stage must end with one line and exit code 2, and leave an
+    existing output as it was; one more run must make the same output.
+    """
+    expected, violations = reference(server, case), []
+    for n in at:
+        folder = scratch()
+        here = case.into(folder)
+        what = f"disk full from call {n}"
+        if overwriting:
+            server.run(here.words, folder)
+        before = contents(folder)
+        words = [*here.words[:-2], "--overwrite", *here.words[-2:]] if overwriting else here.words
+        done = server.run(words, folder, FULL, n)
+        what += f" ({_name(done)})"
+        if done.code != 0:
+            violations += _one_line(done, what)
+            found = contents(folder)
+            if any(found.get(name) not in (old, expected[name]) for name, old in before.items()):
+                violations.append(f"{what}: the existing output has changed")
+        violations += _same_after(server, here, folder, expected, what)
+    return violations
+
+
+def interrupted(server: Server, case: Case, at: Iterable[int]) -> list[str]:
+    """Press Ctrl-C at each of the calls `at`. The stage must end with one line and exit code 130, or be complete."""
+    expected, violations = reference(server, case), []
+    for n in at:
+        folder = scratch()
+        here = case.into(folder)
+        done = server.run(here.words, folder, INTERRUPT, n)
+        what = f"interrupted at call {n} ({_name(done)})"
+        if done.code not in (0, 130):
+            violations.append(f"{what}: exit code {done.code}: {done.error.strip()[-300:]}")
+        elif done.code == 130 and (len(_lines(done)) != 1 or "stopped" not in done.error):
+            violations.append(f"{what}: not one line: {done.error.strip()[-300:]}")
+        elif done.code == 0 and contents(folder) != expected:
+            violations.append(f"{what}: lost, and the output is not complete")
+        violations += _same_after(server, here, folder, expected, what)
+    return violations
+
+
+def raced(server: Server, case: Case, at: Iterable[int]) -> list[str]:
+    """Stop a first process at each of the calls `at`, run a second one, and let the first go on. The output must be
+    that of one of them, and complete.
+    """
+    expected, violations = reference(server, case), []
+    for n in at:
+        folder = scratch()
+        here = case.into(folder)
+        first = server.start(here.words, folder, STOP, n)
+        what = f"two processes, the first stands at call {n}"
+        if server.until_stopped(first):
+            second = server.run(here.words, folder)
+            if second.code not in (0, 2) or (second.code == 2 and "is being written by" not in second.error):
+                violations.append(f"{what}: the second ends with {second.code}: {second.error.strip()[-300:]}")
+            server.resume(first)
+            done = server.wait(first)
+            if done.code != 0:
+                violations.append(f"{what}: the first ends with {done.code}: {done.error.strip()[-300:]}")
+        violations += _differences(folder, expected, what)
+        shutil.rmtree(folder)
+    return violations
+
+
+_REFERENCES: dict[tuple, dict[str, bytes]] = {}
+
+
+def reference(server: Server, case: Case) -> dict[str, bytes]:
+    """Return the output of an undisturbed run."""
+    key = case.name, str(case.out)
+    if key not in _REFERENCES:
+        folder = scratch()
+        done = server.run(case.into(folder).words, folder)
+        assert done.code == 0, done.error
+        _REFERENCES[key] = contents(folder)
+        shutil.rmtree(folder)
+    return _REFERENCES[key]
+
+
+def calls_of(server: Server, case: Case) -> list[str]:
+    """Return the names of the system calls of an undisturbed run."""
+    folder = scratch()
+    done = server.run(case.into(folder).words, folder)
+    assert done.code == 0, done.error
+    shutil.rmtree(folder)
+    return done.calls
+
+
+def chosen(calls: list[str], n_writes: int) -> list[int]:
+    """Return the numbers of all calls but writes, and of `n_writes` writes evenly spread."""
+    writes = [n for n, name in enumerate(calls, start=1) if name == "write"]
+    step = max(1, len(writes) // n_writes) if n_writes else len(writes) + 1
+    return sorted({*(n for n, name in enumerate(calls, start=1) if name != "write"), *writes[::step]})
+
+
+def space(calls: list[str]) -> list[int]:
+    """Return the numbers of the calls that need disk space."""
+    return [n for n, name in enumerate(calls, start=1) if name in ("write", "create", "allocate", "mkdir")]
+
+
+def _same_after(server: Server, case: Case, folder: Path, expected: dict[str, bytes], what: str) -> list[str]:
+    again = server.run(case.words, folder)
+    if again.code != 0:
+        violations = [f"{what}: the next run ends with {again.code}: {again.error.strip()[-300:]}"]
+    else:
+        violations = _differences(folder, expected, what)
+    shutil.rmtree(folder)
+    return violations
+
+
+def _differences(folder: Path, expected: dict[str, bytes], what: str) -> list[str]:
+    found = contents(folder)
+    names = [name for name in sorted({*found, *expected}) if found.get(name) != expected.get(name)]
+    return [f"{what}: other content of {', '.join(names)}"] if names else []
+
+
+def _one_line(done: Outcome, what: str) -> list[str]:
+    if done.code == 2 and len(_lines(done)) == 1:
+        return []
+    return [f"{what}: exit code {done.code}, {len(_lines(done))} lines: {done.error.strip()[-300:]}"]
+
+
+def _lines(done: Outcome) -> list[str]:
+    return [line for line in done.error.replace("\r", "\n").splitlines() if line.strip()]
+
+
+def _name(done: Outcome) -> str:
+    return done.calls[-1] if done.calls else "none"
