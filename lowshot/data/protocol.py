@@ -311,9 +311,8 @@ def read_draws(path: Path, trials: list[int] | None = None) -> dict[int, list[np
             replaced by the trial number.
         trials: The trials to read. None reads all trials of draws.json, or 1 to 5 of a template.
     """
-    if "{" in str(path):
-        before, after = str(path).split("{", 1)
-        files = {trial: Path(before + str(trial) + after.split("}", 1)[-1]) for trial in trials or range(1, 6)}
+    if _is_template(path):
+        files = {trial: _filled(path, trial) for trial in trials or range(1, 6)}
         return {trial: _row_lists(read_json(file), file) for trial, file in files.items()}
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("trials"), dict):
@@ -332,10 +331,19 @@ def read_draws(path: Path, trials: list[int] | None = None) -> dict[int, list[np
 
 def draws_inputs(path: Path, trials: list[int] | None) -> dict[str, Path]:
     """Return the files that `read_draws` would read, with their names in a recipe."""
-    if "{" not in str(path):
+    if not _is_template(path):
         return {"draws": path}
-    before, after = str(path).split("{", 1)
-    return {f"draws_{trial}": Path(before + str(trial) + after.split("}", 1)[-1]) for trial in trials or range(1, 6)}
+    return {f"draws_{trial}": _filled(path, trial) for trial in trials or range(1, 6)}
+
+
+def _is_template(path: Path) -> bool:
+    """Whether the name of a file has a place for the trial. Folders may have braces in their names."""
+    return "{" in Path(path).name
+
+
+def _filled(path: Path, trial: int) -> Path:
+    before, after = Path(path).name.split("{", 1)
+    return Path(path).with_name(before + str(trial) + after.split("}", 1)[-1])
 
 
 def _row_lists(content: object, path: Path) -> list[np.ndarray]:
@@ -347,7 +355,7 @@ def _row_lists(content: object, path: Path) -> list[np.ndarray]:
 
 def check_draws_of(path: Path, split: Split) -> None:
     """Raise InputError if draws.json states that it was drawn for another split. Published files state nothing."""
-    if "{" in str(path):
+    if _is_template(path):
         return
     known = read_json(path).get("split_digest", split.digest)
     if known != split.digest:

@@ -87,10 +87,10 @@ def _check_shots(path: Path, made_from: dict, run: tuple[int, int]) -> None:
 
 def sample_files(template: str, runs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], Path]:
     """Return the file of each run (trial, n): the template with {trial} and {n_shot} filled in."""
-    try:
-        return {(trial, n): Path(template.format(trial=trial, n_shot=n)) for trial, n in runs}
-    except (KeyError, IndexError, ValueError):
-        raise InputError(f"{template}: not a template. Only {{trial}} and {{n_shot}} can be in braces") from None
+    files = {(trial, n): Path(template.replace("{trial}", str(trial)).replace("{n_shot}", str(n))) for trial, n in runs}
+    if any("{" in str(file) and not file.exists() for file in files.values()):
+        raise InputError(f"{template}: not a template. Only {{trial}} and {{n_shot}} can be in braces")
+    return files
 
 
 class SampleRows:

@@ -262,6 +262,7 @@ def test_all_corrupt_images_are_named(root):
         (None, "12000 x 12000 pixels are more than 120 million"),
     ],
 )
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_only_images_of_known_formats_and_sizes_are_decoded(root, content, cause):
     """Pillow would start Ghostscript for the first, and decode 430 MB from the few kilobytes of the second."""
     path = root / "group0" / "class0" / "2.png"

@@ -259,6 +259,15 @@ def test_published_draws_by_template(tmp_path):
         read_draws(tmp_path / "splitfile_{trial}.json", [2])
 
 
+def test_folders_may_have_braces(tmp_path):
+    folder = tmp_path / "a {b} é"
+    folder.mkdir()
+    write_json(folder / "draws.json", {"trials": {"1": [[3]]}})
+    write_json(folder / "splitfile_2.json", [[4]])
+    assert read_draws(folder / "draws.json")[1][0] == [3] and draws_inputs(folder / "draws.json", None)
+    assert read_draws(folder / "splitfile_{trial}.json", [2])[2][0] == [4]
+
+
 @pytest.mark.parametrize(
     ("content", "trials", "cause"),
     [

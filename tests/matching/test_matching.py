@@ -354,6 +354,11 @@ def other_split(path, data):
 
 def test_another_split_is_refused(tmp_path, data, files, trained):
     paths = files | {"split": other_split(tmp_path / "split.json", data)}
+    with pytest.raises(InputError, match=r"draws\.json: was drawn for another split .*'split_digest'"):
+        stage.test(stage.TestConfig(model=trained, out=tmp_path / "r.json", shots=[1], **paths))
+    draws = {name: one for name, one in read_json(data / "draws.json").items() if name != "split_digest"}
+    write_json(tmp_path / "draws.json", draws)
+    paths["draws"] = tmp_path / "draws.json"
     with pytest.raises(InputError, match="trained on another split"):
         stage.test(stage.TestConfig(model=trained, out=tmp_path / "r.json", shots=[1], **paths))
     assert not (tmp_path / "r.json").exists()
