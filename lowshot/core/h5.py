@@ -221,8 +221,8 @@ def require_datasets(file: H5File, fields: dict[str, tuple[str, int | None]]) ->
     """Raise InputError for the first dataset that is missing or not as in `fields`: name -> (kind, number of axes, or
     None for any).
 
-    Links out of the file and virtual datasets are refused, because no
-    digest would notice when their targets change; so are datasets that claim more than the file holds.
+    Links out of the file and virtual datasets are refused, because no digest would notice when their targets change.
+    So are datasets that claim more than the file holds.
     """
     for name, (kind, n_axes) in fields.items():
         link = file.get(name, getlink=True)

@@ -90,8 +90,7 @@ def clear(out: Path) -> None:
     if not any(os.path.lexists(folder / f"{out.name}{end}") for end in (".lock", ".holder", ".old", "")):
         return
     with suppress(InputError), _lock(out):  # it may be that of a living process
-        if _old_path(out).exists():
-            _remove(_old_path(out))
+        _finish_exchange(out)
         if leftover.is_dir() and sums_of(leftover) is not None:  # the old output, complete
             _remove(leftover)
 
