@@ -41,7 +41,7 @@ from lowshot.core.imports import load
 from lowshot.core.publishing import is_done, partial_path, writing
 from lowshot.core.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, RunOnly, values_of
 from lowshot.diffusion.settings import EdgeOptions, Fusion, Labelling, Precision, StepOptions
-from lowshot.evaluation.benchmark import Benchmark, Ranks, check_settings, input_files, read_benchmark, write_results
+from lowshot.evaluation.benchmark import Benchmark, Ranks, check_settings, input_files, read_benchmark, writing_results
 from lowshot.evaluation.older import DIFFUSION_NAMES, results_today
 from lowshot.evaluation.selection import choose, evidence_path, joint_recipe, read_grid
 from lowshot.evaluation.settings import SelectionConfig, Ties
@@ -174,7 +174,9 @@ def _run(config: Config, processes: core.Processes) -> None:
     runs, history = _runs_and_history(configs, graph, benchmark, processes)
     more = {**chosen, **({"history": history} if history else {})}
     name, setting = _method(graph, config.fuse)
-    write_results(config, made_from, benchmark, name, setting, runs, provenance, processes.device.type, **more)
+    described = name, setting, provenance, processes.device.type
+    with writing_results(config, made_from, benchmark, *described, **more) as results:
+        results.add(runs)
 
 
 def _chosen(config: Config, processes: core.Processes) -> tuple[list[Config], dict[str, dict]]:

@@ -34,7 +34,7 @@ from lowshot.core.cli import report_of, run
 from lowshot.core.errors import InputError
 from lowshot.core.files import check_suffix, write_json
 from lowshot.core.imports import load
-from lowshot.core.publishing import is_done, writing
+from lowshot.core.publishing import is_done, journal, writing
 from lowshot.core.settings import PositiveInt, RunOnly, TwoOrMore, defaults_of, values_of
 from lowshot.data.features import Features, check_same_space, check_setup, read_copies, read_features
 from lowshot.data.protocol import Setup, Split, read_split
@@ -103,34 +103,38 @@ def main(config: Config) -> Path:
     pool = evaluation.make_pool(labels, split, classes, config, _source(config))
     _print_left_out(config, split, classes, len(pool.group_sizes))
     tensors = [None if one is None else torch.from_numpy(one).to(device) for one in (feats, copies)]
-    episodes = evaluation.evaluate_episodes(
-        tensors[0], pool, config, config.n_episodes, config.method, copies=tensors[1]
-    )
-
-    content = {
-        **made_from,
-        "method": config.name or _method_name(config, 0 if copies is None else copies.shape[1]),
-        "dataset": split.dataset,
-        "extractor": config.extractor or extractor_name(_files(config)[0]),
-        "protocol": {
-            "setup": config.setup,
-            "setting": "transductive" if is_transductive(config.method) else "inductive",
-            "split_digest": split.digest,
-            "tasks_digest": evaluation.tasks_digest(config, labels, [_images(one) for one in features]),
-        },
-        "provenance": provenance.record(device.type),
-        "episodes": episodes,
-    }
-    if config.clustering:
-        seeds = range(config.seed, config.seed + _CLUSTERINGS)
-        content["clustering"] = [
-            hallucination.clustering_scores(feats, labels, config.clustering, seed) for seed in seeds
-        ]
-    with writing(config.out) as partial:
+    with writing(config.out, made_from) as partial:
+        done = journal(partial, made_from)
+        if n_done := sum(map(len, done)) // len(config.n_shots):
+            print(f"episodes: continuing after {n_done} of {config.n_episodes} episodes", flush=True)
+        episodes = evaluation.evaluate_episodes(
+            tensors[0], pool, config, config.n_episodes, config.method, copies=tensors[1], done=done
+        )
+        content = {
+            **made_from,
+            "method": config.name or _method_name(config, 0 if copies is None else copies.shape[1]),
+            "dataset": split.dataset,
+            "extractor": config.extractor or extractor_name(_files(config)[0]),
+            "protocol": {
+                "setup": config.setup,
+                "setting": "transductive" if is_transductive(config.method) else "inductive",
+                "split_digest": split.digest,
+                "tasks_digest": evaluation.tasks_digest(config, labels, [_images(one) for one in features]),
+            },
+            "provenance": provenance.record(device.type),
+            "episodes": episodes,
+        }
+        if config.clustering:
+            content["clustering"] = _clusterings(config, feats, labels)
         write_json(partial, content)
     _print_means(content)
     print(f"episodes: {config.n_episodes} episodes -> {config.out}")
     return config.out
+
+
+def _clusterings(config: Config, feats: np.ndarray, labels: np.ndarray) -> list[dict]:
+    seeds = range(config.seed, config.seed + _CLUSTERINGS)
+    return [hallucination.clustering_scores(feats, labels, config.clustering, seed) for seed in seeds]
 
 
 def _check(config: Config) -> None:

@@ -27,11 +27,13 @@ Add training rows. With several additions (`--add repetition my_rows.py:Noise`),
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, get_args
+
+import numpy as np
 
 from lowshot import classifiers, core, diffusion, evaluation, gan, hallucination
 from lowshot.classifiers.settings import (
@@ -55,11 +57,12 @@ from lowshot.diffusion.settings import Propagated
 from lowshot.evaluation.benchmark import (
     Benchmark,
     Ranks,
+    Results,
     Setting,
     check_settings,
     input_files,
     read_benchmark,
-    write_results,
+    writing_results,
 )
 from lowshot.evaluation.older import LOW_SHOT_NAMES, results_today
 from lowshot.evaluation.selection import choose, evidence_path, joint_recipe
@@ -127,13 +130,30 @@ def main(config: Config) -> Path:
         return config.out
     device, provenance = core.pick_device().type, Provenance()
     benchmark = read_benchmark(config)
-    keeping = diffusion.keeping_scores(config.scores, made_from, config, benchmark) if config.scores else nullcontext()
-    with keeping as keep:
-        parts = [_ranks(one, benchmark, device, keep) for one in configs]
-    ranks = {key: row for part in parts for key, row in part.items()}
-    setting = _setting(configs, benchmark)
-    write_results(config, made_from, benchmark, _joint_name(configs), setting, ranks, provenance, device, **chosen)
+    prepared = [_prepared(one, benchmark) for one in configs]
+    described = _joint_name(configs), _setting(configs, benchmark), provenance, device
+    with (
+        writing_results(config, made_from, benchmark, *described, **chosen) as results,
+        _keeping(config, made_from, benchmark, results) as keep,
+    ):
+        for one, rows in zip(configs, prepared):
+            for ranks in evaluation.rank_runs(one.classifier, *rows, one.seed, device, results.entries, keep):
+                results.add(ranks)
     return config.out
+
+
+@contextmanager
+def _keeping(
+    config: Config, made_from: Recipe, benchmark: Benchmark, results: Results
+) -> Iterator[evaluation.Keep | None]:
+    """Yield what stores the scores of a run, if they are requested. Runs whose scores were lost are done again."""
+    if config.scores is None:
+        yield None
+        return
+    with diffusion.keeping_scores(config.scores, made_from, config, benchmark) as (keep, continues):
+        if not continues:
+            results.journal.restart()
+        yield keep
 
 
 def _outputs(config: Config) -> list[Path]:
@@ -206,12 +226,17 @@ def _seen(addition: Any) -> str:
     return getattr(addition, "setting", "inductive")
 
 
-def _ranks(config: Config, benchmark: Benchmark, device: str, keep: evaluation.Keep | None = None) -> Ranks:
-    """Return the ranks of the true classes in every run. `keep` is called with all scores: (run, rows, scores)."""
+def _ranks(config: Config, benchmark: Benchmark, device: str) -> Ranks:
+    """Return the ranks of the true classes in every run."""
+    parts = evaluation.rank_runs(config.classifier, *_prepared(config, benchmark), config.seed, device)
+    return {run: row for part in parts for run, row in part.items()}
+
+
+def _prepared(config: Config, benchmark: Benchmark) -> tuple[classifiers.Problem, Benchmark, np.ndarray]:
+    """Return the transformed training rows, the benchmark and its transformed test features."""
     problem = _problem(config, benchmark)
     transform = classifiers.fitted_transform(config.transform, problem.base_feats)
-    problem, queries = problem.transformed(transform), transform(benchmark.test_features)
-    return evaluation.rank_runs(config.classifier, problem, benchmark, queries, config.seed, device, keep)
+    return problem.transformed(transform), benchmark, transform(benchmark.test_features)
 
 
 def _problem(config: Config, benchmark: Benchmark) -> classifiers.Problem:

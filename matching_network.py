@@ -29,7 +29,7 @@ from lowshot.core.publishing import is_done
 from lowshot.core.settings import NetworkPrecision, PositiveInt, RunOnly, Seed
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split
-from lowshot.evaluation.benchmark import Benchmark, check_settings, input_files, read_benchmark, write_results
+from lowshot.evaluation.benchmark import Benchmark, check_settings, input_files, read_benchmark, writing_results
 from lowshot.evaluation.settings import BenchmarkConfig
 from lowshot.matching.settings import MatchingSettings
 
@@ -106,11 +106,12 @@ def test(config: TestConfig) -> Path:
     benchmark = read_benchmark(config)
     model = matching.load_matching(config.model, benchmark.split, benchmark.train).to(device)
     supports = build_supports(benchmark, config)
-    ranks = {}
-    for runs in batches_of_runs(supports, model.dim):
-        ranks |= zip(runs, _ranks(model, benchmark, np.stack([supports[run] for run in runs]), device))
-    ordered = {run: ranks[run] for run in supports}
-    write_results(config, made_from, benchmark, "matching_network", "inductive", ordered, provenance, device)
+    described = "matching_network", "inductive", provenance, device
+    with writing_results(config, made_from, benchmark, *described) as results:
+        for runs in batches_of_runs(supports, model.dim):
+            if not results.entries.keys() >= set(runs):
+                ranks = _ranks(model, benchmark, np.stack([supports[run] for run in runs]), device)
+                results.add(dict(zip(runs, ranks)))
     return config.out
 
 

@@ -18,7 +18,9 @@ is not calibrated, and an image of none of the classes is still assigned to one 
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +37,7 @@ from lowshot.core.artifacts import recipe
 from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
 from lowshot.core.files import missing, plain_cell, write_json
-from lowshot.core.publishing import check_out, clear, is_done, is_recorded, record_path, write_record, writing
+from lowshot.core.publishing import check_out, clear, is_done, is_recorded, journal, record_path, write_record, writing
 from lowshot.core.settings import NonNegativeInt, PositiveInt, RunOnly
 from lowshot.data.datasets.content import listing_digest
 from lowshot.data.datasets.folder import find_classes, find_images, ignored
@@ -188,8 +190,6 @@ def _say_left_out(folder: Path) -> None:
 
 def classify(config: ClassifyConfig) -> Path:
     """Write the best classes of every image and return the path of the file."""
-    import torch
-
     if config.out.suffix not in (".csv", ".json"):
         raise InputError(f"{config.out}: predictions must be a .csv or .json file")
     classifier = classifiers.load_classifier(config.classifier, config.code)
@@ -201,23 +201,52 @@ def classify(config: ClassifyConfig) -> Path:
     check_out(config.out)
     check_out(record)
     if is_recorded(config.out) and is_done(record, made_from, config.overwrite):
-        clear(config.out)
+        clear(config.out, made_from)
         return config.out
 
-    feats = representation.embed(classifier.extractor, list(files.values()), **_speed(config), invert=classifier.invert)
-    scores, best = torch.from_numpy(classifier.predict_proba(feats)).topk(
-        min(config.top_k, len(classifier.class_names))
-    )
-    named = [
-        [(classifier.class_names[c], round(score, 6)) for c, score in zip(*row)]
-        for row in zip(best.tolist(), scores.tolist())
-    ]
     with writing(config.out, made_from) as partial:
-        (write_table if is_table else write_document)(partial, list(files), named, made_from)
+        done = journal(partial, made_from)
+        if n_done := sum(map(len, done)):
+            print(f"predict: continuing after {n_done} of {len(files)} images", flush=True)
+        for block in _predictions(config, classifier, list(files.values())[n_done:]):
+            done.append(block)
+        (write_table if is_table else write_document)(partial, list(files), list(chain.from_iterable(done)), made_from)
         if is_table:
             write_record(config.out, partial, made_from)
     print(f"predict: classes of {len(files)} images -> {config.out}")
     return config.out
+
+
+_BLOCK = 256  # images that are classified at once
+
+
+def _predictions(
+    config: ClassifyConfig, classifier: classifiers.PhotoClassifier, files: list[Path]
+) -> Iterator[list[list[tuple[str, float]]]]:
+    """Yield the best classes of each image, with their scores, block by block."""
+    if not files:
+        return
+    feats: list[np.ndarray] = []
+    for batch in representation.embed_batches(classifier.extractor, files, **_speed(config), invert=classifier.invert):
+        feats.append(batch)
+        if sum(map(len, feats)) >= _BLOCK:
+            yield _best(config, classifier, np.concatenate(feats))
+            feats = []
+    if feats:
+        yield _best(config, classifier, np.concatenate(feats))
+
+
+def _best(
+    config: ClassifyConfig, classifier: classifiers.PhotoClassifier, feats: np.ndarray
+) -> list[list[tuple[str, float]]]:
+    import torch
+
+    n_classes = min(config.top_k, len(classifier.class_names))
+    scores, best = torch.from_numpy(classifier.predict_proba(feats)).topk(n_classes)
+    return [
+        [(classifier.class_names[c], round(score, 6)) for c, score in zip(*row)]
+        for row in zip(best.tolist(), scores.tolist())
+    ]
 
 
 def choose_files(images: Path | list[Path]) -> dict[str, Path]:

@@ -6,13 +6,11 @@ from sklearn.linear_model import LogisticRegression
 
 from lowshot.classifiers.problem import Problem, Run, Scorer, linear_scorer, with_constant
 from lowshot.classifiers.settings import LogisticOptions
-from lowshot.core.progress import Progress
 
 
 def fit_logistic_regression(problem: Problem, options: LogisticOptions, seed: int, device: str) -> Scorer:
     """Minimise `objective` for each run. linear_sgd minimises it in expectation; this solver is deterministic."""
-    runs = Progress(problem.runs, "logistic_regression", unit="run")
-    weights = [_solve(problem, run, options) for run in runs]
+    weights = [_solve(problem, run, options) for run in problem.runs]
     return linear_scorer(torch.from_numpy(np.stack(weights).astype(np.float32)).to(device))
 
 

@@ -59,6 +59,14 @@ def fit_linear_sgd(problem: Problem, options: SGDOptions, seed: int, device: str
     return linear_scorer(weights)
 
 
+def trials_at_once(problem: Problem, device: str) -> list[list[int]]:
+    """Return the positions of the runs to train at once: those of at least one trial for each processor."""
+    n_at_once = available_cores() if device == "cpu" else 1
+    trials = list(problem.trials.values())
+    parts = np.array_split(np.arange(len(trials)), max(1, len(trials) // n_at_once))
+    return [[position for trial in part for position in trials[trial]] for part in parts]
+
+
 def _check_batch_size(problem: Problem, batch_size: int) -> None:
     n_base, n_novel = problem.batch_composition(batch_size)
     if 0 in (n_base, n_novel):

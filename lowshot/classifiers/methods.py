@@ -8,8 +8,8 @@ import torch
 from lowshot.classifiers.convex import fit_logistic_regression
 from lowshot.classifiers.cosine import score_cosine
 from lowshot.classifiers.laplacian_shot import score_laplacian_shot
-from lowshot.classifiers.linear import fit_linear_sgd
-from lowshot.classifiers.mlp import fit_mlp
+from lowshot.classifiers.linear import fit_linear_sgd, trials_at_once
+from lowshot.classifiers.mlp import fit_mlp, shots_at_once
 from lowshot.classifiers.nearest_mean import score_nearest_mean
 from lowshot.classifiers.own_head import load_own_head
 from lowshot.classifiers.problem import Problem, Scorer
@@ -38,6 +38,11 @@ _FITS: dict[type, Callable[[Problem, Any, int, str], Scorer]] = {
     MLPOptions: fit_mlp,
     OwnHead: load_own_head,
 }
+# Positions of the runs that are fitted together, because that is faster.
+_TOGETHER: dict[type, Callable[[Problem, str], list[list[int]]]] = {
+    SGDOptions: trials_at_once,
+    MLPOptions: shots_at_once,
+}
 _SCORES = {
     NearestMeanOptions: in_blocks(score_nearest_mean),
     SupportLogisticOptions: in_blocks(score_support_logistic),
@@ -51,6 +56,15 @@ _SCORES = {
 def is_joint(classifier: Any) -> bool:
     """Whether it learns base and novel classes together, with `fit`. A few-shot method has `score(tasks, seed)`."""
     return type(classifier) in _FITS or hasattr(classifier, "fit")
+
+
+def fitted_together(classifier: Any, problem: Problem, device: str) -> list[list[int]]:
+    """Return groups of runs, as positions in `problem.runs`. A group is evaluated at once, and the groups in turn."""
+    if type(classifier) in _TOGETHER:
+        return _TOGETHER[type(classifier)](problem, device)
+    whole = type(classifier) is OwnHead or hasattr(classifier, "fit")
+    positions = list(range(len(problem.runs)))
+    return [positions] if whole else [[i] for i in positions]
 
 
 def fit_classifier(classifier: Any, problem: Problem, seed: int, device: str) -> Scorer:

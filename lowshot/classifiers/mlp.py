@@ -58,6 +58,12 @@ def fit_mlp(problem: Problem, options: MLPOptions, seed: int, device: str) -> Sc
     return partial(_mlp_scores, models, order)
 
 
+def shots_at_once(problem: Problem, device: str) -> list[list[int]]:
+    """Return the positions of the runs to train at once: those of the same n, which have equally many rows."""
+    numbers = dict.fromkeys(run.n_shot for run in problem.runs)
+    return [[i for i, run in enumerate(problem.runs) if run.n_shot == n] for n in numbers]
+
+
 @torch.no_grad()
 def _mlp_scores(models: list[MLPs], order: torch.Tensor, feats: torch.Tensor) -> torch.Tensor:
     """Return scores (n_runs, rows, n_classes), runs in the order of the problem."""

@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from lowshot.core.artifacts import Recipe, Sources, ended_early, read_recipe
 from lowshot.core.errors import InputError
 from lowshot.core.files import read_json, write_json
+from lowshot.core.journal import Journal, is_journal_of
 from lowshot.core.progress import say
 from lowshot.core.sealing import (
     UNSEALED,
@@ -41,6 +42,7 @@ from lowshot.core.sealing import (
 _AT_FDCWD, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
 # Set by the option --wait: wait for another writer instead of stopping.
 WAIT = "LOWSHOT_WAIT"
+_JOURNAL = ".journal"
 # Names in folders of older revisions, which have no SHA256SUMS.
 _OLDER_NAMES = {"config.json", "model.pt", "last.pt", "log.jsonl", "tensorboard", "checkpoint.pt", "images.h5",
                 "split.json", "draws.json", "mixture.h5", "extractor", "report.html", "tables", "plots"}  # fmt: skip
@@ -61,7 +63,7 @@ def is_done(out: Path, made_from: Recipe, overwrite: bool) -> bool:
     except Damaged as error:
         raise Damaged(f"{error}. Use --overwrite to make {out} again") from None
     early = ended_early(stored["config"])
-    clear(out)
+    clear(out, made_from)
     print(f"{made_from['stage']}: {out} already exists, made from the same inputs and settings{early}")
     return True
 
@@ -84,15 +86,19 @@ def _refuse_if_other(path: Path, stored: dict | None, made_from: Recipe) -> None
         raise InputError(f"{path}: exists, but was made differently ({difference}). Use another name, or --overwrite")
 
 
-def clear(out: Path) -> None:
-    """Remove what a process left that was killed after it had published `out`."""
+def clear(out: Path, made_from: Recipe) -> None:
+    """Remove what killed processes left of `out`, which is complete. Unfinished work with another recipe is kept."""
     leftover, folder = partial_path(out), _workplace(out.parent)
-    if not any(os.path.lexists(folder / f"{out.name}{end}") for end in (".lock", ".holder", ".old", "")):
+    ends = (".lock", ".holder", ".old", _JOURNAL, "")
+    if not any(os.path.lexists(folder / f"{out.name}{end}") for end in ends):
         return
     with suppress(InputError), _lock(out):  # it may be that of a living process
         _finish_exchange(out)
-        if leftover.is_dir() and sums_of(leftover) is not None:  # the old output, complete
+        is_old_output = leftover.is_dir() and sums_of(leftover) is not None
+        if is_old_output or (leftover.is_file() and _continues(leftover, made_from)):
             _remove(leftover)
+        if is_journal_of(_journal_path(leftover), made_from):
+            _journal_path(leftover).unlink()
 
 
 @contextmanager
@@ -100,7 +106,8 @@ def writing(out: Path, made_from: Recipe | None = None, resumable: bool = False)
     """Yield a path to write to, and publish it as `out` when the block ends without an error.
 
     A block that writes a folder creates it. After an error the unfinished output is removed, or kept if `resumable`. A
-    resumable leftover with a recipe other than `made_from` is discarded.
+    resumable leftover with a recipe other than `made_from` is discarded. A journal (`core.journal`) is kept except
+    after bad input.
 
     Raises InputError if another process writes `out`, or if `out` exists and is not an output of lowshot.
     """
@@ -112,20 +119,24 @@ def writing(out: Path, made_from: Recipe | None = None, resumable: bool = False)
     with _lock(out):
         _finish_exchange(out)
         partial = partial_path(out)
+        parts = _journal_path(partial)
         if os.path.lexists(partial) and not (resumable and _continues(partial, made_from)):
             _remove(partial)
         try:
             yield partial
+            sources.check()
         except BaseException as error:
             if isinstance(error, OSError) and error.filename is None:  # a full disk: say where
                 error.filename = str(out)
             if not resumable:
                 _remove(partial)
-            elif partial.exists() and not hasattr(error, "__notes__"):
+            if isinstance(error, InputError):
+                parts.unlink(missing_ok=True)
+            if not hasattr(error, "__notes__") and any(os.path.lexists(kept) for kept in (partial, parts)):
                 error.add_note(f"the same command continues from {partial}")
             raise
-        sources.check()
         publish(partial, out)
+        parts.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -159,6 +170,15 @@ def partial_path(out: Path) -> Path:
     if not out.name:
         raise InputError(f"--out {out}: must have a name of its own, such as outputs/data")
     return _workplace(out.parent) / out.name
+
+
+def journal(partial: Path, made_from: Recipe) -> Journal:
+    """Open the journal of an unfinished output, within `writing`. It is removed with the output's publication."""
+    return Journal(_journal_path(partial), made_from)
+
+
+def _journal_path(partial: Path) -> Path:
+    return partial.with_name(f"{partial.name}{_JOURNAL}")
 
 
 def _workplace(parent: Path) -> Path:

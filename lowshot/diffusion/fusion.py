@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lowshot.core.artifacts import Recipe
 from lowshot.core.errors import InputError
-from lowshot.core.h5 import creating_h5, open_h5, require_datasets, write_recipe
+from lowshot.core.h5 import create_array, creating_h5, open_h5, require_datasets, reserve_space, update_h5, write_recipe
 from lowshot.core.publishing import writing
 from lowshot.evaluation.benchmark import Benchmark, check_made_for, input_files
 from lowshot.evaluation.runs import Keep
@@ -29,26 +29,38 @@ _UNIFORM = 0.01
 
 
 @contextmanager
-def keeping_scores(path: Path, made_from: Recipe, config: BenchmarkConfig, benchmark: Benchmark) -> Iterator[Keep]:
-    """Yield a function that stores the scores of a run as log-probabilities in the file `path`.
+def keeping_scores(
+    path: Path, made_from: Recipe, config: BenchmarkConfig, benchmark: Benchmark
+) -> Iterator[tuple[Keep, bool]]:
+    """Yield a function that stores the scores of a run as log-probabilities in the file `path`, and whether the file
+    continues that of an interrupted process.
 
     The function accepts the scores of some test images, over the classes of the setup or over all classes of the data
     set.
     """
     runs = {run: i for i, run in enumerate(benchmark.runs(config.shots))}
-    with writing(path, made_from) as partial, creating_h5(partial) as file:
-        shape = len(runs), len(benchmark.test_labels), len(benchmark.classes)
-        kept = file.create_dataset("log_probabilities", shape, np.float32)
+    with writing(path, made_from, resumable=True) as partial:
+        if not (continues := partial.exists()):
+            _create(partial, list(runs), made_from, benchmark)
+        with update_h5(partial) as file:
+
+            def keep(run: tuple[int, int], rows: slice, scores: Tensor) -> None:
+                if scores.shape[1] != len(benchmark.classes):
+                    scores = scores[:, torch.from_numpy(benchmark.classes).to(scores.device)]
+                log_probabilities = torch.log_softmax(scores.float(), 1).cpu().numpy()
+                file["log_probabilities"][runs[run], rows] = log_probabilities
+                file.flush()
+
+            yield keep, continues
+
+
+def _create(path: Path, runs: list[tuple[int, int]], made_from: Recipe, benchmark: Benchmark) -> None:
+    with creating_h5(path) as file:
+        create_array(file, "log_probabilities", (len(runs), len(benchmark.test_labels), len(benchmark.classes)), "f4")
         file["classes"] = benchmark.classes
-        file["trials"], file["n_shots"] = np.array(list(runs)).T
+        file["trials"], file["n_shots"] = np.array(runs).T
         write_recipe(file, SCHEMA, made_from)
-
-        def keep(run: tuple[int, int], rows: slice, scores: Tensor) -> None:
-            if scores.shape[1] != len(benchmark.classes):
-                scores = scores[:, torch.from_numpy(benchmark.classes).to(scores.device)]
-            kept[runs[run], rows] = torch.log_softmax(scores.float(), 1).cpu().numpy()
-
-        yield keep
+        reserve_space(file)
 
 
 class KeptScores:

@@ -5,6 +5,7 @@ from n shots of every novel class. Its six accuracies (`lowshot.evaluation.metri
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -13,10 +14,11 @@ from typing import Literal
 
 import numpy as np
 
-from lowshot.core.artifacts import Provenance, read_recipe
+from lowshot.core.artifacts import Provenance, Recipe, read_recipe
 from lowshot.core.errors import InputError
 from lowshot.core.files import check_suffix, digest, write_json
-from lowshot.core.publishing import writing
+from lowshot.core.journal import Journal
+from lowshot.core.publishing import journal, writing
 from lowshot.data.additions import Run
 from lowshot.data.features import Features, check_classes, check_runs, check_same_space, check_setup, read_features
 from lowshot.data.protocol import Split, check_draws, check_draws_of, draws_inputs, read_draws, read_split
@@ -125,36 +127,63 @@ def check_made_for(path: Path, config: BenchmarkConfig, files: dict[str, Path]) 
             raise InputError(f"{path}: made from another {name} file. Make it again from {file}")
 
 
-def write_results(
+class Results:
+    """Six accuracies of every run that is done. `journal` has a list of entries for each part of the runs."""
+
+    def __init__(self, benchmark: Benchmark, journal: Journal) -> None:
+        self.benchmark, self.journal = benchmark, journal
+
+    @property
+    def entries(self) -> dict[tuple[int, int], dict]:
+        """(trial, n) -> entry of the results file."""
+        return {(entry["trial"], entry["n_shot"]): entry for part in self.journal for entry in part}
+
+    def add(self, ranks: Ranks) -> None:
+        """Add runs."""
+        self.journal.append(self.benchmark.accuracies(ranks))
+
+
+@contextmanager
+def writing_results(
     config: BenchmarkConfig,
-    made_from: dict,
+    made_from: Recipe,
     benchmark: Benchmark,
     method: str,
     setting: Setting,
-    ranks: Ranks,
     provenance: Provenance,
     device: str,
     **more: object,
-) -> None:
-    """Write the results file: six accuracies for every run of `ranks`.
+) -> Iterator[Results]:
+    """Yield the results to add all runs to, and write the results file when the block ends.
 
-    `method` is the name of the method, unless the config has a name. `setting` is the data that it uses in addition to
-    labelled training images. `more` are further entries of the file.
+    The results already contain the runs of an interrupted process with the same recipe. `method` is the name of the
+    method, unless the config has a name. `setting` is the data that it uses in addition to labelled training images.
+    `more` are further entries of the file.
     """
-    content = {
+    with writing(config.out, made_from) as partial:
+        results = Results(benchmark, journal(partial, made_from))
+        runs = benchmark.runs(config.shots)
+        if done := results.entries:
+            print(f"{made_from['stage']}: continuing after {len(done)} of {len(runs)} runs", flush=True)
+        yield results
+        content = _content(config, made_from, benchmark, method, setting)
+        content |= {"provenance": provenance.record(device), **more, "trials": [results.entries[run] for run in runs]}
+        write_json(partial, content)
+    numbers = f"{len(benchmark.draws)} trials x {len(config.shots)} numbers of shots"
+    print(f"{made_from['stage']}: {content['method']}, {numbers} -> {config.out}")
+
+
+def _content(
+    config: BenchmarkConfig, made_from: Recipe, benchmark: Benchmark, method: str, setting: Setting
+) -> dict[str, object]:
+    """Return what a results file says about all of its runs."""
+    return {
         **made_from,
         "method": config.name or method,
         "dataset": benchmark.split.dataset,
         "extractor": config.extractor or extractor_name(config.train),
         "protocol": {"setup": config.setup, "setting": setting, "split_digest": benchmark.split.digest},
-        "provenance": provenance.record(device),
-        **more,
-        "trials": benchmark.accuracies(ranks),
     }
-    with writing(config.out) as partial:
-        write_json(partial, content)
-    trials, shots = (len(set(numbers)) for numbers in zip(*ranks))
-    print(f"{made_from['stage']}: {content['method']}, {trials} trials x {shots} numbers of shots -> {config.out}")
 
 
 def extractor_name(train: Path) -> str:

@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -221,6 +222,7 @@ def evaluate_episodes(
     n_episodes: int,
     method: Any,
     copies: Tensor | None = None,
+    done: list[list[dict]] | None = None,
 ) -> list[dict[str, int | float]]:
     """Evaluate `method` on the episodes 0..n_episodes-1, for every number of shots.
 
@@ -229,24 +231,36 @@ def evaluate_episodes(
         method: settings of a few-shot method.
         copies: (N, A, D) float32, features of augmented copies of each row. If given, the method learns from the copies
             of a shot instead of the shot (Ni et al., ICLR 2022).
+        done: entries of the first parts of the episodes, which are not evaluated again. Those of the others are
+            appended, part by part.
 
     Returns:
         Entries of a results file: episode, n_way, n_shot, accuracy (fraction of the queries), ordered by episode and
         n_shot.
     """
-    results = []
-    with Progress(total=n_episodes, desc="episodes", unit="episode") as progress:
-        for rows in _all_rows(features, pool, sampling, n_episodes, 1 if copies is None else copies.shape[1]):
-            for n_shot, tasks in gather_tasks(features, rows, sampling.n_shots, copies):
-                labels = torch.from_numpy(rows.query_labels).to(features.device)
-                ranks = true_class_ranks(score_tasks(method, tasks, sampling.seed), labels)
-                accuracies = (ranks == 0).double().mean(1).tolist()
-                results += [
-                    {"episode": episode, "n_way": rows.n_way, "n_shot": n_shot, "accuracy": accuracy}
-                    for episode, accuracy in zip(rows.episodes.tolist(), accuracies)
-                ]
+    done = [] if done is None else done
+    n_done = sum(map(len, done)) // len(sampling.n_shots)
+    parts = _all_rows(features, pool, sampling, n_episodes, 1 if copies is None else copies.shape[1])
+    with Progress(total=n_episodes, initial=n_done, desc="episodes", unit="episode", resumable=True) as progress:
+        for rows in islice(parts, len(done), None):
+            done.append(_evaluate_part(features, rows, sampling, method, copies))
             progress.update(len(rows.episodes))
-    return sorted(results, key=lambda entry: (entry["episode"], entry["n_shot"]))
+    return sorted(chain.from_iterable(done), key=lambda entry: (entry["episode"], entry["n_shot"]))
+
+
+def _evaluate_part(
+    features: Tensor, rows: TaskRows, sampling: Sampling, method: Any, copies: Tensor | None
+) -> list[dict[str, int | float]]:
+    """Return the entries of some episodes."""
+    entries, labels = [], torch.from_numpy(rows.query_labels).to(features.device)
+    for n_shot, tasks in gather_tasks(features, rows, sampling.n_shots, copies):
+        ranks = true_class_ranks(score_tasks(method, tasks, sampling.seed), labels)
+        accuracies = (ranks == 0).double().mean(1).tolist()
+        entries += [
+            {"episode": episode, "n_way": rows.n_way, "n_shot": n_shot, "accuracy": accuracy}
+            for episode, accuracy in zip(rows.episodes.tolist(), accuracies)
+        ]
+    return entries
 
 
 def _all_rows(

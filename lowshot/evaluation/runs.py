@@ -1,14 +1,15 @@
 """All runs of the low-shot benchmark with one classifier or few-shot method."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from lowshot.classifiers.methods import fit_classifier, is_joint, score_tasks
+from lowshot.classifiers.methods import fit_classifier, fitted_together, is_joint, score_tasks
 from lowshot.classifiers.problem import Problem, Run
-from lowshot.classifiers.settings import METHODS
+from lowshot.classifiers.settings import BENCHMARK_CLASSIFIERS, METHODS
 from lowshot.classifiers.tasks import Tasks
 from lowshot.core.progress import Progress
 from lowshot.core.seeds import stream
@@ -26,30 +27,59 @@ def rank_runs(
     queries: np.ndarray,
     seed: int,
     device: str,
+    done: Collection[tuple[int, int]] = (),
     keep: Keep | None = None,
-) -> Ranks:
-    """Return the ranks of the true classes in every run of `problem`.
+) -> Iterator[Ranks]:
+    """Yield the ranks of the true classes in the runs of `problem`, part by part.
 
     Args:
         classifier: settings of a classifier of the benchmark or of a few-shot method.
         problem: rows of the base classes, and of the novel classes of each run.
         queries: (N, D) float32, test features of the benchmark with the same transform as the rows of the problem.
+        done: runs (trial, n) to leave out. A part is left out if all of its runs are.
         keep: called with the scores of every run.
     """
-    if is_joint(classifier):
-        score = fit_classifier(classifier, problem, seed, device)
+    parts = [[problem.runs[i] for i in part] for part in fitted_together(classifier, problem, device)]
+    left = [runs for runs in parts if not {run.key for run in runs}.issubset(done)]
+    name, is_single = BENCHMARK_CLASSIFIERS.name_of(classifier), all(len(runs) == 1 for runs in left)
+    rank = _rank_jointly if is_joint(classifier) else _rank_tasks
+    for runs in Progress(left, name, unit="run", disable=not is_single, resumable=True):
+        yield rank(classifier, replace(problem, runs=runs), benchmark, queries, seed, device, keep)
 
-        def keep_all(rows: slice, scores: torch.Tensor) -> None:
-            for run, run_scores in zip(problem.runs, scores):
-                keep(run.key, rows, run_scores)
 
-        by_run = ranks_in_chunks(score, queries, benchmark.test_labels, device, keep=keep and keep_all)
-        return {run.key: run_ranks for run, run_ranks in zip(problem.runs, by_run)}
+def _rank_jointly(
+    classifier: Any,
+    problem: Problem,
+    benchmark: Benchmark,
+    queries: np.ndarray,
+    seed: int,
+    device: str,
+    keep: Keep | None,
+) -> Ranks:
+    score = fit_classifier(classifier, problem, seed, device)
+
+    def keep_all(rows: slice, scores: torch.Tensor) -> None:
+        for run, run_scores in zip(problem.runs, scores):
+            keep(run.key, rows, run_scores)
+
+    by_run = ranks_in_chunks(score, queries, benchmark.test_labels, device, keep=keep and keep_all)
+    return {run.key: run_ranks for run, run_ranks in zip(problem.runs, by_run)}
+
+
+def _rank_tasks(
+    method: Any,
+    problem: Problem,
+    benchmark: Benchmark,
+    queries: np.ndarray,
+    seed: int,
+    device: str,
+    keep: Keep | None,
+) -> Ranks:
     truth = torch.from_numpy(np.searchsorted(benchmark.classes, benchmark.test_labels)).to(device)
-    ranks, name = {}, METHODS.name_of(classifier)
-    for run in Progress(problem.runs, name, unit="run"):
+    ranks, name = {}, METHODS.name_of(method)
+    for run in problem.runs:
         method_seed = int(stream(seed, name, *run.key).integers(2**32))
-        scores = score_tasks(classifier, _as_task(run, problem, benchmark, queries, device), method_seed)[0]
+        scores = score_tasks(method, _as_task(run, problem, benchmark, queries, device), method_seed)[0]
         ranks[run.key] = true_class_ranks(scores, truth).cpu().numpy()
         if keep is not None:
             keep(run.key, slice(0, len(scores)), scores)

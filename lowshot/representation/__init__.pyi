@@ -12,6 +12,7 @@ from .extractors import check_knows_base_only as check_knows_base_only
 from .extractors import chosen_extractor as chosen_extractor
 from .extractors import drop_projection as drop_projection
 from .extractors import embed as embed
+from .extractors import embed_batches as embed_batches
 from .extractors import handed_on as handed_on
 from .extractors import novel_classes_seen as novel_classes_seen
 from .extractors import open_extractor as open_extractor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from lowshot.core.artifacts import read_recipe
-from lowshot.core.errors import InputError
+from lowshot.core.errors import CorruptImage, InputError
 from lowshot.core.files import digest
 from lowshot.core.progress import Progress
 from lowshot.core.runtime import pick_device
+from lowshot.data.datasets.folder import check_decodable
 from lowshot.data.datasets.images import Images
 from lowshot.representation.backbones import Extractor, ModelConfig, load_extractor, load_timm_weights, timm_config
 from lowshot.representation.loading import batches, in_batches, to_unit, view
@@ -99,7 +100,6 @@ def batch_features(model: Extractor, images: Tensor, fabric: Fabric) -> np.ndarr
         return model.features(images).float().cpu().numpy()
 
 
-@torch.inference_mode()
 def embed(
     extractor: Extractor,
     images: str | Path | Iterable[str | Path] | np.ndarray,
@@ -128,6 +128,21 @@ def embed(
         InputError: If there are no images, the array has another shape or type, a file is missing or corrupt, or
             features are NaN or infinite.
     """
+    options = {"invert": invert, "batch_size": batch_size, "num_workers": num_workers, "device": device}
+    return np.concatenate(list(embed_batches(extractor, images, **options)))
+
+
+@torch.inference_mode()
+def embed_batches(
+    extractor: Extractor,
+    images: str | Path | Iterable[str | Path] | np.ndarray,
+    *,
+    invert: bool = False,
+    batch_size: int = 32,
+    num_workers: int = 0,
+    device: str | torch.device | None = None,
+) -> Iterator[np.ndarray]:
+    """Yield the features of each batch of images, as `embed` computes them."""
     if not isinstance(extractor, Extractor):
         raise InputError(f"extractor: must be an extractor of open_extractor, not {type(extractor).__name__}")
     if batch_size < 1 or num_workers < 0:
@@ -135,17 +150,19 @@ def embed(
     home, device = next(extractor.parameters()).device, torch.device(device or pick_device())
     pictures = _pictures(images, extractor.config)
     parts = in_batches(np.arange(len(pictures)), batch_size)
-    loaded, feats = batches(pictures, parts, extractor.config, None, num_workers), []
+    loaded = batches(pictures, parts, extractor.config, None, num_workers)
     network = extractor.eval().to(device)
     try:
         for pixels in Progress(loaded, "images", len(parts), unit="batch"):
-            feats.append(network.features(to_unit(255 - pixels if invert else pixels, device)).float().cpu().numpy())
+            feats = network.features(to_unit(255 - pixels if invert else pixels, device)).float().cpu().numpy()
+            if not np.isfinite(feats).all():
+                raise InputError("the extractor computes features that are NaN or infinite. Check its weights")
+            yield feats
+    except CorruptImage:
+        check_decodable([pictures.root / name for name in pictures.paths])  # to name all of them
+        raise
     finally:
         extractor.to(home)
-    features = np.concatenate(feats)
-    if not np.isfinite(features).all():
-        raise InputError("the extractor computes features that are NaN or infinite. Check its weights")
-    return features
 
 
 def _pictures(images: Iterable[str | Path] | np.ndarray, config: ModelConfig) -> Images:

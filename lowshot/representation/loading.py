@@ -100,7 +100,7 @@ def batches(
         yield from loader
     except InputError as error:  # an error of a worker is wrapped in its traceback
         message = str(error).strip().splitlines()[-1]
-        raise InputError(re.sub(rf"^{re.escape(InputError.__module__)}\.\w+: ", "", message)) from None
+        raise type(error)(re.sub(rf"^{re.escape(InputError.__module__)}\.\w+: ", "", message)) from None
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:

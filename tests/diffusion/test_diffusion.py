@@ -415,7 +415,7 @@ def test_a_killed_run_leaves_nothing_half_written(clusters, config, tmp_path, mo
         raise KeyboardInterrupt
 
     wanted = replace(config, label=Labelling(tmp_path / "out" / "p.h5", background=clusters.unlabelled))
-    for room, name in ((diffusion, "_scores"), (diffusion_room, "write_propagated"), (diffusion, "write_results")):
+    for room, name in ((diffusion, "_scores"), (diffusion_room, "write_propagated"), (diffusion, "writing_results")):
         with monkeypatch.context() as patch:
             patch.setattr(room, name, stop)
             with pytest.raises(KeyboardInterrupt):

@@ -55,21 +55,21 @@ def evidence_of(config):
 @pytest.fixture
 def evaluated(monkeypatch):
     """(setup, learning rate) of every evaluation. `evaluated.kill_at` is the index of the one that is killed."""
-    real = low_shot._ranks
+    real = low_shot._prepared
 
     class Seen(list):
         kill_at = None
 
     seen = Seen()
 
-    def watched(config, benchmark, device, keep=None):
+    def watched(config, benchmark):
         if len(seen) == seen.kill_at:
             raise KeyboardInterrupt
         setup = "validation" if set(benchmark.classes) == {0, 1, 4, 5} else "test"
         seen.append((setup, getattr(config.classifier, "lr", None), config.add["repetition"].max_per_label))
-        return real(config, benchmark, device)
+        return real(config, benchmark)
 
-    monkeypatch.setattr(low_shot, "_ranks", watched)
+    monkeypatch.setattr(low_shot, "_prepared", watched)
     return seen
 
 
@@ -461,12 +461,13 @@ def test_a_classifier_chosen_for_every_n(config, monkeypatch):
     """The methods have different settings, and one is transductive."""
     better = {("cosine", 1), ("prototype_refinement", 5)}
 
-    def evaluated(config, benchmark, device, keep=None):
-        name = {SGDOptions: "linear_sgd", CosineOptions: "cosine"}.get(type(config.classifier), "prototype_refinement")
-        rank = {n: 0 if (name, n) in better else 9 for n in config.shots}
-        return {(t, n): np.full(len(benchmark.test_labels), rank[n]) for t in benchmark.draws for n in config.shots}
+    def rank_runs(classifier, problem, benchmark, *rest):
+        name = {SGDOptions: "linear_sgd", CosineOptions: "cosine"}.get(type(classifier), "prototype_refinement")
+        for run in problem.runs:
+            rank = 0 if (name, run.n_shot) in better else 9
+            yield {run.key: np.full(len(benchmark.test_labels), rank)}
 
-    monkeypatch.setattr(low_shot, "_ranks", evaluated)
+    monkeypatch.setattr(low_shot.evaluation, "rank_runs", rank_runs)
     config.select.grid.write_text("classifier: [linear_sgd, cosine, prototype_refinement]")
     content = json.loads(low_shot.main(replace(choosing(config, per_shot=True), add={})).read_text())
     assert content["config"]["classifier"] == {

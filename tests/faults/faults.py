@@ -143,7 +143,8 @@ def _one_line(done: Outcome, what: str) -> list[str]:
 
 
 def _lines(done: Outcome) -> list[str]:
-    return [line for line in done.error.replace("\r", "\n").splitlines() if line.strip()]
+    lines = done.error.replace("\r", "\n").splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("epoch ")]  # a training's progress
 
 
 def _name(done: Outcome) -> str:

@@ -112,8 +112,7 @@ def _read(settings: Folder, source: Source, root: Path, classes: dict[Path, list
     is_test = hold_out(labels, settings.test_per_class or 0.2, source.seed, names)
     files = [file for part in classes.values() for file in part]
     if settings.image_size is None:
-        for _ in _each(files, _check):
-            pass
+        check_decodable(files)
         paths = np.array([file.relative_to(root).as_posix() for file in files], object)
         images = Images(labels, is_test, paths=paths, root=root)
     else:
@@ -125,11 +124,17 @@ def _read(settings: Folder, source: Source, root: Path, classes: dict[Path, list
     return Content(images, names, groups, superclass_of)
 
 
+def check_decodable(files: list[Path]) -> None:
+    """Decode all images. Raises CorruptImage with all that cannot be decoded."""
+    for _ in _each(files, lambda file: open_image(file) and None):
+        pass
+
+
 def _each(files: list[Path], task: Callable[[Path], Any]) -> Iterator:
     """Yield `task(file)` for each file, in order. Runs on several threads, as decoding releases the GIL, and in blocks
     of 256 files to bound memory.
 
-    Raises InputError at the end, with all corrupt images, of which nothing is yielded.
+    Raises CorruptImage at the end, with all corrupt images, of which nothing is yielded.
     """
     corrupt: list[CorruptImage] = []
     with ThreadPoolExecutor() as pool:
@@ -155,10 +160,6 @@ def _or_corrupt(task: Callable[[Path], Any], file: Path) -> Any:
         return task(file)
     except CorruptImage as error:
         return error
-
-
-def _check(file: Path) -> None:
-    open_image(file)
 
 
 def _square(file: Path, size: int) -> np.ndarray:

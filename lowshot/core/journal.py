@@ -1,0 +1,63 @@
+"""Parts of long work that are done, on disk, so that a killed run continues after them."""
+
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+from lowshot.core.artifacts import Recipe
+
+
+class Journal(list):
+    """A list whose entries are also lines of a file. It starts with the entries of an interrupted run, if that had the
+    same recipe. Append with `append` only.
+
+    A line is the CRC-32 of an entry and the entry as JSON. The first entry is the recipe. What follows the first line
+    that is cut off or damaged does not count.
+    """
+
+    def __init__(self, path: Path, made_from: Recipe) -> None:
+        self.path, self.made_from = path, made_from
+        stored, n_bytes = _whole_lines(path)
+        if is_journal_of(path, made_from):
+            super().__init__(stored[1:])
+            os.truncate(path, n_bytes)
+        else:
+            self.restart()
+
+    def restart(self) -> None:
+        """Forget all entries."""
+        self.clear()
+        self.path.unlink(missing_ok=True)
+
+    def append(self, entry: Any) -> None:
+        """Append an entry of plain values."""
+        first = [] if self else [_line(self.made_from)]
+        with self.path.open("ab") as file:
+            file.write(b"".join([*first, _line(entry)]))
+        super().append(entry)
+
+
+def is_journal_of(path: Path, made_from: Recipe) -> bool:
+    """Whether a file is the journal of a run with this recipe."""
+    stored, _ = _whole_lines(path)
+    return bool(stored) and made_from.difference(stored[0]) is None
+
+
+def _line(entry: Any) -> bytes:
+    text = json.dumps(entry).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _whole_lines(path: Path) -> tuple[list, int]:
+    """Return the entries up to the first damaged line, and their number of bytes."""
+    entries: list[Any] = []
+    n_bytes = 0
+    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else []:
+        text = line[9:-1]
+        if line != b"%08x %s\n" % (zlib.crc32(text), text):
+            break
+        entries.append(json.loads(text))
+        n_bytes += len(line)
+    return entries, n_bytes

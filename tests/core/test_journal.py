@@ -1,0 +1,182 @@
+"""The journal of finished parts, and the stages that continue from it."""
+# ruff: noqa: F401, F811 -- fixtures of other files
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from classifiers.test_predict import classifier, photos, table
+from evaluation.test_episodes import config as episodes_config
+from evaluation.test_low_shot import tiny_config
+from matching.test_matching import files, trained
+
+import episodes
+import low_shot
+import matching_network
+import predict
+from lowshot.classifiers.settings import LogisticOptions, MLPOptions, NearestMeanOptions, SGDOptions
+from lowshot.core.artifacts import Recipe
+from lowshot.core.errors import InputError
+from lowshot.core.journal import Journal
+from lowshot.core.publishing import writing
+
+MADE_FROM = Recipe({"stage": "try", "config": {"seed": 0}, "inputs": {}}, {}, lambda stored: stored)
+OTHER = MADE_FROM.but(config={"seed": 1})
+
+
+@pytest.fixture
+def path(tmp_path):
+    journal = Journal(tmp_path / "journal", MADE_FROM)
+    for entry in ([1, 0.1], {"a": "ä\n"}, None):
+        journal.append(entry)
+    return journal.path
+
+
+def test_entries_are_there_again(path):
+    assert Journal(path, MADE_FROM) == [[1, 0.1], {"a": "ä\n"}, None]
+    assert Journal(path, OTHER) == [] and not path.exists(), "work with another recipe is discarded"
+
+
+@pytest.mark.parametrize("lost", [1, 5, 11])
+def test_a_line_that_was_cut_off_does_not_count(path, lost):
+    path.write_bytes(path.read_bytes()[:-lost])
+    journal = Journal(path, MADE_FROM)
+    assert journal == [[1, 0.1], {"a": "ä\n"}]
+    journal.append("new")
+    assert Journal(path, MADE_FROM) == [[1, 0.1], {"a": "ä\n"}, "new"]
+
+
+def test_no_flipped_bit_changes_an_entry(path):
+    whole, entries = path.read_bytes(), [[1, 0.1], {"a": "ä\n"}, None]
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        found = list(Journal(path, MADE_FROM))
+        assert found == entries[: len(found)] and len(found) < 3
+
+
+@pytest.fixture
+def stopping(monkeypatch):
+    """`stopping(n)` interrupts what appends entry number n to a journal, counted from 0. Returns the number of entries
+    that are appended.
+    """
+    real, count = Journal.append, []
+
+    def stopping(at=None):
+        def append(journal, entry):
+            if len(count) == at:
+                raise KeyboardInterrupt
+            count.append(entry)
+            real(journal, entry)
+
+        count.clear()
+        monkeypatch.setattr(Journal, "append", append)
+        return count
+
+    return stopping
+
+
+def check_it_continues(stopping, main, config, name, at=1):
+    """Interrupt a stage at a part, and run it again. Only the other parts are done, and the output is the same."""
+    whole = stopping()
+    expected = main(config).read_bytes()
+    n_parts = len(whole)
+    assert n_parts > at
+    config = replace(config, out=config.out.with_name(f"again{config.out.suffix}"))
+    stopping(at)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        main(config)
+    assert "the same command continues from" in stop.value.__notes__[0]
+    count = stopping()
+    out = main(config)
+    assert len(count) == n_parts - at
+    assert not list(out.parent.glob(f".lowshot/{out.name}*"))
+    if out.suffix == ".csv":
+        assert out.read_bytes() == expected
+    else:
+        assert json.loads(out.read_bytes())[name] == json.loads(expected)[name]
+
+
+@pytest.mark.parametrize(
+    "classifier",
+    [NearestMeanOptions(), LogisticOptions(), MLPOptions(max_epochs=2), SGDOptions(n_steps=20, batch_size=20)],
+)
+def test_low_shot_continues_after_its_runs(tmp_path, monkeypatch, capsys, stopping, classifier):
+    monkeypatch.setattr("lowshot.classifiers.linear.available_cores", lambda: 1)
+    config = replace(tiny_config(tmp_path), classifier=classifier)
+    check_it_continues(stopping, low_shot.main, config, "trials")
+    assert "continuing after" in capsys.readouterr().out
+
+
+def test_low_shot_does_runs_again_whose_scores_were_lost(tmp_path, stopping):
+    config = replace(tiny_config(tmp_path), classifier=NearestMeanOptions(), scores=tmp_path / "out" / "scores.h5")
+    low_shot.main(config)
+    expected = config.scores.read_bytes()
+    for lost in (False, True):
+        config.scores.unlink()
+        config.out.unlink()
+        stopping(4)
+        with pytest.raises(KeyboardInterrupt):
+            low_shot.main(config)
+        if lost:
+            (config.out.parent / ".lowshot" / "scores.h5").unlink()
+        count = stopping()
+        low_shot.main(config)
+        assert len(count) == (6 if lost else 2) and config.scores.read_bytes() == expected
+
+
+def test_matching_network_continues_after_its_runs(tmp_path, trained, files, monkeypatch, stopping):
+    monkeypatch.setattr("lowshot.matching.network._MOST_VALUES", 1)
+    config = matching_network.TestConfig(
+        model=trained, out=tmp_path / "r.json", rows_per_class=4, shots=[1, 2, 3], **files
+    )
+    check_it_continues(stopping, matching_network.test, config, "trials", at=2)
+
+
+def test_episodes_continue_after_those_that_are_done(episodes_config, monkeypatch, stopping):
+    monkeypatch.setattr("lowshot.evaluation.episodes._GATHERED_BYTES", {"cpu": 1})
+    check_it_continues(stopping, episodes.main, replace(episodes_config, n_shots=[1, 2]), "episodes", at=7)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_classify_continues_after_the_images_that_are_done(
+    tmp_path,
+    classifier,
+    photos,
+    monkeypatch,
+    stopping,
+    suffix,
+):
+    monkeypatch.setattr(predict, "_BLOCK", 20)
+    out = tmp_path / "p" / f"p{suffix}"
+    config = predict.ClassifyConfig(classifier=classifier, images=photos / "new", out=out, batch_size=10)
+    check_it_continues(stopping, predict.classify, config, "predictions", at=3)
+
+
+def test_other_settings_start_again_and_bad_input_leaves_nothing(tmp_path, stopping):
+    config = replace(tiny_config(tmp_path), classifier=NearestMeanOptions())
+    stopping(4)
+    with pytest.raises(KeyboardInterrupt):
+        low_shot.main(config)
+    count = stopping()
+    low_shot.main(replace(config, seed=1))
+    assert len(count) == 6
+    with pytest.raises(InputError), writing(config.out, MADE_FROM) as partial:
+        Journal(partial.with_name(f"{partial.name}.journal"), MADE_FROM).append(1)
+        raise InputError("bad")
+    assert not (config.out.parent / ".lowshot").exists()
+
+
+def test_what_a_kill_left_beside_a_complete_output_is_removed(tmp_path):
+    config = replace(tiny_config(tmp_path), classifier=NearestMeanOptions())
+    low_shot.main(config)
+    made_from = low_shot._recipe(config)
+    for recipe, is_left in ((made_from, False), (made_from.but(config={"seed": 9}), True)):
+        folder = config.out.parent / ".lowshot"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        Journal(folder / "r.json.journal", recipe).append([])
+        low_shot.main(config)
+        assert (folder / "r.json.journal").exists() == is_left
+    assert np.isfinite(json.loads(config.out.read_text())["trials"][0]["top1_all"])
