@@ -168,9 +168,17 @@ def read_recipe(path: Path) -> dict | None:
         else:
             stored = read_json(path)
         made_from = {key: stored[key] for key in _ENTRIES}
-        return made_from if all(isinstance(made_from[key], dict) for key in ("config", "inputs")) else None
-    except (KeyError, TypeError, json.JSONDecodeError):
+    except (KeyError, TypeError, json.JSONDecodeError, RecursionError):
         return None
+    return made_from if _is_recipe(made_from) else None
+
+
+def _is_recipe(made_from: dict) -> bool:
+    """Whether the entries of a recipe have their types."""
+    stage, config, inputs = (made_from[key] for key in _ENTRIES)
+    if not (isinstance(stage, str) and isinstance(config, dict) and isinstance(inputs, dict)):
+        return False
+    return all(isinstance(name, str) and isinstance(one, str | None) for name, one in inputs.items())
 
 
 def ended_early(config: dict) -> str:

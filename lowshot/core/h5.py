@@ -166,8 +166,10 @@ def _read_structure(path: Path) -> None:
             with suppress(Exception):
                 thing = file[name]
                 dict(thing.attrs)
-                if isinstance(thing, h5py.Dataset) and thing.id.get_offset() is None and thing.nbytes < 2**31:
-                    thing[()]
+                if isinstance(thing, h5py.Dataset) and thing.id.get_offset() is None:
+                    _check_storage(path, thing)
+                    for part in thing.iter_chunks() if thing.chunks else [()]:
+                        thing[part]
 
 
 @contextmanager
@@ -230,12 +232,16 @@ def require_datasets(file: H5File, fields: dict[str, tuple[str, int | None]]) ->
             raise InputError(f"{file.path}: '{name}' is a link to {getattr(link, 'filename', 'another dataset')}")
         dataset = file.get(name)
         if not isinstance(dataset, h5py.Dataset):
-            raise InputError(f"{file.path}: lacks the dataset '{name}' (it has: {', '.join(file) or 'nothing'})")
+            raise InputError(f"{file.path}: lacks the dataset '{name}' (it has: {_names_in(file)})")
         known = dataset.dtype.kind in _KINDS[kind] and dataset.dtype.itemsize <= 8
         if not known or n_axes not in (None, dataset.ndim):
             found = f"{dataset.dtype} {dataset.shape}"
             raise InputError(f"{file.path}: '{name}' must be {kind} with {n_axes} axes, not {found}")
         _check_storage(file.path, dataset)
+
+
+def _names_in(file: H5File) -> str:
+    return ", ".join(one if isinstance(one, str) else repr(one) for one in file) or "nothing"
 
 
 def _check_storage(path: Path, dataset: h5py.Dataset) -> None:

@@ -117,6 +117,8 @@ class SealedFile(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
         n = max(0, min(len(view), self.size - self._at))
+        if n == 0:  # a damaged file may name places far behind its end
+            return 0
         self.verify(self._at, self._at + n)
         self._file.seek(self._at)
         done = 0

@@ -194,7 +194,8 @@ def as_several(value: Any) -> dict[str, Any]:
 
 def _in_list(value: Any) -> list[tuple[Any, Any]]:
     """Return pairs of name and settings from a list of names or mappings."""
-    parts = [one if isinstance(one, dict) else {one: None} for one in (value if isinstance(value, list) else [value])]
+    listed = value if isinstance(value, list) else [value]
+    parts = [one if isinstance(one, dict) else {str(one): None} for one in listed]
     return [pair for part in parts for pair in part.items()]
 
 

@@ -16,6 +16,7 @@ from lowshot.core.artifacts import Recipe
 from lowshot.core.errors import InputError
 from lowshot.core.h5 import create_array, creating_h5, open_h5, require_datasets, reserve_space, update_h5, write_recipe
 from lowshot.core.publishing import writing
+from lowshot.data.rows import mapped
 from lowshot.evaluation.benchmark import Benchmark, check_made_for, input_files
 from lowshot.evaluation.runs import Keep
 from lowshot.evaluation.settings import BenchmarkConfig
@@ -71,10 +72,14 @@ class KeptScores:
     """
 
     def __init__(self, path: Path, config: BenchmarkConfig, runs: list[tuple[int, int]]) -> None:
-        self.file = open_h5(path)
-        require_datasets(self.file, _DATASETS)
+        with open_h5(path) as file:
+            require_datasets(file, _DATASETS)
+            self.log_probabilities = mapped(path, file["log_probabilities"])
+            numbers = file["trials"][:].tolist(), file["n_shots"][:].tolist()
+        if not isinstance(self.log_probabilities, np.ndarray) or not len(self.log_probabilities) == len(numbers[0]):
+            raise InputError(f"{path}: 'log_probabilities' must be contiguous, with a row for each of the 'trials'")
         check_made_for(path, config, input_files(config))
-        self.runs = {run: i for i, run in enumerate(zip(self.file["trials"][:], self.file["n_shots"][:]))}
+        self.runs = {run: i for i, run in enumerate(zip(*numbers))}
         for trial, n in runs:
             if (trial, n) not in self.runs:
                 raise InputError(
@@ -84,7 +89,7 @@ class KeptScores:
 
     def of(self, trial: int, n_shot: int) -> np.ndarray:
         """Return the log-probabilities of a run, float32 (N, classes)."""
-        return self.file["log_probabilities"][self.runs[trial, n_shot]]
+        return np.asarray(self.log_probabilities[self.runs[trial, n_shot]])
 
 
 def fuse(diffused: np.ndarray, log_probabilities: np.ndarray, weight: float) -> np.ndarray:

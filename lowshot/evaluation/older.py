@@ -43,7 +43,8 @@ _OWN = {"linear_sgd": "sgd.", "logistic_regression": "logistic.", "mlp": "mlp."}
 def low_shot_today(stored: dict) -> dict:
     """Return the current recipe of results of low_shot.py. Older ones map a setting selected per n to {n: value}."""
     config = stored["config"]
-    if {"add", "add.names"} & config.keys() or not {"classifier", "shots"} <= config.keys():
+    is_older = isinstance(config.get("classifier"), str) and isinstance(config.get("shots"), list) and config["shots"]
+    if {"add", "add.names"} & config.keys() or not is_older:
         return stored
     parts = {str(n): _of_shot(stored, str(n)) for n in config["shots"]}
     config = joint_settings({n: part["config"] for n, part in parts.items()})

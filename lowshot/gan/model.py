@@ -96,7 +96,7 @@ def gan_recipe(folder: Path, split: Path) -> dict:
     made_from = read_recipe(folder)
     if made_from is None or made_from["stage"] not in ("train_gan pretrain", "train_gan finetune"):
         raise InputError(f"{folder}: not a GAN. Train one with train_gan.py")
-    if made_from["inputs"]["split"] != digest(split):
+    if made_from["inputs"].get("split") != digest(split):
         raise InputError(f"{folder}: trained on another split than {split}. Use a GAN of this split")
     return made_from
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowshot.classifiers.tasks import numbered
+from lowshot.core.artifacts import read_recipe
 from lowshot.core.errors import InputError
 from lowshot.core.files import read_json, write_json
 from lowshot.core.seeds import stream
@@ -120,9 +121,9 @@ def load_matching(folder: Path, split: Split, train: Features) -> MatchingNetwor
     """
     content = read_json(Path(folder) / "config.json")
     try:
-        model, base_classes = MatchingNetwork(**content["model"]), content["base_classes"]
-        extractor = content["inputs"].get("extractor")
-    except (KeyError, TypeError) as error:
+        model, base_classes = MatchingNetwork(**content["model"]), {int(c) for c in content["base_classes"]}
+        extractor = (read_recipe(folder) or {"inputs": {}})["inputs"].get("extractor")
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{folder}/config.json: not a matching network ({error}). Train one with matching_network.py train"
         ) from None
@@ -132,7 +133,7 @@ def load_matching(folder: Path, split: Split, train: Features) -> MatchingNetwor
         )
     if extractor and train.extractor and extractor != train.extractor:
         raise InputError(f"{folder}: trained on features of another extractor than {train.path}. {_RETRAIN}")
-    if other := set(base_classes) ^ set(split.base_classes):
+    if other := base_classes ^ set(split.base_classes):
         raise InputError(
             f"{folder}: trained on another split (class {min(other)} is a base class in only one of them). {_RETRAIN}"
         )

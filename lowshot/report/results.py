@@ -7,7 +7,7 @@ system. If two runs of the same extractor and method differ in a setting, the se
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -27,8 +27,16 @@ PROTOCOL = ["dataset", "setup", "split_digest"]
 # Name of the protocol that joins several split digests.
 SPLITS = "class splits"
 COLUMNS = [*PROTOCOL, "setting", "extractor", "method", "system"]
-_PROTOCOL_KEYS = ("setup", "setting", "split_digest")
-_PROVENANCE_KEYS = ("command", "commit", "versions", "device", "wall_time_s", "peak_memory_bytes")
+# Entries of a results file, with their types.
+_ENTRIES = {"method": str, "dataset": str, "extractor": str, "protocol": dict, "config": dict, "provenance": dict}
+_PROTOCOL_ENTRIES = {"setup": str, "setting": str, "split_digest": str}
+_PROVENANCE_ENTRIES = {"command": str, "commit": str | None, "versions": dict, "device": str,
+                       "wall_time_s": int | float | None, "peak_memory_bytes": int | None}  # fmt: skip
+# Settings that are read from a file's config, and further entries. They may be absent.
+_CONFIG_ENTRIES = {"classes": str | None, "transform": dict | None, "within_superclass": bool | None,
+                   "n_way": int | str | None, "n_queries": int | None, "dirichlet": int | float | None,
+                   "reference": str | None}  # fmt: skip
+_FURTHER_ENTRIES = {"stage": str, "inputs": dict, "gan": dict | None, "selection": dict}
 # Fields of each kind of entry: integers with their minimum, and real values, which are in 0..1 unless _LOWEST or
 # _HIGHEST has another bound.
 _ROWS = {
@@ -77,12 +85,16 @@ def _read_file(path: Path) -> dict:
     content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a results file: it is not a JSON object")
-    _require(path, "", content, ("method", "dataset", "extractor", "protocol", "config", "provenance"))
-    _require(path, "protocol.", content["protocol"], _PROTOCOL_KEYS)
-    _require(path, "provenance.", content["provenance"], _PROVENANCE_KEYS)
-    for key in ("config", "inputs"):
-        if not isinstance(content.get(key, {}), dict):
-            raise InputError(f"{path}: not a results file: '{key}' is not a JSON object")
+    _check_entries(path, content, _ENTRIES)
+    _check_entries(path, content["protocol"], _PROTOCOL_ENTRIES, "protocol.")
+    _check_entries(path, content["protocol"], {"tasks_digest": str}, "protocol.", optional=True)
+    _check_entries(path, content["provenance"], _PROVENANCE_ENTRIES, "provenance.")
+    _check_entries(path, content, _FURTHER_ENTRIES, optional=True)
+    _check_entries(path, content["config"], _CONFIG_ENTRIES, "config.", optional=True)
+    for key in ("inputs", "gan"):
+        parts = content.get(key) or {}
+        kinds = dict.fromkeys(parts, str | None) if key == "inputs" else {"trial": int | None, "k": int | None}
+        _check_entries(path, parts, kinds, f"{key}.", optional=True)
     if "trials" not in content and (not {"episodes", "scores"} & set(content) or "history" in content):
         raise InputError(f"{path}: not a results file: lacks 'trials' (or 'episodes', 'scores')")
     for kind, (least, fractions) in _ROWS.items():
@@ -91,10 +103,18 @@ def _read_file(path: Path) -> dict:
     return content
 
 
-def _require(path: Path, prefix: str, content: object, keys: tuple[str, ...]) -> None:
-    for key in keys:
-        if not isinstance(content, dict) or key not in content:
+def _check_entries(
+    path: Path, content: dict, entries: dict[str, Any], prefix: str = "", optional: bool = False
+) -> None:
+    """Raise InputError if one of `entries` is missing, unless `optional`, or has another type."""
+    for key, kind in entries.items():
+        if key not in content:
+            if optional:
+                continue
             raise InputError(f"{path}: not a results file: lacks '{prefix}{key}'")
+        value = content[key]
+        if not isinstance(value, kind) or (isinstance(value, bool) and not isinstance(True, kind)):
+            raise InputError(f"{path}: not a results file: '{prefix}{key}' must not be {json.dumps(value)[:40]}")
 
 
 def _check_rows(where: str, rows: object, least: dict[str, int], fractions: list[str]) -> pd.DataFrame:
@@ -224,7 +244,7 @@ def scores(files: dict[str, dict]) -> pd.DataFrame:
         if "scores" in content:
             part = content["scores"].melt(["class", "n_images"], var_name="metric")
             about = {key: str(content[key]) for key in ("dataset", "extractor", "method")}
-            about |= {key: str(content["protocol"][key]) for key in _PROTOCOL_KEYS}
+            about |= {key: str(content["protocol"][key]) for key in _PROTOCOL_ENTRIES}
             about["setup"] = str(content["config"].get("reference", "unknown"))
             about |= {key: (content.get("gan") or {}).get(key) or 0 for key in ("trial", "k")}
             parts.append(part.assign(**about, system=names[file], draws=about["setup"], file=file))
@@ -282,7 +302,7 @@ def _long_form(files: dict[str, dict], kind: str) -> pd.DataFrame:
             if kind == "episodes":
                 part["task"] = _task_names(content["config"], part)
             about = {key: str(content[key]) for key in ("dataset", "extractor", "method")}
-            about |= {key: str(content["protocol"][key]) for key in _PROTOCOL_KEYS}
+            about |= {key: str(content["protocol"][key]) for key in _PROTOCOL_ENTRIES}
             parts.append(part.assign(**about, system=names[file], draws=_draws(content, part), file=file))
     columns = [*COLUMNS, *keys, "metric", "value", "draws", "file"]
     if not parts:

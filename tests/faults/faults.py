@@ -1,6 +1,9 @@
 """What is done to a stage, and what must be true afterwards. Each function returns the violations, in words."""
 
+import itertools
+import random
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -82,6 +85,99 @@ def raced(server: Server, case: Case, at: Iterable[int]) -> list[str]:
         violations += _differences(folder, expected, what)
         shutil.rmtree(folder)
     return violations
+
+
+def interleaved(server: Server, case: Case, at: Iterable[int]) -> list[str]:
+    """Stop a first process at each of the calls `at`, and a second one at each call that it then makes. Let the first
+    end, and then the second.
+    """
+    expected, violations = reference(server, case), []
+    for n in at:
+        for m in itertools.count(1):
+            folder = scratch()
+            here = case.into(folder)
+            first = server.start(here.words, folder, STOP, n)
+            stands = server.until_stopped(first)
+            second = server.start(here.words, folder, STOP, m)
+            reached = server.until_stopped(second)
+            what = f"two processes, the first stands at call {n}, the second at {m}"
+            for number, pid, stopped in (("first", first, stands), ("second", second, reached)):
+                if stopped:
+                    server.resume(pid)
+                done = server.wait(pid)
+                if done.code not in (0, 2) or (done.code == 2 and "is being written by" not in done.error):
+                    violations.append(f"{what}: the {number} ends with {done.code}: {done.error.strip()[-300:]}")
+            violations += _differences(folder, expected, what)
+            shutil.rmtree(folder)
+            if not (stands and reached):
+                break
+    return violations
+
+
+def killed_at_random(server: Server, case: Case, n: int, seed: int = 0) -> list[str]:
+    """Kill the stage `n` times at a random moment of its run. One more run must make the same output."""
+    expected, violations, generator = reference(server, case), [], random.Random(seed)
+    start, folder = time.perf_counter(), scratch()
+    server.run(case.into(folder).words, folder)
+    seconds = time.perf_counter() - start
+    shutil.rmtree(folder)
+    for _ in range(n):
+        folder = scratch()
+        here = case.into(folder)
+        pid = server.start(here.words, folder)
+        moment = generator.uniform(0, seconds)
+        time.sleep(moment)
+        server.kill(pid)
+        server.wait(pid)
+        violations += _same_after(server, here, folder, expected, f"killed after {moment:.3f} s")
+    return violations
+
+
+# What users call their files beside an output, and what the stages have called theirs.
+_ENDS = (".old", ".partial", ".lock", ".holder", ".journal", ".new", ".writing", ".tmp", ".bak", "~", ".json", ".h5")
+
+
+def beside(server: Server, case: Case, at: Iterable[int]) -> list[str]:
+    """Put files, folders and links of a user beside the output, with names that a stage might use for its own files.
+    Kill the stage at each of the calls `at`, run it again, and make the output once more. All must still be there.
+    """
+    violations = []
+    for i, n in enumerate(at):
+        folder = scratch()
+        here = case.into(folder)
+        theirs = _put_files(folder, here, i)
+        before = {path: path.readlink() if path.is_symlink() else path.read_bytes() for path in theirs}
+        server.run(here.words, folder, KILL, n)
+        for words in (here.words, [*here.words[:-2], "--overwrite", *here.words[-2:]]):
+            done = server.run(words, folder)
+            if done.code != 0:
+                violations.append(f"killed at call {n}, beside other files: {done.error.strip()[-300:]}")
+        for path, content in before.items():
+            found = path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else None
+            if found != content:
+                violations.append(f"killed at call {n}: {path.name} of the user was touched")
+        shutil.rmtree(folder)
+    return violations
+
+
+def _put_files(folder: Path, case: Case, kind: int) -> list[Path]:
+    """Create files of the user, as files, in folders, or as links to a file elsewhere."""
+    theirs, outputs = [], {case.out.name, *case.beside}
+    aim = folder / "aim.txt"
+    aim.write_text("the user's")
+    names = {f"{name}{end}" for name in outputs for end in _ENDS}
+    names |= {f"{Path(name).stem}.partial.h5" for name in outputs}
+    for i, name in enumerate(sorted(names - outputs)):
+        path = case.out.parent / name
+        if (i + kind) % 3 == 0:
+            path.mkdir()
+            path = path / "notes.txt"
+        if (i + kind) % 3 == 1:
+            path.symlink_to(aim)
+        else:
+            path.write_text(f"the user's {name}")
+        theirs.append(path)
+    return [aim, *theirs]
 
 
 _REFERENCES: dict[tuple, dict[str, bytes]] = {}

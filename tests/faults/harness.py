@@ -67,6 +67,10 @@ class Server:
         """Wait until a process stands still. Returns False if it has ended instead."""
         return self._ask({"stopped": pid})["stopped"]
 
+    def kill(self, pid: int) -> None:
+        """Kill a process."""
+        os.kill(pid, signal.SIGKILL)
+
     def resume(self, pid: int) -> None:
         """Let a stopped process go on."""
         os.kill(pid, signal.SIGCONT)
