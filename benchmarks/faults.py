@@ -93,11 +93,9 @@ def _try_stage(server: Server, case: Case, names: list[str]) -> None:
     spread = systematic[:: max(1, len(systematic) // _PLACES)]
     places = {"full": faults.space(calls), "moments": _MOMENTS, "interleaved": spread, "beside": spread}
     for name in names:
-        at = places.get(name, systematic)
-        tried = at if isinstance(at, int) else len(at)
-        violations = FAULTS[name](server, case, at)
-        row.append(f"{tried - len(violations)} of {tried}")
-        found += violations
+        tries = FAULTS[name](server, case, places.get(name, systematic))
+        row.append(f"{tries.count('')} of {len(tries)}")
+        found += filter(None, tries)
     _row(case.name, row, start, found)
 
 

@@ -159,7 +159,7 @@ def read_recipe(path: Path) -> dict | None:
     path = Path(path)
     try:
         if path.is_dir():
-            stored = read_json(path / "config.json")
+            stored = read_json(path / "config.json") if (path / "config.json").exists() else {}
         elif path.suffix in {".h5", ".hdf5"}:
             with open_h5(path) as file:
                 stored = {key: json.loads(file.attrs[key]) for key in _ENTRIES if key in file.attrs}

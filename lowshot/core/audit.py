@@ -55,10 +55,8 @@ def _outputs(folder: Path) -> Iterator[Path]:
 
 
 def _is_output(path: Path) -> bool:
-    if path.is_dir() and not (path / "config.json").exists():
-        return sums_of(path) is not None
     try:
-        return read_recipe(path) is not None
+        return read_recipe(path) is not None or (path.is_dir() and sums_of(path) is not None)
     except InputError:
         return True  # damaged
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import yaml
 
 from lowshot.core.artifacts import name_today
 from lowshot.core.choices import Registry, code_file, is_own, suggestion
-from lowshot.core.errors import InputError
+from lowshot.core.errors import InputError, is_memory_error
 from lowshot.core.files import read_yaml
 from lowshot.core.help import help_text
 from lowshot.core.interruption import Terminated, stopping
@@ -43,8 +44,8 @@ def run(main: Callable, config_class: type, description: str | None, next_step: 
     """Fill `config_class` from the command line (and `--config FILE`), call `main` with it, and report errors.
 
     `description` is the docstring of the script, for --help. `next_step` returns the command that takes the output, as
-    a list of words that starts with the script; it is printed at the end. An OSError, such as a full disk, is reported
-    in one line as well. Every other exception is a bug of ours and keeps its traceback.
+    a list of words that starts with the script; it is printed at the end. An OSError, such as a full disk, and short
+    memory are reported in one line as well. Every other exception is a bug of ours and keeps its traceback.
     """
     _call(main, config_class, sys.argv[1:], Path(sys.argv[0]).name, description, next_step)
 
@@ -107,13 +108,19 @@ def _call(
         _refuse(script.split()[0], f"{error}. Activate the environment: source .venv/bin/activate")
     except InputError as error:
         _refuse(script.split()[0], str(error))
+    except MemoryError as error:
+        _refuse(script.split()[0], f"not enough memory ({error})" if str(error) else "not enough memory")
+    except RuntimeError as error:
+        if not is_memory_error(error):
+            raise
+        _refuse(script.split()[0], f"not enough memory ({str(error).splitlines()[0]})")
     except OSError as error:
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
         _refuse(script.split()[0], f"{where}{error.strerror or error}")
     except KeyboardInterrupt as stop:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # another Ctrl-C ends the process without a traceback
         kept = "; ".join(getattr(stop, "__notes__", [])) or "the same command runs it again"
-        print(f"{script.split()[0]}: stopped; {kept}", file=sys.stderr, flush=True)
+        _say_once(f"{script.split()[0]}: stopped; {kept}")
         raise SystemExit(stop.code if isinstance(stop, Terminated) else 130) from None
 
 
@@ -141,8 +148,20 @@ def report_of(results: Path) -> list:
 
 
 def _refuse(script: str, message: str) -> None:
-    print(f"{script}: error: {' '.join(message.split())}", file=sys.stderr)
+    _say_once(f"{script}: error: {' '.join(message.split())}")
     raise SystemExit(2) from None
+
+
+def _say_once(line: str) -> None:
+    """Print a line on stderr. Of several processes of torchrun, the first one does."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        from torch.distributed import TCPStore
+
+        with suppress(RuntimeError):  # the launcher has gone
+            store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+            if store.add(f"lowshot/said/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}", 1) > 1:
+                return
+    print(line, file=sys.stderr, flush=True)
 
 
 def parse(config_class: type, arguments: list[str]) -> Any:

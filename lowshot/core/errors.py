@@ -14,3 +14,8 @@ class CorruptImage(InputError):
 
 class Diverged(InputError):
     """A training that ended in NaN or infinity. Other settings may work."""
+
+
+def is_memory_error(error: RuntimeError) -> bool:
+    """Whether torch reports that memory is short: it has a class for GPUs, and a plain RuntimeError for CPUs."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)

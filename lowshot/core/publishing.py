@@ -57,7 +57,7 @@ def is_done(out: Path, made_from: Recipe, overwrite: bool) -> bool:
     if overwrite or not out.exists():
         return False
     try:
-        stored = read_recipe(out) if not (out.is_dir() and not (out / "config.json").exists()) else None
+        stored = read_recipe(out)
         _refuse_if_other(out, stored, made_from)
         verify(out)
     except Damaged as error:
@@ -309,9 +309,7 @@ def _is_ours(out: Path) -> bool:
     if out.suffix == ".csv":
         return sha256(out) in _recorded(out)
     try:
-        if out.is_dir() and not (out / "config.json").exists():
-            return sums_of(out) is not None
-        return read_recipe(out) is not None
+        return read_recipe(out) is not None or (out.is_dir() and sums_of(out) is not None)
     except Damaged:
         return True
     except InputError:

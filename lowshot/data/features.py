@@ -13,6 +13,7 @@ import numpy as np
 from lowshot.core.artifacts import read_recipe
 from lowshot.core.errors import InputError
 from lowshot.core.h5 import create_array, creating_h5, open_h5, require_datasets, reserve_space, update_h5, write_recipe
+from lowshot.data.rows import check_usable
 
 SCHEMA = "lowshot-features-1"
 _SAME_RUN = "Use features and split of the same preprocessing run"
@@ -50,8 +51,8 @@ class Features:
 def read_features(path: Path, n_classes: int | None = None) -> Features:
     """Read and check a feature file, ours or a published one.
 
-    Raises InputError if the file is truncated, lacks a dataset, has fewer rows than `count`, contains NaN or infinity,
-    or (if `n_classes` is given) has a label outside 0..n_classes-1.
+    Raises InputError if the file is truncated, lacks a dataset, has fewer rows than `count`, contains NaN, infinity or
+    numbers above 1e16, or (if `n_classes` is given) has a label outside 0..n_classes-1.
     """
     with open_h5(path) as file:
         require_datasets(file, {"all_feats": ("floats", 2), "all_labels": ("integers", 1), "count": ("integers", 1)})
@@ -61,9 +62,7 @@ def read_features(path: Path, n_classes: int | None = None) -> Features:
             raise InputError(f"{path}: count is {count}, but the file has {n_rows} rows")
         feats = file["all_feats"][:count].astype(np.float32, copy=False)
         labels = file["all_labels"][:count].astype(np.int64)
-    if not np.isfinite(feats).all():
-        row = int(np.flatnonzero(~np.isfinite(feats).all(axis=1))[0])
-        raise InputError(f"{path}: row {row} of all_feats contains NaN or infinity")
+    check_usable(feats, f"{path}: all_feats: row")
     if n_classes is not None and (labels.min() < 0 or labels.max() >= n_classes):
         wrong = labels[(labels < 0) | (labels >= n_classes)][0]
         raise InputError(f"{path}: label {wrong} is outside the split's classes 0..{n_classes - 1}. {_SAME_RUN}")
@@ -94,9 +93,7 @@ def read_copies(features: Features) -> np.ndarray:
                 f"{features.path}: augmented_feats must have shape ({n_rows}, A, {dim}), not {stored.shape}"
             )
         copies = stored[:n_rows].astype(np.float32, copy=False)
-    if not np.isfinite(copies).all():
-        row = int(np.flatnonzero(~np.isfinite(copies).all(axis=(1, 2)))[0])
-        raise InputError(f"{features.path}: row {row} of augmented_feats contains NaN or infinity")
+    check_usable(copies, f"{features.path}: augmented_feats: row")
     return copies
 
 

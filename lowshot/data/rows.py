@@ -11,6 +11,7 @@ from lowshot.core.files import missing
 from lowshot.core.h5 import open_h5, require_datasets
 
 BLOCK = 16384
+_LARGEST = 1e16  # of a feature: products of larger ones overflow float32, and faiss ends the process
 RAW_SUFFIXES = (".raw", ".float32")
 
 
@@ -21,10 +22,23 @@ def blocks(n_rows: int, start: int = 0, size: int | None = None) -> Iterator[sli
         yield slice(at, min(at + size, n_rows))
 
 
+def check_usable(feats: np.ndarray, row: str, first: int = 0) -> None:
+    """Raise InputError for the first of the rows `feats` (N, ...) with a NaN, infinity or a number above 1e16.
+
+    `row` is the beginning of the message, and `first` the number of the first row.
+    """
+    usable = (np.abs(feats) <= _LARGEST).reshape(len(feats), -1).all(axis=1)
+    if usable.all():
+        return
+    wrong = int(usable.argmin())
+    what = "numbers above 1e16" if np.isfinite(feats[wrong]).all() else "NaN or infinity"
+    raise InputError(f"{row} {first + wrong} contains {what}")
+
+
 class Rows:
     """The first `n_rows` rows of a feature matrix on disk; `rows[a:b]` reads float32.
 
-    Reading raises InputError, with the number of the row, for NaN and infinity.
+    Reading raises InputError, with the number of the row, for NaN, infinity and numbers above 1e16.
     """
 
     def __init__(self, path: Path, source: np.ndarray | h5py.Dataset, n_rows: int) -> None:
@@ -39,9 +53,7 @@ class Rows:
             read = np.asarray(self.source[start:stop], np.float32)
         except OSError as error:
             raise InputError(f"{self.path}: truncated or damaged ({error})") from None
-        finite = np.isfinite(read).all(axis=1)
-        if not finite.all():
-            raise InputError(f"{self.path}: row {start + int(finite.argmin())} contains NaN or infinity")
+        check_usable(read, f"{self.path}: row", start)
         return read
 
 

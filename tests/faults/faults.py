@@ -1,4 +1,7 @@
-"""What is done to a stage, and what must be true afterwards. Each function returns the violations, in words."""
+"""What is done to a stage, and what must be true afterwards.
+
+Each function returns, for each try, what went wrong in words, or nothing.
+"""
 
 import itertools
 import random
@@ -6,6 +9,7 @@ import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from faults.harness import FULL, INTERRUPT, KILL, STOP, Outcome, Server, contents, scratch
 from faults.stages import Case
@@ -13,110 +17,18 @@ from faults.stages import Case
 
 def killed(server: Server, case: Case, at: Iterable[int]) -> list[str]:
     """Kill the stage at each of the calls `at`. One more run must make the same output, and leave nothing else."""
-    expected, violations = reference(server, case), []
+    expected, tries = reference(server, case), []
     for n in at:
         folder = scratch()
         here = case.into(folder)
         first = server.run(here.words, folder, KILL, n)
-        violations += _same_after(server, here, folder, expected, f"killed at call {n} ({_name(first)})")
-    return violations
-
-
-def full(server: Server, case: Case, at: Iterable[int], overwriting: bool = False) -> list[str]:
-    """Fill the disk from each of the calls `at` on. The stage must end with one line and exit code 2, and leave an
-    existing output as it was; one more run must make the same output.
-    """
-    expected, violations = reference(server, case), []
-    for n in at:
-        folder = scratch()
-        here = case.into(folder)
-        what = f"disk full from call {n}"
-        if overwriting:
-            server.run(here.words, folder)
-        before = contents(folder)
-        words = [*here.words[:-2], "--overwrite", *here.words[-2:]] if overwriting else here.words
-        done = server.run(words, folder, FULL, n)
-        what += f" ({_name(done)})"
-        if done.code != 0:
-            violations += _one_line(done, what)
-            found = contents(folder)
-            if any(found.get(name) not in (old, expected[name]) for name, old in before.items()):
-                violations.append(f"{what}: the existing output has changed")
-        violations += _same_after(server, here, folder, expected, what)
-    return violations
-
-
-def interrupted(server: Server, case: Case, at: Iterable[int]) -> list[str]:
-    """Press Ctrl-C at each of the calls `at`. The stage must end with one line and exit code 130, or be complete."""
-    expected, violations = reference(server, case), []
-    for n in at:
-        folder = scratch()
-        here = case.into(folder)
-        done = server.run(here.words, folder, INTERRUPT, n)
-        what = f"interrupted at call {n} ({_name(done)})"
-        if done.code not in (0, 130):
-            violations.append(f"{what}: exit code {done.code}: {done.error.strip()[-300:]}")
-        elif done.code == 130 and (len(_lines(done)) != 1 or "stopped" not in done.error):
-            violations.append(f"{what}: not one line: {done.error.strip()[-300:]}")
-        elif done.code == 0 and contents(folder) != expected:
-            violations.append(f"{what}: lost, and the output is not complete")
-        violations += _same_after(server, here, folder, expected, what)
-    return violations
-
-
-def raced(server: Server, case: Case, at: Iterable[int]) -> list[str]:
-    """Stop a first process at each of the calls `at`, run a second one, and let the first go on. The output must be
-    that of one of them, and complete.
-    """
-    expected, violations = reference(server, case), []
-    for n in at:
-        folder = scratch()
-        here = case.into(folder)
-        first = server.start(here.words, folder, STOP, n)
-        what = f"two processes, the first stands at call {n}"
-        if server.until_stopped(first):
-            second = server.run(here.words, folder)
-            if second.code not in (0, 2) or (second.code == 2 and "is being written by" not in second.error):
-                violations.append(f"{what}: the second ends with {second.code}: {second.error.strip()[-300:]}")
-            server.resume(first)
-            done = server.wait(first)
-            if done.code != 0:
-                violations.append(f"{what}: the first ends with {done.code}: {done.error.strip()[-300:]}")
-        violations += _differences(folder, expected, what)
-        shutil.rmtree(folder)
-    return violations
-
-
-def interleaved(server: Server, case: Case, at: Iterable[int]) -> list[str]:
-    """Stop a first process at each of the calls `at`, and a second one at each call that it then makes. Let the first
-    end, and then the second.
-    """
-    expected, violations = reference(server, case), []
-    for n in at:
-        for m in itertools.count(1):
-            folder = scratch()
-            here = case.into(folder)
-            first = server.start(here.words, folder, STOP, n)
-            stands = server.until_stopped(first)
-            second = server.start(here.words, folder, STOP, m)
-            reached = server.until_stopped(second)
-            what = f"two processes, the first stands at call {n}, the second at {m}"
-            for number, pid, stopped in (("first", first, stands), ("second", second, reached)):
-                if stopped:
-                    server.resume(pid)
-                done = server.wait(pid)
-                if done.code not in (0, 2) or (done.code == 2 and "is being written by" not in done.error):
-                    violations.append(f"{what}: the {number} ends with {done.code}: {done.error.strip()[-300:]}")
-            violations += _differences(folder, expected, what)
-            shutil.rmtree(folder)
-            if not (stands and reached):
-                break
-    return violations
+        tries.append(_same_after(server, here, folder, expected, f"killed at call {n} ({_name(first)})"))
+    return _in_words(tries)
 
 
 def killed_at_random(server: Server, case: Case, n: int, seed: int = 0) -> list[str]:
     """Kill the stage `n` times at a random moment of its run. One more run must make the same output."""
-    expected, violations, generator = reference(server, case), [], random.Random(seed)
+    expected, tries, generator = reference(server, case), [], random.Random(seed)
     start, folder = time.perf_counter(), scratch()
     server.run(case.into(folder).words, folder)
     seconds = time.perf_counter() - start
@@ -129,8 +41,106 @@ def killed_at_random(server: Server, case: Case, n: int, seed: int = 0) -> list[
         time.sleep(moment)
         server.kill(pid)
         server.wait(pid)
-        violations += _same_after(server, here, folder, expected, f"killed after {moment:.3f} s")
-    return violations
+        tries.append(_same_after(server, here, folder, expected, f"killed after {moment:.3f} s"))
+    return _in_words(tries)
+
+
+def full(server: Server, case: Case, at: Iterable[int], overwriting: bool = False) -> list[str]:
+    """Fill the disk from each of the calls `at` on. The stage must end with one line and exit code 2, and leave an
+    existing output as it was; one more run must make the same output.
+    """
+    expected, tries = reference(server, case), []
+    for n in at:
+        folder = scratch()
+        here = case.into(folder)
+        if overwriting:
+            server.run(here.words, folder)
+        before, wrong = contents(folder), []
+        words = [*here.words[:-2], "--overwrite", *here.words[-2:]] if overwriting else here.words
+        done = server.run(words, folder, FULL, n)
+        what = f"disk full from call {n} ({_name(done)})"
+        if done.code != 0:
+            wrong += _one_line(done, what)
+            found = contents(folder)
+            if any(found.get(name) not in (old, expected[name]) for name, old in before.items()):
+                wrong.append(f"{what}: the existing output has changed")
+        tries.append(wrong + _same_after(server, here, folder, expected, what))
+    return _in_words(tries)
+
+
+def interrupted(server: Server, case: Case, at: Iterable[int]) -> list[str]:
+    """Press Ctrl-C at each of the calls `at`. The stage must end with one line and exit code 130, or be complete."""
+    expected, tries = reference(server, case), []
+    for n in at:
+        folder = scratch()
+        here = case.into(folder)
+        done, wrong = server.run(here.words, folder, INTERRUPT, n), []
+        what = f"interrupted at call {n} ({_name(done)})"
+        if done.code not in (0, 130):
+            wrong.append(f"{what}: exit code {done.code}: {done.error.strip()[-300:]}")
+        elif done.code == 130 and (len(_lines(done)) != 1 or "stopped" not in done.error):
+            wrong.append(f"{what}: not one line: {done.error.strip()[-300:]}")
+        elif done.code == 0 and contents(folder) != expected:
+            wrong.append(f"{what}: lost, and the output is not complete")
+        tries.append(wrong + _same_after(server, here, folder, expected, what))
+    return _in_words(tries)
+
+
+def raced(server: Server, case: Case, at: Iterable[int]) -> list[str]:
+    """Stop a first process at each of the calls `at`, run a second one, and let the first go on. The output must be
+    that of one of them, and complete.
+    """
+    expected, tries = reference(server, case), []
+    for n in at:
+        folder = scratch()
+        here = case.into(folder)
+        first, wrong = server.start(here.words, folder, STOP, n), []
+        what = f"two processes, the first stands at call {n}"
+        if server.until_stopped(first):
+            second = server.run(here.words, folder)
+            wrong += _won_or_refused(second, f"{what}: the second")
+            server.resume(first)
+        wrong += _won_or_refused(server.wait(first), f"{what}: the first")
+        tries.append(wrong + _differences(folder, expected, what))
+        shutil.rmtree(folder)
+    return _in_words(tries)
+
+
+def interleaved(server: Server, case: Case, at: Iterable[int]) -> list[str]:
+    """Stop a first process at each of the calls `at`, and a second one at each call that it then makes. Let the first
+    end, and then the second.
+    """
+    expected, tries = reference(server, case), []
+    for n in at:
+        for m in itertools.count(1):
+            folder = scratch()
+            here = case.into(folder)
+            what = f"two processes, the first stands at call {n}, the second at {m}"
+            first = server.start(here.words, folder, STOP, n)
+            first_stands = server.until_stopped(first)
+            second = server.start(here.words, folder, STOP, m)
+            second_stands = server.until_stopped(second)
+            wrong = []
+            for name, pid, stands in (("first", first, first_stands), ("second", second, second_stands)):
+                if stands:
+                    server.resume(pid)
+                wrong += _won_or_refused(server.wait(pid), f"{what}: the {name}")
+            tries.append(wrong + _differences(folder, expected, what))
+            shutil.rmtree(folder)
+            if not (first_stands and second_stands):
+                break
+    return _in_words(tries)
+
+
+def _won_or_refused(done: Outcome, what: str) -> list[str]:
+    if done.code == 0 or (done.code == 2 and "is being written by" in done.error):
+        return []
+    return [f"{what} ends with {done.code}: {done.error.strip()[-300:]}"]
+
+
+def _in_words(tries: list[list[str]]) -> list[str]:
+    """Return what went wrong in each try; empty if nothing did."""
+    return ["; ".join(wrong) for wrong in tries]
 
 
 # What users call their files beside an output, and what the stages have called theirs.
@@ -141,23 +151,24 @@ def beside(server: Server, case: Case, at: Iterable[int]) -> list[str]:
     """Put files, folders and links of a user beside the output, with names that a stage might use for its own files.
     Kill the stage at each of the calls `at`, run it again, and make the output once more. All must still be there.
     """
-    violations = []
+    tries = []
     for i, n in enumerate(at):
         folder = scratch()
         here = case.into(folder)
-        theirs = _put_files(folder, here, i)
-        before = {path: path.readlink() if path.is_symlink() else path.read_bytes() for path in theirs}
+        before = {path: _content(path) for path in _put_files(folder, here, i)}
         server.run(here.words, folder, KILL, n)
-        for words in (here.words, [*here.words[:-2], "--overwrite", *here.words[-2:]]):
-            done = server.run(words, folder)
-            if done.code != 0:
-                violations.append(f"killed at call {n}, beside other files: {done.error.strip()[-300:]}")
-        for path, content in before.items():
-            found = path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else None
-            if found != content:
-                violations.append(f"killed at call {n}: {path.name} of the user was touched")
+        runs = [
+            server.run(words, folder) for words in (here.words, [*here.words[:-2], "--overwrite", *here.words[-2:]])
+        ]
+        wrong = [f"killed at call {n}: {done.error.strip()[-300:]}" for done in runs if done.code != 0]
+        touched = [path.name for path, content in before.items() if _content(path) != content]
+        tries.append(wrong + [f"killed at call {n}: {name} of the user was touched" for name in touched])
         shutil.rmtree(folder)
-    return violations
+    return _in_words(tries)
+
+
+def _content(path: Path) -> Any:
+    return path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else None
 
 
 def _put_files(folder: Path, case: Case, kind: int) -> list[Path]:

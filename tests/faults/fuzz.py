@@ -3,6 +3,7 @@
 Each file is read in a fork, so that a crash or a hang of a library ends that process only.
 """
 
+import faulthandler
 import json
 import os
 import resource
@@ -69,6 +70,7 @@ def outcome(reader: Reader, content: bytes) -> Outcome:
 
 def _read_in_child(reader: Reader, said: int) -> None:
     """Read the file, and write the memory at the start and what is wrong to the descriptor `said`."""
+    faulthandler.disable()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     pages = int(Path("/proc/self/statm").read_text().split()[0])

@@ -38,6 +38,12 @@ NEEDED = ["preprocessing", "train_extractor", "save_features", "make_quadruplet"
           "predict fit", "predict classify"]  # fmt: skip
 
 
+NAMES = ["split", "draws", "results of runs", "results of episodes", "features", "features by blocks", "graph",
+         "quadruplets", "images", "scores", "propagated rows", "extractor", "generator", "classifier",
+         "matching network", "settings of low_shot", "settings of train_extractor", "settings of preprocessing",
+         "grid"]  # fmt: skip
+
+
 def readers(root: Path, folder: Path) -> list[Reader]:
     """Copy the outputs below `root` into the empty `folder`, without their checksums, and return their readers."""
     features, results, graph = root / "first" / "features", root / "results", root / "graph-test.h5"
