@@ -39,7 +39,7 @@ from lowshot.core.errors import InputError
 from lowshot.core.files import missing, plain_cell, write_json
 from lowshot.core.publishing import check_out, clear, is_done, is_recorded, journal, record_path, write_record, writing
 from lowshot.core.settings import NonNegativeInt, PositiveInt, RunOnly
-from lowshot.data.datasets.content import listing_digest
+from lowshot.data.datasets.content import image_digests
 from lowshot.data.datasets.folder import find_classes, find_images, ignored
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split
@@ -117,7 +117,7 @@ def fit(config: FitConfig) -> Path:
     extractor, chosen = representation.chosen_extractor(config)
     files = [file for part in classes.values() for file in part]
     read = {"base_features": config.base_features, "split": config.split}
-    made_from = recipe("predict", config, {**read, **chosen, "images": listing_digest(root, files)})
+    made_from = recipe("predict", config, {**read, **chosen, **image_digests(root, files)})
     if is_done(config.out, made_from, config.overwrite):
         return config.out
 
@@ -194,8 +194,8 @@ def classify(config: ClassifyConfig) -> Path:
         raise InputError(f"{config.out}: predictions must be a .csv or .json file")
     classifier = classifiers.load_classifier(config.classifier, config.code)
     files = choose_files(config.images)
-    listed = listing_digest(Path("/"), [file.absolute() for file in files.values()])
-    made_from = recipe("predict", config, {"classifier": config.classifier, **classifier.code, "images": listed})
+    listed = image_digests(Path("/"), [file.absolute() for file in files.values()])
+    made_from = recipe("predict", config, {"classifier": config.classifier, **classifier.code, **listed})
     is_table = config.out.suffix == ".csv"
     record = record_path(config.out) if is_table else config.out
     check_out(config.out)

@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from lowshot.core.choices import code_file, is_own
 from lowshot.core.errors import InputError
-from lowshot.core.files import digest, read_json, read_yaml
+from lowshot.core.files import ContentDigest, digest, facts_of, read_json, read_yaml
 from lowshot.core.h5 import open_h5
 from lowshot.core.settings import choices_in, defaults_of, flat, paths_of, values_of
 
@@ -63,7 +64,8 @@ class Recipe(dict):
         found = [
             f"input {name} {_change(name, stored['inputs'], self['inputs'])}"
             for name in sorted({*stored["inputs"], *self["inputs"]})
-            if stored["inputs"].get(name) != self["inputs"].get(name)
+            if not (name == CONTENT and name not in stored["inputs"])
+            and stored["inputs"].get(name) != self["inputs"].get(name)
         ]
         new = flat(self["config"])
         old = {name: self.defaults[name] for name in new if name in self.defaults} | flat(stored["config"])
@@ -74,17 +76,31 @@ class Recipe(dict):
         ]
 
 
+# Input for the digest of the content of images. Older recipes have only that of their names and sizes.
+CONTENT = "content of files"
+
+
 class Sources(dict):
-    """The files that a recipe names, by path, with their digests."""
+    """The files that a recipe names, by path, with their digests.
+
+    `inputs` are those of a recipe, by name. `facts` are of the files of a ContentDigest among them.
+    """
+
+    def __init__(self, inputs: dict[str, Any] | None = None) -> None:
+        given = (inputs or {}).values()
+        super().__init__({one: digest(one) for one in given if isinstance(one, Path)})
+        listed = [one.facts for one in given if isinstance(one, ContentDigest)]
+        self.facts = {path: facts for files in listed for path, facts in files.items()}
 
     def check(self) -> None:
         """Raise InputError if a file has changed since its digest was taken, so that the recipe would be wrong.
 
         What was removed is not checked: an open file can still be read.
         """
-        for path, known in self.items():
-            if path.exists() and digest(path) != known:
-                raise InputError(f"{path}: was changed while it was read. Run the command again")
+        changed = (path for path, known in self.items() if path.exists() and digest(path) != known)
+        touched = (path for path, known in self.facts.items() if path.exists() and facts_of(path) != known)
+        for path in chain(changed, touched):
+            raise InputError(f"{path}: was changed while it was read. Run the command again")
 
 
 def _change(name: str, old: dict[str, str], new: dict[str, str]) -> str:
@@ -120,7 +136,7 @@ def recipe(stage: str, config: Any, inputs: dict[str, Path | str | None], **fact
     named = {f"{name}.{field}": path for name, one in choices_in(config) for field, path in paths_of(one).items()}
     code = {f"code of {name}": code_file(type(one)) for name, one in choices_in(config) if is_own(one)}
     files = {**inputs, **named, **code}
-    sources = Sources({one: digest(one) for one in files.values() if isinstance(one, Path)})
+    sources = Sources(files)
     digests = {name: sources.get(one, one) for name, one in files.items() if one is not None}
     content = {"stage": stage, "config": {**values_of(config), **facts}, "inputs": digests}
     older = getattr(type(config), "older", None) or partial(renamed, getattr(type(config), "renamed", {}))

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from lowshot.core.artifacts import read_recipe
+from lowshot.core.artifacts import CONTENT, read_recipe
 from lowshot.core.errors import InputError
 from lowshot.core.files import digest, missing
 from lowshot.core.progress import Progress
@@ -102,5 +102,6 @@ def _lost(path: Path, known: set[str]) -> tuple[str, ...]:
     made_from = read_recipe(path) or {"stage": "", "inputs": {}}
     if made_from["stage"] == "preprocessing":
         return ()
-    named = {name: one.partition(":")[0] for name, one in made_from["inputs"].items() if name != "selection"}
+    own = {"selection", CONTENT} | ({"images"} if made_from["stage"] == "predict" else set())
+    named = {name: str(one).partition(":")[0] for name, one in made_from["inputs"].items() if name not in own}
     return tuple(name for name, one in named.items() if one not in known)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,25 @@ def facts_of(path: Path) -> tuple[int, int, int]:
     """Return what changes when a file is replaced or written to: inode, size and time."""
     facts = path.stat()
     return facts.st_ino, facts.st_size, facts.st_mtime_ns
+
+
+class ContentDigest(str):
+    """The SHA-256 of the content of many files. `facts` has the facts of each file when it was read."""
+
+    facts: dict[Path, tuple[int, int, int]]
+
+
+def content_digest(files: Iterable[Path]) -> ContentDigest:
+    """Return the SHA-256 of the content of `files`, in this order."""
+    state, facts = hashlib.sha256(), {}
+    for path in files:
+        facts[path] = facts_of(path)
+        content = path.read_bytes()
+        state.update(b"%d\n" % len(content))
+        state.update(content)
+    found = ContentDigest(state.hexdigest())
+    found.facts = facts
+    return found
 
 
 @lru_cache

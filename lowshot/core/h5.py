@@ -115,7 +115,8 @@ def open_h5(path: Path) -> H5File:
 
 # What h5py raises on damaged files.
 _LIBRARY = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError, AttributeError)
-_SECONDS = 20  # for the structure of a file, which takes milliseconds
+# For reading a file in a child process, which takes milliseconds, and for each GB of compressed data.
+_SECONDS, _SECONDS_PER_GB = 10, 100
 
 
 def _is_of_library(error: BaseException) -> bool:
@@ -148,7 +149,7 @@ def _try_out(path: Path, *_facts: int) -> None:
             _read_structure(path)
         finally:
             os._exit(0)
-    end = time.monotonic() + _SECONDS
+    end = time.monotonic() + _SECONDS + _SECONDS_PER_GB * path.stat().st_size / 1e9
     while (found := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < end:
         time.sleep(0.001)
     if found[0] == 0:
@@ -235,7 +236,7 @@ def require_datasets(file: H5File, fields: dict[str, tuple[str, int | None]]) ->
         dataset = file.get(name)
         if not isinstance(dataset, h5py.Dataset):
             raise InputError(f"{file.path}: lacks the dataset '{name}' (it has: {_names_in(file)})")
-        known = dataset.dtype.kind in _KINDS[kind] and dataset.dtype.itemsize <= 8
+        known = dataset.dtype.kind in _KINDS[kind] and dataset.dtype.itemsize <= 8 and dataset.shape is not None
         if not known or n_axes not in (None, dataset.ndim):
             found = f"{dataset.dtype} {dataset.shape}"
             raise InputError(f"{file.path}: '{name}' must be {kind} with {n_axes} axes, not {found}")

@@ -153,8 +153,6 @@ def _read_rows(path: Path) -> dict[str, np.ndarray]:
     """Read the arrays of a rows file. Raises InputError for any other file."""
     rows = _read_npz(path) if path.suffix == ".npz" else _read_h5(path)
     feats = rows["feats"]
-    if any(not isinstance(one, np.ndarray) for one in rows.values()):
-        raise InputError(f"{path}: has an empty or single value instead of an array")
     if feats.ndim != 2 or feats.dtype.kind != "f" or not np.isfinite(_as_float32(feats)).all():
         raise InputError(f"{path}: feats must be finite floats (M, D), not {feats.dtype} {feats.shape}")
     for name in _ARRAYS[1:]:

@@ -62,7 +62,7 @@ def read_features(path: Path, n_classes: int | None = None) -> Features:
             raise InputError(f"{path}: count is {count}, but the file has {n_rows} rows")
         feats = file["all_feats"][:count].astype(np.float32, copy=False)
         labels = file["all_labels"][:count].astype(np.int64)
-    check_usable(feats, f"{path}: all_feats: row")
+    check_usable(feats, f"{path}: all_feats")
     if n_classes is not None and (labels.min() < 0 or labels.max() >= n_classes):
         wrong = labels[(labels < 0) | (labels >= n_classes)][0]
         raise InputError(f"{path}: label {wrong} is outside the split's classes 0..{n_classes - 1}. {_SAME_RUN}")
@@ -93,7 +93,7 @@ def read_copies(features: Features) -> np.ndarray:
                 f"{features.path}: augmented_feats must have shape ({n_rows}, A, {dim}), not {stored.shape}"
             )
         copies = stored[:n_rows].astype(np.float32, copy=False)
-    check_usable(copies, f"{features.path}: augmented_feats: row")
+    check_usable(copies, f"{features.path}: augmented_feats")
     return copies
 
 

@@ -22,17 +22,17 @@ def blocks(n_rows: int, start: int = 0, size: int | None = None) -> Iterator[sli
         yield slice(at, min(at + size, n_rows))
 
 
-def check_usable(feats: np.ndarray, row: str, first: int = 0) -> None:
+def check_usable(feats: np.ndarray, where: str, first: int = 0) -> None:
     """Raise InputError for the first of the rows `feats` (N, ...) with a NaN, infinity or a number above 1e16.
 
-    `row` is the beginning of the message, and `first` the number of the first row.
+    `where` names their source, and `first` is the number of the first row.
     """
     usable = (np.abs(feats) <= _LARGEST).reshape(len(feats), -1).all(axis=1)
     if usable.all():
         return
     wrong = int(usable.argmin())
     what = "numbers above 1e16" if np.isfinite(feats[wrong]).all() else "NaN or infinity"
-    raise InputError(f"{row} {first + wrong} contains {what}")
+    raise InputError(f"{where}: row {first + wrong} contains {what}")
 
 
 class Rows:
@@ -53,7 +53,7 @@ class Rows:
             read = np.asarray(self.source[start:stop], np.float32)
         except OSError as error:
             raise InputError(f"{self.path}: truncated or damaged ({error})") from None
-        check_usable(read, f"{self.path}: row", start)
+        check_usable(read, str(self.path), start)
         return read
 
 

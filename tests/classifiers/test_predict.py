@@ -161,7 +161,10 @@ def test_documents_say_what_made_them(tmp_path, photos, classifier, capsys):
         assert [c["class"] for c in a["classes"]] == [c["class"] for c in b["classes"]]
         assert [c["score"] for c in a["classes"]] == pytest.approx([c["score"] for c in b["classes"]], abs=1e-5)
     one.images = [photos / "new" / "class1" / "5.png", photos / "new" / "class2" / "5.png"]
-    with pytest.raises(InputError, match=r"two\.json: exists, but was made differently \(input images"):
+    with pytest.raises(
+        InputError,
+        match=r"two\.json: exists, but was made differently \(input content of files",
+    ):
         predict.classify(one)
     one.overwrite = True
     assert [row["image"] for row in read_json(predict.classify(one))["predictions"]] == list(map(str, one.images))

@@ -9,9 +9,9 @@ import pytest
 from conftest import ROOT
 
 from lowshot.core import publishing
-from lowshot.core.artifacts import Recipe
+from lowshot.core.artifacts import Recipe, Sources
 from lowshot.core.errors import InputError
-from lowshot.core.files import write_json
+from lowshot.core.files import content_digest, write_json
 from lowshot.core.publishing import check_out, partial_path, writing
 
 RECIPE = Recipe({"stage": "test", "config": {"lr": 1}, "inputs": {}}, {}, lambda stored: stored)
@@ -205,20 +205,29 @@ def test_a_full_disk_names_the_output(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_input_that_changes_while_it_is_read(tmp_path):
-    from lowshot.core.artifacts import Sources
-    from lowshot.core.files import digest
+def test_images_that_change_while_they_are_read(tmp_path):
+    image = tmp_path / "a.png"
+    image.write_bytes(b"1234")
+    made_from = RECIPE.but()
+    made_from.sources = Sources({"images": content_digest([image])})
+    told = r"a\.png: was changed while it was read"
+    with pytest.raises(InputError, match=told), writing(tmp_path / "r.json", made_from) as partial:
+        write_json(partial, RECIPE)
+        image.write_bytes(b"1235")
+    assert not (tmp_path / "r.json").exists() and not (tmp_path / ".lowshot").exists()
 
+
+def test_an_input_that_changes_while_it_is_read(tmp_path):
     source = tmp_path / "split.json"
     source.write_text("{}")
     made_from = RECIPE.but()
-    made_from.sources = Sources({source: digest(source)})
+    made_from.sources = Sources({"split": source})
     told = r"split\.json: was changed while it was read"
     with pytest.raises(InputError, match=told), writing(tmp_path / "r.json", made_from) as partial:
         write_json(partial, RECIPE)
         source.write_text('{"a": 1}')
     assert not (tmp_path / "r.json").exists()
-    made_from.sources = Sources({source: digest(source)})
+    made_from.sources = Sources({"split": source})
     with writing(tmp_path / "r.json", made_from) as partial:
         write_json(partial, RECIPE)
         source.unlink()  # was read before

@@ -142,7 +142,7 @@ def test_without_settings_the_defaults_hold(sets, photos):
     assert sorted(draws) == [1, 2, 3, 4, 5] and {len(rows) for rows in draws[1]} == {20}
     stored = json.loads((out / "config.json").read_text())
     assert stored["config"] == {"dataset": {"name": "my_sets.py:Listed"}, "seed": 0, "root": str(photos)}
-    assert set(stored["inputs"]) == {"files", "code of dataset"}
+    assert set(stored["inputs"]) == {"files", "content of files", "code of dataset"}
 
 
 def test_what_is_read_decides_whether_it_is_there_already(sets, photos):

@@ -62,7 +62,7 @@ def test_what_is_written(root):
     assert stored["schema"] == preprocessing.SCHEMA
     assert stored["config"]["dataset"]["novel_per_superclass"] == 2
     assert "root" not in stored["config"]
-    assert set(stored["inputs"]) == {"images"}
+    assert set(stored["inputs"]) == {"images", "content of files"}
 
 
 def test_the_same_again_does_nothing(root, capsys):
@@ -273,3 +273,20 @@ def test_only_images_of_known_formats_and_sizes_are_decoded(root, content, cause
         path.write_bytes(content)
     with pytest.raises(InputError, match=rf"2\.png: corrupt image .*{cause}"):
         main(config_of(root))
+
+
+def test_images_of_the_same_size_in_bytes_are_other_images(root):
+    config = config_of(root)
+    main(config)
+    image = next(root.rglob("*.png"))
+    content = image.read_bytes()
+    image.write_bytes(content[:-1] + b"x")
+    with pytest.raises(InputError, match="input content of files has changed"):
+        main(config)
+    image.write_bytes(content)
+    (config.out / "SHA256SUMS").unlink()
+    where = config.out / "config.json"
+    recipe = json.loads(where.read_text())
+    del recipe["inputs"]["content of files"], recipe["checksum"]
+    where.write_text(json.dumps(recipe))
+    assert main(config) == config.out, "older recipes do not have this digest"

@@ -470,6 +470,12 @@ def test_two_processes_make_the_same_files(clusters, config, tmp_path):
             np.testing.assert_array_equal(mine[name][:], other[name][:])
 
 
+def test_two_processes_say_an_error_once(config, tmp_path):
+    done = torchrun(replace(config, graph=tmp_path / "none.h5"))
+    assert done.returncode != 0 and not config.out.exists()
+    assert done.stderr.count("diffusion.py: error: ") == 1 and "none.h5: no such file" in done.stderr
+
+
 class InThreads:
     """Processes simulated by threads."""
 

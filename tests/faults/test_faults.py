@@ -34,6 +34,14 @@ def stages(tmp_path_factory):
         yield server, {case.name: case for case in made}
 
 
+def test_odd_names_of_folders_work_in_every_stage(stages, tmp_path):
+    folder = tmp_path / "--blank {brace} 'quote' \"quote\" $x *ä#"
+    folder.mkdir()
+    for case in cases(folder / "-out", make_images(folder / "-images")):
+        done = stages[0].run(case.words, folder)
+        assert done.code == 0, f"{case.name}: {done.error}"
+
+
 @pytest.fixture(scope="module")
 def honest(stages, tmp_path_factory):
     """The readers by name."""

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lowshot.core.artifacts import CONTENT
 from lowshot.core.errors import InputError
+from lowshot.core.files import content_digest
 from lowshot.core.seeds import stream
 from lowshot.data.datasets.images import Images
 from lowshot.data.protocol import Split
@@ -95,8 +97,16 @@ def image_files(folder: Path) -> list[Path]:
     return [folder / name for name in names if not name.startswith(".")]
 
 
+def image_digests(root: Path, files: Iterable[Path], name: str = "images") -> dict[str, str]:
+    """Return the digests of image files: that of their names and sizes (`name`), and that of their content."""
+    listed = list(files)
+    return {name: listing_digest(root, listed), CONTENT: content_digest(listed)}
+
+
 def listing_digest(root: Path, files: Iterable[Path]) -> str:
-    """Return the SHA-256 of the relative names and sizes of `files`. Cheap, but misses changes that keep the size."""
+    """Return the SHA-256 of the relative names and sizes of `files`. Cheap, but misses changes that keep the size: for
+    data sets of which reading all files takes long.
+    """
     lines = (f"{os.fsencode(path.relative_to(root))!r} {path.stat().st_size}\n" for path in files)
     state = hashlib.sha256()
     for line in lines:

@@ -19,7 +19,7 @@ from lowshot.core.files import digest, read_json
 from lowshot.core.progress import Progress
 from lowshot.data.datasets import cifar100, omniglot
 from lowshot.data.datasets.cifar100 import read_pickle
-from lowshot.data.datasets.content import Content, Found, Source, image_files, listing_digest, subfolders, superclasses
+from lowshot.data.datasets.content import Content, Found, Source, image_digests, image_files, subfolders, superclasses
 from lowshot.data.datasets.images import Images, opened_image
 from lowshot.data.datasets.settings import (
     Cifar100,
@@ -157,7 +157,7 @@ def _find_folders(name: str, root: Path, source: Source) -> Found:
 def _found_paths(name: str, root: Path, lists: dict[str, dict[str, list[Path]]], seed: int) -> Found:
     """Images on disk; `lists` maps part -> class -> files."""
     files = (file for classes in lists.values() for rows in classes.values() for file in rows)
-    return Found({"images": listing_digest(root, files)}, partial(_read_paths, name, root, lists, seed), stays=True)
+    return Found(image_digests(root, files), partial(_read_paths, name, root, lists, seed), stays=True)
 
 
 def _read_csv(root: Path, part: str) -> dict[str, list[Path]]:

@@ -22,8 +22,8 @@ from lowshot.data.datasets.content import (
     Found,
     Source,
     hold_out,
+    image_digests,
     image_files,
-    listing_digest,
     subfolders,
     superclasses,
 )
@@ -37,7 +37,7 @@ def find(settings: Folder, source: Source) -> Found:
     classes = find_classes(root)
     files = [file for part in classes.values() for file in part]
     read = partial(_read, settings, source, root, classes)
-    return Found({"images": listing_digest(root, files)}, read, stays=settings.image_size is None)
+    return Found(image_digests(root, files), read, stays=settings.image_size is None)
 
 
 def find_classes(root: Path) -> dict[Path, list[Path]]:

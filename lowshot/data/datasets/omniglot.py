@@ -19,8 +19,8 @@ from lowshot.data.datasets.content import (
     Source,
     downloading,
     hold_out,
+    image_digests,
     image_files,
-    listing_digest,
     subfolders,
     superclasses,
 )
@@ -40,8 +40,8 @@ def find(settings: Omniglot, source: Source) -> Found:
             for background in (True, False):
                 datasets.Omniglot(str(source.folder), background=background, download=True)
     classes = [_classes(root / part) for part in _PARTS]
-    digest = listing_digest(root, (file for part in classes for files in part.values() for file in files))
-    return Found({"images": digest}, partial(_read, settings, source, *classes))
+    files = (file for part in classes for files in part.values() for file in files)
+    return Found(image_digests(root, files), partial(_read, settings, source, *classes))
 
 
 def _classes(folder: Path) -> dict[str, list[Path]]:

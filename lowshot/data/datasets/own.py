@@ -27,7 +27,7 @@ import numpy as np
 
 from lowshot.core.choices import own_name
 from lowshot.core.errors import InputError
-from lowshot.data.datasets.content import Content, Found, Source, listing_digest
+from lowshot.data.datasets.content import Content, Found, Source, image_digests
 from lowshot.data.datasets.images import Images, check_images, open_image
 from lowshot.data.protocol import Split, check_split
 
@@ -46,7 +46,7 @@ def _listing(root: Path | None) -> dict[str, str]:
         return {}
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
-    return {"files": listing_digest(root, sorted(path for path in root.rglob("*") if path.is_file()))}
+    return image_digests(root, sorted(path for path in root.rglob("*") if path.is_file()), "files")
 
 
 def _read(dataset: Any, source: Source, name: str) -> Content:
