@@ -108,7 +108,7 @@ def _inputs(config: Config, files: dict[str, dict]) -> dict[str, Path | None]:
 
 def _is_stale(out: Path, made_from: Recipe) -> bool:
     """Whether `out` is a report of different results or settings. It can be replaced: it is made from results only."""
-    stored = read_recipe(out) if (out / "config.json").exists() else None
+    stored = read_recipe(out) if out.is_dir() else None
     stale = stored is not None and stored["stage"] == made_from["stage"] and made_from.difference(stored) is not None
     if stale:
         print(f"parse_results: {out} was made from different results or settings; making it again")

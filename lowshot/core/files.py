@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from fnmatch import fnmatch
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,8 @@ def _write_text(path: Path, text: str) -> None:
 
 # Which stage writes a file of that name.
 _WRITERS = {"images.h5": "preprocessing.py", "split.json": "preprocessing.py", "draws.json": "preprocessing.py",
-            "train.h5": "save_features.py", "test.h5": "save_features.py"}  # fmt: skip
+            "train.h5": "save_features.py", "test.h5": "save_features.py", "quadruplets*.h5": "make_quadruplet.py",
+            "graph*.h5": "build_graph.py", "config.json": "every stage that writes a folder"}  # fmt: skip
 
 
 def missing(path: Path, what: str = "no such file") -> InputError:
@@ -183,7 +185,8 @@ def missing(path: Path, what: str = "no such file") -> InputError:
     for parent in path.parents:
         if parent.is_file():
             return InputError(f"{parent}: is a file, not a folder with a {path.name}")
-    writer = f" ({_WRITERS[path.name]} writes {path.name})" if path.name in _WRITERS else ""
+    writers = [one for pattern, one in _WRITERS.items() if fnmatch(path.name, pattern)]
+    writer = f" ({writers[0]} writes {path.name})" if writers else ""
     absent = next((parent for parent in reversed(path.parents) if not parent.exists()), path)
     beside = absent.parent.iterdir() if absent.parent.is_dir() else []
     alike = [one.name for one in beside if suggestion(absent.stem, [one.stem])]
