@@ -104,11 +104,11 @@ def main(config: Config) -> Path:
     _print_left_out(config, split, classes, len(pool.group_sizes))
     tensors = [None if one is None else torch.from_numpy(one).to(device) for one in (feats, copies)]
     with writing(config.out, made_from) as partial:
-        done = journal(partial, made_from)
-        if n_done := sum(map(len, done)) // len(config.n_shots):
+        parts = journal(partial, made_from)
+        if n_done := sum(map(len, parts)) // len(config.n_shots):
             print(f"episodes: continuing after {n_done} of {config.n_episodes} episodes", flush=True)
         episodes = evaluation.evaluate_episodes(
-            tensors[0], pool, config, config.n_episodes, config.method, copies=tensors[1], done=done
+            tensors[0], pool, config, config.n_episodes, config.method, copies=tensors[1], parts=parts
         )
         content = {
             **made_from,

@@ -167,7 +167,8 @@ def writing_results(
             print(f"{made_from['stage']}: continuing after {len(done)} of {len(runs)} runs", flush=True)
         yield results
         content = _content(config, made_from, benchmark, method, setting)
-        content |= {"provenance": provenance.record(device), **more, "trials": [results.entries[run] for run in runs]}
+        entries = results.entries
+        content |= {"provenance": provenance.record(device), **more, "trials": [entries[run] for run in runs]}
         write_json(partial, content)
     numbers = f"{len(benchmark.draws)} trials x {len(config.shots)} numbers of shots"
     print(f"{made_from['stage']}: {content['method']}, {numbers} -> {config.out}")

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -82,10 +82,21 @@ class TaskRows:
     def n_way(self) -> int:
         return self.classes.shape[1]
 
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def taken(self, which: slice | np.ndarray) -> "TaskRows":
+        """Select tasks by a slice or a mask (E,)."""
+        return TaskRows(*(getattr(self, f.name)[which] for f in fields(self)))
+
     def parts(self, n_tasks: int) -> Iterator["TaskRows"]:
         """Yield the tasks in order, `n_tasks` at a time."""
-        for first in range(0, len(self.episodes), n_tasks):
-            yield TaskRows(*(getattr(self, f.name)[first : first + n_tasks] for f in fields(self)))
+        for first in range(0, len(self), n_tasks):
+            yield self.taken(slice(first, first + n_tasks))
+
+    def without(self, episodes: np.ndarray) -> "TaskRows":
+        """Leave out the tasks of these episodes."""
+        return self.taken(~np.isin(self.episodes, episodes))
 
 
 def make_pool(labels: np.ndarray, split: Split, classes: np.ndarray, sampling: Sampling, source: str) -> Pool:
@@ -222,7 +233,7 @@ def evaluate_episodes(
     n_episodes: int,
     method: Any,
     copies: Tensor | None = None,
-    done: list[list[dict]] | None = None,
+    parts: list[list[dict]] | None = None,
 ) -> list[dict[str, int | float]]:
     """Evaluate `method` on the episodes 0..n_episodes-1, for every number of shots.
 
@@ -231,21 +242,20 @@ def evaluate_episodes(
         method: settings of a few-shot method.
         copies: (N, A, D) float32, features of augmented copies of each row. If given, the method learns from the copies
             of a shot instead of the shot (Ni et al., ICLR 2022).
-        done: entries of the first parts of the episodes, which are not evaluated again. Those of the others are
-            appended, part by part.
+        parts: entries of some episodes, which are not evaluated again. Those of the others are appended, part by part.
 
     Returns:
         Entries of a results file: episode, n_way, n_shot, accuracy (fraction of the queries), ordered by episode and
         n_shot.
     """
-    done = [] if done is None else done
-    n_done = sum(map(len, done)) // len(sampling.n_shots)
-    parts = _all_rows(features, pool, sampling, n_episodes, 1 if copies is None else copies.shape[1])
-    with Progress(total=n_episodes, initial=n_done, desc="episodes", unit="episode", resumable=True) as progress:
-        for rows in islice(parts, len(done), None):
-            done.append(_evaluate_part(features, rows, sampling, method, copies))
-            progress.update(len(rows.episodes))
-    return sorted(chain.from_iterable(done), key=lambda entry: (entry["episode"], entry["n_shot"]))
+    parts = [] if parts is None else parts
+    done = np.unique([entry["episode"] for part in parts for entry in part])
+    all_rows = _all_rows(features, pool, sampling, n_episodes, 1 if copies is None else copies.shape[1])
+    with Progress(total=n_episodes, initial=len(done), desc="episodes", unit="episode", resumable=True) as progress:
+        for rows in filter(len, (one.without(done) for one in all_rows)):
+            parts.append(_evaluate_part(features, rows, sampling, method, copies))
+            progress.update(len(rows))
+    return sorted(chain.from_iterable(parts), key=lambda entry: (entry["episode"], entry["n_shot"]))
 
 
 def _evaluate_part(

@@ -43,12 +43,19 @@ _OWN = {"linear_sgd": "sgd.", "logistic_regression": "logistic.", "mlp": "mlp."}
 def low_shot_today(stored: dict) -> dict:
     """Return the current recipe of results of low_shot.py. Older ones map a setting selected per n to {n: value}."""
     config = stored["config"]
-    is_older = isinstance(config.get("classifier"), str) and isinstance(config.get("shots"), list) and config["shots"]
-    if {"add", "add.names"} & config.keys() or not is_older:
+    if {"add", "add.names"} & config.keys() or not _is_low_shot(config):
         return stored
     parts = {str(n): _of_shot(stored, str(n)) for n in config["shots"]}
     config = joint_settings({n: part["config"] for n, part in parts.items()})
     return {**next(iter(parts.values())), "config": config}
+
+
+def _is_low_shot(config: dict) -> bool:
+    """Whether the settings that are renamed have their types."""
+    chosen, shots = config.get("classifier"), config.get("shots")
+    names = list(chosen.values()) if isinstance(chosen, dict) else [chosen]
+    by_shot = not isinstance(chosen, dict) or (isinstance(shots, list) and {str(n) for n in shots} <= chosen.keys())
+    return isinstance(shots, list) and shots != [] and by_shot and all(isinstance(name, str) for name in names)
 
 
 def _of_shot(stored: dict, n_shot: str) -> dict:

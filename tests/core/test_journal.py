@@ -140,6 +140,20 @@ def test_episodes_continue_after_those_that_are_done(episodes_config, monkeypatc
     check_it_continues(stopping, episodes.main, replace(episodes_config, n_shots=[1, 2]), "episodes", at=7)
 
 
+def test_episodes_continue_with_parts_of_another_size(episodes_config, monkeypatch, stopping):
+    """As on another device."""
+    config = replace(episodes_config, n_shots=[1, 2])
+    expected = json.loads(episodes.main(config).read_text())["episodes"]
+    config.out.unlink()
+    for at, n_bytes in ((4, 1), (1, 9 * 28 * 4 * 5)):
+        monkeypatch.setattr("lowshot.evaluation.episodes._GATHERED_BYTES", {"cpu": n_bytes})
+        stopping(at)
+        with pytest.raises(KeyboardInterrupt):
+            episodes.main(config)
+    monkeypatch.undo()
+    assert json.loads(episodes.main(config).read_text())["episodes"] == expected
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".json"])
 def test_classify_continues_after_the_images_that_are_done(
     tmp_path,

@@ -273,7 +273,7 @@ def test_a_pool_without_a_class_or_without_copies(config):
         stage.main(replace(config, features=[config.features, other], augmented_support=True))
     for wrong, words in (
         (np.zeros((len(feats), 2, 6), np.float32)[:, :, :5], "shape"),
-        (np.full((inside.sum(), 3, 6), np.nan, np.float32), "row 0 of augmented_feats contains NaN"),
+        (np.full((inside.sum(), 3, 6), np.nan, np.float32), "augmented_feats: row 0 contains NaN"),
         (np.zeros((inside.sum(), 2, 6), np.float32), "2 augmented copies per image, but .*test.h5 has 3"),
     ):
         with h5py.File(other, "r+") as file:
