@@ -2,8 +2,9 @@
 
     python verify.py outputs
 
-Prints a line for each output that is damaged, unfinished or being written, and for each that was made from something
-that is not below the folder, such as an extractor that was removed or trained again. Every block of every file is read.
+Prints a line for each output that is damaged, orphaned (a record without its table), unfinished or being written, and
+for each that was made from something that is not below the folder, such as an extractor that was removed or trained
+again. Every block of every file is read.
 
 Exit code 1 if an output is damaged, otherwise 0.
 """

@@ -16,6 +16,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +33,7 @@ FAULTS = {
     "moments": faults.killed_at_random,
     "interrupted": faults.interrupted,
     "full": faults.full,
+    "replacing": partial(faults.full, overwriting=True),
     "raced": faults.raced,
     "interleaved": faults.interleaved,
     "beside": faults.beside,
@@ -91,7 +93,8 @@ def _try_stage(server: Server, case: Case, names: list[str]) -> None:
     calls = faults.calls_of(server, case)
     systematic = faults.chosen(calls, 30)
     spread = systematic[:: max(1, len(systematic) // _PLACES)]
-    places = {"full": faults.space(calls), "moments": _MOMENTS, "interleaved": spread, "beside": spread}
+    needing = faults.space(calls)
+    places = {"full": needing, "replacing": needing, "moments": _MOMENTS, "interleaved": spread, "beside": spread}
     for name in names:
         tries = FAULTS[name](server, case, places.get(name, systematic))
         row.append(f"{tries.count('')} of {len(tries)}")

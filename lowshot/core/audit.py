@@ -13,7 +13,7 @@ from lowshot.core.progress import Progress
 from lowshot.core.publishing import is_workplace, verify
 from lowshot.core.sealing import SealedFile, sums_of
 
-State = Literal["whole", "without checksums", "damaged", "unfinished", "being written"]
+State = Literal["whole", "without checksums", "damaged", "orphaned", "unfinished", "being written"]
 _SUFFIXES = {".h5", ".hdf5", ".json", ".yaml"}
 
 
@@ -44,13 +44,21 @@ def _outputs(folder: Path) -> Iterator[Path]:
         if path.is_symlink():
             continue
         if is_workplace(path):
-            yield from (one for one in path.iterdir() if one.suffix not in {".lock", ".holder"})
+            yield from _unfinished(path)
         elif path.is_dir():
             if _is_output(path):
                 yield path
             else:
                 yield from _outputs(path)
         elif path.suffix in _SUFFIXES and _is_output(path):
+            yield path
+
+
+def _unfinished(workplace: Path) -> Iterator[Path]:
+    """Yield what a workplace holds: unfinished outputs, and journals of outputs of which there is nothing else yet."""
+    for path in workplace.iterdir():
+        is_journal = path.suffix == ".journal" and not path.with_suffix("").exists()
+        if is_journal or path.suffix not in {".lock", ".holder", ".journal"}:
             yield path
 
 
@@ -68,11 +76,13 @@ def _state_of(path: Path) -> Finding:
         verify(path)
     except InputError as error:
         return Finding(path, "damaged", str(error))
+    if (table := path.with_suffix("")).suffix == ".csv" and not table.exists():
+        return Finding(path, "orphaned", f"the record of {table.name}, which is not here")
     return Finding(path, "whole" if _has_checksums(path) else "without checksums")
 
 
 def _is_held(partial: Path) -> bool:
-    lock = partial.with_name(f"{partial.name}.lock")
+    lock = partial.with_name(f"{partial.name.removesuffix('.journal')}.lock")
     if not lock.exists():
         return False
     try:

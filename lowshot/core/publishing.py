@@ -77,6 +77,8 @@ def verify(path: Path) -> None:
             file.verify()
     elif path.suffix in {".json", ".yaml"}:
         read_recipe(path)  # reading verifies
+        if (table := path.with_suffix("")).suffix == ".csv" and table.exists() and not is_recorded(table):
+            raise Damaged(f"{table}: damaged or edited, it is not the table that {path.name} was written for")
 
 
 def _refuse_if_other(path: Path, stored: dict | None, made_from: Recipe) -> None:

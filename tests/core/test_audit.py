@@ -5,9 +5,12 @@ import shutil
 import pytest
 from conftest import run_script, unfinished
 
+from lowshot.core.artifacts import Recipe
 from lowshot.core.audit import audit
 from lowshot.core.errors import InputError
-from lowshot.core.publishing import partial_path
+from lowshot.core.files import write_json
+from lowshot.core.publishing import partial_path, record_path
+from lowshot.core.sealing import sha256
 
 
 @pytest.fixture
@@ -60,6 +63,32 @@ def test_unfinished_outputs(outputs):
     unfinished(outputs / "features" / "test.h5")
     assert states(outputs)["features/.lowshot/test.h5"] == "unfinished"
     assert partial_path(outputs / "features" / "test.h5").exists()
+
+
+def test_a_table_and_its_record(outputs):
+    table = outputs / "predictions.csv"
+    table.write_text("image,rank\n")
+    made_from = Recipe({"stage": "predict", "config": {}, "inputs": {"images": "x"}}, {}, lambda stored: stored)
+    write_json(record_path(table), {**made_from, "tables": [sha256(table)]})
+    assert states(outputs)["predictions.csv.json"] == "whole" and verified(outputs) == (0, ["verify: 5 whole"])
+    table.write_text("image,rang\n")
+    code, lines = verified(outputs)
+    assert code == 1 and "predictions.csv: damaged or edited, it is not the table" in lines[0]
+    table.unlink()
+    code, lines = verified(outputs)
+    assert code == 0 and lines[0] == (
+        "predictions.csv.json: orphaned (the record of predictions.csv, which is not here)"
+    )
+
+
+def test_a_journal_is_an_unfinished_output(outputs):
+    workplace = outputs / "results" / ".lowshot"
+    workplace.mkdir(parents=True)
+    for name in ("r.json.journal", "train.h5", "train.h5.journal"):
+        (workplace / name).write_text("")
+    assert {name for name, state in states(outputs).items() if state == "unfinished"} == {
+        "results/.lowshot/r.json.journal", "results/.lowshot/train.h5"
+    }  # fmt: skip
 
 
 def test_files_without_checksums_and_other_files(outputs):
