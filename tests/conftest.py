@@ -28,6 +28,8 @@ from lowshot.core.publishing import partial_path
 from lowshot.core.settings import build
 
 ROOT = Path(__file__).parent.parent
+# Entries of every results file.
+OF_RESULTS = {"stage", "config", "inputs", "method", "dataset", "extractor", "protocol", "provenance", "checksum"}
 
 # On small tensors a second thread costs more than it saves, especially on a busy machine.
 torch.set_num_threads(1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,57 +42,54 @@ def rank_runs(
     parts = [[problem.runs[i] for i in part] for part in fitted_together(classifier, problem, device)]
     left = [runs for runs in parts if not {run.key for run in runs}.issubset(done)]
     name, is_single = BENCHMARK_CLASSIFIERS.name_of(classifier), all(len(runs) == 1 for runs in left)
-    rank = _rank_jointly if is_joint(classifier) else _rank_tasks
+    evaluate = _evaluate_jointly if is_joint(classifier) else _evaluate_tasks
+    how = _How(benchmark, queries, seed, device, keep)
     for runs in Progress(left, name, unit="run", disable=not is_single, resumable=True):
-        yield rank(classifier, replace(problem, runs=runs), benchmark, queries, seed, device, keep)
+        yield evaluate(classifier, replace(problem, runs=runs), how)
 
 
-def _rank_jointly(
-    classifier: Any,
-    problem: Problem,
-    benchmark: Benchmark,
-    queries: np.ndarray,
-    seed: int,
-    device: str,
-    keep: Keep | None,
-) -> Ranks:
-    score = fit_classifier(classifier, problem, seed, device)
+class _How(NamedTuple):
+    """What all parts are evaluated with; see `rank_runs`."""
+
+    benchmark: Benchmark
+    queries: np.ndarray
+    seed: int
+    device: str
+    keep: Keep | None
+
+
+def _evaluate_jointly(classifier: Any, problem: Problem, how: _How) -> Ranks:
+    score = fit_classifier(classifier, problem, how.seed, how.device)
 
     def keep_all(rows: slice, scores: torch.Tensor) -> None:
         for run, run_scores in zip(problem.runs, scores):
-            keep(run.key, rows, run_scores)
+            how.keep(run.key, rows, run_scores)
 
-    by_run = ranks_in_chunks(score, queries, benchmark.test_labels, device, keep=keep and keep_all)
+    by_run = ranks_in_chunks(
+        score, how.queries, how.benchmark.test_labels, how.device, keep=keep_all if how.keep else None
+    )
     return {run.key: run_ranks for run, run_ranks in zip(problem.runs, by_run)}
 
 
-def _rank_tasks(
-    method: Any,
-    problem: Problem,
-    benchmark: Benchmark,
-    queries: np.ndarray,
-    seed: int,
-    device: str,
-    keep: Keep | None,
-) -> Ranks:
-    truth = torch.from_numpy(np.searchsorted(benchmark.classes, benchmark.test_labels)).to(device)
+def _evaluate_tasks(method: Any, problem: Problem, how: _How) -> Ranks:
+    truth = torch.from_numpy(np.searchsorted(how.benchmark.classes, how.benchmark.test_labels)).to(how.device)
     ranks, name = {}, METHODS.name_of(method)
     for run in problem.runs:
-        method_seed = int(stream(seed, name, *run.key).integers(2**32))
-        scores = score_tasks(method, _as_task(run, problem, benchmark, queries, device), method_seed)[0]
+        method_seed = int(stream(how.seed, name, *run.key).integers(2**32))
+        scores = score_tasks(method, _as_task(run, problem, how), method_seed)[0]
         ranks[run.key] = true_class_ranks(scores, truth).cpu().numpy()
-        if keep is not None:
-            keep(run.key, slice(0, len(scores)), scores)
+        if how.keep is not None:
+            how.keep(run.key, slice(0, len(scores)), scores)
     return ranks
 
 
-def _as_task(run: Run, problem: Problem, benchmark: Benchmark, queries: np.ndarray, device: str) -> Tasks:
+def _as_task(run: Run, problem: Problem, how: _How) -> Tasks:
     """Return a run as one few-shot task.
 
     The support is the base rows and the novel rows of the run, the queries are all test images, and the ways are the
     classes of the setup in ascending order.
     """
     support = np.concatenate([problem.base_feats, run.feats])
-    ways = np.searchsorted(benchmark.classes, np.concatenate([problem.base_labels, run.labels]))
-    arrays = (torch.from_numpy(one[None]).to(device) for one in (support, ways, queries))
-    return Tasks(*arrays, len(benchmark.classes))
+    ways = np.searchsorted(how.benchmark.classes, np.concatenate([problem.base_labels, run.labels]))
+    arrays = (torch.from_numpy(one[None]).to(how.device) for one in (support, ways, how.queries))
+    return Tasks(*arrays, len(how.benchmark.classes))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, assert_refused, run_script
+from conftest import OF_RESULTS, ROOT, assert_refused, run_script
 from test_propagation import neighbour_sums, normalised, walk
 
 import diffusion
@@ -139,19 +139,7 @@ def test_the_whole_stage_by_hand(clusters, config, kind, n_steps, monkeypatch):
 
 def test_results_file(clusters, config):
     content = results(config, history=3)
-    made = {
-        "stage",
-        "config",
-        "inputs",
-        "method",
-        "dataset",
-        "extractor",
-        "protocol",
-        "provenance",
-        "checksum",
-        "trials",
-        "history",
-    }
+    made = OF_RESULTS | {"trials", "history"}
     assert set(content) == made and content["stage"] == "diffusion" and content["dataset"] == "clusters"
     assert content["method"] == "diffusion (240 background images)"
     assert content["protocol"]["setup"] == "test" and content["protocol"]["setting"] == "semi_supervised"

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import assert_refused, run_script
+from conftest import OF_RESULTS, assert_refused, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -256,19 +256,7 @@ def results(config, **changes):
 
 def test_results_file(config, capsys):
     content = results(config)
-    entries = {
-        "stage",
-        "config",
-        "inputs",
-        "method",
-        "dataset",
-        "extractor",
-        "protocol",
-        "provenance",
-        "checksum",
-        "episodes",
-    }
-    assert set(content) == entries
+    assert set(content) == OF_RESULTS | {"episodes"}
     assert (content["method"], content["dataset"], content["extractor"]) == ("nearest_mean", "tiny", "conv")
     protocol = content["protocol"]
     assert (protocol["setup"], protocol["setting"]) == ("test", "inductive")

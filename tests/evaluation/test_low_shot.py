@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import assert_refused, run_script
+from conftest import OF_RESULTS, assert_refused, run_script
 
 import diffusion
 import low_shot
@@ -73,18 +73,7 @@ def results(config, **changes):
 
 def test_results_file(config):
     content = results(config)
-    assert {
-        "stage",
-        "config",
-        "inputs",
-        "method",
-        "dataset",
-        "extractor",
-        "protocol",
-        "provenance",
-        "checksum",
-        "trials",
-    } == set(content)
+    assert set(content) == OF_RESULTS | {"trials"}
     assert (
         content["method"] == "linear_sgd" and content["dataset"] == "tiny" and content["extractor"] == "tiny_extractor"
     )
