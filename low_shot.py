@@ -27,7 +27,7 @@ Add training rows. With several additions (`--add repetition my_rows.py:Noise`),
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -57,7 +57,6 @@ from lowshot.diffusion.settings import Propagated
 from lowshot.evaluation.benchmark import (
     Benchmark,
     Ranks,
-    Results,
     Setting,
     check_settings,
     input_files,
@@ -134,26 +133,20 @@ def main(config: Config) -> Path:
     described = _joint_name(configs), _setting(configs, benchmark), provenance, device
     with (
         writing_results(config, made_from, benchmark, *described, **chosen) as results,
-        _keeping(config, made_from, benchmark, results) as keep,
+        _keeping(config, made_from, benchmark) as (keep, stored),
     ):
+        done = results.entries.keys() if stored is None else results.entries.keys() & stored
         for one, rows in zip(configs, prepared):
-            for ranks in evaluation.rank_runs(one.classifier, *rows, one.seed, device, results.entries, keep):
+            for ranks in evaluation.rank_runs(one.classifier, *rows, one.seed, device, done, keep):
                 results.add(ranks)
     return config.out
 
 
-@contextmanager
-def _keeping(
-    config: Config, made_from: Recipe, benchmark: Benchmark, results: Results
-) -> Iterator[evaluation.Keep | None]:
-    """Yield what stores the scores of a run, if they are requested. Runs whose scores were lost are done again."""
+def _keeping(config: Config, made_from: Recipe, benchmark: Benchmark) -> AbstractContextManager:
+    """Open the file of scores: what stores the scores of a run, and the runs that are stored. None and None without."""
     if config.scores is None:
-        yield None
-        return
-    with diffusion.keeping_scores(config.scores, made_from, config, benchmark) as (keep, continues):
-        if not continues:
-            results.journal.restart()
-        yield keep
+        return nullcontext((None, None))
+    return diffusion.keeping_scores(config.scores, made_from, config, benchmark)
 
 
 def _outputs(config: Config) -> list[Path]:

@@ -33,13 +33,23 @@ from lowshot.classifiers.settings import (
     SupportLogisticOptions,
     is_transductive,
 )
-from lowshot.core.artifacts import recipe
+from lowshot.core.artifacts import CONTENT, recipe
 from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
-from lowshot.core.files import missing, plain_cell, write_json
-from lowshot.core.publishing import check_out, clear, is_done, is_recorded, journal, record_path, write_record, writing
+from lowshot.core.files import content_digest, missing, plain_cell, write_json
+from lowshot.core.publishing import (
+    check_out,
+    check_record,
+    clear,
+    is_done,
+    is_recorded,
+    journal,
+    record_path,
+    write_record,
+    writing,
+)
 from lowshot.core.settings import NonNegativeInt, PositiveInt, RunOnly
-from lowshot.data.datasets.content import image_digests
+from lowshot.data.datasets.content import image_digests, listing_digest
 from lowshot.data.datasets.folder import find_classes, find_images, ignored
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split
@@ -194,12 +204,14 @@ def classify(config: ClassifyConfig) -> Path:
         raise InputError(f"{config.out}: predictions must be a .csv or .json file")
     classifier = classifiers.load_classifier(config.classifier, config.code)
     files = choose_files(config.images)
-    listed = image_digests(Path("/"), [file.absolute() for file in files.values()])
+    paths = [file.absolute() for file in files.values()]
+    listed = {"images": listing_digest(Path("/"), paths), CONTENT: content_digest(paths, files)}
     made_from = recipe("predict", config, {"classifier": config.classifier, **classifier.code, **listed})
     is_table = config.out.suffix == ".csv"
     record = record_path(config.out) if is_table else config.out
     check_out(config.out)
-    check_out(record)
+    if is_table:
+        check_record(config.out)
     if is_recorded(config.out) and is_done(record, made_from, config.overwrite):
         clear(config.out, made_from)
         return config.out
@@ -209,6 +221,7 @@ def classify(config: ClassifyConfig) -> Path:
         if n_done := sum(map(len, done)):
             print(f"predict: continuing after {n_done} of {len(files)} images", flush=True)
         for block in _predictions(config, classifier, list(files.values())[n_done:]):
+            made_from.sources.check()  # the images of the block
             done.append(block)
         (write_table if is_table else write_document)(partial, list(files), list(chain.from_iterable(done)), made_from)
         if is_table:

@@ -33,7 +33,8 @@ def main(config: Config) -> None:
     for one in found:
         if one.state != "whole" or one.lost:
             lost = f"; made from another {', '.join(one.lost)} than any that is here" if one.lost else ""
-            print(f"{one.path}: {one.state}{lost}" + (f" ({one.cause})" if one.cause else ""))
+            line = f"{one.path}: {one.state}{lost}" + (f" ({one.cause})" if one.cause else "")
+            print(line if line.isprintable() else ascii(line))  # names may hold line breaks
     counts = {state: sum(one.state == state for one in found) for state in dict.fromkeys(one.state for one in found)}
     print(f"verify: {', '.join(f'{n} {state}' for state, n in counts.items()) or 'no outputs'}")
     if counts.get("damaged"):

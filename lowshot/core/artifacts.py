@@ -186,15 +186,24 @@ def read_recipe(path: Path) -> dict | None:
         made_from = {key: stored[key] for key in _ENTRIES}
     except (KeyError, TypeError, json.JSONDecodeError, RecursionError):
         return None
-    return made_from if _is_recipe(made_from) else None
+    return made_from if is_recipe(made_from) else None
 
 
-def _is_recipe(made_from: dict) -> bool:
-    """Whether the entries of a recipe have their types."""
-    stage, config, inputs = (made_from[key] for key in _ENTRIES)
+def is_recipe(made_from: Any) -> bool:
+    """Whether a value has the entries of a recipe, with their types."""
+    if not isinstance(made_from, dict):
+        return False
+    stage, config, inputs = (made_from.get(key) for key in _ENTRIES)
     if not (isinstance(stage, str) and isinstance(config, dict) and isinstance(inputs, dict)):
         return False
     return all(isinstance(name, str) and isinstance(one, str | None) for name, one in inputs.items())
+
+
+def begins_like_ours(path: Path) -> bool:
+    """Whether a JSON or YAML file that cannot be parsed begins like an output."""
+    where = path / "config.json" if path.is_dir() else path
+    with where.open("rb") as file:
+        return file.read(200).lstrip(b"{ \n").startswith((b'"stage": "', b"stage: ", b"chosen: "))
 
 
 def ended_early(config: dict) -> str:

@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from lowshot.core.artifacts import CONTENT, read_recipe
-from lowshot.core.errors import InputError
+from lowshot.core.artifacts import CONTENT, begins_like_ours, read_recipe
+from lowshot.core.errors import InputError, NotReadable
 from lowshot.core.files import digest, missing
 from lowshot.core.progress import Progress
 from lowshot.core.publishing import is_workplace, verify
@@ -40,18 +40,17 @@ _OPEN = {"damaged", "unfinished", "being written"}
 
 def _outputs(folder: Path) -> Iterator[Path]:
     """Yield files and folders with a recipe, damaged ones, and unfinished ones. What is in a folder belongs to it."""
-    for path in folder.iterdir():
-        if path.is_symlink():
-            continue
-        if is_workplace(path):
-            yield from _unfinished(path)
-        elif path.is_dir():
-            if _is_output(path):
+    left = [folder]
+    while left:
+        for path in left.pop().iterdir():
+            if path.is_symlink():
+                continue
+            if is_workplace(path):
+                yield from _unfinished(path)
+            elif path.is_dir() and not _is_output(path):
+                left.append(path)
+            elif path.is_dir() or (path.is_file() and path.suffix in _SUFFIXES and _is_output(path)):
                 yield path
-            else:
-                yield from _outputs(path)
-        elif path.suffix in _SUFFIXES and _is_output(path):
-            yield path
 
 
 def _unfinished(workplace: Path) -> Iterator[Path]:
@@ -65,6 +64,8 @@ def _unfinished(workplace: Path) -> Iterator[Path]:
 def _is_output(path: Path) -> bool:
     try:
         return read_recipe(path) is not None or (path.is_dir() and sums_of(path) is not None)
+    except NotReadable:
+        return begins_like_ours(path)
     except InputError:
         return True  # damaged
 

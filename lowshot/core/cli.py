@@ -201,6 +201,8 @@ def _given(arguments: list[str], positional: str | None) -> dict[str, list[str]]
     """
     given: dict[str, list[str]] = {}
     for word in arguments:
+        if not _is_text(word):
+            raise InputError(f"{word!r}: is not UTF-8 text")
         if word.startswith("--") and len(word) > 2:
             name, equals, value = word[2:].partition("=")
             given[name] = (given.get(name, []) if name == "config" else []) + ([value] if equals else [])
@@ -210,6 +212,13 @@ def _given(arguments: list[str], positional: str | None) -> dict[str, list[str]]
         else:
             raise InputError(f"'{word}': does not belong to a setting; settings are given as --name value")
     return given
+
+
+def _is_text(word: str) -> bool:
+    try:
+        return "\0" not in word and bool(word.encode() or True)
+    except UnicodeEncodeError:
+        return False
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -8,6 +8,10 @@ class InputError(ValueError):
     """
 
 
+class NotReadable(InputError):
+    """A JSON or YAML file that cannot be parsed."""
+
+
 class CorruptImage(InputError):
     """An image that cannot be decoded, or is missing in its zip file. Unlabelled data sets skip it."""
 

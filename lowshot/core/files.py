@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from lowshot.core.choices import suggestion
-from lowshot.core.errors import InputError
+from lowshot.core.errors import InputError, NotReadable
 from lowshot.core.sealing import SealedFile, verify_checksum, verify_file, with_checksum
 
 
@@ -25,7 +25,7 @@ def digest(path: Path) -> str:
     if path.is_dir():
         parts = sorted(p for p in path.iterdir() if p.suffix in {".pt", ".h5", ".json"})
         return hashlib.sha256("".join(f"{p.name}:{digest(p)}\n" for p in parts).encode()).hexdigest()
-    if not path.exists():
+    if not path.is_file():
         raise missing(path, "no such file or folder")
     found = _file_digest(path.resolve(), *facts_of(path))
     verify_file(path, found)
@@ -44,9 +44,10 @@ class ContentDigest(str):
     facts: dict[Path, tuple[int, int, int]]
 
 
-def content_digest(files: Iterable[Path]) -> ContentDigest:
-    """Return the SHA-256 of the content of `files`, in this order."""
+def content_digest(files: Iterable[Path], names: Iterable[str] = ()) -> ContentDigest:
+    """Return the SHA-256 of the content of `files`, in this order, and of `names`."""
     state, facts = hashlib.sha256(), {}
+    state.update(json.dumps(list(names)).encode() if names else b"")
     for path in files:
         facts[path] = facts_of(path)
         content = path.read_bytes()
@@ -98,7 +99,10 @@ def _strict_json(text: str) -> Any:
             raise ValueError(f"'{next(name for name in names if names.count(name) > 1)}' is there twice")
         return keyed
 
-    return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
+    content = json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
+    if "\\ud" in text or "\\uD" in text:
+        json.dumps(content, ensure_ascii=False).encode()  # raises for half of a surrogate pair, which no text may hold
+    return content
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -113,11 +117,32 @@ def read_yaml(path: Path) -> Any:
     """
     content = _parsed(path, partial(yaml.load, Loader=_UniqueKeys), "YAML")
     try:
-        json.dumps(content, default=str, skipkeys=True)
-    except (ValueError, RecursionError):
-        raise InputError(f"{path}: not valid YAML (an anchor contains itself)") from None
+        n_values = _n_values(content, {})
+    except RecursionError:
+        raise NotReadable(f"{path}: not valid YAML (an anchor contains itself)") from None
+    if n_values > _MOST_VALUES:
+        raise NotReadable(f"{path}: not valid YAML (its anchors stand for {n_values} values)")
+    try:
+        json.dumps(content, default=str, skipkeys=True, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise NotReadable(f"{path}: not valid YAML ({error})") from None
     verify_checksum(path, content)
     return content
+
+
+_MOST_VALUES = 10**7  # of a YAML file
+
+
+def _n_values(content: Any, known: dict[int, int]) -> int:
+    """Return the number of values of nested lists and mappings, where an anchor counts wherever it is used. `known` has
+    the counts of those that were seen, by identity.
+    """
+    if not isinstance(content, dict | list):
+        return 1
+    if id(content) not in known:
+        inner = content.values() if isinstance(content, dict) else content
+        known[id(content)] = 1 + sum(_n_values(one, known) for one in inner)
+    return known[id(content)]
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -143,12 +168,14 @@ def write_yaml(path: Path, content: Any) -> None:
 
 def _parsed(path: Path, parse: Callable[[str], Any], form: str) -> Any:
     path = Path(path)
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise missing(path)
     try:
         return parse(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise missing(path) from None
     except (ValueError, yaml.YAMLError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError too
-        raise InputError(f"{path}: not valid {form} ({_place_and_cause(error)})") from None
+        raise NotReadable(f"{path}: not valid {form} ({_place_and_cause(error)})") from None
 
 
 def _place_and_cause(error: Exception) -> str:
@@ -182,6 +209,8 @@ def missing(path: Path, what: str = "no such file") -> InputError:
     if path.is_dir():
         files = [one.name for one in sorted(path.iterdir()) if one.suffix in {".h5", ".json", ".pt", ".yaml"}]
         return InputError(f"{path}: is a folder, not a file" + (f"; it holds {', '.join(files[:6])}" if files else ""))
+    if path.exists():
+        return InputError(f"{path}: is a pipe or a device, not a file")
     for parent in path.parents:
         if parent.is_file():
             return InputError(f"{parent}: is a file, not a folder with a {path.name}")

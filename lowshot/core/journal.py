@@ -6,7 +6,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from lowshot.core.artifacts import Recipe
+from lowshot.core.artifacts import Recipe, is_recipe
+from lowshot.core.progress import say
 
 
 class Journal(list):
@@ -20,16 +21,13 @@ class Journal(list):
     def __init__(self, path: Path, made_from: Recipe) -> None:
         self.path, self.made_from = path, made_from
         stored, n_bytes = _whole_lines(path)
-        if is_journal_of(path, made_from):
+        if path.exists() and path.stat().st_size > n_bytes:
+            say(f"{path}: cannot be read after {n_bytes} bytes, the rest is thrown away")
+        if _is_of(stored, made_from) and not path.is_symlink():
             super().__init__(stored[1:])
             os.truncate(path, n_bytes)
         else:
-            self.restart()
-
-    def restart(self) -> None:
-        """Forget all entries."""
-        self.clear()
-        self.path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
     def append(self, entry: Any) -> None:
         """Append an entry of plain values."""
@@ -41,8 +39,13 @@ class Journal(list):
 
 def is_journal_of(path: Path, made_from: Recipe) -> bool:
     """Whether a file is the journal of a run with this recipe."""
-    stored, _ = _whole_lines(path)
-    return bool(stored) and made_from.difference(stored[0]) is None
+    return _is_of(_whole_lines(path)[0], made_from)
+
+
+def _is_of(stored: list, made_from: Recipe) -> bool:
+    return stored[:1] == [dict(made_from)] or (
+        bool(stored) and is_recipe(stored[0]) and made_from.difference(stored[0]) is None
+    )
 
 
 def _line(entry: Any) -> bytes:
@@ -58,6 +61,9 @@ def _whole_lines(path: Path) -> tuple[list, int]:
         text = line[9:-1]
         if line != b"%08x %s\n" % (zlib.crc32(text), text):
             break
-        entries.append(json.loads(text))
+        try:
+            entries.append(json.loads(text))
+        except (ValueError, RecursionError):
+            break
         n_bytes += len(line)
     return entries, n_bytes

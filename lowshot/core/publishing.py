@@ -23,8 +23,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lowshot.core.artifacts import Recipe, Sources, ended_early, read_recipe
-from lowshot.core.errors import InputError
+from lowshot.core.artifacts import Recipe, Sources, begins_like_ours, ended_early, read_recipe
+from lowshot.core.errors import InputError, NotReadable
 from lowshot.core.files import read_json, write_json
 from lowshot.core.journal import Journal, is_journal_of
 from lowshot.core.progress import say
@@ -48,6 +48,10 @@ _OLDER_NAMES = {"config.json", "model.pt", "last.pt", "log.jsonl", "tensorboard"
                 "split.json", "draws.json", "mixture.h5", "extractor", "report.html", "tables", "plots"}  # fmt: skip
 
 
+class Held(InputError):
+    """Another process writes the output."""
+
+
 def is_done(out: Path, made_from: Recipe, overwrite: bool) -> bool:
     """Return whether `out` already exists and was made from the same inputs and settings. If so, print it.
 
@@ -62,6 +66,9 @@ def is_done(out: Path, made_from: Recipe, overwrite: bool) -> bool:
         verify(out)
     except Damaged as error:
         raise Damaged(f"{error}. Use --overwrite to make {out} again") from None
+    except NotReadable as error:
+        remedy = f"Use --overwrite to make {out} again" if begins_like_ours(out) else "Use another name"
+        raise InputError(f"{error}. {remedy}") from None
     early = ended_early(stored["config"])
     clear(out, made_from)
     print(f"{made_from['stage']}: {out} already exists, made from the same inputs and settings{early}")
@@ -115,14 +122,15 @@ def writing(out: Path, made_from: Recipe | None = None, resumable: bool = False)
     """
     out = Path(out)
     check_out(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     sources = made_from.sources if made_from is not None else Sources()
     sources.check()
+    _refuse_inputs(out, sources)
+    out.parent.mkdir(parents=True, exist_ok=True)
     with _lock(out):
         _finish_exchange(out)
         partial = partial_path(out)
         parts = _journal_path(partial)
-        if os.path.lexists(partial) and not (resumable and _continues(partial, made_from)):
+        if partial.is_symlink() or (os.path.lexists(partial) and not (resumable and _continues(partial, made_from))):
             _remove(partial)
         try:
             yield partial
@@ -132,13 +140,21 @@ def writing(out: Path, made_from: Recipe | None = None, resumable: bool = False)
                 error.filename = str(out)
             if not resumable:
                 _remove(partial)
-            if isinstance(error, InputError):
+            if isinstance(error, InputError) and not isinstance(error, Held):
                 parts.unlink(missing_ok=True)
             if not hasattr(error, "__notes__") and any(os.path.lexists(kept) for kept in (partial, parts)):
                 error.add_note(f"the same command continues from {partial}")
             raise
         publish(partial, out)
         parts.unlink(missing_ok=True)
+
+
+def _refuse_inputs(out: Path, sources: Sources) -> None:
+    """Raise InputError if `out` is, or contains, a file that the stage reads."""
+    place = out.resolve()
+    for source in sources:
+        if place in (source.resolve(), *source.resolve().parents):
+            raise InputError(f"{out}: is where the input {source} is. Use another name")
 
 
 @contextmanager
@@ -201,13 +217,29 @@ def is_workplace(folder: Path) -> bool:
 def _private_folder(parent: Path) -> Path:
     """Make the hidden folder. Raises InputError if it is a link, or if others can write to it."""
     folder = _workplace(parent)
+    created = False
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
+        created = True
     facts = folder.lstat()
-    is_folder = folder.is_dir() and not folder.is_symlink()
-    if not is_folder or (hasattr(os, "getuid") and (facts.st_uid != os.getuid() or facts.st_mode & 0o022)):
+    is_private = not hasattr(os, "getuid") or (facts.st_uid == os.getuid() and not facts.st_mode & 0o022)
+    # FAT file systems have no permissions: whoever may write there may write everywhere.
+    if not folder.is_dir() or folder.is_symlink() or not (is_private or created or _has_no_permissions(parent)):
         raise InputError(f"{folder}: must be a folder that only you can write to, for unfinished outputs. Remove it")
     return folder
+
+
+def _has_no_permissions(folder: Path) -> bool:
+    """Whether the file system of a folder ignores permissions."""
+    probe = folder / f".lowshot-{os.getpid()}.probe"
+    try:
+        probe.mkdir(mode=0o700)
+        return bool(probe.stat().st_mode & 0o022)
+    except OSError:
+        return False
+    finally:
+        with suppress(OSError):
+            probe.rmdir()
 
 
 @contextmanager
@@ -241,7 +273,7 @@ def _acquired(out: Path) -> FileLock:
         except Timeout:
             held = _held_by(Path(lock.lock_file).with_suffix(".holder"))
             if WAIT not in os.environ:
-                raise InputError(f"{out}: {held}. Use another name, or --wait") from None
+                raise Held(f"{out}: {held}. Use another name, or --wait") from None
             if not told:
                 say(f"{out}: {held}; waiting for it")
             told = True
@@ -263,7 +295,7 @@ def _held_by(holder: Path) -> str:
 
 def check_out(out: Path) -> None:
     """Raise InputError unless `out` is free, or an output of lowshot that may be replaced."""
-    if not out.name:
+    if out.name in ("", ".."):
         raise InputError(f"--out {out}: must have a name of its own, such as outputs/data")
     if out.is_symlink():
         raise InputError(f"{out}: is a symbolic link. Name its target {out.resolve()}, or use another name")
@@ -271,7 +303,8 @@ def check_out(out: Path) -> None:
         return
     if not _is_ours(out):
         raise InputError(
-            f"{out}: exists, and lowshot did not write it (or it was edited), so it is not replaced. Use another name"
+            f"{out}: exists, and lowshot did not write it, or it was edited or cut off, so it is not replaced. Delete "
+            "it, or use another name"
         )
     if out.is_dir() and (others := _others_in(out)):
         named = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
@@ -284,6 +317,14 @@ def check_out(out: Path) -> None:
 def record_path(out: Path) -> Path:
     """Return the file beside `out` that holds its recipe, for formats that have no room for one (.csv)."""
     return out.with_name(f"{out.name}.json")
+
+
+def check_record(out: Path) -> None:
+    """Raise InputError if the place of the record of `out` is taken by something else."""
+    record = record_path(out)
+    check_out(record)
+    if record.exists() and "schema" in read_json(record):
+        raise InputError(f"{record}: exists, and is not the record of {out.name}. Use another name for the table")
 
 
 def write_record(out: Path, partial: Path, made_from: Recipe) -> None:
@@ -314,6 +355,8 @@ def _is_ours(out: Path) -> bool:
         return read_recipe(out) is not None or (out.is_dir() and sums_of(out) is not None)
     except Damaged:
         return True
+    except NotReadable:
+        return begins_like_ours(out)
     except InputError:
         return False
 

@@ -6,6 +6,7 @@ The published files of Hariharan & Girshick (ICCV 2017) are accepted too: `label
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -320,8 +321,10 @@ def read_draws(path: Path, trials: list[int] | None = None) -> dict[int, list[np
             "Use the draws.json of preprocessing.py, or a template such as splitfile_{trial}.json for published files"
         )
         raise InputError(f"{path}: not a draws file ('trials' is missing). {hint}")
-    if strange := [name for name in content["trials"] if not name.isdecimal()]:
+    if strange := [name for name in content["trials"] if not re.fullmatch("0|[1-9][0-9]{0,8}", name)]:
         raise InputError(f"{path}: '{strange[0]}' is not a trial number")
+    if not content["trials"]:
+        raise InputError(f"{path}: has no trials")
     missing = [trial for trial in trials or [] if str(trial) not in content["trials"]]
     if missing:
         raise InputError(f"{path}: has no trial {missing[0]} (available: {', '.join(content['trials'])})")

@@ -32,18 +32,20 @@ _UNIFORM = 0.01
 @contextmanager
 def keeping_scores(
     path: Path, made_from: Recipe, config: BenchmarkConfig, benchmark: Benchmark
-) -> Iterator[tuple[Keep, bool]]:
-    """Yield a function that stores the scores of a run as log-probabilities in the file `path`, and whether the file
-    continues that of an interrupted process.
+) -> Iterator[tuple[Keep, set[tuple[int, int]]]]:
+    """Yield a function that stores the scores of a run as log-probabilities in the file `path`, and the runs that an
+    interrupted process has stored there.
 
     The function accepts the scores of some test images, over the classes of the setup or over all classes of the data
     set.
     """
     runs = {run: i for i, run in enumerate(benchmark.runs(config.shots))}
     with writing(path, made_from, resumable=True) as partial:
-        if not (continues := partial.exists()):
+        if not partial.exists():
             _create(partial, list(runs), made_from, benchmark)
         with update_h5(partial) as file:
+            # Logarithms of probabilities that sum to 1 are not all zero, as they are where nothing was stored.
+            stored = {run for run, i in runs.items() if file["log_probabilities"][i].any(axis=1).all()}
 
             def keep(run: tuple[int, int], rows: slice, scores: Tensor) -> None:
                 if scores.shape[1] != len(benchmark.classes):
@@ -52,7 +54,7 @@ def keeping_scores(
                 file["log_probabilities"][runs[run], rows] = log_probabilities
                 file.flush()
 
-            yield keep, continues
+            yield keep, stored
 
 
 def _create(path: Path, runs: list[tuple[int, int]], made_from: Recipe, benchmark: Benchmark) -> None:

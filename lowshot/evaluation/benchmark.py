@@ -101,6 +101,9 @@ def read_benchmark(config: BenchmarkConfig) -> Benchmark:
     check_same_space(train, test)
     check_setup(train, config.setup)
     base_classes, novel_classes = split.setup(config.setup)
+    for kind, classes in (("base", base_classes), ("novel", novel_classes)):
+        if len(classes) == 0:
+            raise InputError(f"{config.split}: has no {kind} classes in the {config.setup} setup")
     draws = read_draws(config.draws, config.trials)
     check_draws_of(config.draws, split)
     check_runs(train, product(draws, config.shots))

@@ -188,6 +188,9 @@ def _name_among(known: Values, name: str) -> str:
     return next((one for one in known if re.fullmatch(pattern, one)), name)
 
 
+_MOST_CELLS = 1000
+
+
 def read_grid(path: Path, config: SelectionConfig) -> list[Cell]:
     """Read the cells of a grid file: every combination of its values, the last setting varying fastest.
 
@@ -199,6 +202,8 @@ def read_grid(path: Path, config: SelectionConfig) -> list[Cell]:
         raise InputError(f"{path}: not a grid. Write lines of the form 'setting: [value, ...]'")
     if "setup" in grid:
         raise InputError(f"{path}: setup: settings are always selected on the validation setup. Remove this line")
+    if (n_cells := math.prod(map(len, lists))) > _MOST_CELLS:
+        raise InputError(f"{path}: has {n_cells} combinations, more than {_MOST_CELLS}. List fewer values")
     grid = {str(name): values for name, values in grid.items()}
     for name in grid:
         _check_name(path, config, name)

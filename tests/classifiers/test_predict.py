@@ -170,6 +170,25 @@ def test_documents_say_what_made_them(tmp_path, photos, classifier, capsys):
     assert [row["image"] for row in read_json(predict.classify(one))["predictions"]] == list(map(str, one.images))
 
 
+def test_a_document_in_the_place_of_a_record_is_not_replaced(tmp_path, photos, classifier):
+    image = photos / "new" / "class1" / "5.png"
+    config = ClassifyConfig(classifier=classifier, images=image, out=tmp_path / "p.csv.json", top_k=1)
+    before = predict.classify(config).read_bytes()
+    config.out = tmp_path / "p.csv"
+    for config.overwrite in (False, True):
+        with pytest.raises(InputError, match=r"p\.csv\.json: exists, and is not the record of p\.csv"):
+            predict.classify(config)
+    assert (tmp_path / "p.csv.json").read_bytes() == before
+
+
+def test_the_same_photos_under_other_names(tmp_path, photos, classifier):
+    config = ClassifyConfig(classifier=classifier, images=photos / "new" / "class1", out=tmp_path / "p.csv", top_k=1)
+    predict.classify(config)
+    config.images = sorted((photos / "new" / "class1").iterdir())
+    with pytest.raises(InputError, match="input content of files has changed"):
+        predict.classify(config)
+
+
 def test_a_table_is_not_replaced_unasked(tmp_path, photos, classifier, capsys):
     image = photos / "new" / "class1" / "5.png"
     config = ClassifyConfig(classifier=classifier, images=image, out=tmp_path / "p.csv", top_k=1)

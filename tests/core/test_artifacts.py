@@ -1,5 +1,6 @@
 """The stage contract: complete or absent, skipped when made from the same, refused when made differently."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ import pytest
 from lowshot.core.artifacts import name_today, read_recipe, recipe, renamed
 from lowshot.core.choices import Registry
 from lowshot.core.errors import InputError
-from lowshot.core.files import digest, missing, read_yaml, write_json
+from lowshot.core.files import digest, missing, read_json, read_yaml, write_json
 from lowshot.core.publishing import is_done, partial_path, writing
 from lowshot.core.settings import RunOnly, build
 
@@ -275,3 +276,22 @@ def test_an_input_that_is_not_there_is_told_with_the_way_out(tmp_path):
     ):
         error = str(missing(tmp_path / path))
         assert error.endswith(said) and "\n" not in error, error
+
+
+def test_what_text_files_may_not_be(tmp_path):
+    """Anchors that stand for billions of values, half of a surrogate pair, and pipes, of which reading never ends."""
+    bomb = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    bomb += [f"a{i}: &a{i} [" + ", ".join([f"*a{i - 1}"] * 9) + "]" for i in range(1, 12)]
+    (tmp_path / "a.yaml").write_text("\n".join(bomb))
+    with pytest.raises(InputError, match=r"its anchors stand for \d+ values"):
+        read_yaml(tmp_path / "a.yaml")
+    for name, read in (("b.json", read_json), ("b.yaml", read_yaml)):
+        (tmp_path / name).write_text('{"a": "\\ud800"}')
+        with pytest.raises(InputError, match="not valid"):
+            read(tmp_path / name)
+    (tmp_path / "c.json").write_text('{"a": "\\ud83d\\ude00"}')
+    assert read_json(tmp_path / "c.json") == {"a": "\U0001f600"}
+    os.mkfifo(tmp_path / "pipe.json")
+    for read in (read_json, digest):
+        with pytest.raises(InputError, match="is a pipe or a device, not a file"):
+            read(tmp_path / "pipe.json")

@@ -1,5 +1,6 @@
 """verify.py: the state of all outputs below a folder."""
 
+import os
 import shutil
 
 import pytest
@@ -95,6 +96,26 @@ def test_files_without_checksums_and_other_files(outputs):
     (outputs / "model" / "SHA256SUMS").unlink()
     (outputs / "mine.json").write_text('{"a": 1}')
     assert states(outputs)["model"] == "without checksums" and "mine.json" not in states(outputs)
+
+
+def test_strange_trees(outputs):
+    """Files of the user that are no JSON, pipes, line breaks in names, and many levels."""
+    (outputs / "mine.json").write_text('{"a": NaN}')
+    (outputs / "mine.yaml").write_text("a: 1\n---\nb: 2\n")
+    os.mkfifo(outputs / "pipe.json")
+    bomb = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    bomb += [f"a{i}: &a{i} [" + ", ".join([f"*a{i - 1}"] * 9) + "]" for i in range(1, 12)]
+    (outputs / "bomb.yaml").write_text("\n".join(bomb))
+    deep = outputs
+    for _ in range(60):
+        deep = deep / "d"
+    deep.mkdir(parents=True)
+    (deep / "cut.json").write_text('{\n "stage": "low_shot",\n "con')
+    (outputs / "a\nverify: 9 whole\nb.json").write_text(
+        '{"stage": "x", "config": {}, "inputs": {}, "checksum": "sha256:0"}'
+    )
+    code, lines = verified(outputs)
+    assert code == 1 and len(lines) == 3 and lines[-1] == "verify: 2 damaged, 4 whole"
 
 
 def test_no_outputs(tmp_path):

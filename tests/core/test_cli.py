@@ -441,7 +441,15 @@ def test_the_work_is_given_its_settings(stage):
     assert given == [Config(out=Path("o"), seed=2)]
 
 
-@pytest.mark.parametrize("error", [InputError("a.h5: no\nsuch file"), OSError(28, "No space left", "x")])
+_ERRORS = [
+    InputError("a.h5: no\nsuch file"),
+    OSError(28, "No space left", "x"),
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried ...\nmore"),
+]
+
+
+@pytest.mark.parametrize("error", _ERRORS)
 def test_bad_input_and_a_full_disk_are_one_line(stage, error):
     def fail(config):
         raise error

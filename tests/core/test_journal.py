@@ -2,6 +2,8 @@
 # ruff: noqa: F401, F811 -- fixtures of other files
 
 import json
+import shutil
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +18,7 @@ import low_shot
 import matching_network
 import predict
 from lowshot.classifiers.settings import LogisticOptions, MLPOptions, NearestMeanOptions, SGDOptions
+from lowshot.core import publishing
 from lowshot.core.artifacts import Recipe
 from lowshot.core.errors import InputError
 from lowshot.core.journal import Journal
@@ -111,20 +114,25 @@ def test_low_shot_continues_after_its_runs(tmp_path, monkeypatch, capsys, stoppi
 
 
 def test_low_shot_does_runs_again_whose_scores_were_lost(tmp_path, stopping):
-    config = replace(tiny_config(tmp_path), classifier=NearestMeanOptions(), scores=tmp_path / "out" / "scores.h5")
+    scores = tmp_path / "out" / "scores.h5"
+    config = replace(tiny_config(tmp_path), classifier=NearestMeanOptions(), scores=scores)
     low_shot.main(config)
-    expected = config.scores.read_bytes()
-    for lost in (False, True):
-        config.scores.unlink()
+    expected = scores.read_bytes()
+    without = replace(config, scores=None)
+    # Two runs (and the scores of a third) with scores and two without; the file of scores deleted; nothing lost.
+    cases = (config, without, False, 3), (config, config, True, 6), (config, config, False, 2)
+    for first, second, lost, n_left in cases:
+        scores.unlink()
         config.out.unlink()
-        stopping(4)
-        with pytest.raises(KeyboardInterrupt):
-            low_shot.main(config)
+        for one in (first, second):
+            stopping(2)
+            with pytest.raises(KeyboardInterrupt):
+                low_shot.main(one)
         if lost:
             (config.out.parent / ".lowshot" / "scores.h5").unlink()
         count = stopping()
         low_shot.main(config)
-        assert len(count) == (6 if lost else 2) and config.scores.read_bytes() == expected
+        assert len(count) == n_left and scores.read_bytes() == expected
 
 
 def test_matching_network_continues_after_its_runs(tmp_path, trained, files, monkeypatch, stopping):
@@ -167,6 +175,63 @@ def test_classify_continues_after_the_images_that_are_done(
     out = tmp_path / "p" / f"p{suffix}"
     config = predict.ClassifyConfig(classifier=classifier, images=photos / "new", out=out, batch_size=10)
     check_it_continues(stopping, predict.classify, config, "predictions", at=3)
+
+
+def test_a_photo_that_changes_before_an_interruption_is_noticed(tmp_path, classifier, photos, monkeypatch):
+    monkeypatch.setattr(predict, "_BLOCK", 20)
+    images = shutil.copytree(photos / "new", tmp_path / "new")
+    out = tmp_path / "p" / "p.csv"
+    config = predict.ClassifyConfig(classifier=classifier, images=images, out=out, batch_size=10)
+    real, photo = Journal.append, images / "class9" / "13.png"
+    before = photo.read_bytes()
+
+    def append(journal, entry):
+        real(journal, entry)
+        photo.write_bytes((images / "class0" / "5.png").read_bytes())
+
+    monkeypatch.setattr(Journal, "append", append)
+    with pytest.raises(InputError, match=r"13\.png: was changed while it was read"):
+        predict.classify(config)
+    monkeypatch.setattr(Journal, "append", real)
+    photo.write_bytes(before)
+    predict.classify(config)
+    assert {row["class"] for row in table(out) if row["image"] == "class9/13.png"} >= {"class9"}
+
+
+def test_a_journal_survives_another_writer_of_the_scores(tmp_path, stopping, monkeypatch):
+    config = replace(tiny_config(tmp_path), classifier=NearestMeanOptions(), scores=tmp_path / "out" / "scores.h5")
+    stopping(3)
+    with pytest.raises(KeyboardInterrupt):
+        low_shot.main(config)
+    with publishing._lock(config.scores), pytest.raises(InputError, match="is being written by"):
+        low_shot.main(config)
+    count = stopping()
+    low_shot.main(config)
+    assert len(count) == 3
+
+
+def test_what_is_thrown_away_is_said(path, capsys):
+    path.write_bytes(path.read_bytes()[:-3] + b"x\n\n")
+    assert len(Journal(path, MADE_FROM)) == 2
+    assert "the rest is thrown away" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "entry", [b"5", b"{}", b'{"stage": 1, "config": [], "inputs": {}}', b"\xff", b"[" * 100_000, b"x"]
+)
+def test_other_lines_are_no_journal(path, entry):
+    line = b"%08x %s\n" % (zlib.crc32(entry), entry)
+    path.write_bytes(line)
+    assert Journal(path, MADE_FROM) == []
+
+
+def test_links_are_not_followed(tmp_path):
+    target = tmp_path / "theirs"
+    Journal(target, MADE_FROM).append(1)
+    before = target.read_bytes()
+    (tmp_path / "link").symlink_to(target)
+    Journal(tmp_path / "link", MADE_FROM).append(2)
+    assert target.read_bytes() == before and not (tmp_path / "link").is_symlink()
 
 
 def test_other_settings_start_again_and_bad_input_leaves_nothing(tmp_path, stopping):

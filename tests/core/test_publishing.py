@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -11,8 +12,8 @@ from conftest import ROOT
 from lowshot.core import publishing
 from lowshot.core.artifacts import Recipe, Sources
 from lowshot.core.errors import InputError
-from lowshot.core.files import content_digest, write_json
-from lowshot.core.publishing import check_out, partial_path, writing
+from lowshot.core.files import content_digest, digest, write_json
+from lowshot.core.publishing import check_out, is_done, partial_path, writing
 
 RECIPE = Recipe({"stage": "test", "config": {"lr": 1}, "inputs": {}}, {}, lambda stored: stored)
 
@@ -232,3 +233,49 @@ def test_an_input_that_changes_while_it_is_read(tmp_path):
         write_json(partial, RECIPE)
         source.unlink()  # was read before
     check_out(tmp_path / "r.json")
+
+
+def test_an_output_is_no_input(tmp_path):
+    source = tmp_path / "folder" / "train.h5"
+    source.parent.mkdir()
+    source.write_bytes(b"")
+    made_from = RECIPE.but()
+    made_from.sources = Sources()
+    made_from.sources[source] = digest(source)
+    (tmp_path / "folder" / "SHA256SUMS").write_text(f"{digest(source)}  train.h5\n")
+    for out in (tmp_path / "folder", tmp_path / "folder" / ".." / "folder"):
+        with pytest.raises(InputError, match=r"is where the input .*train\.h5 is"), writing(out, made_from):
+            pass
+    assert source.exists()
+
+
+def test_a_cut_off_output_is_made_again(tmp_path, capsys):
+    out = tmp_path / "r.json"
+    for content in ('{\n "stage": "low_shot",\n "config": {"a', '{"mine": [1, 2'):
+        out.write_text(content)
+        with pytest.raises(InputError, match="not valid JSON"):
+            is_done(out, RECIPE, False)
+    with pytest.raises(InputError, match="not replaced"), writing(out, RECIPE):
+        pass
+    out.write_text('{\n "stage": "low_shot",\n "config": {"a')
+    with writing(out, RECIPE) as partial:
+        write_json(partial, RECIPE)
+    assert is_done(out, RECIPE, False)
+
+
+def test_a_file_system_without_permissions(tmp_path, monkeypatch):
+    """FAT: all modes are 0777, whatever one asks for."""
+    real = Path.mkdir
+
+    def mkdir(path, mode=0o777, parents=False, exist_ok=False):
+        is_new = not path.exists()
+        real(path, mode, parents, exist_ok)
+        if is_new:
+            path.chmod(0o777)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt), writing(tmp_path / "r.json", RECIPE, resumable=True) as partial:
+            write_json(partial, RECIPE)
+            raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == [".lowshot"]

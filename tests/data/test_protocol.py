@@ -275,6 +275,10 @@ def test_folders_may_have_braces(tmp_path):
         ({"trials": [[0]]}, None, "'trials' is missing"),
         ({"trials": {"1": [[0]]}}, [1, 3], "has no trial 3"),
         ({"trials": {"one": [[0]]}}, None, "'one' is not a trial number"),
+        ({"trials": {"01": [[0]]}}, None, "'01' is not a trial number"),
+        ({"trials": {"\u0661": [[0]]}}, None, "is not a trial number"),
+        ({"trials": {"1" * 5000: [[0]]}}, None, "is not a trial number"),
+        ({"trials": {}}, None, "has no trials"),
         *[
             ({"trials": {"1": rows}}, None, "must hold, for each trial and class, a list of row numbers")
             for rows in (5, [5], [["x"]], [[1.9]], [[True]], [[[1]]], [[-1]], [[2**70]], {"0": [1]})

@@ -28,7 +28,7 @@ from lowshot.core.files import write_json
 from lowshot.core.parts import parts_of
 from lowshot.data.additions import Repetition
 from lowshot.data.features import write_features
-from lowshot.data.protocol import Split, draws_to_json, make_draws
+from lowshot.data.protocol import Split, draws_to_json, make_draws, read_split
 from lowshot.diffusion.settings import EdgeOptions, Labelling, Propagated
 from lowshot.evaluation.settings import Selection
 from lowshot.hallucination.settings import Generator
@@ -557,3 +557,13 @@ def test_script_lists_the_classifiers(config):
 def test_script_refuses_in_one_line(config):
     done = command(config, "--shots", "[0]")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not config.out.exists()
+
+
+def test_a_setup_without_novel_classes_is_refused(config):
+    split = read_split(config.split)
+    write_json(config.split, replace(split, novel_classes=[4, 5], novel_classes_2=[]).to_json())
+    draws = json.loads(config.draws.read_text())
+    del draws["split_digest"], draws["checksum"]
+    write_json(config.draws, draws)
+    with pytest.raises(InputError, match="has no novel classes in the test setup"):
+        low_shot.main(config)

@@ -385,6 +385,7 @@ BAD_GRIDS = [
     ("", "not a grid"),
     ("{}", "not a grid"),
     ("[1, 2]", "not a grid"),
+    (f"seed: {list(range(99))}\nclassifier.lr: {list(range(1, 99))}", "has 9702 combinations, more than 1000"),
     ("classifier.lr: [1.0, 1]", "twice"),
     ("classifier: [cosine]\nclassifier.name: [cosine]", "twice"),
     ("classifier.lr: [1.0", "not valid YAML"),
