@@ -38,7 +38,7 @@ FAULTS = {
     "interleaved": faults.interleaved,
     "beside": faults.beside,
 }
-_MOMENTS, _PLACES = 20, 8  # random moments; calls at which two processes, or files of the user, are tried in depth
+_MOMENTS, _PLACES = 20, 5  # random moments; calls at which two processes, or files of the user, are tried in depth
 
 
 def main() -> None:

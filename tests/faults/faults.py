@@ -3,11 +3,10 @@
 Each function returns, for each try, what went wrong in words, or nothing.
 """
 
-import itertools
 import random
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +106,12 @@ def raced(server: Server, case: Case, at: Iterable[int]) -> list[str]:
 
 
 def interleaved(server: Server, case: Case, at: Iterable[int]) -> list[str]:
-    """Stop a first process at each of the calls `at`, and a second one at each call that it then makes. Let the first
-    end, and then the second.
+    """Stop a first process at each of the calls `at`, and a second one at the calls 1, 2, 3, 5, 8, ... that it then makes.
+    Let the first end, and then the second.
     """
     expected, tries = reference(server, case), []
     for n in at:
-        for m in itertools.count(1):
+        for m in _widening():
             folder = scratch()
             here = case.into(folder)
             what = f"two processes, the first stands at call {n}, the second at {m}"
@@ -130,6 +129,13 @@ def interleaved(server: Server, case: Case, at: Iterable[int]) -> list[str]:
             if not (first_stands and second_stands):
                 break
     return _in_words(tries)
+
+
+def _widening() -> Iterator[int]:
+    n, following = 1, 2
+    while True:
+        yield n
+        n, following = following, n + following
 
 
 def _won_or_refused(done: Outcome, what: str) -> list[str]:
