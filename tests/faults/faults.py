@@ -106,8 +106,8 @@ def raced(server: Server, case: Case, at: Iterable[int]) -> list[str]:
 
 
 def interleaved(server: Server, case: Case, at: Iterable[int]) -> list[str]:
-    """Stop a first process at each of the calls `at`, and a second one at the calls 1, 2, 3, 5, 8, ... that it then makes.
-    Let the first end, and then the second.
+    """Stop a first process at each of the calls `at`, and a second one at the calls 1, 2, 3, 5, 8, ... that it then
+    makes. Let the first end, and then the second.
     """
     expected, tries = reference(server, case), []
     for n in at:
