@@ -135,6 +135,7 @@ def writing(out: Path, made_from: Recipe | None = None, resumable: bool = False)
         try:
             yield partial
             sources.check()
+            publish(partial, out)
         except BaseException as error:
             if isinstance(error, OSError) and error.filename is None:  # a full disk: say where
                 error.filename = str(out)
@@ -145,7 +146,6 @@ def writing(out: Path, made_from: Recipe | None = None, resumable: bool = False)
             if not hasattr(error, "__notes__") and any(os.path.lexists(kept) for kept in (partial, parts)):
                 error.add_note(f"the same command continues from {partial}")
             raise
-        publish(partial, out)
         parts.unlink(missing_ok=True)
 
 
