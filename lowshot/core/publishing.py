@@ -96,7 +96,7 @@ def _refuse_if_other(path: Path, stored: dict | None, made_from: Recipe) -> None
 
 
 def clear(out: Path, made_from: Recipe) -> None:
-    """Remove what killed processes left of `out`, which is complete. Unfinished work with another recipe is kept."""
+    """Remove what interrupted processes left of `out`, which is complete, but no unfinished work with another recipe."""
     leftover, folder = partial_path(out), _workplace(out.parent)
     ends = (".lock", ".holder", ".old", _JOURNAL, "")
     if not any(os.path.lexists(folder / f"{out.name}{end}") for end in ends):
@@ -104,7 +104,8 @@ def clear(out: Path, made_from: Recipe) -> None:
     with suppress(InputError), _lock(out):  # it may be that of a living process
         _finish_exchange(out)
         is_old_output = leftover.is_dir() and sums_of(leftover) is not None
-        if is_old_output or (leftover.is_file() and _continues(leftover, made_from)):
+        stored = partial_recipe(leftover)
+        if is_old_output or stored is None or made_from.difference(stored) is None:
             _remove(leftover)
         if is_journal_of(_journal_path(leftover), made_from):
             _journal_path(leftover).unlink()
