@@ -96,7 +96,7 @@ def _refuse_if_other(path: Path, stored: dict | None, made_from: Recipe) -> None
 
 
 def clear(out: Path, made_from: Recipe) -> None:
-    """Remove what interrupted processes left of `out`, which is complete, but no unfinished work with another recipe."""
+    """Remove what interrupted processes left of the complete `out`, but no unfinished work with another recipe."""
     leftover, folder = partial_path(out), _workplace(out.parent)
     ends = (".lock", ".holder", ".old", _JOURNAL, "")
     if not any(os.path.lexists(folder / f"{out.name}{end}") for end in ends):
