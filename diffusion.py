@@ -175,7 +175,7 @@ def _run(config: Config, processes: core.Processes) -> None:
     more = {**chosen, **({"history": history} if history else {})}
     name, setting = _method(graph, config.fuse)
     described = name, setting, provenance, processes.device.type
-    with writing_results(config, made_from, benchmark, *described, **more) as results:
+    with writing_results(configs, made_from, benchmark, *described, **more) as results:
         results.add(runs)
 
 

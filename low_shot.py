@@ -132,7 +132,7 @@ def main(config: Config) -> Path:
     prepared = [_prepared(one, benchmark) for one in configs]
     described = _joint_name(configs), _setting(configs, benchmark), provenance, device
     with (
-        writing_results(config, made_from, benchmark, *described, **chosen) as results,
+        writing_results(configs, made_from, benchmark, *described, **chosen) as results,
         _keeping(config, made_from, benchmark) as (keep, stored),
     ):
         done = results.entries.keys() if stored is None else results.entries.keys() & stored

@@ -107,7 +107,7 @@ def test(config: TestConfig) -> Path:
     model = matching.load_matching(config.model, benchmark.split, benchmark.train).to(device)
     supports = build_supports(benchmark, config)
     described = "matching_network", "inductive", provenance, device
-    with writing_results(config, made_from, benchmark, *described) as results:
+    with writing_results([config], made_from, benchmark, *described) as results:
         for runs in batches_of_runs(supports, model.dim):
             if not results.entries.keys() >= set(runs):
                 ranks = _ranks(model, benchmark, np.stack([supports[run] for run in runs]), device)

@@ -4,7 +4,7 @@ Base and novel classes of a setup are evaluated together. A method learns from t
 from n shots of every novel class. Its six accuracies (`lowshot.evaluation.metrics`) are on test images of both.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -148,7 +148,7 @@ class Results:
 
 @contextmanager
 def writing_results(
-    config: BenchmarkConfig,
+    configs: Sequence[BenchmarkConfig],
     made_from: Recipe,
     benchmark: Benchmark,
     method: str,
@@ -157,15 +157,15 @@ def writing_results(
     device: str,
     **more: object,
 ) -> Iterator[Results]:
-    """Yield the results to add all runs to, and write the results file when the block ends.
+    """Yield the results to add all runs of `configs` to, and write the results file when the block ends.
 
-    The results already contain the runs of an interrupted process with the same recipe. `method` is the name of the
-    method, unless the config has a name. `setting` is the data that it uses in addition to labelled training images.
-    `more` are further entries of the file.
+    `configs` differ in their settings and shots only. The results already contain the runs of an interrupted process
+    with the same recipe. `method` is the name of the method, unless the config has a name. `setting` is the data that
+    it uses in addition to labelled training images. `more` are further entries of the file.
     """
+    config, runs = configs[0], [run for one in configs for run in benchmark.runs(one.shots)]
     with writing(config.out, made_from) as partial:
         results = Results(benchmark, journal(partial, made_from))
-        runs = benchmark.runs(config.shots)
         if done := results.entries:
             print(f"{made_from['stage']}: continuing after {len(done)} of {len(runs)} runs", flush=True)
         yield results
@@ -173,7 +173,7 @@ def writing_results(
         entries = results.entries
         content |= {"provenance": provenance.record(device), **more, "trials": [entries[run] for run in runs]}
         write_json(partial, content)
-    numbers = f"{len(benchmark.draws)} trials x {len(config.shots)} numbers of shots"
+    numbers = f"{len(benchmark.draws)} trials x {len(runs) // len(benchmark.draws)} numbers of shots"
     print(f"{made_from['stage']}: {content['method']}, {numbers} -> {config.out}")
 
 

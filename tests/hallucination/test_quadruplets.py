@@ -295,7 +295,7 @@ def without_differences(files: dict[str, Path]) -> None:
     "spoil,message",
     [
         (truncated, r"train.h5: not a readable HDF5 file"),
-        (with_nan, r"train.h5: row 3 of all_feats contains NaN"),
+        (with_nan, r"train.h5: all_feats: row 3 contains NaN"),
         (with_label_outside, r"train.h5: label 7 is outside"),
         (without_split, r"split.json: not a split file"),
         (without_superclasses, r"split.json: has no superclasses"),
