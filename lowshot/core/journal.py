@@ -37,9 +37,10 @@ class Journal(list):
         super().append(entry)
 
 
-def is_journal_of(path: Path, made_from: Recipe) -> bool:
-    """Whether a file is the journal of a run with this recipe."""
-    return _is_of(_whole_lines(path)[0], made_from)
+def is_of_another_run(path: Path, made_from: Recipe) -> bool:
+    """Whether a file is the journal of a run with another recipe than this."""
+    stored, _ = _whole_lines(path)
+    return bool(stored) and not _is_of(stored, made_from)
 
 
 def _is_of(stored: list, made_from: Recipe) -> bool:

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from lowshot.core.artifacts import Recipe, Sources, begins_like_ours, ended_early, read_recipe
 from lowshot.core.errors import InputError, NotReadable
 from lowshot.core.files import read_json, write_json
-from lowshot.core.journal import Journal, is_journal_of
+from lowshot.core.journal import Journal, is_of_another_run
 from lowshot.core.progress import say
 from lowshot.core.sealing import (
     UNSEALED,
@@ -107,8 +107,8 @@ def clear(out: Path, made_from: Recipe) -> None:
         stored = partial_recipe(leftover)
         if is_old_output or stored is None or made_from.difference(stored) is None:
             _remove(leftover)
-        if is_journal_of(_journal_path(leftover), made_from):
-            _journal_path(leftover).unlink()
+        if not is_of_another_run(_journal_path(leftover), made_from):
+            _journal_path(leftover).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -258,4 +258,7 @@ def test_what_a_kill_left_beside_a_complete_output_is_removed(tmp_path):
         Journal(folder / "r.json.journal", recipe).append([])
         low_shot.main(config)
         assert (folder / "r.json.journal").exists() == is_left
+    (folder / "r.json.journal").write_text("cut o")
+    low_shot.main(config)
+    assert not folder.exists()
     assert np.isfinite(json.loads(config.out.read_text())["trials"][0]["top1_all"])
