@@ -171,12 +171,12 @@ def _run(config: Config, processes: core.Processes) -> None:
         _label_images(config.label, configs, graph, benchmark, left[config.label.out], processes)
     if config.out not in left:
         return
-    runs, history = _runs_and_history(configs, graph, benchmark, processes)
-    more = {**chosen, **({"history": history} if history else {})}
     name, setting = _method(graph, config.fuse)
     described = name, setting, provenance, processes.device.type
-    with writing_results(configs, made_from, benchmark, *described, **more) as results:
+    with writing_results(configs, made_from, benchmark, *described, **chosen) as results:
+        runs, history = _runs_and_history(configs, graph, benchmark, processes)
         results.add(runs)
+        results.more |= {"history": history} if history else {}
 
 
 def _chosen(config: Config, processes: core.Processes) -> tuple[list[Config], dict[str, dict]]:

@@ -34,7 +34,7 @@ from lowshot.core.cli import report_of, run
 from lowshot.core.errors import InputError
 from lowshot.core.files import check_suffix, write_json
 from lowshot.core.imports import load
-from lowshot.core.publishing import is_done, journal, writing
+from lowshot.core.publishing import is_done, open_journal, writing
 from lowshot.core.settings import PositiveInt, RunOnly, TwoOrMore, defaults_of, values_of
 from lowshot.data.features import Features, check_same_space, check_setup, read_copies, read_features
 from lowshot.data.protocol import Setup, Split, read_split
@@ -104,7 +104,7 @@ def main(config: Config) -> Path:
     _print_left_out(config, split, classes, len(pool.group_sizes))
     tensors = [None if one is None else torch.from_numpy(one).to(device) for one in (feats, copies)]
     with writing(config.out, made_from) as partial:
-        parts = journal(partial, made_from)
+        parts = open_journal(partial, made_from)
         if n_done := sum(map(len, parts)) // len(config.n_shots):
             print(f"episodes: continuing after {n_done} of {config.n_episodes} episodes", flush=True)
         episodes = evaluation.evaluate_episodes(

@@ -26,14 +26,12 @@ Add training rows. With several additions (`--add repetition my_rows.py:Noise`),
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, get_args
-
-import numpy as np
 
 from lowshot import classifiers, core, diffusion, evaluation, gan, hallucination
 from lowshot.classifiers.settings import (
@@ -129,15 +127,14 @@ def main(config: Config) -> Path:
         return config.out
     device, provenance = core.pick_device().type, Provenance()
     benchmark = read_benchmark(config)
-    prepared = [_prepared(one, benchmark) for one in configs]
     described = _joint_name(configs), _setting(configs, benchmark), provenance, device
     with (
         writing_results(configs, made_from, benchmark, *described, **chosen) as results,
         _keeping(config, made_from, benchmark) as (keep, stored),
     ):
-        done = results.entries.keys() if stored is None else results.entries.keys() & stored
-        for one, rows in zip(configs, prepared):
-            for ranks in evaluation.rank_runs(one.classifier, *rows, one.seed, device, done, keep):
+        kept = results.entries.keys() if stored is None else results.entries.keys() & stored
+        for one in configs:
+            for ranks in _ranks(one, benchmark, device, kept, keep):
                 results.add(ranks)
     return config.out
 
@@ -176,7 +173,8 @@ def _evaluate(configs: list[Config], benchmark: Benchmark, device: str) -> Itera
     """Yield the ranks of each of `configs`, or the error if it diverged."""
     for config in configs:
         try:
-            yield _ranks(config, benchmark, device)
+            parts = list(_ranks(config, benchmark, device))
+            yield {run: row for part in parts for run, row in part.items()}
         except Diverged as error:
             yield error
 
@@ -219,17 +217,20 @@ def _seen(addition: Any) -> str:
     return getattr(addition, "setting", "inductive")
 
 
-def _ranks(config: Config, benchmark: Benchmark, device: str) -> Ranks:
-    """Return the ranks of the true classes in every run."""
-    parts = evaluation.rank_runs(config.classifier, *_prepared(config, benchmark), config.seed, device)
-    return {run: row for part in parts for run, row in part.items()}
-
-
-def _prepared(config: Config, benchmark: Benchmark) -> tuple[classifiers.Problem, Benchmark, np.ndarray]:
-    """Return the transformed training rows, the benchmark and its transformed test features."""
+def _ranks(
+    config: Config,
+    benchmark: Benchmark,
+    device: str,
+    done: Set[tuple[int, int]] = frozenset(),
+    keep: evaluation.Keep | None = None,
+) -> Iterator[Ranks]:
+    """Return the ranks of the true classes in the runs that are not `done`, part by part."""
+    if done >= set(benchmark.runs(config.shots)):
+        return iter(())
     problem = _problem(config, benchmark)
     transform = classifiers.fitted_transform(config.transform, problem.base_feats)
-    return problem.transformed(transform), benchmark, transform(benchmark.test_features)
+    problem, queries = problem.transformed(transform), transform(benchmark.test_features)
+    return evaluation.rank_runs(config.classifier, problem, benchmark, queries, config.seed, device, done, keep)
 
 
 def _problem(config: Config, benchmark: Benchmark) -> classifiers.Problem:

@@ -43,7 +43,7 @@ from lowshot.core.publishing import (
     clear,
     is_done,
     is_recorded,
-    journal,
+    open_journal,
     record_path,
     write_record,
     writing,
@@ -217,12 +217,13 @@ def classify(config: ClassifyConfig) -> Path:
         return config.out
 
     with writing(config.out, made_from) as partial:
-        done = journal(partial, made_from)
+        done = open_journal(partial, made_from)
         if n_done := sum(map(len, done)):
             print(f"predict: continuing after {n_done} of {len(files)} images", flush=True)
         for block in _predictions(config, classifier, list(files.values())[n_done:]):
-            made_from.sources.check()  # the images of the block
+            made_from.sources.check(paths[n_done : n_done + len(block)])
             done.append(block)
+            n_done += len(block)
         (write_table if is_table else write_document)(partial, list(files), list(chain.from_iterable(done)), made_from)
         if is_table:
             write_record(config.out, partial, made_from)

@@ -42,6 +42,7 @@ _FITS: dict[type, Callable[[Problem, Any, int, str], Scorer]] = {
 _TOGETHER: dict[type, Callable[[Problem, str], list[list[int]]]] = {
     SGDOptions: trials_at_once,
     MLPOptions: shots_at_once,
+    OwnHead: lambda problem, device: [list(range(len(problem.runs)))],
 }
 _SCORES = {
     NearestMeanOptions: in_blocks(score_nearest_mean),
@@ -62,9 +63,8 @@ def fitted_together(classifier: Any, problem: Problem, device: str) -> list[list
     """Return groups of runs, as positions in `problem.runs`. A group is evaluated at once, and the groups in turn."""
     if type(classifier) in _TOGETHER:
         return _TOGETHER[type(classifier)](problem, device)
-    whole = type(classifier) is OwnHead or hasattr(classifier, "fit")
     positions = list(range(len(problem.runs)))
-    return [positions] if whole else [[i] for i in positions]
+    return [positions] if hasattr(classifier, "fit") else [[i] for i in positions]
 
 
 def fit_classifier(classifier: Any, problem: Problem, seed: int, device: str) -> Scorer:

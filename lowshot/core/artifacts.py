@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from importlib import metadata
 from itertools import chain
@@ -92,13 +92,15 @@ class Sources(dict):
         listed = [one.facts for one in given if isinstance(one, ContentDigest)]
         self.facts = {path: facts for files in listed for path, facts in files.items()}
 
-    def check(self) -> None:
+    def check(self, listed: Iterable[Path] | None = None) -> None:
         """Raise InputError if a file has changed since its digest was taken, so that the recipe would be wrong.
 
-        What was removed is not checked: an open file can still be read.
+        `listed` are the files of a ContentDigest to check (default: all). What was removed is not checked: an open file
+        can still be read.
         """
         changed = (path for path, known in self.items() if path.exists() and digest(path) != known)
-        touched = (path for path, known in self.facts.items() if path.exists() and facts_of(path) != known)
+        listed = self.facts if listed is None else listed
+        touched = (path for path in listed if path.exists() and facts_of(path) != self.facts[path])
         for path in chain(changed, touched):
             raise InputError(f"{path}: was changed while it was read. Run the command again")
 

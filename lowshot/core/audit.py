@@ -10,7 +10,7 @@ from lowshot.core.artifacts import CONTENT, begins_like_ours, read_recipe
 from lowshot.core.errors import InputError, NotReadable
 from lowshot.core.files import digest, missing
 from lowshot.core.progress import Progress
-from lowshot.core.publishing import is_workplace, verify
+from lowshot.core.publishing import is_record, is_workplace, verify
 from lowshot.core.sealing import SealedFile, sums_of
 
 State = Literal["whole", "without checksums", "damaged", "orphaned", "unfinished", "being written"]
@@ -77,7 +77,7 @@ def _state_of(path: Path) -> Finding:
         verify(path)
     except InputError as error:
         return Finding(path, "damaged", str(error))
-    if (table := path.with_suffix("")).suffix == ".csv" and not table.exists():
+    if is_record(path) and not (table := path.with_suffix("")).exists():
         return Finding(path, "orphaned", f"the record of {table.name}, which is not here")
     return Finding(path, "whole" if _has_checksums(path) else "without checksums")
 
@@ -114,5 +114,5 @@ def _lost(path: Path, known: set[str]) -> tuple[str, ...]:
     if made_from["stage"] == "preprocessing":
         return ()
     own = {"selection", CONTENT} | ({"images"} if made_from["stage"] == "predict" else set())
-    named = {name: str(one).partition(":")[0] for name, one in made_from["inputs"].items() if name not in own}
+    named = {name: one.partition(":")[0] for name, one in made_from["inputs"].items() if one and name not in own}
     return tuple(name for name, one in named.items() if one not in known)

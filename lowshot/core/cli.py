@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,8 @@ def _say_once(line: str) -> None:
         from torch.distributed import TCPStore
 
         with suppress(RuntimeError):  # the launcher has gone
-            store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+            place, wait = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timedelta(seconds=5)
+            store = TCPStore(*place, is_master=False, timeout=wait)
             if store.add(f"lowshot/said/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}", 1) > 1:
                 return
     print(line, file=sys.stderr, flush=True)
@@ -216,9 +218,10 @@ def _given(arguments: list[str], positional: str | None) -> dict[str, list[str]]
 
 def _is_text(word: str) -> bool:
     try:
-        return "\0" not in word and bool(word.encode() or True)
+        word.encode()
     except UnicodeEncodeError:
         return False
+    return "\0" not in word
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def open_h5(path: Path) -> H5File:
 
 
 # What h5py raises on damaged files.
-_LIBRARY = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError, AttributeError)
+_LIBRARY = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError)
 # For reading a file in a child process, which takes milliseconds, and for each GB of compressed data.
 _SECONDS, _SECONDS_PER_GB = 10, 100
 

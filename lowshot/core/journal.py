@@ -22,7 +22,7 @@ class Journal(list):
         self.path, self.made_from = path, made_from
         stored, n_bytes = _whole_lines(path)
         if path.exists() and path.stat().st_size > n_bytes:
-            say(f"{path}: cannot be read after {n_bytes} bytes, the rest is thrown away")
+            say(f"{path}: cut off or damaged after {max(0, len(stored) - 1)} parts, what follows is thrown away")
         if _is_of(stored, made_from) and not path.is_symlink():
             super().__init__(stored[1:])
             os.truncate(path, n_bytes)
@@ -31,7 +31,7 @@ class Journal(list):
 
     def append(self, entry: Any) -> None:
         """Append an entry of plain values."""
-        first = [] if self else [_line(self.made_from)]
+        first = [] if self.path.exists() else [_line(self.made_from)]
         with self.path.open("ab") as file:
             file.write(b"".join([*first, _line(entry)]))
         super().append(entry)
@@ -44,9 +44,7 @@ def is_of_another_run(path: Path, made_from: Recipe) -> bool:
 
 
 def _is_of(stored: list, made_from: Recipe) -> bool:
-    return stored[:1] == [dict(made_from)] or (
-        bool(stored) and is_recipe(stored[0]) and made_from.difference(stored[0]) is None
-    )
+    return bool(stored) and is_recipe(stored[0]) and made_from.difference(stored[0]) is None
 
 
 def _line(entry: Any) -> bytes:

@@ -48,8 +48,8 @@ _OLDER_NAMES = {"config.json", "model.pt", "last.pt", "log.jsonl", "tensorboard"
                 "split.json", "draws.json", "mixture.h5", "extractor", "report.html", "tables", "plots"}  # fmt: skip
 
 
-class Held(InputError):
-    """Another process writes the output."""
+class Occupied(InputError):
+    """The place of an output is taken: by another process that writes it, or by something else."""
 
 
 def is_done(out: Path, made_from: Recipe, overwrite: bool) -> bool:
@@ -84,7 +84,8 @@ def verify(path: Path) -> None:
             file.verify()
     elif path.suffix in {".json", ".yaml"}:
         read_recipe(path)  # reading verifies
-        if (table := path.with_suffix("")).suffix == ".csv" and table.exists() and not is_recorded(table):
+        table = path.with_suffix("")
+        if is_record(path) and table.exists() and not is_recorded(table):
             raise Damaged(f"{table}: damaged or edited, it is not the table that {path.name} was written for")
 
 
@@ -126,8 +127,7 @@ def writing(out: Path, made_from: Recipe | None = None, resumable: bool = False)
     sources = made_from.sources if made_from is not None else Sources()
     sources.check()
     _refuse_inputs(out, sources)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(out):
+    with _parents(out), _lock(out):
         _finish_exchange(out)
         partial = partial_path(out)
         parts = _journal_path(partial)
@@ -135,19 +135,43 @@ def writing(out: Path, made_from: Recipe | None = None, resumable: bool = False)
             _remove(partial)
         try:
             yield partial
-            sources.check()
+            _check_after(sources, partial)
             publish(partial, out)
         except BaseException as error:
             if isinstance(error, OSError) and error.filename is None:  # a full disk: say where
                 error.filename = str(out)
             if not resumable:
                 _remove(partial)
-            if isinstance(error, InputError) and not isinstance(error, Held):
+            if isinstance(error, InputError) and not isinstance(error, Occupied):
                 parts.unlink(missing_ok=True)
-            if not hasattr(error, "__notes__") and any(os.path.lexists(kept) for kept in (partial, parts)):
-                error.add_note(f"the same command continues from {partial}")
+            kept = [path for path in (parts, partial) if os.path.lexists(path)]
+            if kept and not hasattr(error, "__notes__"):
+                error.add_note(f"the same command continues from {kept[0]}")
             raise
         parts.unlink(missing_ok=True)
+
+
+@contextmanager
+def _parents(out: Path) -> Iterator[None]:
+    """Make the folders that `out` is in. After an error, those that were made and are empty are removed."""
+    made = [parent for parent in out.parents if not parent.exists()]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # they hold something
+            for parent in made:
+                parent.rmdir()
+        raise
+
+
+def _check_after(sources: Sources, partial: Path) -> None:
+    """Raise InputError if an input has changed, and remove what was made from it."""
+    try:
+        sources.check()
+    except InputError:
+        _remove(partial)
+        raise
 
 
 def _refuse_inputs(out: Path, sources: Sources) -> None:
@@ -191,7 +215,7 @@ def partial_path(out: Path) -> Path:
     return _workplace(out.parent) / out.name
 
 
-def journal(partial: Path, made_from: Recipe) -> Journal:
+def open_journal(partial: Path, made_from: Recipe) -> Journal:
     """Open the journal of an unfinished output, within `writing`. It is removed with the output's publication."""
     return Journal(_journal_path(partial), made_from)
 
@@ -274,7 +298,7 @@ def _acquired(out: Path) -> FileLock:
         except Timeout:
             held = _held_by(Path(lock.lock_file).with_suffix(".holder"))
             if WAIT not in os.environ:
-                raise Held(f"{out}: {held}. Use another name, or --wait") from None
+                raise Occupied(f"{out}: {held}. Use another name, or --wait") from None
             if not told:
                 say(f"{out}: {held}; waiting for it")
             told = True
@@ -297,19 +321,19 @@ def _held_by(holder: Path) -> str:
 def check_out(out: Path) -> None:
     """Raise InputError unless `out` is free, or an output of lowshot that may be replaced."""
     if out.name in ("", ".."):
-        raise InputError(f"--out {out}: must have a name of its own, such as outputs/data")
+        raise Occupied(f"--out {out}: must have a name of its own, such as outputs/data")
     if out.is_symlink():
-        raise InputError(f"{out}: is a symbolic link. Name its target {out.resolve()}, or use another name")
+        raise Occupied(f"{out}: is a symbolic link. Name its target {out.resolve()}, or use another name")
     if not out.exists():
         return
     if not _is_ours(out):
-        raise InputError(
+        raise Occupied(
             f"{out}: exists, and lowshot did not write it, or it was edited or cut off, so it is not replaced. Delete "
             "it, or use another name"
         )
     if out.is_dir() and (others := _others_in(out)):
         named = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
-        raise InputError(
+        raise Occupied(
             f"{out}: contains files that lowshot did not write ({named}), so it is not replaced. Move them away, or "
             "use another name"
         )
@@ -318,6 +342,11 @@ def check_out(out: Path) -> None:
 def record_path(out: Path) -> Path:
     """Return the file beside `out` that holds its recipe, for formats that have no room for one (.csv)."""
     return out.with_name(f"{out.name}.json")
+
+
+def is_record(path: Path) -> bool:
+    """Whether a file is the record of a table."""
+    return path.name.endswith(".csv.json") and "tables" in read_json(path)
 
 
 def check_record(out: Path) -> None:

@@ -52,7 +52,7 @@ def read_features(path: Path, n_classes: int | None = None) -> Features:
     """Read and check a feature file, ours or a published one.
 
     Raises InputError if the file is truncated, lacks a dataset, has fewer rows than `count`, contains NaN, infinity or
-    numbers above 1e16, or (if `n_classes` is given) has a label outside 0..n_classes-1.
+    numbers beyond ±1e16, or (if `n_classes` is given) has a label outside 0..n_classes-1.
     """
     with open_h5(path) as file:
         require_datasets(file, {"all_feats": ("floats", 2), "all_labels": ("integers", 1), "count": ("integers", 1)})
@@ -80,7 +80,7 @@ def read_features(path: Path, n_classes: int | None = None) -> Features:
 def read_copies(features: Features) -> np.ndarray:
     """Read the features of the augmented copies of all rows, float32 (N, A, D).
 
-    Raises InputError if the file has none, or if they are incomplete or not finite.
+    Raises InputError if the file has none, or if they are incomplete, or contain what `read_features` refuses.
     """
     with open_h5(features.path) as file:
         if "augmented_feats" not in file:

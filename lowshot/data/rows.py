@@ -23,22 +23,22 @@ def blocks(n_rows: int, start: int = 0, size: int | None = None) -> Iterator[sli
 
 
 def check_usable(feats: np.ndarray, where: str, first: int = 0) -> None:
-    """Raise InputError for the first of the rows `feats` (N, ...) with a NaN, infinity or a number above 1e16.
+    """Raise InputError for the first of the rows `feats` (N, ...) with a NaN, infinity or a number beyond ±1e16.
 
     `where` names their source, and `first` is the number of the first row.
     """
-    usable = (np.abs(feats) <= _LARGEST).reshape(len(feats), -1).all(axis=1)
-    if usable.all():
+    if feats.size == 0 or (feats.min() >= -_LARGEST and feats.max() <= _LARGEST):  # false for NaN
         return
+    usable = (np.abs(feats) <= _LARGEST).reshape(len(feats), -1).all(axis=1)
     wrong = int(usable.argmin())
-    what = "numbers above 1e16" if np.isfinite(feats[wrong]).all() else "NaN or infinity"
+    what = "numbers beyond ±1e16" if np.isfinite(feats[wrong]).all() else "NaN or infinity"
     raise InputError(f"{where}: row {first + wrong} contains {what}")
 
 
 class Rows:
     """The first `n_rows` rows of a feature matrix on disk; `rows[a:b]` reads float32.
 
-    Reading raises InputError, with the number of the row, for NaN, infinity and numbers above 1e16.
+    Reading raises InputError, with the number of the row, for NaN, infinity and numbers beyond ±1e16.
     """
 
     def __init__(self, path: Path, source: np.ndarray | h5py.Dataset, n_rows: int) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from lowshot.core.artifacts import Recipe
 from lowshot.core.errors import InputError
 from lowshot.core.h5 import create_array, creating_h5, open_h5, require_datasets, reserve_space, update_h5, write_recipe
-from lowshot.core.publishing import writing
+from lowshot.core.publishing import building
 from lowshot.data.rows import mapped
 from lowshot.evaluation.benchmark import Benchmark, check_made_for, input_files
 from lowshot.evaluation.runs import Keep
@@ -40,7 +40,7 @@ def keeping_scores(
     set.
     """
     runs = {run: i for i, run in enumerate(benchmark.runs(config.shots))}
-    with writing(path, made_from, resumable=True) as partial:
+    with building(path, made_from) as partial:
         if not partial.exists():
             _create(partial, list(runs), made_from, benchmark)
         with update_h5(partial) as file:

@@ -18,7 +18,7 @@ from lowshot.core.artifacts import Provenance, Recipe, read_recipe
 from lowshot.core.errors import InputError
 from lowshot.core.files import check_suffix, digest, write_json
 from lowshot.core.journal import Journal
-from lowshot.core.publishing import journal, writing
+from lowshot.core.publishing import open_journal, writing
 from lowshot.data.additions import Run
 from lowshot.data.features import Features, check_classes, check_runs, check_same_space, check_setup, read_features
 from lowshot.data.protocol import Split, check_draws, check_draws_of, draws_inputs, read_draws, read_split
@@ -131,10 +131,13 @@ def check_made_for(path: Path, config: BenchmarkConfig, files: dict[str, Path]) 
 
 
 class Results:
-    """Six accuracies of every run that is done. `journal` has a list of entries for each part of the runs."""
+    """Six accuracies of every run that is done.
 
-    def __init__(self, benchmark: Benchmark, journal: Journal) -> None:
-        self.benchmark, self.journal = benchmark, journal
+    `journal` has a list of entries for each part of the runs, and `more` are further entries of the file.
+    """
+
+    def __init__(self, benchmark: Benchmark, journal: Journal, more: dict[str, object]) -> None:
+        self.benchmark, self.journal, self.more = benchmark, journal, more
 
     @property
     def entries(self) -> dict[tuple[int, int], dict]:
@@ -165,13 +168,13 @@ def writing_results(
     """
     config, runs = configs[0], [run for one in configs for run in benchmark.runs(one.shots)]
     with writing(config.out, made_from) as partial:
-        results = Results(benchmark, journal(partial, made_from))
+        results = Results(benchmark, open_journal(partial, made_from), more)
         if done := results.entries:
             print(f"{made_from['stage']}: continuing after {len(done)} of {len(runs)} runs", flush=True)
         yield results
         content = _content(config, made_from, benchmark, method, setting)
         entries = results.entries
-        content |= {"provenance": provenance.record(device), **more, "trials": [entries[run] for run in runs]}
+        content |= {"provenance": provenance.record(device), **results.more, "trials": [entries[run] for run in runs]}
         write_json(partial, content)
     numbers = f"{len(benchmark.draws)} trials x {len(runs) // len(benchmark.draws)} numbers of shots"
     print(f"{made_from['stage']}: {content['method']}, {numbers} -> {config.out}")

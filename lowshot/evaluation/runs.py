@@ -43,12 +43,12 @@ def rank_runs(
     left = [runs for runs in parts if not {run.key for run in runs}.issubset(done)]
     name, is_single = BENCHMARK_CLASSIFIERS.name_of(classifier), all(len(runs) == 1 for runs in left)
     evaluate = _evaluate_jointly if is_joint(classifier) else _evaluate_tasks
-    how = _How(benchmark, queries, seed, device, keep)
+    how = _Evaluation(benchmark, queries, seed, device, keep)
     for runs in Progress(left, name, unit="run", disable=not is_single, resumable=True):
         yield evaluate(classifier, replace(problem, runs=runs), how)
 
 
-class _How(NamedTuple):
+class _Evaluation(NamedTuple):
     """What all parts are evaluated with; see `rank_runs`."""
 
     benchmark: Benchmark
@@ -58,7 +58,7 @@ class _How(NamedTuple):
     keep: Keep | None
 
 
-def _evaluate_jointly(classifier: Any, problem: Problem, how: _How) -> Ranks:
+def _evaluate_jointly(classifier: Any, problem: Problem, how: _Evaluation) -> Ranks:
     score = fit_classifier(classifier, problem, how.seed, how.device)
 
     def keep_all(rows: slice, scores: torch.Tensor) -> None:
@@ -71,7 +71,7 @@ def _evaluate_jointly(classifier: Any, problem: Problem, how: _How) -> Ranks:
     return {run.key: run_ranks for run, run_ranks in zip(problem.runs, by_run)}
 
 
-def _evaluate_tasks(method: Any, problem: Problem, how: _How) -> Ranks:
+def _evaluate_tasks(method: Any, problem: Problem, how: _Evaluation) -> Ranks:
     truth = torch.from_numpy(np.searchsorted(how.benchmark.classes, how.benchmark.test_labels)).to(how.device)
     ranks, name = {}, METHODS.name_of(method)
     for run in problem.runs:
@@ -83,7 +83,7 @@ def _evaluate_tasks(method: Any, problem: Problem, how: _How) -> Ranks:
     return ranks
 
 
-def _as_task(run: Run, problem: Problem, how: _How) -> Tasks:
+def _as_task(run: Run, problem: Problem, how: _Evaluation) -> Tasks:
     """Return a run as one few-shot task.
 
     The support is the base rows and the novel rows of the run, the queries are all test images, and the ways are the

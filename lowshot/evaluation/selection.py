@@ -117,7 +117,11 @@ def joint_recipe(recipes: list[tuple[list[int], Recipe]]) -> Recipe:
     """
     all_shots = {"shots": [n for shots, _ in recipes for n in shots]}
     by_shot = {str(n): flat({**one["config"], **all_shots}) for shots, one in recipes for n in shots}
-    return recipes[0][1].but(config=nested(joint_settings(by_shot)))
+    joint = recipes[0][1].but(config=nested(joint_settings(by_shot)))
+    for _, one in recipes[1:]:  # such as samples, which are files of a run
+        joint["inputs"] |= one["inputs"]
+        joint.sources.update(one.sources)
+    return joint
 
 
 def joint_settings(by_shot: dict[str, dict[str, Any]]) -> dict[str, Any]:

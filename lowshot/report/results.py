@@ -7,6 +7,7 @@ system. If two runs of the same extractor and method differ in a setting, the se
 import json
 from dataclasses import fields
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -114,7 +115,16 @@ def _check_entries(
             raise InputError(f"{path}: not a results file: lacks '{prefix}{key}'")
         value = content[key]
         if not isinstance(value, kind) or (isinstance(value, bool) and not isinstance(True, kind)):
-            raise InputError(f"{path}: not a results file: '{prefix}{key}' must not be {json.dumps(value)[:40]}")
+            raise InputError(
+                f"{path}: not a results file: '{prefix}{key}' is {json.dumps(value)[:40]}, must be {_in_words(kind)}"
+            )
+
+
+_WORDS = {str: "text", int: "a number", float: "a number", bool: "true or false", dict: "an object", NoneType: "null"}
+
+
+def _in_words(kind: Any) -> str:
+    return " or ".join(dict.fromkeys(_WORDS[one] for one in get_args(kind) or (kind,)))
 
 
 def _check_rows(where: str, rows: object, least: dict[str, int], fractions: list[str]) -> pd.DataFrame:

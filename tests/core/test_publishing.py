@@ -13,7 +13,7 @@ from lowshot.core import publishing
 from lowshot.core.artifacts import Recipe, Sources
 from lowshot.core.errors import InputError
 from lowshot.core.files import content_digest, digest, write_json
-from lowshot.core.publishing import check_out, is_done, partial_path, writing
+from lowshot.core.publishing import building, check_out, is_done, open_journal, partial_path, writing
 
 RECIPE = Recipe({"stage": "test", "config": {"lr": 1}, "inputs": {}}, {}, lambda stored: stored)
 
@@ -279,3 +279,33 @@ def test_a_file_system_without_permissions(tmp_path, monkeypatch):
             write_json(partial, RECIPE)
             raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == [".lowshot"]
+
+
+def test_a_place_that_is_taken_meanwhile_costs_no_work(tmp_path):
+    out = tmp_path / "new" / "r.json"
+    with pytest.raises(InputError, match="lowshot did not write it"), writing(out, RECIPE) as partial:
+        open_journal(partial, RECIPE).append("hours of work")
+        write_json(partial, RECIPE)
+        out.write_text("{}")
+    out.unlink()
+    with writing(out, RECIPE) as partial:
+        assert open_journal(partial, RECIPE) == ["hours of work"]
+        write_json(partial, RECIPE)
+    assert [path.name for path in out.parent.iterdir()] == ["r.json"]
+
+
+def test_folders_that_were_made_for_nothing_are_removed(tmp_path):
+    with pytest.raises(InputError), writing(tmp_path / "a" / "b" / "r.json", RECIPE):
+        raise InputError("bad")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_made_from_a_changed_input_is_not_continued(tmp_path):
+    source = tmp_path / "train.h5"
+    source.write_bytes(b"1")
+    made_from = RECIPE.but()
+    made_from.sources = Sources({"train": source})
+    with pytest.raises(InputError, match="was changed"), building(tmp_path / "r.json", made_from) as partial:
+        write_json(partial, RECIPE)
+        source.write_bytes(b"2")
+    assert [path.name for path in tmp_path.iterdir()] == ["train.h5"]

@@ -50,7 +50,7 @@ def test_padding_of_published_files_is_never_read(tmp_path):
         ({"all_labels": None}, "lacks the dataset 'all_labels'"),
         ({"all_feats": np.array([[1, 2], [np.nan, 0], [1, 1]], np.float32)}, "all_feats: row 1"),
         ({"all_feats": np.array([[1, 2], [0, 0], [np.inf, 1]], np.float32)}, "all_feats: row 2"),
-        ({"all_feats": np.array([[1, 2], [0, 0], [1, -1e30]], np.float32)}, "row 2 contains numbers above 1e16"),
+        ({"all_feats": np.array([[1, 2], [0, 0], [1, -1e30]], np.float32)}, "row 2 contains numbers beyond ±1e16"),
         ({"all_feats": np.zeros(3, np.float32)}, "shape"),
         ({"all_labels": np.array([0, 1, 3], np.int32)}, "label 3 is outside"),
     ],

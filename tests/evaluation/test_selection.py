@@ -55,7 +55,7 @@ def evidence_of(config):
 @pytest.fixture
 def evaluated(monkeypatch):
     """(setup, learning rate) of every evaluation. `evaluated.kill_at` is the index of the one that is killed."""
-    real = low_shot._prepared
+    real = low_shot._problem
 
     class Seen(list):
         kill_at = None
@@ -69,7 +69,7 @@ def evaluated(monkeypatch):
         seen.append((setup, getattr(config.classifier, "lr", None), config.add["repetition"].max_per_label))
         return real(config, benchmark)
 
-    monkeypatch.setattr(low_shot, "_prepared", watched)
+    monkeypatch.setattr(low_shot, "_problem", watched)
     return seen
 
 

@@ -38,12 +38,6 @@ def _parts(out: Path) -> list[Path]:
     return [path for path in sorted(out.rglob("*")) if path.relative_to(out).parts[0] not in UNSEALED - {SUMS}]
 
 
-def _parts(out: Path) -> list[Path]:
-    if out.is_file():
-        return [out, record_path(out)]
-    return [path for path in sorted(out.rglob("*")) if path.relative_to(out).parts[0] not in UNSEALED - {SUMS}]
-
-
 def _copied(out: Path, folder: Path) -> Path:
     if out.is_dir():
         return Path(shutil.copytree(out, folder / out.name))

@@ -126,8 +126,12 @@ def _read(settings: Folder, source: Source, root: Path, classes: dict[Path, list
 
 def check_decodable(files: list[Path]) -> None:
     """Decode all images. Raises CorruptImage with all that cannot be decoded."""
-    for _ in _each(files, lambda file: open_image(file) and None):
+    for _ in _each(files, _check):
         pass
+
+
+def _check(file: Path) -> None:
+    open_image(file)
 
 
 def _each(files: list[Path], task: Callable[[Path], Any]) -> Iterator:
