@@ -132,7 +132,7 @@ def fit(config: FitConfig) -> Path:
         return config.out
 
     _say_left_out(root)
-    mean = base_mean(config, extractor.dim, chosen["extractor"])
+    mean = base_mean(config, extractor.dim, made_from["inputs"]["extractor"])
     feats = torch.from_numpy(representation.embed(extractor, files, **_speed(config), invert=config.invert))
     labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(part) for part in classes.values()]))
     classifier = classifiers.PhotoClassifier(

@@ -63,27 +63,24 @@ def _timm_extractor(name: str, weights: Path | None, **form: Any) -> Extractor:
     return model.eval()
 
 
-def chosen_extractor(choice: ExtractorChoice, images: Images | None = None) -> tuple[Extractor, dict[str, str]]:
+def chosen_extractor(choice: ExtractorChoice, images: Images | None = None) -> tuple[Extractor, dict[str, Path | str]]:
     """Open the chosen extractor in evaluation mode, for `images` or (None) for image files.
 
-    Returns the extractor and its digests, which are inputs of a recipe. Raises InputError if none or two extractors are
-    chosen, or if stored images do not have its input size and channels (a timm model may resize them).
+    Returns the extractor and its inputs of a recipe: files, or the digest of a timm model. Raises InputError if none
+    or two extractors are chosen, or if stored images do not have its input size and channels (a timm model may resize
+    them).
     """
     if (choice.extractor is None) == (choice.timm is None):
         raise InputError("exactly one extractor is needed. Use either --extractor FOLDER or --timm NAME")
     if choice.timm is not None:
         model = _chosen_timm(choice.timm, images)
-        return model, {"extractor": fingerprint(model), **_digests(weights=choice.timm.weights)}
+        return model, {"extractor": fingerprint(model), "weights": choice.timm.weights}
     if is_timm(str(choice.extractor)):
         raise InputError(f"--extractor {choice.extractor}: is a timm model; use --timm {choice.extractor.name[5:]}")
     model = load_extractor(choice.extractor, choice.code)
     if images is not None:
         _check_form(model, images, choice.extractor)
-    return model, _digests(**{"extractor": choice.extractor, "code of extractor": model.code})
-
-
-def _digests(**files: Path | None) -> dict[str, str]:
-    return {name: digest(file) for name, file in files.items() if file is not None}
+    return model, {"extractor": choice.extractor, "code of extractor": model.code}
 
 
 def _chosen_timm(choice: TimmModel, images: Images | None) -> Extractor:

@@ -484,3 +484,12 @@ def test_a_method_that_cannot_be(own, photos, extractor, words, code, message):
     (own / "my_method.py").write_text(code.replace("{transductive}", "False"))
     assert_refused(fit_own(own, photos, extractor, *words), message)
     assert not (own / "c").exists()
+
+
+def test_a_classifier_does_not_replace_its_extractor(tmp_path, photos, extractor):
+    mine = shutil.copytree(extractor, tmp_path / "extractor")
+    before = (mine / "model.pt").read_bytes()
+    config = FitConfig(extractor=mine, images=photos / "few", out=mine, overwrite=True)
+    with pytest.raises(InputError, match=r"extractor: is where the input .* is"):
+        predict.fit(config)
+    assert (mine / "model.pt").read_bytes() == before
