@@ -117,9 +117,9 @@ def joint_recipe(recipes: list[tuple[list[int], Recipe]]) -> Recipe:
     """
     all_shots = {"shots": [n for shots, _ in recipes for n in shots]}
     by_shot = {str(n): flat({**one["config"], **all_shots}) for shots, one in recipes for n in shots}
-    joint = recipes[0][1].but(config=nested(joint_settings(by_shot)))
-    for _, one in recipes[1:]:  # such as samples, which are files of a run
-        joint["inputs"] |= one["inputs"]
+    inputs = {name: one for _, made_from in recipes for name, one in made_from["inputs"].items()}  # samples differ by n
+    joint = recipes[0][1].but(config=nested(joint_settings(by_shot)), inputs=inputs)
+    for _, one in recipes[1:]:
         joint.sources.update(one.sources)
     return joint
 
