@@ -155,11 +155,24 @@ def verify_checksum(path: Path, content: Any) -> None:
     """Raise Damaged if the content of a JSON or YAML file has a checksum, but not that one."""
     if not isinstance(content, dict) or not str(content.get("checksum", "")).startswith("sha256:"):
         return
-    if content["checksum"] != _checksum({key: value for key, value in content.items() if key != "checksum"}):
+    entries = {key: value for key, value in content.items() if key != "checksum"}
+    if not _is_plain(entries) or content["checksum"] != _checksum(entries):
         raise Damaged(
             f"{path}: damaged or edited, its content does not have its checksum. Without the line 'checksum' it is "
             "read as a file of your own"
         )
+
+
+def _is_plain(content: Any) -> bool:
+    """Whether keys are text and values are those of JSON.
+
+    YAML knows more, such as dates and keys that are numbers, which have the checksum of the text that they look like.
+    """
+    if isinstance(content, dict):
+        return all(isinstance(key, str) and _is_plain(value) for key, value in content.items())
+    if isinstance(content, list):
+        return all(map(_is_plain, content))
+    return content is None or isinstance(content, str | int | float)
 
 
 def _checksum(content: dict[str, Any]) -> str:

@@ -174,3 +174,14 @@ def test_yaml_with_a_date_that_is_none(tmp_path):
     (tmp_path / "x.yaml").write_text("a: 2001-99-99")
     with pytest.raises(ValueError, match=r"x\.yaml: not valid YAML \(month must be"):
         read_yaml(tmp_path / "x.yaml")
+
+
+def test_a_value_of_yaml_that_looks_like_text_is_no_text(tmp_path):
+    """One bit makes the quote of a key another character, and the key a number."""
+    write_yaml(tmp_path / "a.yaml", {"stage": "x", "config": {"1": 2, "day": "2001-01-01"}, "inputs": {}})
+    whole = (tmp_path / "a.yaml").read_text()
+    for quoted, bare in (("'1'", "1"), ("'2001-01-01'", "2001-01-01")):
+        assert quoted in whole
+        (tmp_path / "a.yaml").write_text(whole.replace(quoted, bare))
+        with pytest.raises(Damaged):
+            read_yaml(tmp_path / "a.yaml")
