@@ -7,6 +7,7 @@ import random
 import shutil
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +15,38 @@ from faults.harness import FULL, INTERRUPT, KILL, STOP, Outcome, Server, content
 from faults.stages import Case
 
 
+@contextmanager
+def _fresh(case: Case) -> Iterator[tuple[Case, Path]]:
+    """Yield the stage with its outputs in a new folder, and the folder."""
+    folder = scratch()
+    yield case.into(folder), folder
+    shutil.rmtree(folder)
+
+
 def killed(server: Server, case: Case, at: Iterable[int]) -> list[str]:
     """Kill the stage at each of the calls `at`. One more run must make the same output, and leave nothing else."""
     expected, tries = reference(server, case), []
     for n in at:
-        folder = scratch()
-        here = case.into(folder)
-        first = server.run(here.words, folder, KILL, n)
-        tries.append(_same_after(server, here, folder, expected, f"killed at call {n} ({_name(first)})"))
+        with _fresh(case) as (here, folder):
+            first = server.run(here.words, folder, KILL, n)
+            tries.append(_same_after(server, here, folder, expected, f"killed at call {n} ({_name(first)})"))
     return _in_words(tries)
 
 
 def killed_at_random(server: Server, case: Case, n: int, seed: int = 0) -> list[str]:
     """Kill the stage `n` times at a random moment of its run. One more run must make the same output."""
     expected, tries, generator = reference(server, case), [], random.Random(seed)
-    start, folder = time.perf_counter(), scratch()
-    server.run(case.into(folder).words, folder)
+    start = time.perf_counter()
+    calls_of(server, case)
     seconds = time.perf_counter() - start
-    shutil.rmtree(folder)
     for _ in range(n):
-        folder = scratch()
-        here = case.into(folder)
-        pid = server.start(here.words, folder)
-        moment = generator.uniform(0, seconds)
-        time.sleep(moment)
-        server.kill(pid)
-        server.wait(pid)
-        tries.append(_same_after(server, here, folder, expected, f"killed after {moment:.3f} s"))
+        with _fresh(case) as (here, folder):
+            pid = server.start(here.words, folder)
+            moment = generator.uniform(0, seconds)
+            time.sleep(moment)
+            server.kill(pid)
+            server.wait(pid)
+            tries.append(_same_after(server, here, folder, expected, f"killed after {moment:.3f} s"))
     return _in_words(tries)
 
 
@@ -50,20 +56,19 @@ def full(server: Server, case: Case, at: Iterable[int], overwriting: bool = Fals
     """
     expected, tries = reference(server, case), []
     for n in at:
-        folder = scratch()
-        here = case.into(folder)
-        if overwriting:
-            server.run(here.words, folder)
-        before, wrong = contents(folder), []
-        words = [*here.words[:-2], "--overwrite", *here.words[-2:]] if overwriting else here.words
-        done = server.run(words, folder, FULL, n)
-        what = f"disk full from call {n} ({_name(done)})"
-        if done.code != 0:
-            wrong += _one_line(done, what)
-            found = contents(folder)
-            if any(found.get(name) not in (old, expected[name]) for name, old in before.items()):
-                wrong.append(f"{what}: the existing output has changed")
-        tries.append(wrong + _same_after(server, here, folder, expected, what))
+        with _fresh(case) as (here, folder):
+            if overwriting:
+                server.run(here.words, folder)
+            before, wrong = contents(folder), []
+            words = here.overwriting if overwriting else here.words
+            done = server.run(words, folder, FULL, n)
+            what = f"disk full from call {n} ({_name(done)})"
+            if done.code != 0:
+                wrong += _one_line(done, what)
+                found = contents(folder)
+                if any(found.get(name) not in (old, expected[name]) for name, old in before.items()):
+                    wrong.append(f"{what}: the existing output has changed")
+            tries.append(wrong + _same_after(server, here, folder, expected, what))
     return _in_words(tries)
 
 
@@ -71,17 +76,16 @@ def interrupted(server: Server, case: Case, at: Iterable[int]) -> list[str]:
     """Press Ctrl-C at each of the calls `at`. The stage must end with one line and exit code 130, or be complete."""
     expected, tries = reference(server, case), []
     for n in at:
-        folder = scratch()
-        here = case.into(folder)
-        done, wrong = server.run(here.words, folder, INTERRUPT, n), []
-        what = f"interrupted at call {n} ({_name(done)})"
-        if done.code not in (0, 130):
-            wrong.append(f"{what}: exit code {done.code}: {done.error.strip()[-300:]}")
-        elif done.code == 130 and (len(_lines(done)) != 1 or "stopped" not in done.error):
-            wrong.append(f"{what}: not one line: {done.error.strip()[-300:]}")
-        elif done.code == 0 and contents(folder) != expected:
-            wrong.append(f"{what}: lost, and the output is not complete")
-        tries.append(wrong + _same_after(server, here, folder, expected, what))
+        with _fresh(case) as (here, folder):
+            done, wrong = server.run(here.words, folder, INTERRUPT, n), []
+            what = f"interrupted at call {n} ({_name(done)})"
+            if done.code not in (0, 130):
+                wrong.append(f"{what}: exit code {done.code}: {done.error.strip()[-300:]}")
+            elif done.code == 130 and (len(_lines(done)) != 1 or "stopped" not in done.error):
+                wrong.append(f"{what}: not one line: {done.error.strip()[-300:]}")
+            elif done.code == 0 and contents(folder) != expected:
+                wrong.append(f"{what}: lost, and the output is not complete")
+            tries.append(wrong + _same_after(server, here, folder, expected, what))
     return _in_words(tries)
 
 
@@ -91,17 +95,15 @@ def raced(server: Server, case: Case, at: Iterable[int]) -> list[str]:
     """
     expected, tries = reference(server, case), []
     for n in at:
-        folder = scratch()
-        here = case.into(folder)
-        first, wrong = server.start(here.words, folder, STOP, n), []
-        what = f"two processes, the first stands at call {n}"
-        if server.until_stopped(first):
-            second = server.run(here.words, folder)
-            wrong += _won_or_refused(second, f"{what}: the second")
-            server.resume(first)
-        wrong += _won_or_refused(server.wait(first), f"{what}: the first")
-        tries.append(wrong + _differences(folder, expected, what))
-        shutil.rmtree(folder)
+        with _fresh(case) as (here, folder):
+            first, wrong = server.start(here.words, folder, STOP, n), []
+            what = f"two processes, the first stands at call {n}"
+            if server.until_stopped(first):
+                second = server.run(here.words, folder)
+                wrong += _won_or_refused(second, f"{what}: the second")
+                server.resume(first)
+            wrong += _won_or_refused(server.wait(first), f"{what}: the first")
+            tries.append(wrong + _differences(folder, expected, what))
     return _in_words(tries)
 
 
@@ -112,20 +114,18 @@ def interleaved(server: Server, case: Case, at: Iterable[int]) -> list[str]:
     expected, tries = reference(server, case), []
     for n in at:
         for m in _widening():
-            folder = scratch()
-            here = case.into(folder)
-            what = f"two processes, the first stands at call {n}, the second at {m}"
-            first = server.start(here.words, folder, STOP, n)
-            first_stands = server.until_stopped(first)
-            second = server.start(here.words, folder, STOP, m)
-            second_stands = server.until_stopped(second)
-            wrong = []
-            for name, pid, stands in (("first", first, first_stands), ("second", second, second_stands)):
-                if stands:
-                    server.resume(pid)
-                wrong += _won_or_refused(server.wait(pid), f"{what}: the {name}")
-            tries.append(wrong + _differences(folder, expected, what))
-            shutil.rmtree(folder)
+            with _fresh(case) as (here, folder):
+                what = f"two processes, the first stands at call {n}, the second at {m}"
+                first = server.start(here.words, folder, STOP, n)
+                first_stands = server.until_stopped(first)
+                second = server.start(here.words, folder, STOP, m)
+                second_stands = server.until_stopped(second)
+                wrong = []
+                for name, pid, stands in (("first", first, first_stands), ("second", second, second_stands)):
+                    if stands:
+                        server.resume(pid)
+                    wrong += _won_or_refused(server.wait(pid), f"{what}: the {name}")
+                tries.append(wrong + _differences(folder, expected, what))
             if not (first_stands and second_stands):
                 break
     return _in_words(tries)
@@ -159,17 +159,13 @@ def beside(server: Server, case: Case, at: Iterable[int]) -> list[str]:
     """
     tries = []
     for i, n in enumerate(at):
-        folder = scratch()
-        here = case.into(folder)
-        before = {path: _content(path) for path in _put_files(folder, here, i)}
-        server.run(here.words, folder, KILL, n)
-        runs = [
-            server.run(words, folder) for words in (here.words, [*here.words[:-2], "--overwrite", *here.words[-2:]])
-        ]
-        wrong = [f"killed at call {n}: {done.error.strip()[-300:]}" for done in runs if done.code != 0]
-        touched = [path.name for path, content in before.items() if _content(path) != content]
-        tries.append(wrong + [f"killed at call {n}: {name} of the user was touched" for name in touched])
-        shutil.rmtree(folder)
+        with _fresh(case) as (here, folder):
+            before = {path: _content(path) for path in _put_files(folder, here, i)}
+            server.run(here.words, folder, KILL, n)
+            runs = [server.run(words, folder) for words in (here.words, here.overwriting)]
+            wrong = [f"killed at call {n}: {done.error.strip()[-300:]}" for done in runs if done.code != 0]
+            touched = [path.name for path, content in before.items() if _content(path) != content]
+            tries.append(wrong + [f"killed at call {n}: {name} of the user was touched" for name in touched])
     return _in_words(tries)
 
 
@@ -204,20 +200,18 @@ def reference(server: Server, case: Case) -> dict[str, bytes]:
     """Return the output of an undisturbed run."""
     key = case.name, str(case.out)
     if key not in _REFERENCES:
-        folder = scratch()
-        done = server.run(case.into(folder).words, folder)
-        assert done.code == 0, done.error
-        _REFERENCES[key] = contents(folder)
-        shutil.rmtree(folder)
+        with _fresh(case) as (here, folder):
+            done = server.run(here.words, folder)
+            assert done.code == 0, done.error
+            _REFERENCES[key] = contents(folder)
     return _REFERENCES[key]
 
 
 def calls_of(server: Server, case: Case) -> list[str]:
     """Return the names of the system calls of an undisturbed run."""
-    folder = scratch()
-    done = server.run(case.into(folder).words, folder)
+    with _fresh(case) as (here, folder):
+        done = server.run(here.words, folder)
     assert done.code == 0, done.error
-    shutil.rmtree(folder)
     return done.calls
 
 
@@ -236,11 +230,8 @@ def space(calls: list[str]) -> list[int]:
 def _same_after(server: Server, case: Case, folder: Path, expected: dict[str, bytes], what: str) -> list[str]:
     again = server.run(case.words, folder)
     if again.code != 0:
-        violations = [f"{what}: the next run ends with {again.code}: {again.error.strip()[-300:]}"]
-    else:
-        violations = _differences(folder, expected, what)
-    shutil.rmtree(folder)
-    return violations
+        return [f"{what}: the next run ends with {again.code}: {again.error.strip()[-300:]}"]
+    return _differences(folder, expected, what)
 
 
 def _differences(folder: Path, expected: dict[str, bytes], what: str) -> list[str]:

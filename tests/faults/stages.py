@@ -18,6 +18,11 @@ class Case(NamedTuple):
     def out(self) -> Path:
         return self.words[-1]
 
+    @property
+    def overwriting(self) -> list:
+        """The command with --overwrite."""
+        return [*self.words[:-2], "--overwrite", *self.words[-2:]]
+
     def into(self, folder: Path) -> "Case":
         """Return the same command with its outputs in another folder."""
         old = self.out.parent
