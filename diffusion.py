@@ -172,8 +172,8 @@ def _run(config: Config, processes: core.Processes) -> None:
     if config.out not in left:
         return
     name, setting = _method(graph, config.fuse)
-    described = name, setting, provenance, processes.device.type
-    with writing_results(configs, made_from, benchmark, *described, **chosen) as results:
+    device = processes.device.type
+    with writing_results(configs, made_from, benchmark, name, setting, provenance, device, **chosen) as results:
         runs, history = _runs_and_history(configs, graph, benchmark, processes)
         results.add(runs)
         results.more |= {"history": history} if history else {}

@@ -41,7 +41,7 @@ from lowshot.classifiers.settings import (
     SGDOptions,
     is_transductive,
 )
-from lowshot.core.artifacts import Provenance, Recipe, read_recipe, recipe
+from lowshot.core.artifacts import Provenance, Recipe, recipe, stored_recipe
 from lowshot.core.choices import Registry, Several
 from lowshot.core.cli import report_of, run
 from lowshot.core.errors import Diverged, InputError
@@ -127,9 +127,9 @@ def main(config: Config) -> Path:
         return config.out
     device, provenance = core.pick_device().type, Provenance()
     benchmark = read_benchmark(config)
-    described = _joint_name(configs), _setting(configs, benchmark), provenance, device
+    name, setting = _joint_name(configs), _setting(configs, benchmark)
     with (
-        writing_results(configs, made_from, benchmark, *described, **chosen) as results,
+        writing_results(configs, made_from, benchmark, name, setting, provenance, device, **chosen) as results,
         _keeping(config, made_from, benchmark) as (keep, stored),
     ):
         kept = results.entries.keys() if stored is None else results.entries.keys() & stored
@@ -201,7 +201,7 @@ def _check_own_head(config: Config) -> None:
     if config.add or config.transform.steps:
         raise InputError("own_head: does not learn. Leave out --transform and --add")
     head = config.classifier.extractor
-    if (read_recipe(config.train) or {"inputs": {}})["inputs"].get("extractor") != digest(head):
+    if stored_recipe(config.train)["inputs"].get("extractor") != digest(head):
         raise InputError(f"{head}: {config.train} has features of another extractor. Use its own features")
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from lowshot import hallucination
-from lowshot.core.artifacts import read_recipe, recipe
+from lowshot.core.artifacts import recipe, stored_recipe
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
 from lowshot.core.files import check_suffix
@@ -58,7 +58,7 @@ class Config:
 def main(config: Config) -> Path:
     """Write the quadruplets file, and return its path."""
     check_suffix("--out", config.out, ".h5")
-    extractor = (read_recipe(config.features) or {"inputs": {}})["inputs"].get("extractor")
+    extractor = stored_recipe(config.features)["inputs"].get("extractor")
     inputs = {"features": config.features, "split": config.split, "extractor": extractor}
     made_from = recipe("make_quadruplet", config, inputs)
     if is_done(config.out, made_from, config.overwrite):

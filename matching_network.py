@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from lowshot import core, evaluation, matching
-from lowshot.core.artifacts import Provenance, read_recipe, recipe
+from lowshot.core.artifacts import Provenance, recipe, stored_recipe
 from lowshot.core.cli import report_of, run_commands
 from lowshot.core.errors import InputError
 from lowshot.core.imports import load
@@ -95,7 +95,7 @@ def train(config: TrainConfig) -> Path:
 def test(config: TestConfig) -> Path:
     """Evaluate every trial and n, write the results file and return its path."""
     check_settings(config)
-    ended = (read_recipe(config.model) or {"config": {}})["config"].get("ended_after")
+    ended = stored_recipe(config.model)["config"].get("ended_after")
     handed_on = {} if ended is None else {"model_ended_after": ended}
     made_from = recipe("matching_network test", config, {"model": config.model, **input_files(config)}, **handed_on)
     if is_done(config.out, made_from, config.overwrite):
@@ -106,8 +106,8 @@ def test(config: TestConfig) -> Path:
     benchmark = read_benchmark(config)
     model = matching.load_matching(config.model, benchmark.split, benchmark.train).to(device)
     supports = build_supports(benchmark, config)
-    described = "matching_network", "inductive", provenance, device
-    with writing_results([config], made_from, benchmark, *described) as results:
+    name, setting = "matching_network", "inductive"
+    with writing_results([config], made_from, benchmark, name, setting, provenance, device) as results:
         for runs in batches_of_runs(supports, model.dim):
             if not results.entries.keys() >= set(runs):
                 ranks = _ranks(model, benchmark, np.stack([supports[run] for run in runs]), device)

@@ -191,6 +191,11 @@ def read_recipe(path: Path) -> dict | None:
     return made_from if is_recipe(made_from) else None
 
 
+def stored_recipe(path: Path) -> dict:
+    """Return the recipe stored in an artifact, with empty entries if it has none."""
+    return read_recipe(path) or {"stage": "", "config": {}, "inputs": {}}
+
+
 def is_recipe(made_from: Any) -> bool:
     """Whether a value has the entries of a recipe, with their types."""
     if not isinstance(made_from, dict):

@@ -6,11 +6,11 @@ from typing import Literal, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from lowshot.core.artifacts import CONTENT, begins_like_ours, read_recipe
-from lowshot.core.errors import InputError, NotReadable
+from lowshot.core.artifacts import CONTENT, stored_recipe
+from lowshot.core.errors import InputError
 from lowshot.core.files import digest, missing
 from lowshot.core.progress import Progress
-from lowshot.core.publishing import is_record, is_workplace, verify
+from lowshot.core.publishing import is_ours, is_record, is_workplace, verify
 from lowshot.core.sealing import SealedFile, sums_of
 
 State = Literal["whole", "without checksums", "damaged", "orphaned", "unfinished", "being written"]
@@ -63,9 +63,7 @@ def _unfinished(workplace: Path) -> Iterator[Path]:
 
 def _is_output(path: Path) -> bool:
     try:
-        return read_recipe(path) is not None or (path.is_dir() and sums_of(path) is not None)
-    except NotReadable:
-        return begins_like_ours(path)
+        return is_ours(path)
     except InputError:
         return True  # damaged
 
@@ -110,7 +108,7 @@ def _digests(paths: list[Path]) -> set[str]:
 
 def _lost(path: Path, known: set[str]) -> tuple[str, ...]:
     """Return the inputs that no output here has the digest of. Those of preprocessing.py are no outputs."""
-    made_from = read_recipe(path) or {"stage": "", "inputs": {}}
+    made_from = stored_recipe(path)
     if made_from["stage"] == "preprocessing":
         return ()
     own = {"selection", CONTENT} | ({"images"} if made_from["stage"] == "predict" else set())

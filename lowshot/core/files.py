@@ -172,7 +172,7 @@ def _parsed(path: Path, parse: Callable[[str], Any], form: str) -> Any:
         raise missing(path)
     try:
         return parse(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+    except FileNotFoundError:  # removed in the meantime
         raise missing(path) from None
     except (ValueError, yaml.YAMLError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError too
         raise NotReadable(f"{path}: not valid {form} ({_place_and_cause(error)})") from None

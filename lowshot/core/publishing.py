@@ -210,8 +210,7 @@ def partial_recipe(partial: Path) -> dict | None:
 
 def partial_path(out: Path) -> Path:
     """Return where `out` is written until it is complete."""
-    if not out.name:
-        raise InputError(f"--out {out}: must have a name of its own, such as outputs/data")
+    _check_name(out)
     return _workplace(out.parent) / out.name
 
 
@@ -320,13 +319,12 @@ def _held_by(holder: Path) -> str:
 
 def check_out(out: Path) -> None:
     """Raise InputError unless `out` is free, or an output of lowshot that may be replaced."""
-    if out.name in ("", ".."):
-        raise Occupied(f"--out {out}: must have a name of its own, such as outputs/data")
+    _check_name(out)
     if out.is_symlink():
         raise Occupied(f"{out}: is a symbolic link. Name its target {out.resolve()}, or use another name")
     if not out.exists():
         return
-    if not _is_ours(out):
+    if not _may_replace(out):
         raise Occupied(
             f"{out}: exists, and lowshot did not write it, or it was edited or cut off, so it is not replaced. Delete "
             "it, or use another name"
@@ -337,6 +335,11 @@ def check_out(out: Path) -> None:
             f"{out}: contains files that lowshot did not write ({named}), so it is not replaced. Move them away, or "
             "use another name"
         )
+
+
+def _check_name(out: Path) -> None:
+    if out.name in ("", ".."):
+        raise Occupied(f"--out {out}: must have a name of its own, such as outputs/data")
 
 
 def record_path(out: Path) -> Path:
@@ -377,8 +380,8 @@ def is_recorded(out: Path) -> bool:
     return out.exists() and (out.suffix != ".csv" or sha256(out) in _recorded(out)[:1])
 
 
-def _is_ours(out: Path) -> bool:
-    """Whether an existing output has a recipe, or checksums of ours."""
+def is_ours(out: Path) -> bool:
+    """Whether an existing output has a recipe, or checksums of ours. Raises InputError if a file cannot be read."""
     if out.suffix == ".csv":
         return sha256(out) in _recorded(out)
     try:
@@ -387,6 +390,11 @@ def _is_ours(out: Path) -> bool:
         return True
     except NotReadable:
         return begins_like_ours(out)
+
+
+def _may_replace(out: Path) -> bool:
+    try:
+        return is_ours(out)
     except InputError:
         return False
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lowshot.core.artifacts import read_recipe
+from lowshot.core.artifacts import stored_recipe
 from lowshot.core.errors import InputError
 from lowshot.core.h5 import create_array, creating_h5, open_h5, require_datasets, reserve_space, update_h5, write_recipe
 from lowshot.data.rows import check_usable
@@ -66,7 +66,7 @@ def read_features(path: Path, n_classes: int | None = None) -> Features:
     if n_classes is not None and (labels.min() < 0 or labels.max() >= n_classes):
         wrong = labels[(labels < 0) | (labels >= n_classes)][0]
         raise InputError(f"{path}: label {wrong} is outside the split's classes 0..{n_classes - 1}. {_SAME_RUN}")
-    made_from = read_recipe(path) or {"inputs": {}, "config": {}}
+    made_from = stored_recipe(path)
     known = {name: made_from["inputs"].get(name) for name in ("extractor", "images")}
     if known["extractor"] and (layer := made_from["config"].get("layer")):
         known["extractor"] += f":{layer}"  # features of another layer are in another space

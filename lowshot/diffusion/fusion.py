@@ -41,11 +41,12 @@ def keeping_scores(
     """
     runs = {run: i for i, run in enumerate(benchmark.runs(config.shots))}
     with building(path, made_from) as partial:
-        if not partial.exists():
+        if is_new := not partial.exists():
             _create(partial, list(runs), made_from, benchmark)
         with update_h5(partial) as file:
             # Logarithms of probabilities that sum to 1 are not all zero, as they are where nothing was stored.
-            stored = {run for run, i in runs.items() if file["log_probabilities"][i].any(axis=1).all()}
+            known = {} if is_new else runs
+            stored = {run for run, i in known.items() if file["log_probabilities"][i].any(axis=1).all()}
 
             def keep(run: tuple[int, int], rows: slice, scores: Tensor) -> None:
                 if scores.shape[1] != len(benchmark.classes):

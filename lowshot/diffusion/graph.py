@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 import torch
 
-from lowshot.core.artifacts import read_recipe
+from lowshot.core.artifacts import stored_recipe
 from lowshot.core.errors import InputError
 from lowshot.core.h5 import create_array, creating_h5, open_h5, require_datasets, reserve_space, write_recipe
 from lowshot.core.progress import Progress
@@ -145,7 +145,7 @@ def read_graph(path: Path) -> Graph:
         require_datasets(file, names)
         arrays = {name: mapped(path, file[name]) for name in names}
         pca = read_projection(file)
-    made_from = read_recipe(path) or {"inputs": {}, "config": {}}
+    made_from = stored_recipe(path)
     config = made_from["config"]
     graph = Graph(
         Path(path), pca=pca, setup=config.get("setup"), unlabelled=config.get("unlabelled"),

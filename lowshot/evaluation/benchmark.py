@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from lowshot.core.artifacts import Provenance, Recipe, read_recipe
+from lowshot.core.artifacts import Provenance, Recipe, stored_recipe
 from lowshot.core.errors import InputError
 from lowshot.core.files import check_suffix, digest, write_json
 from lowshot.core.journal import Journal
@@ -120,7 +120,7 @@ def check_made_for(path: Path, config: BenchmarkConfig, files: dict[str, Path]) 
 
     `files` are named as in the recipe of the artifact.
     """
-    made_from = read_recipe(path) or {"inputs": {}, "config": {}}
+    made_from = stored_recipe(path)
     if (setup := made_from["config"].get("setup")) != config.setup:
         state = f"made in the {setup} setup" if setup else "does not record its setup"
         own = f"Use --setup {setup} here, or make" if setup else "Make"

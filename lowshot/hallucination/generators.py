@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lowshot.core.artifacts import read_recipe
+from lowshot.core.artifacts import stored_recipe
 from lowshot.core.errors import InputError
 from lowshot.core.files import read_json, write_json
 from lowshot.core.seeds import stream
@@ -71,7 +71,7 @@ def load_generator(folder: Path) -> tuple[AnalogyGenerator, str | None]:
     except (KeyError, TypeError):
         raise InputError(f"{folder}: not a generator. Use a folder of train_analogy_generator.py") from None
     fill(model, Path(folder) / "model.pt")
-    made_from = read_recipe(folder) or {"inputs": {}}
+    made_from = stored_recipe(folder)
     return model.eval(), made_from["inputs"].get("extractor")
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowshot.classifiers.tasks import numbered
-from lowshot.core.artifacts import read_recipe
+from lowshot.core.artifacts import stored_recipe
 from lowshot.core.errors import InputError
 from lowshot.core.files import read_json, write_json
 from lowshot.core.seeds import stream
@@ -122,7 +122,7 @@ def load_matching(folder: Path, split: Split, train: Features) -> MatchingNetwor
     content = read_json(Path(folder) / "config.json")
     try:
         model, base_classes = MatchingNetwork(**content["model"]), {int(c) for c in content["base_classes"]}
-        extractor = (read_recipe(folder) or {"inputs": {}})["inputs"].get("extractor")
+        extractor = stored_recipe(folder)["inputs"].get("extractor")
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{folder}/config.json: not a matching network ({error}). Train one with matching_network.py train"

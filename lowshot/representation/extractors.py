@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lowshot.core.artifacts import read_recipe
+from lowshot.core.artifacts import stored_recipe
 from lowshot.core.errors import CorruptImage, InputError
 from lowshot.core.files import digest
 from lowshot.core.progress import Progress
@@ -216,7 +216,7 @@ def handed_on(folder: Path) -> dict:
     That is what it has seen of novel classes (`novel_classes_seen`), and `extractor_ended_after`, the epoch after which
     its training was ended early.
     """
-    made_from = read_recipe(folder) or {"config": {}}
+    made_from = stored_recipe(folder)
     ended = {"extractor_ended_after": made_from["config"].get("ended_after")}
     return novel_classes_seen(folder) | {name: epoch for name, epoch in ended.items() if epoch is not None}
 
@@ -227,7 +227,7 @@ def novel_classes_seen(folder: Path) -> dict:
     `validation_classes`: it was trained on the novel classes of the validation setup, or on their superclasses.
     `saw_shots`: the run (trial, n) on whose shots it was trained. `saw_samples`: it was also trained on GAN samples.
     """
-    made_from = read_recipe(folder) or {"config": {}, "inputs": {}}
+    made_from = stored_recipe(folder)
     config, seen = made_from["config"], {}
     if config.get("validation_classes") or config.get("classes") == "all":
         seen["validation_classes"] = True
@@ -240,7 +240,7 @@ def novel_classes_seen(folder: Path) -> dict:
 
 def check_knows_base_only(folder: Path, split: Path) -> None:
     """Raise InputError if the extractor in `folder` is known to be trained with another split or on novel classes."""
-    trained_on = (read_recipe(folder) or {"inputs": {}})["inputs"].get("split")
+    trained_on = stored_recipe(folder)["inputs"].get("split")
     if trained_on not in (None, digest(split)):
         raise InputError(
             f"{folder}: trained on another split than {split}, possibly on its novel classes. Train an extractor "
