@@ -37,14 +37,11 @@ from lowshot.core.artifacts import CONTENT, recipe
 from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
 from lowshot.core.files import content_digest, missing, plain_cell, write_json
+from lowshot.core.ownership import check_out, check_record, is_recorded, record_path
 from lowshot.core.publishing import (
-    check_out,
-    check_record,
     clear,
     is_done,
-    is_recorded,
     open_journal,
-    record_path,
     write_record,
     writing,
 )

@@ -9,8 +9,10 @@ from filelock import FileLock, Timeout
 from lowshot.core.artifacts import CONTENT, stored_recipe
 from lowshot.core.errors import InputError
 from lowshot.core.files import digest, missing
+from lowshot.core.locking import is_workplace
+from lowshot.core.ownership import is_ours, is_record
 from lowshot.core.progress import Progress
-from lowshot.core.publishing import is_ours, is_record, is_workplace, verify
+from lowshot.core.publishing import verify
 from lowshot.core.sealing import SealedFile, sums_of
 
 State = Literal["whole", "without checksums", "damaged", "orphaned", "unfinished", "being written"]

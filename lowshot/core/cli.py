@@ -27,8 +27,8 @@ from lowshot.core.errors import InputError, is_memory_error
 from lowshot.core.files import read_yaml
 from lowshot.core.help import help_text
 from lowshot.core.interruption import Terminated, stopping
+from lowshot.core.locking import WAIT
 from lowshot.core.parts import Part, parts_of
-from lowshot.core.publishing import WAIT
 from lowshot.core.settings import BadSetting, MissingSettings, build, flat, merge, nested
 
 _HELP = {"-h", "--help"}

@@ -12,6 +12,10 @@ class NotReadable(InputError):
     """A JSON or YAML file that cannot be parsed."""
 
 
+class Occupied(InputError):
+    """The place of an output is taken: by another process that writes it, or by something else."""
+
+
 class CorruptImage(InputError):
     """An image that cannot be decoded, or is missing in its zip file. Unlabelled data sets skip it."""
 

@@ -1,55 +1,26 @@
 """Outputs appear complete or not at all, and have one writer at a time.
 
-An output is written in the hidden folder `.lowshot` beside it, which only its owner may write to, under a lock that
-ends with the process. It is then sealed (`core.sealing`), flushed to disk, and exchanged with the old output in one
-step. What lowshot did not write is never removed, replaced or followed.
-
-The lock is `flock` by filelock. On network file systems it holds between machines only if their `flock` does (NFS from
-Linux 2.6.12 on; Lustre with the mount option flock). Where there is none, filelock falls back to a lock file with the
-holder's process number. Between users there is no lock: each has a `.lowshot` of their own.
+An output is written in the hidden folder `.lowshot` beside it, which only its owner may write to, under a lock
+(`core.locking`). It is then sealed (`core.sealing`), flushed to disk, and exchanged with the old output in one step
+(`core.exchange`). What lowshot did not write is never removed, replaced or followed (`core.ownership`).
 """
 
-import ctypes
-import errno
-import json
 import os
-import shutil
-import socket
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from lowshot.core.artifacts import Recipe, Sources, begins_like_ours, ended_early, read_recipe
-from lowshot.core.errors import InputError, NotReadable
-from lowshot.core.files import read_json, write_json
+from lowshot.core.errors import InputError, NotReadable, Occupied
+from lowshot.core.exchange import exchange, finish_exchange, flush, remove
+from lowshot.core.files import write_json
 from lowshot.core.journal import Journal, is_of_another_run
+from lowshot.core.locking import lock, workplace
+from lowshot.core.ownership import check_name, check_out, is_record, is_recorded, record_path
 from lowshot.core.progress import say
-from lowshot.core.sealing import (
-    UNSEALED,
-    Damaged,
-    SealedFile,
-    seal_folder,
-    seal_h5,
-    sha256,
-    sums_of,
-    verify_folder,
-)
+from lowshot.core.sealing import Damaged, SealedFile, seal_folder, seal_h5, sha256, sums_of, verify_folder
 
-_AT_FDCWD, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
-# Set by the option --wait: wait for another writer instead of stopping.
-WAIT = "LOWSHOT_WAIT"
 _JOURNAL = ".journal"
-# Names in folders of older revisions, which have no SHA256SUMS.
-_OLDER_NAMES = {"config.json", "model.pt", "last.pt", "log.jsonl", "tensorboard", "checkpoint.pt", "images.h5",
-                "split.json", "draws.json", "mixture.h5", "extractor", "report.html", "tables", "plots"}  # fmt: skip
-
-
-class Occupied(InputError):
-    """The place of an output is taken: by another process that writes it, or by something else."""
 
 
 def is_done(out: Path, made_from: Recipe, overwrite: bool) -> bool:
@@ -98,16 +69,16 @@ def _refuse_if_other(path: Path, stored: dict | None, made_from: Recipe) -> None
 
 def clear(out: Path, made_from: Recipe) -> None:
     """Remove what interrupted processes left of the complete `out`, but no unfinished work with another recipe."""
-    leftover, folder = partial_path(out), _workplace(out.parent)
+    leftover, folder = partial_path(out), workplace(out.parent)
     ends = (".lock", ".holder", ".old", _JOURNAL, "")
     if not any(os.path.lexists(folder / f"{out.name}{end}") for end in ends):
         return
-    with suppress(InputError), _lock(out):  # it may be that of a living process
-        _finish_exchange(out)
+    with suppress(InputError), lock(out):  # it may be that of a living process
+        finish_exchange(out)
         is_old_output = leftover.is_dir() and sums_of(leftover) is not None
         stored = partial_recipe(leftover)
         if is_old_output or stored is None or made_from.difference(stored) is None:
-            _remove(leftover)
+            remove(leftover)
         if not is_of_another_run(_journal_path(leftover), made_from):
             _journal_path(leftover).unlink(missing_ok=True)
 
@@ -127,12 +98,12 @@ def writing(out: Path, made_from: Recipe | None = None, resumable: bool = False)
     sources = made_from.sources if made_from is not None else Sources()
     sources.check()
     _refuse_inputs(out, sources)
-    with _parents(out), _lock(out):
-        _finish_exchange(out)
+    with _parents(out), lock(out):
+        finish_exchange(out)
         partial = partial_path(out)
         parts = _journal_path(partial)
         if partial.is_symlink() or (os.path.lexists(partial) and not (resumable and _continues(partial, made_from))):
-            _remove(partial)
+            remove(partial)
         try:
             yield partial
             _check_after(sources, partial)
@@ -141,7 +112,7 @@ def writing(out: Path, made_from: Recipe | None = None, resumable: bool = False)
             if isinstance(error, OSError) and error.filename is None:  # a full disk: say where
                 error.filename = str(out)
             if not resumable:
-                _remove(partial)
+                remove(partial)
             if isinstance(error, InputError) and not isinstance(error, Occupied):
                 parts.unlink(missing_ok=True)
             kept = [path for path in (parts, partial) if os.path.lexists(path)]
@@ -170,7 +141,7 @@ def _check_after(sources: Sources, partial: Path) -> None:
     try:
         sources.check()
     except InputError:
-        _remove(partial)
+        remove(partial)
         raise
 
 
@@ -210,8 +181,8 @@ def partial_recipe(partial: Path) -> dict | None:
 
 def partial_path(out: Path) -> Path:
     """Return where `out` is written until it is complete."""
-    _check_name(out)
-    return _workplace(out.parent) / out.name
+    check_name(out)
+    return workplace(out.parent) / out.name
 
 
 def open_journal(partial: Path, made_from: Recipe) -> Journal:
@@ -223,143 +194,6 @@ def _journal_path(partial: Path) -> Path:
     return partial.with_name(f"{partial.name}{_JOURNAL}")
 
 
-def _workplace(parent: Path) -> Path:
-    """Return the hidden folder for unfinished outputs in `parent`: `.lowshot`, or one with the user's number if that
-    belongs to another user.
-    """
-    ours = parent / ".lowshot"
-    if hasattr(os, "getuid") and os.path.lexists(ours) and ours.lstat().st_uid != os.getuid():
-        ours = parent / f".lowshot-{os.getuid()}"
-    return ours
-
-
-def is_workplace(folder: Path) -> bool:
-    """Whether a folder holds unfinished outputs."""
-    return folder.name == ".lowshot" or folder.name.startswith(".lowshot-")
-
-
-def _private_folder(parent: Path) -> Path:
-    """Make the hidden folder. Raises InputError if it is a link, or if others can write to it."""
-    folder = _workplace(parent)
-    created = False
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-        created = True
-    facts = folder.lstat()
-    is_private = not hasattr(os, "getuid") or (facts.st_uid == os.getuid() and not facts.st_mode & 0o022)
-    # FAT file systems have no permissions: whoever may write there may write everywhere.
-    if not folder.is_dir() or folder.is_symlink() or not (is_private or created or _has_no_permissions(parent)):
-        raise InputError(f"{folder}: must be a folder that only you can write to, for unfinished outputs. Remove it")
-    return folder
-
-
-def _has_no_permissions(folder: Path) -> bool:
-    """Whether the file system of a folder ignores permissions."""
-    probe = folder / f".lowshot-{os.getpid()}.probe"
-    try:
-        probe.mkdir(mode=0o700)
-        return bool(probe.stat().st_mode & 0o022)
-    except OSError:
-        return False
-    finally:
-        with suppress(OSError):
-            probe.rmdir()
-
-
-@contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """Hold the lock of an output. Raises InputError if another process has it, unless told to wait."""
-    lock = _acquired(out)
-    holder = Path(lock.lock_file).with_suffix(".holder")
-    try:
-        facts = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        _write_new(holder, json.dumps({**facts, "command": Path(sys.argv[0]).name}))
-        yield
-    finally:
-        with suppress(OSError):
-            holder.unlink(missing_ok=True)
-            Path(lock.lock_file).unlink(missing_ok=True)  # filelock takes no lock on a removed file
-        lock.release()
-        with suppress(OSError):  # it holds something else
-            holder.parent.rmdir()
-
-
-def _acquired(out: Path) -> FileLock:
-    """Return the acquired lock."""
-    told = False
-    while True:
-        lock = FileLock(_private_folder(out.parent) / f"{out.name}.lock", mode=0o600)
-        try:
-            lock.acquire(timeout=1 if told else 0)
-            return lock
-        except FileNotFoundError:  # another process has just removed the empty folder
-            continue
-        except Timeout:
-            held = _held_by(Path(lock.lock_file).with_suffix(".holder"))
-            if WAIT not in os.environ:
-                raise Occupied(f"{out}: {held}. Use another name, or --wait") from None
-            if not told:
-                say(f"{out}: {held}; waiting for it")
-            told = True
-
-
-def _write_new(path: Path, text: str) -> None:
-    path.unlink(missing_ok=True)
-    with path.open("x", encoding="utf-8") as file:
-        file.write(text)
-
-
-def _held_by(holder: Path) -> str:
-    try:
-        facts = json.loads(holder.read_text(encoding="utf-8"))
-        return "is being written by {command}, process {pid} on {host}, since {since}".format(**facts)
-    except (OSError, ValueError, KeyError):
-        return "is being written by another process"
-
-
-def check_out(out: Path) -> None:
-    """Raise InputError unless `out` is free, or an output of lowshot that may be replaced."""
-    _check_name(out)
-    if out.is_symlink():
-        raise Occupied(f"{out}: is a symbolic link. Name its target {out.resolve()}, or use another name")
-    if not out.exists():
-        return
-    if not _may_replace(out):
-        raise Occupied(
-            f"{out}: exists, and lowshot did not write it, or it was edited or cut off, so it is not replaced. Delete "
-            "it, or use another name"
-        )
-    if out.is_dir() and (others := _others_in(out)):
-        named = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
-        raise Occupied(
-            f"{out}: contains files that lowshot did not write ({named}), so it is not replaced. Move them away, or "
-            "use another name"
-        )
-
-
-def _check_name(out: Path) -> None:
-    if out.name in ("", ".."):
-        raise Occupied(f"--out {out}: must have a name of its own, such as outputs/data")
-
-
-def record_path(out: Path) -> Path:
-    """Return the file beside `out` that holds its recipe, for formats that have no room for one (.csv)."""
-    return out.with_name(f"{out.name}.json")
-
-
-def is_record(path: Path) -> bool:
-    """Whether a file is the record of a table."""
-    return path.name.endswith(".csv.json") and "tables" in read_json(path)
-
-
-def check_record(out: Path) -> None:
-    """Raise InputError if the place of the record of `out` is taken by something else."""
-    record = record_path(out)
-    check_out(record)
-    if record.exists() and "schema" in read_json(record):
-        raise InputError(f"{record}: exists, and is not the record of {out.name}. Use another name for the table")
-
-
 def write_record(out: Path, partial: Path, made_from: Recipe) -> None:
     """Write the recipe of `partial`, which will replace `out`, with the digests of both: whichever of the two a killed
     run leaves as `out` is known as ours.
@@ -369,62 +203,13 @@ def write_record(out: Path, partial: Path, made_from: Recipe) -> None:
         write_json(record, {**made_from, "tables": list(digests)})
 
 
-def _recorded(out: Path) -> list[str]:
-    """Return the digests in the record of `out`: the current one first. Older records have none, and fit any file."""
-    record = read_json(record_path(out)) if record_path(out).is_file() else {}
-    return record.get("tables", [sha256(out)]) if isinstance(record, dict) and "stage" in record else []
-
-
-def is_recorded(out: Path) -> bool:
-    """Whether a file exists, and is the one that its record was written for. True for formats without a record."""
-    return out.exists() and (out.suffix != ".csv" or sha256(out) in _recorded(out)[:1])
-
-
-def is_ours(out: Path) -> bool:
-    """Whether an existing output has a recipe, or checksums of ours. Raises InputError if a file cannot be read."""
-    if out.suffix == ".csv":
-        return sha256(out) in _recorded(out)
-    try:
-        return read_recipe(out) is not None or (out.is_dir() and sums_of(out) is not None)
-    except Damaged:
-        return True
-    except NotReadable:
-        return begins_like_ours(out)
-
-
-def _may_replace(out: Path) -> bool:
-    try:
-        return is_ours(out)
-    except InputError:
-        return False
-
-
-def _others_in(folder: Path) -> list[str]:
-    """List what lowshot did not write into a folder."""
-    sums = sums_of(folder)
-    if sums is None:
-        return [path.name for path in sorted(folder.iterdir()) if path.name not in _OLDER_NAMES]
-    files = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
-    names = [path.relative_to(folder) for path in files]
-    return [name.as_posix() for name in names if name.parts[0] not in UNSEALED and name.as_posix() not in sums]
-
-
 def publish(partial: Path, out: Path) -> None:
     """Seal and flush `partial`, and exchange it with an existing output."""
     _seal(partial)
     for path in [partial, *partial.rglob("*")] if partial.is_dir() else [partial]:
-        _flush(path)
+        flush(path)
     check_out(out)  # the user may have put something there in the meantime
-    if partial.is_dir() and out.exists():
-        if not _exchanged(partial, out):
-            out.rename(_old_path(out))
-            partial.rename(out)
-            _remove(_old_path(out))
-        else:
-            _remove(partial)
-    else:
-        partial.replace(out)
-    _flush(out.parent)
+    exchange(partial, out)
 
 
 def _seal(partial: Path) -> None:
@@ -433,54 +218,3 @@ def _seal(partial: Path) -> None:
             seal_h5(path)
     if partial.is_dir():
         seal_folder(partial)
-
-
-def _old_path(out: Path) -> Path:
-    return _workplace(out.parent) / f"{out.name}.old"
-
-
-def _finish_exchange(out: Path) -> None:
-    """Undo or finish an exchange in two steps that was interrupted."""
-    old = _old_path(out)
-    if not os.path.lexists(old):
-        return
-    if out.exists():
-        _remove(old)
-    else:
-        old.rename(out)
-
-
-def _exchanged(partial: Path, out: Path) -> bool:
-    """Exchange two folders in one step. Returns False where the system or the file system cannot."""
-    libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
-    names = os.fsencode(partial), os.fsencode(out)
-    if hasattr(libc, "renameat2"):
-        failed = libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
-    elif hasattr(libc, "renamex_np"):  # macOS
-        failed = libc.renamex_np(*names, _RENAME_SWAP)
-    else:
-        return False
-    if failed and (code := ctypes.get_errno()) not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-        raise OSError(code, os.strerror(code), str(out))
-    return not failed
-
-
-def _flush(path: Path) -> None:
-    """Flush a file or folder to disk, as far as the system can."""
-    if path.is_file():
-        with path.open("r+b") as handle:  # Windows flushes writable files only
-            os.fsync(handle.fileno())
-    elif os.name == "posix":
-        folder = os.open(path, os.O_RDONLY)
-        try:
-            with suppress(OSError):  # some network file systems cannot flush folders
-                os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -10,7 +10,8 @@ from lowshot.core.artifacts import Recipe
 from lowshot.core.audit import audit
 from lowshot.core.errors import InputError
 from lowshot.core.files import write_json
-from lowshot.core.publishing import partial_path, record_path
+from lowshot.core.ownership import record_path
+from lowshot.core.publishing import partial_path
 from lowshot.core.sealing import sha256
 
 

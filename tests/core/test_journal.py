@@ -18,10 +18,10 @@ import low_shot
 import matching_network
 import predict
 from lowshot.classifiers.settings import LogisticOptions, MLPOptions, NearestMeanOptions, SGDOptions
-from lowshot.core import publishing
 from lowshot.core.artifacts import Recipe
 from lowshot.core.errors import InputError
 from lowshot.core.journal import Journal
+from lowshot.core.locking import lock
 from lowshot.core.publishing import writing
 
 MADE_FROM = Recipe({"stage": "try", "config": {"seed": 0}, "inputs": {}}, {}, lambda stored: stored)
@@ -216,7 +216,7 @@ def test_a_journal_survives_another_writer_of_the_scores(tmp_path, stopping, mon
     stopping(3)
     with pytest.raises(KeyboardInterrupt):
         low_shot.main(config)
-    with publishing._lock(config.scores), pytest.raises(InputError, match="is being written by"):
+    with lock(config.scores), pytest.raises(InputError, match="is being written by"):
         low_shot.main(config)
     count = stopping()
     low_shot.main(config)

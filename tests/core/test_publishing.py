@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from lowshot.core import publishing
+from lowshot.core import exchange, publishing
 from lowshot.core.artifacts import Recipe, Sources
 from lowshot.core.errors import InputError
 from lowshot.core.files import content_digest, digest, write_json
-from lowshot.core.publishing import building, check_out, is_done, open_journal, partial_path, writing
+from lowshot.core.ownership import check_out
+from lowshot.core.publishing import building, is_done, open_journal, partial_path, writing
 
 RECIPE = Recipe({"stage": "test", "config": {"lr": 1}, "inputs": {}}, {}, lambda stored: stored)
 
@@ -174,8 +175,8 @@ def test_the_hidden_folder_of_another_user_is_left_alone(tmp_path, monkeypatch):
 
 def test_folders_are_exchanged_in_one_step(tmp_path, monkeypatch):
     """Where the system can: the name is never free, and the old output never under another name."""
-    monkeypatch.setattr(publishing, "_old_path", lambda out: pytest.fail("two steps"))
-    monkeypatch.setattr(publishing, "_finish_exchange", lambda out: None)
+    monkeypatch.setattr(exchange, "_old_path", lambda out: pytest.fail("two steps"))
+    monkeypatch.setattr(publishing, "finish_exchange", lambda out: None)
     write_folder(tmp_path / "r", "first")
     write_folder(tmp_path / "r", "second")
     assert names_in(tmp_path / "r") == ["SHA256SUMS", "config.json", "second"]
@@ -184,7 +185,7 @@ def test_folders_are_exchanged_in_one_step(tmp_path, monkeypatch):
 @pytest.mark.parametrize("step", ["out", "partial", "none"])
 def test_an_exchange_in_two_steps_is_finished_by_the_next_run(tmp_path, monkeypatch, step):
     """Where it cannot, the old output is moved away first. A kill between the steps loses nothing."""
-    monkeypatch.setattr(publishing, "_exchanged", lambda partial, out: False)
+    monkeypatch.setattr(exchange, "_exchanged", lambda partial, out: False)
     out, old = tmp_path / "r", tmp_path / ".lowshot" / "r.old"
     write_folder(out, "first")
     if step != "none":

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from lowshot.core.errors import InputError
-from lowshot.core.publishing import is_recorded, record_path, verify
+from lowshot.core.ownership import is_recorded, record_path
+from lowshot.core.publishing import verify
 from lowshot.core.sealing import SUMS, UNSEALED, SealedFile, sums_of
 
 
