@@ -389,7 +389,7 @@ def _label_images(
             columns = -processes.largest(np.where(values == highest, -columns, -at.labels.n_columns))
             parts.append(pool.most_confident(key, at.labels, columns, highest, label.n_rows))
             del at  # free the memory before the next run
-    with writing(label.out) as unfinished:
+    with writing(label.out, made_from) as unfinished:
         diffusion.write_propagated(unfinished, made_from, parts)
     print(f"diffusion: {sum(len(part['labels']) for part in parts)} labelled images -> {label.out}")
 

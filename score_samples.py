@@ -104,7 +104,7 @@ def main(config: Config) -> Path:
         "gan": facts,
         "scores": scores,
     }
-    with writing(config.out) as partial:
+    with writing(config.out, made_from) as partial:
         write_json(partial, content)
     shown = ", ".join(f"{name} {scores[0][name]:.4g}" for name in SCORES)
     print(f"score_samples: {content['method']} against {config.reference} images: {shown} -> {config.out}")

@@ -84,7 +84,7 @@ def clear(out: Path, made_from: Recipe) -> None:
 
 
 @contextmanager
-def writing(out: Path, made_from: Recipe | None = None, resumable: bool = False) -> Iterator[Path]:
+def writing(out: Path, made_from: Recipe, resumable: bool = False) -> Iterator[Path]:
     """Yield a path to write to, and publish it as `out` when the block ends without an error.
 
     A block that writes a folder creates it. After an error the unfinished output is removed, or kept if `resumable`. A
@@ -95,9 +95,8 @@ def writing(out: Path, made_from: Recipe | None = None, resumable: bool = False)
     """
     out = Path(out)
     check_out(out)
-    sources = made_from.sources if made_from is not None else Sources()
-    sources.check()
-    _refuse_inputs(out, sources)
+    made_from.sources.check()
+    _refuse_inputs(out, made_from.sources)
     with _parents(out), lock(out):
         finish_exchange(out)
         partial = partial_path(out)
@@ -106,7 +105,7 @@ def writing(out: Path, made_from: Recipe | None = None, resumable: bool = False)
             remove(partial)
         try:
             yield partial
-            _check_after(sources, partial)
+            _check_after(made_from.sources, partial)
             publish(partial, out)
         except BaseException as error:
             if isinstance(error, OSError) and error.filename is None:  # a full disk: say where

@@ -67,12 +67,12 @@ def test_settings_leave_out_paths_and_what_only_changes_the_run(tmp_path):
 
 def test_a_file_appears_only_when_complete(tmp_path):
     out = tmp_path / "new" / "out.json"
-    with pytest.raises(RuntimeError), writing(out) as partial:
+    with pytest.raises(RuntimeError), writing(out, made(tmp_path)) as partial:
         partial.write_text("half")
         assert not out.exists()
         raise RuntimeError
     assert not out.parent.exists()
-    with writing(out) as partial:
+    with writing(out, made(tmp_path)) as partial:
         partial.write_text("whole")
     assert out.read_text() == "whole" and list(out.parent.iterdir()) == [out]
 
@@ -80,7 +80,7 @@ def test_a_file_appears_only_when_complete(tmp_path):
 def test_a_folder_replaces_the_old_one_whole(tmp_path):
     out = tmp_path / "folder"
     for name in ("first", "second"):
-        with writing(out) as partial:
+        with writing(out, made(tmp_path)) as partial:
             partial.mkdir()
             (partial / name).touch()
     assert sorted(p.name for p in out.iterdir()) == ["SHA256SUMS", "second"] and [

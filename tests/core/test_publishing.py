@@ -48,8 +48,10 @@ def test_nothing_is_left_beside_the_output(tmp_path):
 
 HOLD = """
     import sys, pathlib
+    from lowshot.core.artifacts import Recipe
     from lowshot.core.publishing import writing
-    with writing(pathlib.Path(sys.argv[1])) as partial:
+    made_from = Recipe({"stage": "test", "config": {"lr": 1}, "inputs": {}}, {}, lambda stored: stored)
+    with writing(pathlib.Path(sys.argv[1]), made_from) as partial:
         partial.write_text(sys.argv[2])
         print("holding", flush=True)
         sys.stdin.readline()
@@ -67,10 +69,10 @@ def test_a_second_writer_is_told_who_writes(tmp_path):
     assert holder.stdout.readline() == "holding\n"
     with (
         pytest.raises(InputError, match=rf"x.txt: is being written by -c, process {holder.pid} on .*, since .* --wait"),
-        writing(tmp_path / "x.txt") as partial,
+        writing(tmp_path / "x.txt", RECIPE) as partial,
     ):
         partial.write_text("second")
-    with writing(tmp_path / "y.txt") as partial:  # another output
+    with writing(tmp_path / "y.txt", RECIPE) as partial:  # another output
         partial.write_text("other")
     holder.communicate("\n")
     assert (tmp_path / "x.txt").read_text() == "first" and names_in(tmp_path) == ["x.txt", "y.txt"]
@@ -91,7 +93,7 @@ def test_the_lock_ends_with_its_process(tmp_path):
     holder.kill()
     holder.wait()
     write_file(tmp_path / "x.json")
-    with writing(tmp_path / "x.txt") as partial:
+    with writing(tmp_path / "x.txt", RECIPE) as partial:
         assert not partial.exists(), "an unfinished output without a recipe is thrown away"
         partial.write_text("second")
     assert names_in(tmp_path) == ["x.json", "x.txt"]
@@ -202,7 +204,7 @@ def test_an_exchange_in_two_steps_is_finished_by_the_next_run(tmp_path, monkeypa
 
 
 def test_a_full_disk_names_the_output(tmp_path):
-    with pytest.raises(OSError, match=r"No space left.*r\.json"), writing(tmp_path / "r.json"):
+    with pytest.raises(OSError, match=r"No space left.*r\.json"), writing(tmp_path / "r.json", RECIPE):
         raise OSError(28, "No space left on device")
     assert not list(tmp_path.iterdir())
 
