@@ -79,7 +79,7 @@ def test_damage_is_one_line(tmp_path):
     """Whatever the HDF5 library makes of it: each flipped byte gives the content, other content, or an InputError."""
     rng, content = np.random.default_rng(0), write(tmp_path / "x.h5").read_bytes()
     refused = 0
-    for place in rng.integers(0, len(content), 150):
+    for place in rng.integers(0, len(content), 60):
         damaged = bytearray(content)
         damaged[place] = rng.integers(0, 256)
         (tmp_path / "y.h5").write_bytes(damaged)
