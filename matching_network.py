@@ -81,7 +81,7 @@ def train(config: TrainConfig) -> Path:
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     if not config.overwrite:
-        core.refuse_other_leftover(config.out, made_from)
+        core.refuse_other_run(config.out, made_from)
     fabric = core.open_fabric(config.accelerator, config.precision)
     fabric.seed_everything(config.seed, verbose=False)
     model = matching.MatchingNetwork(features.dim, config.n_reads)

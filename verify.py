@@ -6,7 +6,7 @@ Prints a line for each output that is damaged, orphaned (a record without its ta
 for each that was made from something that is not below the folder, such as an extractor that was removed or trained
 again. Every block of every file is read.
 
-Exit code 1 if an output is damaged, otherwise 0.
+Exit code 1 if an output is damaged or not readable, otherwise 0.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Print the state of all outputs below a folder. Exits with code 1 if one is damaged."""
+    """Print the state of all outputs below a folder. Exits with code 1 if one is damaged or not readable."""
     found = audit(config.folder)
     for one in found:
         if one.state != "whole" or one.lost:
@@ -37,7 +37,7 @@ def main(config: Config) -> None:
             print(line if line.isprintable() else ascii(line))  # names may hold line breaks
     counts = {state: sum(one.state == state for one in found) for state in dict.fromkeys(one.state for one in found)}
     print(f"verify: {', '.join(f'{n} {state}' for state, n in counts.items()) or 'no outputs'}")
-    if counts.get("damaged"):
+    if counts.keys() & {"damaged", "not readable"}:
         raise SystemExit(1)
 
 

@@ -32,7 +32,8 @@ class Recipe(dict):
 
     `defaults` are the defaults of the settings. `older` converts the recipe of an older revision to current names. A
     setting that the older recipe lacks was added later, and its default is the former behaviour. A setting that the
-    current choice does not have was never read.
+    current choice does not have was never read. `absent` are the outputs that did not exist when the stage looked for
+    them (`core.publishing.is_done`).
     """
 
     def __init__(
@@ -40,10 +41,13 @@ class Recipe(dict):
     ) -> None:
         super().__init__(content)
         self.defaults, self.older, self.sources = defaults, older, sources or Sources()
+        self.absent: set[Path] = set()
 
     def but(self, older: Callable[[dict], dict] | None = None, **parts: Any) -> "Recipe":
         """Return a copy with a different `config` or `inputs`."""
-        return Recipe({**self, **parts}, self.defaults, older or self.older, self.sources)
+        other = Recipe({**self, **parts}, self.defaults, older or self.older, self.sources)
+        other.absent = self.absent
+        return other
 
     def difference(self, stored: dict | None) -> str | None:
         """Describe how the recipe `stored` differs from this one, in at most five points. Return None if it is the

@@ -1,22 +1,23 @@
 """Walk a folder of outputs, and tell the state of each."""
 
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
-
-from filelock import FileLock, Timeout
 
 from lowshot.core.artifacts import CONTENT, stored_recipe
 from lowshot.core.errors import InputError
 from lowshot.core.files import digest, missing
-from lowshot.core.locking import is_workplace
+from lowshot.core.locking import is_held, is_helper, is_workplace
 from lowshot.core.ownership import is_ours, is_record
 from lowshot.core.progress import Progress
 from lowshot.core.publishing import verify
-from lowshot.core.sealing import SealedFile, sums_of
+from lowshot.core.sealing import SUMS, SealedFile, sums_of
 
-State = Literal["whole", "without checksums", "damaged", "orphaned", "unfinished", "being written"]
+State = Literal["whole", "without checksums", "damaged", "not readable", "orphaned", "unfinished", "being written"]
 _SUFFIXES = {".h5", ".hdf5", ".json", ".yaml"}
+_SEALED = {".pt", ".h5", ".json"}  # files of a folder of which a digest is made
 
 
 class Finding(NamedTuple):
@@ -29,83 +30,101 @@ class Finding(NamedTuple):
 
 
 def audit(folder: Path) -> list[Finding]:
-    """Return the state of all outputs below `folder`, by path. Raises InputError if there is no such folder."""
+    """Return the state of all outputs below `folder`, where stages may be at work, by path.
+
+    Raises InputError if there is no such folder.
+    """
     if not folder.is_dir():
         raise missing(folder, "no such folder")
-    found = [_state_of(path) for path in Progress(sorted(_outputs(folder)), "verify", unit="output")]
-    known = _digests([one.path for one in found if one.state != "damaged"])
+    states = map(_state_of, Progress(sorted(_outputs(folder)), "verify", unit="output"))
+    found = [one for one in states if os.path.lexists(one.path)]
+    known = _digests([one.path for one in found if one.state not in _OPEN])
     return [one._replace(lost=_lost(one.path, known)) if one.state not in _OPEN else one for one in found]
 
 
-_OPEN = {"damaged", "unfinished", "being written"}
+_OPEN = {"damaged", "not readable", "unfinished", "being written"}
 
 
 def _outputs(folder: Path) -> Iterator[Path]:
-    """Yield files and folders with a recipe, damaged ones, and unfinished ones. What is in a folder belongs to it."""
+    """Yield outputs, unfinished ones, and what cannot be read. What is in a folder of an output belongs to it."""
     left = [folder]
     while left:
-        for path in left.pop().iterdir():
+        parent = left.pop()
+        try:
+            paths = list(parent.iterdir())
+        except FileNotFoundError:
+            continue
+        except OSError:
+            yield parent
+            continue
+        if is_workplace(parent):
+            yield from filter(_is_unfinished, paths)
+            continue
+        for path in paths:
             if path.is_symlink():
                 continue
-            if is_workplace(path):
-                yield from _unfinished(path)
-            elif path.is_dir() and not _is_output(path):
+            if path.is_dir() and (is_workplace(path) or not _is_output(path)):
                 left.append(path)
             elif path.is_dir() or (path.is_file() and path.suffix in _SUFFIXES and _is_output(path)):
                 yield path
 
 
-def _unfinished(workplace: Path) -> Iterator[Path]:
-    """Yield what a workplace holds: unfinished outputs, and journals of outputs of which there is nothing else yet."""
-    for path in workplace.iterdir():
-        is_journal = path.suffix == ".journal" and not path.with_suffix("").exists()
-        if is_journal or path.suffix not in {".lock", ".holder", ".journal"}:
-            yield path
+def _is_unfinished(path: Path) -> bool:
+    """Whether a path in a workplace is an unfinished output, or the journal of one of which there is nothing else."""
+    name = path.name.removeprefix("~").removesuffix(".journal")
+    is_journal = is_helper(path) and path.suffix == ".journal" and not path.with_name(name).exists()
+    return not is_helper(path) or path.suffix == ".old" or is_journal
 
 
 def _is_output(path: Path) -> bool:
     try:
         return is_ours(path)
-    except InputError:
-        return True  # damaged
+    except (InputError, OSError):
+        return True  # damaged, or not readable
 
 
 def _state_of(path: Path) -> Finding:
+    if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+        return Finding(path, "not readable", "permission denied")
     if is_workplace(path.parent):
-        return Finding(path, "being written" if _is_held(path) else "unfinished")
+        return Finding(path, "being written" if is_held(_unhelped(path)) else "unfinished")
     try:
         verify(path)
+        if is_record(path) and not (table := path.with_suffix("")).exists():
+            return Finding(path, "orphaned", f"the record of {table.name}, which is not here")
+        unlisted = _without_checksum(path)
     except InputError as error:
         return Finding(path, "damaged", str(error))
-    if is_record(path) and not (table := path.with_suffix("")).exists():
-        return Finding(path, "orphaned", f"the record of {table.name}, which is not here")
-    return Finding(path, "whole" if _has_checksums(path) else "without checksums")
+    except OSError as error:
+        return Finding(path, "not readable", str(error))
+    return Finding(path, "without checksums" if unlisted else "whole", unlisted)
 
 
-def _is_held(partial: Path) -> bool:
-    lock = partial.with_name(f"{partial.name.removesuffix('.journal')}.lock")
-    if not lock.exists():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
-        return True
+def _unhelped(path: Path) -> Path:
+    """Return the unfinished output that a journal belongs to, or `path` itself."""
+    return path.with_name(path.name[1:].rpartition(".")[0]) if is_helper(path) else path
 
 
-def _has_checksums(path: Path) -> bool:
+def _without_checksum(path: Path) -> str:
+    """Say which content of an output has no checksum; nothing if all has."""
     if path.is_dir():
-        return sums_of(path) is not None
+        sums = sums_of(path) or {}
+        names = [one.name for one in sorted(path.iterdir()) if one.suffix in _SEALED and one.name not in sums]
+        return f"{', '.join(names)}: not in {SUMS}" if names else ""
     if path.suffix in {".h5", ".hdf5"}:
         with SealedFile(path) as file:
-            return file.has_checksums
-    return "checksum" in path.read_text(encoding="utf-8")[-200:]
+            return "" if file.has_checksums else "no checksums at its end"
+    return "" if "checksum" in path.read_text(encoding="utf-8")[-200:] else "no entry checksum"
 
 
 def _digests(paths: list[Path]) -> set[str]:
     """Return the digests by which recipes name outputs: those of files, folders, and files in folders."""
     parts = [part for path in paths if path.is_dir() for part in path.rglob("*") if part.is_file() or part.is_dir()]
-    return {digest(path) for path in [*paths, *parts]}
+    known = set()
+    for path in [*paths, *parts]:
+        with suppress(InputError, OSError):  # replaced by a stage, or not readable
+            known.add(digest(path))
+    return known
 
 
 def _lost(path: Path, known: set[str]) -> tuple[str, ...]:
@@ -115,4 +134,6 @@ def _lost(path: Path, known: set[str]) -> tuple[str, ...]:
         return ()
     own = {"selection", CONTENT} | ({"images"} if made_from["stage"] == "predict" else set())
     named = {name: one.partition(":")[0] for name, one in made_from["inputs"].items() if one and name not in own}
-    return tuple(name for name, one in named.items() if one not in known)
+    lost = tuple(name for name, one in named.items() if one not in known)
+    has_choice = "selection" not in made_from["inputs"] or path.with_suffix(".selection.yaml").exists()
+    return lost if has_choice else (*lost, "selection")

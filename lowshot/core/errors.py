@@ -25,5 +25,8 @@ class Diverged(InputError):
 
 
 def is_memory_error(error: RuntimeError) -> bool:
-    """Whether torch reports that memory is short: it has a class for GPUs, and a plain RuntimeError for CPUs."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    """Whether torch reports that memory is short: it has a class for GPUs, and plain RuntimeErrors for CPUs and for
+    killed processes of a loader.
+    """
+    said = ("can't allocate memory", "exited unexpectedly", "is killed by signal: Killed")
+    return type(error).__name__ == "OutOfMemoryError" or any(one in str(error) for one in said)

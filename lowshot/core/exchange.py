@@ -7,7 +7,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from lowshot.core.locking import workplace
+from lowshot.core.locking import helper, workplace
 
 _AT_FDCWD, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
 
@@ -26,7 +26,7 @@ def exchange(partial: Path, out: Path) -> None:
 
 
 def _old_path(out: Path) -> Path:
-    return workplace(out.parent) / f"{out.name}.old"
+    return helper(workplace(out.parent) / out.name, "old")
 
 
 def finish_exchange(out: Path) -> None:

@@ -180,7 +180,7 @@ def creating_h5(path: Path, **options: Any) -> Iterator[H5File]:
     """Create an HDF5 file and yield it. It appears as `path` when it is closed, so a killed process leaves no file
     without its structure.
     """
-    new = path.with_name(f"{path.name}.new")
+    new = path.with_name(f"~{path.name}.new")
     new.unlink(missing_ok=True)
     try:
         with H5File(path, "w", _Disk(new, "x+"), **options) as file:

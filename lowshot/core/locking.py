@@ -33,6 +33,18 @@ def workplace(parent: Path) -> Path:
     return ours
 
 
+def helper(unfinished: Path, kind: str) -> Path:
+    """Return the path of a helper of an unfinished output, such as its "lock". No output may have such a name
+    (`core.ownership.check_name`).
+    """
+    return unfinished.with_name(f"~{unfinished.name}.{kind}")
+
+
+def is_helper(path: Path) -> bool:
+    """Whether a path in a workplace was made by `helper`."""
+    return path.name.startswith("~")
+
+
 def is_workplace(folder: Path) -> bool:
     """Whether a folder holds unfinished outputs."""
     return folder.name == ".lowshot" or folder.name.startswith(".lowshot-")
@@ -70,7 +82,7 @@ def _has_no_permissions(folder: Path) -> bool:
 def lock(out: Path) -> Iterator[None]:
     """Hold the lock of an output. Raises InputError if another process has it, unless told to wait."""
     held = _acquired(out)
-    holder = Path(held.lock_file).with_suffix(".holder")
+    holder = helper(workplace(out.parent) / out.name, "holder")
     try:
         facts = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         _write_new(holder, json.dumps({**facts, "command": Path(sys.argv[0]).name}))
@@ -84,18 +96,33 @@ def lock(out: Path) -> Iterator[None]:
             holder.parent.rmdir()
 
 
+def is_held(unfinished: Path) -> bool:
+    """Whether a living process writes an unfinished output. False if it cannot be told."""
+    path = helper(unfinished, "lock")
+    try:
+        if path.exists():
+            with FileLock(path, timeout=0):
+                pass
+    except Timeout:
+        return True
+    except OSError:  # no permission
+        return False
+    return False
+
+
 def _acquired(out: Path) -> FileLock:
     """Return the acquired lock."""
     told = False
     while True:
-        mine = FileLock(_private_folder(out.parent) / f"{out.name}.lock", mode=0o600)
+        unfinished = _private_folder(out.parent) / out.name
+        mine = FileLock(helper(unfinished, "lock"), mode=0o600)
         try:
             mine.acquire(timeout=1 if told else 0)
             return mine
         except FileNotFoundError:  # another process has just removed the empty folder
             continue
         except Timeout:
-            held = _held_by(Path(mine.lock_file).with_suffix(".holder"))
+            held = _held_by(helper(unfinished, "holder"))
             if WAIT not in os.environ:
                 raise Occupied(f"{out}: {held}. Use another name, or --wait") from None
             if not told:

@@ -1,12 +1,16 @@
 """What lowshot wrote, and may therefore replace."""
 
+import os
+from fnmatch import fnmatch
 from pathlib import Path
 
 from lowshot.core.artifacts import begins_like_ours, read_recipe
 from lowshot.core.errors import InputError, NotReadable, Occupied
 from lowshot.core.files import read_json
-from lowshot.core.sealing import UNSEALED, Damaged, sha256, sums_of
+from lowshot.core.sealing import SUMS, Damaged, sha256, sums_of
 
+# Files of ours in the folder of a training that have no checksums.
+_LOGS = [SUMS, "log.jsonl", "tensorboard/events.out.tfevents.*"]
 # Names in folders of older revisions, which have no SHA256SUMS.
 _OLDER_NAMES = {"config.json", "model.pt", "last.pt", "log.jsonl", "tensorboard", "checkpoint.pt", "images.h5",
                 "split.json", "draws.json", "mixture.h5", "extractor", "report.html", "tables", "plots"}  # fmt: skip
@@ -33,8 +37,10 @@ def check_out(out: Path) -> None:
 
 
 def check_name(out: Path) -> None:
-    if out.name in ("", ".."):
-        raise Occupied(f"--out {out}: must have a name of its own, such as outputs/data")
+    if len(os.fsencode(out.name)) > 240:  # helpers have longer names; file systems take 255 bytes
+        raise Occupied(f"--out {out.name[:20]}...: the name is too long. Use at most 240 bytes")
+    if out.name in ("", "..") or out.name.startswith("~"):
+        raise Occupied(f"--out {out}: must have a name of its own that does not begin with ~, such as outputs/data")
 
 
 def is_ours(out: Path) -> bool:
@@ -61,9 +67,10 @@ def _others_in(folder: Path) -> list[str]:
     sums = sums_of(folder)
     if sums is None:
         return [path.name for path in sorted(folder.iterdir()) if path.name not in _OLDER_NAMES]
+    logs = _LOGS if any(name.endswith(".pt") for name in sums) else [SUMS]  # trainings have logs
     files = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
-    names = [path.relative_to(folder) for path in files]
-    return [name.as_posix() for name in names if name.parts[0] not in UNSEALED and name.as_posix() not in sums]
+    names = [path.relative_to(folder).as_posix() for path in files]
+    return [name for name in names if name not in sums and not any(fnmatch(name, log) for log in logs)]
 
 
 def record_path(out: Path) -> Path:

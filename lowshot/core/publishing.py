@@ -15,12 +15,10 @@ from lowshot.core.errors import InputError, NotReadable, Occupied
 from lowshot.core.exchange import exchange, finish_exchange, flush, remove
 from lowshot.core.files import write_json
 from lowshot.core.journal import Journal, is_of_another_run
-from lowshot.core.locking import lock, workplace
+from lowshot.core.locking import helper, lock, workplace
 from lowshot.core.ownership import check_name, check_out, is_record, is_recorded, record_path
 from lowshot.core.progress import say
 from lowshot.core.sealing import Damaged, SealedFile, seal_folder, seal_h5, sha256, sums_of, verify_folder
-
-_JOURNAL = ".journal"
 
 
 def is_done(out: Path, made_from: Recipe, overwrite: bool) -> bool:
@@ -30,6 +28,8 @@ def is_done(out: Path, made_from: Recipe, overwrite: bool) -> bool:
     """
     out = Path(out)
     if overwrite or not out.exists():
+        if not overwrite:
+            made_from.absent.add(out)
         return False
     try:
         stored = read_recipe(out)
@@ -69,9 +69,9 @@ def _refuse_if_other(path: Path, stored: dict | None, made_from: Recipe) -> None
 
 def clear(out: Path, made_from: Recipe) -> None:
     """Remove what interrupted processes left of the complete `out`, but no unfinished work with another recipe."""
-    leftover, folder = partial_path(out), workplace(out.parent)
-    ends = (".lock", ".holder", ".old", _JOURNAL, "")
-    if not any(os.path.lexists(folder / f"{out.name}{end}") for end in ends):
+    leftover = partial_path(out)
+    helpers = (helper(leftover, kind) for kind in ("lock", "holder", "old", "journal"))
+    if not any(os.path.lexists(path) for path in (leftover, *helpers)):
         return
     with suppress(InputError), lock(out):  # it may be that of a living process
         finish_exchange(out)
@@ -84,23 +84,29 @@ def clear(out: Path, made_from: Recipe) -> None:
 
 
 @contextmanager
-def writing(out: Path, made_from: Recipe, resumable: bool = False) -> Iterator[Path]:
+def writing(out: Path, made_from: Recipe, resumable: bool = False, discard: bool = True) -> Iterator[Path]:
     """Yield a path to write to, and publish it as `out` when the block ends without an error.
 
     A block that writes a folder creates it. After an error the unfinished output is removed, or kept if `resumable`. A
-    resumable leftover with a recipe other than `made_from` is discarded. A journal (`core.journal`) is kept except
-    after bad input.
+    resumable leftover with a recipe other than `made_from` is discarded, or refused without `discard`. A journal
+    (`core.journal`) is kept except after bad input.
 
-    Raises InputError if another process writes `out`, or if `out` exists and is not an output of lowshot.
+    Raises InputError if another process writes `out` or has just made it differently, if `out` exists and is not an
+    output of lowshot, or if it is inside another output.
     """
     out = Path(out)
     check_out(out)
     made_from.sources.check()
     _refuse_inputs(out, made_from.sources)
+    _refuse_inside(out)
     with _parents(out), lock(out):
         finish_exchange(out)
+        if out in made_from.absent and out.exists():  # another process has made it meanwhile
+            _refuse_if_other(out, read_recipe(out), made_from)
         partial = partial_path(out)
         parts = _journal_path(partial)
+        if not discard:
+            refuse_other_leftover(partial, made_from)
         if partial.is_symlink() or (os.path.lexists(partial) and not (resumable and _continues(partial, made_from))):
             remove(partial)
         try:
@@ -152,6 +158,23 @@ def _refuse_inputs(out: Path, sources: Sources) -> None:
             raise InputError(f"{out}: is where the input {source} is. Use another name")
 
 
+def _refuse_inside(out: Path) -> None:
+    """Raise InputError if `out` is inside an output, which would no longer be what its recipe says."""
+    for parent in out.resolve().parents:
+        if partial_recipe(parent) is not None:
+            raise InputError(f"{out}: is inside the output {parent}. Use another folder")
+
+
+def refuse_other_leftover(partial: Path, made_from: Recipe) -> None:
+    """Raise InputError if an unfinished output has other inputs or settings."""
+    stored = partial_recipe(partial)
+    if stored is not None and (difference := made_from.difference(stored)):
+        raise InputError(
+            f"{partial}: an unfinished run that was made differently ({difference}). Continue it with its own "
+            "settings, or discard it with --overwrite"
+        )
+
+
 @contextmanager
 def building(out: Path, made_from: Recipe) -> Iterator[Path]:
     """Like `writing`, for a file that an interrupted run continues. After bad input it is removed."""
@@ -171,10 +194,10 @@ def _continues(partial: Path, made_from: Recipe) -> bool:
 
 
 def partial_recipe(partial: Path) -> dict | None:
-    """Return the recipe of an unfinished output, or None if it does not exist or cannot be read."""
+    """Return the recipe of an output that may be unfinished, or None if it does not exist or cannot be read."""
     try:
         return read_recipe(partial) if partial.exists() else None
-    except InputError:
+    except (InputError, OSError):
         return None
 
 
@@ -190,7 +213,7 @@ def open_journal(partial: Path, made_from: Recipe) -> Journal:
 
 
 def _journal_path(partial: Path) -> Path:
-    return partial.with_name(f"{partial.name}{_JOURNAL}")
+    return helper(partial, "journal")
 
 
 def write_record(out: Path, partial: Path, made_from: Recipe) -> None:

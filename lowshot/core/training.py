@@ -13,7 +13,8 @@ from torch.utils.tensorboard import SummaryWriter
 from lowshot.core.artifacts import Recipe, point_in
 from lowshot.core.errors import InputError
 from lowshot.core.files import read_json, write_json
-from lowshot.core.publishing import partial_path, partial_recipe, writing
+from lowshot.core.locking import is_held
+from lowshot.core.publishing import partial_path, refuse_other_leftover, writing
 from lowshot.core.state_dicts import load_state, save_state
 
 
@@ -107,9 +108,7 @@ def training_run(out: Path, made_from: Recipe, overwrite: bool, writes: bool = T
     if not writes:
         yield TrainingRun(partial_path(Path(out)), False, made_from["config"])
         return
-    if not overwrite:
-        refuse_other_leftover(out, made_from)
-    with writing(Path(out), made_from, resumable=True) as folder:
+    with writing(Path(out), made_from, resumable=True, discard=overwrite) as folder:
         folder.mkdir(exist_ok=True)
         write_json(folder / "config.json", made_from)
         run = TrainingRun(folder, True, made_from["config"])
@@ -128,12 +127,10 @@ def training_run(out: Path, made_from: Recipe, overwrite: bool, writes: bool = T
         run.checkpoint.unlink(missing_ok=True)
 
 
-def refuse_other_leftover(out: Path, made_from: Recipe) -> None:
-    """Raise InputError if `out` has an unfinished run with other inputs or settings."""
+def refuse_other_run(out: Path, made_from: Recipe) -> None:
+    """Raise InputError if `out` has an unfinished run with other inputs or settings. If a process is at it, the lock
+    decides later.
+    """
     partial = partial_path(Path(out))
-    stored = partial_recipe(partial)
-    if stored is not None and (difference := made_from.difference(stored)):
-        raise InputError(
-            f"{partial}: an unfinished run that was made differently ({difference}). Continue it with its own "
-            "settings, or discard it with --overwrite"
-        )
+    if not is_held(partial):
+        refuse_other_leftover(partial, made_from)

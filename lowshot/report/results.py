@@ -5,6 +5,8 @@ system. If two runs of the same extractor and method differ in a setting, the se
 """
 
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from types import NoneType
@@ -71,15 +73,22 @@ def read_files(folder: Path, report: Path | None = None) -> dict[str, dict]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     inside = Path(report).resolve() if report else None
-    paths = [
-        path
-        for path in sorted(folder.rglob("*.json"))
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+    paths = [path for path in sorted(_files_below(folder)) if path.suffix == ".json" and path.is_file()]
     paths = [path for path in paths if inside is None or inside not in path.resolve().parents]
     if not paths:
         raise InputError(f"{folder}: no results file (*.json) below it")
     return {path.relative_to(folder).as_posix(): _read_file(path) for path in paths}
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder that are not hidden. Raises OSError for a folder that cannot be read."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for parent, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(parent, name) for name in files if not name.startswith("."))
 
 
 def _read_file(path: Path) -> dict:

@@ -19,7 +19,7 @@ from lowshot.core.progress import Progress, say
 from lowshot.core.runtime import open_fabric
 from lowshot.core.seeds import stream, torch_stream
 from lowshot.core.state_dicts import save_state
-from lowshot.core.training import TrainingRun, last_step, refuse_other_leftover, training_run
+from lowshot.core.training import TrainingRun, last_step, refuse_other_run, training_run
 from lowshot.data.datasets.images import Images
 from lowshot.representation.augmentation import augmentation_of
 from lowshot.representation.loading import batches, in_batches, to_unit
@@ -86,7 +86,7 @@ def image_training(
 ) -> Iterator[tuple[Fabric, TrainingRun]]:
     """Start and seed the processes, and open a run that writes `out` when the block ends without an error."""
     if not overwrite:
-        refuse_other_leftover(out, made_from)
+        refuse_other_run(out, made_from)
     fabric = open_fabric(config.accelerator, config.precision, config.devices)
     fabric.launch()
     if fabric.world_size < config.devices:

@@ -6,6 +6,7 @@ import shutil
 import pytest
 from conftest import run_script, unfinished
 
+from lowshot.core import audit as audit_module
 from lowshot.core.artifacts import Recipe
 from lowshot.core.audit import audit
 from lowshot.core.errors import InputError
@@ -83,13 +84,22 @@ def test_a_table_and_its_record(outputs):
     )
 
 
+def test_results_whose_choice_is_gone(outputs):
+    content = {"stage": "low_shot", "config": {}, "inputs": {"selection": "0" * 64}}
+    write_json(outputs / "r.json", content)
+    (outputs / "r.selection.yaml").write_text("mine: 1")
+    assert verified(outputs)[1] == ["verify: 5 whole"]
+    (outputs / "r.selection.yaml").unlink()
+    assert verified(outputs)[1][0] == "r.json: whole; made from another selection than any that is here"
+
+
 def test_a_journal_is_an_unfinished_output(outputs):
     workplace = outputs / "results" / ".lowshot"
     workplace.mkdir(parents=True)
-    for name in ("r.json.journal", "train.h5", "train.h5.journal"):
+    for name in ("~r.json.journal", "train.h5", "~train.h5.journal", "~train.h5.lock"):
         (workplace / name).write_text("")
     assert {name for name, state in states(outputs).items() if state == "unfinished"} == {
-        "results/.lowshot/r.json.journal", "results/.lowshot/train.h5"
+        "results/.lowshot/~r.json.journal", "results/.lowshot/train.h5"
     }  # fmt: skip
 
 
@@ -123,3 +133,39 @@ def test_no_outputs(tmp_path):
     assert verified(tmp_path) == (0, ["verify: no outputs"])
     with pytest.raises(InputError, match="nowhere: no such folder"):
         audit(tmp_path / "nowhere")
+
+
+def test_stages_at_work_and_removed_outputs_are_no_error(outputs, monkeypatch):
+    partial = partial_path(outputs / "other")
+    partial.mkdir(parents=True)
+    (partial / "SHA256SUMS").write_text("half a li")
+    (outputs / "gone").mkdir()
+    found = audit_module._outputs
+
+    def vanishing(folder):
+        for path in found(folder):
+            if path.name == "test.h5":
+                path.unlink()
+            yield path
+
+    monkeypatch.setattr(audit_module, "_outputs", vanishing)
+    assert states(outputs) == {
+        "data": "whole", "features/train.h5": "whole", "model": "whole", ".lowshot/other": "unfinished"
+    }  # fmt: skip
+
+
+def test_what_cannot_be_read_is_named(outputs, monkeypatch):
+    closed = [outputs / "features" / "train.h5", outputs / "data"]
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path not in closed and access(path, mode))
+    code, lines = verified(outputs)
+    assert code == 1 and lines[0] == "data: not readable (permission denied)"
+    assert lines[-1] == "verify: 2 not readable, 2 whole"
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_list_of_checksums_that_is_cut_off(outputs, left):
+    sums = outputs / "model" / "SHA256SUMS"
+    sums.write_text("".join(line for line in sums.read_text().splitlines(True)[:left]))
+    code, lines = verified(outputs)
+    assert code == 0 and lines[0].startswith("model: without checksums (") and "not in SHA256SUMS)" in lines[0]

@@ -446,6 +446,7 @@ _ERRORS = [
     OSError(28, "No space left", "x"),
     MemoryError(),
     RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried ...\nmore"),
+    RuntimeError("DataLoader worker (pid(s) 4711) exited unexpectedly"),
 ]
 
 

@@ -21,7 +21,7 @@ from lowshot.classifiers.settings import LogisticOptions, MLPOptions, NearestMea
 from lowshot.core.artifacts import Recipe
 from lowshot.core.errors import InputError
 from lowshot.core.journal import Journal
-from lowshot.core.locking import lock
+from lowshot.core.locking import helper, lock
 from lowshot.core.publishing import writing
 
 MADE_FROM = Recipe({"stage": "try", "config": {"seed": 0}, "inputs": {}}, {}, lambda stored: stored)
@@ -107,7 +107,7 @@ def check_it_continues(stopping, main, config, name, at=1):
     count = stopping()
     out = main(config)
     assert len(count) == n_parts - at
-    assert not list(out.parent.glob(f".lowshot/{out.name}*"))
+    assert not list(out.parent.glob(f".lowshot/*{out.name}*"))
     if out.suffix == ".csv":
         assert out.read_bytes() == expected
     else:
@@ -256,7 +256,7 @@ def test_other_settings_start_again_and_bad_input_leaves_nothing(tmp_path, stopp
     low_shot.main(replace(config, seed=1))
     assert len(count) == 6
     with pytest.raises(InputError), writing(config.out, MADE_FROM) as partial:
-        Journal(partial.with_name(f"{partial.name}.journal"), MADE_FROM).append(1)
+        Journal(helper(partial, "journal"), MADE_FROM).append(1)
         raise InputError("bad")
     assert not (config.out.parent / ".lowshot").exists()
 
@@ -268,10 +268,10 @@ def test_what_a_kill_left_beside_a_complete_output_is_removed(tmp_path):
     for recipe, is_left in ((made_from, False), (made_from.but(config={"seed": 9}), True)):
         folder = config.out.parent / ".lowshot"
         folder.mkdir(mode=0o700, exist_ok=True)
-        Journal(folder / "r.json.journal", recipe).append([])
+        Journal(folder / "~r.json.journal", recipe).append([])
         low_shot.main(config)
-        assert (folder / "r.json.journal").exists() == is_left
-    (folder / "r.json.journal").write_text("cut o")
+        assert (folder / "~r.json.journal").exists() == is_left
+    (folder / "~r.json.journal").write_text("cut o")
     low_shot.main(config)
     assert not folder.exists()
     assert np.isfinite(json.loads(config.out.read_text())["trials"][0]["top1_all"])

@@ -15,6 +15,7 @@ from lowshot.core.errors import InputError
 from lowshot.core.files import content_digest, digest, write_json
 from lowshot.core.ownership import check_out
 from lowshot.core.publishing import building, is_done, open_journal, partial_path, writing
+from lowshot.core.training import refuse_other_run
 
 RECIPE = Recipe({"stage": "test", "config": {"lr": 1}, "inputs": {}}, {}, lambda stored: stored)
 
@@ -99,6 +100,70 @@ def test_the_lock_ends_with_its_process(tmp_path):
     assert names_in(tmp_path) == ["x.json", "x.txt"]
 
 
+@pytest.mark.parametrize("name", ["r.old", "r.lock", "r.holder", "r.journal", "r.new"])
+def test_outputs_whose_names_end_like_helpers(tmp_path, name):
+    with pytest.raises(KeyboardInterrupt), writing(tmp_path / name, RECIPE, resumable=True) as partial:
+        partial.mkdir()
+        write_json(partial / "config.json", RECIPE)
+        raise KeyboardInterrupt
+    for _ in range(2):
+        write_folder(tmp_path / "r", "model.pt")
+        assert names_in(tmp_path / "r") == ["SHA256SUMS", "config.json", "model.pt"]
+    assert is_done(tmp_path / "r", RECIPE, False)
+    with writing(tmp_path / name, RECIPE, resumable=True) as partial:
+        assert (partial / "config.json").exists()
+
+
+def test_what_another_process_has_made_meanwhile_is_not_replaced(tmp_path):
+    other = RECIPE.but(config={"lr": 2})
+    assert not is_done(tmp_path / "r.json", other, False)
+    write_file(tmp_path / "r.json", "first")
+    with (
+        pytest.raises(InputError, match=r"r\.json: exists, but was made differently"),
+        writing(tmp_path / "r.json", other),
+    ):
+        pass
+    assert not is_done(tmp_path / "r.json", other, True)
+    other.absent.clear()
+    with writing(tmp_path / "r.json", other) as partial:  # --overwrite
+        write_json(partial, other)
+
+
+def test_a_living_run_with_other_settings_is_not_called_unfinished(tmp_path):
+    other = RECIPE.but(config={"lr": 2})
+    with writing(tmp_path / "r", RECIPE, resumable=True) as partial:
+        partial.mkdir()
+        write_json(partial / "config.json", RECIPE)
+        refuse_other_run(tmp_path / "r", other)  # the lock decides
+        with pytest.raises(InputError, match="is being written by"), writing(tmp_path / "r", other, True, False):
+            pass
+    with pytest.raises(KeyboardInterrupt), writing(tmp_path / "s", RECIPE, resumable=True) as partial:
+        partial.mkdir()
+        write_json(partial / "config.json", RECIPE)
+        raise KeyboardInterrupt
+    for refuse in (
+        lambda: refuse_other_run(tmp_path / "s", other),
+        lambda: writing(tmp_path / "s", other, True, False).__enter__(),
+    ):
+        with pytest.raises(InputError, match="an unfinished run that was made differently"):
+            refuse()
+
+
+def test_no_output_is_inside_another(tmp_path):
+    write_folder(tmp_path / "r", "model.pt")
+    for name in ("r/a.json", "r/deep/a.json"):
+        with pytest.raises(InputError, match=r"is inside the output .*r[.] Use"):
+            write_file(tmp_path / name)
+    assert names_in(tmp_path) == ["r/SHA256SUMS", "r/config.json", "r/model.pt"]
+
+
+@pytest.mark.parametrize("name", ["~r.json", "x" * 250])
+def test_names_that_helpers_may_have(tmp_path, name):
+    with pytest.raises(InputError, match=r"does not begin with ~|name is too long"):
+        write_file(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 # --- what is not ours ---
 
 
@@ -112,9 +177,10 @@ def test_files_of_the_user_beside_the_output_stay(tmp_path, name):
     assert (tmp_path / name / "thesis.tex").read_text() == "years of work"
 
 
-@pytest.mark.parametrize("name", ["thesis.tex", ".notes", "logs/notes.md", "config.json.bak"])
+@pytest.mark.parametrize("name", ["thesis.tex", ".notes", "logs/notes.md", "config.json.bak", "tensorboard/notes.md"])
 def test_a_folder_with_files_of_the_user_is_not_replaced(tmp_path, name):
     write_folder(tmp_path / "r", "model.pt", "logs/a.txt")
+    (tmp_path / "r" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "r" / name).write_text("years of work")
     with pytest.raises(InputError, match=f"contains files that lowshot did not write .{name}.*not replaced"):
         write_folder(tmp_path / "r", "model.pt")
@@ -188,7 +254,7 @@ def test_folders_are_exchanged_in_one_step(tmp_path, monkeypatch):
 def test_an_exchange_in_two_steps_is_finished_by_the_next_run(tmp_path, monkeypatch, step):
     """Where it cannot, the old output is moved away first. A kill between the steps loses nothing."""
     monkeypatch.setattr(exchange, "_exchanged", lambda partial, out: False)
-    out, old = tmp_path / "r", tmp_path / ".lowshot" / "r.old"
+    out, old = tmp_path / "r", tmp_path / ".lowshot" / "~r.old"
     write_folder(out, "first")
     if step != "none":
         old.parent.mkdir(mode=0o700)

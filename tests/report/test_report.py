@@ -1,6 +1,7 @@
 """Reports: reading and merging results files, means and paired differences, escaping, and the whole script."""
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -193,6 +194,15 @@ def test_a_broken_file_is_named_with_its_fault(tmp_path, text, cause):
     with pytest.raises(InputError, match=r"broken\.json") as error:
         results.read_files(tmp_path)
     assert cause in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch):
+    def closed(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(PermissionError):
+        results.read_files(tmp_path)
 
 
 def test_a_folder_without_results_is_refused(tmp_path):
