@@ -27,6 +27,8 @@ KNOWS_ITS_PLACE = "predict.py classify"
 # Entries of results that describe how they were made (the test for "already exists" covers them), or that follow from
 # other entries.
 NO_NUMBERS = {"provenance", "stage", "config", "inputs", "schema", "digest", "mean", "interval"}
+# What features of this revision have seen is unknown today, as they have no lineage.
+NO_NUMBERS |= {"setting"}
 RENAMED = {"values", "chosen"}  # settings of a grid, which have other names today
 # Iterative methods: rounding on another processor may change the class of one image of a run or task. The stored scores
 # of linear_sgd must still agree to four digits.
@@ -48,7 +50,9 @@ def output(command: str) -> str:
 
 COMMANDS = commands()
 CHECKED = [command for command in COMMANDS if not command.startswith(KNOWS_ITS_PLACE)]
-REPEATED = [command for command in COMMANDS if not command.startswith(TRAINING)]
+# Copies of a row are no longer in both training and validation rows of mlp, which has none to validate on here.
+REFUSED = {"results/repetition.json": "mlp: early stopping holds out one row in five of each class"}
+REPEATED = [one for one in COMMANDS if not one.startswith(TRAINING) and output(one) not in REFUSED]
 
 
 @pytest.fixture
@@ -89,6 +93,13 @@ def test_same_numbers(command, folder, run_stage):
             SAME.get(frozen.suffix, same_text)(frozen, made)
             n_written += 1
     assert n_written
+
+
+@pytest.mark.parametrize("out", REFUSED)
+def test_what_is_refused_today(out, folder):
+    command = next(one for one in COMMANDS if output(one) == out)
+    done = run_script(*shlex.split(f"{command} --overwrite true"), folder=folder)
+    assert done.returncode == 2 and REFUSED[out] in done.stderr
 
 
 @pytest.mark.parametrize("command", [one for one in COMMANDS if one.startswith(TRAINING)], ids=output)

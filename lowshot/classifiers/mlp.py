@@ -2,7 +2,9 @@
 
 Follows the released TensorFlow code (github.com/ckghosted/few_shot_learning), with these departures:
 
-- Rows are split into training and validation before novel rows are repeated, so that no copy is in both.
+- Rows are split into training and validation before novel rows are repeated, so that no copy is in both. Copies that
+  an addition has made (`--add repetition`) stay together. With fewer than five different rows of each novel class,
+  validation rows are of base classes only.
 - The split is made within each class, so that no class loses its only shot to validation.
 - The first epoch counts for early stopping.
 - The validation loss is a mean over rows, not over batches.
@@ -76,11 +78,20 @@ def _split_and_repeat(problem: Problem, run: Run, seed: int) -> tuple[np.ndarray
     per_base_class = len(problem.base_labels) // problem.n_base_classes
     n_repeats = max(1, per_base_class * problem.n_novel_classes // len(run.labels))
     base_held = _held_out(problem.base_labels, rng)
-    novel_held = _held_out(run.labels, rng)
+    originals = _originals(run)
+    kept = np.unique(originals)
+    novel_held = _held_out(run.labels[kept], rng)[np.searchsorted(kept, originals)]
     return tuple(
         np.concatenate([np.flatnonzero(base), len(base) + np.tile(np.flatnonzero(novel), n_repeats)])
         for base, novel in ((~base_held, ~novel_held), (base_held, novel_held))
     )
+
+
+def _originals(run: Run) -> np.ndarray:
+    """Return for each row of a run the first row (m,) that is equal, of the same class: the row that it repeats."""
+    rows = np.column_stack([run.labels, np.ascontiguousarray(run.feats, np.float32).view(np.int32)])
+    _, first, place = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    return first[place.ravel()]
 
 
 def _held_out(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:

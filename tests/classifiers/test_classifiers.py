@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from lowshot.classifiers.mlp import MLPs, _split_and_repeat, fit_mlp
 from lowshot.classifiers.problem import Problem, Run
 from lowshot.classifiers.settings import LogisticOptions, MLPOptions, SGDOptions
 from lowshot.core.errors import InputError
+from lowshot.data.additions import Repetition
 
 DIM, N_BASE, N_NOVEL, N_CLASSES = 6, 3, 2, 7  # two classes are neither base nor novel
 
@@ -182,6 +184,16 @@ def test_mlp_split_keeps_shots_and_never_holds_a_copy_of_a_training_row():
         assert set(train) | set(held) == set(range(60 + 2 * n_shot))
         assert (train < 60).sum() == 48 and (train >= 60).sum() == 2 * (n_shot - n_held) * n_repeats
         assert (held >= 60).sum() == 2 * n_held * n_repeats
+
+
+def test_mlp_holds_all_copies_of_a_row_or_none():
+    """Repetition adds copies before the split."""
+    problem = make_problem([(1, 7)])
+    shots = problem.runs[0]
+    repeated = Repetition(max_per_label=20).extend(shots, None, 0)
+    train, held = _split_and_repeat(replace(problem, runs=[repeated]), repeated, 0)
+    rows = [{row.tobytes() for row in repeated.feats[part[part >= 60] - 60]} for part in (train, held)]
+    assert rows[1] and not rows[0] & rows[1] and len(rows[0] | rows[1]) == len(shots.labels)
 
 
 def test_mlps_are_the_network_of_the_recipe():
