@@ -33,7 +33,8 @@ from lowshot.core.errors import InputError
 from lowshot.core.h5 import open_h5, update_h5
 from lowshot.core.publishing import building, is_done
 from lowshot.core.settings import PositiveInt, RunOnly, Seed
-from lowshot.data.features import Features, check_classes, check_same_space, check_setup, read_features
+from lowshot.data.features import Features, check_classes, check_same_space, read_features
+from lowshot.data.lineage import ANY, Lineage, lineage_of
 from lowshot.data.protocol import Setup, read_split
 from lowshot.data.rows import Rows, blocks, open_raw, open_rows
 from lowshot.diffusion.settings import LISTS, AutoIndex, Background, PublishedLists
@@ -153,7 +154,8 @@ def background(config: BackgroundConfig) -> Path:
 
 def _background_recipe(config: BackgroundConfig) -> Recipe:
     inputs = {"features": config.features, "extractor": _extractor(config.features)}
-    return recipe("build_graph background", config, inputs)
+    seen = lineage_of(config.features) | Lineage(unlabelled=frozenset({ANY}))
+    return recipe("build_graph background", config, inputs, seen.to_json())
 
 
 def _extractor(features: Path) -> str | None:
@@ -255,7 +257,7 @@ def complete(config: CompleteConfig) -> Path:
     """Write the graph of a setup and return its path."""
     far_file = config.background and config.background.file
     inputs = {"train": config.train, "test": config.test, "split": config.split, "background": far_file}
-    made_from = recipe("build_graph complete", config, inputs)
+    made_from = recipe("build_graph complete", config, inputs, _lineage(config, far_file).to_json())
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     chosen = choose_rows(config)
@@ -278,6 +280,14 @@ def complete(config: CompleteConfig) -> Path:
     return config.out
 
 
+def _lineage(config: CompleteConfig, background: Path | None) -> Lineage:
+    """Return what the features, and the unlabelled training images and the background of the graph have seen."""
+    split, seen = read_split(config.split), lineage_of(config.train) | lineage_of(config.test)
+    classes = {"none": [], "novel": split.setup(config.setup)[1], "all": range(split.n_classes)}[config.unlabelled]
+    seen |= Lineage(unlabelled=frozenset(split.origins[c] for c in classes))
+    return seen | lineage_of(background) if background else seen
+
+
 @dataclass(frozen=True)
 class Chosen:
     """The features of a setup: base rows (B,) and node rows (M,) of `train`, ascending, and test features (T, D)."""
@@ -293,7 +303,6 @@ def choose_rows(config: CompleteConfig) -> Chosen:
     split = read_split(config.split)
     train, test = (read_features(path, split.n_classes) for path in (config.train, config.test))
     check_same_space(train, test)
-    check_setup(train, config.setup)
     base, novel = split.setup(config.setup)
     setup_classes = np.concatenate([base, novel])
     check_classes(train, base, split.class_names)

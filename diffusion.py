@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
@@ -168,12 +168,15 @@ def _run(config: Config, processes: core.Processes) -> None:
     provenance, benchmark = Provenance(), read_benchmark(config)
     graph = diffusion.open_setup_graph(configs[0].graph, config)
     if config.label is not None and config.label.out in left:
-        _label_images(config.label, configs, graph, benchmark, left[config.label.out], processes)
+        _, seen = benchmark.tags(_files(configs[0]))
+        labelled_from = left[config.label.out].but(lineage=seen.to_json())
+        _label_images(config.label, configs, graph, benchmark, labelled_from, processes)
     if config.out not in left:
         return
-    name, setting = _method(graph, config.fuse)
+    tags, seen = benchmark.tags(_files(configs[0]))
+    made_from, name = made_from.but(lineage=seen.to_json()), _method(graph, config.fuse)
     device = processes.device.type
-    with writing_results(configs, made_from, benchmark, name, setting, provenance, device, **chosen) as results:
+    with writing_results(configs, made_from, benchmark, name, tags, provenance, device, **chosen) as results:
         runs, history = _runs_and_history(configs, graph, benchmark, processes)
         results.add(runs)
         results.more |= {"history": history} if history else {}
@@ -394,12 +397,16 @@ def _label_images(
     print(f"diffusion: {sum(len(part['labels']) for part in parts)} labelled images -> {label.out}")
 
 
-def _method(graph: diffusion.Graph, fuse: Fusion | None) -> tuple[str, Literal["inductive", "semi_supervised"]]:
-    """Return the method name and the setting, which depend on the unlabelled images in the graph."""
+def _files(config: Config) -> list[Path]:
+    """Return the artifacts that all runs are made from, besides the features."""
+    return [config.graph, config.fuse.scores] if config.fuse else [config.graph]
+
+
+def _method(graph: diffusion.Graph, fuse: Fusion | None) -> str:
+    """Return the name of the method, which depends on the unlabelled images in the graph."""
     images = {"none": [], "novel": ["novel images"], "all": ["all training images"]}[graph.unlabelled]
     images += [f"{graph.n_background} background images"] if graph.n_background else []
-    name = f"diffusion{' + classifier' if fuse else ''} ({', '.join(images) or 'no unlabelled images'})"
-    return name, "semi_supervised" if images else "inductive"
+    return f"diffusion{' + classifier' if fuse else ''} ({', '.join(images) or 'no unlabelled images'})"
 
 
 def next_step(config: Config) -> list | None:

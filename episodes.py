@@ -36,7 +36,8 @@ from lowshot.core.files import check_suffix, write_json
 from lowshot.core.imports import load
 from lowshot.core.publishing import is_done, open_journal, writing
 from lowshot.core.settings import PositiveInt, RunOnly, TwoOrMore, defaults_of, values_of
-from lowshot.data.features import Features, check_same_space, check_setup, read_copies, read_features
+from lowshot.data.features import Features, check_same_space, read_copies, read_features
+from lowshot.data.lineage import Judged, Lineage, Tags, judge, lineage_of, lineage_of_method, merged
 from lowshot.data.protocol import Setup, Split, read_split
 from lowshot.evaluation.benchmark import extractor_name
 from lowshot.evaluation.older import EPISODES_NAMES, results_today
@@ -95,7 +96,8 @@ def main(config: Config) -> Path:
 
     split = read_split(config.split)
     features = [read_features(path, split.n_classes) for path in _files(config)]
-    check_setup(features[0], config.setup)
+    tags, seen = _tags(config, split)
+    made_from = made_from.but(lineage=seen.to_json())
     classes = np.arange(split.n_classes) if config.classes == "all" else split.setup(config.setup)[1]
     feats, copies, labels = _pool_rows(config, features, split, classes)
     if config.clustering and config.clustering > len(feats):
@@ -117,7 +119,7 @@ def main(config: Config) -> Path:
             "extractor": config.extractor or extractor_name(_files(config)[0]),
             "protocol": {
                 "setup": config.setup,
-                "setting": "transductive" if is_transductive(config.method) else "inductive",
+                **tags.to_json(),
                 "split_digest": split.digest,
                 "tasks_digest": evaluation.tasks_digest(config, labels, [_images(one) for one in features]),
             },
@@ -152,6 +154,18 @@ def _check(config: Config) -> None:
             "--transform.centre: with --classes all, the base images that define the centre are evaluated themselves. "
             "Leave out --transform.centre"
         )
+
+
+def _tags(config: Config, split: Split) -> tuple[Tags, Lineage]:
+    """Return the tags of the results, and what the features and the method have seen.
+
+    With all classes, base classes are judged, too, on test images: only the novel ones must not have been seen.
+    """
+    novel = split.novel_classes if config.classes == "all" else split.setup(config.setup)[1]
+    inputs = {str(path): lineage_of(path) for path in _files(config)}
+    if is_transductive(config.method):
+        inputs["method"] = lineage_of_method("transductive")
+    return judge(inputs, Judged(split, config.setup, novel)), merged(inputs.values())
 
 
 def _files(config: Config) -> list[Path]:

@@ -23,10 +23,11 @@ from lowshot import gan, representation
 from lowshot.core.artifacts import renamed
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
-from lowshot.core.files import missing
+from lowshot.core.files import digest, missing
 from lowshot.core.publishing import is_done
 from lowshot.core.settings import PositiveInt
 from lowshot.data.datasets.images import Images, read_images, with_more
+from lowshot.data.lineage import Lineage, check_base_only, lineage_of, lineage_of_shots
 from lowshot.data.protocol import Split, read_split
 from lowshot.representation.settings import ExtractorStage
 
@@ -64,18 +65,26 @@ def main(config: Config) -> Path:
     images, split = read_images(where), read_split(config.data / "split.json")
     inputs = {"images": where, "split": config.data / "split.json", "weights": config.weights,
               "draws": config.data / "draws.json", "samples": config.samples}  # fmt: skip
+    seen = lineage(config, split)
     images, *rows = few_shot_images(config, images, split)
-    made_from = representation.training_recipe("finetune_extractor", config, inputs)
+    made_from = representation.training_recipe("finetune_extractor", config, inputs, seen)
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     return representation.train_extractor(config, made_from, images, rows, split.n_classes)
 
 
+def lineage(config: Config, split: Split) -> Lineage:
+    """Return what the network has seen. Raises InputError if its start has seen labelled images of novel classes."""
+    start, name = representation.lineage_of_start(config), str(config.weights or config.model.name)
+    check_base_only({name: start}, split)
+    images = digest(config.data / "images.h5")
+    seen = start | lineage_of_shots(split, config.data / "draws.json", config.trial, config.shots, images)
+    return seen | lineage_of(config.samples) if config.samples else seen
+
+
 def few_shot_images(config: Config, images: Images, split: Split) -> tuple[Images, np.ndarray, np.ndarray]:
     """Return the images with the samples appended, the rows to train on (shots and samples) and the rows to validate
     on."""
-    if config.weights:
-        representation.check_knows_base_only(config.weights.parent, config.data / "split.json")
     rows = gan.read_few_shot_rows(images, split, config.data, config.shots, config.trial)
     learned = np.tile(rows.supports, config.repeat_shots)
     if config.samples is not None:

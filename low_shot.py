@@ -42,20 +42,20 @@ from lowshot.classifiers.settings import (
     is_transductive,
 )
 from lowshot.core.artifacts import Provenance, Recipe, recipe, stored_recipe
-from lowshot.core.choices import Registry, Several
+from lowshot.core.choices import Registry, Several, is_own
 from lowshot.core.cli import report_of, run
 from lowshot.core.errors import Diverged, InputError
 from lowshot.core.files import check_suffix, digest
 from lowshot.core.imports import load
 from lowshot.core.publishing import is_done
-from lowshot.core.settings import Seed
+from lowshot.core.settings import Seed, paths_of
 from lowshot.data.additions import Addition, FileRows, Repetition, RowsOfFile, Run, check_extended
+from lowshot.data.lineage import Lineage, Setting, Tags, lineage_of_method
 from lowshot.data.protocol import read_draws
 from lowshot.diffusion.settings import Propagated
 from lowshot.evaluation.benchmark import (
     Benchmark,
     Ranks,
-    Setting,
     check_settings,
     input_files,
     read_benchmark,
@@ -127,9 +127,10 @@ def main(config: Config) -> Path:
         return config.out
     device, provenance = core.pick_device().type, Provenance()
     benchmark = read_benchmark(config)
-    name, setting = _joint_name(configs), _setting(configs, benchmark)
+    name, (tags, seen) = _joint_name(configs), _tags(configs, benchmark)
+    made_from = made_from.but(lineage=seen.to_json())
     with (
-        writing_results(configs, made_from, benchmark, name, setting, provenance, device, **chosen) as results,
+        writing_results(configs, made_from, benchmark, name, tags, provenance, device, **chosen) as results,
         _keeping(config, made_from, benchmark) as (keep, stored),
     ):
         kept = results.entries.keys() if stored is None else results.entries.keys() & stored
@@ -261,16 +262,20 @@ def _extended(run: Run, additions: dict[str, Addition], benchmark: Benchmark, se
     return run
 
 
-def _setting(configs: list[Config], benchmark: Benchmark) -> Setting:
-    """Return the data that the method uses besides labelled training rows.
+def _tags(configs: list[Config], benchmark: Benchmark) -> tuple[Tags, Lineage]:
+    """Return the tags of the results, and what classifier, additions and features have seen."""
+    declared = {f"add.{name}": lineage_of_method(_seen(one)) for one in configs for name, one in one.add.items()}
+    if any(is_transductive(one.classifier) for one in configs):
+        declared["classifier"] = lineage_of_method("transductive")
+    files = dict.fromkeys(path for one in configs for path in _files_of_methods(one))
+    of_runs = {run: path for one in configs for run, path in _sample_files(one).items()}
+    return benchmark.tags(files, declared, of_runs)
 
-    It is transductive if that includes test images, and semi-supervised if it includes unlabelled training images (with
-    which a GAN's checkpoint is selected).
-    """
-    seen = {_seen(one) for config in configs for one in config.add.values()}
-    if "transductive" in seen or any(is_transductive(one.classifier) for one in configs):
-        return "transductive"
-    return "semi_supervised" if benchmark.train.saw_samples or "semi_supervised" in seen else "inductive"
+
+def _files_of_methods(config: Config) -> list[Path]:
+    """Return the artifacts that the classifier and the additions read. What a file of rows has seen, its user says."""
+    parts = [config.classifier, *(one for one in config.add.values() if type(one) is not RowsOfFile)]
+    return [path for one in parts if not is_own(one) for path in paths_of(one).values()]
 
 
 def _joint_name(configs: list[Config]) -> str:

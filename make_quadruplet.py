@@ -27,6 +27,7 @@ from lowshot.core.files import check_suffix
 from lowshot.core.publishing import is_done, writing
 from lowshot.core.settings import RunOnly, Seed, TwoOrMore
 from lowshot.data.features import read_features
+from lowshot.data.lineage import lineage_of, trained_on
 from lowshot.data.protocol import read_split
 from lowshot.hallucination.settings import KMeans, RuleName, Scope
 
@@ -60,10 +61,11 @@ def main(config: Config) -> Path:
     check_suffix("--out", config.out, ".h5")
     extractor = stored_recipe(config.features)["inputs"].get("extractor")
     inputs = {"features": config.features, "split": config.split, "extractor": extractor}
-    made_from = recipe("make_quadruplet", config, inputs)
+    split = read_split(config.split)
+    seen = lineage_of(config.features) | trained_on(split, split.base_classes)
+    made_from = recipe("make_quadruplet", config, inputs, seen.to_json())
     if is_done(config.out, made_from, config.overwrite):
         return config.out
-    split = read_split(config.split)
     classes = np.array(sorted(split.base_classes))
     partners = hallucination.partner_classes(classes, split, config.scope, config.split)
     features = read_features(config.features, n_classes=split.n_classes)

@@ -28,6 +28,7 @@ from lowshot.core.imports import load
 from lowshot.core.publishing import is_done
 from lowshot.core.settings import NetworkPrecision, PositiveInt, RunOnly, Seed
 from lowshot.data.features import read_features
+from lowshot.data.lineage import lineage_of, trained_on
 from lowshot.data.protocol import read_split
 from lowshot.evaluation.benchmark import Benchmark, check_settings, input_files, read_benchmark, writing_results
 from lowshot.evaluation.settings import BenchmarkConfig
@@ -77,7 +78,8 @@ def train(config: TrainConfig) -> Path:
             f"{len(base.classes)}"
         )
     inputs = {"features": config.features, "split": config.split, "extractor": features.extractor}
-    made_from = recipe("matching_network train", config, inputs)
+    seen = lineage_of(config.features) | trained_on(split, split.base_classes)
+    made_from = recipe("matching_network train", config, inputs, seen.to_json())
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     if not config.overwrite:
@@ -106,8 +108,9 @@ def test(config: TestConfig) -> Path:
     benchmark = read_benchmark(config)
     model = matching.load_matching(config.model, benchmark.split, benchmark.train).to(device)
     supports = build_supports(benchmark, config)
-    name, setting = "matching_network", "inductive"
-    with writing_results([config], made_from, benchmark, name, setting, provenance, device) as results:
+    tags, seen = benchmark.tags([config.model])
+    made_from = made_from.but(lineage=seen.to_json())
+    with writing_results([config], made_from, benchmark, "matching_network", tags, provenance, device) as results:
         for runs in batches_of_runs(supports, model.dim):
             if not results.entries.keys() >= set(runs):
                 ranks = _ranks(model, benchmark, np.stack([supports[run] for run in runs]), device)

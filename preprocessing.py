@@ -51,7 +51,7 @@ Small example (seconds on a CPU):
     python preprocessing.py --dataset glyphs --out outputs/glyphs/data
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -67,8 +67,26 @@ from lowshot.core.settings import RunOnly, Seed
 from lowshot.data.datasets import registry
 from lowshot.data.datasets.content import Content, Found, Source, cap, validation_part
 from lowshot.data.datasets.images import Images, write_images
-from lowshot.data.datasets.settings import DATASETS, Capped, DrawnSplit, FeatureFile, HalvedSplit, Shots, part_of
-from lowshot.data.protocol import Split, check_draws, draws_to_json, make_draws, make_split, with_douze2018_draws
+from lowshot.data.datasets.settings import (
+    DATASETS,
+    Capped,
+    DrawnSplit,
+    FeatureFile,
+    Folder,
+    HalvedSplit,
+    Shots,
+    part_of,
+)
+from lowshot.data.protocol import (
+    VALIDATION_PART,
+    Split,
+    check_draws,
+    draws_to_json,
+    make_draws,
+    make_split,
+    origins,
+    with_douze2018_draws,
+)
 
 SCHEMA = "lowshot-data-1"
 # Settings of data sets that were top-level settings in older revisions.
@@ -146,6 +164,10 @@ def _protocol(config: Config, content: Content) -> dict[str, dict]:
     """Return the content of split.json and draws.json, by file name."""
     _check_parts(content.images, content.class_names)
     split = content.split or _drawn_split(config, content)
+    if isinstance(config.dataset, Folder):  # told apart by the name of the folder
+        split = replace(
+            split, origins=origins(f"folder:{Source(config.root).folder.resolve().name}", content.class_names)
+        )
     shots, labels = part_of(config.dataset, Shots), content.images.labels[content.images.rows(test=False)]
     draws = content.draws or make_draws(labels, content.class_names, shots.n_trials, shots.max_shots, config.seed)
     check_draws(draws, labels, np.arange(len(content.class_names)), 1, f"draws of {split.dataset}", "the train part")
@@ -159,7 +181,7 @@ def _drawn_split(config: Config, content: Content) -> Split:
     name = type(config.dataset).__name__ if is_own(config.dataset) else DATASETS.name_of(config.dataset)
     halved, drawn = part_of(config.dataset, HalvedSplit), part_of(config.dataset, DrawnSplit)
     return make_split(
-        name if halved.validation_share is None else f"{name} (validation part)",
+        name if halved.validation_share is None else f"{name}{VALIDATION_PART}",
         content.class_names, content.superclass_names, content.superclass_of, config.seed,
         content.novel_classes, drawn.novel_fraction, drawn.novel_per_superclass, halved.halves,
     )  # fmt: skip

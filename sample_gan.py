@@ -56,7 +56,7 @@ def main(config: Config) -> Path:
     check_suffix("--out", config.out, ".h5")
     split = read_split(config.split)
     of_gan = gan.samples_recipe(config.gan, config.split)
-    made_from = recipe("sample_gan", config, of_gan["inputs"], **of_gan["config"])
+    made_from = recipe("sample_gan", config, of_gan["inputs"], of_gan["lineage"].to_json(), **of_gan["config"])
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     trained, device = gan.load_gan(config.gan), core.pick_device()

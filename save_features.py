@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -86,7 +86,18 @@ class Config(ExtractorChoice):
     overwrite: RunOnly[bool] = False
     """Replace existing outputs."""
 
-    renamed = ExtractorChoice.renamed | {"support": "copies.augment", "copies": "copies.n", "seed": "copies.seed"}
+    renamed: ClassVar = ExtractorChoice.renamed | {
+        "support": "copies.augment",
+        "copies": "copies.n",
+        "seed": "copies.seed",
+    }
+
+    @classmethod
+    def older(cls, stored: dict) -> dict:
+        """Update a recipe of an older revision, whose config said what the extractor had seen of novel classes."""
+        seen = ("validation_classes", "saw_shots", "saw_samples")
+        config = {name: value for name, value in stored["config"].items() if name not in seen}
+        return super().older({**stored, "config": config})
 
 
 def main(config: Config) -> Path:
@@ -101,7 +112,8 @@ def main(config: Config) -> Path:
     of_samples = gan.handed_on(where)
     facts = representation.handed_on(config.extractor) if config.extractor else {}
     inputs = {"images": where, **chosen, **of_samples["inputs"]}
-    made_from = recipe("save_features", config, inputs, **of_samples["config"], **facts)
+    seen = representation.lineage_of_extractor(config) | of_samples["lineage"]
+    made_from = recipe("save_features", config, inputs, seen.to_json(), **of_samples["config"], **facts)
     fabric = core.open_fabric(config.accelerator, config.precision)
     network = fabric.to_device(model)
     for name, test in (("train", False), ("test", True)):

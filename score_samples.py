@@ -35,6 +35,7 @@ from lowshot.core.publishing import is_done, writing
 from lowshot.core.seeds import stream
 from lowshot.core.settings import PositiveInt, RunOnly, Seed
 from lowshot.data.features import Features, check_same_space, read_features
+from lowshot.data.lineage import Judged, Lineage, Tags, judge, lineage_of, merged
 from lowshot.data.protocol import Split, read_draws, read_split
 from lowshot.evaluation.benchmark import extractor_name
 from lowshot.gan.settings import SCORES
@@ -87,19 +88,16 @@ def main(config: Config) -> Path:
             f"{config.samples}: the GAN was fine-tuned with --shared_pool, so its {config.reference} images include "
             "its shots. Use --reference test"
         )
+    tags, seen = _tags(config, split, train, facts)
     real, classes = _real(config, split, train, facts["trial"] or 1)
     made = samples.feats[_samples_like(samples, classes, config.samples)]
     scores = gan.scores_by_class(real, made, classes, config.n_neighbours, device)
     content = {
-        **made_from,
+        **made_from.but(lineage=seen.to_json()),
         "method": config.name or extractor_name(config.samples),
         "dataset": split.dataset,
         "extractor": extractor_name(config.train),
-        "protocol": {
-            "setup": "both",
-            "setting": "inductive" if facts["k"] is None else "semi_supervised",
-            "split_digest": split.digest,
-        },
+        "protocol": {"setup": "both", **tags.to_json(), "split_digest": split.digest},
         "provenance": provenance.record(device.type),
         "gan": facts,
         "scores": scores,
@@ -109,6 +107,17 @@ def main(config: Config) -> Path:
     shown = ", ".join(f"{name} {scores[0][name]:.4g}" for name in SCORES)
     print(f"score_samples: {content['method']} against {config.reference} images: {shown} -> {config.out}")
     return config.out
+
+
+def _tags(config: Config, split: Split, train: Features, facts: dict) -> tuple[Tags, Lineage]:
+    """Return the tags of the scores, and what GAN and extractor have seen. Neither may know the real images by class,
+    except for the shots of the GAN.
+    """
+    novel = [] if config.reference == "base" else split.novel_classes
+    runs = [(facts["trial"], facts["k"])] if facts["k"] else []
+    draws = read_draws(config.draws, [facts["trial"]]) if runs else {}
+    inputs = {str(path): lineage_of(path) for path in (config.samples, config.train)}
+    return judge(inputs, Judged(split, "both", novel, runs, draws, train.images)), merged(inputs.values())
 
 
 def _real(config: Config, split: Split, train: Features, trial: int) -> tuple[np.ndarray, np.ndarray]:

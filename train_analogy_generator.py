@@ -23,6 +23,7 @@ from lowshot.core.cli import run
 from lowshot.core.errors import InputError
 from lowshot.core.publishing import is_done
 from lowshot.core.settings import NonNegativeFloat, PositiveFloat, PositiveInt, RunOnly, Seed
+from lowshot.data.lineage import Lineage, lineage_of
 from lowshot.hallucination.settings import RuleName
 
 
@@ -71,7 +72,8 @@ def main(config: Config) -> Path:
             f"a smaller value"
         )
     inputs = {"quadruplets": config.quadruplets, "critic": config.extractor, "extractor": mined.extractor}
-    made_from = recipe("train_analogy_generator", config, inputs)
+    seen = lineage_of(config.quadruplets) | (lineage_of(config.extractor) if config.extractor else Lineage())
+    made_from = recipe("train_analogy_generator", config, inputs, seen.to_json())
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     torch.manual_seed(config.seed)

@@ -32,6 +32,7 @@ from lowshot.core.cli import run
 from lowshot.core.errors import InputError
 from lowshot.core.publishing import is_done
 from lowshot.data.datasets.images import Images, read_images, rows_of
+from lowshot.data.lineage import trained_on
 from lowshot.data.protocol import Split, read_split
 from lowshot.representation.settings import ExtractorStage, HoldoutSettings
 
@@ -50,17 +51,22 @@ def main(config: Config) -> Path:
     images, split = read_images(where), read_split(config.data / "split.json")
     rows = choose_rows(config, images, split)
     inputs = {"images": where, "split": config.data / "split.json", "weights": config.weights}
-    made_from = representation.training_recipe("train_extractor", config, inputs)
+    seen = representation.lineage_of_start(config) | trained_on(split, trained_classes(config, split))
+    made_from = representation.training_recipe("train_extractor", config, inputs, seen)
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     return representation.train_extractor(config, made_from, images, rows, split.n_classes, config.patience)
 
 
+def trained_classes(config: Config, split: Split) -> list[int]:
+    """Return the classes to train on."""
+    return split.base_classes + (split.novel_classes_1 if config.validation_classes else [])
+
+
 def choose_rows(config: Config, images: Images, split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows to train on and the held-out rows, among the training images of base classes."""
     where = config.data / "images.h5"
-    classes = split.base_classes + (split.novel_classes_1 if config.validation_classes else [])
-    rows = rows_of(images, split, classes, where)
+    rows = rows_of(images, split, trained_classes(config, split), where)
     if len(rows) == 0:
         raise InputError(f"{where}: has no training images of base classes")
     return representation.hold_out(config, images, rows)

@@ -34,9 +34,11 @@ from lowshot import gan, representation
 from lowshot.core.artifacts import Recipe, read_recipe, recipe
 from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
+from lowshot.core.files import digest
 from lowshot.core.publishing import is_done
 from lowshot.core.settings import NonNegativeInt, PositiveInt, RunOnly
 from lowshot.data.datasets.images import Images, read_images, rows_of
+from lowshot.data.lineage import Lineage, check_base_only, lineage_of, lineage_of_shots, trained_on
 from lowshot.data.protocol import Split, read_split
 from lowshot.gan.settings import (
     CHANGES,
@@ -106,7 +108,8 @@ def pretrain(config: PretrainConfig) -> Path:
     """Train a GAN on the base classes and return its folder."""
     where = config.data / "images.h5"
     images, split = _read(config)
-    extractor, made_from = _recipe("train_gan pretrain", config, images, {})
+    seen = trained_on(split, split.base_classes)
+    extractor, made_from = _recipe("train_gan pretrain", config, images, split, {}, seen)
     described = _networks(config, images, split, extractor)
     gan.check_sizes(described, str(where))
     base = rows_of(images, split, split.base_classes, where)
@@ -141,7 +144,9 @@ def finetune(config: FinetuneConfig) -> Path:
     images, split = _read(config)
     rows = gan.read_few_shot_rows(images, split, config.data, config.k, config.trial, config.shared_pool)
     pretrained = _open_pretrained(config, images)
-    extractor, made_from = _recipe("train_gan finetune", config, images, {"draws": drawn_at, "gan": config.gan})
+    seen = lineage_of(config.gan) | _lineage(config, split)
+    files = {"draws": drawn_at, "gan": config.gan}
+    extractor, made_from = _recipe("train_gan finetune", config, images, split, files, seen)
     if not config.steps and not pretrained.config.n_features:
         raise InputError(
             f"--steps 0: the class embeddings of {config.gan} must be learned. Use --steps above 0, or a GAN that was "
@@ -209,17 +214,29 @@ def _read(config: PretrainConfig | FinetuneConfig) -> tuple[Images, Split]:
 
 
 def _recipe(
-    stage: str, config: PretrainConfig | FinetuneConfig, images: Images, inputs: dict[str, Path]
+    stage: str,
+    config: PretrainConfig | FinetuneConfig,
+    images: Images,
+    split: Split,
+    inputs: dict[str, Path],
+    seen: Lineage,
 ) -> tuple[representation.Extractor, Recipe]:
-    """Return the extractor and the recipe of the GAN.
+    """Return the extractor and the recipe of the GAN, which has `seen` images.
 
-    Raises InputError if the extractor was trained on novel classes, since it scores their images.
+    Raises InputError if the extractor has seen images of novel classes, since it scores generated ones.
     """
     extractor, chosen = representation.chosen_extractor(config, images)
-    if config.extractor is not None:
-        representation.check_knows_base_only(config.extractor, config.data / "split.json")
+    of_extractor = representation.lineage_of_extractor(config)
+    check_base_only({str(config.extractor or config.timm.name): of_extractor}, split)
     files = {"images": config.data / "images.h5", "split": config.data / "split.json"}
-    return extractor, recipe(stage, config, {**files, **inputs, **chosen})
+    return extractor, recipe(stage, config, {**files, **inputs, **chosen}, (seen | of_extractor).to_json())
+
+
+def _lineage(config: FinetuneConfig, split: Split) -> Lineage:
+    """Return what fine-tuning sees: shots, and images of novel classes without label, which choose the checkpoint."""
+    data = config.data
+    shots = lineage_of_shots(split, data / "draws.json", config.trial, config.k, digest(data / "images.h5"))
+    return shots | Lineage(unlabelled=frozenset(split.origins[c] for c in split.novel_classes))
 
 
 def _open_pretrained(config: FinetuneConfig, images: Images) -> gan.Gan:

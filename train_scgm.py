@@ -28,6 +28,7 @@ from lowshot.core.h5 import creating_h5
 from lowshot.core.publishing import is_done
 from lowshot.core.settings import RunOnly
 from lowshot.data.datasets.images import Images, read_images, rows_of
+from lowshot.data.lineage import Lineage
 from lowshot.data.protocol import Split, read_split
 from lowshot.representation.settings import NetworkChoice
 from lowshot.scgm.settings import ScgmSettings, has_mixture
@@ -54,7 +55,9 @@ def main(config: Config) -> Path:
     images, split = read_images(where), read_split(config.data / "split.json")
     chosen = choose_rows(config, images, split)
     inputs = {"images": where, "split": config.data / "split.json", "weights": config.weights}
-    made_from = representation.training_recipe("train_scgm", config, inputs)
+    seen = Lineage(superclasses=frozenset(split.origins[c] for c in trained_classes(config, split)))
+    seen |= representation.lineage_of_start(config)
+    made_from = representation.training_recipe("train_scgm", config, inputs, seen)
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     with representation.image_training(config, config.out, made_from, config.overwrite) as (fabric, training):
@@ -68,6 +71,11 @@ def main(config: Config) -> Path:
     if fabric.is_global_zero:
         print(f"train_scgm: wrote {config.out} (D = {extractor.dim})")
     return config.out
+
+
+def trained_classes(config: Config, split: Split) -> np.ndarray:
+    """Return the classes to train on, int64 (C,)."""
+    return np.arange(split.n_classes) if config.classes == "all" else np.array(split.base_classes)
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ class Chosen:
 def choose_rows(config: Config, images: Images, split: Split) -> Chosen:
     """Choose the images to train on. Raises InputError if the superclasses or images do not allow training."""
     where = config.data / "images.h5"
-    classes = np.arange(split.n_classes) if config.classes == "all" else np.array(split.base_classes)
+    classes = trained_classes(config, split)
     superclass_of = np.array([-1 if one is None else one for one in split.superclass_of])
     if (superclass_of[classes] < 0).all():
         raise InputError(

@@ -29,7 +29,18 @@ from lowshot.core.settings import build
 
 ROOT = Path(__file__).parent.parent
 # Entries of every results file.
-OF_RESULTS = {"stage", "config", "inputs", "method", "dataset", "extractor", "protocol", "provenance", "checksum"}
+OF_RESULTS = {
+    "stage",
+    "config",
+    "inputs",
+    "lineage",
+    "method",
+    "dataset",
+    "extractor",
+    "protocol",
+    "provenance",
+    "checksum",
+}
 
 # On small tensors a second thread costs more than it saves, especially on a busy machine.
 torch.set_num_threads(1)
@@ -212,7 +223,7 @@ def clusters(tmp_path_factory) -> SimpleNamespace:
     for name, n_rows in (("test", 5), ("train", 12)):
         labels = rng.permutation(np.repeat(np.arange(12), n_rows))
         feats = centres[labels] + 0.8 * rng.standard_normal((len(labels), 8))
-        made_from = {"stage": "save_features", "config": {}, "inputs": {"extractor": "x"}}
+        made_from = {"stage": "save_features", "config": {}, "inputs": {"extractor": "x"}, "lineage": {}}
         write_features(getattr(made, name), feats.astype(np.float32), labels, made_from)
     np.save(made.unlabelled, np.float32(centres[rng.integers(12, size=240)] + 0.8 * rng.standard_normal((240, 8))))
     names, parts = [f"c{c}" for c in range(12)], ([0, 2, 4], [6, 8, 10], [1, 3, 5], [7, 9, 11])

@@ -3,7 +3,8 @@ them.
 
 Every artifact (HDF5 file, JSON file or folder) stores three entries, together called its *recipe*: `stage`, `config`
 (the resolved settings that influence the content) and `inputs` (name -> digest of what was read). They are HDF5
-attributes, top-level entries of a JSON or YAML file, or in the folder's `config.json`.
+attributes, top-level entries of a JSON or YAML file, or in the folder's `config.json`. Artifacts that were made from
+images also store their `lineage` (`lowshot.data.lineage`).
 """
 
 import json
@@ -21,7 +22,7 @@ from typing import Any
 from lowshot.core.choices import code_file, is_own
 from lowshot.core.errors import InputError
 from lowshot.core.files import ContentDigest, digest, facts_of, read_json, read_yaml
-from lowshot.core.h5 import open_h5
+from lowshot.core.h5 import open_h5, read_lineage
 from lowshot.core.settings import choices_in, defaults_of, flat, paths_of, values_of
 
 _SHOWN = 5  # differences that a message names
@@ -132,12 +133,15 @@ def _groups(name: str) -> Iterator[str]:
 FACTS_OF_RUNS = {"ended_after"}
 
 
-def recipe(stage: str, config: Any, inputs: dict[str, Path | str | None], **facts: Any) -> Recipe:
+def recipe(
+    stage: str, config: Any, inputs: dict[str, Path | str | None], lineage: dict | None = None, **facts: Any
+) -> Recipe:
     """Return the recipe of an output of `stage` with the settings `config`.
 
     `inputs` are the files and folders that were read, or their digests; None for an input that is not given. Files
-    named in the settings of choices, and the files of user-defined classes, are added. `facts` are further entries of
-    the config, such as what the inputs pass on.
+    named in the settings of choices, and the files of user-defined classes, are added. `lineage` is what the output has
+    seen; it follows from the inputs, so recipes are not compared by it. `facts` are further entries of the config, such
+    as what the inputs pass on.
     """
     named = {f"{name}.{field}": path for name, one in choices_in(config) for field, path in paths_of(one).items()}
     code = {f"code of {name}": code_file(type(one)) for name, one in choices_in(config) if is_own(one)}
@@ -145,6 +149,7 @@ def recipe(stage: str, config: Any, inputs: dict[str, Path | str | None], **fact
     sources = Sources(files)
     digests = {name: sources.get(one, one) for name, one in files.items() if one is not None}
     content = {"stage": stage, "config": {**values_of(config), **facts}, "inputs": digests}
+    content |= {} if lineage is None else {"lineage": lineage}
     older = getattr(type(config), "older", None) or partial(renamed, getattr(type(config), "renamed", {}))
     return Recipe(
         json.loads(json.dumps(content, default=str)),
@@ -198,6 +203,17 @@ def read_recipe(path: Path) -> dict | None:
 def stored_recipe(path: Path) -> dict:
     """Return the recipe stored in an artifact, with empty entries if it has none."""
     return read_recipe(path) or {"stage": "", "config": {}, "inputs": {}}
+
+
+def stored_lineage(path: Path) -> Any:
+    """Return the lineage stored in an artifact, unchecked, or None if it has none."""
+    path = Path(path)
+    if path.suffix in {".h5", ".hdf5"}:
+        with open_h5(path) as file:
+            return read_lineage(file)
+    where = path / "config.json" if path.is_dir() else path
+    stored = read_json(where) if where.exists() or not path.is_dir() else None
+    return stored.get("lineage") if isinstance(stored, dict) else None
 
 
 def is_recipe(made_from: Any) -> bool:

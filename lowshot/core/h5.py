@@ -265,7 +265,23 @@ _MOST_COMPRESSED = 1040  # deflate makes at most one byte of 1032
 
 
 def write_recipe(file: h5py.File, schema: str, made_from: dict) -> None:
-    """Store the schema name and the recipe as attributes of the open HDF5 `file`."""
+    """Store the schema name and the recipe as attributes of the open HDF5 `file`, and the lineage, which can be longer
+    than the 64 KiB of an attribute, as a dataset of bytes.
+    """
     file.attrs["schema"] = schema
     for key, value in made_from.items():
-        file.attrs[key] = json.dumps(value)
+        if key == "lineage":
+            file[key] = np.frombuffer(json.dumps(value).encode(), np.uint8)
+        else:
+            file.attrs[key] = json.dumps(value)
+
+
+def read_lineage(file: H5File) -> Any:
+    """Return what `write_recipe` stored as the lineage, or None. Raises InputError for anything else."""
+    if "lineage" not in file:
+        return None
+    require_datasets(file, {"lineage": ("integers", 1)})
+    try:
+        return json.loads(bytes(file["lineage"][:].astype(np.uint8)))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file.path}: its lineage cannot be read ({error})") from None

@@ -4,7 +4,6 @@ Rows after `count` are padding, which only published files have, and are never r
 Our files may also contain `augmented_feats` float32 (N, A, D): the features of A augmented copies of each image.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +28,6 @@ class Features:
         path: The file.
         extractor: Digest of the extractor, if known.
         images: Digest of the images file, if known.
-        saw_validation: Whether the extractor was trained on the novel classes of the validation setup.
-        saw_shots: The run (trial, n) on whose shots of novel classes the extractor was trained, if any.
-        saw_samples: Whether the extractor was also trained on GAN samples.
     """
 
     feats: np.ndarray
@@ -39,9 +35,6 @@ class Features:
     path: Path
     extractor: str | None = None
     images: str | None = None
-    saw_validation: bool = False
-    saw_shots: tuple[int, int] | None = None
-    saw_samples: bool = False
 
     @property
     def dim(self) -> int:
@@ -70,11 +63,7 @@ def read_features(path: Path, n_classes: int | None = None) -> Features:
     known = {name: made_from["inputs"].get(name) for name in ("extractor", "images")}
     if known["extractor"] and (layer := made_from["config"].get("layer")):
         known["extractor"] += f":{layer}"  # features of another layer are in another space
-    config = made_from["config"]
-    seen = {"saw_validation": bool(config.get("validation_classes")), "saw_samples": bool(config.get("saw_samples"))}
-    if shots := config.get("saw_shots"):
-        seen["saw_shots"] = tuple(shots)
-    return Features(feats, labels, Path(path), **known, **seen)
+    return Features(feats, labels, Path(path), **known)
 
 
 def read_copies(features: Features) -> np.ndarray:
@@ -126,27 +115,6 @@ def check_classes(features: Features, classes: np.ndarray, class_names: list[str
         raise InputError(
             f"{features.path}: has no rows of class {c} ({class_names[c]}), which the setup needs. {_SAME_RUN}"
         )
-
-
-def check_setup(features: Features, setup: str) -> None:
-    """Raise InputError for the validation setup if the extractor was trained on its novel classes: they are then no
-    longer novel, and settings cannot be chosen on them."""
-    if setup == "validation" and features.saw_validation:
-        raise InputError(
-            f"{features.path}: the extractor was trained on the novel classes of the validation setup. "
-            f"Use --setup test, or an extractor trained without --validation_classes"
-        )
-
-
-def check_runs(features: Features, runs: Iterable[tuple[int, int]]) -> None:
-    """Raise InputError for a run (trial, n) whose shots are not those that the extractor was fine-tuned on."""
-    for trial, n in runs if features.saw_shots else []:
-        if (trial, n) != features.saw_shots:
-            seen_trial, seen_n = features.saw_shots
-            raise InputError(
-                f"{features.path}: the extractor was fine-tuned on {seen_n} shots of trial {seen_trial} and cannot be "
-                f"evaluated on n = {n}, trial {trial}. Use --shots {seen_n} --trials {seen_trial}"
-            )
 
 
 def check_same_space(train: Features, test: Features) -> None:

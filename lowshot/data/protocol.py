@@ -7,7 +7,7 @@ The published files of Hariharan & Girshick (ICCV 2017) are accepted too: `label
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
@@ -20,6 +20,10 @@ from lowshot.core.seeds import stream
 
 Setup = Literal["validation", "test"]
 Halves = Literal["classes", "superclasses"]
+# What the name of a data set ends with if its test images were held out of the training images.
+VALIDATION_PART = " (validation part)"
+# Source of classes that may be of any data set.
+UNKNOWN = "?"
 _SAME_RUN = "Use the features of the training images, and split and draws of the same preprocessing run"
 _CLASS_LISTS = (
     "base_classes",
@@ -36,7 +40,8 @@ class Split:
     """Base and novel classes of a data set, and their halves for the validation (_1) and the test (_2) setup.
 
     Class numbers are positions in `class_names`. `superclass_of` maps each class to a position in `superclass_names`,
-    or to None.
+    or to None. `origins` names the data set and the class that each class comes from, "source/class"; by default those
+    of the split itself. They identify a class in all splits (`lowshot.data.lineage`).
     """
 
     dataset: str
@@ -50,6 +55,11 @@ class Split:
     base_classes_2: list[int]
     novel_classes_2: list[int]
     seed: int | None = None
+    origins: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.origins:
+            object.__setattr__(self, "origins", origins(self.dataset, self.class_names))
 
     @property
     def n_classes(self) -> int:
@@ -57,9 +67,14 @@ class Split:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of everything but the seed, so that equal splits have equal digests."""
-        content = {key: value for key, value in asdict(self).items() if key != "seed"}
+        """SHA-256 of everything but seed and origins, so that equal splits have equal digests."""
+        content = {key: value for key, value in asdict(self).items() if key not in ("seed", "origins")}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def classes_digest(self) -> str:
+        """SHA-256 of the class names in order. Splits of the same images that differ in halves only share it."""
+        return hashlib.sha256(json.dumps(self.class_names).encode()).hexdigest()
 
     def setup(self, name: Setup) -> tuple[np.ndarray, np.ndarray]:
         """Return the base classes and the novel classes (int64) of the validation or the test setup."""
@@ -69,6 +84,23 @@ class Split:
 
     def to_json(self) -> dict:
         return {**asdict(self), "digest": self.digest}
+
+
+# Data sets whose classes are those of another one.
+_SOURCES = {
+    **dict.fromkeys(("cifar_fs", "fc100", "cifar100_fs"), "cifar100"),
+    **dict.fromkeys(("omniglot_vinyals", "omniglot_fs"), "omniglot"),
+    "emnist_fs": "emnist",
+    **dict.fromkeys(("mini_imagenet", "tiered_imagenet"), "imagenet"),
+    **dict.fromkeys(("living17", "nonliving26", "entity13", "entity30"), "imagenet"),
+}
+_ROTATION = re.compile(r" rot\d{3}$")
+
+
+def origins(dataset: str, names: list[str]) -> list[str]:
+    """Return the origin "source/class" of each class of a data set. A rotated class has that of the class itself."""
+    dataset = dataset.removesuffix(VALIDATION_PART)
+    return [f"{_SOURCES.get(dataset, dataset)}/{_ROTATION.sub('', name)}" for name in names]
 
 
 def make_split(
@@ -182,7 +214,8 @@ def read_split(path: Path) -> Split:
         if "label_names" in content:
             split = _from_label_idx(content, Path(path))
         else:
-            split = Split(**{name: content[name] for name in Split.__dataclass_fields__})
+            older = {"origins": []}  # files of older revisions have none
+            split = Split(**{name: {**older, **content}[name] for name in Split.__dataclass_fields__})
         check_split(split, str(path))
     except InputError:
         raise
@@ -207,8 +240,10 @@ def _from_label_idx(content: dict, path: Path) -> Split:
     parts = {key: [int(c) - one_based for c in part] for key, part in parts.items()}
     base = sorted(parts["base_classes_1"] + parts["base_classes_2"])
     novel = sorted(parts["novel_classes_1"] + parts["novel_classes_2"])
+    are_wnids = all(isinstance(name, str) and re.fullmatch(r"n\d{8}", name) for name in names)
     return Split(dataset=path.stem, class_names=names, superclass_names=[], superclass_of=[None] * len(names),
-                 base_classes=base, novel_classes=novel, **parts)  # fmt: skip
+                 base_classes=base, novel_classes=novel, origins=origins("imagenet" if are_wnids else UNKNOWN, names),
+                 **parts)  # fmt: skip
 
 
 def _check_types(split: Split, where: str) -> None:
@@ -220,6 +255,8 @@ def _check_types(split: Split, where: str) -> None:
         if len(set(values)) < len(values):
             twice = next(one for one in values if values.count(one) > 1)
             raise InputError(f"{where}: {name} contains '{twice}' twice")
+    if not isinstance(split.origins, list) or not all(isinstance(one, str) for one in split.origins):
+        raise InputError(f"{where}: origins must be a list of names")
     if not isinstance(split.dataset, str) or not split.class_names:
         raise InputError(f"{where}: must have a dataset name and classes")
     for name in (*_CLASS_LISTS, "superclass_of"):
@@ -246,6 +283,8 @@ def check_split(split: Split, where: str) -> None:
                 f"{where}: {kind}_classes_1 and {kind}_classes_2 must be disjoint and form {kind}_classes. "
                 f"Make the split again with preprocessing.py"
             )
+    if len(split.origins) != split.n_classes or not all("/" in one for one in split.origins):
+        raise InputError(f"{where}: origins must name 'source/class' for each of the {split.n_classes} classes")
     if len(split.superclass_of) != split.n_classes:
         raise InputError(f"{where}: superclass_of has {len(split.superclass_of)} entries for {split.n_classes} classes")
     n_superclasses = len(split.superclass_names)
@@ -301,7 +340,8 @@ def with_douze2018_draws(
 
 def draws_to_json(draws: dict[int, list[np.ndarray]], split: Split, seed: int) -> dict:
     trials = {str(trial): [rows.tolist() for rows in classes] for trial, classes in draws.items()}
-    return {"dataset": split.dataset, "split_digest": split.digest, "seed": seed, "trials": trials}
+    digests = {"split_digest": split.digest, "classes_digest": split.classes_digest}
+    return {"dataset": split.dataset, **digests, "seed": seed, "trials": trials}
 
 
 def read_draws(path: Path, trials: list[int] | None = None) -> dict[int, list[np.ndarray]]:
@@ -357,11 +397,12 @@ def _row_lists(content: object, path: Path) -> list[np.ndarray]:
 
 
 def check_draws_of(path: Path, split: Split) -> None:
-    """Raise InputError if draws.json states that it was drawn for another split. Published files state nothing."""
-    if _is_template(path):
-        return
-    known = read_json(path).get("split_digest", split.digest)
-    if known != split.digest:
+    """Raise InputError if draws.json states that it was drawn for other classes. Published files state nothing, and
+    files of older revisions the digest of the whole split.
+    """
+    content = {} if _is_template(path) else read_json(path)
+    known = content.get("split_digest", split.digest)
+    if known != split.digest and content.get("classes_digest") != split.classes_digest:
         raise InputError(
             f"{path}: was drawn for another split ({str(known)[:12]}, not {split.digest[:12]}). Use the files of one "
             "preprocessing run, or delete its entry 'split_digest'"

@@ -96,7 +96,6 @@ class EdgeOptions:
 class Propagated:
     """Rows labelled by diffusion.py, most confident first."""
 
-    setting: ClassVar[str] = "semi_supervised"
     label: ClassVar[str] = "propagated labels"
 
     file: Path

@@ -4,13 +4,12 @@ Base and novel classes of a setup are evaluated together. A method learns from t
 from n shots of every novel class. Its six accuracies (`lowshot.evaluation.metrics`) are on test images of both.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import product
+from itertools import chain
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -20,13 +19,12 @@ from lowshot.core.files import check_suffix, digest, write_json
 from lowshot.core.journal import Journal
 from lowshot.core.publishing import open_journal, writing
 from lowshot.data.additions import Run
-from lowshot.data.features import Features, check_classes, check_runs, check_same_space, check_setup, read_features
-from lowshot.data.protocol import Split, check_draws, check_draws_of, draws_inputs, read_draws, read_split
+from lowshot.data.features import Features, check_classes, check_same_space, read_features
+from lowshot.data.lineage import Judged, Lineage, Tags, judge, lineage_of, merged
+from lowshot.data.protocol import Setup, Split, check_draws, check_draws_of, draws_inputs, read_draws, read_split
 from lowshot.evaluation.metrics import six_accuracies
 from lowshot.evaluation.settings import BenchmarkConfig
 
-# Data that a method uses in addition to labelled training images: none, test images, or unlabelled training images.
-Setting = Literal["inductive", "transductive", "semi_supervised"]
 # (trial, n) -> `true_class_ranks` (N,) of the test images of the setup.
 Ranks = dict[tuple[int, int], np.ndarray]
 
@@ -42,7 +40,8 @@ class Benchmark:
     """One setup of the protocol with its rows.
 
     `train` and `draws` contain all classes, `test_features` float32 (N, D) and `test_labels` int64 (N,) only those of
-    the setup. `draws` maps a trial to the shot rows of every class.
+    the setup. `draws` maps a trial to the shot rows of every class. `shots` are the numbers of shots to evaluate, and
+    `seen` is what the features have seen, by file.
     """
 
     split: Split
@@ -52,6 +51,35 @@ class Benchmark:
     draws: dict[int, list[np.ndarray]]
     test_features: np.ndarray
     test_labels: np.ndarray
+    setup: Setup
+    shots: list[int]
+    seen: dict[str, Lineage]
+
+    def tags(
+        self,
+        files: Iterable[Path] = (),
+        methods: dict[str, Lineage] | None = None,
+        of_runs: dict[tuple[int, int], Path] | None = None,
+    ) -> tuple[Tags, Lineage]:
+        """Return the tags of a result, and what it has seen besides the shots of its runs.
+
+        Args:
+            files: Artifacts that all runs are made from, besides the features.
+            methods: What methods see, by their names.
+            of_runs: Artifacts that single runs (trial, n) are made from.
+
+        Raises InputError if the result is not admissible (`lowshot.data.lineage.judge`).
+        """
+        inputs = self.seen | {str(path): lineage_of(path) for path in files} | (methods or {})
+        single = {run: {str(path): lineage_of(path)} for run, path in (of_runs or {}).items()}
+        judged = Judged(
+            self.split, self.setup, self.novel_classes, self.runs(self.shots), self.draws, self.train.images
+        )
+        tags = judge(inputs, judged)
+        for run, made_from in single.items():
+            tags |= judge(made_from, replace(judged, runs=[run]))
+        seen = merged(chain(inputs.values(), *(one.values() for one in single.values())))
+        return tags, replace(seen, shots=frozenset())
 
     @cached_property
     def classes(self) -> np.ndarray:
@@ -99,20 +127,22 @@ def read_benchmark(config: BenchmarkConfig) -> Benchmark:
     split = read_split(config.split)
     train, test = (read_features(path, split.n_classes) for path in (config.train, config.test))
     check_same_space(train, test)
-    check_setup(train, config.setup)
     base_classes, novel_classes = split.setup(config.setup)
     for kind, classes in (("base", base_classes), ("novel", novel_classes)):
         if len(classes) == 0:
             raise InputError(f"{config.split}: has no {kind} classes in the {config.setup} setup")
     draws = read_draws(config.draws, config.trials)
     check_draws_of(config.draws, split)
-    check_runs(train, product(draws, config.shots))
     check_draws(draws, train.labels, novel_classes, max(config.shots), config.draws, config.train)
     classes = np.concatenate([base_classes, novel_classes])
     check_classes(train, base_classes, split.class_names)
     check_classes(test, classes, split.class_names)
     in_setup = np.isin(test.labels, classes)
-    return Benchmark(split, base_classes, novel_classes, train, draws, test.feats[in_setup], test.labels[in_setup])
+    seen = {str(path): lineage_of(path) for path in (config.train, config.test)}
+    benchmark = Benchmark(split, base_classes, novel_classes, train, draws, test.feats[in_setup],
+                          test.labels[in_setup], config.setup, config.shots, seen)  # fmt: skip
+    benchmark.tags()  # refuses features that have seen the novel classes
+    return benchmark
 
 
 def check_made_for(path: Path, config: BenchmarkConfig, files: dict[str, Path]) -> None:
@@ -155,7 +185,7 @@ def writing_results(
     made_from: Recipe,
     benchmark: Benchmark,
     method: str,
-    setting: Setting,
+    tags: Tags,
     provenance: Provenance,
     device: str,
     **more: object,
@@ -163,8 +193,8 @@ def writing_results(
     """Yield the results to add all runs of `configs` to, and write the results file when the block ends.
 
     `configs` differ in their settings and shots only. The results already contain the runs of an interrupted process
-    with the same recipe. `method` is the name of the method, unless the config has a name. `setting` is the data that
-    it uses in addition to labelled training images. `more` are further entries of the file.
+    with the same recipe. `method` is the name of the method, unless the config has a name. `tags` say what it uses
+    besides labelled training images. `more` are further entries of the file.
     """
     config, runs = configs[0], [run for one in configs for run in benchmark.runs(one.shots)]
     with writing(config.out, made_from) as partial:
@@ -172,7 +202,7 @@ def writing_results(
         if done := results.entries:
             print(f"{made_from['stage']}: continuing after {len(done)} of {len(runs)} runs", flush=True)
         yield results
-        content = _content(config, made_from, benchmark, method, setting)
+        content = _content(config, made_from, benchmark, method, tags)
         entries = results.entries
         content |= {"provenance": provenance.record(device), **results.more, "trials": [entries[run] for run in runs]}
         write_json(partial, content)
@@ -181,7 +211,7 @@ def writing_results(
 
 
 def _content(
-    config: BenchmarkConfig, made_from: Recipe, benchmark: Benchmark, method: str, setting: Setting
+    config: BenchmarkConfig, made_from: Recipe, benchmark: Benchmark, method: str, tags: Tags
 ) -> dict[str, object]:
     """Return what a results file says about all of its runs."""
     return {
@@ -189,7 +219,7 @@ def _content(
         "method": config.name or method,
         "dataset": benchmark.split.dataset,
         "extractor": config.extractor or extractor_name(config.train),
-        "protocol": {"setup": config.setup, "setting": setting, "split_digest": benchmark.split.digest},
+        "protocol": {"setup": config.setup, **tags.to_json(), "split_digest": benchmark.split.digest},
     }
 
 

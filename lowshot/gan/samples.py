@@ -16,6 +16,7 @@ from lowshot.core.files import digest
 from lowshot.data.additions import Run
 from lowshot.data.datasets.images import Images, read_images
 from lowshot.data.features import Features, check_same_space, read_features
+from lowshot.data.lineage import Lineage, lineage_of
 from lowshot.evaluation.benchmark import Benchmark
 from lowshot.evaluation.settings import BenchmarkConfig
 from lowshot.gan.model import gan_recipe
@@ -29,16 +30,16 @@ def samples_recipe(gan: Path, split: Path) -> dict:
     made_from = gan_recipe(gan, split)
     inputs = {name: made_from["inputs"][name] for name in ("split", "draws") if name in made_from["inputs"]}
     facts = {name: made_from["config"].get(name) for name in _FACTS}
-    return {"config": {"samples": facts}, "inputs": {"gan": digest(gan), **inputs}}
+    return {"config": {"samples": facts}, "inputs": {"gan": digest(gan), **inputs}, "lineage": lineage_of(gan)}
 
 
 def handed_on(images: Path) -> dict:
     """Return the recipe parts that features of an images file repeat. They are empty for real images."""
     made_from = read_recipe(images)
     if made_from is None or made_from["stage"] != "sample_gan":
-        return {"config": {}, "inputs": {}}
+        return {"config": {}, "inputs": {}, "lineage": Lineage()}
     inputs = {name: value for name, value in made_from["inputs"].items() if name in ("split", "draws")}
-    return {"config": {"samples": made_from["config"]["samples"]}, "inputs": inputs}
+    return {"config": {"samples": made_from["config"]["samples"]}, "inputs": inputs, "lineage": lineage_of(images)}
 
 
 def read_sample_images(path: Path, split: Path, draws: Path, trial: int, k: int) -> Images:

@@ -1,7 +1,7 @@
 """Settings of the networks of a GAN, of their training and of samples."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Gt, Le
 
@@ -26,8 +26,6 @@ SCORES = ("fid", "kid", "precision", "recall", "density", "coverage", "class_acc
 @dataclass
 class Samples:
     """Features of GAN samples. The GAN of each run was fine-tuned on the shots of the run."""
-
-    setting: ClassVar[str] = "semi_supervised"  # unlabelled images select the checkpoint of a GAN
 
     files: RunOnly[str]
     """Template of the feature files of the samples (from sample_gan.py), with {trial} and {n_shot} of a run."""

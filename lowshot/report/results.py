@@ -33,6 +33,10 @@ COLUMNS = [*PROTOCOL, "setting", "extractor", "method", "system"]
 # Entries of a results file, with their types.
 _ENTRIES = {"method": str, "dataset": str, "extractor": str, "protocol": dict, "config": dict, "provenance": dict}
 _PROTOCOL_ENTRIES = {"setup": str, "setting": str, "split_digest": str}
+# Tags of newer files: whether images of novel classes were seen with their superclass, and data sets from outside.
+_TAGS = {"superclasses": bool, "outside": list}
+# Tags of newer files: whether images of novel classes were seen with their superclass, and data sets from outside.
+_TAGS = {"superclasses": bool, "outside": list}
 _PROVENANCE_ENTRIES = {"command": str, "commit": str | None, "versions": dict, "device": str,
                        "wall_time_s": int | float | None, "peak_memory_bytes": int | None}  # fmt: skip
 # Settings that are read from a file's config, and further entries. They may be absent.
@@ -97,7 +101,7 @@ def _read_file(path: Path) -> dict:
         raise InputError(f"{path}: not a results file: it is not a JSON object")
     _check_entries(path, content, _ENTRIES)
     _check_entries(path, content["protocol"], _PROTOCOL_ENTRIES, "protocol.")
-    _check_entries(path, content["protocol"], {"tasks_digest": str}, "protocol.", optional=True)
+    _check_entries(path, content["protocol"], _TAGS | {"tasks_digest": str}, "protocol.", optional=True)
     _check_entries(path, content["provenance"], _PROVENANCE_ENTRIES, "provenance.")
     _check_entries(path, content, _FURTHER_ENTRIES, optional=True)
     _check_entries(path, content["config"], _CONFIG_ENTRIES, "config.", optional=True)
@@ -129,7 +133,15 @@ def _check_entries(
             )
 
 
-_WORDS = {str: "text", int: "a number", float: "a number", bool: "true or false", dict: "an object", NoneType: "null"}
+_WORDS = {
+    str: "text",
+    list: "a list",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    dict: "an object",
+    NoneType: "null",
+}
 
 
 def _in_words(kind: Any) -> str:
@@ -263,7 +275,7 @@ def scores(files: dict[str, dict]) -> pd.DataFrame:
         if "scores" in content:
             part = content["scores"].melt(["class", "n_images"], var_name="metric")
             about = {key: str(content[key]) for key in ("dataset", "extractor", "method")}
-            about |= {key: str(content["protocol"][key]) for key in _PROTOCOL_ENTRIES}
+            about |= {key: str(content["protocol"][key]) for key in _PROTOCOL_ENTRIES} | {"setting": _setting(content)}
             about["setup"] = str(content["config"].get("reference", "unknown"))
             about |= {key: (content.get("gan") or {}).get(key) or 0 for key in ("trial", "k")}
             parts.append(part.assign(**about, system=names[file], draws=about["setup"], file=file))
@@ -321,7 +333,7 @@ def _long_form(files: dict[str, dict], kind: str) -> pd.DataFrame:
             if kind == "episodes":
                 part["task"] = _task_names(content["config"], part)
             about = {key: str(content[key]) for key in ("dataset", "extractor", "method")}
-            about |= {key: str(content["protocol"][key]) for key in _PROTOCOL_ENTRIES}
+            about |= {key: str(content["protocol"][key]) for key in _PROTOCOL_ENTRIES} | {"setting": _setting(content)}
             parts.append(part.assign(**about, system=names[file], draws=_draws(content, part), file=file))
     columns = [*COLUMNS, *keys, "metric", "value", "draws", "file"]
     if not parts:
@@ -331,7 +343,8 @@ def _long_form(files: dict[str, dict], kind: str) -> pd.DataFrame:
     _refuse_conflicts(frame, same)
     frame["n_augmentations"] = frame["method"].str.count(r" \+ ")
     frame["elaborate"] = ~frame["method"].str.match(_PLAIN)
-    order = [*PROTOCOL, "extractor", "n_augmentations", "setting", "elaborate", "system", *keys]
+    frame["is_unknown"] = frame["setting"].str.startswith("unknown")
+    order = [*PROTOCOL, "is_unknown", "extractor", "n_augmentations", "setting", "elaborate", "system", *keys]
     return frame.drop_duplicates(same).sort_values(order, kind="stable", ignore_index=True)[columns]
 
 
@@ -392,7 +405,14 @@ def _fingerprint(content: dict) -> dict[str, str]:
     if "classifier.extractor" in today["inputs"]:  # each run's head has its own features
         names = [name for name in names if name != "test"]
     shared = {key: str(value)[:8] for key, value in today["inputs"].items() if key.startswith(tuple(names))}
-    return {**chosen, **shared, "setting": str(content["protocol"]["setting"])}
+    return {**chosen, **shared, "setting": _setting(content)}
+
+
+def _setting(content: dict) -> str:
+    """Return the setting with its tags, such as "inductive, superclasses, imagenet"."""
+    protocol = content["protocol"]
+    superclasses = ["superclasses"] if protocol.get("superclasses") else []
+    return ", ".join([protocol["setting"], *superclasses, *map(str, protocol.get("outside", []))])
 
 
 def _distinguish(name: str, prints: dict[str, dict[str, str]]) -> dict[str, str]:

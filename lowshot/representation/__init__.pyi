@@ -8,13 +8,12 @@ from .backbones import save_extractor as save_extractor
 from .extractor_training import check_stage as check_stage
 from .extractor_training import train_extractor as train_extractor
 from .extractors import batch_features as batch_features
-from .extractors import check_knows_base_only as check_knows_base_only
 from .extractors import chosen_extractor as chosen_extractor
 from .extractors import drop_projection as drop_projection
 from .extractors import embed as embed
 from .extractors import embed_batches as embed_batches
 from .extractors import handed_on as handed_on
-from .extractors import novel_classes_seen as novel_classes_seen
+from .extractors import lineage_of_extractor as lineage_of_extractor
 from .extractors import open_extractor as open_extractor
 from .image_training import check_training as check_training
 from .image_training import hold_out as hold_out
@@ -25,4 +24,5 @@ from .loading import in_batches as in_batches
 from .loading import to_unit as to_unit
 from .networks import build_network as build_network
 from .networks import check_network as check_network
+from .networks import lineage_of_start as lineage_of_start
 from .networks import starts_pretrained as starts_pretrained

@@ -16,15 +16,15 @@ from torch import Tensor
 
 from lowshot.core.artifacts import stored_recipe
 from lowshot.core.errors import CorruptImage, InputError
-from lowshot.core.files import digest
 from lowshot.core.progress import Progress
 from lowshot.core.runtime import pick_device
 from lowshot.data.datasets.folder import check_decodable
 from lowshot.data.datasets.images import Images
+from lowshot.data.lineage import Lineage, lineage_of
 from lowshot.representation.backbones import Extractor, ModelConfig, load_extractor, load_timm_weights, timm_config
 from lowshot.representation.loading import batches, in_batches, to_unit, view
 from lowshot.representation.settings import ExtractorChoice, TimmModel
-from lowshot.representation.timm_models import PREFIX, is_timm
+from lowshot.representation.timm_models import PREFIX, is_timm, timm_lineage
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -210,46 +210,17 @@ def drop_projection(model: Extractor, choice: ExtractorChoice) -> None:
     model.dim, model.projection = model.projection[0].in_features, torch.nn.Identity()
 
 
+def lineage_of_extractor(choice: ExtractorChoice) -> Lineage:
+    """Return what the chosen extractor has seen."""
+    return timm_lineage(choice.timm.name) if choice.timm else lineage_of(choice.extractor)
+
+
 def handed_on(folder: Path) -> dict:
-    """Return what features must record about the extractor in `folder`.
-
-    That is what it has seen of novel classes (`novel_classes_seen`), and `extractor_ended_after`, the epoch after which
-    its training was ended early.
+    """Return what features record about the training of the extractor in `folder`: `extractor_ended_after`, the epoch
+    after which it was ended early.
     """
-    made_from = stored_recipe(folder)
-    ended = {"extractor_ended_after": made_from["config"].get("ended_after")}
-    return novel_classes_seen(folder) | {name: epoch for name, epoch in ended.items() if epoch is not None}
-
-
-def novel_classes_seen(folder: Path) -> dict:
-    """Return what an extractor has seen of novel classes, as far as features must record it.
-
-    `validation_classes`: it was trained on the novel classes of the validation setup, or on their superclasses.
-    `saw_shots`: the run (trial, n) on whose shots it was trained. `saw_samples`: it was also trained on GAN samples.
-    """
-    made_from = stored_recipe(folder)
-    config, seen = made_from["config"], {}
-    if config.get("validation_classes") or config.get("classes") == "all":
-        seen["validation_classes"] = True
-    if config.get("shots"):
-        seen["saw_shots"] = [config["trial"], config["shots"]]
-    if "samples" in made_from["inputs"]:
-        seen["saw_samples"] = True
-    return seen
-
-
-def check_knows_base_only(folder: Path, split: Path) -> None:
-    """Raise InputError if the extractor in `folder` is known to be trained with another split or on novel classes."""
-    trained_on = stored_recipe(folder)["inputs"].get("split")
-    if trained_on not in (None, digest(split)):
-        raise InputError(
-            f"{folder}: trained on another split than {split}, possibly on its novel classes. Train an extractor "
-            f"on this split"
-        )
-    if novel_classes_seen(folder):
-        raise InputError(
-            f"{folder}: was trained on novel classes. Use an extractor that was trained on base classes only"
-        )
+    ended = stored_recipe(folder)["config"].get("ended_after")
+    return {} if ended is None else {"extractor_ended_after": ended}
 
 
 def _check_form(model: Extractor, images: Images, folder: Path) -> None:

@@ -21,6 +21,7 @@ from lowshot.core.seeds import stream, torch_stream
 from lowshot.core.state_dicts import save_state
 from lowshot.core.training import TrainingRun, last_step, refuse_other_run, training_run
 from lowshot.data.datasets.images import Images
+from lowshot.data.lineage import Lineage
 from lowshot.representation.augmentation import augmentation_of
 from lowshot.representation.loading import batches, in_batches, to_unit
 from lowshot.representation.settings import (
@@ -34,9 +35,11 @@ from lowshot.representation.settings import (
 )
 
 
-def training_recipe(stage: str, config: TrainingSettings, inputs: dict[str, Path | None]) -> Recipe:
-    """Return the recipe of a trained network. It includes the number of processes, as each has its own batch norm."""
-    return recipe(stage, config, inputs, **({"devices": config.devices} if config.devices > 1 else {}))
+def training_recipe(stage: str, config: TrainingSettings, inputs: dict[str, Path | None], seen: Lineage) -> Recipe:
+    """Return the recipe of a trained network that has `seen` images. It includes the number of processes, as each has
+    its own batch norm.
+    """
+    return recipe(stage, config, inputs, seen.to_json(), **({"devices": config.devices} if config.devices > 1 else {}))
 
 
 def check_training(config: TrainingSettings, images: Images, n_rows: int) -> None:

@@ -8,8 +8,10 @@ from lowshot.core.choices import is_own
 from lowshot.core.errors import InputError
 from lowshot.core.settings import stored_values
 from lowshot.data.datasets.images import Images
+from lowshot.data.lineage import Lineage, lineage_of
 from lowshot.representation.backbones import Extractor, ModelConfig, load_timm_weights, load_weights, timm_config
 from lowshot.representation.settings import BACKBONES, IMAGE_SIZE, HeadName, NetworkChoice, Timm
+from lowshot.representation.timm_models import timm_lineage
 
 
 def check_network(choice: NetworkChoice) -> None:
@@ -21,6 +23,18 @@ def check_network(choice: NetworkChoice) -> None:
 def starts_pretrained(choice: NetworkChoice) -> bool:
     """Whether the network starts from downloaded pretrained weights."""
     return isinstance(choice.model, Timm) and choice.model.pretrained
+
+
+def lineage_of_start(choice: NetworkChoice) -> Lineage:
+    """Return what the initial weights have seen. Weights beside a config.json of ours have its lineage."""
+    if starts_pretrained(choice):
+        return timm_lineage(choice.model.name)
+    if not choice.weights:
+        return Lineage()
+    folder = choice.weights.parent
+    if (folder / "config.json").is_file() and choice.weights.suffix == ".pt":
+        return lineage_of(folder)
+    return Lineage(unknown=frozenset({str(choice.weights)}))
 
 
 def build_network(

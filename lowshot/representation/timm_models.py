@@ -16,6 +16,7 @@ from lowshot.core.choices import suggestion
 from lowshot.core.errors import InputError
 from lowshot.core.files import missing
 from lowshot.core.progress import say
+from lowshot.data.lineage import Lineage
 
 PREFIX = "timm:"
 
@@ -34,6 +35,20 @@ def timm_preprocessing(name: str) -> dict:
     from timm.data import resolve_data_config
 
     return resolve_data_config(pretrained_cfg=_published(name))
+
+
+# Data sets in timm's names of weights. Their tags "in1k", "in12k", "in21k" and "in22k" are parts of ImageNet.
+_IMAGENET, _WITHOUT_LABELS = re.compile(r"in\d+k"), re.compile(r"dino|mae|ijepa|mim|seer|swav|moco")
+
+
+def timm_lineage(name: str) -> Lineage:
+    """Return what timm's weights of a model have seen, by their tag: all of ImageNet with or without labels, or a data
+    set that is called like the tag. Raises InputError for an unknown name.
+    """
+    tag = _bare(name).partition(".")[2] or _published(name).get("tag") or "timm"
+    source = "imagenet/*" if _IMAGENET.search(tag) else f"{tag}/*"
+    is_labelled = "ft" in tag.split("_") or not _WITHOUT_LABELS.search(tag)
+    return Lineage(**{"labelled" if is_labelled else "unlabelled": frozenset({source})})
 
 
 def timm_trunk(name: str, side: int) -> tuple[nn.Module, int]:

@@ -10,6 +10,7 @@ import pytest
 from conftest import assert_refused, run_script, settings
 from PIL import Image
 
+import preprocessing
 from lowshot.core.errors import InputError
 from lowshot.core.files import read_json
 from lowshot.data.datasets import few_shot, registry
@@ -17,6 +18,7 @@ from lowshot.data.datasets.content import Source
 from lowshot.data.datasets.images import read_images
 from lowshot.data.datasets.settings import DATASETS, CifarFewShot, MiniImageNet, OmniglotVinyals, TieredImageNet
 from lowshot.data.features import read_features
+from lowshot.data.lineage import Judged, judge, trained_on
 from lowshot.data.protocol import read_split
 
 REAL = Path(os.environ.get("LOWSHOT_DATA", "../shared/data"))
@@ -52,6 +54,32 @@ def test_cifar_splits(cifar_root, name, sizes):
     lists = read_json(few_shot._CIFAR_CLASSES)[name]
     assert {split.class_names[c] for c in split.novel_classes_2} == set(lists["test"])
     assert not content.images.is_test.any() and len(content.images) == 300
+
+
+def prepared(tmp_path, name, root, **options):
+    """The split of a data set, by preprocessing.py."""
+    dataset = {"name": name, **options}
+    out = preprocessing.main(settings(preprocessing.Config, dataset=dataset, root=root, out=tmp_path / f"out_{name}"))
+    return read_split(out / "split.json")
+
+
+def judged_by(split):
+    return Judged(split, "test", split.setup("test")[1])
+
+
+def test_classes_of_cifar_100_are_known_under_all_its_names(cifar_root, tmp_path):
+    few, whole = (
+        prepared(tmp_path, "cifar_fs", cifar_root, max_shots=1),
+        prepared(tmp_path, "cifar100", cifar_root, max_shots=1),
+    )
+    assert few.origins[0] == f"cifar100/{few.class_names[0]}" and sorted(few.origins) == sorted(whole.origins)
+    with pytest.raises(InputError, match="has seen labelled images of class"):
+        judge({"train.h5": trained_on(few, few.base_classes)}, judged_by(whole))
+    novel = {few.origins[c] for c in few.setup("test")[1]}
+    others = [c for c in range(100) if whole.origins[c] not in novel]
+    assert judge({"train.h5": trained_on(whole, others)}, judged_by(few)).to_json() == {
+        "setting": "inductive", "superclasses": False, "outside": []
+    }  # fmt: skip
 
 
 def test_cifar_with_other_classes(cifar_root):
@@ -108,6 +136,7 @@ def test_omniglot_rotations_are_classes(omniglot_root, monkeypatch):
     assert [len(split.base_classes), len(split.novel_classes_1), len(split.novel_classes_2)] == [12, 4, 8]
     assert split.class_names[6:8] == ["Greek/character00 rot090", "Greek/character01 rot090"]
     assert split.superclass_names[split.superclass_of[6]] == "Greek rot090"
+    assert split.origins[6:8] == ["omniglot/Greek/character00", "omniglot/Greek/character01"]
     edges = images.pixels[:, :5], images.pixels[:, :, :5], images.pixels[:, -5:], images.pixels[:, :, -5:]
     for quarter, edge in enumerate(edges):
         inked = (edge == 255).all(axis=(1, 2, 3))

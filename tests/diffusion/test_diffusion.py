@@ -142,7 +142,7 @@ def test_results_file(clusters, config):
     made = OF_RESULTS | {"trials", "history"}
     assert set(content) == made and content["stage"] == "diffusion" and content["dataset"] == "clusters"
     assert content["method"] == "diffusion (240 background images)"
-    assert content["protocol"]["setup"] == "test" and content["protocol"]["setting"] == "semi_supervised"
+    assert content["protocol"]["setup"] == "test" and content["protocol"]["setting"] == "unknown"  # of the .npy
     assert set(content["inputs"]) == {"train", "test", "split", "draws", "graph"}
     assert content["inputs"]["graph"] == digest(clusters.folder / "graph-test.h5")
     for step in range(4):
@@ -224,7 +224,9 @@ def test_diffusion_helps_where_few_images_have_labels(tmp_path):
         return np.float32(centres[labels] + 0.9 * rng.standard_normal((len(labels), 16))), labels
 
     for name, n_rows in (("train", 2), ("test", 20)):
-        write_features(tmp_path / f"{name}.h5", *rows(n_rows), {"stage": "test", "config": {}, "inputs": {}})
+        write_features(
+            tmp_path / f"{name}.h5", *rows(n_rows), {"stage": "test", "config": {}, "inputs": {}, "lineage": {}}
+        )
     np.save(tmp_path / "background.npy", rows(64)[0])
     names, groups = [str(c) for c in range(n_classes)], np.arange(n_classes).reshape(4, 4).tolist()
     split = Split("toy", names, [], [None] * n_classes, groups[0] + groups[2], groups[1] + groups[3], *groups)
@@ -651,7 +653,7 @@ def labelled_images(config: Config, background: Path | None = None, n_rows=20, *
     diffusion.main(replace(config, overwrite=True, label=Labelling(path, n_rows, background), **changes))
     with h5py.File(path) as file:
         assert file.attrs["schema"] == "lowshot-propagated-1"
-        return {name: file[name][:] for name in file}
+        return {name: file[name][:] for name in file if name != "lineage"}
 
 
 @pytest.mark.parametrize("kind", ["graph", "images"])

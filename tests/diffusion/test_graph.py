@@ -28,7 +28,7 @@ from lowshot.evaluation.benchmark import read_benchmark
 from lowshot.evaluation.settings import BenchmarkConfig
 
 N_CLASSES, N_TRAIN, N_TEST, DIM, N_BACKGROUND, K = 10, 12, 3, 20, 150, 6
-UNMADE = {"stage": "test", "config": {}, "inputs": {}}
+UNMADE = {"stage": "test", "config": {}, "inputs": {}, "lineage": {}}
 
 
 @pytest.fixture(scope="module")

@@ -158,7 +158,9 @@ def config(tmp_path):
     folder = tmp_path / "conv" / "features"
     folder.mkdir(parents=True)
     feats = centres[LABELS] + rng.normal(size=(len(LABELS), 6))
-    write_features(folder / "test.h5", feats.astype(np.float32), LABELS, {"stage": "", "config": {}, "inputs": {}})
+    write_features(
+        folder / "test.h5", feats.astype(np.float32), LABELS, {"stage": "", "config": {}, "inputs": {}, "lineage": {}}
+    )
     with h5py.File(folder / "test.h5", "r+") as file:
         file["augmented_feats"] = copies
     write_json(tmp_path / "split.json", SPLIT.to_json())
@@ -262,7 +264,7 @@ def test_settings_of_tasks_that_cannot_be(config, changes, words):
 def test_a_pool_without_a_class_or_without_copies(config):
     inside = LABELS != 2
     feats = stored(config.features, "all_feats")
-    made_from = {"stage": "", "config": {}, "inputs": {}}
+    made_from = {"stage": "", "config": {}, "inputs": {}, "lineage": {}}
     other = config.features.with_name("other.h5")
     write_features(other, feats[inside], LABELS[inside], made_from)
     with pytest.raises(InputError, match=r"other\.h5: no image of class 2 \(c2\)"):

@@ -238,7 +238,7 @@ def config(tmp_path):
     The validation half has the classes 6..12, the test half 13..20.
     """
     split = replace(SPLIT, novel_classes_1=list(range(6, 13)), novel_classes_2=list(range(13, 21)))
-    made_from = {"stage": "save_features", "config": {}, "inputs": {"extractor": "x"}}
+    made_from = {"stage": "save_features", "config": {}, "inputs": {"extractor": "x"}, "lineage": {}}
     rng = np.random.default_rng(2)
     folder = tmp_path / "conv" / "features"
     folder.mkdir(parents=True)

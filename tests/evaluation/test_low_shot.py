@@ -46,7 +46,7 @@ def tiny_config(tmp_path):
     for name in ("train", "test"):
         labels = np.repeat(np.arange(N_CLASSES), ROWS)
         feats = np.maximum(centres[labels] + rng.normal(size=(len(labels), DIM)), 0).astype(np.float32)
-        made_from = {"stage": "save_features", "config": {}, "inputs": {"extractor": "x"}}
+        made_from = {"stage": "save_features", "config": {}, "inputs": {"extractor": "x"}, "lineage": {}}
         write_features(folder / f"{name}.h5", feats, labels, made_from)
     names = [f"c{c}" for c in range(N_CLASSES)]
     split = Split("tiny", names, [], [None] * N_CLASSES, [0, 1, 2, 3], [4, 5, 6, 7], [0, 1], [4, 5], [2, 3], [6, 7])
@@ -263,7 +263,7 @@ def test_generated_rows_join_the_shots(config, monkeypatch, tmp_path):
     added = {"generator": Generator(tmp_path / "generator", max_per_label=4)}
     problem, content = captured_problem(config, monkeypatch, add=added)
     assert content["method"] == "linear_sgd + generator (centroids, all)"
-    assert "add.generator.folder" in content["inputs"] and content["protocol"]["setting"] == "inductive"
+    assert "add.generator.folder" in content["inputs"] and content["protocol"]["setting"] == "unknown"
     assert [len(run.labels) for run in problem.runs] == [8, 10] * 3
     assert (problem.runs[2].feats[2:] == 2).all() and problem.runs[2].labels.dtype == np.int64
 
@@ -340,7 +340,7 @@ def propagated(request, clusters, tmp_path_factory):
     config = low_shot.Config(**files, out=folder / "r.json", shots=[1, 4], classifier=SMALL_SGD,
                              add={"propagated": Propagated(label.out, max_per_label=7)})  # fmt: skip
     with h5py.File(label.out) as file:
-        return config, {name: file[name][:] for name in file}, np.load(clusters.unlabelled)
+        return config, {name: file[name][:] for name in file if name != "lineage"}, np.load(clusters.unlabelled)
 
 
 def is_among(feats, others):
@@ -352,7 +352,8 @@ def test_propagated_rows_join_the_shots(propagated, monkeypatch):
     config, rows, background = propagated
     problem, content = captured_problem(config, monkeypatch)
     assert content["method"] == "linear_sgd + propagated labels" and "add.propagated.file" in content["inputs"]
-    assert content["protocol"]["setting"] == "semi_supervised"
+    of_npy_file = "unknown" in content["lineage"]
+    assert content["protocol"]["setting"] == ("unknown" if of_npy_file else "semi_supervised")
     assert content["config"]["add"] == {"names": ["propagated"], "propagated": {"max_per_label": 7}}
     with h5py.File(config.train) as file:
         train, labels = file["all_feats"][:], file["all_labels"][:]
@@ -439,8 +440,8 @@ def test_propagated_rows_of_something_else_are_refused(propagated, clusters, tmp
     draws["trials"]["1"][7] = draws["trials"]["1"][7][::-1]
     write_json(tmp_path / "draws.json", draws)
     with h5py.File(clusters.train) as file:
-        write_features(tmp_path / "train.h5", 2 * file["all_feats"][:], file["all_labels"][:],
-                       {"stage": "save_features", "config": {}, "inputs": {"extractor": "x"}})  # fmt: skip
+        made_from = {"stage": "save_features", "config": {}, "inputs": {"extractor": "x"}, "lineage": {}}
+        write_features(tmp_path / "train.h5", 2 * file["all_feats"][:], file["all_labels"][:], made_from)
     refused(r"p\.h5: made from another draws file", draws=tmp_path / "draws.json")
     refused(r"p\.h5: made from another train file", train=tmp_path / "train.h5")
     refused(

@@ -500,14 +500,13 @@ def test_what_an_older_revision_trained_is_there_already(gans, older, today):
 
 
 def test_a_scorer_that_has_learned_novel_classes_is_refused(gans, tmp_path):
-    for name, part, value in (("shots", "config", 3), ("split", "inputs", "another")):
+    split = read_split(gans.data / "split.json")
+    for name in ("labelled", "superclasses", "unlabelled"):
         scorer = tmp_path / name
         copy_to_edit(gans.extractor, scorer)
         made_from = read_json(scorer / "config.json")
-        made_from[part] |= {name: value, "trial": 1} if part == "config" else {name: value}
-        write_json(scorer / "config.json", made_from)
-        words = "was trained on novel classes" if part == "config" else "trained on another split than"
-        with pytest.raises(InputError, match=words):
+        write_json(scorer / "config.json", {**made_from, "lineage": {name: [split.origins[split.novel_classes[0]]]}})
+        with pytest.raises(InputError, match=r"has seen images of class \d+ .*, which is novel in this split"):
             pretrain(gans.data, scorer, tmp_path / "x")
 
 
@@ -574,8 +573,8 @@ def test_samples_join_the_shots(gans, features, sampled, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"shots": [2]}, r"fine-tuned on 3 shots of trial 1\. Use samples of a GAN with --k 2 --trial 1"),
-        ({"trials": [2]}, r"fine-tuned on 3 shots of trial 1\. Use samples of a GAN with --k 3 --trial 2"),
+        ({"shots": [2]}, "was trained on 3 shots of trial 1 and cannot be evaluated on n = 2, trial 1"),
+        ({"trials": [2]}, "was trained on 3 shots of trial 1 and cannot be evaluated on n = 3, trial 2"),
         ({"per_shot": 5}, r"12 samples of class \d, but per_shot 5 needs 15\. Use sample_gan.py --n_per_class 15"),
     ],
 )

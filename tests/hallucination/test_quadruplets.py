@@ -176,7 +176,12 @@ def files(tmp_path: Path) -> dict[str, Path]:
     random = np.random.default_rng(0)
     labels = np.repeat(np.arange(7), 12)
     feats = np.maximum(random.normal(size=(7, 8))[labels] + random.normal(size=(len(labels), 8)), 0).astype(np.float32)
-    made_from = {"stage": "save_features", "config": {}, "inputs": {"extractor": "e" * 64, "images": "i" * 64}}
+    made_from = {
+        "stage": "save_features",
+        "config": {},
+        "inputs": {"extractor": "e" * 64, "images": "i" * 64},
+        "lineage": {},
+    }
     write_features(tmp_path / "train.h5", feats, labels, made_from)
     write_json(tmp_path / "split.json", small_split().to_json())
     return {
@@ -214,6 +219,7 @@ def test_script_writes_the_contract(files: dict[str, Path], scope: str, n_rows: 
         assert {name: (file[name].shape, file[name].dtype) for name in file} == {
             "centroids": ((5, 4, 8), np.float32), "centroid_labels": ((5,), np.int32),
             "quadruplets": ((n_rows, 4), np.int32), "scores": ((n_rows,), np.float32),
+            "lineage": (file["lineage"].shape, np.uint8),
         }  # fmt: skip
         assert file["centroid_labels"][:].tolist() == [0, 1, 3, 5, 6]
         assert file.attrs["schema"] == "lowshot-quadruplets-1"

@@ -203,7 +203,9 @@ def test_support_is_balanced_and_its_base_rows_are_the_trials(data):
 
 def test_training_lowers_the_loss(tmp_path, data):
     features = spread_features(n_classes=10)
-    write_features(tmp_path / "train.h5", features.feats, features.labels, {"stage": "", "config": {}, "inputs": {}})
+    write_features(
+        tmp_path / "train.h5", features.feats, features.labels, {"stage": "", "config": {}, "inputs": {}, "lineage": {}}
+    )
     out = stage.train(train_config(tmp_path, data, tmp_path / "out", n_episodes=100, lr=1.0))
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == 100 and log[-1]["loss"] < 0.7 * log[0]["loss"]
@@ -311,7 +313,7 @@ def test_results_are_those_of_every_run_alone(tmp_path, trained, files, monkeypa
 def test_test_labels_are_evaluated_over_all_classes(tmp_path, files, data):
     """A network with zero weights is a soft nearest neighbour classifier: it recognises separable features."""
     split = read_split(data / "split.json")
-    made_from = {"stage": "save_features", "config": {}, "inputs": {}}
+    made_from = {"stage": "save_features", "config": {}, "inputs": {}, "lineage": {}}
     for name in ("train", "test"):
         labels = read_features(files[name]).labels
         write_features(tmp_path / f"{name}.h5", 20 * np.eye(10, dtype=np.float32)[labels], labels, made_from)
@@ -354,13 +356,15 @@ def other_split(path, data):
 
 def test_another_split_is_refused(tmp_path, data, files, trained):
     paths = files | {"split": other_split(tmp_path / "split.json", data)}
-    with pytest.raises(InputError, match=r"draws\.json: was drawn for another split .*'split_digest'"):
-        stage.test(stage.TestConfig(model=trained, out=tmp_path / "r.json", shots=[1], **paths))
-    draws = {name: one for name, one in read_json(data / "draws.json").items() if name != "split_digest"}
-    write_json(tmp_path / "draws.json", draws)
-    paths["draws"] = tmp_path / "draws.json"
     with pytest.raises(InputError, match="trained on another split"):
         stage.test(stage.TestConfig(model=trained, out=tmp_path / "r.json", shots=[1], **paths))
+    draws = read_json(data / "draws.json")
+    older = {name: one for name, one in draws.items() if name != "classes_digest"}
+    for one in ({**draws, "classes_digest": "of other classes"}, older):
+        write_json(tmp_path / "draws.json", one)
+        paths["draws"] = tmp_path / "draws.json"
+        with pytest.raises(InputError, match=r"draws\.json: was drawn for another split .*'split_digest'"):
+            stage.test(stage.TestConfig(model=trained, out=tmp_path / "r.json", shots=[1], **paths))
     assert not (tmp_path / "r.json").exists()
 
 
@@ -368,7 +372,7 @@ def test_a_base_class_without_rows_is_refused(tmp_path, data, files, trained):
     split, train = read_split(data / "split.json"), read_features(files["train"])
     gone = split.base_classes[0]
     left = train.labels != gone
-    made_from = {"stage": "save_features", "config": {}, "inputs": {}}
+    made_from = {"stage": "save_features", "config": {}, "inputs": {}, "lineage": {}}
     write_features(tmp_path / "train.h5", train.feats[left], train.labels[left], made_from)
     with pytest.raises(InputError, match=rf"no rows of class {gone} \({split.class_names[gone]}\)"):
         stage.train(train_config(tmp_path, data, tmp_path / "out"))

@@ -145,13 +145,13 @@ def test_what_does_not_belong_is_refused(data, extractor, samples, tmp_path, cha
 
 
 def test_a_network_that_may_know_novel_classes_is_refused(data, extractor, tuned, tmp_path):
-    with pytest.raises(InputError, match="extractor: was trained on novel classes"):
+    with pytest.raises(InputError, match=r"model\.pt: has seen images of class \d+ .*, which is novel"):
         tune(data, tuned / "extractor", tmp_path / "x")
     shutil.copytree(extractor, tmp_path / "other")
-    made_from = read_json(tmp_path / "other" / "config.json")
-    made_from["inputs"]["split"] = "another"
-    write_json(tmp_path / "other" / "config.json", made_from)
-    with pytest.raises(InputError, match="other: trained on another split than"):
+    made_from, split = read_json(tmp_path / "other" / "config.json"), read_split(data / "split.json")
+    seen = {"labelled": [split.origins[split.novel_classes[0]]]}
+    write_json(tmp_path / "other" / "config.json", {**made_from, "lineage": seen})
+    with pytest.raises(InputError, match=r"other/model\.pt: has seen images of class \d+"):
         tune(data, tmp_path / "other", tmp_path / "x")
     with pytest.raises(InputError, match="weights: is required"):
         tune(data, extractor, tmp_path / "x", weights=None)
@@ -203,7 +203,7 @@ def test_a_head_that_has_learned_from_samples_says_so(data, extractor, samples, 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"shots": [2]}, "fine-tuned on 3 shots of trial 1 and cannot be evaluated on n = 2, trial 1"),
+        ({"shots": [2]}, "was trained on 3 shots of trial 1 and cannot be evaluated on n = 2, trial 1"),
         ({"trials": [1, 2]}, "cannot be evaluated on n = 3, trial 2"),
         ({"add": ["repetition"]}, "own_head: does not learn"),
         ({"classifier": "own_head"}, r"classifier\.extractor: is required"),

@@ -216,7 +216,7 @@ def test_weights_that_diverge_in_the_last_step_are_not_kept(tmp_path, data, monk
 def test_a_model_of_the_folder_rebuilds_it(extractor):
     content = read_json(extractor / "config.json")
     assert content["schema"] == "lowshot-extractor-1" and content["model"]["name"] == "Conv4"
-    assert set(content) == {"stage", "config", "inputs", "schema", "model", "checksum"}
+    assert set(content) == {"stage", "config", "inputs", "lineage", "schema", "model", "checksum"}
 
 
 def test_schedules():
