@@ -270,6 +270,7 @@ def _labelled(config: Config, made_from: Recipe) -> dict[Path, Recipe]:
 def _evaluate(configs: list[Config], benchmark: Benchmark, _: str, processes: core.Processes) -> Iterator[Ranks]:
     """Yield the runs of each cell of a grid. All `configs` have the same setup."""
     configs = [_of_setup(one) for one in configs]
+    benchmark.tags(_files(configs[0]))  # refuses what may not be chosen with
     yield from _ranks_of(configs, diffusion.open_setup_graph(configs[0].graph, configs[0]), benchmark, processes)
 
 

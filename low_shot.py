@@ -171,7 +171,11 @@ def _load(config: Config) -> None:
 
 
 def _evaluate(configs: list[Config], benchmark: Benchmark, device: str) -> Iterator[Ranks | Diverged]:
-    """Yield the ranks of each of `configs`, or the error if it diverged."""
+    """Yield the ranks of each of `configs`, or the error if it diverged.
+
+    Raises InputError if nothing may be chosen with what they read.
+    """
+    _tags(configs, benchmark)
     for config in configs:
         try:
             parts = list(_ranks(config, benchmark, device))

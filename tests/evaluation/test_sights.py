@@ -16,6 +16,7 @@ from lowshot.data import lineage
 from lowshot.data.lineage import ANY, Lineage, shots_of
 from lowshot.data.protocol import make_split, read_draws, read_split
 from lowshot.diffusion.settings import EdgeOptions, Fusion, Labelling, Propagated
+from lowshot.evaluation.settings import Selection
 
 FILES = ("train", "test", "split", "draws")
 # Novel classes of the test setup are c7, c9 and c11; of validation c6, c8 and c10.
@@ -115,6 +116,17 @@ def test_nothing_is_chosen_with_shots_of_the_test_setup(made, clusters, monkeypa
     monkeypatch.setattr(lineage, "stored_lineage", lambda path: content if path.name == "train.h5" else real(path))
     with pytest.raises(InputError, match=r"was trained on shots of the test setup\. Nothing may be chosen with it"):
         main(replace(config, setup="validation"))
+
+
+@pytest.mark.parametrize("stage, name", [("low_shot --add", "rows.h5"), ("diffusion", "bare-validation.h5")])
+def test_settings_are_not_chosen_with_what_knows_the_novel_classes(made, clusters, tmp_path, monkeypatch, stage, name):
+    main, config, _ = made[stage]
+    (tmp_path / "grid.yaml").write_text("ties: [against]" if stage == "diffusion" else "transform.normalise: [true]")
+    real = lineage.stored_lineage
+    seen = {"labelled": ["clusters/c6"]}  # a novel class of the validation setup
+    monkeypatch.setattr(lineage, "stored_lineage", lambda path: seen if path.name == name else real(path))
+    with pytest.raises(InputError, match=rf"{name}: has seen labelled images of class 6"):
+        main(replace(config, out=tmp_path / "r.json", trials=None, select=Selection(tmp_path / "grid.yaml")))
 
 
 def test_an_extractor_of_another_split_is_refused_and_other_halves_are_not(data, features, tmp_path):
