@@ -74,9 +74,9 @@ def main(config: Config) -> Path:
 
 
 def lineage(config: Config, split: Split) -> Lineage:
-    """Return what the network has seen. Raises InputError if its start has seen labelled images of novel classes."""
+    """Return what the network has seen. Raises InputError if its start has seen images of novel classes."""
     start, name = representation.lineage_of_start(config), str(config.weights or config.model.name)
-    check_base_only({name: start}, split)
+    check_base_only(name, start, split)
     images = digest(config.data / "images.h5")
     seen = start | lineage_of_shots(split, config.data / "draws.json", config.trial, config.shots, images)
     return seen | lineage_of(config.samples) if config.samples else seen

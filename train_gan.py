@@ -227,7 +227,7 @@ def _recipe(
     """
     extractor, chosen = representation.chosen_extractor(config, images)
     of_extractor = representation.lineage_of_extractor(config)
-    check_base_only({str(config.extractor or config.timm.name): of_extractor}, split)
+    check_base_only(str(config.extractor or config.timm.name), of_extractor, split)
     files = {"images": config.data / "images.h5", "split": config.data / "split.json"}
     return extractor, recipe(stage, config, {**files, **inputs, **chosen}, (seen | of_extractor).to_json())
 

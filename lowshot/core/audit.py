@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from lowshot.core.artifacts import CONTENT, stored_recipe
 from lowshot.core.errors import InputError
-from lowshot.core.files import digest, missing
+from lowshot.core.files import DIGESTED, digest, missing
 from lowshot.core.locking import is_held, is_helper, is_workplace
 from lowshot.core.ownership import is_ours, is_record
 from lowshot.core.progress import Progress
@@ -17,7 +17,6 @@ from lowshot.core.sealing import SUMS, SealedFile, sums_of
 
 State = Literal["whole", "without checksums", "damaged", "not readable", "orphaned", "unfinished", "being written"]
 _SUFFIXES = {".h5", ".hdf5", ".json", ".yaml"}
-_SEALED = {".pt", ".h5", ".json"}  # files of a folder of which a digest is made
 
 
 class Finding(NamedTuple):
@@ -71,9 +70,9 @@ def _outputs(folder: Path) -> Iterator[Path]:
 
 def _is_unfinished(path: Path) -> bool:
     """Whether a path in a workplace is an unfinished output, or the journal of one of which there is nothing else."""
-    name = path.name.removeprefix("~").removesuffix(".journal")
-    is_journal = is_helper(path) and path.suffix == ".journal" and not path.with_name(name).exists()
-    return not is_helper(path) or path.suffix == ".old" or is_journal
+    if not is_helper(path):
+        return True
+    return path.suffix == ".old" or (path.suffix == ".journal" and not _unhelped(path).exists())
 
 
 def _is_output(path: Path) -> bool:
@@ -109,7 +108,7 @@ def _without_checksum(path: Path) -> str:
     """Say which content of an output has no checksum; nothing if all has."""
     if path.is_dir():
         sums = sums_of(path) or {}
-        names = [one.name for one in sorted(path.iterdir()) if one.suffix in _SEALED and one.name not in sums]
+        names = [one.name for one in sorted(path.iterdir()) if one.suffix in DIGESTED and one.name not in sums]
         return f"{', '.join(names)}: not in {SUMS}" if names else ""
     if path.suffix in {".h5", ".hdf5"}:
         with SealedFile(path) as file:

@@ -1,4 +1,4 @@
-"""Put a finished file or folder in the place of an older one: in one step where the system can."""
+"""Replace an older output with a finished one: in one step where the system can."""
 
 import ctypes
 import errno

@@ -14,6 +14,9 @@ from lowshot.core.choices import suggestion
 from lowshot.core.errors import InputError, NotReadable
 from lowshot.core.sealing import SealedFile, verify_checksum, verify_file, with_checksum
 
+# Suffixes of the files of a folder that its digest is made of.
+DIGESTED = {".pt", ".h5", ".json"}
+
 
 def digest(path: Path) -> str:
     """Return the SHA-256 of a file, or of the models, arrays and JSON files directly inside a folder. Logs do not
@@ -23,7 +26,7 @@ def digest(path: Path) -> str:
     """
     path = Path(path)
     if path.is_dir():
-        parts = sorted(p for p in path.iterdir() if p.suffix in {".pt", ".h5", ".json"})
+        parts = sorted(p for p in path.iterdir() if p.suffix in DIGESTED)
         return hashlib.sha256("".join(f"{p.name}:{digest(p)}\n" for p in parts).encode()).hexdigest()
     if not path.is_file():
         raise missing(path, "no such file or folder")

@@ -217,16 +217,14 @@ def judge(inputs: dict[str, Lineage], judged: Judged) -> Tags:
     return Tags(max(used, key=_SETTINGS.index), bool(_among(seen.superclasses, judged)), tuple(sorted(outside)))
 
 
-def check_base_only(inputs: dict[str, Lineage], split: Split) -> None:
-    """Raise InputError if something has seen images of novel classes, with their label or without."""
-    judged = Judged(split, "both", split.novel_classes)
-    for name, seen in inputs.items():
-        sights = chain(*(getattr(seen, sight) for sight in _SIGHTS), *(shots.classes for shots in seen.shots))
-        for c in _among(sights, judged)[:1]:
-            raise InputError(
-                f"{name}: has seen images of class {c} ({split.class_names[c]}), which is novel in this split. Use one "
-                "that was trained on its base classes only"
-            )
+def check_base_only(name: str, seen: Lineage, split: Split) -> None:
+    """Raise InputError if the artifact `name` has seen images of novel classes, with their label or without."""
+    sights = chain(*(getattr(seen, sight) for sight in _SIGHTS), *(shots.classes for shots in seen.shots))
+    for c in _numbers(sights, split, split.novel_classes)[:1]:
+        raise InputError(
+            f"{name}: has seen images of class {c} ({split.class_names[c]}), which is novel in this split. Use one "
+            "that was trained on its base classes only"
+        )
 
 
 def _refuse_labelled(name: str, seen: Lineage, judged: Judged) -> None:

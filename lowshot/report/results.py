@@ -35,8 +35,6 @@ _ENTRIES = {"method": str, "dataset": str, "extractor": str, "protocol": dict, "
 _PROTOCOL_ENTRIES = {"setup": str, "setting": str, "split_digest": str}
 # Tags of newer files: whether images of novel classes were seen with their superclass, and data sets from outside.
 _TAGS = {"superclasses": bool, "outside": list}
-# Tags of newer files: whether images of novel classes were seen with their superclass, and data sets from outside.
-_TAGS = {"superclasses": bool, "outside": list}
 _PROVENANCE_ENTRIES = {"command": str, "commit": str | None, "versions": dict, "device": str,
                        "wall_time_s": int | float | None, "peak_memory_bytes": int | None}  # fmt: skip
 # Settings that are read from a file's config, and further entries. They may be absent.
