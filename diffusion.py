@@ -2,7 +2,7 @@
 
 Reads     the graph of the setup (build_graph.py complete), train and test features, split and draws. Optional: a grid
           of settings, and the scores of a classifier (low_shot.py --scores) to fuse with.
-Writes    a results JSON with six accuracies for every trial and n. With a grid, the scores of all its cells beside it.
+Writes    a results JSON with the accuracies of every trial and n. With a grid, the scores of all its cells beside it.
           Optional: the images that it labelled, for low_shot.py --add.propagated.
 
     python diffusion.py --graph graph-test.h5 --train features/train.h5 --test features/test.h5 --split split.json \\
@@ -41,7 +41,14 @@ from lowshot.core.imports import load
 from lowshot.core.publishing import is_done, partial_path, writing
 from lowshot.core.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, RunOnly, values_of
 from lowshot.diffusion.settings import EdgeOptions, Fusion, Labelling, Precision, StepOptions
-from lowshot.evaluation.benchmark import Benchmark, Ranks, check_settings, input_files, read_benchmark, writing_results
+from lowshot.evaluation.benchmark import (
+    Benchmark,
+    Evaluated,
+    check_settings,
+    input_files,
+    read_benchmark,
+    writing_results,
+)
 from lowshot.evaluation.older import DIFFUSION_NAMES, results_today
 from lowshot.evaluation.selection import choose, evidence_path, joint_recipe, read_grid
 from lowshot.evaluation.settings import SelectionConfig, Ties
@@ -193,22 +200,22 @@ def _chosen(config: Config, processes: core.Processes) -> tuple[list[Config], di
 
 def _runs_and_history(
     configs: list[Config], graph: diffusion.Graph, benchmark: Benchmark, processes: core.Processes
-) -> tuple[Ranks, list[dict]]:
+) -> tuple[Evaluated, list[dict]]:
     """Return the runs of all configs, and the accuracies after each step of the history."""
     earlier = [past for one in configs for past in _earlier(one)]
-    ranks = list(_ranks_of([*configs, *earlier], graph, benchmark, processes))
+    evaluated = list(_evaluated([*configs, *earlier], graph, benchmark, processes))
     history = [
         {"n_steps": one.n_steps, **entry}
-        for one, runs in zip(earlier, ranks[len(configs) :])
+        for one, runs in zip(earlier, evaluated[len(configs) :])
         for entry in benchmark.accuracies(runs)
     ]
-    return {key: row for part in ranks[: len(configs)] for key, row in part.items()}, history
+    return {run: one for part in evaluated[: len(configs)] for run, one in part.items()}, history
 
 
 def _load() -> None:
     """Import heavy modules now, so that imports do not count as time of the work."""
     load(diffusion)
-    load(evaluation, "true_class_ranks")
+    load(evaluation, "outcomes_in_chunks")
 
 
 def _print_estimate(config: Config, processes: core.Processes) -> None:
@@ -267,29 +274,29 @@ def _labelled(config: Config, made_from: Recipe) -> dict[Path, Recipe]:
     return {config.label.out: made_from.but(config={**made_from["config"], "label": values_of(config.label)})}
 
 
-def _evaluate(configs: list[Config], benchmark: Benchmark, _: str, processes: core.Processes) -> Iterator[Ranks]:
+def _evaluate(configs: list[Config], benchmark: Benchmark, _: str, processes: core.Processes) -> Iterator[Evaluated]:
     """Yield the runs of each cell of a grid. All `configs` have the same setup."""
     configs = [_of_setup(one) for one in configs]
     benchmark.tags(_files(configs[0]))  # refuses what may not be chosen with
-    yield from _ranks_of(configs, diffusion.open_setup_graph(configs[0].graph, configs[0]), benchmark, processes)
+    yield from _evaluated(configs, diffusion.open_setup_graph(configs[0].graph, configs[0]), benchmark, processes)
 
 
-def _ranks_of(
+def _evaluated(
     configs: list[Config], graph: diffusion.Graph, benchmark: Benchmark, processes: core.Processes
-) -> Iterator[Ranks]:
-    """Yield, for each of `configs`, the ranks of the true classes in every run. All configs have the same setup.
+) -> Iterator[Evaluated]:
+    """Yield, for each of `configs`, the outcomes of every run. All configs have the same setup.
 
     Configs that differ only in the number of steps, or in what follows the steps, share the work.
     """
-    ranks: dict[int, Ranks] = {}
+    evaluated: dict[int, Evaluated] = {}
     alike_of = {i: alike for alike in _alike(configs).values() for i in alike}
     for i in range(len(configs)):
-        if i not in ranks:
-            ranks |= {j: {} for j in alike_of[i]}
+        if i not in evaluated:
+            evaluated |= {j: {} for j in alike_of[i]}
             for key, scores in _scores([configs[j] for j in alike_of[i]], graph, benchmark, processes):
                 for j, final in zip(alike_of[i], scores):
-                    ranks[j][key] = _ranks(final, benchmark, configs[j].ties)
-        yield ranks[i]
+                    evaluated[j][key] = _outcomes(final, benchmark, configs[j])
+        yield evaluated[i]
 
 
 def _alike(configs: list[Config]) -> dict[str, list[int]]:
@@ -327,11 +334,11 @@ def _final(config: Config, scores: np.ndarray, labels: diffusion.Labels, classif
     return scores if classified is None else diffusion.fuse(scores, classified, config.fuse.weight)
 
 
-def _ranks(scores: np.ndarray, benchmark: Benchmark, ties: Ties) -> np.ndarray:
-    import torch
-
+def _outcomes(scores: np.ndarray, benchmark: Benchmark, config: Config) -> evaluation.Outcomes:
+    """Return the outcomes of the test images. Scores that are not fused are probabilities up to a factor."""
     truth = np.searchsorted(benchmark.classes, benchmark.test_labels)
-    return evaluation.true_class_ranks(torch.from_numpy(scores), torch.from_numpy(truth), ties).numpy()
+    columns, form = benchmark.columns(of_setup=True), "logits" if config.fuse else "probabilities"
+    return evaluation.outcomes_in_chunks(lambda rows: rows, scores, truth, columns, ties=config.ties, form=form)
 
 
 def _job(
@@ -348,7 +355,7 @@ def _job(
 
     def finish(scores: np.ndarray) -> None:
         labels = diffusion.Labels(np.arange(1), np.arange(1), scores.shape[1])
-        _ranks(_final(first, scores, labels, scores if first.fuse else None), benchmark, first.ties)
+        _outcomes(_final(first, scores, labels, scores if first.fuse else None), benchmark, first)
 
     n_final = int(any(config.class_prior or config.fuse for config in configs))  # at most one is in memory
     n_evaluated = 0 if assigning else len(configs)

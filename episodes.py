@@ -40,6 +40,7 @@ from lowshot.data.features import Features, check_same_space, read_copies, read_
 from lowshot.data.lineage import Judged, Lineage, Tags, judge, lineage_of, lineage_of_method, merged
 from lowshot.data.protocol import Setup, Split, read_split
 from lowshot.evaluation.benchmark import extractor_name
+from lowshot.evaluation.by_class import judged_classes
 from lowshot.evaluation.older import EPISODES_NAMES, results_today
 from lowshot.evaluation.settings import Sampling
 
@@ -125,6 +126,7 @@ def main(config: Config) -> Path:
             },
             "provenance": provenance.record(device.type),
             "episodes": episodes,
+            "classes": judged_classes(split, labels, split.novel_classes),
         }
         if config.clustering:
             content["clustering"] = _clusterings(config, feats, labels)

@@ -3,7 +3,7 @@
 Reads     train and test features (ours or the published HDF5 layout), split.json (or label_idx.json), draws.json (or
           the published splitfile_{trial}.json). Optional: a generator folder, propagated rows, features of GAN samples,
           rows of your own, a grid of settings.
-Writes    one results JSON with six accuracies for every trial and n. With a grid, also the evidence of the choice.
+Writes    one results JSON with the accuracies of every trial and n. With a grid, also the evidence of the choice.
 
     python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \\
         --out results/linear_sgd.json [--add.generator generator/]
@@ -55,7 +55,7 @@ from lowshot.data.protocol import read_draws
 from lowshot.diffusion.settings import Propagated
 from lowshot.evaluation.benchmark import (
     Benchmark,
-    Ranks,
+    Evaluated,
     check_settings,
     input_files,
     read_benchmark,
@@ -135,8 +135,8 @@ def main(config: Config) -> Path:
     ):
         kept = results.entries.keys() if stored is None else results.entries.keys() & stored
         for one in configs:
-            for ranks in _ranks(one, benchmark, device, kept, keep):
-                results.add(ranks)
+            for part in _evaluated(one, benchmark, device, kept, keep):
+                results.add(part)
     return config.out
 
 
@@ -157,7 +157,7 @@ def _outputs(config: Config) -> list[Path]:
 def _load(config: Config) -> None:
     """Import the modules that the classifier and the additions need."""
     load(classifiers, "fitted_transform")
-    load(evaluation, "rank_runs")
+    load(evaluation, "evaluate_runs")
     used = {type(one) for one in config.add.values()}
     for kind, room, name in (
         (Generator, hallucination, "Hallucinator"),
@@ -170,16 +170,16 @@ def _load(config: Config) -> None:
         load(diffusion, "keeping_scores")
 
 
-def _evaluate(configs: list[Config], benchmark: Benchmark, device: str) -> Iterator[Ranks | Diverged]:
-    """Yield the ranks of each of `configs`, or the error if it diverged.
+def _evaluate(configs: list[Config], benchmark: Benchmark, device: str) -> Iterator[Evaluated | Diverged]:
+    """Yield the outcomes of each of `configs`, or the error if it diverged.
 
     Raises InputError if nothing may be chosen with what they read.
     """
     _tags(configs, benchmark)
     for config in configs:
         try:
-            parts = list(_ranks(config, benchmark, device))
-            yield {run: row for part in parts for run, row in part.items()}
+            parts = list(_evaluated(config, benchmark, device))
+            yield {run: one for part in parts for run, one in part.items()}
         except Diverged as error:
             yield error
 
@@ -222,20 +222,20 @@ def _seen(addition: Any) -> str:
     return getattr(addition, "setting", "inductive")
 
 
-def _ranks(
+def _evaluated(
     config: Config,
     benchmark: Benchmark,
     device: str,
     done: Set[tuple[int, int]] = frozenset(),
     keep: evaluation.Keep | None = None,
-) -> Iterator[Ranks]:
-    """Return the ranks of the true classes in the runs that are not `done`, part by part."""
+) -> Iterator[Evaluated]:
+    """Return the outcomes of the runs that are not `done`, part by part."""
     if done >= set(benchmark.runs(config.shots)):
         return iter(())
     problem = _problem(config, benchmark)
     transform = classifiers.fitted_transform(config.transform, problem.base_feats)
     problem, queries = problem.transformed(transform), transform(benchmark.test_features)
-    return evaluation.rank_runs(config.classifier, problem, benchmark, queries, config.seed, device, done, keep)
+    return evaluation.evaluate_runs(config.classifier, problem, benchmark, queries, config.seed, device, done, keep)
 
 
 def _problem(config: Config, benchmark: Benchmark) -> classifiers.Problem:

@@ -103,7 +103,7 @@ def test(config: TestConfig) -> Path:
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     load(matching)
-    load(evaluation, "ranks_in_chunks")
+    load(evaluation, "outcomes_in_chunks")
     device, provenance = core.pick_device().type, Provenance()
     benchmark = read_benchmark(config)
     model = matching.load_matching(config.model, benchmark.split, benchmark.train).to(device)
@@ -113,8 +113,8 @@ def test(config: TestConfig) -> Path:
     with writing_results([config], made_from, benchmark, "matching_network", tags, provenance, device) as results:
         for runs in batches_of_runs(supports, model.dim):
             if not results.entries.keys() >= set(runs):
-                ranks = _ranks(model, benchmark, np.stack([supports[run] for run in runs]), device)
-                results.add(dict(zip(runs, ranks)))
+                found = _outcomes(model, benchmark, np.stack([supports[run] for run in runs]), device)
+                results.add({run: found[i] for i, run in enumerate(runs)})
     return config.out
 
 
@@ -144,15 +144,20 @@ def batches_of_runs(supports: dict[tuple[int, int], np.ndarray], dim: int) -> li
     return batches
 
 
-def _ranks(model: matching.MatchingNetwork, benchmark: Benchmark, rows: np.ndarray, device: str) -> np.ndarray:
-    """Return `true_class_ranks` (R, N) of all test images for the supports `rows` (R, S)."""
+def _outcomes(
+    model: matching.MatchingNetwork, benchmark: Benchmark, rows: np.ndarray, device: str
+) -> evaluation.Outcomes:
+    """Return the outcomes (R, N) of all test images for the supports `rows` (R, S)."""
     import torch
 
     features, labels = (
         torch.from_numpy(table[rows]).to(device) for table in (benchmark.train.feats, benchmark.train.labels)
     )
     score, n_query = matching.matching_scorer(model, features, labels, benchmark.split.n_classes)
-    return evaluation.ranks_in_chunks(score, benchmark.test_features, benchmark.test_labels, device, n_query)
+    columns = benchmark.columns(of_setup=False)
+    return evaluation.outcomes_in_chunks(
+        score, benchmark.test_features, benchmark.test_labels, columns, device, n_query
+    )
 
 
 def after_training(config: TrainConfig) -> list:

@@ -62,7 +62,7 @@ def main(config: Config) -> Path:
     page_path = config.out / "report.html"
     if config.out.resolve() in [config.results.resolve(), *config.results.resolve().parents]:
         raise InputError(f"--out {config.out}: the report would replace the results. Choose another folder")
-    files = report.results.read_files(config.results, config.out)
+    files = report.read_files(config.results, config.out)
     known = [read(files) for read in (report.results.trials, report.results.episodes, report.results.scores)]
     report.results.check_reference(config.reference, known)
     pictures = _read_pictures(config, {content["protocol"]["split_digest"] for content in files.values()})

@@ -41,7 +41,6 @@ from lowshot.core.seeds import stream
 from lowshot.core.settings import PositiveInt
 from lowshot.data.features import write_features
 from lowshot.data.protocol import Split, draws_to_json, make_draws, read_draws, read_split
-from lowshot.evaluation.metrics import six_accuracies
 from lowshot.evaluation.ranks import true_class_ranks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -225,7 +224,9 @@ def plain_run(folder: Path, trial: int, n_shot: int, n_steps: int) -> dict:
     for feats, truth in DataLoader(_TestRows(folder / "test.h5"), batch_size=1000):
         ranks.append(true_class_ranks(model(feats).detach(), truth))
         truths.append(truth)
-    six = six_accuracies(torch.cat(ranks).numpy(), torch.cat(truths).numpy(), base, novel)
+    rank, truth = torch.cat(ranks).numpy(), torch.cat(truths).numpy()
+    groups = {"novel": novel, "base": base, "all": [*novel, *base]}
+    six = {f"top{k}_{name}": (rank[np.isin(truth, of)] < k).mean() for name, of in groups.items() for k in (1, 5)}
     return {"trial": trial, "n_shot": n_shot, "step_ms": round(step_ms, 2), **six}
 
 

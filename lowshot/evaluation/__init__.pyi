@@ -3,7 +3,8 @@
 from .episodes import evaluate_episodes as evaluate_episodes
 from .episodes import make_pool as make_pool
 from .episodes import tasks_digest as tasks_digest
-from .ranks import ranks_in_chunks as ranks_in_chunks
-from .ranks import true_class_ranks as true_class_ranks
+from .outcomes import Outcomes as Outcomes
+from .ranks import outcomes_in_chunks as outcomes_in_chunks
+from .ranks import outcomes_of as outcomes_of
 from .runs import Keep as Keep
-from .runs import rank_runs as rank_runs
+from .runs import evaluate_runs as evaluate_runs

@@ -1,7 +1,7 @@
 """The low-shot benchmark: its input files, the rows to learn from and to evaluate on, and the results file.
 
 Base and novel classes of a setup are evaluated together. A method learns from the training rows of the base classes and
-from n shots of every novel class. Its six accuracies (`lowshot.evaluation.metrics`) are on test images of both.
+from n shots of every novel class. Its accuracies (`lowshot.evaluation.metrics`) are on test images of both.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,11 +22,13 @@ from lowshot.data.additions import Run
 from lowshot.data.features import Features, check_classes, check_same_space, read_features
 from lowshot.data.lineage import Judged, Lineage, Tags, judge, lineage_of, merged
 from lowshot.data.protocol import Setup, Split, check_draws, check_draws_of, draws_inputs, read_draws, read_split
-from lowshot.evaluation.metrics import six_accuracies
+from lowshot.evaluation.by_class import class_hits, confused, judged_classes, most_confused
+from lowshot.evaluation.metrics import accuracies
+from lowshot.evaluation.outcomes import Columns, Outcomes
 from lowshot.evaluation.settings import BenchmarkConfig
 
-# (trial, n) -> `true_class_ranks` (N,) of the test images of the setup.
-Ranks = dict[tuple[int, int], np.ndarray]
+# (trial, n) -> outcomes (N,) of the test images of the setup.
+Evaluated = dict[tuple[int, int], Outcomes]
 
 
 def input_files(config: BenchmarkConfig) -> dict[str, Path]:
@@ -105,10 +107,15 @@ class Benchmark:
         """Return the rows of `train` that are the shots of a run: (novel classes, n_shot)."""
         return np.stack([self.draws[trial][c][:n_shot] for c in self.novel_classes])
 
-    def accuracies(self, ranks: Ranks) -> list[dict]:
-        """Return `trial`, `n_shot` and the six accuracies of every run."""
+    def columns(self, of_setup: bool) -> Columns:
+        """Return what the columns of scores stand for: the classes of the setup, or all classes of the split."""
+        classes = self.classes if of_setup else np.arange(self.split.n_classes)
+        return Columns.of(classes, self.base_classes, self.novel_classes)
+
+    def accuracies(self, evaluated: Evaluated) -> list[dict]:
+        """Return `trial`, `n_shot` and all metrics of every run."""
         truth = self.test_labels, self.base_classes, self.novel_classes
-        return [{"trial": trial, "n_shot": n, **six_accuracies(row, *truth)} for (trial, n), row in ranks.items()]
+        return [{"trial": trial, "n_shot": n, **accuracies(one, *truth)} for (trial, n), one in evaluated.items()]
 
 
 def check_settings(config: BenchmarkConfig) -> None:
@@ -161,7 +168,7 @@ def check_made_for(path: Path, config: BenchmarkConfig, files: dict[str, Path]) 
 
 
 class Results:
-    """Six accuracies of every run that is done.
+    """The numbers of every run that is done.
 
     `journal` has a list of entries for each part of the runs, and `more` are further entries of the file.
     """
@@ -174,9 +181,27 @@ class Results:
         """(trial, n) -> entry of the results file."""
         return {(entry["trial"], entry["n_shot"]): entry for part in self.journal for entry in part}
 
-    def add(self, ranks: Ranks) -> None:
+    def add(self, evaluated: Evaluated) -> None:
         """Add runs."""
-        self.journal.append(self.benchmark.accuracies(ranks))
+        labels = self.benchmark.test_labels
+        self.journal.append(
+            [
+                entry | {"class_hits": class_hits(one, labels), "confused": confused(one, labels)}
+                for entry, one in zip(self.benchmark.accuracies(evaluated), evaluated.values())
+            ]
+        )
+
+    def to_json(self, runs: list[tuple[int, int]]) -> dict[str, object]:
+        """Return the entries of the file for `runs`, pairs (trial, n)."""
+        split, entries = self.benchmark.split, [dict(self.entries[run]) for run in runs]
+        wrong = [(entry["n_shot"], entry.pop("confused")) for entry in entries]
+        classes = judged_classes(split, self.benchmark.test_labels, self.benchmark.novel_classes)
+        return {
+            **self.more,
+            "trials": entries,
+            "classes": classes,
+            "confusions": most_confused(wrong, split.class_names),
+        }
 
 
 @contextmanager
@@ -203,9 +228,7 @@ def writing_results(
             print(f"{made_from['stage']}: continuing after {len(done)} of {len(runs)} runs", flush=True)
         yield results
         content = _content(config, made_from, benchmark, method, tags)
-        entries = results.entries
-        content |= {"provenance": provenance.record(device), **results.more, "trials": [entries[run] for run in runs]}
-        write_json(partial, content)
+        write_json(partial, content | {"provenance": provenance.record(device), **results.to_json(runs)})
     numbers = f"{len(benchmark.draws)} trials x {len(runs) // len(benchmark.draws)} numbers of shots"
     print(f"{made_from['stage']}: {content['method']}, {numbers} -> {config.out}")
 

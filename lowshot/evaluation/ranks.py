@@ -1,15 +1,23 @@
-"""The rank of the true class among the scores of an image. All metrics are computed from it."""
+"""From the scores of images to their outcomes: the rank of the true class, and what else the numbers need."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lowshot.core.errors import Diverged
+from lowshot.evaluation.outcomes import NOVEL_PRIOR, Columns, Outcomes
 from lowshot.evaluation.settings import Ties
 
+# Scores are logits (or log-probabilities), or probabilities up to a factor.
+Form = Literal["logits", "probabilities"]
+# Infinite scores become finite, so that their differences are numbers.
+_FINITE = 1e30
 
-def true_class_ranks(scores: torch.Tensor, labels: torch.Tensor, ties: Ties = "against") -> torch.Tensor:
+
+def true_class_ranks(scores: Tensor, labels: Tensor, ties: Ties = "against") -> Tensor:
     """Return the number of other classes that score at least as high as the true class.
 
     Rank 0 is a top-1 hit, a rank below 5 is a top-5 hit. A tie counts against the true class, so a classifier with
@@ -33,31 +41,81 @@ def true_class_ranks(scores: torch.Tensor, labels: torch.Tensor, ties: Ties = "a
     return ((scores > true_scores) | ((scores == true_scores) & lower)).sum(-1)
 
 
-def ranks_in_chunks(
-    score: Callable[[torch.Tensor], torch.Tensor],
-    feats: np.ndarray,
-    labels: np.ndarray,
-    device: str = "cpu",
-    chunk_rows: int = 1000,
-    keep: Callable[[slice, torch.Tensor], None] | None = None,
-) -> np.ndarray:
-    """Return `true_class_ranks` of all rows. The scores of only one chunk are in memory at a time.
+def outcomes_of(
+    scores: Tensor, labels: Tensor, columns: Columns, ties: Ties = "against", form: Form = "logits"
+) -> Outcomes:
+    """Return what `scores` say.
 
     Args:
-        score: maps (rows, D) float32 on `device` to scores (..., rows, n_classes).
-        feats: (N, D) float32.
-        labels: (N,) int64.
-        keep: called with the rows and the scores of every chunk.
+        scores: (..., n, C) float.
+        labels: (n,) int64, true classes as columns, on the device of `scores`. All are base or novel.
+        ties: see `true_class_ranks`.
+        form: with "probabilities", `prior_ranks` and `leads` are computed from their logarithms.
 
-    Returns:
-        (..., N) int64.
+    Raises Diverged for NaN scores.
     """
-    ranks = []
+    ranks = true_class_ranks(scores, labels, ties)
+    base, novel = (torch.from_numpy(one).to(scores.device) for one in (columns.base, columns.novel))
+    is_novel = torch.isin(labels, novel)
+    among = torch.where(is_novel, *(_ranks_among(scores, labels, group, ties) for group in (novel, base)))
+    logits = (scores.log() if form == "probabilities" else scores).clamp(-_FINITE, _FINITE)
+    of_base, of_novel = logits.index_select(-1, base), logits.index_select(-1, novel)
+    leads = of_base.amax(-1).double() - of_novel.amax(-1).double()
+    # The log-probability that a prior adds to all logits of a group, novel minus base.
+    odds = np.log(NOVEL_PRIOR / (1 - NOVEL_PRIOR)) + of_base.logsumexp(-1) - of_novel.logsumexp(-1)
+    true = logits.gather(-1, labels.expand(logits.shape[:-1]).unsqueeze(-1))
+    others = (of_base >= true + odds[..., None]).sum(-1), (of_novel >= true - odds[..., None]).sum(-1)
+    ahead = torch.where(is_novel, *others)
+    predicted = torch.from_numpy(columns.classes).to(scores.device)[_winners(scores, labels, ranks)]
+    integers = (one.to("cpu", torch.int32).numpy() for one in (ranks, among, among + ahead))
+    return Outcomes(*integers, leads.cpu().numpy(), predicted.to("cpu", torch.int32).numpy())
+
+
+def _ranks_among(scores: Tensor, labels: Tensor, group: Tensor, ties: Ties) -> Tensor:
+    """Return the rank (..., n) of the true class among a group of columns; 0 or more for labels outside the group."""
+    true = scores.gather(-1, labels.expand(scores.shape[:-1]).unsqueeze(-1))
+    among = scores.index_select(-1, group)
+    if ties == "against":
+        return (among >= true).sum(-1) - 1
+    lower = group < labels[:, None]
+    return ((among > true) | ((among == true) & lower)).sum(-1)
+
+
+def _winners(scores: Tensor, labels: Tensor, ranks: Tensor) -> Tensor:
+    """Return the column with the highest score (..., n): the true one at rank 0, another one otherwise."""
+    labels = labels.expand(ranks.shape)
+    winners = torch.where(ranks == 0, labels, scores.argmax(-1))
+    tied = (ranks > 0) & (winners == labels)
+    rivals = scores[tied].clamp(-_FINITE).scatter(-1, labels[tied].unsqueeze(-1), -torch.inf)
+    winners[tied] = rivals.argmax(-1)
+    return winners
+
+
+def outcomes_in_chunks(
+    score: Callable[[Tensor], Tensor],
+    feats: np.ndarray,
+    labels: np.ndarray,
+    columns: Columns,
+    device: str = "cpu",
+    chunk_rows: int = 1000,
+    keep: Callable[[slice, Tensor], None] | None = None,
+    ties: Ties = "against",
+    form: Form = "logits",
+) -> Outcomes:
+    """Return the outcomes of all rows. The scores of only one chunk are in memory at a time.
+
+    Args:
+        score: maps (rows, D) float32 on `device` to scores (..., rows, C).
+        feats: (N, D) float32.
+        labels: (N,) int64, true classes as columns.
+        keep: called with the rows and the scores of every chunk.
+        ties, form: see `outcomes_of`.
+    """
+    parts = []
     for start in range(0, len(feats), chunk_rows):
         chunk = slice(start, start + chunk_rows)
-        truth = torch.from_numpy(labels[chunk]).to(device)
         scores = score(torch.from_numpy(feats[chunk]).to(device))
-        ranks.append(true_class_ranks(scores, truth).cpu())
+        parts.append(outcomes_of(scores, torch.from_numpy(labels[chunk]).to(device), columns, ties, form))
         if keep is not None:
             keep(chunk, scores)
-    return torch.cat(ranks, dim=-1).numpy()
+    return Outcomes.joined(parts)

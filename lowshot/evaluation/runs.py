@@ -13,14 +13,14 @@ from lowshot.classifiers.settings import BENCHMARK_CLASSIFIERS, METHODS
 from lowshot.classifiers.tasks import Tasks
 from lowshot.core.progress import Progress
 from lowshot.core.seeds import stream
-from lowshot.evaluation.benchmark import Benchmark, Ranks
-from lowshot.evaluation.ranks import ranks_in_chunks, true_class_ranks
+from lowshot.evaluation.benchmark import Benchmark, Evaluated
+from lowshot.evaluation.ranks import outcomes_in_chunks, outcomes_of
 
 # Called with a run (trial, n), rows of the test images and their scores (rows, classes).
 Keep = Callable[[tuple[int, int], slice, torch.Tensor], None]
 
 
-def rank_runs(
+def evaluate_runs(
     classifier: Any,
     problem: Problem,
     benchmark: Benchmark,
@@ -29,8 +29,8 @@ def rank_runs(
     device: str,
     done: Collection[tuple[int, int]] = (),
     keep: Keep | None = None,
-) -> Iterator[Ranks]:
-    """Yield the ranks of the true classes in the runs of `problem`, part by part.
+) -> Iterator[Evaluated]:
+    """Yield the outcomes of the runs of `problem`, part by part.
 
     Args:
         classifier: settings of a classifier of the benchmark or of a few-shot method.
@@ -49,7 +49,7 @@ def rank_runs(
 
 
 class _Evaluation(NamedTuple):
-    """What all parts are evaluated with; see `rank_runs`."""
+    """What all parts are evaluated with; see `evaluate_runs`."""
 
     benchmark: Benchmark
     queries: np.ndarray
@@ -58,29 +58,28 @@ class _Evaluation(NamedTuple):
     keep: Keep | None
 
 
-def _evaluate_jointly(classifier: Any, problem: Problem, how: _Evaluation) -> Ranks:
+def _evaluate_jointly(classifier: Any, problem: Problem, how: _Evaluation) -> Evaluated:
     score = fit_classifier(classifier, problem, how.seed, how.device)
 
     def keep_all(rows: slice, scores: torch.Tensor) -> None:
         for run, run_scores in zip(problem.runs, scores):
             how.keep(run.key, rows, run_scores)
 
-    by_run = ranks_in_chunks(
-        score, how.queries, how.benchmark.test_labels, how.device, keep=keep_all if how.keep else None
-    )
-    return {run.key: run_ranks for run, run_ranks in zip(problem.runs, by_run)}
+    columns, keep = how.benchmark.columns(of_setup=False), keep_all if how.keep else None
+    by_run = outcomes_in_chunks(score, how.queries, how.benchmark.test_labels, columns, how.device, keep=keep)
+    return {run.key: by_run[i] for i, run in enumerate(problem.runs)}
 
 
-def _evaluate_tasks(method: Any, problem: Problem, how: _Evaluation) -> Ranks:
+def _evaluate_tasks(method: Any, problem: Problem, how: _Evaluation) -> Evaluated:
     truth = torch.from_numpy(np.searchsorted(how.benchmark.classes, how.benchmark.test_labels)).to(how.device)
-    ranks, name = {}, METHODS.name_of(method)
+    evaluated, columns, name = {}, how.benchmark.columns(of_setup=True), METHODS.name_of(method)
     for run in problem.runs:
         method_seed = int(stream(how.seed, name, *run.key).integers(2**32))
         scores = score_tasks(method, _as_task(run, problem, how), method_seed)[0]
-        ranks[run.key] = true_class_ranks(scores, truth).cpu().numpy()
+        evaluated[run.key] = outcomes_of(scores, truth, columns)
         if how.keep is not None:
             how.keep(run.key, slice(0, len(scores)), scores)
-    return ranks
+    return evaluated
 
 
 def _as_task(run: Run, problem: Problem, how: _Evaluation) -> Tasks:

@@ -27,13 +27,14 @@ from lowshot.core.errors import Diverged, InputError
 from lowshot.core.files import read_yaml, write_yaml
 from lowshot.core.publishing import is_done, partial_recipe, writing
 from lowshot.core.settings import BadSetting, build, flat, nested, values_of
-from lowshot.evaluation.benchmark import Benchmark, Ranks, read_benchmark
+from lowshot.evaluation.benchmark import Benchmark, Evaluated, read_benchmark
 from lowshot.evaluation.settings import Criterion, SelectionConfig
 
 Config = TypeVar("Config", bound=SelectionConfig)
 Values = dict[str, Any]  # dotted name -> value
 # Settings that define the evaluation and its random numbers. A grid must not contain them.
 _PROTOCOL = {"seed", *(field.name for field in fields(SelectionConfig))}
+_MEANS_OF_TWO = {f"{top}_novel_base": (f"{top}_novel", f"{top}_base") for top in ("top1", "top5")}
 
 
 class Cell(NamedTuple):
@@ -57,7 +58,7 @@ class Choice(NamedTuple):
 def choose(
     config: Config,
     recipe_of: Callable[[Config], Recipe],
-    evaluate: Callable[[list[Config], Benchmark, str], Iterator[Ranks | Diverged]],
+    evaluate: Callable[[list[Config], Benchmark, str], Iterator[Evaluated | Diverged]],
     device: str,
 ) -> Choice:
     """Evaluate every cell of the grid `config.select` on the validation setup and select the best.
@@ -66,7 +67,7 @@ def choose(
 
     Args:
         recipe_of: returns the recipe of results for a config.
-        evaluate: runs some cells: (config of each, benchmark, device) -> ranks of each, in the same order.
+        evaluate: runs some cells: (config of each, benchmark, device) -> outcomes of each, in the same order.
 
     Raises:
         InputError: if the grid is invalid (before any work), the evidence is damaged, or every cell diverged.
@@ -267,9 +268,9 @@ def _evaluate_cells(
     with writing(evidence, made_from, resumable=True) as unfinished:
         done = _checked_cells(unfinished, read_yaml(unfinished), cells, criterion) if partial_recipe(unfinished) else []
         left = cells[len(done) :]
-        all_ranks = evaluate([cell.config for cell in left], benchmark, device)
-        for i, (cell, ranks) in enumerate(zip(left, all_ranks), start=len(done) + 1):
-            done.append(_entry(cell.values, ranks, benchmark, criterion))
+        evaluated = evaluate([cell.config for cell in left], benchmark, device)
+        for i, (cell, runs) in enumerate(zip(left, evaluated), start=len(done) + 1):
+            done.append(_entry(cell.values, runs, benchmark, criterion))
             write_yaml(unfinished, {**made_from, "protocol": protocol, "cells": done})
             print(f"{made_from['stage']}: cell {i} of {len(cells)}, {_text(done[-1], criterion)}", flush=True)
         chosen = _chosen(unfinished, done, config)
@@ -278,11 +279,11 @@ def _evaluate_cells(
     print(f"{made_from['stage']}: chose {chosen} -> {evidence}", flush=True)
 
 
-def _entry(values: dict, ranks: Ranks | Diverged, benchmark: Benchmark, criterion: Criterion) -> dict:
+def _entry(values: dict, runs: Evaluated | Diverged, benchmark: Benchmark, criterion: Criterion) -> dict:
     """Return the evidence of one cell: mean and 95 % t-interval over trials, and the accuracies of every run."""
-    if isinstance(ranks, Diverged):
-        return {"values": values, "mean": None, "interval": None, "diverged": str(ranks), "trials": []}
-    trials = benchmark.accuracies(ranks)
+    if isinstance(runs, Diverged):
+        return {"values": values, "mean": None, "interval": None, "diverged": str(runs), "trials": []}
+    trials = benchmark.accuracies(runs)
     mean, interval = _mean_and_interval(trials, criterion)
     return {"values": values, "mean": mean, "interval": interval, "trials": trials}
 
@@ -291,10 +292,10 @@ def _mean_and_interval(trials: list[dict], criterion: str) -> tuple[float, float
     """Return mean and interval of the criterion over trials. The interval of a single trial is None."""
     from scipy import stats  # imported here: it takes half a second, and only selection needs it
 
-    top, *groups = criterion.split("_")
+    parts = _MEANS_OF_TWO.get(criterion, (criterion,))
     by_trial = np.array(
         [
-            np.mean([run[f"{top}_{group}"] for run in trials if run["trial"] == trial for group in groups])
+            np.mean([run[part] for run in trials if run["trial"] == trial for part in parts])
             for trial in dict.fromkeys(run["trial"] for run in trials)
         ]
     )

@@ -41,7 +41,16 @@ class BenchmarkConfig:
     """Replace an existing output."""
 
 
-Metric = Literal["top1_novel", "top1_base", "top1_all", "top5_novel", "top5_base", "top5_all"]
+SixAccuracies = Literal["top1_novel", "top1_base", "top1_all", "top5_novel", "top5_base", "top5_all"]
+# All numbers of a run (`lowshot.evaluation.metrics`).
+Metric = Literal[
+    SixAccuracies,
+    "top1_novel_among_novel", "top5_novel_among_novel", "top1_base_among_base", "top5_base_among_base",
+    "top1_harmonic_mean", "top5_harmonic_mean", "ausuc",
+    "top1_novel_class_mean", "top1_base_class_mean", "top1_all_class_mean",
+    "top5_novel_class_mean", "top5_base_class_mean", "top5_all_class_mean",
+    "top1_all_with_prior", "top5_all_with_prior",
+]  # fmt: skip
 # A metric, or the mean of two metrics.
 Criterion = Literal[Metric, "top1_novel_base", "top5_novel_base"]
 
@@ -55,7 +64,8 @@ class Selection:
     setup. With `--setup validation` nothing is evaluated on the test setup. On the test setup, --select and --trials
     exclude each other."""
     criterion: Criterion = "top5_novel_base"
-    """Metric to maximise, averaged over trials and n. The last two are the mean of novel and base accuracy."""
+    """Metric to maximise, averaged over trials and n. top1_novel_base and top5_novel_base are the mean of novel and
+    base accuracy."""
     per_shot: bool = False
     """Select the best combination for each n separately."""
 

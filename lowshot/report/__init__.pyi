@@ -3,6 +3,7 @@
 from . import results as results
 from .build import Pictures as Pictures
 from .build import write_report as write_report
+from .files import read_files as read_files
 from .generated import read_gan as read_gan
 from .mixture import check_fits as check_fits
 from .mixture import read_means as read_means

@@ -3,16 +3,23 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 
 from lowshot.data.datasets.images import Images
 from lowshot.data.features import Features
 from lowshot.data.protocol import Split
+from lowshot.evaluation.settings import SixAccuracies
 from lowshot.report import figures, generated, page, results, tables
+from lowshot.report.by_class import class_table
+from lowshot.report.judged import Judged, judged_files
 from lowshot.report.mixture import Means, embedding_map, subclass_sizes
-from lowshot.report.notes import identical_results
+from lowshot.report.notes import identical_results, other_inputs
 from lowshot.report.results import PROTOCOL
+
+# Metrics with tables of paired differences, besides the one that is shown first.
+_PAIRED = (*get_args(SixAccuracies), "top1_harmonic_mean", "ausuc")
 
 
 @dataclass
@@ -40,14 +47,17 @@ def write_report(folder: Path, files: dict[str, dict], metric: str, reference: s
     shown = pd.concat([by_split, trials]) if len(by_split) else trials
     protocols = pd.concat([shown[PROTOCOL], episodes[PROTOCOL]]).drop_duplicates().itertuples(index=False, name=None)
     sections = [_section(folder / "figures", files, shown, episodes, history, p, metric, reference) for p in protocols]
+    by_class, confusions = results.by_class(files), results.confusions(files)
     for section in sections:
         _add_clustering(section, clustering)
-    main_name, (images, each) = tables.metric_name(metric), _image_score_tables(scores, pictures.split)
-    _write_tables(folder / "tables", sections, images, each, main_name)
+        _add_classes(section, by_class, confusions)
+    images, each = _image_score_tables(scores, pictures.split)
+    _write_tables(folder / "tables", sections, images, each)
     _write_csv(folder / "tables", trials, episodes, history, clustering, scores)
+    _write_class_csv(folder / "tables", by_class, confusions)
     drawn = _draw_pictures(folder / "figures", pictures)
     records = [record for frame in (trials, episodes, scores) for record in page.provenance(files, frame)]
-    html = page.render(sections, images, each, main_name, drawn, records)
+    html = page.render(sections, images, each, drawn, records)
     (folder / "report.html").write_text(html, encoding="utf-8")
 
 
@@ -87,37 +97,58 @@ def _section(
     reference: str | None,
 ) -> page.Section:
     trials, episodes, history = (_of(frame, protocol) for frame in (trials, episodes, history))
-    unit = tables.unit_of(protocol).removesuffix("s")
-    facts = page.facts(trials, "trial", unit) if len(trials) else page.facts(episodes, "episode", "episode")
-    section = page.Section(protocol, facts)
+    unit, over = tables.unit_of(protocol).removesuffix("s"), judged_files(files)
+    over = over[over["system"].isin([*trials["system"], *episodes["system"]]) & _is_of(over, protocol)]
+    judged = Judged.of(over)
+    shown = (trials, "trial", unit) if len(trials) else (episodes, "episode", "episode")
+    section = page.Section(protocol, page.facts(*shown, judged))
     if len(episodes):
-        _add_episode_tables(section, episodes, reference)
+        _add_episode_tables(section, episodes, reference, judged)
     if len(trials):
-        pairs = results.paired_differences(trials)
-        _add_tables(section, trials, pairs, identical_results(trials, pairs, files, unit))
-        _add_figures(section, folder, trials, pairs, metric, reference)
+        main, pairs = _main_metric(metric, trials, judged), results.paired_differences(trials)
+        notes = [*other_inputs(trials, over), *identical_results(trials, pairs, files, unit)]
+        _add_tables(section, trials, pairs, notes, main, judged)
+        _add_figures(section, folder, trials, pairs, main, reference, judged)
     if len(history):
-        _add_steps(section, folder, trials, history)
+        _add_steps(section, folder, trials, history, judged)
     return section
 
 
-def _add_episode_tables(section: page.Section, episodes: pd.DataFrame, reference: str | None) -> None:
+def _is_of(frame: pd.DataFrame, protocol: tuple) -> pd.Series:
+    """Mark the rows of a protocol, or of its class splits."""
+    of_dataset = (frame[PROTOCOL[:2]] == list(protocol[:2])).all(axis=1)
+    return of_dataset & ((frame["split_digest"] == protocol[2]) | protocol[2].endswith(results.SPLITS))
+
+
+def _main_metric(metric: str, trials: pd.DataFrame, judged: Judged) -> str:
+    """Return the metric to show first: `metric`, or one that there is if it is not shown or older files lack it."""
+    there = judged.shown(trials["metric"].unique())
+    return next(one for one in (metric, metric.replace("top5", "top1"), "top1_novel") if one in there)
+
+
+def _add_episode_tables(section: page.Section, episodes: pd.DataFrame, reference: str | None, judged: Judged) -> None:
     """Add the accuracies for every kind of task, and the differences to the simplest system with such episodes.
 
     Repeated trainings are compared by seed. Tables over repeated trainings come before tables over episodes.
     """
     for task, part in episodes.groupby("task", sort=False):
-        repeats = results.repeats(part)
+        repeats, chance = results.repeats(part), (1 / part["n_way"]).mean()
         for frame, unit in ((repeats, "trainings"), (part, "episodes")):
             if len(frame):
-                section.episodes += _episode_tables(frame, task, section.protocol, unit, reference)
+                section.episodes += _episode_tables(frame, task, section.protocol, unit, reference, judged, chance)
 
 
 def _episode_tables(
-    frame: pd.DataFrame, task: str, protocol: tuple, unit: str, reference: str | None
+    frame: pd.DataFrame,
+    task: str,
+    protocol: tuple,
+    unit: str,
+    reference: str | None,
+    judged: Judged,
+    chance: float,
 ) -> list[tables.Table]:
     pairs = results.differences_to(frame, reference)
-    made = [tables.episode_table(_summary(frame, "task"), task, protocol, unit)]
+    made = [tables.episode_table(_summary(frame, "task"), task, protocol, unit, judged, chance)]
     return made + ([tables.paired_episode_table(pairs, task, protocol, unit)] if len(pairs) else [])
 
 
@@ -130,11 +161,26 @@ def _scores(clustering: pd.DataFrame) -> pd.DataFrame:
     return results.summarise(clustering, [*PROTOCOL, "features", "classes", "n_clusters", "metric"])
 
 
-def _add_tables(section: page.Section, trials: pd.DataFrame, pairs: pd.DataFrame, notes: list[str]) -> None:
-    summary = _summary(trials, "metric")
-    section.accuracy = [tables.accuracy_table(summary, metric, section.protocol, notes) for metric in results.METRICS]
+def _add_classes(section: page.Section, by_class: pd.DataFrame, confusions: pd.DataFrame) -> None:
+    confusions = _of(confusions, section.protocol)
+    for system, part in _of(by_class, section.protocol).groupby("system", sort=False):
+        wrong = confusions[confusions["system"] == system]
+        section.classes.append(class_table(part, wrong, system, section.protocol))
+
+
+def _add_tables(
+    section: page.Section, trials: pd.DataFrame, pairs: pd.DataFrame, notes: list[str], main: str, judged: Judged
+) -> None:
+    summary, there = _summary(trials, "metric"), set(trials["metric"])
+    shown = [metric for metric in judged.shown(results.METRICS) if metric in there]
+    made = {metric: tables.accuracy_table(summary, metric, section.protocol, notes, judged) for metric in shown}
+    section.main = made.pop(main)
+    for metric, table in made.items():
+        (section.accuracy if metric in get_args(SixAccuracies) else section.further).append(table)
     if len(pairs):
-        section.paired = [tables.paired_table(pairs, metric, section.protocol) for metric in results.METRICS]
+        section.main_paired = tables.paired_table(pairs, main, section.protocol)
+        others = [metric for metric in shown if metric in _PAIRED and metric != main]
+        section.paired = [tables.paired_table(pairs, metric, section.protocol) for metric in others]
 
 
 def _add_figures(
@@ -142,30 +188,40 @@ def _add_figures(
     folder: Path,
     trials: pd.DataFrame,
     pairs: pd.DataFrame,
-    metric: str,
+    main: str,
     reference: str | None,
+    judged: Judged,
 ) -> None:
     summary, styles, stem = _summary(trials, "metric"), _styles(trials), _stem(section)
-    for rank in ("top1", "top5"):
+    for rank in _ranks(judged):
         section.curves.append(folder / f"{stem}_{rank}.svg")
         figures.curves(section.curves[-1], summary, rank, styles)
     section.reference = results.plainest(trials, reference)
     if (pairs["versus"] == section.reference).any():
         section.differences = folder / f"{stem}_differences.svg"
-        figures.differences(section.differences, pairs, section.reference, metric.split("_")[0], styles)
+        rank = "top5" if main.startswith("top5") else "top1"
+        figures.differences(section.differences, pairs, section.reference, rank, styles)
 
 
-def _add_steps(section: page.Section, folder: Path, trials: pd.DataFrame, history: pd.DataFrame) -> None:
+def _ranks(judged: Judged) -> list[str]:
+    """Return the ranks to show: top1, and top5 unless there are few classes."""
+    return [metric.removesuffix("_all") for metric in judged.shown(["top1_all", "top5_all"])]
+
+
+def _add_steps(
+    section: page.Section, folder: Path, trials: pd.DataFrame, history: pd.DataFrame, judged: Judged
+) -> None:
     """Add accuracy over steps, together with the simplest classifier of each extractor."""
     plain = [results.plain_system(trials, extractor) for extractor in history["extractor"].unique()]
     section.plain = [system for system in plain if system is not None]
     level = _summary(trials[trials["system"].isin(section.plain) & trials["n_shot"].isin(history["n_shot"])], "metric")
     summary, reported = _summary(history, "n_steps", "metric"), results.reported_steps(history, trials)
-    for rank in ("top1", "top5"):
+    for rank in _ranks(judged):
         section.step_curves.append(folder / f"{_stem(section)}_{rank}_steps.svg")
         figures.steps(section.step_curves[-1], summary, level, reported, rank, _styles(trials))
         for classes in ("novel", "all"):
-            section.step_tables.append(tables.steps_table(summary, level, f"{rank}_{classes}", section.protocol))
+            metric = f"{rank}_{classes}"
+            section.step_tables.append(tables.steps_table(summary, level, metric, section.protocol, judged))
 
 
 def _styles(trials: pd.DataFrame) -> dict[str, dict]:
@@ -182,22 +238,12 @@ def _summary(frame: pd.DataFrame, *what: str) -> pd.DataFrame:
 
 
 def _write_tables(
-    folder: Path, sections: list[page.Section], images: list[tables.Table], each: list[tables.Table], main_name: str
+    folder: Path, sections: list[page.Section], images: list[tables.Table], each: list[tables.Table]
 ) -> None:
-    main = [section.first(main_name) for section in sections if section.accuracy]
+    main = [section.main for section in sections if section.main is not None]
     main += images
     main += [table for section in sections for table in [*section.episodes, *section.clustering]]
-    everything = [*images, *each] + [
-        table
-        for section in sections
-        for table in [
-            *section.accuracy,
-            *section.step_tables,
-            *section.paired,
-            *section.episodes,
-            *section.clustering,
-        ]
-    ]
+    everything = [*images, *each, *(table for section in sections for table in section.tables)]
     for name, chosen, write in (
         ("main.md", main, tables.to_markdown),
         ("tables.md", everything, tables.to_markdown),
@@ -236,6 +282,15 @@ def _write_csv(
     if len(clustering):
         _save(clustering, folder / "clustering.csv")
         _save(_scores(clustering).rename(columns={"trials": "seeds"}), folder / "clustering_scores.csv")
+
+
+def _write_class_csv(folder: Path, by_class: pd.DataFrame, confusions: pd.DataFrame) -> None:
+    """Write the accuracy of each class, averaged over trials, and what its images are taken for."""
+    if len(by_class):
+        of_class = [*results.COLUMNS, "class", "name", "group", "n_images", "n_shot"]
+        _save(results.summarise(by_class, of_class), folder / "class_accuracy.csv")
+    if len(confusions):
+        _save(confusions.drop(columns="file"), folder / "confusions.csv")
 
 
 def _save(frame: pd.DataFrame, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Notes below the accuracy tables: systems with identical results, and the settings that explain them."""
+"""Notes below the accuracy tables: systems with other shots or test images, and systems with identical results."""
 
 import pandas as pd
 
@@ -35,6 +35,27 @@ def identical_results(
         for (system, versus, reason), part in equal.assign(reason=reasons).groupby(
             ["system", "versus", "reason"], sort=False
         )
+    ]
+
+
+def other_inputs(trials: pd.DataFrame, judged: pd.DataFrame) -> list[str]:
+    """Return a sentence for systems with other shots or other numbers of test images than the first system.
+
+    Args:
+        trials: long form of one protocol.
+        judged: rows of `judged_files` of the same protocol.
+    """
+    known = trials[trials["draws"] != ""].groupby("system", sort=False)["draws"].agg(frozenset)
+    images = judged.groupby("system", sort=False)[["novel_images", "base_images"]].agg(frozenset).apply(tuple, axis=1)
+    images = images.reindex([system for system in trials["system"].unique() if system in images.index])
+    notes = {
+        "Other shots than {first}, so not paired with it: {others}.": known,
+        "Other test images than {first}: {others}.": images,
+    }
+    return [
+        note.format(first=of.index[0], others=", ".join(of.index[differing]))
+        for note, of in notes.items()
+        if len(of) and (differing := [one != of.iloc[0] for one in of]).count(True)
     ]
 
 

@@ -3,11 +3,13 @@
 import base64
 import json
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 
+from lowshot.report.judged import Judged
 from lowshot.report.results import PROTOCOL
 from lowshot.report.tables import Table, unit_of
 
@@ -16,12 +18,20 @@ _MEDIA = {".svg": "image/svg+xml", ".png": "image/png"}
 
 @dataclass
 class Section:
-    """The part of the page for one protocol (dataset, setup, split digest)."""
+    """The part of the page for one protocol (dataset, setup, split digest).
+
+    `main` and `main_paired` are the tables of the metric that is shown first. `accuracy` are those of the other of the
+    six accuracies, `further` those of the further numbers, `paired` the other differences.
+    """
 
     protocol: tuple[str, str, str]
     facts: dict[str, str]
+    main: Table | None = None
+    main_paired: Table | None = None
     accuracy: list[Table] = field(default_factory=list)
+    further: list[Table] = field(default_factory=list)
     paired: list[Table] = field(default_factory=list)
+    classes: list[Table] = field(default_factory=list)
     episodes: list[Table] = field(default_factory=list)
     clustering: list[Table] = field(default_factory=list)
     curves: list[Path] = field(default_factory=list)
@@ -48,13 +58,17 @@ class Section:
         """The unit that intervals are computed over."""
         return unit_of(self.protocol)
 
-    def first(self, metric_name: str) -> Table:
-        """Return the accuracy table of the metric that is shown first."""
-        return next(table for table in self.accuracy if table.caption.startswith(metric_name))
+    @property
+    def tables(self) -> list[Table]:
+        """All tables but those of single classes."""
+        main = [one for one in (self.main, self.main_paired) if one is not None]
+        lists = self.accuracy, self.further, self.step_tables, self.paired, self.episodes, self.clustering
+        return [*main, *chain.from_iterable(lists)]
 
 
-def facts(frame: pd.DataFrame, column: str, unit: str) -> dict[str, str]:
+def facts(frame: pd.DataFrame, column: str, unit: str, judged: Judged) -> dict[str, str]:
     """Summarise what was run. `frame` is the long form of one protocol; `column` holds the numbers of its `unit`."""
+    over = {"Classes judged": judged.of_groups("classes"), "Test images judged": judged.of_groups("images")}
     cells = ["system", "n_shot", *({"task"} & set(frame))]
     counts = frame.drop_duplicates([*cells, column]).groupby(cells).size()
     least, most = counts.min(), counts.max()
@@ -65,6 +79,7 @@ def facts(frame: pd.DataFrame, column: str, unit: str) -> dict[str, str]:
         ),
         f"{unit.removesuffix('s').capitalize()}s per cell": f"{least}–{most}" if least < most else str(most),
         "Setting": ", ".join(frame["setting"].unique()),
+        **{name: numbers for name, numbers in over.items() if numbers},
     }
 
 
@@ -116,7 +131,6 @@ def render(
     sections: list[Section],
     images: list[Table],
     each_class: list[Table],
-    main_metric: str,
     drawn: dict[str, Path],
     records: list[dict],
 ) -> str:
@@ -133,4 +147,4 @@ def render(
     environment.filters |= {"data_uri": data_uri, "number": _number}
     page = environment.get_template("report.html.j2")
     scores = {"images": images, "each_class": each_class}
-    return page.render(sections=sections, **scores, main_metric=main_metric, drawn=drawn, records=records)
+    return page.render(sections=sections, **scores, drawn=drawn, records=records)

@@ -5,12 +5,9 @@ system. If two runs of the same extractor and method differ in a setting, the se
 """
 
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -19,10 +16,10 @@ from scipy import stats
 from lowshot.classifiers.settings import FeatureTransform
 from lowshot.core.artifacts import flat
 from lowshot.core.errors import InputError
-from lowshot.core.files import missing, read_json
+from lowshot.core.files import missing
 from lowshot.evaluation.older import results_today
 from lowshot.evaluation.settings import Metric
-from lowshot.gan.settings import SCORES
+from lowshot.report.files import FORMS, read_file, read_files
 
 METRICS = get_args(Metric)
 # Results are comparable only within one protocol; no table mixes protocols.
@@ -30,29 +27,6 @@ PROTOCOL = ["dataset", "setup", "split_digest"]
 # Name of the protocol that joins several split digests.
 SPLITS = "class splits"
 COLUMNS = [*PROTOCOL, "setting", "extractor", "method", "system"]
-# Entries of a results file, with their types.
-_ENTRIES = {"method": str, "dataset": str, "extractor": str, "protocol": dict, "config": dict, "provenance": dict}
-_PROTOCOL_ENTRIES = {"setup": str, "setting": str, "split_digest": str}
-# Tags of newer files: whether images of novel classes were seen with their superclass, and data sets from outside.
-_TAGS = {"superclasses": bool, "outside": list}
-_PROVENANCE_ENTRIES = {"command": str, "commit": str | None, "versions": dict, "device": str,
-                       "wall_time_s": int | float | None, "peak_memory_bytes": int | None}  # fmt: skip
-# Settings that are read from a file's config, and further entries. They may be absent.
-_CONFIG_ENTRIES = {"classes": str | None, "transform": dict | None, "within_superclass": bool | None,
-                   "n_way": int | str | None, "n_queries": int | None, "dirichlet": int | float | None,
-                   "reference": str | None}  # fmt: skip
-_FURTHER_ENTRIES = {"stage": str, "inputs": dict, "gan": dict | None, "selection": dict}
-# Fields of each kind of entry: integers with their minimum, and real values, which are in 0..1 unless _LOWEST or
-# _HIGHEST has another bound.
-_ROWS = {
-    "trials": ({"trial": 0, "n_shot": 1}, list(METRICS)),
-    "episodes": ({"episode": 0, "n_way": 1, "n_shot": 1}, ["accuracy"]),
-    "history": ({"n_steps": 0, "trial": 0, "n_shot": 1}, list(METRICS)),
-    "clustering": ({"seed": 0, "n_clusters": 2}, ["nmi", "homogeneity", "adjusted_rand"]),
-    "scores": ({"n_images": 1}, list(SCORES)),
-}
-_LOWEST = {"adjusted_rand": -1, "kid": -np.inf}
-_HIGHEST = {"fid": np.inf, "kid": np.inf, "density": np.inf}
 # Settings that may differ between the tasks of one job array, or that are part of the system's name already.
 _NOT_OF_THE_RUN = {"shots", "trials", "n_shots", "n_episodes", "name", "extractor", "clustering", "reference"}
 # Settings that define the kind of task of episodes. Each kind has its own tables; they do not make another system.
@@ -65,132 +39,27 @@ _SEED = r"_seed(\d{1,9})$"
 _SHARED_INPUTS = ("test", "features", "add.generator.", "graph", "scores", "code of ")
 
 
-def read_files(folder: Path, report: Path | None = None) -> dict[str, dict]:
-    """Read and check all results files below `folder`; returns their content by relative path.
-
-    Skips unfinished files (hidden folders) and the files of a `report` inside the folder. Raises InputError if there
-    are no results, and, naming the file, if one is not JSON, lacks a key, or has a value out of range.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    inside = Path(report).resolve() if report else None
-    paths = [path for path in sorted(_files_below(folder)) if path.suffix == ".json" and path.is_file()]
-    paths = [path for path in paths if inside is None or inside not in path.resolve().parents]
-    if not paths:
-        raise InputError(f"{folder}: no results file (*.json) below it")
-    return {path.relative_to(folder).as_posix(): _read_file(path) for path in paths}
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder that are not hidden. Raises OSError for a folder that cannot be read."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    for parent, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(parent, name) for name in files if not name.startswith("."))
-
-
-def _read_file(path: Path) -> dict:
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: not a results file: it is not a JSON object")
-    _check_entries(path, content, _ENTRIES)
-    _check_entries(path, content["protocol"], _PROTOCOL_ENTRIES, "protocol.")
-    _check_entries(path, content["protocol"], _TAGS | {"tasks_digest": str}, "protocol.", optional=True)
-    _check_entries(path, content["provenance"], _PROVENANCE_ENTRIES, "provenance.")
-    _check_entries(path, content, _FURTHER_ENTRIES, optional=True)
-    _check_entries(path, content["config"], _CONFIG_ENTRIES, "config.", optional=True)
-    for key in ("inputs", "gan"):
-        parts = content.get(key) or {}
-        kinds = dict.fromkeys(parts, str | None) if key == "inputs" else {"trial": int | None, "k": int | None}
-        _check_entries(path, parts, kinds, f"{key}.", optional=True)
-    if "trials" not in content and (not {"episodes", "scores"} & set(content) or "history" in content):
-        raise InputError(f"{path}: not a results file: lacks 'trials' (or 'episodes', 'scores')")
-    for kind, (least, fractions) in _ROWS.items():
-        if kind in content:
-            content[kind] = _check_rows(f"{path}: {kind}", content[kind], least, fractions)
-    return content
-
-
-def _check_entries(
-    path: Path, content: dict, entries: dict[str, Any], prefix: str = "", optional: bool = False
-) -> None:
-    """Raise InputError if one of `entries` is missing, unless `optional`, or has another type."""
-    for key, kind in entries.items():
-        if key not in content:
-            if optional:
-                continue
-            raise InputError(f"{path}: not a results file: lacks '{prefix}{key}'")
-        value = content[key]
-        if not isinstance(value, kind) or (isinstance(value, bool) and not isinstance(True, kind)):
-            raise InputError(
-                f"{path}: not a results file: '{prefix}{key}' is {json.dumps(value)[:40]}, must be {_in_words(kind)}"
-            )
-
-
-_WORDS = {
-    str: "text",
-    list: "a list",
-    int: "a number",
-    float: "a number",
-    bool: "true or false",
-    dict: "an object",
-    NoneType: "null",
-}
-
-
-def _in_words(kind: Any) -> str:
-    return " or ".join(dict.fromkeys(_WORDS[one] for one in get_args(kind) or (kind,)))
-
-
-def _check_rows(where: str, rows: object, least: dict[str, int], fractions: list[str]) -> pd.DataFrame:
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{where} is not a list of entries")
-    frame = pd.DataFrame(rows)
-    for key in [*least, *fractions]:
-        if key not in frame:
-            raise InputError(f"{where} lack '{key}'")
-        column = frame[key]
-        if column.isna().any():
-            raise InputError(f"{where}: entry {int(column.isna().argmax()) + 1}: '{key}' is absent or NaN")
-        if pd.api.types.is_bool_dtype(column) or not pd.api.types.is_numeric_dtype(column):
-            raise InputError(f"{where}: '{key}' has a value that is not a number")
-    values = frame[fractions].to_numpy(float)
-    lowest, highest = (
-        np.array([ends.get(name, i) for name in fractions]) for i, ends in enumerate((_LOWEST, _HIGHEST))
-    )
-    for row, column in np.argwhere(~((values >= lowest) & (values <= highest) & np.isfinite(values)))[:1]:
-        problem = f"'{fractions[column]}' is {values[row, column]}, outside {lowest[column]}..{highest[column]}"
-        raise InputError(f"{where}: entry {row + 1}: {problem}")
-    for key, smallest in least.items():
-        if not pd.api.types.is_integer_dtype(frame[key]) or frame[key].min() < smallest:
-            raise InputError(f"{where}: '{key}' must be an integer, at least {smallest}")
-    return frame[[*least, *fractions, *(["class"] if "class" in frame else [])]]
-
-
 def read_results(
-    source: str | Path, kind: Literal["trials", "episodes", "history", "clustering", "scores"] = "trials"
+    source: str | Path, kind: Literal["trials", "by_class", "episodes", "history", "clustering", "scores"] = "trials"
 ) -> pd.DataFrame:
     """Read results files into one long table with a row for each value.
 
     Args:
         source: a results file, or a folder of results files at any depth without other .json files.
-        kind: accuracies of every trial and n ("trials"), of every episode ("episodes"), or after every step of
-            diffusion ("history"); scores of clusterings ("clustering") or of generated images ("scores"). For the
-            columns see the function of that name.
+        kind: accuracies of every trial and n ("trials"), the same of every class ("by_class"), of every episode
+            ("episodes"), or after every step of diffusion ("history"); scores of clusterings ("clustering") or of
+            generated images ("scores"). For the columns see the function of that name.
 
     Raises InputError for a file that is not a results file, or if there is nothing of that kind.
     """
-    kinds = {"trials": trials, "episodes": episodes, "history": history, "clustering": clustering, "scores": scores}
+    kinds = {"trials": trials, "by_class": by_class, "episodes": episodes, "history": history,
+             "clustering": clustering, "scores": scores}  # fmt: skip
     if kind not in kinds:
         raise InputError(f"kind '{kind}': not a kind of result. Available: {', '.join(kinds)}")
     source = Path(source)
     if not source.exists():
         raise missing(source, "no such file or folder")
-    files = {source.name: _read_file(source)} if source.is_file() else read_files(source)
+    files = {source.name: read_file(source)} if source.is_file() else read_files(source)
     if not any(kind in content for content in files.values()):
         held = [name for name in kinds if any(name in content for content in files.values())]
         raise InputError(f"{source}: contains no {kind}. Available: {', '.join(held)}")
@@ -237,6 +106,40 @@ def training_seeds(frame: pd.DataFrame) -> pd.Series:
     return frame["extractor"].str.extract(_SEED)[0].fillna("")
 
 
+def by_class(files: dict[str, dict]) -> pd.DataFrame:
+    """Return the accuracies of single classes, with a row for each trial, n and class.
+
+    Columns: those of `trials` up to system, trial, n_shot, class, name and group (base or novel) of the class,
+    n_images, value and file.
+    """
+    columns = [*COLUMNS, "trial", "n_shot", "class", "name", "group", "n_images", "value", "file"]
+    return _with_system(files, "by_class", columns)
+
+
+def confusions(files: dict[str, dict]) -> pd.DataFrame:
+    """Return the most frequent wrong predictions of every class and n over the trials.
+
+    Columns: those of `trials` up to system, n_shot, class, predicted and name (of the predicted class), n_images and
+    file.
+    """
+    columns = [*COLUMNS, "n_shot", "class", "predicted", "name", "n_images", "file"]
+    return _with_system(files, "confusions", columns)
+
+
+def about(content: dict) -> dict[str, str]:
+    """Return the columns of the protocol, the setting, the extractor and the method of a results file."""
+    about = {key: str(content[key]) for key in ("dataset", "extractor", "method")}
+    protocol = {key: str(content["protocol"][key]) for key in ("setup", "split_digest")}
+    return about | protocol | {"setting": _setting(content)}
+
+
+def _with_system(files: dict[str, dict], kind: str, columns: list[str]) -> pd.DataFrame:
+    names = system_names(files)
+    parts = [content[kind].assign(**about(content), system=names[file], file=file)
+             for file, content in files.items() if len(content.get(kind, ()))]  # fmt: skip
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+
 def history(files: dict[str, dict]) -> pd.DataFrame:
     """Return the trials of step-wise methods after every number of steps (column n_steps, from 0), in long form."""
     return _long_form(files, "history")
@@ -253,7 +156,7 @@ def clustering(files: dict[str, dict]) -> pd.DataFrame:
         content = files[file]
         about = dict(zip(PROTOCOL, _protocol(content)))
         about |= {"features": name, "classes": content["config"].get("classes") or "novel", "file": file}
-        parts.append(content["clustering"].melt(list(_ROWS["clustering"][0]), var_name="metric").assign(**about))
+        parts.append(content["clustering"].melt(list(FORMS["clustering"].integers), var_name="metric").assign(**about))
     same = [*PROTOCOL, "features", "classes", "n_clusters", "seed", "metric"]
     if not parts:
         return pd.DataFrame(columns=[*same, "value", "file"])
@@ -272,11 +175,9 @@ def scores(files: dict[str, dict]) -> pd.DataFrame:
     for file, content in files.items():
         if "scores" in content:
             part = content["scores"].melt(["class", "n_images"], var_name="metric")
-            about = {key: str(content[key]) for key in ("dataset", "extractor", "method")}
-            about |= {key: str(content["protocol"][key]) for key in _PROTOCOL_ENTRIES} | {"setting": _setting(content)}
-            about["setup"] = str(content["config"].get("reference", "unknown"))
-            about |= {key: (content.get("gan") or {}).get(key) or 0 for key in ("trial", "k")}
-            parts.append(part.assign(**about, system=names[file], draws=about["setup"], file=file))
+            columns = about(content) | {"setup": str(content["config"].get("reference", "unknown"))}
+            columns |= {key: (content.get("gan") or {}).get(key) or 0 for key in ("trial", "k")}
+            parts.append(part.assign(**columns, system=names[file], draws=columns["setup"], file=file))
     columns = [*COLUMNS, "trial", "k", "class", "n_images", "metric", "value", "draws", "file"]
     if not parts:
         return pd.DataFrame(columns=columns)
@@ -323,16 +224,14 @@ def _clustered_features(files: dict[str, dict]) -> dict[str, str]:
 
 
 def _long_form(files: dict[str, dict], kind: str) -> pd.DataFrame:
-    numbers, names, parts = list(_ROWS[kind][0]), system_names(files), []
+    numbers, names, parts = list(FORMS[kind].integers), system_names(files), []
     keys = [*numbers, "task"] if kind == "episodes" else numbers
     for file, content in files.items():
         if kind in content:
             part = content[kind].melt(numbers, var_name="metric")
             if kind == "episodes":
                 part["task"] = _task_names(content["config"], part)
-            about = {key: str(content[key]) for key in ("dataset", "extractor", "method")}
-            about |= {key: str(content["protocol"][key]) for key in _PROTOCOL_ENTRIES} | {"setting": _setting(content)}
-            parts.append(part.assign(**about, system=names[file], draws=_draws(content, part), file=file))
+            parts.append(part.assign(**about(content), system=names[file], draws=_draws(content, part), file=file))
     columns = [*COLUMNS, *keys, "metric", "value", "draws", "file"]
     if not parts:
         return pd.DataFrame(columns=columns)

@@ -7,14 +7,25 @@ import numpy as np
 import pandas as pd
 
 from lowshot.core.files import plain_cell
+from lowshot.report.judged import NOT_RECORDED, Judged
 from lowshot.report.results import PROTOCOL, SPLITS, summarise
 
 MISSING = "missing"
+# Mark of an accuracy at or below chance.
+_AT_CHANCE = "†"
 _SCORES = {"nmi": "NMI", "homogeneity": "Homogeneity", "adjusted_rand": "Adjusted Rand"}
 _LATEX = str.maketrans(
     {character: rf"\{character}" for character in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "*": r"$^{*}$", "×": r"$\times$"}
+    | {
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "±": r"$\pm$",
+        "*": r"$^{*}$",
+        "†": r"$^{\dagger}$",
+        "×": r"$\times$",
+    }
 )
 
 
@@ -29,13 +40,21 @@ class Table:
     @property
     def n_text(self) -> int:
         """Number of leading columns with names. The other columns hold numbers."""
-        return sum(name in {"System", "Setting", "minus", "Features", "Class"} for name in self.frame)
+        return sum(name in _TEXT_COLUMNS or name.startswith("Taken for") for name in self.frame)
+
+
+_TEXT_COLUMNS = {"System", "Setting", "minus", "Features", "Class", "Group"}
+_OVER = {"novel": "novel classes", "base": "base classes", "all": "all classes",
+         "novel_among_novel": "novel classes among novel classes", "base_among_base": "base classes among base classes",
+         "harmonic_mean": "harmonic mean of base and novel", "all_with_prior": "all classes, with class prior",
+         "novel_class_mean": "novel classes, mean over classes", "base_class_mean": "base classes, mean over classes",
+         "all_class_mean": "all classes, mean over classes"}  # fmt: skip
 
 
 def metric_name(metric: str) -> str:
     """``top1_novel`` -> ``Top-1, novel classes``."""
-    rank, classes = metric.split("_")
-    return f"Top-{rank[3:]}, {classes} classes"
+    rank, _, over = metric.partition("_")
+    return "Area under the base-novel curve" if metric == "ausuc" else f"Top-{rank[3:]}, {_OVER[over]}"
 
 
 def protocol_name(protocol: tuple[str, str, str]) -> str:
@@ -58,8 +77,11 @@ def _percent(mean: float, interval: float, sign: str = "") -> str:
     return f"{100 * mean:{sign}.2f} ± {'?' if np.isnan(interval) else f'{100 * interval:.2f}'}"
 
 
-def _cells(rows: pd.DataFrame, columns: list[int], sign: str = "", unit: str = "trials") -> dict[str, str]:
-    """Format one row: its number of trials, then a cell per n. A cell with fewer trials states their number."""
+def _cells(
+    rows: pd.DataFrame, columns: list[int], sign: str = "", unit: str = "trials", chance: float | None = None
+) -> dict[str, str]:
+    """Format one row: its number of trials, then a cell per n. A cell with fewer trials states their number, and a mean
+    at or below `chance` is marked."""
     by_n, most = rows.set_index("n_shot"), rows["trials"].max()
     cells = {unit.capitalize(): str(most)}
     for n_shot in columns:
@@ -72,35 +94,65 @@ def _cells(rows: pd.DataFrame, columns: list[int], sign: str = "", unit: str = "
                 if cell["trials"] < most
                 else ""
             )
-            cells[n_label(n_shot)] = _percent(cell["mean"], cell["interval"], sign) + few + star
+            mark = f" {_AT_CHANCE}" if chance is not None and cell["mean"] <= chance else ""
+            cells[n_label(n_shot)] = _percent(cell["mean"], cell["interval"], sign) + few + star + mark
     return cells
 
 
+def _marked(frame: pd.DataFrame, chance: float | None) -> list[str]:
+    """Explain the mark of accuracies at or below `chance` if there is one in the table."""
+    any_marked = chance is not None and any(str(cell).endswith(_AT_CHANCE) for cell in frame.to_numpy().ravel())
+    return [f"{_AT_CHANCE} at or below chance ({100 * chance:.2f} %)"] if any_marked else []
+
+
+def _described(protocol: tuple[str, str, str], judged: Judged, chance: float | None) -> str:
+    """Name the protocol, the classes and test images, and the level of chance."""
+    level = f"chance {100 * chance:.2f} %" if chance is not None else ""
+    return "; ".join(part for part in (protocol_name(protocol), judged.text, level) if part)
+
+
 def accuracy_table(
-    summary: pd.DataFrame, metric: str, protocol: tuple[str, str, str], notes: Sequence[str] = ()
+    summary: pd.DataFrame,
+    metric: str,
+    protocol: tuple[str, str, str],
+    notes: Sequence[str] = (),
+    judged: Judged = NOT_RECORDED,
 ) -> Table:
     """Table of one metric, mean ± 95 % interval in percent: rows are systems, columns are n. `summary` has one
     protocol."""
+    chance = judged.chance(metric)
     columns = sorted(summary["n_shot"].unique())
     rows = summary[summary["metric"] == metric].groupby(["system", "setting"], sort=False)
     unit = unit_of(protocol)
     lines = [
-        {"System": system, "Setting": setting, **_cells(part, columns, unit=unit)} for (system, setting), part in rows
+        {"System": system, "Setting": setting, **_cells(part, columns, unit=unit, chance=chance)}
+        for (system, setting), part in rows
     ]
-    what = f"{protocol_name(protocol)}; % accuracy, mean ± 95 % interval over {unit}"
-    return Table(f"{metric_name(metric)}: {what}", pd.DataFrame(lines), notes)
+    frame, number = pd.DataFrame(lines), "% of the unit square" if metric == "ausuc" else "% accuracy"
+    what = f"{_described(protocol, judged, chance)}; {number}, mean ± 95 % interval over {unit}"
+    return Table(f"{metric_name(metric)}: {what}", frame, [*_marked(frame, chance), *notes])
 
 
-def steps_table(summary: pd.DataFrame, plain: pd.DataFrame, metric: str, protocol: tuple[str, str, str]) -> Table:
+def steps_table(
+    summary: pd.DataFrame,
+    plain: pd.DataFrame,
+    metric: str,
+    protocol: tuple[str, str, str],
+    judged: Judged = NOT_RECORDED,
+) -> Table:
     """Table of one metric after every number of steps, below the `plain` systems, which take no steps."""
+    chance = judged.chance(metric)
     columns = sorted(summary["n_shot"].unique())
     lines = []
     for frame in (plain.assign(n_steps="none"), summary):
         rows = frame[(frame["metric"] == metric) & frame["n_shot"].isin(columns)]
         for (system, n_steps), part in rows.groupby(["system", "n_steps"], sort=False):
-            lines.append({"System": system, "Steps": str(n_steps), **_cells(part, columns)})
-    what = f"{protocol_name(protocol)}; % accuracy, mean ± 95 % interval over trials"
-    return Table(f"{metric_name(metric)}, over diffusion steps: {what}", pd.DataFrame(lines))
+            lines.append({"System": system, "Steps": str(n_steps), **_cells(part, columns, chance=chance)})
+    frame, what = (
+        pd.DataFrame(lines),
+        f"{_described(protocol, judged, chance)}; % accuracy, mean ± 95 % interval over trials",
+    )
+    return Table(f"{metric_name(metric)}, over diffusion steps: {what}", frame, _marked(frame, chance))
 
 
 def paired_table(differences: pd.DataFrame, metric: str, protocol: tuple[str, str, str]) -> Table:
@@ -116,16 +168,25 @@ def paired_table(differences: pd.DataFrame, metric: str, protocol: tuple[str, st
     return Table(f"{metric_name(metric)}, paired differences: {what}", pd.DataFrame(lines))
 
 
-def episode_table(summary: pd.DataFrame, task: str, protocol: tuple[str, str, str], unit: str = "episodes") -> Table:
+def episode_table(
+    summary: pd.DataFrame,
+    task: str,
+    protocol: tuple[str, str, str],
+    unit: str = "episodes",
+    judged: Judged = NOT_RECORDED,
+    chance: float | None = None,
+) -> Table:
     """Table of the mean accuracy ± 95 % interval for one kind of `task`, over episodes or repeated trainings (`unit`):
-    rows are systems, columns are n."""
+    rows are systems, columns are n. `chance` is the mean accuracy of guesses, if it is known."""
     columns = sorted(summary["n_shot"].unique())
     rows = summary.groupby(["system", "setting"], sort=False)
     lines = [
-        {"System": system, "Setting": setting, **_cells(part, columns, unit=unit)} for (system, setting), part in rows
+        {"System": system, "Setting": setting, **_cells(part, columns, unit=unit, chance=chance)}
+        for (system, setting), part in rows
     ]
-    what = f"{protocol_name(protocol)}; % accuracy, mean ± 95 % interval over {unit}"
-    return Table(f"Episodes, {task}{_over(unit)}: {what}", pd.DataFrame(lines))
+    frame, described = pd.DataFrame(lines), _described(protocol, judged, chance)
+    what = f"{described}; % accuracy, mean ± 95 % interval over {unit}"
+    return Table(f"Episodes, {task}{_over(unit)}: {what}", frame, _marked(frame, chance))
 
 
 def paired_episode_table(

@@ -256,7 +256,7 @@ def results(config, **changes):
 
 def test_results_file(config, capsys):
     content = results(config)
-    assert set(content) == OF_RESULTS | {"episodes"}
+    assert set(content) == OF_RESULTS | {"episodes", "classes"}
     assert (content["method"], content["dataset"], content["extractor"]) == ("nearest_mean", "tiny", "conv")
     protocol = content["protocol"]
     assert (protocol["setup"], protocol["setting"]) == ("test", "inductive")

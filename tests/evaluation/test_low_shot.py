@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import h5py
 import numpy as np
@@ -30,11 +31,11 @@ from lowshot.data.additions import Repetition
 from lowshot.data.features import write_features
 from lowshot.data.protocol import Split, draws_to_json, make_draws, read_split
 from lowshot.diffusion.settings import EdgeOptions, Labelling, Propagated
-from lowshot.evaluation.settings import Selection
+from lowshot.evaluation.settings import Metric, Selection
 from lowshot.hallucination.settings import Generator
 
 N_CLASSES, DIM, ROWS = 8, 5, 12
-SIX = {f"top{k}_{name}" for k in (1, 5) for name in ("novel", "base", "all")}
+NUMBERS = set(get_args(Metric))
 
 
 def tiny_config(tmp_path):
@@ -73,7 +74,7 @@ def results(config, **changes):
 
 def test_results_file(config):
     content = results(config)
-    assert set(content) == OF_RESULTS | {"trials"}
+    assert set(content) == OF_RESULTS | {"trials", "classes", "confusions"}
     assert (
         content["method"] == "linear_sgd" and content["dataset"] == "tiny" and content["extractor"] == "tiny_extractor"
     )
@@ -81,7 +82,8 @@ def test_results_file(config):
     assert content["protocol"]["split_digest"] == json.loads(config.split.read_text())["digest"]
     assert [(one["trial"], one["n_shot"]) for one in content["trials"]] == [(t, n) for t in (1, 2, 3) for n in (1, 5)]
     for one in content["trials"]:
-        assert set(one) == {"trial", "n_shot", *SIX} and all(0 <= one[key] <= 1 for key in SIX)
+        assert set(one) == {"trial", "n_shot", "class_hits", *NUMBERS} and all(0 <= one[key] <= 1 for key in NUMBERS)
+        assert sum(one["class_hits"]) == round(one["top1_all"] * sum(of["n_images"] for of in content["classes"]))
         assert one["top1_all"] == pytest.approx((one["top1_novel"] + one["top1_base"]) / 2)
         assert one["top1_novel"] <= one["top5_novel"]
 
@@ -216,15 +218,15 @@ def test_second_run_does_nothing_and_other_settings_stop(config, capsys):
 
 def captured_problem(config, monkeypatch, **changes):
     """The problem that main passes to the classifier."""
-    seen, real = [], evaluation.rank_runs
+    seen, real = [], evaluation.evaluate_runs
 
-    def rank_runs(classifier, problem, *rest):
+    def evaluate_runs(classifier, problem, *rest):
         seen.append(problem)
         return real(classifier, problem, *rest)
 
-    monkeypatch.setattr(evaluation, "rank_runs", rank_runs)
+    monkeypatch.setattr(evaluation, "evaluate_runs", evaluate_runs)
     content = results(config, **changes)
-    monkeypatch.setattr(evaluation, "rank_runs", real)
+    monkeypatch.setattr(evaluation, "evaluate_runs", real)
     return seen[0], content
 
 

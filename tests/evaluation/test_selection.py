@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, assert_refused
-from test_low_shot import SIX, command, results, tiny_config
+from test_low_shot import NUMBERS, command, results, tiny_config
 
 import diffusion
 import low_shot
@@ -19,6 +19,7 @@ from lowshot.core.errors import InputError
 from lowshot.core.publishing import partial_path
 from lowshot.data.additions import Repetition
 from lowshot.diffusion.settings import Fusion
+from lowshot.evaluation.outcomes import Outcomes
 from lowshot.evaluation.selection import joint_recipe
 from lowshot.evaluation.settings import Selection
 from lowshot.gan.settings import Samples
@@ -91,7 +92,7 @@ def test_the_choice_is_the_best_cell(config, criterion):
     for cell, by_trial in zip(evidence["cells"], means):
         assert cell["mean"] == pytest.approx(by_trial.mean())
         assert cell["interval"] == pytest.approx(4.302653 * by_trial.std(ddof=1) / 3**0.5)  # t(0.975; 2)
-        assert len(cell["trials"]) == 6 and set(cell["trials"][0]) > SIX
+        assert len(cell["trials"]) == 6 and set(cell["trials"][0]) > NUMBERS
     best = CELLS[int(np.argmax([by_trial.mean() for by_trial in means]))]
     assert content["selection"]["chosen"] == evidence["chosen"] == best
     assert content["selection"]["criterion"] == criterion and content["protocol"]["setup"] == "test"
@@ -462,13 +463,13 @@ def test_a_classifier_chosen_for_every_n(config, monkeypatch):
     """The methods have different settings, and one is transductive."""
     better = {("cosine", 1), ("prototype_refinement", 5)}
 
-    def rank_runs(classifier, problem, benchmark, *rest):
+    def evaluate_runs(classifier, problem, benchmark, *rest):
         name = {SGDOptions: "linear_sgd", CosineOptions: "cosine"}.get(type(classifier), "prototype_refinement")
         for run in problem.runs:
             rank = 0 if (name, run.n_shot) in better else 9
-            yield {run.key: np.full(len(benchmark.test_labels), rank)}
+            yield {run.key: Outcomes(*[np.full(len(benchmark.test_labels), rank)] * 5)}
 
-    monkeypatch.setattr(low_shot.evaluation, "rank_runs", rank_runs)
+    monkeypatch.setattr(low_shot.evaluation, "evaluate_runs", evaluate_runs)
     config.select.grid.write_text("classifier: [linear_sgd, cosine, prototype_refinement]")
     content = json.loads(low_shot.main(replace(choosing(config, per_shot=True), add={})).read_text())
     assert content["config"]["classifier"] == {

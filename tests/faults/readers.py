@@ -112,9 +112,12 @@ def _compared(path: Path) -> str | None:
 
 
 def _results(path: Path) -> None:
-    from lowshot.report import page, results
+    from lowshot.report import judged, page, results
+    from lowshot.report.files import read_files
 
-    files = results.read_files(path.parent)
+    files = read_files(path.parent)
+    for kind in (results.by_class, results.confusions, judged.judged_files):
+        kind(files)
     for kind in (results.trials, results.episodes, results.history, results.clustering, results.scores):
         frame = kind(files)
         if len(frame) and "system" in frame:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -13,16 +14,19 @@ from lowshot.core.errors import InputError
 from lowshot.data.datasets.images import Images, write_images
 from lowshot.data.features import write_features
 from lowshot.data.protocol import make_split
+from lowshot.evaluation.settings import SixAccuracies
 from lowshot.report import results, tables
+from lowshot.report.files import read_files
 
 SYSTEM = [*results.PROTOCOL, "system", "setting", "metric", "n_shot"]
 PROTOCOL = ("glyphs", "test", "f" * 64)
+SIX = get_args(SixAccuracies)
 
 
 def content(method="plain", values=None, **changes):
     """The content of a results file. `values` is {(trial, n_shot): top1_novel}; the other five metrics are 0.5."""
     rows = [
-        {"trial": trial, "n_shot": n_shot, **dict.fromkeys(results.METRICS, 0.5), "top1_novel": value}
+        {"trial": trial, "n_shot": n_shot, **dict.fromkeys(SIX, 0.5), "top1_novel": value}
         for (trial, n_shot), value in (values or {(1, 1): 0.2, (2, 1): 0.4}).items()
     ]
     provenance = {"command": f"low_shot.py --out {method}", "commit": "abc", "versions": {}, "device": "cpu"}
@@ -75,7 +79,7 @@ def test_one_file_and_other_kinds(tmp_path):
         results.read_results(folder, "episodes")
     with pytest.raises(InputError, match="no such file or folder"):
         results.read_results(folder / "c.json")
-    with pytest.raises(InputError, match=r"kind 'accuracies': not a kind of result\. Available: trials, episodes"):
+    with pytest.raises(InputError, match=r"kind 'accuracies': not a kind of result\. Available: trials, by_class"):
         results.read_results(folder, "accuracies")
 
 
@@ -85,7 +89,7 @@ def test_files_at_any_depth_are_read_except_unfinished_ones_and_the_report(tmp_p
     write(tmp_path / "report", config={"stage": "parse_results"})
     (tmp_path / ".lowshot").mkdir()
     (tmp_path / ".lowshot" / "c.json").write_text("{")
-    assert list(results.read_files(tmp_path, tmp_path / "report")) == ["a.json", "deep/b.json"]
+    assert list(read_files(tmp_path, tmp_path / "report")) == ["a.json", "deep/b.json"]
 
 
 def test_tasks_of_a_job_array_are_one_system(tmp_path):
@@ -192,7 +196,7 @@ def without(key):
 def test_a_broken_file_is_named_with_its_fault(tmp_path, text, cause):
     (tmp_path / "broken.json").write_text(text)
     with pytest.raises(InputError, match=r"broken\.json") as error:
-        results.read_files(tmp_path)
+        read_files(tmp_path)
     assert cause in str(error.value) and "\n" not in str(error.value)
 
 
@@ -202,14 +206,14 @@ def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", closed)
     with pytest.raises(PermissionError):
-        results.read_files(tmp_path)
+        read_files(tmp_path)
 
 
 def test_a_folder_without_results_is_refused(tmp_path):
     with pytest.raises(InputError, match="no results file"):
-        results.read_files(tmp_path)
+        read_files(tmp_path)
     with pytest.raises(InputError, match="no such folder"):
-        results.read_files(tmp_path / "nowhere")
+        read_files(tmp_path / "nowhere")
 
 
 # Statistics
@@ -408,13 +412,13 @@ def test_each_kind_of_task_has_its_own_table(tmp_path, capsys):
 
 
 def test_episodes_of_other_images_are_not_paired(tmp_path):
-    files = results.read_files(write(tmp_path, a=episodes(), b=episodes("cosine", tasks="u" * 64)))
+    files = read_files(write(tmp_path, a=episodes(), b=episodes("cosine", tasks="u" * 64)))
     assert results.paired_differences(results.episodes(files)).empty
 
 
 def test_the_plainest_classifiers_come_first(tmp_path):
     files = {"a": episodes("cosine"), "b": episodes("nearest_mean (CL2N)"), "c": episodes()}
-    frame = results.episodes(results.read_files(write(tmp_path, **files)))
+    frame = results.episodes(read_files(write(tmp_path, **files)))
     systems = ["conv4: nearest_mean", "conv4: nearest_mean (CL2N)", "conv4: cosine"]
     assert frame["system"].unique().tolist() == systems and results.plainest(frame) == systems[0]
     assert results.plainest(frame, "cosine") == systems[2] and results.plainest(frame, "other") == systems[0]
@@ -462,7 +466,7 @@ def test_a_report_is_whole_and_escaped(rich_folder, capsys):
     assert len(pd.read_csv(path.parent / "tables/trials.csv")) == (6 + 3 + 6) * 6
     printed = capsys.readouterr().out
     assert "Top-1, novel classes: glyphs, validation setup, split ffffffffffff" in printed
-    assert "| conv4: nearest | inductive | 5 | 20.00 ± 19.63 |" in printed and "**Episodes, 5-way: glyphs" in printed
+    assert "| conv4: nearest | inductive | 5 | 20.00 ± 19.63 † |" in printed and "**Episodes, 5-way: glyphs" in printed
     assert printed.rstrip().endswith(f"report: {path}")
 
 
@@ -545,7 +549,7 @@ def test_script_prints_one_line_and_writes_nothing_on_bad_input(folder):
 
 def entries(values):
     """History entries from {(n_steps, trial, n_shot): top1_novel}; the other accuracies are 0.5."""
-    rest = dict.fromkeys(results.METRICS, 0.5)
+    rest = dict.fromkeys(SIX, 0.5)
     return [{"n_steps": s, "trial": t, "n_shot": n, **rest, "top1_novel": v} for (s, t, n), v in values.items()]
 
 
@@ -584,17 +588,17 @@ def test_a_broken_history_is_named_with_its_fault(tmp_path, entry, cause):
     one = diffused()
     one["history"][0] |= entry
     with pytest.raises(InputError, match=r"broken\.json") as error:
-        results.read_files(write(tmp_path, broken=one))
+        read_files(write(tmp_path, broken=one))
     assert cause in str(error.value)
     with pytest.raises(InputError, match="history is not a list of entries"):
-        results.read_files(write(tmp_path, broken=one | {"history": {}}))
+        read_files(write(tmp_path, broken=one | {"history": {}}))
     del one["trials"]
     with pytest.raises(InputError, match="lacks 'trials'"):
-        results.read_files(write(tmp_path, broken=one | {"episodes": []}))
+        read_files(write(tmp_path, broken=one | {"episodes": []}))
 
 
 def test_history_in_long_form(diffusion_folder):
-    files = results.read_files(diffusion_folder)
+    files = read_files(diffusion_folder)
     frame = results.history(files)
     assert frame["system"].unique().tolist() == ["conv4: diffusion", "conv4: diffusion + background"]
     assert len(frame) == 2 * 5 * 3 * 2 * 6 and frame["n_steps"].tolist()[:1] == [0]
@@ -606,7 +610,7 @@ def test_history_in_long_form(diffusion_folder):
 def test_parts_of_a_run_are_one_system_also_in_their_history(tmp_path):
     parts = {f"t{t}": diffused(trials=[t], config={"seed": 0, "trials": [t]}) for t in (1, 2, 3)}
     del parts["t3"]["history"]
-    files = results.read_files(write(tmp_path, **parts))
+    files = read_files(write(tmp_path, **parts))
     assert results.trials(files)["system"].unique().tolist() == ["conv4: diffusion"]
     assert sorted(results.history(files)["trial"].unique()) == [1, 2]
 
@@ -614,7 +618,7 @@ def test_parts_of_a_run_are_one_system_also_in_their_history(tmp_path):
 def test_the_reported_steps_are_those_with_the_numbers_of_the_trials(diffusion_folder):
     fused = diffused("fused")
     fused["trials"][0]["top1_novel"] = 0.99
-    files = results.read_files(write(diffusion_folder, e=fused))
+    files = read_files(write(diffusion_folder, e=fused))
     found = results.reported_steps(results.history(files), results.trials(files)).to_dict()
     background = {("conv4: diffusion + background", n): 3 for n in (1, 5)}
     assert found == {("conv4: diffusion", 1): 2, ("conv4: diffusion", 5): 2, ("conv4: fused", 5): 2, **background}
@@ -627,7 +631,7 @@ def test_the_plain_classifier_is_of_the_same_extractor_and_without_augmentation(
         "c": content("linear_sgd", extractor="other"),
         "d": content("cosine", extractor="third"),
     }
-    frame = results.trials(results.read_files(write(tmp_path, **files)))
+    frame = results.trials(read_files(write(tmp_path, **files)))
     assert results.plain_system(frame, "conv4") == "conv4: nearest_mean (centre)"
     assert results.plain_system(frame, "other") == "other: linear_sgd"
     assert results.plain_system(frame, "third") is None
@@ -637,7 +641,7 @@ def test_the_table_over_steps_by_hand(tmp_path):
     plain = content("linear_sgd", {(1, 1): 0.2, (2, 1): 0.4, (1, 2): 0.3})
     history = {(0, 1, 1): 0.1, (0, 2, 1): 0.1, (1, 1, 1): 0.3, (1, 2, 1): 0.5, (0, 1, 5): 0.6}
     one = content("diffusion", {(1, 1): 0.3, (2, 1): 0.5}, history=entries(history))
-    files = results.read_files(write(tmp_path, a=plain, b=one))
+    files = read_files(write(tmp_path, a=plain, b=one))
     summary = results.summarise(results.history(files), [*SYSTEM, "n_steps"])
     level = results.summarise(results.trials(files).query("method == 'linear_sgd'"), SYSTEM)
     assert tables.steps_table(summary, level, "top1_novel", PROTOCOL).frame.to_numpy().tolist() == [
@@ -689,7 +693,7 @@ def splits_folder(tmp_path):
 
 def test_means_over_class_splits_by_hand(tmp_path):
     """Trials are averaged within a split first; intervals are over splits."""
-    frame = results.over_splits(results.trials(results.read_files(splits_folder(tmp_path))))
+    frame = results.over_splits(results.trials(read_files(splits_folder(tmp_path))))
     assert set(frame["split_digest"]) == {"3 class splits"} and len(frame) == 2 * 3 * 6
     table = tables.accuracy_table(results.summarise(frame, SYSTEM), "top1_novel", ("glyphs", "test", "3 class splits"))
     assert "glyphs, test setup, 3 class splits; % accuracy, mean ± 95 % interval over class splits" in table.caption
@@ -716,13 +720,13 @@ def test_heads_with_features_of_their_own_are_one_system(tmp_path, head):
             config = {**chosen, "shots": [n]}
             one = content("own head", {(1, n): 0.2 + n / 100}, protocol=protocol, inputs=inputs, config=config)
             write(tmp_path / f"seed{split}", **{f"n{n}": one})
-    frame = results.trials(results.read_files(tmp_path))
+    frame = results.trials(read_files(tmp_path))
     assert set(frame["system"]) == {"conv4: own head"}
     assert set(results.over_splits(frame)["split_digest"]) == {"2 class splits"}
 
 
 def test_one_class_split_has_no_such_table(folder):
-    assert results.over_splits(results.trials(results.read_files(folder))).empty
+    assert results.over_splits(results.trials(read_files(folder))).empty
 
 
 def score_content(method, split, fid, reference="validation", trial=1, **changes):
@@ -761,4 +765,4 @@ def test_scores_out_of_range_are_named(tmp_path, name, value):
     one = score_content("supervised", 0, 20.0)
     one["scores"][0][name] = value
     with pytest.raises(InputError, match=rf"a\.json: scores.*'{name}'"):
-        results.read_files(write(tmp_path, a=one))
+        read_files(write(tmp_path, a=one))

@@ -1,0 +1,44 @@
+"""Tables of single classes: their accuracies, and what their images are taken for."""
+
+import pandas as pd
+
+from lowshot.report.tables import Table, n_label, protocol_name
+
+# Number of classes that a table of single classes shows.
+_MOST_CLASSES = 50
+
+
+def class_table(
+    accuracies: pd.DataFrame, confusions: pd.DataFrame, system: str, protocol: tuple[str, str, str]
+) -> Table:
+    """Table of the accuracy of single classes of one system, in percent, and of what they are taken for at the smallest
+    and at the largest n: novel classes first, the least accurate first.
+
+    Args:
+        accuracies: rows of `results.by_class` of the system.
+        confusions: rows of `results.confusions` of the system.
+    """
+    keys = ["group", "class", "name", "n_images"]
+    wide = accuracies.pivot_table("value", keys, "n_shot", "mean").reset_index()
+    shots = sorted(accuracies["n_shot"].unique())
+    wide = wide.assign(mean=wide[shots].mean(axis=1)).sort_values(["group", "mean"], ascending=[False, True])
+    shown = wide.head(_MOST_CLASSES)
+    frame = pd.DataFrame({"Class": shown["name"], "Group": shown["group"]})
+    for n_shot in sorted({shots[0], shots[-1]}):
+        taken = _taken_for(confusions[confusions["n_shot"] == n_shot], accuracies[accuracies["n_shot"] == n_shot])
+        frame[f"Taken for, {n_label(n_shot)}"] = [taken.get(c, "") for c in shown["class"]]
+    frame["Images"] = shown["n_images"].astype(str)
+    for n_shot in shots:
+        frame[n_label(n_shot)] = (100 * shown[n_shot]).map("{:.1f}".format)
+    left_out = f" The first {len(shown)} of {len(wide)} classes." if len(shown) < len(wide) else ""
+    note = f"Novel classes first, the least accurate first.{left_out} All: class_accuracy.csv, confusions.csv."
+    return Table(f"{system}: {protocol_name(protocol)}; top-1 accuracy of single classes, %", frame, [note])
+
+
+def _taken_for(confusions: pd.DataFrame, accuracies: pd.DataFrame) -> dict[int, str]:
+    """Return the three most frequent wrong predictions of each class in words, with their share of its images."""
+    images = accuracies.groupby("class")["n_images"].sum()
+    counts = confusions.groupby(["class", "name"], sort=False)["n_images"].sum().reset_index()
+    counts = counts.sort_values("n_images", ascending=False, kind="stable")
+    counts["words"] = [f"{one.name} {100 * one.n_images / images[one[1]]:.0f} %" for one in counts.itertuples()]
+    return {c: ", ".join(part["words"].head(3)) for c, part in counts.groupby("class")}
