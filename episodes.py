@@ -38,7 +38,7 @@ from lowshot.core.publishing import is_done, open_journal, writing
 from lowshot.core.settings import PositiveInt, RunOnly, TwoOrMore, defaults_of, values_of
 from lowshot.data.features import Features, check_same_space, read_copies, read_features
 from lowshot.data.lineage import Judged, Lineage, Tags, judge, lineage_of, lineage_of_method, merged
-from lowshot.data.protocol import Setup, Split, read_split
+from lowshot.data.protocol import Setup, Split, read_split, setup_of
 from lowshot.evaluation.benchmark import extractor_name
 from lowshot.evaluation.by_class import judged_classes
 from lowshot.evaluation.older import EPISODES_NAMES, results_today
@@ -99,7 +99,7 @@ def main(config: Config) -> Path:
     features = [read_features(path, split.n_classes) for path in _files(config)]
     tags, seen = _tags(config, split)
     made_from = made_from.but(lineage=seen.to_json())
-    classes = np.arange(split.n_classes) if config.classes == "all" else split.setup(config.setup)[1]
+    classes = np.arange(split.n_classes) if config.classes == "all" else setup_of(split, config.setup, config.split)[1]
     feats, copies, labels = _pool_rows(config, features, split, classes)
     if config.clustering and config.clustering > len(feats):
         raise InputError(f"--clustering {config.clustering}: there are only {len(feats)} images. Use fewer clusters")

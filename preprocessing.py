@@ -6,6 +6,8 @@ and EMNIST are downloaded there through torchvision if they are missing. `glyphs
 Writes the folder --out:
     images.h5    pixels (or paths of large images), labels, test flags
     split.json   base and novel classes, and their halves for the validation and the test setup
+    whole.json   the same classes without halves: a test setup of all classes, to compare with papers that judge them
+                 all
     draws.json   the shots of every trial, as row numbers of the train features
     config.json  settings, and digests of the files that were read
 
@@ -67,6 +69,7 @@ from lowshot.core.settings import RunOnly, Seed
 from lowshot.data.datasets import registry
 from lowshot.data.datasets.content import Content, Found, Source, cap, validation_part
 from lowshot.data.datasets.images import Images, write_images
+from lowshot.data.datasets.rotation import rotated
 from lowshot.data.datasets.settings import (
     DATASETS,
     Capped,
@@ -74,6 +77,7 @@ from lowshot.data.datasets.settings import (
     FeatureFile,
     Folder,
     HalvedSplit,
+    OmniglotVinyals,
     Shots,
     part_of,
 )
@@ -107,6 +111,9 @@ class Config:
     """Folder to write the data to."""
     root: Path | None = None
     """Folder with the data set's files. Default: data/, where torchvision downloads missing files if it can."""
+    rotations: bool = False
+    """Add all classes turned by 90, 180 and 270 degrees as classes of their own. They are base or novel with the class
+    itself."""
     seed: Seed = 0
     """Seed of novel classes, halves, draws, held-out test images and caps (the glyph images are always the same)."""
     overwrite: RunOnly[bool] = False
@@ -125,6 +132,10 @@ def main(config: Config) -> Path:
         return config.out
     content = found.read()
     content.images = _chosen_images(config, content)
+    if content.class_names:
+        content.split = _split(config, content)
+    if config.rotations:
+        content = _rotated(config, content)
     protocol = _protocol(config, content) if content.class_names else {}
     with writing(config.out, made_from) as partial:
         partial.mkdir()
@@ -160,20 +171,32 @@ def _chosen_images(config: Config, content: Content) -> Images:
     return images if share is None else validation_part(images, share, config.seed, content.class_names)
 
 
-def _protocol(config: Config, content: Content) -> dict[str, dict]:
-    """Return the content of split.json and draws.json, by file name."""
+def _split(config: Config, content: Content) -> Split:
+    """Return the split that the data set prescribes, or draw one."""
     _check_parts(content.images, content.class_names)
     split = content.split or _drawn_split(config, content)
-    if isinstance(config.dataset, Folder):  # told apart by the name of the folder
-        split = replace(
-            split, origins=origins(f"folder:{Source(config.root).folder.resolve().name}", content.class_names)
-        )
+    if not isinstance(config.dataset, Folder):
+        return split
+    source = f"folder:{Source(config.root).folder.resolve().name}"  # told apart by the name of the folder
+    return replace(split, origins=origins(source, content.class_names))
+
+
+def _rotated(config: Config, content: Content) -> Content:
+    if isinstance(config.dataset, OmniglotVinyals):
+        raise InputError("--rotations: omniglot_vinyals has the rotated classes already. Leave --rotations out")
+    return rotated(content)
+
+
+def _protocol(config: Config, content: Content) -> dict[str, dict]:
+    """Return the content of split.json, whole.json and draws.json, by file name."""
+    split = content.split
     shots, labels = part_of(config.dataset, Shots), content.images.labels[content.images.rows(test=False)]
     draws = content.draws or make_draws(labels, content.class_names, shots.n_trials, shots.max_shots, config.seed)
     check_draws(draws, labels, np.arange(len(content.class_names)), 1, f"draws of {split.dataset}", "the train part")
     if shots.draw_rule == "douze2018":
         draws = with_douze2018_draws(draws, labels, split, shots.max_shots)
-    return {"split.json": split.to_json(), "draws.json": draws_to_json(draws, split, config.seed)}
+    splits = {"split.json": split.to_json(), "whole.json": split.whole().to_json()}
+    return {**splits, "draws.json": draws_to_json(draws, split, config.seed)}
 
 
 def _drawn_split(config: Config, content: Content) -> Split:

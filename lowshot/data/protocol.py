@@ -7,7 +7,7 @@ The published files of Hariharan & Girshick (ICCV 2017) are accepted too: `label
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
@@ -77,13 +77,30 @@ class Split:
         return hashlib.sha256(json.dumps(self.class_names).encode()).hexdigest()
 
     def setup(self, name: Setup) -> tuple[np.ndarray, np.ndarray]:
-        """Return the base classes and the novel classes (int64) of the validation or the test setup."""
+        """Return the base classes and the novel classes (int64) of the validation or the test setup. There can be
+        none of them (see `setup_of`)."""
         half = {"validation": "1", "test": "2"}[name]
         base, novel = getattr(self, f"base_classes_{half}"), getattr(self, f"novel_classes_{half}")
         return np.array(base, np.int64), np.array(novel, np.int64)
 
+    def whole(self) -> "Split":
+        """Return the split without halves: the test setup has all classes, and there is no validation setup."""
+        empty = {"base_classes_1": [], "novel_classes_1": []}
+        return replace(self, **empty, base_classes_2=self.base_classes, novel_classes_2=self.novel_classes)
+
     def to_json(self) -> dict:
         return {**asdict(self), "digest": self.digest}
+
+
+def setup_of(split: Split, name: Setup, where: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the classes of a setup. Raises InputError if it has none. `where` names the file of the split."""
+    base, novel = split.setup(name)
+    if len(base) and len(novel):
+        return base, novel
+    if not len(base) and not len(novel):
+        way_out = "A split without halves has the test setup only: choose settings with split.json instead"
+        raise InputError(f"{where}: has no {name} setup. {way_out}")
+    raise InputError(f"{where}: has no {'novel' if len(base) else 'base'} classes in the {name} setup")
 
 
 # Data sets whose classes are those of another one.

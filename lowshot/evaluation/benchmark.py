@@ -21,7 +21,16 @@ from lowshot.core.publishing import open_journal, writing
 from lowshot.data.additions import Run
 from lowshot.data.features import Features, check_classes, check_same_space, read_features
 from lowshot.data.lineage import Judged, Lineage, Tags, judge, lineage_of, merged
-from lowshot.data.protocol import Setup, Split, check_draws, check_draws_of, draws_inputs, read_draws, read_split
+from lowshot.data.protocol import (
+    Setup,
+    Split,
+    check_draws,
+    check_draws_of,
+    draws_inputs,
+    read_draws,
+    read_split,
+    setup_of,
+)
 from lowshot.evaluation.by_class import class_hits, confused, judged_classes, most_confused
 from lowshot.evaluation.metrics import accuracies
 from lowshot.evaluation.outcomes import Columns, Outcomes
@@ -134,10 +143,7 @@ def read_benchmark(config: BenchmarkConfig) -> Benchmark:
     split = read_split(config.split)
     train, test = (read_features(path, split.n_classes) for path in (config.train, config.test))
     check_same_space(train, test)
-    base_classes, novel_classes = split.setup(config.setup)
-    for kind, classes in (("base", base_classes), ("novel", novel_classes)):
-        if len(classes) == 0:
-            raise InputError(f"{config.split}: has no {kind} classes in the {config.setup} setup")
+    base_classes, novel_classes = setup_of(split, config.setup, config.split)
     draws = read_draws(config.draws, config.trials)
     check_draws_of(config.draws, split)
     check_draws(draws, train.labels, novel_classes, max(config.shots), config.draws, config.train)

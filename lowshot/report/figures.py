@@ -20,7 +20,7 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from lowshot.core.seeds import stream
-from lowshot.data.datasets.images import Images, open_image
+from lowshot.data.datasets.images import Images
 from lowshot.data.features import Features
 from lowshot.data.protocol import Split
 
@@ -198,7 +198,7 @@ def _strip(images: Images, c: int) -> np.ndarray:
 def _thumbnail(images: Images, row: int, side: int) -> np.ndarray:
     if images.pixels is not None:
         return images.pixels[row, :, :side]
-    return np.asarray(open_image(images.root / images.paths[row]).resize((side, side)))
+    return np.asarray(images.open(row).resize((side, side)))
 
 
 def feature_map(path: Path, features: Features, split: Split) -> None:

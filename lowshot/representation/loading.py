@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from lowshot.core.errors import CorruptImage, InputError
 from lowshot.core.runtime import available_cores
 from lowshot.core.seeds import torch_stream
-from lowshot.data.datasets.images import Images, open_image, to_square
+from lowshot.data.datasets.images import Images, to_square
 from lowshot.representation.backbones import ModelConfig
 from lowshot.representation.timm_models import is_timm
 
@@ -65,7 +65,7 @@ class _DecodedImages(Dataset):
 
     def _open(self, row: int) -> Image.Image:
         try:
-            return open_image(self.images.root / self.images.paths[row])
+            return self.images.open(row)
         except CorruptImage:
             if self.images.labels[row] >= 0:
                 raise

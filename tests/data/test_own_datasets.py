@@ -141,7 +141,8 @@ def test_without_settings_the_defaults_hold(sets, photos):
     draws = read_draws(out / "draws.json")
     assert sorted(draws) == [1, 2, 3, 4, 5] and {len(rows) for rows in draws[1]} == {20}
     stored = json.loads((out / "config.json").read_text())
-    assert stored["config"] == {"dataset": {"name": "my_sets.py:Listed"}, "seed": 0, "root": str(photos)}
+    expected = {"dataset": {"name": "my_sets.py:Listed"}, "rotations": False, "seed": 0, "root": str(photos)}
+    assert stored["config"] == expected
     assert set(stored["inputs"]) == {"files", "content of files", "code of dataset"}
 
 

@@ -49,6 +49,7 @@ def test_what_is_written(root):
         "draws.json",
         "images.h5",
         "split.json",
+        "whole.json",
     ]
     images, split = read_images(config.out / "images.h5"), read_split(config.out / "split.json")
     draws = read_draws(config.out / "draws.json")
@@ -215,7 +216,13 @@ def of_features(root, **dataset):
 
 def test_the_classes_of_features(train):
     out = main(of_features(train, novel_classes=[5, 1]))
-    assert sorted(p.name for p in out.iterdir()) == ["SHA256SUMS", "config.json", "draws.json", "split.json"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "SHA256SUMS",
+        "config.json",
+        "draws.json",
+        "split.json",
+        "whole.json",
+    ]
     split, draws = read_split(out / "split.json"), read_draws(out / "draws.json")
     assert (split.novel_classes, split.base_classes, split.class_names) == ([1, 5], [0, 2, 3, 4], list("012345"))
     check_draws(draws, np.repeat(np.arange(6), 10), np.arange(6), 10, out / "draws.json", train)

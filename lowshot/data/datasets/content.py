@@ -153,7 +153,7 @@ def only_rows(images: Images, rows: np.ndarray) -> Images:
     """Return the images of `rows`, in that order."""
     parts = {
         name: part[rows]
-        for name in ("labels", "is_test", "pixels", "paths")
+        for name in ("labels", "is_test", "pixels", "paths", "turns")
         if (part := getattr(images, name)) is not None
     }
     return replace(images, **parts)

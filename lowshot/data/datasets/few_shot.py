@@ -21,6 +21,7 @@ from lowshot.data.datasets import cifar100, omniglot
 from lowshot.data.datasets.cifar100 import read_pickle
 from lowshot.data.datasets.content import Content, Found, Source, image_digests, image_files, subfolders, superclasses
 from lowshot.data.datasets.images import Images, opened_image
+from lowshot.data.datasets.rotation import rotated
 from lowshot.data.datasets.settings import (
     Cifar100,
     CifarFewShot,
@@ -88,36 +89,8 @@ def _read_omniglot(source: Source, content: Content) -> Content:
             f"{source.folder}: {len(content.class_names)} characters, but the split needs all 1623 of Omniglot. "
             f"Use the official files"
         )
-    n, n_groups = len(content.class_names), len(content.superclass_names)
-    turned = [_turn(content, quarter) for quarter in range(4)]
-    images = [part.images for part in turned]
-    rotated = Content(
-        Images(
-            np.concatenate([one.labels + quarter * n for quarter, one in enumerate(images)]),
-            np.concatenate([one.is_test for one in images]),
-            np.concatenate([one.pixels for one in images]),
-        ),
-        [name for part in turned for name in part.class_names],
-        [name for part in turned for name in part.superclass_names],
-        [group + quarter * n_groups for quarter in range(4) for group in content.superclass_of],
-    )
-    rotated_parts = [[c + quarter * n for quarter in range(4) for c in part] for part in parts]
-    return _pooled("omniglot_vinyals", rotated, rotated_parts, source.seed)
-
-
-def _turn(content: Content, quarter: int) -> Content:
-    """Rotate all characters counter-clockwise by `quarter` * 90 degrees. Alphabets are renamed with them, so that each
-    superclass has a single rotation."""
-    if quarter == 0:
-        return content
-    pixels = np.rot90(content.images.pixels, quarter, axes=(1, 2))
-    suffix = f" rot{90 * quarter:03}"
-    return replace(
-        content,
-        images=replace(content.images, pixels=pixels),
-        class_names=[name + suffix for name in content.class_names],
-        superclass_names=[name + suffix for name in content.superclass_names],
-    )
+    rotated_parts = [[c + quarter * len(content.class_names) for quarter in range(4) for c in part] for part in parts]
+    return _pooled("omniglot_vinyals", rotated(replace(content, novel_classes=None)), rotated_parts, source.seed)
 
 
 def find_mini_imagenet(settings: MiniImageNet, source: Source) -> Found:

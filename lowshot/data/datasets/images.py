@@ -1,5 +1,5 @@
-"""The images file: `pixels` uint8 (N, H, W, C), or `paths` (N,) relative to the attribute `root`; `labels` and
-`is_test` (N,)."""
+"""The images file: `pixels` uint8 (N, H, W, C), or `paths` (N,) relative to the attribute `root` and, if images are
+rotated, `turns` (N,); `labels` and `is_test` (N,)."""
 
 import io
 import warnings
@@ -19,13 +19,16 @@ from lowshot.data.protocol import Split
 SCHEMA = "lowshot-images-1"
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # a limit of our own is below
 
+# Number of quarter turns -> how Pillow turns an image counter-clockwise.
+_TURNED = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
+
 
 @dataclass
 class Images:
     """Images in memory (`pixels` uint8 (N, H, W, C)), on disk (`paths` (N,) relative to `root`), or only their labels.
 
     `labels` int64 and `is_test` bool have shape (N,). Unlabelled images have the label -1. A path may lead to a member
-    of a zip file (`12/345.zip/678.jpg`).
+    of a zip file (`12/345.zip/678.jpg`). `turns` uint8 (N,) are quarter turns, counter-clockwise, of images on disk.
     """
 
     labels: np.ndarray
@@ -33,6 +36,7 @@ class Images:
     pixels: np.ndarray | None = None
     paths: np.ndarray | None = None
     root: Path | None = None
+    turns: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,6 +54,12 @@ class Images:
     def has_content(self) -> bool:
         """Whether there are images, and not only labels."""
         return self.pixels is not None or self.paths is not None
+
+    def open(self, row: int) -> Image.Image:
+        """Decode an image on disk (`open_image`), and turn it."""
+        image = open_image(self.root / self.paths[row])
+        turns = 0 if self.turns is None else int(self.turns[row])
+        return image.transpose(_TURNED[turns]) if turns else image
 
     def rows(self, test: bool) -> np.ndarray:
         """Return the indices of the test or the train images. Row i of features/{test,train}.h5 is the i-th of them."""
@@ -69,6 +79,8 @@ def write_images(path: Path, images: Images, made_from: dict) -> None:
         else:
             file.create_dataset("paths", data=images.paths.astype(object), dtype=h5py.string_dtype("utf-8"))
             file.attrs["root"] = str(images.root)
+            if images.turns is not None:
+                file.create_dataset("turns", data=images.turns.astype(np.uint8))
         file.create_dataset("labels", data=images.labels.astype(np.int32))
         file.create_dataset("is_test", data=images.is_test.astype(bool))
         write_recipe(file, SCHEMA, made_from)
@@ -85,7 +97,10 @@ def read_images(path: Path) -> Images:
         pixels = file["pixels"][:] if "pixels" in file else None
         paths = file["paths"].asstr()[:] if pixels is None else None
         root = Path(str(file.attrs["root"])) if paths is not None else None
-    images = Images(labels, is_test, pixels, paths, root)
+        if has_turns := paths is not None and "turns" in file:
+            require_datasets(file, {"turns": ("integers", 1)})
+        turns = file["turns"][:] if has_turns else None
+    images = Images(labels, is_test, pixels, paths, root, turns)
     check_images(images, path)
     return images
 
@@ -108,6 +123,8 @@ def check_images(images: Images, where: Path | str) -> None:
         raise InputError(f"{where}: has {n} images, {n_labels} labels and {n_marks} test flags, expected equally many")
     if images.pixels is not None and (images.pixels.ndim != 4 or images.pixels.dtype != np.uint8):
         raise InputError(f"{where}: expected pixels uint8 (N, H, W, C), found {stored.dtype} {stored.shape}")
+    if images.turns is not None and (len(images.turns) != n or images.turns.max(initial=0) > 3):
+        raise InputError(f"{where}: turns must be a number in 0..3 for each of the {n} images")
     for name in images.paths if images.pixels is None else []:
         if name.startswith("/") or ".." in name.split("/"):
             raise InputError(f"{where}: image path '{name}' is outside the root folder. Use paths relative to it")
