@@ -37,16 +37,16 @@ class Outcomes:
             novel classes, int32.
         prior_ranks: The rank among base and novel classes by probability, if the novel classes have the probability
             `NOVEL_PRIOR` together, int32.
-        leads: The highest score of a base class minus the highest of a novel class, float64.
         predicted: The class with the highest score, int32. If it ties with the true class, which does not count as a
             hit, it is the other class.
+        leads: The highest score of a base class minus the highest of a novel class, float64.
     """
 
     ranks: np.ndarray
     group_ranks: np.ndarray
     prior_ranks: np.ndarray
-    leads: np.ndarray
     predicted: np.ndarray
+    leads: np.ndarray
 
     def __getitem__(self, run: int) -> "Outcomes":
         """Return the outcomes of one of several runs."""

@@ -56,29 +56,33 @@ def outcomes_of(
     """
     ranks = true_class_ranks(scores, labels, ties)
     base, novel = (torch.from_numpy(one).to(scores.device) for one in (columns.base, columns.novel))
-    is_novel = torch.isin(labels, novel)
-    among = torch.where(is_novel, *(_ranks_among(scores, labels, group, ties) for group in (novel, base)))
-    logits = (scores.log() if form == "probabilities" else scores).clamp(-_FINITE, _FINITE)
-    of_base, of_novel = logits.index_select(-1, base), logits.index_select(-1, novel)
+    is_novel, true = torch.isin(labels, novel), scores.gather(-1, labels.expand(ranks.shape).unsqueeze(-1))
+    of_base, of_novel = scores.index_select(-1, base), scores.index_select(-1, novel)
+    n_base, n_novel = (
+        _n_ahead(one, true, group < labels[:, None], ties) for one, group in ((of_base, base), (of_novel, novel))
+    )
+    among = torch.where(is_novel, n_novel, n_base)
+    of_base, of_novel, true = (_as_logits(one, form) for one in (of_base, of_novel, true))
     leads = of_base.amax(-1).double() - of_novel.amax(-1).double()
-    # The log-probability that a prior adds to all logits of a group, novel minus base.
+    # What a prior adds to the logits of the novel classes, relative to those of the base classes.
     odds = np.log(NOVEL_PRIOR / (1 - NOVEL_PRIOR)) + of_base.logsumexp(-1) - of_novel.logsumexp(-1)
-    true = logits.gather(-1, labels.expand(logits.shape[:-1]).unsqueeze(-1))
     others = (of_base >= true + odds[..., None]).sum(-1), (of_novel >= true - odds[..., None]).sum(-1)
-    ahead = torch.where(is_novel, *others)
     predicted = torch.from_numpy(columns.classes).to(scores.device)[_winners(scores, labels, ranks)]
-    integers = (one.to("cpu", torch.int32).numpy() for one in (ranks, among, among + ahead))
-    return Outcomes(*integers, leads.cpu().numpy(), predicted.to("cpu", torch.int32).numpy())
+    numbers = ranks, among, among + torch.where(is_novel, *others)
+    integers = (one.to("cpu", torch.int32).numpy() for one in (*numbers, predicted))
+    return Outcomes(*integers, leads=leads.cpu().numpy())
 
 
-def _ranks_among(scores: Tensor, labels: Tensor, group: Tensor, ties: Ties) -> Tensor:
-    """Return the rank (..., n) of the true class among a group of columns; 0 or more for labels outside the group."""
-    true = scores.gather(-1, labels.expand(scores.shape[:-1]).unsqueeze(-1))
-    among = scores.index_select(-1, group)
+def _n_ahead(scores: Tensor, true: Tensor, lower: Tensor, ties: Ties) -> Tensor:
+    """Return the number of `scores` (..., n, C) ahead of the true score (..., n, 1), of other classes if it is among
+    them. `lower` (n, C) marks classes of a lower index than the true one."""
     if ties == "against":
-        return (among >= true).sum(-1) - 1
-    lower = group < labels[:, None]
-    return ((among > true) | ((among == true) & lower)).sum(-1)
+        return ((scores >= true).sum(-1) - 1).clamp(min=0)
+    return ((scores > true) | ((scores == true) & lower)).sum(-1)
+
+
+def _as_logits(scores: Tensor, form: Form) -> Tensor:
+    return (scores.log() if form == "probabilities" else scores).clamp(-_FINITE, _FINITE)
 
 
 def _winners(scores: Tensor, labels: Tensor, ranks: Tensor) -> Tensor:

@@ -173,10 +173,16 @@ def _add_tables(
 ) -> None:
     summary, there = _summary(trials, "metric"), set(trials["metric"])
     shown = [metric for metric in judged.shown(results.METRICS) if metric in there]
-    made = {metric: tables.accuracy_table(summary, metric, section.protocol, notes, judged) for metric in shown}
+    six = get_args(SixAccuracies)
+    made = {
+        metric: tables.accuracy_table(
+            summary, metric, section.protocol, notes if metric in (*six, main) else (), judged
+        )
+        for metric in shown
+    }
     section.main = made.pop(main)
     for metric, table in made.items():
-        (section.accuracy if metric in get_args(SixAccuracies) else section.further).append(table)
+        (section.accuracy if metric in six else section.further).append(table)
     if len(pairs):
         section.main_paired = tables.paired_table(pairs, main, section.protocol)
         others = [metric for metric in shown if metric in _PAIRED and metric != main]

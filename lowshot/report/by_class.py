@@ -40,5 +40,10 @@ def _taken_for(confusions: pd.DataFrame, accuracies: pd.DataFrame) -> dict[int, 
     images = accuracies.groupby("class")["n_images"].sum()
     counts = confusions.groupby(["class", "name"], sort=False)["n_images"].sum().reset_index()
     counts = counts.sort_values("n_images", ascending=False, kind="stable")
-    counts["words"] = [f"{one.name} {100 * one.n_images / images[one[1]]:.0f} %" for one in counts.itertuples()]
+    counts["words"] = [_with_share(one.name, one.n_images / images[one[1]]) for one in counts.itertuples()]
     return {c: ", ".join(part["words"].head(3)) for c, part in counts.groupby("class")}
+
+
+def _with_share(name: str, share: float) -> str:
+    """Isolate the name, so that the number stays behind names in scripts that run from right to left."""
+    return f"\u2068{name}\u2069 {100 * share:.0f}\u00a0%"

@@ -113,8 +113,8 @@ def outcomes_by_the_definition(scores, labels, columns):
                 sum(row[c] >= row[true] for c in range(len(row)) if c != true),
                 sum(row[c] >= row[true] for c in own if c != true),
                 sum(one >= weighed[true] for c, one in weighed.items() if c != true),
-                max(row[columns.base]) - max(row[columns.novel]),
                 rival if row[rival] >= row[true] else true,
+                max(row[columns.base]) - max(row[columns.novel]),
             )
         )
     return [np.array(one) for one in zip(*found)]
