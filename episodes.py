@@ -1,6 +1,7 @@
-"""Evaluate a few-shot method on N-way K-shot tasks (episodes) of novel classes or of all classes.
+"""Evaluate a few-shot method on N-way K-shot tasks (episodes) of novel classes or of all classes, or on given tasks.
 
-Reads     one or more feature files (their images form the pool to draw from) and split.json (or label_idx.json).
+Reads     one or more feature files (their images form the pool to draw from) and split.json (or label_idx.json), or a
+          list of tasks.
 Writes    one results JSON with the accuracy of every episode and number of shots.
 
     python episodes.py --features features/test.h5 --split split.json --out results/nearest_mean.json \\
@@ -16,33 +17,42 @@ Cross-granularity: the extractor was trained on superclasses (train_scgm.py), th
     python episodes.py --features features/test.h5 --split split.json --out results/all-way.json --classes all \\
         --n_way all --method logistic_regression --transform.normalise --augmented_support --clustering 100
 
+Given tasks, listed in a CSV file (a line for each image: task,part,class,image; the format is in docs/protocol.md):
+
+    python save_features.py --extractor extractor/ --data pictures/tasks.csv --out features
+    python episodes.py --tasks pictures/tasks.csv --features features/train.h5 --out results/tasks.json
+
 On a laptop, in seconds: --n_episodes 50 --n_queries 5
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
 from lowshot import classifiers, core, evaluation, hallucination, report
 from lowshot.classifiers.settings import METHODS, FeatureTransform, NearestMeanOptions, is_transductive
-from lowshot.core.artifacts import Provenance, recipe
+from lowshot.core.artifacts import Provenance, Recipe, recipe
 from lowshot.core.cli import report_of, run
 from lowshot.core.errors import InputError
-from lowshot.core.files import check_suffix, write_json
+from lowshot.core.files import check_suffix, digest, write_json
 from lowshot.core.imports import load
 from lowshot.core.publishing import is_done, open_journal, writing
 from lowshot.core.settings import PositiveInt, RunOnly, TwoOrMore, defaults_of, values_of
 from lowshot.data.features import Features, check_same_space, read_copies, read_features
 from lowshot.data.lineage import Judged, Lineage, Tags, judge, lineage_of, lineage_of_method, merged
 from lowshot.data.protocol import Setup, Split, read_split, setup_of
+from lowshot.data.task_list import TaskList, read_task_list
 from lowshot.evaluation.benchmark import extractor_name
 from lowshot.evaluation.by_class import judged_classes
 from lowshot.evaluation.older import EPISODES_NAMES, results_today
 from lowshot.evaluation.settings import Sampling
+
+if TYPE_CHECKING:
+    import torch
 
 _CLUSTERINGS = 5  # seeds of --clustering, counted from --seed
 
@@ -51,10 +61,13 @@ _CLUSTERINGS = 5  # seeds of --clustering, counted from --seed
 class Config(Sampling):
     features: Path | list[Path]
     """Feature files with all images of the novel classes (and of base classes, for --transform.centre)."""
-    split: Path
-    """split.json, or the published label_idx.json."""
     out: Path
     """Results file to write (.json)."""
+    split: Path | None = None
+    """split.json, or the published label_idx.json. Tasks of pictures need none."""
+    tasks: Path | None = None
+    """CSV file of given tasks, instead of drawn ones. Its images are pictures, whose features are those of
+    save_features.py --data with the same file, or rows of --features."""
     setup: Setup = "test"
     """Setup whose novel classes are evaluated. Choose hyper-parameters on validation only and report on test."""
     classes: Literal["novel", "all"] = "novel"
@@ -88,12 +101,14 @@ def main(config: Config) -> Path:
 
     _check(config)
     files = {f"features_{i}" if i else "features": path for i, path in enumerate(_files(config))}
-    made_from = recipe("episodes", config, {**files, "split": config.split})
+    made_from = recipe("episodes", config, {**files, "split": config.split, "tasks": config.tasks})
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     load(classifiers, "fitted_transform")
     load(evaluation, "evaluate_episodes")
     device, provenance = core.pick_device(), Provenance()
+    if config.tasks is not None:
+        return _evaluate_given(config, made_from, provenance, device)
 
     split = read_split(config.split)
     features = [read_features(path, split.n_classes) for path in _files(config)]
@@ -113,17 +128,9 @@ def main(config: Config) -> Path:
         episodes = evaluation.evaluate_episodes(
             tensors[0], pool, config, config.n_episodes, config.method, copies=tensors[1], parts=parts
         )
+        digest_of_tasks = evaluation.tasks_digest(config, labels, [_images(one) for one in features])
         content = {
-            **made_from,
-            "method": config.name or _method_name(config, 0 if copies is None else copies.shape[1]),
-            "dataset": split.dataset,
-            "extractor": config.extractor or extractor_name(_files(config)[0]),
-            "protocol": {
-                "setup": config.setup,
-                **tags.to_json(),
-                "split_digest": split.digest,
-                "tasks_digest": evaluation.tasks_digest(config, labels, [_images(one) for one in features]),
-            },
+            **_content(config, made_from, split, tags, digest_of_tasks, copies),
             "provenance": provenance.record(device.type),
             "episodes": episodes,
             "classes": judged_classes(split, labels, split.novel_classes),
@@ -134,6 +141,78 @@ def main(config: Config) -> Path:
     _print_means(content)
     print(f"episodes: {config.n_episodes} episodes -> {config.out}")
     return config.out
+
+
+def _content(
+    config: Config, made_from: Recipe, split: Split, tags: Tags, tasks_digest: str, copies: np.ndarray | None
+) -> dict[str, Any]:
+    """Return what a results file says about all of its episodes."""
+    protocol = {"setup": config.setup, **tags.to_json(), "split_digest": split.digest, "tasks_digest": tasks_digest}
+    return {
+        **made_from,
+        "method": config.name or _method_name(config, 0 if copies is None else copies.shape[1]),
+        "dataset": split.dataset,
+        "extractor": config.extractor or extractor_name(_files(config)[0]),
+        "protocol": protocol,
+    }
+
+
+def _evaluate_given(config: Config, made_from: Recipe, provenance: Provenance, device: torch.device) -> Path:
+    """Evaluate the method on given tasks, write the results file and return its path."""
+    import torch
+
+    given = read_task_list(config.tasks)
+    split = given.as_split() if config.split is None else read_split(config.split)
+    features = [read_features(path, config.split and split.n_classes) for path in _files(config)]
+    feats, copies, labels = _given_rows(config, given, features, split)
+    inputs = {str(path): lineage_of(path) for path in _files(config)} | _of_method(config)
+    tags = judge(inputs, Judged(split, "both", np.unique(labels)))
+    made_from = made_from.but(lineage=merged(inputs.values()).to_json())
+    tensors = [None if one is None else torch.from_numpy(one).to(device) for one in (feats, copies)]
+    with writing(config.out, made_from) as partial:
+        entries = open_journal(partial, made_from)
+        evaluation.evaluate_given(tensors[0], given.tasks, config.method, config.seed, tensors[1], entries)
+        content = {
+            **_content(config, made_from, split, tags, digest(config.tasks), copies),
+            "provenance": provenance.record(device.type),
+            "episodes": list(entries),
+            "classes": judged_classes(split, labels, labels),
+        }
+        write_json(partial, content)
+    _print_means(content)
+    print(f"episodes: {len(given.tasks)} given tasks -> {config.out}")
+    return config.out
+
+
+def _given_rows(
+    config: Config, given: TaskList, features: list[Features], split: Split
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Return transformed features (N, D) and copies (N, A, D) of all rows, and labels (n,) of the images of the tasks.
+
+    Raises InputError if the features are not of the tasks' images.
+    """
+    for other in features[1:]:
+        check_same_space(features[0], other)
+    feats, labels = (_joined([getattr(one, name) for one in features]) for name in ("feats", "labels"))
+    if given.pictures is not None:
+        if config.split is not None:
+            raise InputError("--split: only for tasks of rows of a feature file. Leave it out for tasks of pictures")
+        if len(features) > 1 or features[0].images != given.images_digest:
+            raise InputError(
+                f"{_source(config)}: not the features of the pictures in {config.tasks}. Make them with "
+                f"save_features.py --data {config.tasks}"
+            )
+    elif given.rows.max() >= len(feats):
+        raise InputError(
+            f"{config.tasks}: row {given.rows.max()} is outside the {len(feats)} rows of {_source(config)}"
+        )
+    of_tasks = given.image_classes if config.split is None else labels[given.rows]
+    base = feats[np.isin(labels, split.base_classes)]
+    if config.transform.centre and (config.split is None or not len(base)):
+        raise InputError("--transform.centre: needs --split, and rows of its base classes in --features")
+    transform = classifiers.fitted_transform(config.transform, base)
+    copies = transform(_copies(features)) if config.augmented_support else None
+    return transform(feats), copies, of_tasks
 
 
 def _clusterings(config: Config, feats: np.ndarray, labels: np.ndarray) -> list[dict]:
@@ -149,6 +228,10 @@ def _check(config: Config) -> None:
             f"--features {[str(one) for one in _files(config)]}: must be one or more files without duplicates"
         )
     check_suffix("--out", config.out, ".json")
+    if config.tasks is not None:
+        _check_given(config)
+    elif config.split is None:
+        raise InputError("--split: needed to draw tasks (or give the tasks with --tasks)")
     if config.classes == "all" and config.setup == "validation":
         raise InputError("--classes all: includes the classes of the test setup. Use --classes novel for validation")
     if config.classes == "all" and config.transform.centre:
@@ -158,6 +241,17 @@ def _check(config: Config) -> None:
         )
 
 
+# Settings of drawn tasks, which given tasks have none of.
+_OF_DRAWN = (*(f.name for f in fields(Sampling) if f.name != "seed"), "n_episodes", "classes", "setup", "clustering")
+
+
+def _check_given(config: Config) -> None:
+    defaults = defaults_of(config)
+    for name in _OF_DRAWN:
+        if getattr(config, name) != defaults.get(name):
+            raise InputError(f"--{name}: only for tasks that are drawn. Leave it out with --tasks")
+
+
 def _tags(config: Config, split: Split) -> tuple[Tags, Lineage]:
     """Return the tags of the results, and what the features and the method have seen.
 
@@ -165,9 +259,12 @@ def _tags(config: Config, split: Split) -> tuple[Tags, Lineage]:
     """
     novel = split.novel_classes if config.classes == "all" else split.setup(config.setup)[1]
     inputs = {str(path): lineage_of(path) for path in _files(config)}
-    if is_transductive(config.method):
-        inputs["method"] = lineage_of_method("transductive")
+    inputs |= _of_method(config)
     return judge(inputs, Judged(split, config.setup, novel)), merged(inputs.values())
+
+
+def _of_method(config: Config) -> dict[str, Lineage]:
+    return {"method": lineage_of_method("transductive")} if is_transductive(config.method) else {}
 
 
 def _files(config: Config) -> list[Path]:

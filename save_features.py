@@ -1,6 +1,7 @@
 """Compute the features of all images with a trained extractor or a pretrained timm model.
 
-Reads   EXTRACTOR/ (train_extractor.py) or a timm model, DATA/images.h5 (or another images file)
+Reads   EXTRACTOR/ (train_extractor.py) or a timm model, DATA/images.h5 (or another images file, or the pictures of a
+        list of tasks)
 Writes  OUT/train.h5 and, if there are test images, OUT/test.h5 in the published layout: all_feats, all_labels, count
 
 With --copies the files also contain augmented_feats float32 (N, copies, D), the features of randomly augmented copies
@@ -34,9 +35,11 @@ from lowshot.core.errors import InputError
 from lowshot.core.h5 import update_h5
 from lowshot.core.publishing import building, is_done
 from lowshot.core.settings import NetworkPrecision, NonNegativeInt, PositiveInt, RunOnly, Seed
+from lowshot.data.datasets.content import image_digests
 from lowshot.data.datasets.images import Images, images_file, read_images
 from lowshot.data.features import create_features
 from lowshot.data.protocol import read_draws
+from lowshot.data.task_list import read_task_list
 from lowshot.evaluation.settings import SHOTS
 from lowshot.representation.settings import (
     AUGMENTATIONS,
@@ -64,7 +67,8 @@ class Copies:
 @dataclass(kw_only=True)
 class Config(ExtractorChoice):
     data: Path
-    """Folder with images.h5, or another images file such as samples.h5 of sample_gan.py."""
+    """Folder with images.h5, another images file such as samples.h5 of sample_gan.py, or a list of tasks with pictures
+    (.csv, see episodes.py --tasks)."""
     out: Path
     """Folder to write train.h5 and test.h5 to."""
     timm: StretchingTimmModel | None = None
@@ -103,7 +107,7 @@ class Config(ExtractorChoice):
 def main(config: Config) -> Path:
     """Write both feature files, and return their folder."""
     where = images_file(config.data)
-    images = read_images(where)
+    images = read_task_list(where).images() if _lists_tasks(where) else read_images(where)
     model, chosen = representation.chosen_extractor(config, images)
     if config.layer == "trunk":
         representation.drop_projection(model, config)
@@ -111,7 +115,7 @@ def main(config: Config) -> Path:
         _check_copies(config.copies)
     of_samples = gan.handed_on(where)
     facts = representation.handed_on(config.extractor) if config.extractor else {}
-    inputs = {"images": where, **chosen, **of_samples["inputs"]}
+    inputs = {**_digests(where), **chosen, **of_samples["inputs"]}
     seen = representation.lineage_of_extractor(config) | of_samples["lineage"]
     made_from = recipe("save_features", config, inputs, seen.to_json(), **of_samples["config"], **facts)
     fabric = core.open_fabric(config.accelerator, config.precision)
@@ -129,6 +133,18 @@ def main(config: Config) -> Path:
                 extract(config, fabric, network, images, rows, partial, made_from)
             print(f"save_features: wrote {out}")
     return config.out
+
+
+def _lists_tasks(where: Path) -> bool:
+    return where.suffix == ".csv"
+
+
+def _digests(where: Path) -> dict[str, Path | str]:
+    """Return the images file as an input of the recipe; for a list of tasks, the digests of its pictures."""
+    if not _lists_tasks(where):
+        return {"images": where}
+    listed = read_task_list(where)
+    return image_digests(listed.root, listed.files)
 
 
 def _check_copies(copies: Copies) -> None:
@@ -206,6 +222,9 @@ def next_step(config: Config) -> list | None:
     """Return the command that reads the output: low_shot.py with the shots that were drawn, or episodes.py if there are
     no test images.
     """
+    if _lists_tasks(config.data):
+        tasks = ["--tasks", config.data, "--features", config.out / "train.h5"]
+        return ["episodes.py", *tasks, "--out", config.out.parent / "results" / "tasks.json"]
     split, draws = config.data / "split.json", config.data / "draws.json"
     train, test, results = config.out / "train.h5", config.out / "test.h5", config.out.parent / "results"
     if not (split.exists() and train.exists()):

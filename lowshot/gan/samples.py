@@ -34,8 +34,9 @@ def samples_recipe(gan: Path, split: Path) -> dict:
 
 
 def handed_on(images: Path) -> dict:
-    """Return the recipe parts that features of an images file repeat. They are empty for real images."""
-    made_from = read_recipe(images)
+    """Return the recipe parts that features of an images file repeat. They are empty for real images, which a list of
+    tasks (.csv) has, too."""
+    made_from = None if images.suffix == ".csv" else read_recipe(images)
     if made_from is None or made_from["stage"] != "sample_gan":
         return {"config": {}, "inputs": {}, "lineage": Lineage()}
     inputs = {name: value for name, value in made_from["inputs"].items() if name in ("split", "draws")}

@@ -133,9 +133,19 @@ def _add_episode_tables(section: page.Section, episodes: pd.DataFrame, reference
     """
     for task, part in episodes.groupby("task", sort=False):
         repeats, chance = results.repeats(part), (1 / part["n_way"]).mean()
-        for frame, unit in ((repeats, "trainings"), (part, "episodes")):
+        for frame, unit in ((repeats, "trainings"), (part, _unit(part))):
             if len(frame):
                 section.episodes += _episode_tables(frame, task, section.protocol, unit, reference, judged, chance)
+        if task == results.GIVEN:
+            section.episodes.append(tables.single_tasks_table(part, section.protocol))
+
+
+def _unit(episodes: pd.DataFrame) -> str:
+    """Return the unit of intervals over episodes of one kind."""
+    if episodes["task"].iloc[0] != results.GIVEN:
+        return "episodes"
+    tasks, clusters = episodes["episode"].nunique(), episodes["cluster"].nunique()
+    return "tasks" if clusters == tasks else f"tasks in {clusters} clusters"
 
 
 def _episode_tables(

@@ -30,20 +30,21 @@ _FURTHER_ENTRIES = {"stage": str, "inputs": dict, "gan": dict | None, "selection
 
 
 class Form(NamedTuple):
-    """The fields of one kind of entry: integers with their minimum, real values, texts, and further real values that
-    older files lack. Real values are in 0..1 unless _LOWEST or _HIGHEST has another bound."""
+    """The fields of one kind of entry: integers with their minimum, real values and texts, and further real values and
+    texts that not all files have. Real values are in 0..1 unless _LOWEST or _HIGHEST has another bound."""
 
     integers: dict[str, int]
     values: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
     newer: tuple[str, ...] = ()
+    newer_texts: tuple[str, ...] = ()
 
 
 _SIX = get_args(SixAccuracies)
 _NEWER = tuple(name for name in get_args(Metric) if name not in _SIX)
 FORMS = {
     "trials": Form({"trial": 0, "n_shot": 1}, _SIX, newer=_NEWER),
-    "episodes": Form({"episode": 0, "n_way": 1, "n_shot": 1}, ("accuracy",)),
+    "episodes": Form({"episode": 0, "n_way": 1, "n_shot": 1}, ("accuracy",), newer_texts=("name", "cluster")),
     "history": Form({"n_steps": 0, "trial": 0, "n_shot": 1}, _SIX, newer=_NEWER),
     "clustering": Form({"seed": 0, "n_clusters": 2}, ("nmi", "homogeneity", "adjusted_rand")),
     "scores": Form({"n_images": 1}, tuple(SCORES)),
@@ -169,7 +170,8 @@ def _check_rows(where: str, rows: object, form: Form) -> pd.DataFrame:
         raise InputError(f"{where} is not a list of entries")
     frame = pd.DataFrame(rows)
     least, fractions = form.integers, [*form.values, *(name for name in form.newer if name in frame)]
-    for key in form.texts:
+    texts = [*form.texts, *(name for name in form.newer_texts if name in frame)]
+    for key in texts:
         if key not in frame or not all(isinstance(text, str) for text in frame[key]):
             raise InputError(f"{where}: '{key}' must be a text in every entry")
     for key in [*least, *fractions]:
@@ -190,5 +192,5 @@ def _check_rows(where: str, rows: object, form: Form) -> pd.DataFrame:
     for key, smallest in least.items():
         if not pd.api.types.is_integer_dtype(frame[key]) or frame[key].min() < smallest:
             raise InputError(f"{where}: '{key}' must be an integer, at least {smallest}")
-    kept = [*least, *fractions, *form.texts]
+    kept = [*least, *fractions, *texts]
     return frame[kept + (["class"] if "class" in frame and "class" not in kept else [])]

@@ -27,6 +27,8 @@ PROTOCOL = ["dataset", "setup", "split_digest"]
 # Name of the protocol that joins several split digests.
 SPLITS = "class splits"
 COLUMNS = [*PROTOCOL, "setting", "extractor", "method", "system"]
+# Kind of task of given tasks.
+GIVEN = "given tasks"
 # Settings that may differ between the tasks of one job array, or that are part of the system's name already.
 _NOT_OF_THE_RUN = {"shots", "trials", "n_shots", "n_episodes", "name", "extractor", "clustering", "reference"}
 # Settings that define the kind of task of episodes. Each kind has its own tables; they do not make another system.
@@ -79,7 +81,8 @@ def episodes(files: dict[str, dict]) -> pd.DataFrame:
     """Return episodes in long form. The only metric is accuracy.
 
     Columns as in `trials`, with episode, n_way and task (kind of task, in words) instead of trial. draws is the digest
-    of the tasks: if it is equal, episodes with the same number have the same images.
+    of the tasks: if it is equal, episodes with the same number have the same images. If there are given tasks, name is
+    the name of the task and cluster that of its cluster; drawn tasks are their own clusters.
     """
     return _long_form(files, "episodes")
 
@@ -226,13 +229,16 @@ def _clustered_features(files: dict[str, dict]) -> dict[str, str]:
 def _long_form(files: dict[str, dict], kind: str) -> pd.DataFrame:
     numbers, names, parts = list(FORMS[kind].integers), system_names(files), []
     keys = [*numbers, "task"] if kind == "episodes" else numbers
+    given = ["name", "cluster"] if any("cluster" in content.get(kind, ()) for content in files.values()) else []
     for file, content in files.items():
         if kind in content:
-            part = content[kind].melt(numbers, var_name="metric")
+            known = [name for name in given if name in content[kind]]
+            part = content[kind].melt([*numbers, *known], var_name="metric")
             if kind == "episodes":
                 part["task"] = _task_names(content["config"], part)
+                part = part.assign(**{name: part["episode"].astype(str) for name in given if name not in known})
             parts.append(part.assign(**about(content), system=names[file], draws=_draws(content, part), file=file))
-    columns = [*COLUMNS, *keys, "metric", "value", "draws", "file"]
+    columns = [*COLUMNS, *keys, *given, "metric", "value", "draws", "file"]
     if not parts:
         return pd.DataFrame(columns=columns)
     frame = pd.concat(parts, ignore_index=True)[columns]
@@ -247,6 +253,8 @@ def _long_form(files: dict[str, dict], kind: str) -> pd.DataFrame:
 
 def _task_names(config: dict, part: pd.DataFrame) -> pd.Series:
     """Describe the kind of task of each row in words, from the settings."""
+    if "cluster" in part:
+        return pd.Series(GIVEN, part.index)
     inside = " of all classes" if config.get("classes") == "all" else ""
     inside += " within a superclass" if config.get("within_superclass") else ""
     ways = part["n_way"].astype(str) if config.get("n_way") != "all" else pd.Series("all", part.index)
@@ -324,12 +332,30 @@ def _distinguish(name: str, prints: dict[str, dict[str, str]]) -> dict[str, str]
 def summarise(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Average `value` over each combination of the columns `by`, in order of appearance.
 
+    Rows of one `cluster`, if there is such a column, are not independent: the interval is over clusters.
+
     Returns the columns `by`, mean, interval (half width of the 95 % t-interval; NaN for a single trial) and trials.
     """
+    if "cluster" in frame:
+        return _summarise_clusters(frame, by)
     groups = frame.groupby(by, sort=False)["value"].agg(["mean", "std", "count"]).reset_index()
     count = groups["count"]
     interval = stats.t.ppf(0.975, np.where(count > 1, count - 1, np.nan)) * groups["std"] / np.sqrt(count)
     return groups[by].assign(mean=groups["mean"], interval=interval, trials=count)
+
+
+def _summarise_clusters(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Return what `summarise` does, with the cluster-robust standard error of a mean (Liang & Zeger, 1986):
+    sqrt(k / (k - 1) sum over clusters of (sum of deviations from the mean)^2) / n, with k - 1 degrees of freedom."""
+    groups = frame.groupby(by, sort=False)["value"]
+    deviations = frame.assign(value=frame["value"] - groups.transform("mean"))
+    of_clusters = deviations.groupby([*by, "cluster"], sort=False)["value"].sum().reset_index()
+    squares = of_clusters.assign(value=of_clusters["value"] ** 2).groupby(by, sort=False)["value"].agg(["sum", "count"])
+    table = groups.agg(["mean", "count"])
+    k = squares["count"].where(squares["count"] > 1).reindex(table.index)
+    error = np.sqrt(k / (k - 1) * squares["sum"].reindex(table.index)) / table["count"]
+    table = table.assign(interval=stats.t.ppf(0.975, k - 1) * error).reset_index()
+    return table[[*by, "mean", "interval"]].assign(trials=table["count"])
 
 
 def is_reference(frame: pd.DataFrame, reference: str | None) -> pd.Series:

@@ -43,7 +43,7 @@ class Table:
         return sum(name in _TEXT_COLUMNS or name.startswith("Taken for") for name in self.frame)
 
 
-_TEXT_COLUMNS = {"System", "Setting", "minus", "Features", "Class", "Group"}
+_TEXT_COLUMNS = {"System", "Setting", "minus", "Features", "Class", "Group", "Task", "Cluster"}
 _OVER = {"novel": "novel classes", "base": "base classes", "all": "all classes",
          "novel_among_novel": "novel classes among novel classes", "base_among_base": "base classes among base classes",
          "harmonic_mean": "harmonic mean of base and novel", "all_with_prior": "all classes, with class prior",
@@ -196,13 +196,25 @@ def paired_episode_table(
     columns = sorted(differences["n_shot"].unique())
     rows = differences.groupby(["system", "versus"], sort=False)
     lines = [{"System": one, "minus": other, **_cells(part, columns, "+", unit)} for (one, other), part in rows]
-    points = f"percentage points on the same episodes, mean ± 95 % interval over {unit}, * excludes zero"
+    same = "tasks" if unit.startswith("tasks") else "episodes"
+    points = f"percentage points on the same {same}, mean ± 95 % interval over {unit}, * excludes zero"
     what = f"{protocol_name(protocol)}; {points}"
     return Table(f"Episodes, {task}{_over(unit)}, paired differences: {what}", pd.DataFrame(lines))
 
 
 def _over(unit: str) -> str:
-    return "" if unit == "episodes" else f", over {unit}"
+    return "" if unit.startswith(("episodes", "tasks")) else f", over {unit}"
+
+
+def single_tasks_table(episodes: pd.DataFrame, protocol: tuple[str, str, str]) -> Table:
+    """Table of the accuracy of every given task in percent: rows are tasks, columns are systems."""
+    keys = ["episode", "name", "cluster", "n_way", "n_shot"]
+    wide = episodes.pivot_table("value", keys, "system", sort=False).sort_index().reset_index()
+    frame = pd.DataFrame({"Task": wide["name"], "Cluster": wide["cluster"]})
+    frame["Ways"], frame["Shots"] = wide["n_way"].astype(str), wide["n_shot"].astype(str)
+    for system in episodes["system"].unique():
+        frame[system] = [MISSING if np.isnan(value) else f"{100 * value:.2f}" for value in wide[system]]
+    return Table(f"Given tasks, one by one: {protocol_name(protocol)}; % accuracy", frame)
 
 
 def clustering_table(summary: pd.DataFrame, classes: str, protocol: tuple[str, str, str]) -> Table:

@@ -67,8 +67,9 @@ class Images:
 
 
 def images_file(data: Path) -> Path:
-    """Return the path of images.h5 in a folder of preprocessing.py; the path of an images file is returned as is."""
-    return data if data.suffix in {".h5", ".hdf5"} else data / "images.h5"
+    """Return the path of images.h5 in a folder of preprocessing.py; the path of an images file, or of a list of tasks,
+    is returned as is."""
+    return data if data.suffix in {".h5", ".hdf5", ".csv"} else data / "images.h5"
 
 
 def write_images(path: Path, images: Images, made_from: dict) -> None:
