@@ -11,6 +11,7 @@ GAN     python parse_results.py --results outputs/emnist_fs/results --out output
 SCGM    python parse_results.py --results outputs/cifar100/results --out outputs/cifar100/report \\
             --data outputs/cifar100/data --features outputs/cifar100/scgm_g/features/test.h5 \\
             --mixture outputs/cifar100/scgm_g/extractor
+Papers  python parse_results.py --results outputs/imagenet/results --out outputs/imagenet/report --published
 Tiny    python parse_results.py --results outputs/tiny/results --out outputs/tiny/report
 """
 
@@ -25,7 +26,7 @@ from lowshot.core.cli import run
 from lowshot.core.errors import InputError
 from lowshot.core.files import write_json
 from lowshot.core.publishing import is_done, writing
-from lowshot.core.settings import RunOnly
+from lowshot.core.settings import NonNegativeFloat, RunOnly
 from lowshot.data.datasets.images import read_images
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split
@@ -53,6 +54,11 @@ class Config:
     """System, method or extractor to compare with in paired differences; the simplest system by default. Extractors
     NAME_seed0, NAME_seed1, ... are repeated trainings: they are compared with the reference of the same seed, and
     tables over trainings are added."""
+    published: bool = False
+    """Put the published figures of the data sets (lowshot/report/published.csv) beside ours, where network, method,
+    setting, metric and n are equal, and say of the others in what they differ."""
+    tolerance: NonNegativeFloat = 1.0
+    """Percentage points that our results may differ from published figures by, besides their interval."""
     overwrite: RunOnly[bool] = False
     """Make the report again even if nothing changed."""
 
@@ -71,7 +77,8 @@ def main(config: Config) -> Path:
     if not is_done(config.out, made_from, config.overwrite or _is_stale(config.out, made_from)):
         with writing(config.out, made_from) as partial:
             partial.mkdir()
-            report.write_report(partial, files, config.metric, config.reference, pictures)
+            tolerance = config.tolerance if config.published else None
+            report.write_report(partial, files, config.metric, config.reference, pictures, tolerance)
             write_json(partial / "config.json", made_from)
     print((config.out / "tables" / "main.md").read_text(encoding="utf-8"))
     print(f"report: {page_path}")
@@ -102,8 +109,9 @@ def _read_pictures(config: Config, split_digests: set[str]) -> report.Pictures:
 
 def _inputs(config: Config, files: dict[str, dict]) -> dict[str, Path | None]:
     data = {name: config.data / name if config.data else None for name in ("split.json", "images.h5")}
+    published = {"published": report.published.FIGURES} if config.published else {}
     pictured = {"features": config.features, "mixture": config.mixture, "gan": config.gan}
-    return {f"results/{name}": config.results / name for name in files} | data | pictured
+    return {f"results/{name}": config.results / name for name in files} | data | pictured | published
 
 
 def _is_stale(out: Path, made_from: Recipe) -> bool:

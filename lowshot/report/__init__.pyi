@@ -1,5 +1,6 @@
 """Tables, figures and an HTML page from results files."""
 
+from . import published as published
 from . import results as results
 from .build import Pictures as Pictures
 from .build import write_report as write_report

@@ -16,6 +16,7 @@ from lowshot.report.by_class import class_table
 from lowshot.report.judged import Judged, judged_files
 from lowshot.report.mixture import Means, embedding_map, subclass_sizes
 from lowshot.report.notes import identical_results, other_inputs
+from lowshot.report.published import compared
 from lowshot.report.results import PROTOCOL
 
 # Metrics with tables of paired differences, besides the one that is shown first.
@@ -33,11 +34,19 @@ class Pictures:
     gan: generated.TrainedGan | None = None
 
 
-def write_report(folder: Path, files: dict[str, dict], metric: str, reference: str | None, pictures: Pictures) -> None:
+def write_report(
+    folder: Path,
+    files: dict[str, dict],
+    metric: str,
+    reference: str | None,
+    pictures: Pictures,
+    tolerance: float | None = None,
+) -> None:
     """Write a report of the results `files` (see `read_files`) into `folder`.
 
     `metric` is shown first. The figure of paired differences compares all systems with `reference`, a system or a
-    method. If it is None, or not among the systems of a protocol, their first system is used.
+    method. If it is None, or not among the systems of a protocol, their first system is used. With a `tolerance` in
+    percentage points, published figures are put beside ours.
     """
     for name in ("figures", "tables"):
         (folder / name).mkdir()
@@ -51,6 +60,8 @@ def write_report(folder: Path, files: dict[str, dict], metric: str, reference: s
     for section in sections:
         _add_clustering(section, clustering)
         _add_classes(section, by_class, confusions)
+    if tolerance is not None:
+        _add_published(folder / "tables", sections, trials, episodes, tolerance)
     images, each = _image_score_tables(scores, pictures.split)
     _write_tables(folder / "tables", sections, images, each)
     _write_csv(folder / "tables", trials, episodes, history, clustering, scores)
@@ -178,6 +189,20 @@ def _add_classes(section: page.Section, by_class: pd.DataFrame, confusions: pd.D
         section.classes.append(class_table(part, wrong, system, section.protocol))
 
 
+def _add_published(
+    folder: Path, sections: list[page.Section], trials: pd.DataFrame, episodes: pd.DataFrame, tolerance: float
+) -> None:
+    """Add the published figures of the data sets, and write published.csv."""
+    parts = []
+    for section in sections:
+        found = compared(section.protocol, _of(trials, section.protocol), _of(episodes, section.protocol), tolerance)
+        if found is not None:
+            section.published = found.tables(tolerance)
+            parts += [found.beside.assign(**dict(zip(PROTOCOL, section.protocol))), found.others]
+    if parts:
+        _save(pd.concat(parts), folder / "published.csv")
+
+
 def _add_tables(
     section: page.Section, trials: pd.DataFrame, pairs: pd.DataFrame, notes: list[str], main: str, judged: Judged
 ) -> None:
@@ -257,6 +282,7 @@ def _write_tables(
     folder: Path, sections: list[page.Section], images: list[tables.Table], each: list[tables.Table]
 ) -> None:
     main = [section.main for section in sections if section.main is not None]
+    main += [table for section in sections for table in section.published[:1]]
     main += images
     main += [table for section in sections for table in [*section.episodes, *section.clustering]]
     everything = [*images, *each, *(table for section in sections for table in section.tables)]

@@ -31,6 +31,7 @@ class Section:
     accuracy: list[Table] = field(default_factory=list)
     further: list[Table] = field(default_factory=list)
     paired: list[Table] = field(default_factory=list)
+    published: list[Table] = field(default_factory=list)
     classes: list[Table] = field(default_factory=list)
     episodes: list[Table] = field(default_factory=list)
     clustering: list[Table] = field(default_factory=list)
@@ -62,8 +63,8 @@ class Section:
     def tables(self) -> list[Table]:
         """All tables but those of single classes."""
         main = [one for one in (self.main, self.main_paired) if one is not None]
-        lists = self.accuracy, self.further, self.step_tables, self.paired, self.episodes, self.clustering
-        return [*main, *chain.from_iterable(lists)]
+        trials = self.published, self.accuracy, self.further, self.step_tables, self.paired
+        return [*main, *chain(*trials, self.episodes, self.clustering)]
 
 
 def facts(frame: pd.DataFrame, column: str, unit: str, judged: Judged) -> dict[str, str]:
