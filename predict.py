@@ -49,7 +49,8 @@ from lowshot.core.settings import NonNegativeInt, PositiveInt, RunOnly
 from lowshot.data.datasets.content import image_digests, listing_digest
 from lowshot.data.datasets.folder import find_classes, find_images, ignored
 from lowshot.data.features import read_features
-from lowshot.data.protocol import read_split
+from lowshot.data.lineage import Lineage
+from lowshot.data.protocol import origins, read_split
 from lowshot.representation.settings import ExtractorChoice
 
 
@@ -124,7 +125,8 @@ def fit(config: FitConfig) -> Path:
     extractor, chosen = representation.chosen_extractor(config)
     files = [file for part in classes.values() for file in part]
     read = {"base_features": config.base_features, "split": config.split}
-    made_from = recipe("predict", config, {**read, **chosen, **image_digests(root, files)})
+    seen = representation.lineage_of_extractor(config) | Lineage(frozenset(origins(f"folder:{root.name}", names)))
+    made_from = recipe("predict", config, {**read, **chosen, **image_digests(root, files)}, seen.to_json())
     if is_done(config.out, made_from, config.overwrite):
         return config.out
 

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from lowshot.core.errors import InputError
-from lowshot.core.files import read_json
+from lowshot.core.files import digest, read_json
 from lowshot.core.seeds import stream
 
 Setup = Literal["validation", "test"]
@@ -247,6 +247,14 @@ def read_split(path: Path) -> Split:
             f"{path}: edited by hand (the digest does not match). Make it again, or delete its entry 'digest'"
         )
     return split
+
+
+def is_of_same_classes(stored: str | None, split: Path) -> bool:
+    """Whether a file with the digest `stored` is the split file `split`, or one beside it that differs in halves only
+    (split.json and whole.json)."""
+    files = [split, *(split.with_name(name) for name in ("split.json", "whole.json"))]
+    alike = [file for file in files if file.is_file() and digest(file) == stored]
+    return any(file == split or read_split(file).whole().digest == read_split(split).whole().digest for file in alike)
 
 
 def _from_label_idx(content: dict, path: Path) -> Split:

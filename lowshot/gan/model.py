@@ -12,10 +12,11 @@ from torch.optim.swa_utils import AveragedModel
 from lowshot.classifiers.tasks import class_means
 from lowshot.core.artifacts import read_recipe
 from lowshot.core.errors import InputError
-from lowshot.core.files import digest, read_json, write_json
+from lowshot.core.files import read_json, write_json
 from lowshot.core.seeds import stream
 from lowshot.core.settings import checked
 from lowshot.core.state_dicts import fill, save_state
+from lowshot.data.protocol import is_of_same_classes
 from lowshot.gan.networks import GENERATORS, ClassMeans, Discriminator, GanConfig, Generator
 
 SCHEMA = "lowshot-gan-1"
@@ -96,7 +97,7 @@ def gan_recipe(folder: Path, split: Path) -> dict:
     made_from = read_recipe(folder)
     if made_from is None or made_from["stage"] not in ("train_gan pretrain", "train_gan finetune"):
         raise InputError(f"{folder}: not a GAN. Train one with train_gan.py")
-    if made_from["inputs"].get("split") != digest(split):
+    if not is_of_same_classes(made_from["inputs"].get("split"), split):
         raise InputError(f"{folder}: trained on another split than {split}. Use a GAN of this split")
     return made_from
 

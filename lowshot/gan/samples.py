@@ -17,6 +17,7 @@ from lowshot.data.additions import Run
 from lowshot.data.datasets.images import Images, read_images
 from lowshot.data.features import Features, check_same_space, read_features
 from lowshot.data.lineage import Lineage, lineage_of
+from lowshot.data.protocol import is_of_same_classes
 from lowshot.evaluation.benchmark import Benchmark
 from lowshot.evaluation.settings import BenchmarkConfig
 from lowshot.gan.model import gan_recipe
@@ -69,7 +70,7 @@ def read_samples(path: Path, train: Features, split: Path, draws: Path) -> tuple
 
 def _check_files(path: Path, made_from: dict, split: Path, draws: Path) -> None:
     """Raise InputError if the GAN of the samples learned from another split or from shots of another file."""
-    if made_from["inputs"].get("split") != digest(split):
+    if not is_of_same_classes(made_from["inputs"].get("split"), split):
         raise InputError(f"{path}: the GAN was trained on another split than {split}")
     if "draws" in made_from["inputs"] and made_from["inputs"]["draws"] != digest(draws):
         raise InputError(f"{path}: the GAN was fine-tuned on shots of another file than {draws}")

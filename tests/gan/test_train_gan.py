@@ -570,6 +570,15 @@ def test_samples_join_the_shots(gans, features, sampled, tmp_path):
     assert result["trials"][0]["top1_novel"] == pytest.approx(right[novel].mean())
 
 
+def test_samples_are_judged_on_the_classes_without_halves(gans, features, sampled, tmp_path):
+    """The GAN was trained with split.json; whole.json has the same classes."""
+    template = sampled.features.parent.parent / "trial{trial}_k{n_shot}" / "train.h5"
+    whole = gans.data / "whole.json"
+    result = read_json(benchmark(gans, features, template, tmp_path / "whole.json", split=whole))
+    split = read_split(whole)
+    assert {one["class"] for one in result["classes"]} == set(range(split.n_classes))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
