@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,9 +73,9 @@ class FitConfig(ExtractorChoice):
     """Features of base classes from the same extractor (save_features.py). --transform.centre subtracts their mean."""
     split: Path | None = None
     """split.json that names the base classes of base_features."""
-    invert: bool = False
-    """Invert every image. Use it for dark ink on paper with an extractor trained on bright ink on black (omniglot,
-    glyphs, emnist)."""
+    invert: bool | None = None
+    """Invert every image, such as dark ink on paper for an extractor of bright ink on black (omniglot, glyphs, emnist).
+    Default: if the photos are the reverse of the images that the extractor was trained on."""
     batch_size: RunOnly[PositiveInt] = 32
     """Batch size of the extractor."""
     num_workers: RunOnly[NonNegativeInt] = 0
@@ -124,6 +124,7 @@ def fit(config: FitConfig) -> Path:
     _check(config)
     extractor, chosen = representation.chosen_extractor(config)
     files = [file for part in classes.values() for file in part]
+    config = replace(config, invert=_inverted(config, extractor, files))
     read = {"base_features": config.base_features, "split": config.split}
     seen = representation.lineage_of_extractor(config) | Lineage(frozenset(origins(f"folder:{root.name}", names)))
     made_from = recipe("predict", config, {**read, **chosen, **image_digests(root, files)}, seen.to_json())
@@ -143,6 +144,16 @@ def fit(config: FitConfig) -> Path:
         classifiers.save_classifier(partial, classifier, made_from)
     print(f"predict: classifier of {len(names)} classes from {len(files)} images -> {config.out}")
     return config.out
+
+
+def _inverted(config: FitConfig, extractor: representation.Extractor, files: list[Path]) -> bool:
+    """Whether to invert the photos. Says so if it is decided here."""
+    if config.invert is not None:
+        return config.invert
+    if inverted := bool(representation.files_are_reversed(extractor.config, files)):
+        print("predict: inverting the photos: they are the reverse of what the extractor was trained on, such as dark "
+              "ink on paper for bright ink on black. Use --invert false if that is wrong")  # fmt: skip
+    return inverted
 
 
 def _speed(config: FitConfig | ClassifyConfig) -> dict[str, int]:
@@ -215,6 +226,7 @@ def classify(config: ClassifyConfig) -> Path:
         clear(config.out, made_from)
         return config.out
 
+    _say_reversed(classifier, paths)
     with writing(config.out, made_from) as partial:
         done = open_journal(partial, made_from)
         if n_done := sum(map(len, done)):
@@ -228,6 +240,15 @@ def classify(config: ClassifyConfig) -> Path:
             write_record(config.out, partial, made_from)
     print(f"predict: classes of {len(files)} images -> {config.out}")
     return config.out
+
+
+def _say_reversed(classifier: classifiers.PhotoClassifier, paths: list[Path]) -> None:
+    """Say if the pictures are the reverse of those that the classifier was made from."""
+    found = representation.files_are_reversed(classifier.extractor.config, paths)
+    if found is not None and found != classifier.invert:
+        made = "inverted" if classifier.invert else "took as they are"
+        print(f"predict: these pictures look like the reverse of the photos of the classifier, which it {made}. Make "
+              "another classifier from such photos, or invert the pictures")  # fmt: skip
 
 
 _BLOCK = 256  # images that are classified at once

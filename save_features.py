@@ -22,7 +22,7 @@ python save_features.py --extractor outputs/glyphs/conv4_sgm/extractor --data ou
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -73,6 +73,9 @@ class Config(ExtractorChoice):
     """Folder to write train.h5 and test.h5 to."""
     timm: StretchingTimmModel | None = None
     """Pretrained timm model to use instead of --extractor."""
+    invert: bool | None = None
+    """Invert every image. Default: if the images are the reverse of those that the extractor was trained on, such as
+    dark ink on paper for an extractor of bright ink on black."""
     layer: Literal["trunk"] | None = None
     """Layer to save: trunk for the features before the projection of train_scgm.py (default: after it)."""
     copies: Copies | None = None
@@ -113,6 +116,7 @@ def main(config: Config) -> Path:
         representation.drop_projection(model, config)
     if config.copies:
         _check_copies(config.copies)
+    config = replace(config, invert=_inverted(config, model, images) or None)
     of_samples = gan.handed_on(where)
     facts = representation.handed_on(config.extractor) if config.extractor else {}
     inputs = {**_digests(where), **chosen, **of_samples["inputs"]}
@@ -133,6 +137,17 @@ def main(config: Config) -> Path:
                 extract(config, fabric, network, images, rows, partial, made_from)
             print(f"save_features: wrote {out}")
     return config.out
+
+
+def _inverted(config: Config, model: representation.Extractor, images: Images) -> bool:
+    """Whether to invert the images. Says so if it is decided here."""
+    if config.invert is not None:
+        return config.invert
+    labelled = np.flatnonzero(images.labels >= 0)
+    if inverted := bool(representation.are_reversed(model.config, images, labelled)):
+        print("save_features: inverting the images: they are the reverse of what the extractor was trained on, such as "
+              "dark ink on paper for bright ink on black. Use --invert false if that is wrong")  # fmt: skip
+    return inverted
 
 
 def _lists_tasks(where: Path) -> bool:
@@ -202,6 +217,7 @@ def extract(
         loaded = representation.batches(images, parts, network.config, None, config.num_workers)
         name = path.stem
         for part, pixels in core.Progress(zip(parts, loaded), name, len(parts), unit="batch", resumable=True):
+            pixels = 255 - pixels if config.invert else pixels
             unit, block = representation.to_unit(pixels, fabric.device), slice(done, done + len(part))
             changed = (augment(unit, uniform[part].to(fabric.device)) for uniform in uniforms)
             feats = np.stack([features(unit), *map(features, changed)], axis=1)

@@ -61,7 +61,7 @@ def main(config: Config) -> Path:
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     with representation.image_training(config, config.out, made_from, config.overwrite) as (fabric, training):
-        extractor = representation.build_network(config, images, where, 0, embedding=config.embedding)
+        extractor = representation.build_network(config, images, chosen.train, where, 0, embedding=config.embedding)
         model = scgm.build_model(config, extractor, chosen.superclass_of[images.labels[chosen.train]])
         rows = chosen.train, chosen.held
         trained = scgm.ScgmTrainer(config, fabric, training, model, images, *rows, chosen.superclass_of).fit()

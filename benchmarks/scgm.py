@@ -157,7 +157,7 @@ def make_trainer(method: str, images: Images, folder: Path) -> ScgmTrainer:
     torch.manual_seed(0)
     recipe = yaml.safe_load(RECIPE.read_text())
     settings = build(Recipe, {**recipe, "method": {**recipe["method"], "name": method, "residual": 1e-9}})
-    extractor = build_network(settings, images, RECIPE, 0, embedding=settings.embedding)
+    extractor = build_network(settings, images, np.arange(len(images)), RECIPE, 0, embedding=settings.embedding)
     superclass_of = np.arange(N_CLASSES) * N_SUPERCLASSES // N_CLASSES
     rows = np.arange(len(images))
     model = build_model(settings, extractor, superclass_of[images.labels])

@@ -23,6 +23,7 @@ from lowshot.core.errors import InputError
 from lowshot.core.files import digest, read_json, write_json
 from lowshot.core.settings import NonNegativeInt, PositiveFloat, PositiveInt, checked
 from lowshot.core.state_dicts import fill, load_state, load_tensors, save_state
+from lowshot.data.datasets.images import Resampling
 from lowshot.representation.settings import BACKBONES, HeadName
 from lowshot.representation.timm_models import is_timm, timm_preprocessing, timm_trunk, timm_weights
 
@@ -39,6 +40,8 @@ class ModelConfig:
     define how a picture becomes one: resize the short side to image_size / crop_pct, then crop the centre. A timm model
     repeats a grey channel, and resizes images to `input_size` if given. If `embedding` is above 0, features are
     projected to that many dimensions. For the user's own backbone, `name` is its class and `options` its settings.
+
+    `resampling` says how the training images were made smaller, and `brightness` is their mean in 0..1, if known.
     """
 
     name: str
@@ -56,6 +59,8 @@ class ModelConfig:
     crop_mode: str = "center"
     embedding: NonNegativeInt = 0
     options: dict[str, Any] = field(default_factory=dict)
+    resampling: Resampling = "antialiased"
+    brightness: float | None = None
 
     @property
     def small_images(self) -> bool:

@@ -46,7 +46,7 @@ def train_extractor(
     `rows` are the rows of `images` to train on and the rows to validate on.
     """
     with image_training(config, config.out, made_from, config.overwrite) as (fabric, training):
-        model = build_network(config, images, config.data / "images.h5", n_classes, config.head)
+        model = build_network(config, images, rows[0], config.data / "images.h5", n_classes, config.head)
         if config.trained is not None:
             freeze(model, config.trained)
         trained = ExtractorTrainer(config, fabric, training, model, images, *rows, patience).fit()

@@ -238,7 +238,8 @@ def _check_form(model: Extractor, images: Images, folder: Path) -> None:
 
 def fingerprint(model: Extractor) -> str:
     """Return the SHA-256 of an extractor's configuration and weights."""
-    config = {name: value for name, value in asdict(model.config).items() if name != "options"}  # a timm model has none
+    of_training = ("options", "resampling", "brightness")  # a timm model has none of them
+    config = {name: value for name, value in asdict(model.config).items() if name not in of_training}
     state = hashlib.sha256(json.dumps(config).encode())
     for name, value in model.state_dict().items():
         state.update(name.encode())

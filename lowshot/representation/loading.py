@@ -38,7 +38,7 @@ def view(config: ModelConfig) -> Callable[[Image.Image], Tensor]:
         preprocessing = {key: getattr(config, key) for key in keys}
         steps = [create_transform((3, size, size), normalize=False, **preprocessing)]
     elif config.crop_pct == 1:
-        steps = [partial(to_square, size=size), v2.PILToTensor()]
+        steps = [partial(to_square, size=size, resampling=config.resampling), v2.PILToTensor()]
     else:
         steps = [v2.PILToTensor(), v2.Resize(round(size / config.crop_pct), antialias=True), v2.CenterCrop(size)]
     return v2.Compose([v2.Grayscale(), *steps] if config.n_channels == 1 else steps)

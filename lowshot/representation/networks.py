@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from lowshot.core.choices import is_own
@@ -10,6 +11,7 @@ from lowshot.core.settings import stored_values
 from lowshot.data.datasets.images import Images
 from lowshot.data.lineage import Lineage, lineage_of
 from lowshot.representation.backbones import Extractor, ModelConfig, load_timm_weights, load_weights, timm_config
+from lowshot.representation.input_form import learn_form
 from lowshot.representation.settings import BACKBONES, IMAGE_SIZE, HeadName, NetworkChoice, Timm
 from lowshot.representation.timm_models import timm_lineage
 
@@ -38,11 +40,20 @@ def lineage_of_start(choice: NetworkChoice) -> Lineage:
 
 
 def build_network(
-    choice: NetworkChoice, images: Images, where: Path, n_classes: int, head: HeadName = "linear", embedding: int = 0
+    choice: NetworkChoice,
+    images: Images,
+    rows: np.ndarray,
+    where: Path,
+    n_classes: int,
+    head: HeadName = "linear",
+    embedding: int = 0,
 ) -> Extractor:
-    """Build the network for `images` of the file `where`, with random, given or pretrained weights."""
+    """Build the network for training on `rows` of `images`, from the file `where`, with random, given or pretrained
+    weights."""
     own = choice.model if is_own(choice.model) else None
-    model = Extractor(_model_config(choice, images, where, n_classes, head, embedding), own)
+    config = _model_config(choice, images, where, n_classes, head, embedding)
+    learn_form(config, images, rows)
+    model = Extractor(config, own)
     if choice.weights:
         load_weights(model, choice.weights)
     elif starts_pretrained(choice):

@@ -13,22 +13,23 @@ SHOTS = {"n_trials", "max_shots", "draw_rule"}
 CAPPED = SHOTS | {"max_per_class"}
 HALVED = CAPPED | {"halves", "validation_share"}
 DRAWN = HALVED | {"novel_fraction", "novel_per_superclass"}
+RESIZED = {"image_size", "resampling"}
 BREEDS = dict.fromkeys(("living17", "nonliving26", "entity13", "entity30"), DRAWN)
 SETTINGS = {
     "glyphs": DRAWN,
-    "omniglot": HALVED | {"image_size", "test_per_class"},
+    "omniglot": HALVED | RESIZED | {"test_per_class"},
     "cifar100": DRAWN,
-    "emnist": DRAWN | {"test_per_class"},
-    "folder": DRAWN | {"image_size", "test_per_class"},
+    "emnist": DRAWN | RESIZED | {"test_per_class"},
+    "folder": DRAWN | RESIZED | {"test_per_class"},
     "features": SHOTS | {"novel_classes"},
     "imagenet": SHOTS | {"protocol"},
     "cifar_fs": CAPPED,
     "fc100": CAPPED,
-    "omniglot_vinyals": CAPPED | {"image_size"},
+    "omniglot_vinyals": CAPPED | RESIZED,
     "mini_imagenet": CAPPED,
     "tiered_imagenet": CAPPED,
-    "emnist_fs": CAPPED,
-    "omniglot_fs": CAPPED | {"image_size"},
+    "emnist_fs": CAPPED | RESIZED,
+    "omniglot_fs": CAPPED | RESIZED,
     "cifar100_fs": CAPPED,
     **BREEDS,
     "yfcc100m": {"start", "count"},

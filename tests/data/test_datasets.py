@@ -202,6 +202,13 @@ def test_omniglot_from_its_own_folder_and_at_its_own_size(omniglot_root):
     assert found.read().images.pixels.shape == (24, 105, 105, 1)
 
 
+@pytest.mark.parametrize("resampling", ["nearest", "antialiased"])
+def test_drawings_made_smaller_by_nearest_neighbour_stay_1_bit(omniglot_root, resampling):
+    images = omniglot.find(Omniglot(test_per_class=1, resampling=resampling), Source(omniglot_root)).read().images
+    assert (set(np.unique(images.pixels)) == {0, 255}) == (resampling == "nearest")
+    assert images.resampling == resampling
+
+
 def test_omniglot_that_is_not_there(tmp_path):
     refused(lambda: omniglot.find(Omniglot(), Source(tmp_path)), "images_background: no such folder")
 
@@ -323,6 +330,14 @@ def save_emnist(root: Path, parts=("train", "test"), split="bymerge", first_labe
         save_idx(root / f"emnist-{split}-{part}-images-idx3-ubyte.gz", upright.transpose(0, 2, 1))
         save_idx(root / f"emnist-{split}-{part}-labels-idx1-ubyte.gz", np.arange(15) % 3 + first_label)
     return upright
+
+
+def test_emnist_at_another_size(tmp_path):
+    upright = save_emnist(tmp_path)
+    images = emnist.find(Emnist(image_size=32), Source(tmp_path)).read().images
+    assert images.pixels.shape == (30, 32, 32, 1)
+    by_hand = Image.fromarray(upright[0]).resize((32, 32), Image.Resampling.BILINEAR)
+    assert np.array_equal(images.pixels[0, :, :, 0], np.asarray(by_hand))
 
 
 @pytest.mark.parametrize("below", ["", "EMNIST/raw"])

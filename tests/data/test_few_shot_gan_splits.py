@@ -13,13 +13,13 @@ from lowshot.data.datasets import emnist, few_shot_gan
 from lowshot.data.datasets.content import Source
 from lowshot.data.datasets.few_shot_gan import novel_classes, shuffled_rows
 from lowshot.data.datasets.images import read_images
-from lowshot.data.datasets.settings import Emnist, FewShotGan
+from lowshot.data.datasets.settings import DrawingsFewShotGan, Emnist
 from lowshot.data.protocol import read_draws, read_split
 
 REAL = Path(os.environ.get("LOWSHOT_DATA", "../shared/data")) / "emnist"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"LOWSHOT_DATA: no folder {REAL}")
 
-EMNIST_FS = FewShotGan(name="emnist_fs")
+EMNIST_FS = DrawingsFewShotGan(name="emnist_fs")
 EMNIST = [[0, 3, 9, 19, 21, 23, 36, 39, 44, 46], [0, 5, 8, 9, 11, 12, 15, 16, 37, 43],
           [7, 8, 11, 15, 18, 22, 31, 34, 40, 46], [0, 3, 8, 10, 19, 21, 24, 39, 41, 42],
           [1, 5, 8, 9, 23, 30, 36, 39, 40, 46]]  # fmt: skip
@@ -59,7 +59,7 @@ def test_published_order_of_images(n, c, first):
 def small_emnist(monkeypatch, root):
     """A small EMNIST that is read as emnist_fs; two of its four classes are few-shot classes."""
     monkeypatch.setitem(few_shot_gan.SETS, "emnist_fs", few_shot_gan.SETS["emnist_fs"]._replace(n_classes=4, n_novel=2))
-    return few_shot_gan.find(FewShotGan(name="emnist_fs", max_shots=3, n_trials=2), Source(root, seed=1)).read()
+    return few_shot_gan.find(DrawingsFewShotGan(name="emnist_fs", max_shots=3, n_trials=2), Source(root, seed=1)).read()
 
 
 def write_emnist(root, split="bymerge"):
@@ -92,7 +92,7 @@ def test_both_parts_are_one_pool_of_which_a_fifth_is_for_test(tmp_path, monkeypa
 def test_fewer_images_a_class_keep_the_shots(tmp_path, monkeypatch):
     write_emnist(tmp_path)
     whole = small_emnist(monkeypatch, tmp_path)
-    few = FewShotGan(name="emnist_fs", max_shots=3, max_per_class=5)
+    few = DrawingsFewShotGan(name="emnist_fs", max_shots=3, max_per_class=5)
     capped = few_shot_gan.find(few, Source(tmp_path, seed=2)).read()
     assert np.bincount(capped.images.labels).tolist() == [5] * 4 and capped.images.is_test.sum() == 4
     for c in range(4):

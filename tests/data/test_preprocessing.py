@@ -125,7 +125,7 @@ def test_a_validation_part_leaves_the_test_images_out(root):
         ({"novel_per_superclass": 4}, "novel_per_superclass 4"),
         ({"novel_fraction": 1.0}, "0 base and 8 novel classes cannot be divided"),
         ({"protocol": "x"}, r"dataset.protocol: no setting of folder \(it is one of imagenet\)"),
-        ({"name": "cifar100"}, r"dataset.image_size: no setting of cifar100 \(it is one of omniglot, folder, "),
+        ({"name": "cifar100"}, r"dataset.image_size: no setting of cifar100 \(it is one of omniglot, emnist, folder, "),
     ],
 )
 def test_refusals_leave_nothing_behind(root, options, cause):

@@ -123,7 +123,7 @@ def test_the_same_again_does_nothing_and_another_start_is_named(pool, root, caps
         ({"start": 0, "count": 1}, r"00/000\.zip: no such zip"),
         ({"start": N_IMAGES - 1, "count": 2}, "exceeds the last image, 99999999"),
         ({"n_trials": 3}, "dataset.n_trials: no setting of yfcc100m .*; its settings are: count, start"),
-        ({"image_size": 32}, r"dataset.image_size: no setting of yfcc100m \(it is one of omniglot, folder, "),
+        ({"image_size": 32}, r"dataset.image_size: no setting of yfcc100m \(it is one of omniglot, emnist, folder, "),
     ],
 )
 def test_refused(tmp_path, root, changes, cause):

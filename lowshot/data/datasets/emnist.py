@@ -13,11 +13,13 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from lowshot.core.errors import InputError
 from lowshot.core.files import digest, missing
+from lowshot.core.progress import Progress
 from lowshot.data.datasets.content import Content, Found, Source, downloading, hold_out, superclasses
-from lowshot.data.datasets.images import Images
+from lowshot.data.datasets.images import Images, resized
 from lowshot.data.datasets.settings import Emnist
 
 
@@ -78,7 +80,17 @@ def _read(settings: Emnist, source: Source, files: dict[str, Path]) -> Content:
     elif settings.test_per_class is not None:
         raise InputError("--dataset.test_per_class: these files have their own test images. Leave the setting out")
     kinds, kind_of = superclasses([_kind(name) for name in class_names])
-    return Content(Images(labels, is_test, np.concatenate(pixels)), class_names, kinds, kind_of)
+    images = Images(labels, is_test, _resized(np.concatenate(pixels), settings), resampling=settings.resampling)
+    return Content(images, class_names, kinds, kind_of)
+
+
+def _resized(pixels: np.ndarray, settings: Emnist) -> np.ndarray:
+    """Resize images uint8 (N, 28, 28, 1) if another size is set."""
+    if settings.image_size in (None, pixels.shape[1]):
+        return pixels
+    size, bar = settings.image_size, Progress(pixels[..., 0], "emnist", unit="image", leave=False)
+    images = (Image.fromarray(np.ascontiguousarray(one)) for one in bar)
+    return np.stack([np.asarray(resized(one, size, settings.resampling)) for one in images])[..., None]
 
 
 def _kind(character: str) -> str:

@@ -58,7 +58,8 @@ def _read_cifar(name: str, source: Source, content: Content) -> Content:
 def find_omniglot(settings: OmniglotVinyals, source: Source) -> Found:
     """Omniglot with the split of Vinyals et al. (NeurIPS 2016) that Prototypical Networks (Snell et al., NeurIPS 2017)
     use: 1028, 172 and 423 characters. Their rotations by 90, 180 and 270 degrees are additional classes."""
-    as_it_is = Omniglot(image_size=settings.image_size, test_per_class=1)  # the test flags are not used
+    form = {"image_size": settings.image_size, "resampling": settings.resampling}
+    as_it_is = Omniglot(**form, test_per_class=1)  # the test flags are not used
     found = omniglot.find(as_it_is, source)
     return Found(found.digests, lambda: _read_omniglot(source, found.read()))
 

@@ -18,7 +18,7 @@ import numpy as np
 from lowshot.core.errors import InputError
 from lowshot.data.datasets import cifar100, emnist, omniglot
 from lowshot.data.datasets.content import Content, Found, Source, only_rows, rows_by_class
-from lowshot.data.datasets.settings import Cifar100, Emnist, FewShotGan, Omniglot, OmniglotFewShotGan
+from lowshot.data.datasets.settings import Cifar100, DrawingsFewShotGan, Emnist, FewShotGan, Omniglot
 from lowshot.data.protocol import make_draws
 
 TRAIN_SHARE = 0.8
@@ -32,12 +32,14 @@ class FewShotSet(NamedTuple):
     n_novel: int
 
 
-def _find_emnist(settings: FewShotGan, source: Source) -> Found:
-    return emnist.find(Emnist(), source, preferred="balanced")
+def _find_emnist(settings: DrawingsFewShotGan, source: Source) -> Found:
+    as_it_is = Emnist(image_size=settings.image_size, resampling=settings.resampling)
+    return emnist.find(as_it_is, source, preferred="balanced")
 
 
-def _find_omniglot(settings: OmniglotFewShotGan, source: Source) -> Found:
-    return omniglot.find(Omniglot(image_size=settings.image_size, test_per_class=1), source)
+def _find_omniglot(settings: DrawingsFewShotGan, source: Source) -> Found:
+    as_it_is = Omniglot(image_size=settings.image_size, resampling=settings.resampling, test_per_class=1)
+    return omniglot.find(as_it_is, source)
 
 
 def _find_cifar(settings: FewShotGan, source: Source) -> Found:

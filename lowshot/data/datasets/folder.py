@@ -27,7 +27,7 @@ from lowshot.data.datasets.content import (
     subfolders,
     superclasses,
 )
-from lowshot.data.datasets.images import Images, open_image, to_square
+from lowshot.data.datasets.images import Images, Resampling, open_image, to_square
 from lowshot.data.datasets.settings import Folder
 
 
@@ -117,9 +117,10 @@ def _read(settings: Folder, source: Source, root: Path, classes: dict[Path, list
         images = Images(labels, is_test, paths=paths, root=root)
     else:
         pixels = np.empty((len(files), settings.image_size, settings.image_size, 3), np.uint8)
-        for row, square in enumerate(_each(files, partial(_square, size=settings.image_size))):
+        form = {"size": settings.image_size, "resampling": settings.resampling}
+        for row, square in enumerate(_each(files, partial(_square, **form))):
             pixels[row] = square
-        images = Images(labels, is_test, pixels)
+        images = Images(labels, is_test, pixels, resampling=settings.resampling)
     groups, superclass_of = superclasses([name.split("/")[0] for name in names]) if "/" in names[0] else ([], [])
     return Content(images, names, groups, superclass_of)
 
@@ -166,5 +167,5 @@ def _or_corrupt(task: Callable[[Path], Any], file: Path) -> Any:
         return error
 
 
-def _square(file: Path, size: int) -> np.ndarray:
-    return np.asarray(to_square(open_image(file), size))
+def _square(file: Path, size: int, resampling: Resampling) -> np.ndarray:
+    return np.asarray(to_square(open_image(file), size, resampling))

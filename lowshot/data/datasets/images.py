@@ -7,6 +7,7 @@ import zipfile
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal, get_args
 
 import h5py
 import numpy as np
@@ -19,6 +20,8 @@ from lowshot.data.protocol import Split
 SCHEMA = "lowshot-images-1"
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # a limit of our own is below
 
+# How images are made smaller.
+Resampling = Literal["antialiased", "nearest"]
 # Number of quarter turns -> how Pillow turns an image counter-clockwise.
 _TURNED = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
 
@@ -29,6 +32,7 @@ class Images:
 
     `labels` int64 and `is_test` bool have shape (N,). Unlabelled images have the label -1. A path may lead to a member
     of a zip file (`12/345.zip/678.jpg`). `turns` uint8 (N,) are quarter turns, counter-clockwise, of images on disk.
+    `resampling` says how stored pixels got their size, if it is known.
     """
 
     labels: np.ndarray
@@ -37,6 +41,7 @@ class Images:
     paths: np.ndarray | None = None
     root: Path | None = None
     turns: np.ndarray | None = None
+    resampling: Resampling | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -77,6 +82,8 @@ def write_images(path: Path, images: Images, made_from: dict) -> None:
     with creating_h5(path) as file:
         if images.pixels is not None:
             file.create_dataset("pixels", data=np.ascontiguousarray(images.pixels, np.uint8))
+            if images.resampling is not None:
+                file.attrs["resampling"] = images.resampling
         else:
             file.create_dataset("paths", data=images.paths.astype(object), dtype=h5py.string_dtype("utf-8"))
             file.attrs["root"] = str(images.root)
@@ -101,7 +108,9 @@ def read_images(path: Path) -> Images:
         if has_turns := paths is not None and "turns" in file:
             require_datasets(file, {"turns": ("integers", 1)})
         turns = file["turns"][:] if has_turns else None
-    images = Images(labels, is_test, pixels, paths, root, turns)
+        stored = str(file.attrs.get("resampling", ""))
+    resampling = stored if stored in get_args(Resampling) else None
+    images = Images(labels, is_test, pixels, paths, root, turns, resampling)
     check_images(images, path)
     return images
 
@@ -200,9 +209,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_square(image: Image.Image, size: int) -> Image.Image:
+def to_square(image: Image.Image, size: int, resampling: Resampling = "antialiased") -> Image.Image:
     """Resize the short side to `size` px and crop the centre to a square."""
-    return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    return ImageOps.fit(image, (size, size), _FILTERS[resampling])
+
+
+def resized(image: Image.Image, size: int, resampling: Resampling) -> Image.Image:
+    """Resize both sides to `size` px."""
+    return image if image.size == (size, size) else image.resize((size, size), _FILTERS[resampling])
+
+
+# Pillow's bilinear filter averages over all pixels when it makes an image smaller.
+_FILTERS = {"antialiased": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
 
 
 def rows_of(images: Images, split: Split, classes: np.ndarray | list[int], where: Path) -> np.ndarray:

@@ -34,7 +34,7 @@ READERS: dict[type, Callable[[Any, Source], Found]] = {
     s.MiniImageNet: few_shot.find_mini_imagenet,
     s.TieredImageNet: few_shot.find_tiered_imagenet,
     s.FewShotGan: few_shot_gan.find,
-    s.OmniglotFewShotGan: few_shot_gan.find,
+    s.DrawingsFewShotGan: few_shot_gan.find,
     s.Breeds: breeds.find,
     s.Yfcc100m: yfcc100m.find,
 }

@@ -65,6 +65,7 @@ def _turned(images: Images, n: int) -> Images:
     is_test = np.tile(images.is_test, len(_QUARTERS))
     if images.pixels is not None:
         pixels = np.concatenate([np.rot90(images.pixels, quarter, axes=(1, 2)) for quarter in _QUARTERS])
-        return Images(labels, is_test, pixels)
+        return replace(images, labels=labels, is_test=is_test, pixels=pixels)
     turns = np.repeat(np.arange(len(_QUARTERS), dtype=np.uint8), len(images))
-    return Images(labels, is_test, paths=np.tile(images.paths, len(_QUARTERS)), root=images.root, turns=turns)
+    paths = np.tile(images.paths, len(_QUARTERS))
+    return replace(images, labels=labels, is_test=is_test, paths=paths, turns=turns)

@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 
 from lowshot.core.choices import Registry
 from lowshot.core.settings import ClosedUnitInterval, NonNegativeInt, OpenUnitInterval, PositiveInt, RunOnly
+from lowshot.data.datasets.images import Resampling
 from lowshot.data.protocol import Halves
 
 _Part = TypeVar("_Part")
@@ -56,6 +57,17 @@ class DrawnSplit(HalvedSplit):
     """Number of novel classes per superclass. If above 0, it replaces novel_fraction."""
 
 
+@dataclass(kw_only=True)
+class Resized:
+    """Size of the stored images, and how they are made smaller."""
+
+    image_size: PositiveInt | None = None
+    """Side of the stored images in pixels. Default: 28 for drawings; photos stay on disk, with their own sizes."""
+    resampling: Resampling = "antialiased"
+    """How images get this size: antialiased (bilinear over all pixels), or nearest, which keeps 1-bit drawings 1-bit.
+    predict.py and save_features.py treat pictures in the same way."""
+
+
 def part_of(dataset: object, part: type[_Part]) -> _Part:
     """Return a data set as one of the base classes (`Shots`, `Capped`, ...), or the defaults if it does not inherit
     it."""
@@ -68,11 +80,10 @@ class Glyphs(DrawnSplit, Capped):
 
 
 @dataclass(kw_only=True)
-class Omniglot(HalvedSplit, Capped):
-    """Omniglot with background alphabets as base classes, evaluation alphabets as novel classes."""
+class Omniglot(HalvedSplit, Capped, Resized):
+    """Omniglot with background alphabets as base classes, evaluation alphabets as novel classes. The official drawings
+    are 1-bit images of 105 px."""
 
-    image_size: PositiveInt | None = None
-    """Side of the stored images in pixels (default: 28)."""
     test_per_class: PositiveInt | None = None
     """Number of test images held out per class (default: 10)."""
 
@@ -83,7 +94,7 @@ class Cifar100(DrawnSplit, Capped):
 
 
 @dataclass(kw_only=True)
-class Emnist(DrawnSplit, Capped):
+class Emnist(DrawnSplit, Capped, Resized):
     """EMNIST with its own test images if the test files are present."""
 
     test_per_class: PositiveInt | None = None
@@ -91,11 +102,9 @@ class Emnist(DrawnSplit, Capped):
 
 
 @dataclass(kw_only=True)
-class Folder(DrawnSplit, Capped):
-    """Your own images, in class folders."""
+class Folder(DrawnSplit, Capped, Resized):
+    """Your own images, in class folders. With an image size, square images are stored instead of paths."""
 
-    image_size: PositiveInt | None = None
-    """Store square images of this side in pixels, instead of paths."""
     test_per_class: PositiveInt | None = None
     """Number of test images held out per class (default: a fifth)."""
 
@@ -131,11 +140,8 @@ class CifarFewShot(Shots, Capped):
 
 
 @dataclass(kw_only=True)
-class OmniglotVinyals(Shots, Capped):
+class OmniglotVinyals(Shots, Capped, Resized):
     """The published few-shot split of Omniglot, with rotations."""
-
-    image_size: PositiveInt | None = None
-    """Side of the stored images in pixels (default: 28)."""
 
 
 @dataclass(kw_only=True)
@@ -156,11 +162,8 @@ class FewShotGan(Shots, Capped):
 
 
 @dataclass(kw_only=True)
-class OmniglotFewShotGan(FewShotGan):
-    """The published split of Omniglot for few-shot GANs."""
-
-    image_size: PositiveInt | None = None
-    """Side of the stored images in pixels (default: 28)."""
+class DrawingsFewShotGan(FewShotGan, Resized):
+    """Published splits of Omniglot and EMNIST for few-shot GANs."""
 
 
 @dataclass(kw_only=True)
@@ -188,8 +191,8 @@ DATASETS = Registry(
         "omniglot_vinyals": OmniglotVinyals,
         "mini_imagenet": MiniImageNet,
         "tiered_imagenet": TieredImageNet,
-        "emnist_fs": FewShotGan,
-        "omniglot_fs": OmniglotFewShotGan,
+        "emnist_fs": DrawingsFewShotGan,
+        "omniglot_fs": DrawingsFewShotGan,
         "cifar100_fs": FewShotGan,
         "living17": Breeds,
         "nonliving26": Breeds,
