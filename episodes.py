@@ -35,6 +35,7 @@ import numpy as np
 
 from lowshot import classifiers, core, evaluation, hallucination, report
 from lowshot.classifiers.settings import METHODS, FeatureTransform, NearestMeanOptions, is_transductive
+from lowshot.core import health
 from lowshot.core.artifacts import Provenance, Recipe, recipe
 from lowshot.core.cli import report_of, run
 from lowshot.core.errors import InputError
@@ -340,9 +341,14 @@ def _print_means(content: dict) -> None:
     import pandas as pd
 
     frame = pd.DataFrame(content["episodes"]).rename(columns={"accuracy": "value"})
+    chance = (1 / frame["n_way"]).mean()
     for cell in report.summarise(frame, ["n_shot"]).itertuples():
         interval = "?" if np.isnan(cell.interval) else f"{100 * cell.interval:.2f}"
         print(f"{content['method']}, {cell.n_shot}-shot: {100 * cell.mean:.2f} ± {interval} %")
+        if cell.mean <= chance:
+            health.warn(
+                f"{cell.n_shot}-shot accuracy is not above chance ({100 * chance:.2f} %). Use another extractor"
+            )
 
 
 def next_step(config: Config) -> list:

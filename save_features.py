@@ -29,6 +29,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 
 from lowshot import core, gan, representation
+from lowshot.core import health
 from lowshot.core.artifacts import recipe
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
@@ -37,7 +38,7 @@ from lowshot.core.publishing import building, is_done
 from lowshot.core.settings import NetworkPrecision, NonNegativeInt, PositiveInt, RunOnly, Seed
 from lowshot.data.datasets.content import image_digests
 from lowshot.data.datasets.images import Images, images_file, read_images
-from lowshot.data.features import create_features
+from lowshot.data.features import constant_features, create_features, read_features
 from lowshot.data.protocol import read_draws
 from lowshot.data.task_list import read_task_list
 from lowshot.evaluation.settings import SHOTS
@@ -136,6 +137,7 @@ def main(config: Config) -> Path:
             with building(out, made_from) as partial:
                 extract(config, fabric, network, images, rows, partial, made_from)
             print(f"save_features: wrote {out}")
+            health.warn(constant_features(read_features(out)))
     return config.out
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lowshot.core import health
 from lowshot.core.artifacts import stored_recipe
 from lowshot.core.errors import InputError
 from lowshot.core.h5 import create_array, creating_h5, open_h5, require_datasets, reserve_space, update_h5, write_recipe
@@ -64,6 +65,12 @@ def read_features(path: Path, n_classes: int | None = None) -> Features:
     if known["extractor"] and (layer := made_from["config"].get("layer")):
         known["extractor"] += f":{layer}"  # features of another layer are in another space
     return Features(feats, labels, Path(path), **known)
+
+
+def constant_features(features: Features) -> str | None:
+    """Return a sentence if all rows are equal, judged by at most 1000 of them."""
+    some = features.feats[:: max(1, len(features.feats) // 1000)]
+    return health.constant(str(features.path), float(some.std(0).mean()), float(np.abs(some).mean()))
 
 
 def read_copies(features: Features) -> np.ndarray:

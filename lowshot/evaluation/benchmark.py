@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from lowshot.core import health
 from lowshot.core.artifacts import Provenance, Recipe, stored_recipe
 from lowshot.core.errors import InputError
 from lowshot.core.files import check_suffix, digest, write_json
 from lowshot.core.journal import Journal
 from lowshot.core.publishing import open_journal, writing
 from lowshot.data.additions import Run
-from lowshot.data.features import Features, check_classes, check_same_space, read_features
+from lowshot.data.features import Features, check_classes, check_same_space, constant_features, read_features
 from lowshot.data.lineage import Judged, Lineage, Tags, judge, lineage_of, merged
 from lowshot.data.protocol import (
     Setup,
@@ -32,7 +33,7 @@ from lowshot.data.protocol import (
     setup_of,
 )
 from lowshot.evaluation.by_class import class_hits, confused, judged_classes, most_confused
-from lowshot.evaluation.metrics import accuracies
+from lowshot.evaluation.metrics import accuracies, chance
 from lowshot.evaluation.outcomes import Columns, Outcomes
 from lowshot.evaluation.settings import BenchmarkConfig
 
@@ -154,6 +155,7 @@ def read_benchmark(config: BenchmarkConfig) -> Benchmark:
     seen = {str(path): lineage_of(path) for path in (config.train, config.test)}
     benchmark = Benchmark(split, base_classes, novel_classes, train, draws, test.feats[in_setup],
                           test.labels[in_setup], config.setup, config.shots, seen)  # fmt: skip
+    health.warn(constant_features(train))
     benchmark.tags()  # refuses features that have seen the novel classes
     return benchmark
 
@@ -235,8 +237,20 @@ def writing_results(
         yield results
         content = _content(config, made_from, benchmark, method, tags)
         write_json(partial, content | {"provenance": provenance.record(device), **results.to_json(runs)})
+    health.warn(_finding(results.entries, benchmark))
     numbers = f"{len(benchmark.draws)} trials x {len(runs) // len(benchmark.draws)} numbers of shots"
     print(f"{made_from['stage']}: {content['method']}, {numbers} -> {config.out}")
+
+
+def _finding(entries: dict[tuple[int, int], dict], benchmark: Benchmark) -> str | None:
+    """Say at which n novel classes are not found."""
+    means = {
+        metric: {n: float(np.mean([one[metric] for (_, other), one in entries.items() if other == n]))
+                 for n in dict.fromkeys(n for _, n in entries)}
+        for metric in ("top1_novel", "top1_novel_among_novel")
+    }  # fmt: skip
+    sizes = len(benchmark.base_classes), len(benchmark.novel_classes)
+    return health.novel_at_chance(*means.values(), *(chance(metric, *sizes) for metric in means))
 
 
 def _content(

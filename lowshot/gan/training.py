@@ -9,6 +9,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from lowshot.classifiers.tasks import class_means
+from lowshot.core import health
 from lowshot.core.errors import InputError
 from lowshot.core.progress import Progress
 from lowshot.core.seeds import stream, torch_stream
@@ -87,6 +89,7 @@ class GanTrainer:
             for chosen, lr in zip(self.trained, (s.lr, s.d_lr))
         ]
         self.progress = {"step": 0, "best_fid": float("inf"), "best_step": 0, "best_state": None}
+        self.last_record: dict[str, float] = {}
         self.augment = DiscriminatorAugmentation(s.augment)
         self.p = torch.tensor(self.augment.first_p, device=fabric.device)
 
@@ -106,12 +109,14 @@ class GanTrainer:
                 self._record(stop, self._train(range(start, stop), bar))
         if self.progress["step"] < s.steps:
             self.run.ended_after = self.progress["step"]
+        if self.last_record and self.fabric.is_global_zero:
+            health.warn(*_findings(self.last_record))
         self.gan.load_state_dict(self.progress["best_state"])
         return self.gan
 
     def _record(self, step: int, losses: dict[str, float]) -> None:
         """Score the networks after `step` steps, log the scores and save a checkpoint."""
-        record = losses | self._score()
+        record = self.last_record = losses | self._score()
         self.progress["step"] = step
         self._keep_best(record)
         self.run.log(step, **record)
@@ -249,9 +254,27 @@ class GanTrainer:
             fake = features_of(self.extractor, make_images(self.gan.averaged.module, z, labels))
             if not fake.isfinite().all():
                 raise InputError(f"features of generated images ({name} classes) are NaN or infinite")
-            record[f"fid_{name}" if record else "fid"] = frechet_distance(real, fake)
+            if not record:
+                of_real = _spread(real, labels)
+                record["spread"] = _spread(fake, labels) / of_real if of_real else 1.0
+            record["fid" if name == next(iter(self.references)) else f"fid_{name}"] = frechet_distance(real, fake)
         self.run.check_finite(sum(record.values()), self.progress["step"])
         return record
+
+
+def _spread(features: Tensor, labels: Tensor) -> float:
+    """Return the root mean squared distance of features (N, D) from the means of their classes."""
+    _, classes = labels.unique(return_inverse=True)
+    means = class_means(features[None], classes[None], int(classes.max()) + 1)[0]
+    return (features - means[classes]).square().sum(1).mean().sqrt().item()
+
+
+def _findings(record: dict[str, float]) -> list[str | None]:
+    """Return what is wrong with a GAN, from its last record."""
+    found = [health.one_image_a_class(record["spread"])]
+    if "d_adversarial" in record:
+        found.append(health.discriminator(record["d_adversarial"], record.get("g_adversarial", 0.0)))
+    return found
 
 
 def _in_float32(outputs: DiscriminatorOutput) -> DiscriminatorOutput:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lowshot.core import health
 from lowshot.core.errors import InputError
 from lowshot.core.progress import Progress
 from lowshot.core.seeds import stream
@@ -112,7 +113,17 @@ class GeneratorTrainer:
             self.run.ended_after = self.progress["step"]
         if self.progress["best_state"] is not None:
             self.model.load_state_dict(self.progress["best_state"])
+        if last > first:
+            health.warn(self._finding())
         return self.model
+
+    @torch.no_grad()
+    def _finding(self) -> str | None:
+        """Return what is wrong with the generator, from at most 2048 quadruplets."""
+        some = self.train[:: max(1, len(self.train) // 2048)]
+        generated, targets, _ = self._generated(some)
+        variance, spread = (rows.var(0, correction=0).mean().item() for rows in (targets, generated))
+        return health.generator(spread, F.mse_loss(generated, targets).item(), variance)
 
     def _out_of_patience(self) -> bool:
         waited = self.progress["step"] - self.progress["best_step"]
@@ -153,11 +164,15 @@ class GeneratorTrainer:
 
     def losses(self, quadruplets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean squared error and the critic's cross-entropy of predictions for `quadruplets` (N, 4)."""
+        generated, targets, labels = self._generated(quadruplets)
+        return F.mse_loss(generated, targets), F.cross_entropy(self.critic(generated), labels)
+
+    def _generated(self, quadruplets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return generated features (N, D), their targets (N, D) and the classes of the targets (N,)."""
         flat = self.model.centroids.flatten(0, 1)
         seed, start, end, target = (quadruplets[:, column] for column in self.rule.columns)
-        generated = self.model(flat[seed], flat[start], flat[end])
         labels = self.model.centroid_labels[target // self.model.centroids.shape[1]]
-        return F.mse_loss(generated, flat[target]), F.cross_entropy(self.critic(generated), labels)
+        return self.model(flat[seed], flat[start], flat[end]), flat[target], labels
 
 
 def fit_critic(centroids: Tensor, labels: Tensor) -> nn.Linear:
@@ -189,9 +204,10 @@ def build_critic(
     (digests in `inputs`) is not the one behind the quadruplets of the file `where`.
     """
     n_clusters, dim = mined.centroids.shape[1:]
+    labels = torch.from_numpy(mined.labels).repeat_interleave(n_clusters)
+    centroids = torch.from_numpy(mined.centroids.reshape(-1, dim))
     if extractor is None:
-        labels = torch.from_numpy(mined.labels).repeat_interleave(n_clusters)
-        return fit_critic(torch.from_numpy(mined.centroids.reshape(-1, dim)), labels).requires_grad_(False)
+        return _checked(fit_critic(centroids, labels), centroids, labels)
     model = load_extractor(extractor, code)
     if model.dim != dim:
         raise InputError(
@@ -207,7 +223,16 @@ def build_critic(
         raise InputError(
             f"{extractor}: has no classifier output for class {mined.labels.max()} of {where}. Leave --extractor out"
         )
-    return model.classifier.requires_grad_(False)
+    return _checked(model.classifier, centroids, labels)
+
+
+@torch.no_grad()
+def _checked(critic: nn.Module, centroids: Tensor, labels: Tensor) -> nn.Module:
+    """Freeze the critic, and say if it is at chance on the centroids."""
+    top1 = (critic(centroids).argmax(1) == labels).double().mean().item()
+    remedy = "Use an --extractor that was trained on these classes, or leave --extractor out"
+    health.warn(health.at_chance("the critic", top1, len(labels.unique()), remedy))
+    return critic.requires_grad_(False)
 
 
 def build_generator(mined: Quadruplets, hidden: int, rule: RuleName) -> AnalogyGenerator:

@@ -4,6 +4,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from lowshot.core import health
 from lowshot.core.progress import Progress
 from lowshot.core.training import TrainingRun, last_step
 from lowshot.matching.network import ClassRows, MatchingNetwork, draw_episode
@@ -51,8 +52,12 @@ class MatchingTrainer:
         with Progress(initial=first, total=last, desc="matching", unit="episode", resumable=True) as bar:
             for start in range(first, last, interval):
                 stop = min(start + interval, last)
-                self.run.log(stop, **self._train_episodes(start, stop, bar))
+                record = self._train_episodes(start, stop, bar)
+                self.run.log(stop, **record)
                 self.run.save(stop, self._states())
+        if last > first:
+            remedy = "Use another --lr, or more --n_episodes"
+            health.warn(health.at_chance("the matching network", record["top1"], self.n_way, remedy))
         if last < n_episodes:
             self.run.ended_after = last
         return self.model

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lowshot.core import health
 from lowshot.core.artifacts import Recipe
 from lowshot.core.choices import is_own
 from lowshot.core.errors import InputError
@@ -102,6 +103,13 @@ class ExtractorTrainer(Trainer):
         losses = (F.cross_entropy(scores, target, reduction="none") for target in (labels[others], labels))
         loss = torch.lerp(*losses, share).mean()
         return {"loss": self._update(loss), "top1": topk_correct(scores.detach(), labels, 1) / len(labels)}
+
+    def _findings(self, record: dict[str, float]) -> list[str | None]:
+        if self.settings.mixup is not None:  # blends are not meant to be classified
+            return []
+        n_classes = len(np.unique(self.images.labels[self.train_rows]))
+        remedy = "Use a smaller --lr, or more --epochs"
+        return [health.at_chance("the extractor", record["top1"], n_classes, remedy)]
 
     def _train_mode(self) -> None:
         super()._train_mode()

@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lowshot.core import health
 from lowshot.core.artifacts import Recipe, recipe
 from lowshot.core.choices import is_own
 from lowshot.core.errors import InputError
@@ -134,6 +135,7 @@ class Trainer:
         self.augment = augmentation_of(settings.augment)
         self.network, self.optimizer = fabric.setup(model, build_optimizer(settings, model))
         self.saved_at = time.monotonic()
+        self.last_record: dict[str, float] = {}
         self.progress = {"epoch": 0, "best_loss": float("inf"), "best_epoch": -1, "best_state": None}
 
     def fit(self) -> nn.Module:
@@ -151,6 +153,8 @@ class Trainer:
                 self._run_epoch(self.progress["epoch"], bar)
         if self.progress["epoch"] < self.settings.epochs and not self._is_out_of_patience():
             self.run.ended_after = self.progress["epoch"]
+        if self.last_record and self.fabric.is_global_zero:
+            health.warn(*self._findings(self.last_record))
         if self.progress["best_state"] is not None:
             self._change_to_best()
         return self.model
@@ -170,6 +174,7 @@ class Trainer:
         if len(self.held_rows):
             record |= self._evaluate()
         self._keep_best(record)
+        self.last_record = record
         self.progress["epoch"] += 1
         self._tell(record)
         if self._checkpoint_is_due():
@@ -304,6 +309,10 @@ class Trainer:
         self.fabric.backward(loss)
         self.optimizer.step()
         return self.fabric.all_reduce(loss.detach(), reduce_op="mean")
+
+    def _findings(self, record: dict[str, float]) -> list[str | None]:
+        """Return what is wrong with the training, from the record of its last epoch (`lowshot.core.health`)."""
+        return []
 
     def _evaluate(self) -> dict[str, float]:
         """Evaluate the held-out images and return values to log. Early stopping uses "held_loss"."""

@@ -7,6 +7,7 @@ from lightning_fabric import Fabric
 from sklearn.metrics import homogeneity_score, normalized_mutual_info_score
 from torch import Tensor
 
+from lowshot.core import health
 from lowshot.core.errors import InputError
 from lowshot.core.progress import Progress
 from lowshot.core.seeds import stream
@@ -138,6 +139,15 @@ class ScgmTrainer(Trainer):
             subclasses = mixture.subclass_logits(embeddings).argmax(1).cpu().numpy()
             record |= _agreement("held", self.images.labels[self.held_rows], subclasses)
         return {name: float(value) for name, value in record.items()}
+
+    def _findings(self, record: dict[str, float]) -> list[str | None]:
+        n_superclasses = len(self.superclasses.unique())
+        remedy = "Use a smaller --lr, or more --epochs"
+        found = [health.at_chance("the classifier of superclasses", record["top1"], n_superclasses, remedy)]
+        if has_mixture(self.settings):
+            n_used = int((self.model.subclasses.bincount() > 0).sum())
+            found.append(health.subclasses(n_used, self.method.n_subclasses, n_superclasses))
+        return found
 
     def _embeddings(self, rows: np.ndarray) -> Tensor:
         """Return embeddings float32 (N, d) of the images `rows` (N,), without augmentation."""

@@ -31,6 +31,7 @@ from lowshot.data.additions import Repetition
 from lowshot.data.features import write_features
 from lowshot.data.protocol import Split, draws_to_json, make_draws, read_split
 from lowshot.diffusion.settings import EdgeOptions, Labelling, Propagated
+from lowshot.evaluation.outcomes import Outcomes
 from lowshot.evaluation.settings import Metric, Selection
 from lowshot.hallucination.settings import Generator
 
@@ -214,6 +215,20 @@ def test_second_run_does_nothing_and_other_settings_stop(config, capsys):
     assert "already exists" in capsys.readouterr().out and config.out.stat().st_mtime_ns == before
     with pytest.raises(InputError, match="setting seed was 0, now 1"):
         low_shot.main(replace(config, seed=1))
+
+
+def test_novel_classes_that_are_never_found_are_said(config, monkeypatch, capfd):
+    def never(classifier, problem, benchmark, *rest):
+        is_novel = np.isin(benchmark.test_labels, benchmark.novel_classes)
+        for run in problem.runs:
+            ranks = np.where(is_novel, 3, 0)
+            yield {run.key: Outcomes(ranks, np.zeros_like(ranks), ranks, benchmark.test_labels, ranks.astype(float))}
+
+    monkeypatch.setattr(evaluation, "evaluate_runs", never)
+    results(config)
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("CHECK")]
+    assert len(said) == 1 and "novel top-1 is not above chance at n = 1, 5" in said[0]
+    assert "100 % among novel classes alone" in said[0] and "--classifier nearest_mean" in said[0]
 
 
 def captured_problem(config, monkeypatch, **changes):

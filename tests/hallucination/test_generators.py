@@ -246,3 +246,16 @@ def test_diverging_generator_names_the_step(tmp_path):
     config = stage.Config(write_quadruplets(tmp_path / "q.h5"), tmp_path / "g", lr=1e30, n_steps=50)
     with pytest.raises(InputError, match=r"loss is \S+ at step \d"):
         stage.main(config)
+
+
+def test_a_dead_generator_and_a_critic_at_chance_say_so(tmp_path, capfd):
+    config = stage.Config(quadruplets=write_quadruplets(tmp_path / "q.h5"), out=tmp_path / "dead", n_steps=1, lr=1e-9)
+    stage.main(config)
+    said = capfd.readouterr().err
+    assert (
+        "CHECK: the generator is worse than the mean of its targets" in said or "CHECK: the generator is dead" in said
+    )
+    flat = np.full((4, 3, 4), 0.5, np.float32)
+    mined = read_quadruplets(write_quadruplets(tmp_path / "flat.h5", centroids=flat))
+    build_critic(mined, tmp_path / "flat.h5", None, {})
+    assert "CHECK: the critic is at chance: top-1 25.0 %, chance 25.0 %" in capfd.readouterr().err

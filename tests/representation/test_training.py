@@ -338,3 +338,10 @@ def test_every_recipe_config_is_accepted():
         name, *variant = file.stem.split("-")
         stage = importlib.import_module(name)
         assert completed(stage.COMMANDS[variant[-1]][1] if hasattr(stage, "COMMANDS") else stage.Config, file)
+
+
+def test_a_training_that_learns_nothing_says_so(data, tmp_path, capfd):
+    options = {"data": data, "model": {"name": "Conv4", "width": 0.25}, "epochs": 1, "batch_size": 16, "lr": 1e-9}
+    stuck = settings(train_extractor.Config, **options, out=tmp_path / "stuck", accelerator="cpu")
+    train_extractor.main(stuck)
+    assert "CHECK: the extractor is at chance" in capfd.readouterr().err
