@@ -9,6 +9,8 @@ complete    builds the graph of a setup, once for all trials
                     neighbour lists of the test images
 
 python build_graph.py background --features yfcc.raw --dim 256 --n_rows 1000000 --out background.h5
+python build_graph.py background --features concatenated_PCAR256.raw --dim 256 --n_rows 1000000 \\
+    --projection PCAR256.vt --out background.h5
 python build_graph.py complete --train features/train.h5 --test features/test.h5 --split split.json \\
     --background background.h5 --out graph-test.h5
 Small example (seconds on a CPU):
@@ -71,6 +73,9 @@ class BackgroundConfig(GraphConfig):
     """Number of rows to use, from the start of the file; all by default."""
     precision: Literal["float32", "float16"] = "float32"
     """Precision in which vectors are stored and searched."""
+    projection: Path | None = None
+    """Projection to use instead of fitting a PCA: a linear transform written by faiss, such as the published
+    PCAR256.vt. --features can be projected with it already. `complete` projects train and test features with it."""
     index: Annotated[Any, LISTS] = field(default_factory=AutoIndex)
     """How to find neighbours: auto is exact below a million rows and IVF-Flat above; published reads precomputed lists
     instead of searching."""
@@ -142,7 +147,7 @@ def background(config: BackgroundConfig) -> Path:
     published = read_published(config.index, len(rows), config.k) if isinstance(config.index, PublishedLists) else None
     with building(config.out, made_from) as partial:
         if not partial.exists():
-            pca = diffusion.fit_projection(rows, config.pca_dim, config.seed)
+            pca = _projection(config, rows)
             dim = pca.output_dim(rows.shape[1])
             diffusion.create_graph(partial, made_from, len(rows), config.k, dim, config.precision, pca)
         share = write_background(partial, rows, published, config)
@@ -152,8 +157,21 @@ def background(config: BackgroundConfig) -> Path:
     return config.out
 
 
+def _projection(config: BackgroundConfig, rows: Rows) -> diffusion.Projection:
+    """Read the projection, or fit a PCA."""
+    if config.projection is None:
+        return diffusion.fit_projection(rows, config.pca_dim, config.seed)
+    if config.pca_dim != PCA_DIM:
+        raise InputError(f"--pca_dim {config.pca_dim}: --projection has its own dimensions. Leave --pca_dim out")
+    pca = diffusion.read_projection_file(config.projection)
+    if not pca.accepts(rows.shape[1]):
+        form = f"from {pca.input_dim} to {len(pca.components)} dimensions"
+        raise InputError(f"{config.projection}: projects {form}, but {config.features} has {rows.shape[1]}")
+    return pca
+
+
 def _background_recipe(config: BackgroundConfig) -> Recipe:
-    inputs = {"features": config.features, "extractor": _extractor(config.features)}
+    inputs = {"features": config.features, "extractor": _extractor(config.features), "projection": config.projection}
     seen = lineage_of(config.features) | Lineage(unlabelled=frozenset({ANY}))
     return recipe("build_graph background", config, inputs, seen.to_json())
 
@@ -213,7 +231,7 @@ def write_background(partial: Path, rows: Rows, published: diffusion.Lists | Non
     with open_h5(partial) as file:
         pca = diffusion.read_projection(file)
     nodes, vectors = slice(0, len(rows)), arrays["vectors"]
-    diffusion.fill(arrays, diffusion.VECTORS, ("vectors",), nodes, lambda part: [pca(rows[part])])
+    diffusion.fill(arrays, diffusion.VECTORS, ("vectors",), nodes, lambda part: [pca.finish(rows[part])])
     _report_zeros(vectors, config.features)
     if published:
         _check_published(published, vectors, config)
@@ -322,7 +340,8 @@ def read_background(path: Path, k: int, train: Features) -> diffusion.Graph:
     if graph.input_dim != train.dim:
         raise InputError(
             f"{graph.path}: built from features of {graph.input_dim} dimensions, but {train.path} has {train.dim}. "
-            "Use features of the same extractor"
+            "Use features of the same extractor; for a background of projected features (PCAR256.vt), build it with "
+            "--projection"
         )
     if graph.k < k:
         raise InputError(

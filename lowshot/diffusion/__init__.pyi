@@ -29,7 +29,9 @@ from .neighbours import recall as recall
 from .neighbours import sampled_rows as sampled_rows
 from .neighbours import shifted as shifted
 from .neighbours import with_self as with_self
+from .projection import Projection as Projection
 from .projection import fit_projection as fit_projection
+from .projection import read_projection_file as read_projection_file
 from .propagated import PropagatedRows as PropagatedRows
 from .propagated import UnlabelledPool as UnlabelledPool
 from .propagated import write_propagated as write_propagated
