@@ -85,9 +85,9 @@ class Config(SelectionConfig):
     classifier: Annotated[Any, BENCHMARK_CLASSIFIERS] = field(default_factory=SGDOptions)
     """Classifier. linear_sgd: the published linear classifier; logistic_regression: the same loss, minimised exactly;
     mlp: from the CIFAR-100 analogy recipe; own_head: the extractor's own classifier. These four score all classes of
-    the data set. nearest_mean, cosine and the transductive laplacian_shot, prototype_refinement and pt_map score the
-    classes of the setup. Transductive: all test images are classified together; pt_map assumes equally many per class.
-    """
+    the data set. balanced_sgd (the logistic regression of the diffusion paper), nearest_mean, cosine and the
+    transductive laplacian_shot, prototype_refinement and pt_map score the classes of the setup. Transductive: all test
+    images are classified together; pt_map assumes equally many per class."""
     transform: FeatureTransform = field(default_factory=FeatureTransform)
     """Transform of all features before the classifier, additional rows included."""
     add: Annotated[dict, Several(ADDITIONS)] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -50,6 +51,9 @@ class Config:
     """Batch size (default: 128 or 32, by the rule)."""
     mse_weight: NonNegativeFloat = 10.0
     """Weight of the mean squared error; the critic's cross-entropy has weight 1."""
+    critic_mode: Literal["evaluation", "training"] = "evaluation"
+    """Whether batch norm of the critic uses its running averages or those of the generated batch (training), as in the
+    release of ghosted2018, where the generator learns more slowly. Without effect for a critic without batch norm."""
     hidden: PositiveInt = 512
     """Width of the two hidden layers."""
     min_score: float = 0.0
@@ -88,7 +92,7 @@ def main(config: Config) -> Path:
             config.seed,
             training,
             model,
-            critic.to(device),
+            critic.to(device).train(config.critic_mode == "training"),
             torch.from_numpy(chosen).to(device),
             config.end_after,
         )

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from lowshot.classifiers.balanced_linear import fit_balanced_sgd
 from lowshot.classifiers.convex import fit_logistic_regression
 from lowshot.classifiers.cosine import score_cosine
 from lowshot.classifiers.laplacian_shot import score_laplacian_shot
@@ -16,6 +17,7 @@ from lowshot.classifiers.problem import Problem, Scorer
 from lowshot.classifiers.pt_map import score_pt_map
 from lowshot.classifiers.refinement import score_refinement
 from lowshot.classifiers.settings import (
+    BalancedSGDOptions,
     CosineOptions,
     LaplacianShotOptions,
     LogisticOptions,
@@ -34,6 +36,7 @@ from lowshot.core.errors import InputError
 
 _FITS: dict[type, Callable[[Problem, Any, int, str], Scorer]] = {
     SGDOptions: fit_linear_sgd,
+    BalancedSGDOptions: fit_balanced_sgd,
     LogisticOptions: fit_logistic_regression,
     MLPOptions: fit_mlp,
     OwnHead: load_own_head,

@@ -25,6 +25,18 @@ class SGDOptions:
 
 
 @dataclass
+class BalancedSGDOptions:
+    lr: PositiveFloat = 0.001
+    """Learning rate (constant)."""
+    weight_decay: NonNegativeFloat = 0.01
+    """L2 penalty of weights and bias."""
+    n_steps: PositiveInt = 29_500
+    """Number of SGD steps. The defaults are the published values for n = 2."""
+    batch_size: PositiveInt = 128
+    """Batch size. Every row is of a class drawn uniformly."""
+
+
+@dataclass
 class LogisticOptions:
     weight_decay: PositiveFloat = 0.001
     """L2 penalty of weights and bias, as in linear_sgd."""
@@ -124,7 +136,13 @@ class OwnHead:
 # Classifiers of base and novel classes together, for the runs of the low-shot benchmark.
 CLASSIFIERS = Registry(
     "classifier",
-    {"linear_sgd": SGDOptions, "logistic_regression": LogisticOptions, "mlp": MLPOptions, "own_head": OwnHead},
+    {
+        "linear_sgd": SGDOptions,
+        "balanced_sgd": BalancedSGDOptions,
+        "logistic_regression": LogisticOptions,
+        "mlp": MLPOptions,
+        "own_head": OwnHead,
+    },
     "fit(problem, seed, device)",
 )
 _INDUCTIVE = {

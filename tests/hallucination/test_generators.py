@@ -19,6 +19,7 @@ from lowshot.hallucination.generators import AnalogyGenerator, Hallucinator, loa
 from lowshot.hallucination.quadruplets import read_quadruplets
 from lowshot.hallucination.settings import Generator
 from lowshot.hallucination.training import RULES, GeneratorTrainer, build_critic
+from lowshot.representation.backbones import Extractor, ModelConfig, save_extractor
 
 MADE_FROM = {"stage": "train_analogy_generator", "config": {}, "inputs": {"extractor": "E"}}
 SPLIT = Split("toy", list("abcdef"), ["x", "y"], [0, 0, 1, 1, 0, 1], [0, 1, 2, 3], [4, 5], [0, 1], [4], [2, 3], [5])
@@ -259,3 +260,25 @@ def test_a_dead_generator_and_a_critic_at_chance_say_so(tmp_path, capfd):
     mined = read_quadruplets(write_quadruplets(tmp_path / "flat.h5", centroids=flat))
     build_critic(mined, tmp_path / "flat.h5", None, {})
     assert "CHECK: the critic is at chance: top-1 25.0 %, chance 25.0 %" in capfd.readouterr().err
+
+
+def test_the_critic_in_training_mode_normalises_by_the_generated_batch(tmp_path):
+    """As in the release of ghosted2018. The mlp head has batch norm, the fitted critic has none."""
+    folder = tmp_path / "extractor"
+    folder.mkdir()
+    torch.manual_seed(0)
+    model = Extractor(ModelConfig("Conv4", 4, 3, 32, width=0.0625, head="mlp")).eval()
+    for module in model.classifier.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.running_mean.fill_(0.3)
+    save_extractor(folder, model, MADE_FROM)
+    quadruplets = write_quadruplets(tmp_path / "q.h5", dim=model.dim)
+    weights = {}
+    for mode in ("evaluation", "training"):
+        for critic in (folder, None):
+            out = tmp_path / f"{mode}-{critic is None}"
+            options = {"rule": "ghosted2018", "n_steps": 5, "lr": 0.01, "critic_mode": mode}
+            made = stage.main(stage.Config(quadruplets=quadruplets, out=out, extractor=critic, **options))
+            weights[mode, critic] = load_generator(made)[0].state_dict()["layers.0.weight"]
+    assert torch.equal(weights["training", None], weights["evaluation", None])
+    assert not torch.equal(weights["training", folder], weights["evaluation", folder])
