@@ -43,6 +43,8 @@ class Config(ExtractorStage):
     """How often each shot occurs per epoch (published: pad_length). Use it to get as many steps as with samples."""
     samples: Path | None = None
     """Images file of sample_gan.py to train on besides the shots, from a GAN that was fine-tuned on the same shots."""
+    samples_only: bool = False
+    """Train on the samples without the shots."""
 
     @staticmethod
     def older(stored: dict) -> dict:
@@ -59,6 +61,8 @@ def main(config: Config) -> Path:
     representation.check_stage(config)
     if not (config.weights or representation.starts_pretrained(config)):
         raise InputError("--weights: is required, as fine-tuning starts from a trained network")
+    if config.samples_only and config.samples is None:
+        raise InputError("--samples_only: needs --samples")
     if config.weights and not config.weights.is_file():
         raise missing(config.weights)
     where = config.data / "images.h5"
@@ -90,7 +94,8 @@ def few_shot_images(config: Config, images: Images, split: Split) -> tuple[Image
     if config.samples is not None:
         made_for = config.data / "split.json", config.data / "draws.json"
         samples = gan.read_sample_images(config.samples, *made_for, config.trial, config.shots)
-        learned = np.concatenate([learned, len(images) + np.arange(len(samples))])
+        kept = learned[:0] if config.samples_only else learned
+        learned = np.concatenate([kept, len(images) + np.arange(len(samples))])
         images = with_more(images, samples, config.samples)
     representation.check_training(config, images, len(learned))
     return images, learned, rows.validation

@@ -6,7 +6,9 @@ Writes  the folder --out: report.html, tables/, figures/, config.json. Updates i
 
 Full    python parse_results.py --results outputs/glyphs/results --out outputs/glyphs/report \\
             --data outputs/glyphs/data --features outputs/glyphs/features/test.h5
-GAN     python parse_results.py --results outputs/emnist_fs/results --out outputs/emnist_fs/report \\
+A GAN   python parse_results.py --out outputs/emnist_fs/seed0/sheets --data outputs/emnist_fs/seed0/data \\
+            --gan outputs/emnist_fs/seed0/gan/k5_trial1
+GANs    python parse_results.py --results outputs/emnist_fs/results --out outputs/emnist_fs/report \\
             --data outputs/emnist_fs/seed0/data --gan outputs/emnist_fs/seed0/gan/k5_trial1
 SCGM    python parse_results.py --results outputs/cifar100/results --out outputs/cifar100/report \\
             --data outputs/cifar100/data --features outputs/cifar100/scgm_g/features/test.h5 \\
@@ -35,10 +37,10 @@ from lowshot.evaluation.settings import Metric
 
 @dataclass
 class Config:
-    results: Path
-    """Folder with results files (*.json at any depth)."""
     out: Path
     """Folder to write the report to."""
+    results: Path | None = None
+    """Folder with results files (*.json at any depth). Default: none, a report of pictures only (--gan, --mixture)."""
     data: Path | None = None
     """Folder of preprocessing.py. Adds a sheet of sample images."""
     features: Path | None = None
@@ -66,9 +68,7 @@ class Config:
 def main(config: Config) -> Path:
     """Write the report and return the path of report.html."""
     page_path = config.out / "report.html"
-    if config.out.resolve() in [config.results.resolve(), *config.results.resolve().parents]:
-        raise InputError(f"--out {config.out}: the report would replace the results. Choose another folder")
-    files = report.read_files(config.results, config.out)
+    files = _read_results(config)
     known = [read(files) for read in (report.results.trials, report.results.episodes, report.results.scores)]
     report.results.check_reference(config.reference, known)
     pictures = _read_pictures(config, {content["protocol"]["split_digest"] for content in files.values()})
@@ -85,6 +85,16 @@ def main(config: Config) -> Path:
     return page_path
 
 
+def _read_results(config: Config) -> dict[str, dict]:
+    if config.results is None:
+        if config.gan is None and config.mixture is None:
+            raise InputError("--results: needed for a report, or --gan (or --mixture) for one of pictures only")
+        return {}
+    if config.out.resolve() in [config.results.resolve(), *config.results.resolve().parents]:
+        raise InputError(f"--out {config.out}: the report would replace the results. Choose another folder")
+    return report.read_files(config.results, config.out)
+
+
 def _read_pictures(config: Config, split_digests: set[str]) -> report.Pictures:
     means = report.read_means(config.mixture) if config.mixture else None
     if config.data is None:
@@ -94,7 +104,7 @@ def _read_pictures(config: Config, split_digests: set[str]) -> report.Pictures:
         return report.Pictures(mixture=means)
     path = config.data / "split.json"
     split = read_split(path)
-    if split.digest not in split_digests:
+    if config.results is not None and not {split.digest, split.whole().digest} & split_digests:
         raise InputError(
             f"{path}: no file in {config.results} was made with this split ({split.digest[:12]}). "
             "Give --data the folder that the results were made from"

@@ -16,17 +16,19 @@ python sample_gan.py --gan outputs/glyphs/try/gan --split outputs/glyphs/data/sp
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Ge, Le
 
 from lowshot import core, gan
 from lowshot.core.artifacts import recipe
 from lowshot.core.cli import run
 from lowshot.core.files import check_suffix
 from lowshot.core.publishing import is_done, writing
-from lowshot.core.settings import PositiveInt, RunOnly, Seed
+from lowshot.core.settings import NonNegativeFloat, PositiveInt, RunOnly, Seed
 from lowshot.data.datasets.images import Images, write_images
 from lowshot.data.protocol import read_split
 
@@ -43,6 +45,11 @@ class Config:
     """Number of samples per class."""
     classes: Literal["novel", "base"] = "novel"
     """Classes to generate: novel (fine-tuned on shots) or base (pre-trained)."""
+    noise_scale: NonNegativeFloat = 1.0
+    """Standard deviation of the noise. Below 1, images are more alike; 0 gives one image a class."""
+    mix: Annotated[float, Ge(0), Le(0.5)] = 0.0
+    """Mix the class of each sample with another random class of the same kind, with a random share up to this one. The
+    label is that of the larger share."""
     seed: Seed = 0
     """Seed of the noise. Every sample has its own random stream."""
     overwrite: RunOnly[bool] = False
@@ -65,8 +72,10 @@ def main(config: Config) -> Path:
     trained.check_knows(classes, config.gan)
     labels = np.repeat(classes, config.n_per_class)
     numbers = np.tile(np.arange(config.n_per_class), len(classes))
-    z = gan.sample_noise(config.seed, labels, numbers, trained.config.z_dim)
-    batches = gan.make_images(generator, z.to(device), torch.from_numpy(labels).to(device))
+    z = config.noise_scale * gan.sample_noise(config.seed, labels, numbers, trained.config.z_dim)
+    others, shares = gan.mixtures(config.seed, classes, labels, numbers, config.mix)
+    drawn = (one.to(device) for one in (z, torch.from_numpy(labels), others, shares))
+    batches = gan.make_mixed_images(generator, *drawn) if config.mix else gan.make_images(generator, *islice(drawn, 2))
     pixels = torch.cat([batch.permute(0, 2, 3, 1).cpu() for batch in batches]).numpy()
     with writing(config.out, made_from) as partial:
         write_images(partial, Images(labels, np.zeros(len(labels), bool), pixels), made_from)

@@ -34,7 +34,7 @@ from lowshot import gan, representation
 from lowshot.core.artifacts import Recipe, read_recipe, recipe
 from lowshot.core.cli import run_commands
 from lowshot.core.errors import InputError
-from lowshot.core.files import digest
+from lowshot.core.files import digest, write_json
 from lowshot.core.publishing import is_done
 from lowshot.core.settings import NonNegativeInt, PositiveInt, RunOnly
 from lowshot.data.datasets.images import Images, read_images, rows_of
@@ -162,7 +162,7 @@ def finetune(config: FinetuneConfig) -> Path:
         pretrained.begin_finetuning(config.ema)
         return pretrained
 
-    return _train(config, made_from, images, extractor, start, rows.supports, references, pool, modes)
+    return _train(config, made_from, images, extractor, start, rows.supports, references, pool, modes, rows)
 
 
 def _train(
@@ -175,8 +175,9 @@ def _train(
     references: dict[str, np.ndarray],
     unlabelled: np.ndarray | None = None,
     modes: tuple[FinetuneMode, FinetuneMode] = ("all", "all"),
+    few_shot: gan.FewShotRows | None = None,
 ) -> Path:
-    """Train the GAN that `start` returns on rows of `images`, and write it."""
+    """Train the GAN that `start` returns on rows of `images`, and write it, with the `few_shot` rows in rows.json."""
     if config.batch_size % config.devices:
         raise InputError(
             f"--batch_size {config.batch_size}: must be divisible by the number of processes, {config.devices}"
@@ -198,6 +199,9 @@ def _train(
         trained = gan.GanTrainer(config, fabric, run, networks, extractor, real, known, pool, modes, score_first).fit()
         if fabric.is_global_zero:
             gan.save_gan(run.folder, trained, made_from)
+            if few_shot is not None:
+                parts = {name: part.tolist() for name, part in few_shot._asdict().items()}
+                write_json(run.folder / "rows.json", parts)
     if fabric.is_global_zero:
         print(f"{made_from['stage']}: wrote {config.out}")
     return config.out

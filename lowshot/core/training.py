@@ -1,5 +1,6 @@
 """Parts of every training stage: an unfinished folder with checkpoints and logs, which an interrupted run continues."""
 
+import csv
 import json
 import math
 import shutil
@@ -19,7 +20,8 @@ from lowshot.core.state_dicts import load_state, save_state
 
 
 class TrainingRun:
-    """The unfinished folder of a training: `checkpoint.pt`, `log.jsonl` (one record per `step`) and TensorBoard events.
+    """The unfinished folder of a training: `checkpoint.pt`, `log.jsonl` (one record per `step`; at the end also
+    `log.csv`) and TensorBoard events.
 
     It does not know what is trained: a checkpoint is a dictionary of tensors, numbers and strings. If the user ends a
     training before its schedule, `ended_after` is the last step, and the artifact records it.
@@ -66,6 +68,17 @@ class TrainingRun:
             file.write(json.dumps({"step": step, "time": round(time.time(), 1), **values}) + "\n")
         for name, value in values.items():
             self.events.add_scalar(name, value, step)
+
+    def write_table(self) -> None:
+        """Write the log as log.csv, with a column for every value that was logged at any step."""
+        records = (
+            [json.loads(line) for line in self.log_file.read_text().splitlines()] if self.log_file.exists() else []
+        )
+        columns = list(dict.fromkeys(name for record in records for name in record))
+        with (self.folder / "log.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(records)
 
     def say_ended_early(self) -> None:
         """Write `ended_after` into the recipe and the log."""
@@ -124,6 +137,7 @@ def training_run(out: Path, made_from: Recipe, overwrite: bool, writes: bool = T
         if run.ended_after is not None:
             run.say_ended_early()
         run.events.close()
+        run.write_table()
         run.checkpoint.unlink(missing_ok=True)
 
 

@@ -1,5 +1,6 @@
 """Class-conditional GANs of few shots, their samples and scores."""
 
+from .data import FewShotRows as FewShotRows
 from .data import examples as examples
 from .data import few_shot_rows as few_shot_rows
 from .data import read_few_shot_rows as read_few_shot_rows
@@ -7,6 +8,8 @@ from .model import Gan as Gan
 from .model import gan_recipe as gan_recipe
 from .model import load_gan as load_gan
 from .model import make_images as make_images
+from .model import make_mixed_images as make_mixed_images
+from .model import mixtures as mixtures
 from .model import sample_noise as sample_noise
 from .model import save_gan as save_gan
 from .networks import GanConfig as GanConfig

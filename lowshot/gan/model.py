@@ -129,6 +129,28 @@ def make_images(generator: nn.Module, z: Tensor, labels: Tensor) -> Iterator[Ten
         yield to_bytes(generator(noise, classes))
 
 
+def mixtures(
+    seed: int, classes: list[int], labels: np.ndarray, numbers: np.ndarray, most: float
+) -> tuple[Tensor, Tensor]:
+    """Draw another class, int64 (N,), for each sample, and the share of its own class, float32 (N, 1), at least
+    1 - `most`. As in `sample_noise`, each sample has its own random stream."""
+    drawn = [stream(seed, "mixture", c, i).random(2) for c, i in zip(labels.tolist(), numbers.tolist())]
+    places, shares = np.stack(drawn).T
+    own = np.searchsorted(classes, labels)
+    steps = 1 + (places * (len(classes) - 1)).astype(np.int64)  # another class, as steps from the own one
+    others = np.asarray(classes)[(own + steps) % len(classes)] if len(classes) > 1 else labels
+    return torch.from_numpy(others), torch.from_numpy((1 - most * shares)[:, None].astype(np.float32))
+
+
+@torch.inference_mode()
+def make_mixed_images(
+    generator: nn.Module, z: Tensor, labels: Tensor, others: Tensor, shares: Tensor
+) -> Iterator[Tensor]:
+    """Yield images between two classes, as `make_images` does."""
+    for part in zip(*(one.split(_BATCH) for one in (z, labels, others, shares))):
+        yield to_bytes(generator.between(*part))
+
+
 def to_bytes(images: Tensor) -> Tensor:
     """Convert images in [-1, 1] to uint8 by rounding (the released code truncates)."""
     return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -14,6 +14,7 @@ from lowshot.core import health
 from lowshot.core.errors import InputError
 from lowshot.core.progress import Progress
 from lowshot.core.seeds import stream, torch_stream
+from lowshot.core.state_dicts import save_state
 from lowshot.core.training import TrainingRun, last_step
 from lowshot.gan.augmentation import DiscriminatorAugmentation
 from lowshot.gan.data import Examples, Shuffled
@@ -59,8 +60,9 @@ class GanTrainer:
     augmentation of a step depend on (seed, step) only, so a resumed run gives the same weights as an uninterrupted one.
     With several processes, each takes every n-th image, and gradients are averaged.
 
-    The weights with the best FID of the averaged generator against the first of `references` are kept. FID against the
-    others is logged only. With `score_first`, the initial weights are scored too and can be the best.
+    The weights with the best FID of the averaged generator against the first of `references` are kept, and the last
+    ones in last.pt if they are others. FID against the others is logged only. With `score_first`, the initial weights
+    are scored too and can be the best.
     """
 
     def __init__(
@@ -111,6 +113,8 @@ class GanTrainer:
             self.run.ended_after = self.progress["step"]
         if self.last_record and self.fabric.is_global_zero:
             health.warn(*_findings(self.last_record))
+        if self.run.writes and self.progress["step"] > self.progress["best_step"]:
+            save_state(self.gan.state_dict(), self.run.folder / "last.pt")
         self.gan.load_state_dict(self.progress["best_state"])
         return self.gan
 

@@ -35,7 +35,7 @@ from lowshot.gan import training
 from lowshot.gan.augmentation import DiscriminatorAugmentation
 from lowshot.gan.data import few_shot_rows
 from lowshot.gan.losses import generator_losses, weighted
-from lowshot.gan.model import Gan, from_bytes, load_gan, sample_noise, to_bytes
+from lowshot.gan.model import Gan, from_bytes, load_gan, mixtures, sample_noise, to_bytes
 from lowshot.gan.networks import GanConfig
 from lowshot.gan.scores import image_scores
 from lowshot.gan.settings import FixedChanges
@@ -121,8 +121,9 @@ def stop_and_go_on(monkeypatch, step, train):
 
 def test_the_folder_rebuilds_the_gan_of_the_best_fid(gans):
     for folder, against in ((gans.pretrained, {"fid"}), (gans.finetuned, {"fid", "fid_base"})):
-        assert sorted(p.name for p in folder.iterdir()) == [
-            "SHA256SUMS", "config.json", "log.jsonl", "model.pt", "tensorboard"]  # fmt: skip
+        own = {"rows.json"} if "fid_base" in against else set()
+        names = {p.name for p in folder.iterdir()} - {"last.pt"}  # there if the last weights are not the best
+        assert names == own | {"SHA256SUMS", "config.json", "log.csv", "log.jsonl", "model.pt", "tensorboard"}
         for record in records(folder):
             assert against <= set(record) and all(math.isfinite(value) for value in record.values())
     assert [record["step"] for record in records(gans.pretrained)] == [4, 8, 10]
@@ -539,6 +540,39 @@ def test_a_sample_is_the_same_however_many_are_made(gans, sampled, tmp_path):
     other = read_images(sample_gan.main(sample_gan.Config(**options, n_per_class=2, seed=1, out=tmp_path / "other.h5")))
     assert (other.pixels != few.pixels).any()
     assert len(np.unique(many.pixels.reshape(len(many), -1), axis=0)) == len(many)
+
+
+def test_last_weights_and_rows_are_kept(gans):
+    assert any((folder / "last.pt").exists() for folder in (gans.pretrained, gans.finetuned))
+    for folder in (gans.pretrained, gans.finetuned):
+        fids = {record["step"]: record["fid"] for record in records(folder)}
+        is_best = min(fids, key=fids.get) == max(fids)
+        assert (folder / "last.pt").exists() != is_best
+    images, rows = read_images(gans.data / "images.h5"), read_json(gans.finetuned / "rows.json")
+    split = read_split(gans.data / "split.json")
+    rows = {name: rows[name] for name in ("supports", "unlabelled", "validation")}
+    assert len(rows["supports"]) == 3 * len(split.novel_classes)
+    parts = [set(part) for part in rows.values()]
+    assert not parts[0] & parts[1] and not parts[1] & parts[2] and not parts[0] & parts[2]
+    assert set(images.labels[rows["validation"]]) == set(split.novel_classes)
+
+
+def test_noise_and_mixed_classes(gans, tmp_path):
+    options = {"gan": gans.finetuned, "split": gans.data / "split.json", "n_per_class": 3}
+
+    def made(name, **changes):
+        return read_images(sample_gan.main(sample_gan.Config(**options, **changes, out=tmp_path / f"{name}.h5"))).pixels
+
+    plain, still = made("plain"), made("still", noise_scale=0.0)
+    assert (still[0] == still[1]).all() and not (plain[0] == plain[1]).all()
+    mixed = made("mixed", mix=0.4)
+    assert mixed.shape == plain.shape and (mixed != plain).any()
+    classes, labels, numbers = [4, 7, 9], np.repeat([4, 7, 9], 200), np.tile(np.arange(200), 3)
+    others, shares = mixtures(0, classes, labels, numbers, 0.4)
+    assert (others.numpy() != labels).all() and set(others.tolist()) == set(classes)
+    assert 0.6 <= shares.min() < 0.65 and 0.95 < shares.max() <= 1
+    few_others, few_shares = mixtures(0, classes, labels[:3], numbers[:3], 0.4)
+    assert torch.equal(few_others, others[:3]) and torch.equal(few_shares, shares[:3])
 
 
 def test_pixels_are_rounded():

@@ -122,3 +122,13 @@ def test_the_report_shows_them(gans, data, tmp_path):
     assert sorted(p.name for p in (tmp_path / "report" / "figures").iterdir()) == [
         "between.png", "crossover.png", "gan_training.svg", "generated.png", "samples.png"
     ]  # fmt: skip
+
+
+def test_a_gan_without_results(gans, data, tmp_path):
+    only = ("--out", tmp_path / "sheets", "--gan", gans["tuned"], "--data", data)
+    result = run_script("parse_results.py", *only)
+    assert result.returncode == 0, result.stderr
+    page = (tmp_path / "sheets" / "report.html").read_text()
+    assert "Generated images" in page and "Provenance" not in page and "<table>" not in page
+    assert run_script("parse_results.py", *only).stdout.count("already exists") == 1
+    assert_refused(run_script("parse_results.py", "--out", tmp_path / "none"), "--results", "pictures only")

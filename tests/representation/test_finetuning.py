@@ -72,6 +72,10 @@ def test_learns_from_shots_and_samples_and_watches_the_rest(data, extractor, sam
     assert not set(seen["held"]) & set(drawn) and set(images.labels[seen["held"]]) == set(novel)
     tune(data, extractor, tmp_path / "without")
     assert len(seen["labels"]) == 12 and moved(tmp_path / "with", tmp_path / "without")
+    tune(data, extractor, tmp_path / "samples", samples=samples, samples_only=True)
+    assert np.bincount(seen["labels"], minlength=10)[novel].tolist() == [6] * 4 and len(seen["labels"]) == 24
+    with pytest.raises(InputError, match="--samples_only: needs --samples"):
+        tune(data, extractor, tmp_path / "none", samples_only=True)
     tune(data, extractor, tmp_path / "repeated", repeat_shots=3)
     assert np.bincount(seen["labels"], minlength=10)[novel].tolist() == [9] * 4
     assert "held_top1" in json.loads((tmp_path / "with" / "log.jsonl").read_text().splitlines()[-1])

@@ -345,3 +345,10 @@ def test_a_training_that_learns_nothing_says_so(data, tmp_path, capfd):
     stuck = settings(train_extractor.Config, **options, out=tmp_path / "stuck", accelerator="cpu")
     train_extractor.main(stuck)
     assert "CHECK: the extractor is at chance" in capfd.readouterr().err
+
+
+def test_the_log_is_a_table_too(extractor):
+    lines = (extractor / "log.csv").read_text().splitlines()
+    records = [json.loads(line) for line in (extractor / "log.jsonl").read_text().splitlines()]
+    assert lines[0].split(",") == list(records[0]) and len(lines) == 1 + len(records)
+    assert [float(cell) for cell in lines[1].split(",")] == list(records[0].values())

@@ -125,7 +125,7 @@ def test_means_are_kept_with_the_assignments(trained, data):
     assert np.bincount(content["subclasses"], minlength=10).tolist() == content["sizes"][-1].tolist()
     assert content["sizes"].min() >= 8 and content["sizes"].max() <= 12
     assert sorted(p.name for p in trained.iterdir()) == [
-        "SHA256SUMS", "config.json", "log.jsonl", "mixture.h5", "model.pt", "tensorboard"
+        "SHA256SUMS", "config.json", "log.csv", "log.jsonl", "mixture.h5", "model.pt", "tensorboard"
     ]  # fmt: skip
 
 

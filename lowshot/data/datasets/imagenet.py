@@ -2,8 +2,9 @@
 
 Reads ROOT/train/<wnid>/*.JPEG and ROOT/val/<wnid>/*.JPEG (the test images), and the published label_idx.json and
 splitfile_{1..5}.json in the folder `protocol`. Class numbers follow `label_names` of label_idx.json, which is not
-sorted. Train rows come before val rows; within each part they are sorted by class and file name, so that the published
-row numbers are valid.
+sorted. Train rows come before val rows; within each part they are sorted by class and file name. That the published row
+numbers count images in this order is a guess: the list of files behind them was not published. Whatever the order,
+shots are of the right class, which is checked.
 """
 
 from dataclasses import replace
