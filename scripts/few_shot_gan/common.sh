@@ -13,7 +13,8 @@ DATA_ROOT=DIR           where the images are (default: data/, with a download)
 SEEDS, SHOTS, TRIALS    part of the recipe (default: SEEDS="0 1 2 3 4" SHOTS="5 10 15 25" TRIALS=1 on emnist_fs)
 KINDS                   kinds of fine-tuning (default: "supervised semi_supervised"; omniglot_fs: also described)
 MAX_PER_CLASS           keep at most that many images per class
-NETWORK=published       the published networks (emnist_fs)
+NETWORK=published       the published networks (emnist_fs); with IMAGE_SIZE=32 at the published size
+IMAGE_SIZE              side of the images (emnist_fs, omniglot_fs; default: 28)
 PRECISION               of training: 32-true, bf16-mixed, ...
 
 Writes outputs/DATASET/report_few_shot_gan/report.html. More: docs/recipes/few_shot_gan.md
@@ -50,6 +51,9 @@ network=${NETWORK:+-$NETWORK}
 kinds=${KINDS:-$default_kinds}
 precision=${PRECISION:+--precision $PRECISION}
 max_per_class=${MAX_PER_CLASS:+--dataset.max_per_class $MAX_PER_CLASS}
-out=outputs/$dataset
+# The published generator at 32 px doubles the side four times.
+image_size=${IMAGE_SIZE:+--dataset.image_size $IMAGE_SIZE}
+[ "$network-${IMAGE_SIZE:-}" = -published-32 ] && doublings="--blocks_per_res 1 1 1 1" || doublings=
+out=outputs/$dataset${IMAGE_SIZE:+_${IMAGE_SIZE}px}
 results=$out/results_few_shot_gan
 configs=configs/few_shot_gan
