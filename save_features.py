@@ -112,7 +112,8 @@ def main(config: Config) -> Path:
     """Write both feature files, and return their folder."""
     where = images_file(config.data)
     images = read_task_list(where).images() if _lists_tasks(where) else read_images(where)
-    model, chosen = representation.chosen_extractor(config, images)
+    # Pictures become what the extractor takes; stored images must be that already.
+    model, chosen = representation.chosen_extractor(config, None if _lists_tasks(where) else images)
     if config.layer == "trunk":
         representation.drop_projection(model, config)
     if config.copies:

@@ -17,6 +17,7 @@ from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split
 from lowshot.data.task_list import read_task_list
 from lowshot.report import results
+from lowshot.representation.backbones import Extractor, ModelConfig, save_extractor
 
 
 def write_list(path, lines, columns=("task", "part", "class", "image")):
@@ -162,6 +163,14 @@ def test_a_killed_run_continues(tmp_path, pictures, of_pictures, monkeypatch):
     monkeypatch.setattr(given, "_accuracy", lambda *inputs: calls.append(inputs[1].name) or real(*inputs))
     content = evaluate(tmp_path / "r.json", tasks=pictures, features=of_pictures)
     assert calls == [f"t{i}" for i in range(6)] and len(content["episodes"]) == 6
+
+
+def test_pictures_become_what_a_grey_extractor_takes(tmp_path, pictures):
+    folder = tmp_path / "grey"
+    folder.mkdir()
+    save_extractor(folder, Extractor(ModelConfig("Conv4", 3, 1, 28, width=0.25, crop_pct=1.0)).eval(), {})
+    out = save_features.main(save_features.Config(extractor=folder, data=pictures, out=tmp_path / "features"))
+    assert read_features(out / "train.h5").feats.shape[0] == len(read_task_list(pictures).pictures)
 
 
 def test_settings_of_drawn_tasks_are_refused(tmp_path, pictures, of_pictures):
