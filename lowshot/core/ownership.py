@@ -10,7 +10,7 @@ from lowshot.core.files import read_json
 from lowshot.core.sealing import SUMS, Damaged, sha256, sums_of
 
 # Files of ours in the folder of a training that have no checksums.
-_LOGS = [SUMS, "log.jsonl", "tensorboard/events.out.tfevents.*"]
+_LOGS = [SUMS, "log.jsonl", "log.csv", "tensorboard/events.out.tfevents.*"]
 # Names in folders of older revisions, which have no SHA256SUMS.
 _OLDER_NAMES = {"config.json", "model.pt", "last.pt", "log.jsonl", "tensorboard", "checkpoint.pt", "images.h5",
                 "split.json", "draws.json", "mixture.h5", "extractor", "report.html", "tables", "plots"}  # fmt: skip

@@ -30,7 +30,7 @@ _MAGIC = b"lowshot-seal-1\n\0"
 _FOOTER = struct.Struct("<QII16s")  # bytes of data, CRC-32 of the checksums, bytes of a block, magic
 SUMS = "SHA256SUMS"
 # Files of a folder that differ between equal runs, or that belong to the checksums themselves.
-UNSEALED = {SUMS, "log.jsonl", "tensorboard"}
+UNSEALED = {SUMS, "log.jsonl", "log.csv", "tensorboard"}
 
 
 class Damaged(InputError):

@@ -13,7 +13,7 @@ from test_low_shot import NUMBERS, command, results, tiny_config
 
 import diffusion
 import low_shot
-from lowshot.classifiers.settings import METHODS, CosineOptions, NearestMeanOptions, SGDOptions
+from lowshot.classifiers.settings import METHODS, BalancedSGDOptions, CosineOptions, NearestMeanOptions, SGDOptions
 from lowshot.core.artifacts import Recipe
 from lowshot.core.errors import InputError
 from lowshot.core.publishing import partial_path
@@ -534,12 +534,13 @@ def test_the_grids_of_the_recipes_are_accepted(config, tmp_path):
     for setup in ("validation", "test"):
         (tmp_path / f"graph-{setup}.h5").touch()
     for grid in grids:
-        if grid.parents[1].name == "diffusion" or grid.stem == "diffusion":
+        is_logreg = grid.stem == "logreg"
+        if (grid.parents[1].name == "diffusion" or grid.stem == "diffusion") and not is_logreg:
             files = {name: getattr(config, name) for name in ("test", "split", "draws", "out")}
             files |= {"train": missing, "graph": graph, "fuse": Fusion(graph)}
             stage, own = diffusion, diffusion.Config(**files, select=Selection(grid))
         else:
-            known = METHODS.classes.get(grid.stem, SGDOptions)()
+            known = METHODS.classes.get(grid.stem, BalancedSGDOptions if is_logreg else SGDOptions)()
             stage, own = low_shot, replace(config, train=missing, classifier=known, select=Selection(grid))
             if grid.stem == "low_shot-generated":
                 own = replace(own, add={"generator": Generator(missing)})

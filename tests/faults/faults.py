@@ -248,7 +248,8 @@ def _one_line(done: Outcome, what: str) -> list[str]:
 
 def _lines(done: Outcome) -> list[str]:
     lines = done.error.replace("\r", "\n").splitlines()
-    return [line for line in lines if line.strip() and not line.startswith("epoch ")]  # a training's progress
+    beside = ("epoch ", "CHECK: ")  # a training's progress and health
+    return [line for line in lines if line.strip() and not line.startswith(beside)]
 
 
 def _name(done: Outcome) -> str:

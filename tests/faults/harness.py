@@ -93,7 +93,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and "tensorboard" not in path.parts and path.name != "log.jsonl":
+        if path.is_file() and "tensorboard" not in path.parts and path.name not in ("log.jsonl", "log.csv"):
             found[name] = _without_facts(path)
     return found
 
