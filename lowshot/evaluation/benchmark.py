@@ -202,7 +202,7 @@ class Results:
     def to_json(self, runs: list[tuple[int, int]]) -> dict[str, object]:
         """Return the entries of the file for `runs`, pairs (trial, n)."""
         split, entries = self.benchmark.split, [dict(self.entries[run]) for run in runs]
-        wrong = [(entry["n_shot"], entry.pop("confused")) for entry in entries]
+        wrong = [(entry["n_shot"], entry.pop("confused", [])) for entry in entries]
         classes = judged_classes(split, self.benchmark.test_labels, self.benchmark.novel_classes)
         return {
             **self.more,

@@ -109,15 +109,17 @@ def _section(
 ) -> page.Section:
     trials, episodes, history = (_of(frame, protocol) for frame in (trials, episodes, history))
     unit, over = tables.unit_of(protocol).removesuffix("s"), judged_files(files)
-    over = over[over["system"].isin([*trials["system"], *episodes["system"]]) & _is_of(over, protocol)]
-    judged = Judged.of(over)
+    over = over[_is_of(over, protocol)]
+    of_trials = over[(over["kind"] == "trials") & over["system"].isin(trials["system"])]
+    of_episodes = over[over["file"].isin(episodes["file"])]
+    judged = Judged.of(of_trials if len(trials) else of_episodes)
     shown = (trials, "trial", unit) if len(trials) else (episodes, "episode", "episode")
     section = page.Section(protocol, page.facts(*shown, judged))
     if len(episodes):
-        _add_episode_tables(section, episodes, reference, judged)
+        _add_episode_tables(section, episodes, reference, of_episodes)
     if len(trials):
         main, pairs = _main_metric(metric, trials, judged), results.paired_differences(trials)
-        notes = [*other_inputs(trials, over), *identical_results(trials, pairs, files, unit)]
+        notes = [*other_inputs(trials, of_trials), *identical_results(trials, pairs, files, unit)]
         _add_tables(section, trials, pairs, notes, main, judged)
         _add_figures(section, folder, trials, pairs, main, reference, judged)
     if len(history):
@@ -137,13 +139,17 @@ def _main_metric(metric: str, trials: pd.DataFrame, judged: Judged) -> str:
     return next(one for one in (metric, metric.replace("top5", "top1"), "top1_novel") if one in there)
 
 
-def _add_episode_tables(section: page.Section, episodes: pd.DataFrame, reference: str | None, judged: Judged) -> None:
+def _add_episode_tables(
+    section: page.Section, episodes: pd.DataFrame, reference: str | None, over: pd.DataFrame
+) -> None:
     """Add the accuracies for every kind of task, and the differences to the simplest system with such episodes.
 
-    Repeated trainings are compared by seed. Tables over repeated trainings come before tables over episodes.
+    Repeated trainings are compared by seed. Tables over repeated trainings come before tables over episodes. `over` are
+    the rows of `judged_files` of the episodes.
     """
     for task, part in episodes.groupby("task", sort=False):
         repeats, chance = results.repeats(part), (1 / part["n_way"]).mean()
+        judged = Judged.of(over[over["file"].isin(part["file"])])
         for frame, unit in ((repeats, "trainings"), (part, _unit(part))):
             if len(frame):
                 section.episodes += _episode_tables(frame, task, section.protocol, unit, reference, judged, chance)

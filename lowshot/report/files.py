@@ -113,7 +113,7 @@ def _class_hits(path: Path, content: dict) -> np.ndarray | None:
     """Return the hits of every class in each trial, (trials, classes), or None for files without."""
     trials, classes = content["trials"], content["classes"]
     lists = [one.get("class_hits") for one in trials if isinstance(one, dict)] if isinstance(trials, list) else []
-    if not any(lists):
+    if None in lists or not lists:  # runs of an older revision
         return None
     n_classes = len(classes) if isinstance(classes, list) else 0
     whole = all(isinstance(one, list) and len(one) == n_classes for one in lists)

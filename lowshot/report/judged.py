@@ -16,7 +16,8 @@ _NUMBERS = ["novel_classes", "base_classes", "novel_images", "base_images"]
 def judged_files(files: dict[str, dict]) -> pd.DataFrame:
     """Return the numbers of classes and test images of each file that records its classes.
 
-    Columns: those of `results.trials` up to system, novel_classes, base_classes, novel_images, base_images and file.
+    Columns: those of `results.trials` up to system, kind (trials or episodes), novel_classes, base_classes,
+    novel_images, base_images and file.
     """
     names, lines = system_names(files), []
     for file, content in files.items():
@@ -24,8 +25,9 @@ def judged_files(files: dict[str, dict]) -> pd.DataFrame:
             images = content["classes"].groupby("group")["n_images"]
             counts = {f"{group}_classes": n for group, n in images.size().items()}
             counts |= {f"{group}_images": n for group, n in images.sum().items()}
-            lines.append(dict.fromkeys(_NUMBERS, 0) | counts | about(content) | {"system": names[file], "file": file})
-    return pd.DataFrame(lines, columns=[*COLUMNS, *_NUMBERS, "file"])
+            of_file = {"system": names[file], "kind": "trials" if "trials" in content else "episodes", "file": file}
+            lines.append(dict.fromkeys(_NUMBERS, 0) | counts | about(content) | of_file)
+    return pd.DataFrame(lines, columns=[*COLUMNS, "kind", *_NUMBERS, "file"])
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,15 @@ def test_systems_with_other_shots_or_test_images_are_named(tmp_path):
     assert "test images: 20–40 novel, 40–80 base" in main
 
 
+def test_episodes_of_other_classes_do_not_change_what_trials_are_over(tmp_path):
+    rows = [{"episode": e, "n_way": 5, "n_shot": 1, "accuracy": 0.7} for e in range(3)]
+    without = {key: value for key, value in judged(9, method="nearest").items() if key not in ("trials", "confusions")}
+    _, tables = report(write(tmp_path / "results", a=judged(), b={**without, "episodes": rows}))
+    main = (tables / "main.md").read_text()
+    assert "classes: 2 novel, 4 base; test images: 20 novel, 40 base; chance 16.67 %" in main
+    assert "classes: 2 novel, 7 base; test images: 20 novel, 70 base; chance 20.00 %" in main
+
+
 def test_chance_is_unknown_if_class_splits_differ():
     assert Judged((2, 3), (4,), (9,), (9,)).chance("top1_novel") is None
     assert Judged((2,), (4,), (9,), (9,)).chance("top1_novel") == pytest.approx(1 / 6)
@@ -131,7 +140,7 @@ def test_broken_classes_are_named(tmp_path, changes, cause):
     assert cause in str(error.value)
 
 
-@pytest.mark.parametrize("hits", [None, "x", [1, 2], [0.5] * 6, [True] * 6, [-1] * 6])
+@pytest.mark.parametrize("hits", ["x", [1, 2], [0.5] * 6, [True] * 6, [-1] * 6])
 def test_broken_hits_are_named(tmp_path, hits):
     one = judged()
     one["trials"][1]["class_hits"] = hits
