@@ -64,9 +64,17 @@ def compared(
     keys = ["extractor", "method", "setting", "metric", "n_shot", "n_way"]
     figures = figures.assign(setting=figures["setting"] + _seen_also(protocol[0], figures["dataset"]))
     reasons = pd.Series([_reason(one, protocol[1], ours) for one in figures.itertuples()], figures.index, dtype=str)
-    both = figures[reasons == ""].merge(ours, on=keys)
+    order = {metric: place for place, metric in enumerate(results.METRICS)}
+    both = ours.merge(figures[reasons == ""], on=keys, how="inner")
+    both = both.assign(place=both["metric"].map(order)).sort_values(
+        ["system", "n_way", "place", "n_shot"], kind="stable"
+    )
     off = (100 * both["mean"] - both["percent"]).abs() - 100 * both["interval"].fillna(0)
-    return Comparison(protocol, both.assign(agrees=off <= tolerance), figures.assign(reason=reasons)[reasons != ""])
+    return Comparison(
+        protocol,
+        both.drop(columns="place").assign(agrees=off <= tolerance),
+        figures.assign(reason=reasons)[reasons != ""],
+    )
 
 
 def _ours(trials: pd.DataFrame, episodes: pd.DataFrame) -> pd.DataFrame:
@@ -123,7 +131,7 @@ def _beside_table(beside: pd.DataFrame, protocol: tuple[str, str, str], toleranc
     ]
     counted = f"{int(beside['agrees'].sum())} of {len(beside)} figures agree"
     notes = [
-        f"{counted}: they differ by at most {tolerance:g} percentage points and our interval.",
+        f"{counted}: the difference is at most {tolerance:g} (percentage points) and our interval.",
         "Sources: " + "; ".join(beside["source"].unique()) + ".",
     ]
     return Table(f"Published figures beside ours: {protocol_name(protocol)}; %", pd.DataFrame(lines), notes)
