@@ -37,7 +37,7 @@ from lowshot.core.publishing import building, is_done
 from lowshot.core.settings import PositiveInt, RunOnly, Seed
 from lowshot.data.features import Features, check_classes, check_same_space, read_features
 from lowshot.data.lineage import ANY, Lineage, lineage_of
-from lowshot.data.protocol import Setup, read_split
+from lowshot.data.protocol import Setup, read_split, setup_of
 from lowshot.data.rows import Rows, blocks, open_raw, open_rows
 from lowshot.diffusion.settings import LISTS, AutoIndex, Background, PublishedLists
 
@@ -164,6 +164,8 @@ def _projection(config: BackgroundConfig, rows: Rows) -> diffusion.Projection:
     if config.pca_dim != PCA_DIM:
         raise InputError(f"--pca_dim {config.pca_dim}: --projection has its own dimensions. Leave --pca_dim out")
     pca = diffusion.read_projection_file(config.projection)
+    if pca.input_dim == len(pca.components):
+        raise InputError(f"{config.projection}: keeps the dimensions, so it cannot be told if --features is projected")
     if not pca.accepts(rows.shape[1]):
         form = f"from {pca.input_dim} to {len(pca.components)} dimensions"
         raise InputError(f"{config.projection}: projects {form}, but {config.features} has {rows.shape[1]}")
@@ -301,7 +303,8 @@ def complete(config: CompleteConfig) -> Path:
 def _lineage(config: CompleteConfig, background: Path | None) -> Lineage:
     """Return what the features, and the unlabelled training images and the background of the graph have seen."""
     split, seen = read_split(config.split), lineage_of(config.train) | lineage_of(config.test)
-    classes = {"none": [], "novel": split.setup(config.setup)[1], "all": range(split.n_classes)}[config.unlabelled]
+    novel = setup_of(split, config.setup, config.split)[1]
+    classes = {"none": [], "novel": novel, "all": range(split.n_classes)}[config.unlabelled]
     seen |= Lineage(unlabelled=frozenset(split.origins[c] for c in classes))
     return seen | lineage_of(background) if background else seen
 
@@ -321,7 +324,7 @@ def choose_rows(config: CompleteConfig) -> Chosen:
     split = read_split(config.split)
     train, test = (read_features(path, split.n_classes) for path in (config.train, config.test))
     check_same_space(train, test)
-    base, novel = split.setup(config.setup)
+    base, novel = setup_of(split, config.setup, config.split)
     setup_classes = np.concatenate([base, novel])
     check_classes(train, base, split.class_names)
     check_classes(test, setup_classes, split.class_names)

@@ -167,7 +167,10 @@ def _evaluate_given(config: Config, made_from: Recipe, provenance: Provenance, d
     features = [read_features(path, config.split and split.n_classes) for path in _files(config)]
     feats, copies, labels = _given_rows(config, given, features, split)
     inputs = {str(path): lineage_of(path) for path in _files(config)} | _of_method(config)
-    tags = judge(inputs, Judged(split, "both", np.unique(labels)))
+    if config.split is None and not given.states_sources:
+        inputs |= {str(config.tasks): Lineage(unknown=frozenset({str(config.tasks)}))}
+    judged = split.novel_classes if config.split is None else np.unique(labels)
+    tags = judge(inputs, Judged(split, "both", judged))
     made_from = made_from.but(lineage=merged(inputs.values()).to_json())
     tensors = [None if one is None else torch.from_numpy(one).to(device) for one in (feats, copies)]
     with writing(config.out, made_from) as partial:

@@ -77,7 +77,6 @@ from lowshot.data.datasets.settings import (
     FeatureFile,
     Folder,
     HalvedSplit,
-    OmniglotVinyals,
     Shots,
     part_of,
 )
@@ -135,7 +134,7 @@ def main(config: Config) -> Path:
     if content.class_names:
         content.split = _split(config, content)
     if config.rotations:
-        content = _rotated(config, content)
+        content = rotated(content)
     protocol = _protocol(config, content) if content.class_names else {}
     with writing(config.out, made_from) as partial:
         partial.mkdir()
@@ -179,12 +178,6 @@ def _split(config: Config, content: Content) -> Split:
         return split
     source = f"folder:{Source(config.root).folder.resolve().name}"  # told apart by the name of the folder
     return replace(split, origins=origins(source, content.class_names))
-
-
-def _rotated(config: Config, content: Content) -> Content:
-    if isinstance(config.dataset, OmniglotVinyals):
-        raise InputError("--rotations: omniglot_vinyals has the rotated classes already. Leave --rotations out")
-    return rotated(content)
 
 
 def _protocol(config: Config, content: Content) -> dict[str, dict]:

@@ -16,7 +16,6 @@ python sample_gan.py --gan outputs/glyphs/try/gan --split outputs/glyphs/data/sp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -45,6 +44,8 @@ class Config:
     """Number of samples per class."""
     classes: Literal["novel", "base"] = "novel"
     """Classes to generate: novel (fine-tuned on shots) or base (pre-trained)."""
+    weights: Literal["best", "last"] = "best"
+    """Weights with the best FID, or the last ones (if they are others: last.pt)."""
     noise_scale: NonNegativeFloat = 1.0
     """Standard deviation of the noise. Below 1, images are more alike; 0 gives one image a class."""
     mix: Annotated[float, Ge(0), Le(0.5)] = 0.0
@@ -66,16 +67,19 @@ def main(config: Config) -> Path:
     made_from = recipe("sample_gan", config, of_gan["inputs"], of_gan["lineage"].to_json(), **of_gan["config"])
     if is_done(config.out, made_from, config.overwrite):
         return config.out
-    trained, device = gan.load_gan(config.gan), core.pick_device()
+    trained, device = gan.load_gan(config.gan, config.weights), core.pick_device()
     generator = trained.averaged.module.to(device)
     classes = split.novel_classes if config.classes == "novel" else split.base_classes
     trained.check_knows(classes, config.gan)
     labels = np.repeat(classes, config.n_per_class)
     numbers = np.tile(np.arange(config.n_per_class), len(classes))
     z = config.noise_scale * gan.sample_noise(config.seed, labels, numbers, trained.config.z_dim)
-    others, shares = gan.mixtures(config.seed, classes, labels, numbers, config.mix)
-    drawn = (one.to(device) for one in (z, torch.from_numpy(labels), others, shares))
-    batches = gan.make_mixed_images(generator, *drawn) if config.mix else gan.make_images(generator, *islice(drawn, 2))
+    known = torch.from_numpy(labels)
+    if config.mix:
+        drawn = z, known, *gan.mixtures(config.seed, classes, labels, numbers, config.mix)
+        batches = gan.make_mixed_images(generator, *(one.to(device) for one in drawn))
+    else:
+        batches = gan.make_images(generator, z.to(device), known.to(device))
     pixels = torch.cat([batch.permute(0, 2, 3, 1).cpu() for batch in batches]).numpy()
     with writing(config.out, made_from) as partial:
         write_images(partial, Images(labels, np.zeros(len(labels), bool), pixels), made_from)

@@ -38,7 +38,7 @@ from lowshot.core.publishing import building, is_done
 from lowshot.core.settings import NetworkPrecision, NonNegativeInt, PositiveInt, RunOnly, Seed
 from lowshot.data.datasets.content import image_digests
 from lowshot.data.datasets.images import Images, images_file, read_images
-from lowshot.data.features import constant_features, create_features, read_features
+from lowshot.data.features import constant_features, create_features
 from lowshot.data.protocol import read_draws
 from lowshot.data.task_list import read_task_list
 from lowshot.evaluation.settings import SHOTS
@@ -118,8 +118,9 @@ def main(config: Config) -> Path:
         representation.drop_projection(model, config)
     if config.copies:
         _check_copies(config.copies)
-    config = replace(config, invert=_inverted(config, model, images) or None)
     of_samples = gan.handed_on(where)
+    if not of_samples["inputs"]:  # generated images are what their GAN has learned from, whatever their brightness
+        config = replace(config, invert=_inverted(config, model, images) or None)
     facts = representation.handed_on(config.extractor) if config.extractor else {}
     inputs = {**_digests(where), **chosen, **of_samples["inputs"]}
     seen = representation.lineage_of_extractor(config) | of_samples["lineage"]
@@ -138,7 +139,7 @@ def main(config: Config) -> Path:
             with building(out, made_from) as partial:
                 extract(config, fabric, network, images, rows, partial, made_from)
             print(f"save_features: wrote {out}")
-            health.warn(constant_features(read_features(out)))
+            health.warn(constant_features(out))
     return config.out
 
 

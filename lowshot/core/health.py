@@ -88,7 +88,7 @@ def one_image_a_class(spread: float) -> str | None:
         return None
     return (
         f"the GAN makes nearly one image a class: its images of a class differ {100 * spread:.0f} % as much as real "
-        "ones. Use a larger --gamma (the noise is read from the image), or fewer --steps"
+        "ones. Use a larger --d_lr than --lr, fewer --z_dim, or fewer --steps"
     )
 
 

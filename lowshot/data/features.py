@@ -67,10 +67,12 @@ def read_features(path: Path, n_classes: int | None = None) -> Features:
     return Features(feats, labels, Path(path), **known)
 
 
-def constant_features(features: Features) -> str | None:
-    """Return a sentence if all rows are equal, judged by at most 1000 of them."""
-    some = features.feats[:: max(1, len(features.feats) // 1000)]
-    return health.constant(str(features.path), float(some.std(0).mean()), float(np.abs(some).mean()))
+def constant_features(path: Path) -> str | None:
+    """Return a sentence if all rows of a feature file are equal, judged by at most 2000 of them."""
+    with open_h5(path) as file:
+        count = int(file["count"][:1].sum())
+        some = file["all_feats"][: count : max(1, count // 1000)]
+    return health.constant(str(path), float(some.std(0).mean()), float(np.abs(some).mean()))
 
 
 def read_copies(features: Features) -> np.ndarray:

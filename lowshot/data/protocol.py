@@ -111,13 +111,13 @@ _SOURCES = {
     **dict.fromkeys(("mini_imagenet", "tiered_imagenet"), "imagenet"),
     **dict.fromkeys(("living17", "nonliving26", "entity13", "entity30"), "imagenet"),
 }
-_ROTATION = re.compile(r" rot\d{3}$")
+ROTATION = re.compile(r" rot\d{3}$")
 
 
 def origins(dataset: str, names: list[str]) -> list[str]:
     """Return the origin "source/class" of each class of a data set. A rotated class has that of the class itself."""
     dataset = dataset.removesuffix(VALIDATION_PART)
-    return [f"{_SOURCES.get(dataset, dataset)}/{_ROTATION.sub('', name)}" for name in names]
+    return [f"{_SOURCES.get(dataset, dataset)}/{ROTATION.sub('', name)}" for name in names]
 
 
 def make_split(

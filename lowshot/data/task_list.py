@@ -7,7 +7,8 @@ One line an image, with the columns
     class     class of the image in the task
     image     path of a picture, relative to the folder of the file; or, in all lines, a row of a feature file
     cluster   optional: tasks of one cluster are not independent, such as tasks of one subject
-    source    optional: data set that the class is of, such as omniglot; by default the folder of the file
+    source    optional: data set that the class is of, such as omniglot, or a name for pictures of your own. Without it,
+              a class that the extractor knows by this name is refused, and results are tagged unknown
 """
 
 import csv
@@ -23,7 +24,7 @@ from lowshot.core.errors import InputError
 from lowshot.core.files import missing
 from lowshot.data.datasets.content import listing_digest
 from lowshot.data.datasets.images import Images
-from lowshot.data.protocol import Split, origins
+from lowshot.data.protocol import UNKNOWN, Split, origins
 
 _NEEDED, _OPTIONAL = ("task", "part", "class", "image"), ("cluster", "source")
 _PARTS = ("support", "query")
@@ -89,11 +90,15 @@ class TaskList:
         paths = np.array([file.relative_to(self.root).as_posix() for file in self.files], object)
         return Images(self.image_classes, np.zeros(len(paths), bool), paths=paths, root=self.root)
 
+    @property
+    def states_sources(self) -> bool:
+        """Whether the file says of all classes which data set they are of."""
+        return all(source for source, _ in self.classes)
+
     def as_split(self) -> Split:
         """Return the classes as a split in which all are novel."""
         names = [f"{source}/{name}" if source else name for source, name in self.classes]
-        at_root = f"folder:{self.root.name}"
-        of_sources = [origins(source or at_root, [name])[0] for source, name in self.classes]
+        of_sources = [origins(source or UNKNOWN, [name])[0] for source, name in self.classes]
         novel = list(range(len(names)))
         return Split(self.path.stem, names, [], [None] * len(names), [], novel, [], [], [], novel, origins=of_sources)
 
@@ -106,9 +111,9 @@ def read_task_list(path: Path) -> TaskList:
     are_rows = [line["image"].isascii() and line["image"].isdigit() for line in lines]
     if any(are_rows) and not all(are_rows):
         raise InputError(f"{path}: lists paths of pictures and rows of a feature file. Use one of them in all lines")
+    for line in lines:  # one name for each image
+        line["image"] = str(int(line["image"])) if all(are_rows) else _relative(path, line["image"])
     images = dict.fromkeys(line["image"] for line in lines)
-    if not all(are_rows):
-        _check_paths(path, images)
     rows = {name: int(name) if all(are_rows) else i for i, name in enumerate(images)}
     classes = {key: i for i, key in enumerate(dict.fromkeys(map(_class_of, lines)))}
     first = {line["image"]: classes[_class_of(line)] for line in reversed(lines)}
@@ -155,10 +160,11 @@ def _check_columns(path: Path, columns: list[str]) -> None:
             raise InputError(f"{path}: column '{name}': must be one of {', '.join((*_NEEDED, *_OPTIONAL))}, each once")
 
 
-def _check_paths(path: Path, names: dict[str, None]) -> None:
-    for name in names:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise InputError(f"{path}: picture '{name}' is outside the folder of the file. Use paths relative to it")
+def _relative(path: Path, name: str) -> str:
+    """Return a path in its shortest form. Raises InputError if it leads out of the folder of the file `path`."""
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise InputError(f"{path}: picture '{name}' is outside the folder of the file. Use paths relative to it")
+    return PurePosixPath(name).as_posix()
 
 
 def _task(where: str, name: str, lines: list[dict], rows: dict[str, int]) -> GivenTask:

@@ -74,6 +74,8 @@ def read_projection_file(path: Path) -> Projection:
     if not (np.isfinite(matrix).all() and np.isfinite(bias).all() and len(bias) == len(matrix)):
         raise InputError(f"{path}: its numbers are not finite, or do not fit together")
     mean = np.linalg.lstsq(matrix.astype(np.float64), -bias.astype(np.float64), rcond=None)[0]
+    if not np.allclose(matrix @ mean, -bias, atol=1e-4 * max(1.0, np.abs(bias).max(initial=0))):
+        raise InputError(f"{path}: its bias is not the image of a mean. Use a PCA, or another transform of full rank")
     return Projection(mean.astype(np.float32), matrix)
 
 

@@ -155,7 +155,7 @@ def read_benchmark(config: BenchmarkConfig) -> Benchmark:
     seen = {str(path): lineage_of(path) for path in (config.train, config.test)}
     benchmark = Benchmark(split, base_classes, novel_classes, train, draws, test.feats[in_setup],
                           test.labels[in_setup], config.setup, config.shots, seen)  # fmt: skip
-    health.warn(constant_features(train))
+    health.warn(constant_features(config.train))
     benchmark.tags()  # refuses features that have seen the novel classes
     return benchmark
 

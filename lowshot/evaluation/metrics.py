@@ -1,13 +1,16 @@
 """The numbers of the low-shot benchmark. All are fractions in 0..1, computed from the same scores.
 
 The six accuracies (Hariharan & Girshick, ICCV 2017) are top-1 and top-5 on novel, base and all images. An image is
-classified among all classes that have a score, without masking and without class priors. The further numbers are among
-the classes of the setup:
+classified among all classes that have a score, without masking and without class priors. Two further numbers are made
+from these accuracies:
+
+- `top1_harmonic_mean`: harmonic mean of `top1_base` and `top1_novel`.
+- `top1_novel_class_mean`, ...: means over classes of the accuracies of their images.
+
+The others are among the classes of the setup:
 
 - `top1_novel_among_novel`, `top1_base_among_base`: images of a group, classified among the classes of the group.
-- `top1_harmonic_mean`: harmonic mean of `top1_base` and `top1_novel`.
 - `ausuc`: area under the curve of base against novel accuracy (`ausuc`).
-- `top1_novel_class_mean`, ...: means over classes of the accuracies of their images.
 - `top1_all_with_prior`: all images, with a prior for the novel classes (`NOVEL_PRIOR`).
 """
 
@@ -88,7 +91,8 @@ def ausuc(leads: np.ndarray, hits: np.ndarray, labels: np.ndarray, is_novel: np.
 
 
 def chance(metric: str, n_base: int, n_novel: int) -> float | None:
-    """Return the expected value of a metric if classes are ranked at random, or None where it depends on more."""
+    """Return the expected value of a metric if the classes of the setup are ranked at random, or None where it depends
+    on more. A classifier that ranks at random and also scores classes outside the setup is below it."""
     if metric == "ausuc":
         return 1 / (2 * n_base * n_novel)
     if metric.endswith("_with_prior"):

@@ -49,7 +49,7 @@ def outcomes_of(
     Args:
         scores: (..., n, C) float.
         labels: (n,) int64, true classes as columns, on the device of `scores`. All are base or novel.
-        ties: see `true_class_ranks`.
+        ties: see `true_class_ranks`. In `prior_ranks`, a tie with the other group counts against the true class.
         form: with "probabilities", `prior_ranks` and `leads` are computed from their logarithms.
 
     Raises Diverged for NaN scores.

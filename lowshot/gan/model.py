@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -102,14 +103,15 @@ def gan_recipe(folder: Path, split: Path) -> dict:
     return made_from
 
 
-def load_gan(folder: Path) -> Gan:
-    """Load a GAN from its folder."""
+def load_gan(folder: Path, weights: Literal["best", "last"] = "best") -> Gan:
+    """Load a GAN from its folder, with the weights of the best FID or, if they are others, the last ones."""
     where = Path(folder) / "config.json"
     content = read_json(where)
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise InputError(f"{where}: not a GAN. Train one with train_gan.py")
     gan = Gan(checked(GanConfig, content["model"], where))
-    fill(gan, Path(folder) / "model.pt")
+    last = Path(folder) / "last.pt"
+    fill(gan, last if weights == "last" and last.is_file() else Path(folder) / "model.pt")
     return gan
 
 

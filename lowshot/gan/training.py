@@ -251,17 +251,17 @@ class GanTrainer:
         from lowshot.gan.scores import frechet_distance  # torchmetrics takes seconds to import
 
         self.gan.eval()
-        record = {}
+        record, first = {}, next(iter(self.references))
         for name, (real, labels) in self.references.items():
             noise = torch_stream(self.settings.seed, "score")
             z = torch.randn(len(labels), self.gan.config.z_dim, generator=noise).to(labels.device)
             fake = features_of(self.extractor, make_images(self.gan.averaged.module, z, labels))
             if not fake.isfinite().all():
                 raise InputError(f"features of generated images ({name} classes) are NaN or infinite")
-            if not record:
+            record["fid" if name == first else f"fid_{name}"] = frechet_distance(real, fake)
+            if name == first:
                 of_real = _spread(real, labels)
                 record["spread"] = _spread(fake, labels) / of_real if of_real else 1.0
-            record["fid" if name == next(iter(self.references)) else f"fid_{name}"] = frechet_distance(real, fake)
         self.run.check_finite(sum(record.values()), self.progress["step"])
         return record
 

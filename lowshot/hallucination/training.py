@@ -207,7 +207,8 @@ def build_critic(
     labels = torch.from_numpy(mined.labels).repeat_interleave(n_clusters)
     centroids = torch.from_numpy(mined.centroids.reshape(-1, dim))
     if extractor is None:
-        return _checked(fit_critic(centroids, labels), centroids, labels)
+        remedy = "The centroids do not tell the classes apart: use another extractor"
+        return _checked(fit_critic(centroids, labels), centroids, labels, remedy)
     model = load_extractor(extractor, code)
     if model.dim != dim:
         raise InputError(
@@ -223,14 +224,14 @@ def build_critic(
         raise InputError(
             f"{extractor}: has no classifier output for class {mined.labels.max()} of {where}. Leave --extractor out"
         )
-    return _checked(model.classifier, centroids, labels)
+    remedy = "Use an --extractor that was trained on these classes, or leave --extractor out"
+    return _checked(model.classifier, centroids, labels, remedy)
 
 
 @torch.no_grad()
-def _checked(critic: nn.Module, centroids: Tensor, labels: Tensor) -> nn.Module:
+def _checked(critic: nn.Module, centroids: Tensor, labels: Tensor, remedy: str) -> nn.Module:
     """Freeze the critic, and say if it is at chance on the centroids."""
     top1 = (critic(centroids).argmax(1) == labels).double().mean().item()
-    remedy = "Use an --extractor that was trained on these classes, or leave --extractor out"
     health.warn(health.at_chance("the critic", top1, len(labels.unique()), remedy))
     return critic.requires_grad_(False)
 

@@ -18,7 +18,7 @@ def class_table(
         accuracies: rows of `results.by_class` of the system.
         confusions: rows of `results.confusions` of the system.
     """
-    keys = ["group", "class", "name", "n_images"]
+    keys, n_files = ["group", "class", "name", "n_images"], accuracies["file"].nunique()
     wide = accuracies.pivot_table("value", keys, "n_shot", "mean").reset_index()
     shots = sorted(accuracies["n_shot"].unique())
     wide = wide.assign(mean=wide[shots].mean(axis=1)).sort_values(["group", "mean"], ascending=[False, True])
@@ -31,7 +31,8 @@ def class_table(
     for n_shot in shots:
         frame[n_label(n_shot)] = (100 * shown[n_shot]).map("{:.1f}".format)
     left_out = f" The first {len(shown)} of {len(wide)} classes." if len(shown) < len(wide) else ""
-    note = f"Novel classes first, the least accurate first.{left_out} All: class_accuracy.csv, confusions.csv."
+    several = " Of several files, the five most frequent confusions of each are added." if n_files > 1 else ""
+    note = f"Novel classes first, the least accurate first.{left_out}{several} All: class_accuracy.csv, confusions.csv."
     return Table(f"{system}: {protocol_name(protocol)}; top-1 accuracy of single classes, %", frame, [note])
 
 

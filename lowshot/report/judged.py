@@ -38,11 +38,14 @@ class Judged:
     base_classes: tuple[int, ...] = ()
     novel_images: tuple[int, ...] = ()
     base_images: tuple[int, ...] = ()
+    images: str = "test images"
+    """What the images are: those of episodes are shots and queries."""
 
     @classmethod
     def of(cls, frame: pd.DataFrame) -> "Judged":
         """Summarise rows of `judged_files`."""
-        return cls(*(tuple(sorted(frame[name].unique().tolist())) for name in _NUMBERS))
+        images = "test images" if (frame["kind"] == "trials").any() else "images"
+        return cls(*(tuple(sorted(frame[name].unique().tolist())) for name in _NUMBERS), images)
 
     def of_groups(self, what: str) -> str:
         """Return "36 novel, 64 base" for the numbers of classes or images, or an empty text if they are not known."""
@@ -53,7 +56,7 @@ class Judged:
     def text(self) -> str:
         """Classes and test images in words, or an empty text if they are not known."""
         classes, images = self.of_groups("classes"), self.of_groups("images")
-        return f"classes: {classes}; test images: {images}" if classes else ""
+        return f"classes: {classes}; {self.images}: {images}" if classes else ""
 
     def chance(self, metric: str) -> float | None:
         """Return the level of chance of a metric, or None if it is unknown or differs between results."""

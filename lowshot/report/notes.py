@@ -1,9 +1,12 @@
 """Notes below the accuracy tables: systems with other shots or test images, and systems with identical results."""
 
+from typing import get_args
+
 import pandas as pd
 
 from lowshot.core.artifacts import flat
 from lowshot.evaluation.older import results_today
+from lowshot.evaluation.settings import SixAccuracies
 
 
 def identical_results(
@@ -21,6 +24,7 @@ def identical_results(
         unit: "trial" or "class split".
     """
     order = {system: place for place, system in enumerate(trials["system"].unique())}
+    pairs = pairs[pairs["metric"].isin(get_args(SixAccuracies))]
     later = pairs[pairs["system"].map(order) > pairs["versus"].map(order)]
     # The interval of a single trial is NaN.
     later = later.assign(equal=(later["mean"] == 0) & ~(later["interval"] > 0))

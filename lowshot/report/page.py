@@ -69,7 +69,7 @@ class Section:
 
 def facts(frame: pd.DataFrame, column: str, unit: str, judged: Judged) -> dict[str, str]:
     """Summarise what was run. `frame` is the long form of one protocol; `column` holds the numbers of its `unit`."""
-    over = {"Classes judged": judged.of_groups("classes"), "Test images judged": judged.of_groups("images")}
+    over = {"Classes": judged.of_groups("classes"), judged.images.capitalize(): judged.of_groups("images")}
     cells = ["system", "n_shot", *({"task"} & set(frame))]
     counts = frame.drop_duplicates([*cells, column]).groupby(cells).size()
     least, most = counts.min(), counts.max()
@@ -80,7 +80,7 @@ def facts(frame: pd.DataFrame, column: str, unit: str, judged: Judged) -> dict[s
         ),
         f"{unit.removesuffix('s').capitalize()}s per cell": f"{least}–{most}" if least < most else str(most),
         "Setting": ", ".join(frame["setting"].unique()),
-        **{name: numbers for name, numbers in over.items() if numbers},
+        **{f"{name} judged": numbers for name, numbers in over.items() if numbers},
     }
 
 

@@ -4,7 +4,6 @@
 metric, n_shot, n_way (of tasks), percent and source. Its data sets are those of the published splits.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +13,15 @@ from lowshot.report import results
 from lowshot.report.tables import Table, n_label, protocol_name
 
 FIGURES = Path(__file__).with_name("published.csv")
-# Published method -> our name, where the names differ.
-_METHODS = {"diffusion, 1M background, k = 30, 3 steps": "diffusion (1000000 background images)"}
+# Published method and network -> our names, where they differ.
+_METHODS = {
+    "diffusion, 1M background, k = 30, 3 steps": "diffusion (1000000 background images)",
+    "linear_sgd + generator": "linear_sgd + generator (centroids, all)",
+    "logistic regression": "balanced_sgd",
+}
+_NETWORKS = {"resnet50": "resnet50_plain"}
+# Kinds of tasks that papers report: of novel or of all classes, with the same number of queries for every class.
+_TASK = r"^(\w+)-way( of all classes)?(?:, \d+ queries a class)?$"
 # What must be equal, in words.
 _NEEDED = {"extractor": "network", "method": "method", "setting": "setting", "n_way": "kind of task",
            "metric": "metric", "n_shot": "n"}  # fmt: skip
@@ -27,7 +33,7 @@ def read_published() -> pd.DataFrame:
     """Return the published figures. n_way is an empty text for figures that are not of tasks."""
     texts = ["dataset", "extractor", "method", "setting", "metric", "n_way", "source"]
     frame = pd.read_csv(FIGURES, dtype=dict.fromkeys(texts, str), keep_default_na=False)
-    return frame.assign(method=frame["method"].replace(_METHODS))
+    return frame.assign(method=frame["method"].replace(_METHODS), extractor=frame["extractor"].replace(_NETWORKS))
 
 
 @dataclass(frozen=True)
@@ -58,11 +64,13 @@ def compared(
     """
     ours = _ours(trials, episodes)
     figures = read_published()
-    figures = figures[[_is_of(one, protocol[0], ours) for one in figures["dataset"]]]
+    figures = figures[[_is_of_dataset(one, protocol[0], ours) for one in figures["dataset"]]]
     if figures.empty or ours.empty:
         return None
     keys = ["extractor", "method", "setting", "metric", "n_shot", "n_way"]
-    figures = figures.assign(setting=figures["setting"] + _seen_also(protocol[0], figures["dataset"]))
+    is_coarse = figures["dataset"] == _COARSE
+    figures["setting"] += is_coarse.map({True: ", superclasses", False: ""})
+    figures["n_way"] += is_coarse.map({True: " of all", False: ""})
     reasons = pd.Series([_reason(one, protocol[1], ours) for one in figures.itertuples()], figures.index, dtype=str)
     order = {metric: place for place, metric in enumerate(results.METRICS)}
     both = ours.merge(figures[reasons == ""], on=keys, how="inner")
@@ -78,27 +86,22 @@ def compared(
 
 
 def _ours(trials: pd.DataFrame, episodes: pd.DataFrame) -> pd.DataFrame:
-    """Return our means under the names of the published figures."""
+    """Return our means under the names of the published figures. n_way of tasks of all classes ends with "of all"."""
     by = ["system", "extractor", "method", "setting", "metric", "n_shot", "n_way"]
-    tasks = episodes.assign(n_way=episodes["task"].str.extract(r"^(\w+)-way")[0].fillna("") if len(episodes) else "")
-    tasks = tasks[~tasks["task"].str.contains("within|Dirichlet|given")] if len(tasks) else tasks
-    parts = [results.summarise(part, by) for part in (trials.assign(n_way=""), tasks) if len(part)]
+    kinds = episodes["task"].str.extract(_TASK) if len(episodes) else pd.DataFrame(columns=[0, 1])
+    tasks = episodes.assign(n_way=kinds[0] + kinds[1].map({" of all classes": " of all"}).fillna(""))
+    frames = trials.assign(n_way=""), tasks.dropna(subset="n_way")
+    parts = [results.summarise(frame, by) for frame in frames if len(frame)]
     frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*by, "mean", "interval"])
-    plain = [name if name in _METHODS.values() else re.sub(r" \([^()]*\)", "", name) for name in frame["method"]]
-    return frame.assign(method=plain, extractor=frame["extractor"].str.replace(r"_seed\d+$", "", regex=True))
+    return frame.assign(extractor=frame["extractor"].str.replace(r"_seed\d+$", "", regex=True))
 
 
-def _is_of(dataset: str, ours: str, values: pd.DataFrame) -> bool:
+def _is_of_dataset(dataset: str, ours: str, values: pd.DataFrame) -> bool:
     if ours == "label_idx":  # the published file as --split
         ours = "imagenet"
     if dataset == _COARSE:
         return ours == "cifar100" and values["setting"].str.contains("superclasses").any()
     return dataset == ours
-
-
-def _seen_also(dataset: str, published: pd.Series) -> pd.Series:
-    """Return what our tags say besides the setting of a published figure."""
-    return published.map(lambda one: ", superclasses" if one == _COARSE and dataset == "cifar100" else "")
 
 
 def _reason(figure: tuple, setup: str, ours: pd.DataFrame) -> str:

@@ -314,8 +314,13 @@ def _fingerprint(content: dict) -> dict[str, str]:
 
 
 def _setting(content: dict) -> str:
-    """Return the setting with its tags, such as "inductive, superclasses, imagenet"."""
+    """Return the setting with its tags, such as "inductive, superclasses, imagenet".
+
+    It is unknown for files of older revisions, which do not say what their inputs have seen.
+    """
     protocol = content["protocol"]
+    if "outside" not in protocol:
+        return "unknown"
     superclasses = ["superclasses"] if protocol.get("superclasses") else []
     return ", ".join([protocol["setting"], *superclasses, *map(str, protocol.get("outside", []))])
 

@@ -106,6 +106,15 @@ def _marked(frame: pd.DataFrame, chance: float | None) -> list[str]:
     return [f"{_AT_CHANCE} at or below chance ({100 * chance:.2f} %)"] if any_marked else []
 
 
+def _unknown(frame: pd.DataFrame) -> list[str]:
+    """Explain the block of systems of unknown setting, if there are any."""
+    if not frame["Setting"].str.startswith("unknown").any():
+        return []
+    return [
+        "unknown, listed last: what features or method have seen is not recorded. Not to be ranked with the others."
+    ]
+
+
 def _described(protocol: tuple[str, str, str], judged: Judged, chance: float | None) -> str:
     """Name the protocol, the classes and test images, and the level of chance."""
     level = f"chance {100 * chance:.2f} %" if chance is not None else ""
@@ -131,7 +140,7 @@ def accuracy_table(
     ]
     frame, number = pd.DataFrame(lines), "% of the unit square" if metric == "ausuc" else "% accuracy"
     what = f"{_described(protocol, judged, chance)}; {number}, mean ± 95 % interval over {unit}"
-    return Table(f"{metric_name(metric)}: {what}", frame, [*_marked(frame, chance), *notes])
+    return Table(f"{metric_name(metric)}: {what}", frame, [*_marked(frame, chance), *_unknown(frame), *notes])
 
 
 def steps_table(
@@ -187,7 +196,7 @@ def episode_table(
     ]
     frame, described = pd.DataFrame(lines), _described(protocol, judged, chance)
     what = f"{described}; % accuracy, mean ± 95 % interval over {unit}"
-    return Table(f"Episodes, {task}{_over(unit)}: {what}", frame, _marked(frame, chance))
+    return Table(f"Episodes, {task}{_over(unit)}: {what}", frame, [*_marked(frame, chance), *_unknown(frame)])
 
 
 def paired_episode_table(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lowshot.core import health
-from lowshot.data.features import Features, constant_features
+from lowshot.data.features import constant_features, write_features
 
 
 @pytest.mark.parametrize(
@@ -47,10 +47,12 @@ def test_each_finding_is_a_line_on_stderr(capsys):
 
 def test_constant_features(tmp_path):
     feats = np.tile(np.array([3.0, 0.0, 1.0], np.float32), (9, 1))
-    features = Features(feats, np.zeros(9, int), tmp_path / "f.h5")
-    assert "constant" in constant_features(features)
+    made_from = {"stage": "x", "config": {}, "inputs": {}}
+    write_features(tmp_path / "f.h5", feats, np.zeros(9, int), made_from)
+    assert "constant" in constant_features(tmp_path / "f.h5")
     feats[0, 1] = 0.5
-    assert constant_features(features) is None
+    write_features(tmp_path / "g.h5", feats, np.zeros(9, int), made_from)
+    assert constant_features(tmp_path / "g.h5") is None
 
 
 def test_the_spread_of_generated_images():

@@ -66,21 +66,17 @@ def test_images_on_disk_are_turned_when_they_are_opened(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("one", "cause"),
+    ("names", "label", "width", "cause"),
     [
-        (
-            Content(Images(np.array([-1]), np.zeros(1, bool), np.zeros((1, 2, 2, 1), np.uint8)), []),
-            "images with classes",
-        ),
-        (
-            Content(Images(np.zeros(1, int), np.zeros(1, bool), np.zeros((1, 2, 3, 1), np.uint8)), ["a"]),
-            "square images",
-        ),
+        ([], -1, 2, "images with classes"),
+        (["a"], -1, 2, "images with classes"),
+        (["a"], 0, 3, "square images, not 2 x 3"),
     ],
 )
-def test_what_cannot_be_turned(one, cause):
+def test_what_cannot_be_turned(names, label, width, cause):
+    images = Images(np.full(1, label), np.zeros(1, bool), np.zeros((1, 2, width, 1), np.uint8))
     with pytest.raises(InputError, match=cause):
-        rotated(one)
+        rotated(Content(images, names))
 
 
 def run(tmp_path, out="data", **settings):
@@ -109,7 +105,7 @@ def test_whole_has_all_classes_in_the_test_setup(tmp_path):
     assert json.loads((data / "whole.json").read_text())["novel_classes_1"] == []
 
 
-def test_published_rotations_are_not_rotated_again(tmp_path):
-    config = build(preprocessing.Config, {"dataset": "omniglot_vinyals", "out": tmp_path, "rotations": True})
-    with pytest.raises(InputError, match="has the rotated classes already"):
-        preprocessing._rotated(config, content())
+def test_rotations_are_not_rotated_again():
+    once = rotated(content())
+    with pytest.raises(InputError, match="has rotated classes already"):
+        rotated(once)

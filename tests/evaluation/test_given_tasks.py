@@ -89,10 +89,38 @@ def test_results_by_hand(tmp_path, pictures, of_pictures):
     assert [one["accuracy"] for one in content["episodes"]] == pytest.approx(expected)
     assert [one["name"] for one in content["episodes"]] == [f"t{i}" for i in range(6)]
     assert {(one["n_way"], one["n_shot"]) for one in content["episodes"]} == {(4, 1)}
-    assert content["protocol"]["setting"] == "inductive" and content["dataset"] == "tasks"
+    assert content["protocol"]["setting"] == "unknown" and content["dataset"] == "tasks"
     assert {one["group"] for one in content["classes"]} == {"novel"}
-    evaluated = evaluate(tmp_path / "t.json", tasks=pictures, features=of_pictures, method=PTMapOptions())
-    assert evaluated["protocol"]["setting"] == "transductive"
+    stated = with_source(pictures, "own")
+    for method, setting in ((NearestMeanOptions(), "inductive"), (PTMapOptions(), "transductive")):
+        content = evaluate(tmp_path / f"{setting}.json", tasks=stated, features=of_pictures, method=method)
+        assert content["protocol"]["setting"] == setting and len(content["protocol"]["outside"]) == 1
+
+
+def with_source(tasks, *sources):
+    """The same list with a column of sources, the first lines of the last source."""
+    header, *lines = csv.reader(tasks.open())
+    named = [[*line, sources[-1] if i < len(lines) // 2 else sources[0]] for i, line in enumerate(lines)]
+    return write_list(tasks.parent / f"{'-'.join(sources)}.csv", named, [*header, "source"])
+
+
+def test_a_class_by_a_name_that_the_extractor_knows(tmp_path, features, data):
+    """Without a source, an equal name is refused; every class of the list is judged, not only the first of an image."""
+    train, split = read_features(features / "train.h5"), read_split(data / "split.json")
+    base, rows = split.class_names[split.base_classes[0]], np.flatnonzero(train.labels == split.novel_classes[0])
+    lines = []
+    for task, names in (("a", ("x", "y")), ("b", ("x", base))):
+        parts = ("support", names[0]), ("support", names[1]), ("query", names[0])
+        lines += [[task, part, name, row] for (part, name), row in zip(parts, rows)]
+    with pytest.raises(InputError, match=f"has seen labelled images of class .*{base}"):
+        evaluate(tmp_path / "r.json", tasks=write_list(tmp_path / "t.csv", lines), features=features / "train.h5")
+
+
+@pytest.mark.parametrize(("one", "other"), [("7", "07"), ("x/7.png", "x//7.png"), ("8.png", "./8.png")])
+def test_an_image_by_two_names_is_one_image(tmp_path, one, other):
+    lines = [["t", "support", "a", one], ["t", "support", "b", one.replace("7", "5").replace("8", "5")]]
+    with pytest.raises(InputError, match="is listed twice"):
+        read_task_list(write_list(tmp_path / "t.csv", [*lines, ["t", "query", "a", other]]))
 
 
 def test_an_extractor_that_has_seen_the_classes_is_refused(tmp_path, pictures, of_pictures, data):

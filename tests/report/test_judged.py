@@ -47,6 +47,14 @@ def test_tables_name_classes_images_and_chance_and_mark_what_is_not_above(tmp_pa
     assert "chance 50.00 %" in latex.replace("\\", "")  # novel among two novel classes
 
 
+def test_older_files_do_not_say_what_they_have_seen(tmp_path):
+    older = content("older", protocol={"setup": "test", "setting": "inductive", "split_digest": "f" * 64})
+    page, tables = report(write(tmp_path / "results", a=older, b=content("zeta + more")))
+    lines = (tables / "main.md").read_text().splitlines()
+    assert [line.split(" | ")[1] for line in lines if line.startswith("| conv4")] == ["inductive", "unknown"]
+    assert any(line.startswith("unknown, listed last") for line in lines) and "unknown, listed last" in page
+
+
 def test_older_files_do_not_say_what_they_judged(tmp_path):
     page, tables = report(write(tmp_path / "results", a=content(values={(1, 1): 0.0})))
     assert "chance" not in (tables / "main.md").read_text() and "Classes judged" not in page
@@ -110,7 +118,7 @@ def test_episodes_of_other_classes_do_not_change_what_trials_are_over(tmp_path):
     _, tables = report(write(tmp_path / "results", a=judged(), b={**without, "episodes": rows}))
     main = (tables / "main.md").read_text()
     assert "classes: 2 novel, 4 base; test images: 20 novel, 40 base; chance 16.67 %" in main
-    assert "classes: 2 novel, 7 base; test images: 20 novel, 70 base; chance 20.00 %" in main
+    assert "classes: 2 novel, 7 base; images: 20 novel, 70 base; chance 20.00 %" in main
 
 
 def test_chance_is_unknown_if_class_splits_differ():

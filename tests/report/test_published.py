@@ -4,12 +4,12 @@ from typing import get_args
 
 import pandas as pd
 import pytest
-from test_report import config, content, write
+from test_report import INDUCTIVE, config, content, write
 
 import parse_results
 from lowshot.data.lineage import Setting
 from lowshot.evaluation.settings import SixAccuracies
-from lowshot.report.published import read_published
+from lowshot.report.published import _ours, read_published
 
 
 def test_the_file_is_whole():
@@ -49,6 +49,7 @@ def test_a_figure_is_beside_the_same_network_method_and_metric(tmp_path):
     [
         ({"extractor": "other"}, "network"),
         ({"extractor": "resnet10_plain", "method": "cosine"}, "method"),
+        ({"extractor": "resnet10_plain", "method": "linear_sgd (CL2N)"}, "method"),
         ({"extractor": "resnet10_plain", "setting": "transductive"}, "setting"),
         ({"extractor": "resnet10_plain", "values": {(1, 3): 0.5}}, "n"),
         ({"extractor": "resnet10_plain", "setup": "validation"}, "setup: ours is validation"),
@@ -56,8 +57,8 @@ def test_a_figure_is_beside_the_same_network_method_and_metric(tmp_path):
 )
 def test_figures_that_are_not_comparable_say_why(tmp_path, changes, reason):
     changes = dict(changes)
-    protocol = {"setup": changes.pop("setup", "test"), "setting": changes.pop("setting", "inductive")}
-    one = of_imagenet(**changes, protocol=protocol | {"split_digest": "f" * 64})
+    protocol = {name: changes.pop(name) for name in ("setup", "setting") if name in changes}
+    one = of_imagenet(**changes, protocol=INDUCTIVE | protocol | {"split_digest": "f" * 64})
     _, _, frame = report(write(tmp_path / "results", a=one))
     plain = frame.query("extractor == 'resnet10_plain' and method == 'linear_sgd' and metric == 'top1_novel'")
     assert set(plain["reason"]) == {reason} and "agrees" not in {*frame.columns} - {"agrees"}
@@ -81,6 +82,16 @@ def test_tasks_of_the_superclasses_of_cifar100(tmp_path):
     one = {**without, "dataset": "cifar100", "protocol": protocol, "episodes": rows}
     _, _, frame = report(write(tmp_path / "results", a=one))
     assert set(frame["dataset"]) == {"cifar100_coarse"} and set(frame["reason"]) == {"method"}
+
+
+def test_tasks_of_all_classes_are_no_tasks_of_novel_classes():
+    rows = {"dataset": "d", "setup": "test", "split_digest": "s", "setting": "inductive", "extractor": "e"}
+    rows |= {"method": "m", "system": "e: m", "metric": "accuracy", "n_shot": 1, "value": 0.5}
+    kinds = ["5-way", "5-way of all classes", "all-way of all classes, 15 queries a class", "5-way within a superclass",
+             "5-way, 3 queries a class on average, shares from Dirichlet(2)", "given tasks"]  # fmt: skip
+    episodes = pd.DataFrame([{**rows, "task": task} for task in kinds])
+    found = _ours(pd.DataFrame(columns=list(rows)), episodes)
+    assert found["n_way"].tolist() == ["5", "5 of all", "all of all"]
 
 
 def test_the_tolerance_decides_what_agrees(tmp_path):

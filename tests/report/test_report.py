@@ -20,6 +20,7 @@ from lowshot.report.files import read_files
 
 SYSTEM = [*results.PROTOCOL, "system", "setting", "metric", "n_shot"]
 PROTOCOL = ("glyphs", "test", "f" * 64)
+INDUCTIVE = {"setup": "test", "setting": "inductive", "superclasses": False, "outside": []}
 SIX = get_args(SixAccuracies)
 
 
@@ -37,7 +38,7 @@ def content(method="plain", values=None, **changes):
         "method": method,
         "dataset": "glyphs",
         "extractor": "conv4",
-        "protocol": {"setup": "test", "setting": "inductive", "split_digest": "f" * 64},
+        "protocol": {**INDUCTIVE, "split_digest": "f" * 64},
         "provenance": {**provenance, "wall_time_s": 90.0, "peak_memory_bytes": 2**30},
         "trials": rows,
         **changes,
@@ -251,7 +252,7 @@ def test_a_difference_within_its_interval_or_of_one_trial_is_no_difference(tmp_p
 
 
 def test_trials_of_other_draws_or_another_split_are_not_paired(tmp_path):
-    other_split = {"setup": "test", "setting": "inductive", "split_digest": "e" * 64}
+    other_split = {**INDUCTIVE, "split_digest": "e" * 64}
     others = {"b": content("b", inputs={"draws": "c" * 64}), "c": content("c", protocol=other_split)}
     assert results.paired_differences(results.read_results(write(tmp_path, a=content(), **others))).empty
     write(tmp_path, d=content("d", inputs={}))
@@ -362,7 +363,7 @@ def episodes(method="nearest_mean", values=(0.2, 0.4), tasks="t" * 64, setting="
     """A results file of 5-way 1-shot episodes with these accuracies."""
     rows = [{"episode": e, "n_way": 5, "n_shot": 1, "accuracy": value} for e, value in enumerate(values)]
     settings = {"seed": 0, "n_way": 5, "n_shots": [1], "n_queries": 15, "dirichlet": None, **config}
-    protocol = {"setup": "test", "setting": setting, "split_digest": "f" * 64, "tasks_digest": tasks}
+    protocol = INDUCTIVE | {"setting": setting, "split_digest": "f" * 64, "tasks_digest": tasks}
     one = content(method, config=settings, protocol=protocol, inputs={"features": "x"}, episodes=rows)
     return {key: value for key, value in one.items() if key != "trials"}
 
@@ -436,7 +437,7 @@ def folder(tmp_path):
 def rich_folder(folder):
     """Results of two systems (one without n = 5), an escaping problem in a name, episodes and a second setup."""
     values = {(t, n): 0.1 * t + 0.02 * n for t in (1, 2, 3) for n in (1, 5)}
-    validation = {"setup": "validation", "setting": "inductive", "split_digest": "f" * 64}
+    validation = {**INDUCTIVE, "setup": "validation", "split_digest": "f" * 64}
     episodes = [{"episode": e, "n_way": 5, "n_shot": 1, "accuracy": 0.1 * e} for e in range(5)]
     without_trials = {key: value for key, value in content("nearest").items() if key != "trials"}
     return write(
@@ -507,7 +508,7 @@ def data(tmp_path, folder):
     write_images(tmp_path / "data" / "images.h5", Images(labels, is_test, pixels), made_from)
     feats = rng.normal(size=(24, 6)).astype(np.float32)
     write_features(tmp_path / "test.h5", feats, labels[is_test], made_from)
-    protocol = {"setup": "test", "setting": "inductive", "split_digest": split.digest}
+    protocol = {**INDUCTIVE, "split_digest": split.digest}
     write(folder, a=content(protocol=protocol))
     return tmp_path / "data"
 
@@ -562,7 +563,7 @@ def diffused(method="diffusion", gain=0.1, best=2, shots=(1, 5), trials=(1, 2, 3
         for n in shots
     }
     reported = {(t, n): value for (s, t, n), value in values.items() if s == best}
-    protocol = {"setup": "test", "setting": "semi_supervised", "split_digest": "f" * 64}
+    protocol = INDUCTIVE | {"setting": "semi_supervised", "split_digest": "f" * 64}
     return content(method, reported, protocol=protocol, history=entries(values), **changes)
 
 
@@ -684,7 +685,7 @@ def test_a_single_trial_without_a_plain_classifier_is_drawn_too(tmp_path):
 def splits_folder(tmp_path):
     """Two systems on three class splits of two trials each."""
     for split, (plain, better) in enumerate([(0.2, 0.25), (0.4, 0.5), (0.3, 0.33)]):
-        protocol = {"setup": "test", "setting": "inductive", "split_digest": str(split) * 64}
+        protocol = {**INDUCTIVE, "split_digest": str(split) * 64}
         for method, mean in (("plain", plain), ("plain + samples", better)):
             one = content(method, {(1, 5): mean - 0.1, (2, 5): mean + 0.1}, protocol=protocol)
             write(tmp_path / f"seed{split}", **{method.replace(" ", ""): one})
@@ -714,7 +715,7 @@ def test_heads_with_features_of_their_own_are_one_system(tmp_path, head):
         {"classifier": "own_head"} if head == "head" else {"classifier": {"name": "own_head"}, "add": {"names": []}}
     )
     for split in range(2):
-        protocol = {"setup": "test", "setting": "inductive", "split_digest": str(split) * 64}
+        protocol = {**INDUCTIVE, "split_digest": str(split) * 64}
         for n in (5, 10):
             inputs = {"draws": "d" * 64, "test": f"{split}{n}" * 20, head: f"{split}{n}" * 20}
             config = {**chosen, "shots": [n]}
@@ -732,7 +733,7 @@ def test_one_class_split_has_no_such_table(folder):
 def score_content(method, split, fid, reference="validation", trial=1, **changes):
     scores = {"kid": -0.001, "precision": 0.5, "recall": 0.25, "density": 1.5, "coverage": 0.75, "class_accuracy": 1}
     rows = [{"class": c, "n_images": 10, "fid": fid + i, **scores} for i, c in enumerate([None, 3, 7])]
-    one = content(method, protocol={"setup": "both", "setting": "inductive", "split_digest": str(split) * 64},
+    one = content(method, protocol=INDUCTIVE | {"setup": "both", "split_digest": str(split) * 64},
                   config={"reference": reference, "seed": 0}, gan={"k": 5, "trial": trial}, **changes)  # fmt: skip
     del one["trials"]
     return one | {"scores": rows}

@@ -11,7 +11,7 @@ import numpy as np
 from lowshot.core.errors import InputError
 from lowshot.data.datasets.content import Content
 from lowshot.data.datasets.images import Images
-from lowshot.data.protocol import Split
+from lowshot.data.protocol import ROTATION, Split
 
 _QUARTERS = range(4)
 
@@ -23,8 +23,10 @@ def rotated(content: Content) -> Content:
     without labels, without content, or that are not square.
     """
     images = content.images
-    if not content.class_names or not images.has_content:
+    if not content.class_names or not images.has_content or images.labels.min() < 0:
         raise InputError("--rotations: needs images with classes")
+    if any(ROTATION.search(name) for name in content.class_names):
+        raise InputError("--rotations: this data set has rotated classes already. Leave --rotations out")
     if images.pixels is not None and images.pixels.shape[1] != images.pixels.shape[2]:
         raise InputError(f"--rotations: needs square images, not {images.pixels.shape[1]} x {images.pixels.shape[2]}")
     n, n_groups, n_train = len(content.class_names), len(content.superclass_names), len(images.rows(test=False))
