@@ -155,6 +155,7 @@ def features(folder, dim=16, name=""):
         write_features(folder / name / f"{part}.h5", feats, labels, made_from)
     split = make_split("glyphs", names, [], [None] * 20, 0, None, 0.5, 0, "classes")
     write_json(folder / "split.json", split.to_json())
+    write_json(folder / "whole.json", split.whole().to_json())
     write_json(folder / "draws.json", draws_to_json(make_draws(labels, names, 2, 20, 0), split, 0))
 
 
@@ -177,6 +178,13 @@ def write_photos(folder, n_images):
             Image.fromarray(pixels).save(folder / f"class{c}" / f"{i}.png")
 
 
+def write_task_list(folder):
+    """Pictures, and a list of one task of two classes."""
+    write_photos(folder, 2)
+    lines = [f"1,{part},kind {c},class{c}/{i}.png" for c in (0, 9) for i, part in enumerate(("support", "query"))]
+    (folder / "tasks.csv").write_text("\n".join(["task,part,class,image", *lines]) + "\n")
+
+
 @pytest.fixture
 def inputs(folder, extractor):
     """What the pages speak of as something the reader has."""
@@ -189,6 +197,9 @@ def inputs(folder, extractor):
         if page in ("docs/photos.md", "docs/features.md"):
             (folder / "outputs/glyphs/conv4_sgm").mkdir(parents=True)
             (folder / "outputs/glyphs/conv4_sgm/extractor").symlink_to(extractor)
+        if page == "docs/protocol.md":
+            (folder / "extractor").symlink_to(extractor)
+            write_task_list(folder / "pictures")
         if page == "docs/reliability.md":
             (folder / "outputs").mkdir()
         if page == "docs/recipes/diffusion.md":
