@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -52,10 +53,12 @@ def write_report(
         (folder / name).mkdir()
     trials, episodes, history = results.trials(files), results.episodes(files), results.history(files)
     clustering = results.clustering(files)
-    scores, by_split = results.scores(files), results.over_splits(trials)
+    scores, over = results.scores(files), judged_files(files)
+    by_split = results.over_splits(trials, sizes=dict(zip(over["split_digest"], over["size"])))
     shown = pd.concat([by_split, trials]) if len(by_split) else trials
     protocols = pd.concat([shown[PROTOCOL], episodes[PROTOCOL]]).drop_duplicates().itertuples(index=False, name=None)
-    sections = [_section(folder / "figures", files, shown, episodes, history, p, metric, reference) for p in protocols]
+    of_section = partial(_section, folder / "figures", files, over, shown, episodes, history)
+    sections = [of_section(protocol, metric, reference) for protocol in protocols]
     by_class, confusions = results.by_class(files), results.confusions(files)
     for section in sections:
         _add_clustering(section, clustering)
@@ -100,6 +103,7 @@ def _image_score_tables(scores: pd.DataFrame, split: Split | None) -> tuple[list
 def _section(
     folder: Path,
     files: dict[str, dict],
+    over: pd.DataFrame,
     trials: pd.DataFrame,
     episodes: pd.DataFrame,
     history: pd.DataFrame,
@@ -108,8 +112,7 @@ def _section(
     reference: str | None,
 ) -> page.Section:
     trials, episodes, history = (_of(frame, protocol) for frame in (trials, episodes, history))
-    unit, over = tables.unit_of(protocol).removesuffix("s"), judged_files(files)
-    over = over[_is_of(over, protocol)]
+    unit, over = tables.unit_of(protocol).removesuffix("s"), over[_is_of(over, protocol)]
     of_trials = over[(over["kind"] == "trials") & over["system"].isin(trials["system"])]
     of_episodes = over[over["file"].isin(episodes["file"])]
     judged = Judged.of(of_trials if len(trials) else of_episodes)
@@ -127,10 +130,13 @@ def _section(
     return section
 
 
-def _is_of(frame: pd.DataFrame, protocol: tuple) -> pd.Series:
-    """Mark the rows of a protocol, or of its class splits."""
-    of_dataset = (frame[PROTOCOL[:2]] == list(protocol[:2])).all(axis=1)
-    return of_dataset & ((frame["split_digest"] == protocol[2]) | protocol[2].endswith(results.SPLITS))
+def _is_of(over: pd.DataFrame, protocol: tuple) -> pd.Series:
+    """Mark the rows of `judged_files` that are of a protocol, or of the class splits that it joins."""
+    of_dataset = (over[PROTOCOL[:2]] == list(protocol[:2])).all(axis=1)
+    if tables.unit_of(protocol) != results.SPLITS:
+        return of_dataset & (over["split_digest"] == protocol[2])
+    _, _, size = protocol[2].partition(" of ")
+    return of_dataset & ((over["size"] == size) if size else True)
 
 
 def _main_metric(metric: str, trials: pd.DataFrame, judged: Judged) -> str:

@@ -16,8 +16,8 @@ _NUMBERS = ["novel_classes", "base_classes", "novel_images", "base_images"]
 def judged_files(files: dict[str, dict]) -> pd.DataFrame:
     """Return the numbers of classes and test images of each file that records its classes.
 
-    Columns: those of `results.trials` up to system, kind (trials or episodes), novel_classes, base_classes,
-    novel_images, base_images and file.
+    Columns: those of `results.trials` up to system, kind (trials or episodes), size (both numbers of classes in words),
+    novel_classes, base_classes, novel_images, base_images and file.
     """
     names, lines = system_names(files), []
     for file, content in files.items():
@@ -25,9 +25,11 @@ def judged_files(files: dict[str, dict]) -> pd.DataFrame:
             images = content["classes"].groupby("group")["n_images"]
             counts = {f"{group}_classes": n for group, n in images.size().items()}
             counts |= {f"{group}_images": n for group, n in images.sum().items()}
-            of_file = {"system": names[file], "kind": "trials" if "trials" in content else "episodes", "file": file}
+            size = "{novel_classes} novel and {base_classes} base classes".format(**dict.fromkeys(_NUMBERS, 0) | counts)
+            of_file = {"size": size, "kind": "trials" if "trials" in content else "episodes"}
+            of_file |= {"system": names[file], "file": file}
             lines.append(dict.fromkeys(_NUMBERS, 0) | counts | about(content) | of_file)
-    return pd.DataFrame(lines, columns=[*COLUMNS, "kind", *_NUMBERS, "file"])
+    return pd.DataFrame(lines, columns=[*COLUMNS, "kind", "size", *_NUMBERS, "file"])
 
 
 @dataclass(frozen=True)

@@ -191,19 +191,24 @@ def scores(files: dict[str, dict]) -> pd.DataFrame:
     return frame.sort_values(order, kind="stable", ignore_index=True)
 
 
-def over_splits(frame: pd.DataFrame, least: int = 2) -> pd.DataFrame:
+def over_splits(frame: pd.DataFrame, least: int = 2, sizes: dict[str, str] | None = None) -> pd.DataFrame:
     """Average `frame` (long form, with n_shot) per class split, for data sets with at least `least` splits.
 
     The value is the mean over the trials of a split. "NUMBER class splits" replaces the digest, and the number of the
     split replaces the trial. A system may lack some splits: tables show the count, and only common splits are paired.
+    Splits are joined if their `sizes` (split digest -> numbers of classes in words) are equal.
     """
     keys = [*COLUMNS, "n_shot", "metric"]
     means = frame.groupby(keys, sort=False)["value"].mean().reset_index()
-    group = means.groupby(PROTOCOL[:2])["split_digest"]
+    means["size"] = [(sizes or {}).get(digest, "") for digest in means["split_digest"]]
+    n_sizes = means.groupby(PROTOCOL[:2])["size"].transform("nunique")
+    group = means.groupby([*PROTOCOL[:2], "size"])["split_digest"]
     means["trial"] = group.transform(lambda digests: pd.factorize(digests)[0])
     count = group.transform("nunique")
-    means["split_digest"] = count.map(("{} " + SPLITS).format)
-    return means[count >= least].assign(draws="")
+    several = (n_sizes > 1) & (means["size"] != "")
+    of_size = [f" of {size}" if told else "" for size, told in zip(means["size"], several)]
+    means["split_digest"] = [f"{n} {SPLITS}{words}" for n, words in zip(count, of_size)]
+    return means[count >= least].drop(columns="size").assign(draws="")
 
 
 def _protocol(content: dict) -> tuple[str, str, str]:

@@ -67,7 +67,7 @@ def protocol_name(protocol: tuple[str, str, str]) -> str:
 
 def unit_of(protocol: tuple[str, str, str]) -> str:
     """Return the unit of the intervals: trials, or class splits."""
-    return SPLITS if protocol[2].endswith(SPLITS) else "trials"
+    return SPLITS if SPLITS in protocol[2] else "trials"
 
 
 def n_label(n_shot: int) -> str:

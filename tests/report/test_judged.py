@@ -5,7 +5,7 @@ from typing import get_args
 
 import pandas as pd
 import pytest
-from test_report import PROTOCOL, SIX, config, content, write
+from test_report import INDUCTIVE, PROTOCOL, SIX, config, content, write
 
 import parse_results
 from lowshot.core.errors import InputError
@@ -119,6 +119,20 @@ def test_episodes_of_other_classes_do_not_change_what_trials_are_over(tmp_path):
     main = (tables / "main.md").read_text()
     assert "classes: 2 novel, 4 base; test images: 20 novel, 40 base; chance 16.67 %" in main
     assert "classes: 2 novel, 7 base; images: 20 novel, 70 base; chance 20.00 %" in main
+
+
+def test_splits_of_other_sizes_are_not_joined(tmp_path):
+    """The same classes with and without halves are two protocols, not two class splits."""
+    parts = {f"{n}{digest}": judged(n, protocol={**INDUCTIVE, "split_digest": digest * 64})
+             for n, digest in ((12, "a"), (12, "b"), (24, "c"), (24, "d"), (24, "e"))}  # fmt: skip
+    _, tables = report(write(tmp_path / "results", **parts))
+    main = (tables / "main.md").read_text()
+    for n, novel, base in ((2, 4, 8), (3, 8, 16)):
+        what = f"{n} class splits of {novel} novel and {base} base classes; classes: {novel} novel, {base} base"
+        assert f"glyphs, test setup, {what}" in main
+    write(tmp_path / "two" / "results", a=parts["12a"], c=parts["24c"])
+    _, tables = report(tmp_path / "two" / "results")
+    assert "class splits" not in (tables / "main.md").read_text()
 
 
 def test_chance_is_unknown_if_class_splits_differ():
