@@ -164,8 +164,8 @@ def _projection(config: BackgroundConfig, rows: Rows) -> diffusion.Projection:
     if config.pca_dim != PCA_DIM:
         raise InputError(f"--pca_dim {config.pca_dim}: --projection has its own dimensions. Leave --pca_dim out")
     pca = diffusion.read_projection_file(config.projection)
-    if pca.input_dim == len(pca.components):
-        raise InputError(f"{config.projection}: keeps the dimensions, so it cannot be told if --features is projected")
+    if pca.input_dim <= len(pca.components):
+        raise InputError(f"{config.projection}: does not reduce the dimensions. Use a PCA to fewer dimensions")
     if not pca.accepts(rows.shape[1]):
         form = f"from {pca.input_dim} to {len(pca.components)} dimensions"
         raise InputError(f"{config.projection}: projects {form}, but {config.features} has {rows.shape[1]}")

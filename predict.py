@@ -124,7 +124,8 @@ def fit(config: FitConfig) -> Path:
     _check(config)
     extractor, chosen = representation.chosen_extractor(config)
     files = [file for part in classes.values() for file in part]
-    config = replace(config, invert=_inverted(config, extractor, files))
+    seen = representation.polarity_of_files(extractor.config, files)
+    config = replace(config, invert=representation.inverts(config.invert, seen, "predict"))
     read = {"base_features": config.base_features, "split": config.split}
     seen = representation.lineage_of_extractor(config) | Lineage(frozenset(origins(f"folder:{root.name}", names)))
     made_from = recipe("predict", config, {**read, **chosen, **image_digests(root, files)}, seen.to_json())
@@ -144,16 +145,6 @@ def fit(config: FitConfig) -> Path:
         classifiers.save_classifier(partial, classifier, made_from)
     print(f"predict: classifier of {len(names)} classes from {len(files)} images -> {config.out}")
     return config.out
-
-
-def _inverted(config: FitConfig, extractor: representation.Extractor, files: list[Path]) -> bool:
-    """Whether to invert the photos. Says so if it is decided here."""
-    if config.invert is not None:
-        return config.invert
-    if inverted := bool(representation.files_are_reversed(extractor.config, files)):
-        print("predict: inverting the photos: they are the reverse of what the extractor was trained on, such as dark "
-              "ink on paper for bright ink on black. Use --invert false if that is wrong")  # fmt: skip
-    return inverted
 
 
 def _speed(config: FitConfig | ClassifyConfig) -> dict[str, int]:
@@ -244,7 +235,7 @@ def classify(config: ClassifyConfig) -> Path:
 
 def _say_reversed(classifier: classifiers.PhotoClassifier, paths: list[Path]) -> None:
     """Say if the pictures are the reverse of those that the classifier was made from."""
-    found = representation.files_are_reversed(classifier.extractor.config, paths)
+    found = representation.polarity_of_files(classifier.extractor.config, paths).is_reversed
     if found is not None and found != classifier.invert:
         made = "inverted" if classifier.invert else "took as they are"
         print(f"predict: these pictures look like the reverse of the photos of the classifier, which it {made}. Make "

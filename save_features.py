@@ -120,7 +120,8 @@ def main(config: Config) -> Path:
         _check_copies(config.copies)
     of_samples = gan.handed_on(where)
     if not of_samples["inputs"]:  # generated images are what their GAN has learned from, whatever their brightness
-        config = replace(config, invert=_inverted(config, model, images) or None)
+        seen = representation.polarity(model.config, images, np.flatnonzero(images.labels >= 0))
+        config = replace(config, invert=representation.inverts(config.invert, seen, "save_features") or None)
     facts = representation.handed_on(config.extractor) if config.extractor else {}
     inputs = {**_digests(where), **chosen, **of_samples["inputs"]}
     seen = representation.lineage_of_extractor(config) | of_samples["lineage"]
@@ -141,17 +142,6 @@ def main(config: Config) -> Path:
             print(f"save_features: wrote {out}")
             health.warn(constant_features(out))
     return config.out
-
-
-def _inverted(config: Config, model: representation.Extractor, images: Images) -> bool:
-    """Whether to invert the images. Says so if it is decided here."""
-    if config.invert is not None:
-        return config.invert
-    labelled = np.flatnonzero(images.labels >= 0)
-    if inverted := bool(representation.are_reversed(model.config, images, labelled)):
-        print("save_features: inverting the images: they are the reverse of what the extractor was trained on, such as "
-              "dark ink on paper for bright ink on black. Use --invert false if that is wrong")  # fmt: skip
-    return inverted
 
 
 def _lists_tasks(where: Path) -> bool:

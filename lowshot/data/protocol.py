@@ -430,7 +430,7 @@ def check_draws_of(path: Path, split: Split) -> None:
     if known != split.digest and content.get("classes_digest") != split.classes_digest:
         raise InputError(
             f"{path}: was drawn for another split ({str(known)[:12]}, not {split.digest[:12]}). Use the files of one "
-            "preprocessing run, or delete its entry 'split_digest'"
+            "preprocessing run"
         )
 
 

@@ -1,6 +1,6 @@
 """Given few-shot tasks: a CSV file that lists the support and query images of every task.
 
-One line an image, with the columns
+One line an image, separated by commas, semicolons or tabs, with the columns
 
     task      name of the task
     part      support or query
@@ -112,7 +112,7 @@ def read_task_list(path: Path) -> TaskList:
     if any(are_rows) and not all(are_rows):
         raise InputError(f"{path}: lists paths of pictures and rows of a feature file. Use one of them in all lines")
     for line in lines:  # one name for each image
-        line["image"] = str(int(line["image"])) if all(are_rows) else _relative(path, line["image"])
+        line["image"] = _row(path, line["image"]) if all(are_rows) else _relative(path, line["image"])
     images = dict.fromkeys(line["image"] for line in lines)
     rows = {name: int(name) if all(are_rows) else i for i, name in enumerate(images)}
     classes = {key: i for i, key in enumerate(dict.fromkeys(map(_class_of, lines)))}
@@ -120,7 +120,11 @@ def read_task_list(path: Path) -> TaskList:
     by_task: dict[str, list[dict]] = {}
     for line in lines:
         by_task.setdefault(line["task"], []).append(line)
-    tasks = [_task(f"{path}: task {name}", name, part, rows) for name, part in by_task.items()]
+    has_clusters = any(line.get("cluster") for line in lines)
+    tasks = [
+        _task(f"{path}: task {name}", name, f"task {name}" if has_clusters else name, part, rows)
+        for name, part in by_task.items()
+    ]
     pictures = None if all(are_rows) else list(images)
     of_images = np.array([first[name] for name in images], np.int64)
     return TaskList(path, tasks, pictures, np.array(list(rows.values()), np.int64), list(classes), of_images)
@@ -136,8 +140,11 @@ def _lines(path: Path) -> Iterator[dict]:
         raise missing(path, "no such file")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            _check_columns(path, reader.fieldnames or [])
+            first = file.readline()
+            file.seek(0)
+            reader = csv.DictReader(file, strict=True, delimiter=max(",;\t", key=first.count))
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+            _check_columns(path, reader.fieldnames)
             for line in reader:
                 if None in line or None in line.values():
                     raise InputError(f"{path}: line {reader.line_num}: has another number of columns than the first")
@@ -160,6 +167,13 @@ def _check_columns(path: Path, columns: list[str]) -> None:
             raise InputError(f"{path}: column '{name}': must be one of {', '.join((*_NEEDED, *_OPTIONAL))}, each once")
 
 
+def _row(path: Path, number: str) -> str:
+    """Return a row number without leading zeros."""
+    if len(number.lstrip("0")) > 10:
+        raise InputError(f"{path}: row {number[:20]}... is no row of a feature file")
+    return str(int(number))
+
+
 def _relative(path: Path, name: str) -> str:
     """Return a path in its shortest form. Raises InputError if it leads out of the folder of the file `path`."""
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
@@ -167,8 +181,8 @@ def _relative(path: Path, name: str) -> str:
     return PurePosixPath(name).as_posix()
 
 
-def _task(where: str, name: str, lines: list[dict], rows: dict[str, int]) -> GivenTask:
-    """Return one task. Raises InputError if it is not a task."""
+def _task(where: str, name: str, own_cluster: str, lines: list[dict], rows: dict[str, int]) -> GivenTask:
+    """Return one task, of its own cluster unless the lines name another. Raises InputError if it is not a task."""
     parts = {part: [line for line in lines if line["part"] == part] for part in _PARTS}
     class_names = list(dict.fromkeys(line["class"] for line in parts["support"]))
     if len(class_names) < 2:
@@ -192,4 +206,4 @@ def _task(where: str, name: str, lines: list[dict], rows: dict[str, int]) -> Giv
             [class_names.index(line["class"]) for line in parts[part]],
         )
     ]
-    return GivenTask(name, clusters.pop() or name, class_names, *arrays)
+    return GivenTask(name, clusters.pop() or own_cluster, class_names, *arrays)

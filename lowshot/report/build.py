@@ -67,7 +67,7 @@ def write_report(
         _add_published(folder / "tables", sections, trials, episodes, tolerance)
     images, each = _image_score_tables(scores, pictures.split)
     _write_tables(folder / "tables", sections, images, each)
-    _write_csv(folder / "tables", trials, episodes, history, clustering, scores)
+    _write_csv(folder / "tables", _without_few(trials, over), episodes, history, clustering, scores)
     _write_class_csv(folder / "tables", by_class, confusions)
     drawn = _draw_pictures(folder / "figures", pictures)
     records = [record for frame in (trials, episodes, scores) for record in page.provenance(files, frame)]
@@ -122,12 +122,22 @@ def _section(
         _add_episode_tables(section, episodes, reference, of_episodes)
     if len(trials):
         main, pairs = _main_metric(metric, trials, judged), results.paired_differences(trials)
-        notes = [*other_inputs(trials, of_trials), *identical_results(trials, pairs, files, unit)]
+        notes = [*_in_place_of(metric, main), *other_inputs(trials, of_trials)]
+        notes += identical_results(trials, pairs, files, unit)
         _add_tables(section, trials, pairs, notes, main, judged)
         _add_figures(section, folder, trials, pairs, main, reference, judged)
     if len(history):
         _add_steps(section, folder, trials, history, judged)
     return section
+
+
+def _without_few(trials: pd.DataFrame, over: pd.DataFrame) -> pd.DataFrame:
+    """Leave out top-5 of few classes (`Judged.shown`)."""
+    kept = []
+    for protocol, part in trials.groupby(PROTOCOL, sort=False):
+        judged = Judged.of(over[_is_of(over, protocol) & (over["kind"] == "trials")])
+        kept.append(part[part["metric"].isin(judged.shown(part["metric"].unique()))])
+    return pd.concat(kept) if kept else trials
 
 
 def _is_of(over: pd.DataFrame, protocol: tuple) -> pd.Series:
@@ -145,6 +155,14 @@ def _main_metric(metric: str, trials: pd.DataFrame, judged: Judged) -> str:
     return next(one for one in (metric, metric.replace("top5", "top1"), "top1_novel") if one in there)
 
 
+def _in_place_of(metric: str, main: str) -> list[str]:
+    """Say that another metric than the one asked for is shown first."""
+    asked = tables.metric_name(metric)
+    return (
+        [] if main == metric else [f"{asked}: not shown, for fewer than ten classes or for files of older revisions."]
+    )
+
+
 def _add_episode_tables(
     section: page.Section, episodes: pd.DataFrame, reference: str | None, over: pd.DataFrame
 ) -> None:
@@ -154,13 +172,14 @@ def _add_episode_tables(
     the rows of `judged_files` of the episodes.
     """
     for task, part in episodes.groupby("task", sort=False):
+        if task == results.GIVEN:
+            section.episodes.append(tables.single_tasks_table(part, section.protocol))
+            part = part if part["n_shot"].nunique() == 1 else part.assign(n_shot=0)  # one column for all
         repeats, chance = results.repeats(part), (1 / part["n_way"]).mean()
         judged = Judged.of(over[over["file"].isin(part["file"])])
         for frame, unit in ((repeats, "trainings"), (part, _unit(part))):
             if len(frame):
                 section.episodes += _episode_tables(frame, task, section.protocol, unit, reference, judged, chance)
-        if task == results.GIVEN:
-            section.episodes.append(tables.single_tasks_table(part, section.protocol))
 
 
 def _unit(episodes: pd.DataFrame) -> str:

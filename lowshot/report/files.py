@@ -12,6 +12,7 @@ import pandas as pd
 
 from lowshot.core.errors import InputError
 from lowshot.core.files import read_json
+from lowshot.data.lineage import Setting
 from lowshot.evaluation.settings import Metric, SixAccuracies
 from lowshot.gan.settings import SCORES
 
@@ -91,6 +92,9 @@ def read_file(path: Path) -> dict:
     _check_entries(path, content, _ENTRIES)
     _check_entries(path, content["protocol"], _PROTOCOL_ENTRIES, "protocol.")
     _check_entries(path, content["protocol"], _TAGS | {"tasks_digest": str}, "protocol.", optional=True)
+    setting, outside = content["protocol"]["setting"], content["protocol"].get("outside", [])
+    if setting not in get_args(Setting) or not all(isinstance(one, str) for one in outside):
+        raise InputError(f"{path}: not a results file: its setting is '{setting}', seen outside: {outside}")
     _check_entries(path, content["provenance"], _PROVENANCE_ENTRIES, "provenance.")
     _check_entries(path, content, _FURTHER_ENTRIES, optional=True)
     _check_entries(path, content["config"], _CONFIG_ENTRIES, "config.", optional=True)

@@ -71,7 +71,8 @@ def unit_of(protocol: tuple[str, str, str]) -> str:
 
 
 def n_label(n_shot: int) -> str:
-    return f"n = {n_shot}"
+    """Name a column: n, or 0 for all numbers of shots together."""
+    return f"n = {n_shot}" if n_shot else "all n"
 
 
 def _percent(mean: float, interval: float, sign: str = "") -> str:

@@ -19,8 +19,9 @@ from .image_training import check_training as check_training
 from .image_training import hold_out as hold_out
 from .image_training import image_training as image_training
 from .image_training import training_recipe as training_recipe
-from .input_form import are_reversed as are_reversed
-from .input_form import files_are_reversed as files_are_reversed
+from .input_form import inverts as inverts
+from .input_form import polarity as polarity
+from .input_form import polarity_of_files as polarity_of_files
 from .loading import batches as batches
 from .loading import in_batches as in_batches
 from .loading import to_unit as to_unit

@@ -3,6 +3,7 @@ show bright ink on black, dark ink on paper, or neither."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -15,11 +16,13 @@ _LOOKED_AT = 256
 # Training images are drawings if their mean brightness differs from middle grey by this much. Pictures are the reverse
 # if theirs is as much as the second number on the other side. Photos, which lie in between, are never the reverse.
 _DRAWINGS, _REVERSE = 0.2, 0.1
+# Images are of both kinds if either has this share.
+_MIXED = 0.1
 
 
 def learn_form(config: ModelConfig, images: Images, rows: np.ndarray) -> None:
     """Note in the configuration of an extractor what its training images (`rows` of `images`) are like."""
-    config.brightness = round(_mean_brightness(images, rows), 4)
+    config.brightness = round(float(_brightness_of(images, rows).mean()), 4)
     if images.pixels is not None:
         config.resampling = _resampling(images, rows)
 
@@ -39,11 +42,11 @@ def _some(rows: Sequence) -> Sequence:
     return rows[places] if isinstance(rows, np.ndarray) else [rows[i] for i in places]
 
 
-def _mean_brightness(images: Images, rows: np.ndarray) -> float:
-    """Return the mean of some images in 0..1."""
+def _brightness_of(images: Images, rows: np.ndarray) -> np.ndarray:
+    """Return the mean brightness, in 0..1, of each of some images."""
     if images.pixels is not None:
-        return float(images.pixels[_some(rows)].mean() / 255)
-    return float(np.mean([_brightness(images.open(row)) for row in _some(rows)[:64]]))
+        return images.pixels[_some(rows)].mean((1, 2, 3)) / 255
+    return np.array([_brightness(images.open(row)) for row in _some(rows)[:64]])
 
 
 def _brightness(image: Image.Image) -> float:
@@ -51,18 +54,42 @@ def _brightness(image: Image.Image) -> float:
     return float(np.asarray(image.convert("L")).mean() / 255)
 
 
-def are_reversed(config: ModelConfig, images: Images, rows: np.ndarray) -> bool | None:
-    """Whether images are dark where the training images of the extractor are bright, such as ink on paper for an
-    extractor of bright ink on black. None if that cannot be told."""
+class Polarity(NamedTuple):
+    """How images compare with the training images of an extractor of drawings.
+
+    `is_reversed`: whether they are dark where those are bright, such as ink on paper for an extractor of bright ink on
+    black; None if that cannot be told. `is_mixed`: whether there are images of both kinds.
+    """
+
+    is_reversed: bool | None
+    is_mixed: bool = False
+
+
+def polarity(config: ModelConfig, images: Images, rows: np.ndarray) -> Polarity:
+    """Compare `rows` of the images with what the extractor was trained on."""
     known = config.brightness
     if known is None or abs(known - 0.5) < _DRAWINGS or len(rows) == 0:
-        return None
-    difference = _mean_brightness(images, rows) - 0.5
-    return None if abs(difference) < _REVERSE else difference * (known - 0.5) < 0
+        return Polarity(None)
+    towards = (_brightness_of(images, rows) - 0.5) * np.sign(known - 0.5)  # negative: the reverse
+    mean, shares = towards.mean(), ((towards <= -_REVERSE).mean(), (towards >= _REVERSE).mean())
+    return Polarity(None if abs(mean) < _REVERSE else bool(mean < 0), min(shares) >= _MIXED)
 
 
-def files_are_reversed(config: ModelConfig, files: Sequence[Path]) -> bool | None:
+def polarity_of_files(config: ModelConfig, files: Sequence[Path]) -> Polarity:
     """The same for image files."""
     names = np.array([str(file.absolute()) for file in files], object)
     pictures = Images(np.zeros(len(names), int), np.zeros(len(names), bool), paths=names, root=Path("/"))
-    return are_reversed(config, pictures, np.arange(len(names)))
+    return polarity(config, pictures, np.arange(len(names)))
+
+
+def inverts(invert: bool | None, seen: Polarity, stage: str) -> bool:
+    """Whether a stage inverts its images: as it is told, or else if they are the reverse. It says what it decides."""
+    if invert is not None:
+        return invert
+    if seen.is_mixed:
+        print(f"{stage}: some images are dark on light and others light on dark, and the extractor knows one of them. "
+              "Invert those that differ", flush=True)  # fmt: skip
+    if seen.is_reversed:
+        print(f"{stage}: inverting the images: they are the reverse of what the extractor was trained on, such as dark "
+              "ink on paper for bright ink on black. Use --invert false if that is wrong", flush=True)  # fmt: skip
+    return bool(seen.is_reversed)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import run_script
+from test_report import content, write
 
 import episodes
 import parse_results
@@ -287,3 +288,40 @@ def test_unequal_tasks_and_drawn_ones_in_one_report(tmp_path, features, data):
     page = parse_results.main(parse_results.Config(results=tmp_path / "results", out=tmp_path / "report"))
     tables = (page.parent / "tables/tables.md").read_text()
     assert "Episodes, given tasks" in tables and "Episodes, 2-way" in tables
+
+
+def test_tasks_of_unequal_shots_have_one_mean(tmp_path):
+    """Seven tasks with one to three shots in four clusters, as episodes.py stores them."""
+    values, shots, clusters = [0.5, 0.6, 0.2, 0.9, 0.4, 0.8, 0.5], [1, 2, 3, 1, 2, 1, 2], list("AAABCCD")
+    one = content("nearest", episodes=[
+        {"episode": e, "n_way": 4, "n_shot": n, "accuracy": value, "name": f"t{e}", "cluster": cluster}
+        for e, (value, n, cluster) in enumerate(zip(values, shots, clusters))
+    ])  # fmt: skip
+    folder = write(tmp_path / "results", a={key: value for key, value in one.items() if key != "trials"})
+    page = parse_results.main(parse_results.Config(results=folder, out=tmp_path / "report"))
+    main = (page.parent / "tables/main.md").read_text()
+    row = results.summarise(pd.DataFrame({"k": 1, "value": values, "cluster": clusters}), ["k"]).iloc[0]
+    assert f"| 7 | {100 * row['mean']:.2f} ± {100 * row['interval']:.2f} |" in main
+    assert "| Tasks in 4 clusters | all n |" in main
+
+
+@pytest.mark.parametrize(
+    "text", ["task; part ;class;image\r\n{}", "\ufefftask,part,class,image\n{}", "task\tpart\tclass\timage\n{}"]
+)
+def test_other_separators(tmp_path, text):
+    separator = next(one for one in ";\t," if one in text)
+    lines = "".join(separator.join(map(str, line)) + "\n" for line in GOOD)
+    (tmp_path / "t.csv").write_bytes(text.format(lines).encode())
+    assert read_task_list(tmp_path / "t.csv").tasks[0].class_names == ["a", "b"]
+
+
+def test_a_row_that_is_too_large(tmp_path):
+    lines = [*GOOD, ["t", "query", "b", "9" * 25]]
+    with pytest.raises(InputError, match="is no row of a feature file"):
+        read_task_list(write_list(tmp_path / "t.csv", lines))
+
+
+def test_a_task_without_a_cluster_is_in_none_of_that_name(tmp_path):
+    lines = [[*line, "b"] for line in GOOD] + [["b", *line[1:], ""] for line in GOOD]
+    path = write_list(tmp_path / "t.csv", lines, ("task", "part", "class", "image", "cluster"))
+    assert [task.cluster for task in read_task_list(path).tasks] == ["b", "task b"]

@@ -15,7 +15,7 @@ import train_extractor
 from lowshot.data.datasets.images import Images, read_images, resized, to_square
 from lowshot.data.features import read_features
 from lowshot.representation.backbones import ModelConfig, load_extractor
-from lowshot.representation.input_form import are_reversed, learn_form
+from lowshot.representation.input_form import inverts, learn_form, polarity
 from lowshot.representation.loading import view
 
 
@@ -49,7 +49,17 @@ def test_what_is_learned_from_stored_pixels():
 def test_only_drawings_are_reversed(trained, seen, expected):
     config = ModelConfig("Conv4", 2, 1, 4, brightness=trained)
     images = stored(np.full((3, 4, 4, 1), round(255 * seen)))
-    assert are_reversed(config, images, np.arange(3)) is expected
+    assert polarity(config, images, np.arange(3)).is_reversed is expected
+
+
+def test_images_of_both_kinds(capsys):
+    config = ModelConfig("Conv4", 2, 1, 4, brightness=0.1)
+    pixels = np.full((20, 4, 4, 1), 25)
+    pixels[:3] = 230
+    seen = polarity(config, stored(pixels), np.arange(20))
+    assert seen == (False, True) and inverts(None, seen, "stage") is False
+    assert "some images are dark on light and others light on dark" in capsys.readouterr().out
+    assert not polarity(config, stored(pixels), np.arange(2, 20)).is_mixed
 
 
 def test_pictures_are_made_smaller_as_the_training_images_were():
@@ -95,7 +105,7 @@ def fit(drawings, photos, out, *options):
 def test_a_forgotten_invert_changes_nothing(drawings, tmp_path):
     """The classifier of ink on paper is that of bright ink on black; the command says what it does."""
     plain, followed = fit(drawings, "black", tmp_path / "plain"), fit(drawings, "paper", tmp_path / "followed")
-    assert "inverting" not in plain.stdout and "predict: inverting the photos" in followed.stdout, followed.stderr
+    assert "inverting" not in plain.stdout and "predict: inverting the images" in followed.stdout, followed.stderr
     forced = fit(drawings, "paper", tmp_path / "forced", "--invert", "true")
     assert "inverting" not in forced.stdout
     assert json.loads((tmp_path / "followed/config.json").read_text())["config"]["invert"] is True
