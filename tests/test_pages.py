@@ -230,7 +230,11 @@ def test_every_block_of_commands_is_known():
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow if "recipes/" in name else ()) for name in NAMES if commands_of(name)],
+    [
+        pytest.param(name, marks=pytest.mark.slow if "recipes/" in name or name == "docs/pretrained.md" else ())
+        for name in NAMES
+        if commands_of(name)
+    ],
 )
 def test_commands(name, folder, tmp_path, inputs):
     inputs(name)

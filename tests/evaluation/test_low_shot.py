@@ -17,6 +17,7 @@ from lowshot.classifiers.settings import (
     BENCHMARK_CLASSIFIERS,
     CLASSIFIERS,
     METHODS,
+    BalancedSGDOptions,
     CosineOptions,
     FeatureTransform,
     MLPOptions,
@@ -107,7 +108,8 @@ def test_a_classifier_is_named_by_its_registry():
 TRANSDUCTIVE = {"laplacian_shot", "prototype_refinement", "pt_map"}
 
 
-SMALL = {"linear_sgd": SMALL_SGD, "mlp": MLPOptions(hidden=4, max_epochs=2)}
+SMALL = {"linear_sgd": SMALL_SGD, "balanced_sgd": BalancedSGDOptions(n_steps=20, batch_size=20)}
+SMALL |= {"mlp": MLPOptions(hidden=4, max_epochs=2)}
 
 
 @pytest.mark.parametrize("classifier", sorted(BENCHMARK_CLASSIFIERS.classes.keys() - {"own_head"}))

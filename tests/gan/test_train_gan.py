@@ -185,6 +185,7 @@ def test_two_processes_train_as_one(gans, tmp_path):
     assert read_json(one / "config.json") == read_json(tmp_path / "two" / "config.json")
 
 
+@pytest.mark.slow
 def test_two_processes_fine_tune_as_one(gans, by_features, tmp_path):
     """Includes a first record of step 0, which is a checkpoint already."""
     arguments = [f"--{name}={value}" for name, value in FEW.items()]
