@@ -27,16 +27,17 @@ On a laptop, in seconds: --n_episodes 50 --n_queries 5
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
 from lowshot import classifiers, core, evaluation, hallucination, report
 from lowshot.classifiers.settings import METHODS, FeatureTransform, NearestMeanOptions, is_transductive
 from lowshot.core import health
-from lowshot.core.artifacts import Provenance, Recipe, recipe
+from lowshot.core.artifacts import Provenance, recipe
 from lowshot.core.cli import report_of, run
 from lowshot.core.errors import InputError
 from lowshot.core.files import check_suffix, digest, write_json
@@ -108,60 +109,73 @@ def main(config: Config) -> Path:
     load(classifiers, "fitted_transform")
     load(evaluation, "evaluate_episodes")
     device, provenance = core.pick_device(), Provenance()
-    if config.tasks is not None:
-        return _evaluate_given(config, made_from, provenance, device)
+    tasks = _drawn(config) if config.tasks is None else _given(config)
+    made_from = made_from.but(lineage=tasks.seen.to_json())
+    feats, copies = (None if one is None else torch.from_numpy(one).to(device) for one in (tasks.feats, tasks.copies))
+    with writing(config.out, made_from) as partial:
+        episodes = tasks.evaluate(feats, copies, open_journal(partial, made_from))
+        split, digests = tasks.split, {"split_digest": tasks.split.digest, "tasks_digest": tasks.digest}
+        content = {
+            **made_from,
+            "method": config.name or _method_name(config, 0 if tasks.copies is None else tasks.copies.shape[1]),
+            "dataset": split.dataset,
+            "extractor": config.extractor or extractor_name(_files(config)[0]),
+            "protocol": {"setup": config.setup, **tasks.tags.to_json(), **digests},
+            "provenance": provenance.record(device.type),
+            "episodes": episodes,
+            "classes": judged_classes(split, tasks.labels, tasks.novel_classes),
+        }
+        if config.clustering:
+            content["clustering"] = _clusterings(config, tasks.feats, tasks.labels)
+        write_json(partial, content)
+    _print_means(content)
+    print(f"episodes: {tasks.words} -> {config.out}")
+    return config.out
 
+
+class _Tasks(NamedTuple):
+    """Tasks to evaluate, drawn or given.
+
+    `feats` float32 (N, D) and `copies` (N, A, D) or None are transformed, `labels` (n,) are those of the images that
+    can be in a task. `evaluate` maps both as tensors, and the parts that are done, to the entries of a results file.
+    """
+
+    split: Split
+    novel_classes: Sequence[int]
+    tags: Tags
+    seen: Lineage
+    feats: np.ndarray
+    copies: np.ndarray | None
+    labels: np.ndarray
+    digest: str
+    words: str
+    evaluate: Callable[[torch.Tensor, torch.Tensor | None, list], list[dict]]
+
+
+def _drawn(config: Config) -> _Tasks:
+    """Return the tasks that are drawn from the features."""
     split = read_split(config.split)
     features = [read_features(path, split.n_classes) for path in _files(config)]
     tags, seen = _tags(config, split)
-    made_from = made_from.but(lineage=seen.to_json())
     classes = np.arange(split.n_classes) if config.classes == "all" else setup_of(split, config.setup, config.split)[1]
     feats, copies, labels = _pool_rows(config, features, split, classes)
     if config.clustering and config.clustering > len(feats):
         raise InputError(f"--clustering {config.clustering}: there are only {len(feats)} images. Use fewer clusters")
     pool = evaluation.make_pool(labels, split, classes, config, _source(config))
     _print_left_out(config, split, classes, len(pool.group_sizes))
-    tensors = [None if one is None else torch.from_numpy(one).to(device) for one in (feats, copies)]
-    with writing(config.out, made_from) as partial:
-        parts = open_journal(partial, made_from)
+
+    def evaluate(rows: torch.Tensor, of_copies: torch.Tensor | None, parts: list) -> list[dict]:
         if n_done := sum(map(len, parts)) // len(config.n_shots):
             print(f"episodes: continuing after {n_done} of {config.n_episodes} episodes", flush=True)
-        episodes = evaluation.evaluate_episodes(
-            tensors[0], pool, config, config.n_episodes, config.method, copies=tensors[1], parts=parts
-        )
-        digest_of_tasks = evaluation.tasks_digest(config, labels, [_images(one) for one in features])
-        content = {
-            **_content(config, made_from, split, tags, digest_of_tasks, copies),
-            "provenance": provenance.record(device.type),
-            "episodes": episodes,
-            "classes": judged_classes(split, labels, split.novel_classes),
-        }
-        if config.clustering:
-            content["clustering"] = _clusterings(config, feats, labels)
-        write_json(partial, content)
-    _print_means(content)
-    print(f"episodes: {config.n_episodes} episodes -> {config.out}")
-    return config.out
+        return evaluation.evaluate_episodes(rows, pool, config, config.n_episodes, config.method, of_copies, parts)
+
+    digest_of_tasks = evaluation.tasks_digest(config, labels, [_images(one) for one in features])
+    words = f"{config.n_episodes} episodes"
+    return _Tasks(split, split.novel_classes, tags, seen, feats, copies, labels, digest_of_tasks, words, evaluate)
 
 
-def _content(
-    config: Config, made_from: Recipe, split: Split, tags: Tags, tasks_digest: str, copies: np.ndarray | None
-) -> dict[str, Any]:
-    """Return what a results file says about all of its episodes."""
-    protocol = {"setup": config.setup, **tags.to_json(), "split_digest": split.digest, "tasks_digest": tasks_digest}
-    return {
-        **made_from,
-        "method": config.name or _method_name(config, 0 if copies is None else copies.shape[1]),
-        "dataset": split.dataset,
-        "extractor": config.extractor or extractor_name(_files(config)[0]),
-        "protocol": protocol,
-    }
-
-
-def _evaluate_given(config: Config, made_from: Recipe, provenance: Provenance, device: torch.device) -> Path:
-    """Evaluate the method on given tasks, write the results file and return its path."""
-    import torch
-
+def _given(config: Config) -> _Tasks:
+    """Return the tasks of a list."""
     given = read_task_list(config.tasks)
     split = given.as_split() if config.split is None else read_split(config.split)
     features = [read_features(path, config.split and split.n_classes) for path in _files(config)]
@@ -169,23 +183,15 @@ def _evaluate_given(config: Config, made_from: Recipe, provenance: Provenance, d
     inputs = {str(path): lineage_of(path) for path in _files(config)} | _of_method(config)
     if config.split is None and not given.states_sources:
         inputs |= {str(config.tasks): Lineage(unknown=frozenset({str(config.tasks)}))}
-    judged = split.novel_classes if config.split is None else np.unique(labels)
-    tags = judge(inputs, Judged(split, "both", judged))
-    made_from = made_from.but(lineage=merged(inputs.values()).to_json())
-    tensors = [None if one is None else torch.from_numpy(one).to(device) for one in (feats, copies)]
-    with writing(config.out, made_from) as partial:
-        entries = open_journal(partial, made_from)
-        evaluation.evaluate_given(tensors[0], given.tasks, config.method, config.seed, tensors[1], entries)
-        content = {
-            **_content(config, made_from, split, tags, digest(config.tasks), copies),
-            "provenance": provenance.record(device.type),
-            "episodes": list(entries),
-            "classes": judged_classes(split, labels, labels),
-        }
-        write_json(partial, content)
-    _print_means(content)
-    print(f"episodes: {len(given.tasks)} given tasks -> {config.out}")
-    return config.out
+    classes = split.novel_classes if config.split is None else np.unique(labels)
+    tags = judge(inputs, Judged(split, "both", classes))
+
+    def evaluate(rows: torch.Tensor, of_copies: torch.Tensor | None, entries: list) -> list[dict]:
+        evaluation.evaluate_given(rows, given.tasks, config.method, config.seed, of_copies, entries)
+        return list(entries)
+
+    seen, words = merged(inputs.values()), f"{len(given.tasks)} given tasks"
+    return _Tasks(split, classes, tags, seen, feats, copies, labels, digest(config.tasks), words, evaluate)
 
 
 def _given_rows(

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import run_script
-from test_report import content, write
 
 import episodes
 import parse_results
@@ -293,11 +292,23 @@ def test_unequal_tasks_and_drawn_ones_in_one_report(tmp_path, features, data):
 def test_tasks_of_unequal_shots_have_one_mean(tmp_path):
     """Seven tasks with one to three shots in four clusters, as episodes.py stores them."""
     values, shots, clusters = [0.5, 0.6, 0.2, 0.9, 0.4, 0.8, 0.5], [1, 2, 3, 1, 2, 1, 2], list("AAABCCD")
-    one = content("nearest", episodes=[
+    rows = [
         {"episode": e, "n_way": 4, "n_shot": n, "accuracy": value, "name": f"t{e}", "cluster": cluster}
         for e, (value, n, cluster) in enumerate(zip(values, shots, clusters))
-    ])  # fmt: skip
-    folder = write(tmp_path / "results", a={key: value for key, value in one.items() if key != "trials"})
+    ]
+    protocol = {"setup": "test", "setting": "inductive", "outside": [], "superclasses": False, "split_digest": "f" * 64}
+    made = {"command": "", "commit": None, "versions": {}, "device": "cpu", "wall_time_s": 1, "peak_memory_bytes": 1}
+    one = {
+        "method": "nearest",
+        "dataset": "t",
+        "extractor": "e",
+        "protocol": protocol,
+        "config": {},
+        "provenance": made,
+    }
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "a.json").write_text(json.dumps({**one, "episodes": rows}))
     page = parse_results.main(parse_results.Config(results=folder, out=tmp_path / "report"))
     main = (page.parent / "tables/main.md").read_text()
     row = results.summarise(pd.DataFrame({"k": 1, "value": values, "cluster": clusters}), ["k"]).iloc[0]
