@@ -308,7 +308,7 @@ def test_tasks_of_unequal_shots_have_one_mean(tmp_path):
     }
     folder = tmp_path / "results"
     folder.mkdir()
-    (folder / "a.json").write_text(json.dumps({**one, "episodes": rows}))
+    (folder / "a.json").write_text(json.dumps({**one, "provenance": made, "episodes": rows}))
     page = parse_results.main(parse_results.Config(results=folder, out=tmp_path / "report"))
     main = (page.parent / "tables/main.md").read_text()
     row = results.summarise(pd.DataFrame({"k": 1, "value": values, "cluster": clusters}), ["k"]).iloc[0]
