@@ -172,6 +172,7 @@ def test_a_killed_finetuning_ends_with_the_same_weights(gans, tmp_path):
     assert differing(tmp_path / "killed", whole) == []
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(gans, tmp_path):
     """There is no batch norm, so results differ only by the order of summation."""
     arguments = [f"--{name}={value}".replace(" ", "") for name, value in SMALL.items()]
