@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -41,12 +43,26 @@ def open_fabric(accelerator: str, precision: str, devices: int = 1) -> Fabric:
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # its successor is new in torch
         # Buffers are not broadcast at every step: `Trainer` does it after each epoch.
         strategy = DDPStrategy(broadcast_buffers=False) if devices > 1 else "auto"
-        return Fabric(accelerator=accelerator, strategy=strategy, devices=devices, precision=precision)
+        fabric = Fabric(accelerator=accelerator, strategy=strategy, devices=devices, precision=precision)
     except (RuntimeError, ValueError) as error:
         if "accelerator" in str(error).lower():
             raise InputError(f"--accelerator {accelerator}: not available here. Use --accelerator auto") from None
         given = f"--accelerator {accelerator} --devices {devices} --precision {precision}"
         raise InputError(f"{given}: not available here ({error})") from None
+    if fabric.device.type == "cpu":
+        _keep_freed_memory()
+    return fabric
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep freed memory, which the next step needs again. By default it maps large activations and clears
+    their pages at every step, a quarter of the step of Conv-4 (docs/LOG.md). Other C libraries have no such option.
+    """
+    mmap_max, trim_threshold, top_pad = -4, -1, -2
+    if sys.platform == "linux":
+        with suppress(AttributeError):
+            for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**28)):
+                ctypes.CDLL(None).mallopt(option, value)
 
 
 class Processes(NamedTuple):

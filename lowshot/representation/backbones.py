@@ -1,9 +1,9 @@
 """Feature extractors: a backbone with a classifier head over the classes of the split.
 
-Backbones are the published ResNets, ResNet-12, VGG-16-BN, Conv-4, all timm models, and the user's own. The ResNets have
-the layout and the parameter names of Hariharan & Girshick's release, so that its checkpoints can be loaded without
-their prefix `module.` (see `load_weights`). All extractors expect images in [0, 1] and normalise them themselves, so
-that training and evaluation use the same scale.
+Backbones are the published ResNets, ResNet-12, VGG-16-BN, Conv-4, Airbench, all timm models, and the user's own. The
+ResNets have the layout and the parameter names of Hariharan & Girshick's release, so that its checkpoints can be loaded
+without their prefix `module.` (see `load_weights`). All extractors expect images in [0, 1] and normalise them
+themselves, so that training and evaluation use the same scale.
 """
 
 from collections.abc import Sequence
@@ -24,6 +24,7 @@ from lowshot.core.files import digest, read_json, write_json
 from lowshot.core.settings import NonNegativeInt, PositiveFloat, PositiveInt, checked
 from lowshot.core.state_dicts import fill, load_state, load_tensors, save_state
 from lowshot.data.datasets.images import Resampling
+from lowshot.representation.airbench import airbench_trunk
 from lowshot.representation.settings import BACKBONES, HeadName
 from lowshot.representation.timm_models import is_timm, timm_preprocessing, timm_trunk, timm_weights
 
@@ -39,7 +40,8 @@ class ModelConfig:
     Its input are images of `n_channels` and `image_size`. `crop_pct`, `crop_mode` and `interpolation` (as in timm)
     define how a picture becomes one: resize the short side to image_size / crop_pct, then crop the centre. A timm model
     repeats a grey channel, and resizes images to `input_size` if given. If `embedding` is above 0, features are
-    projected to that many dimensions. For the user's own backbone, `name` is its class and `options` its settings.
+    projected to that many dimensions. For the user's own backbone, `name` is its class. `options` are its settings, and
+    those of Airbench.
 
     `resampling` says how the training images were made smaller, and `brightness` is their mean in 0..1, if known.
     """
@@ -117,7 +119,8 @@ class WideBlock(nn.Module):
     convolutions, a shortcut with projection, leaky ReLU, 2x2 max pooling.
 
     `drop` is DropBlock after the pooling. Images of at most 32 px pool with `ceil_mode`, so that 28 px lose no border
-    (28, 14, 7, 4, 2). This makes no difference at 32 and 64 px.
+    (28, 14, 7, 4, 2). This makes no difference at 32 and 64 px. The last leaky ReLU is applied after the pooling, to a
+    quarter of the values: an increasing function of a maximum is the maximum of its values.
     """
 
     def __init__(self, n_in: int, n_out: int, ceil_mode: bool, drop: nn.Module) -> None:
@@ -132,7 +135,7 @@ class WideBlock(nn.Module):
         self.drop = drop
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.pool(self.relu(self.convolutions(x) + self.shortcut(x))))
+        return self.drop(self.relu(self.pool(self.convolutions(x).add_(self.shortcut(x)))))
 
 
 def _scaled(n: int, width: float) -> int:
@@ -181,7 +184,8 @@ def _vgg_trunk(config: ModelConfig) -> tuple[nn.Sequential, int]:
     n_in = config.n_channels
     for entry in _VGG16:
         if entry == "pool":
-            layers.append(nn.MaxPool2d(2, ceil_mode=True))  # with ceil_mode, 28 px end at 1 x 1 as 32 px do
+            # With ceil_mode, 28 px end at 1 x 1 as 32 px do. Before the ReLU: faster, and the same values.
+            layers.insert(-1, nn.MaxPool2d(2, ceil_mode=True))
         else:
             n_out = _scaled(entry, config.width)
             layers += [nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True)]
@@ -196,8 +200,8 @@ def _conv4_trunk(config: ModelConfig) -> tuple[nn.Sequential, int]:
         layers += [
             nn.Conv2d(n_in, n_out, 3, padding=1, bias=False),
             nn.BatchNorm2d(n_out),
-            nn.ReLU(inplace=True),
             nn.MaxPool2d(2),
+            nn.ReLU(inplace=True),  # after the pooling: the same values, on a quarter of them
         ]
         n_in, side = n_out, side // 2
     if side == 0:
@@ -206,6 +210,17 @@ def _conv4_trunk(config: ModelConfig) -> tuple[nn.Sequential, int]:
             f"another --model"
         )
     return nn.Sequential(*layers, nn.Flatten()), n_out * side * side
+
+
+def _airbench_trunk(config: ModelConfig) -> tuple[nn.Sequential, int]:
+    widths = [_scaled(width, config.width) for width in config.options["widths"]]
+    smallest = 2 ** len(widths) + 1
+    if config.image_size < smallest:
+        raise InputError(
+            f"Airbench: {len(widths)} groups need images of at least {smallest} px, but these have {config.image_size} "
+            f"px. Use fewer --model.widths, or another --model"
+        )
+    return airbench_trunk(config.n_channels, widths, config.options["depth"]), widths[-1]
 
 
 def mlp_head(dim: int, n_classes: int) -> nn.Sequential:
@@ -243,6 +258,8 @@ def _trunk(config: ModelConfig, own: Any) -> tuple[nn.Module, int]:
     if is_timm(config.name):
         return timm_trunk(config.name, config.input_size or config.image_size)
     BACKBONES.find(config.name)
+    if config.name == "Airbench":
+        return _airbench_trunk(config)
     make = {"Conv4": _conv4_trunk, "ResNet12": _resnet12_trunk, "VGG16BN": _vgg_trunk}
     trunk, dim = make.get(config.name, _resnet_trunk)(config)
     for layer in trunk.modules():
@@ -296,7 +313,11 @@ class Extractor(nn.Module):
         Features are averages or maxima of the outputs of a (leaky) ReLU. Projected features and those of timm models
         can be negative.
         """
-        return self.projection(self.trunk((self.stretch(images) - self.mean) / self.std))
+        return self.projection(self.trunk(self.normalise(images)))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return images (N, C, H, W) in [0, 1] as the trunk takes them."""
+        return (self.stretch(images) - self.mean) / self.std
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores (N, n_classes) and features (N, D) of images (N, C, H, W) in [0, 1]."""

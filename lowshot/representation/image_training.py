@@ -11,6 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.transforms.v2.functional import resize
 
 from lowshot.core import health
 from lowshot.core.artifacts import Recipe, recipe
@@ -25,6 +26,7 @@ from lowshot.data.datasets.images import Images
 from lowshot.data.lineage import Lineage
 from lowshot.representation.augmentation import augmentation_of
 from lowshot.representation.loading import batches, in_batches, to_unit
+from lowshot.representation.operations import operations_per_image
 from lowshot.representation.settings import (
     SGD,
     Adam,
@@ -136,7 +138,9 @@ class Trainer:
         self.network, self.optimizer = fabric.setup(model, build_optimizer(settings, model))
         self.saved_at = time.monotonic()
         self.last_record: dict[str, float] = {}
+        self.operations_per_image: dict[int, int] = {}
         self.progress = {"epoch": 0, "best_loss": float("inf"), "best_epoch": -1, "best_state": None}
+        self.progress |= {"operations": 0, "seconds": 0.0}
 
     def fit(self) -> nn.Module:
         """Train all epochs, or the remaining ones after a checkpoint, and return the network.
@@ -147,7 +151,7 @@ class Trainer:
             self.model.load_state_dict(checkpoint["model"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self.fabric.strategy.precision.load_state_dict(checkpoint["precision"])
-            self.progress = {name: checkpoint[name] for name in self.progress}
+            self.progress |= {name: checkpoint[name] for name in self.progress if name in checkpoint}
         with self._progress_bar() as bar:
             while not self._has_ended():
                 self._run_epoch(self.progress["epoch"], bar)
@@ -168,8 +172,11 @@ class Trainer:
 
     def _run_epoch(self, epoch: int, bar: Progress) -> None:
         self._seed_layers(epoch)
+        start = time.monotonic()
         record = self._before_epoch(epoch)
         record |= self._train_epoch(epoch, bar)
+        self.progress["seconds"] += time.monotonic() - start
+        record |= {"operations": self.progress["operations"], "seconds": round(self.progress["seconds"], 1)}
         self._share_buffers()
         if len(self.held_rows):
             record |= self._evaluate()
@@ -255,12 +262,21 @@ class Trainer:
         bar.set_description(f"epoch {epoch + 1}/{self.settings.epochs}", refresh=False)
         for i, (step, *batch) in enumerate(zip(steps, *views)):
             rate = self._set_rate(epoch + i / len(steps))
+            batch = [self._at_size(images, epoch + i / len(steps)) for images in batch]
             records.append(_numbers(self._step(step, *batch)))
+            self.progress["operations"] += sum(map(self._operations, batch)) * self.fabric.world_size
             loss = records[-1]["loss"]
             self.run.check_finite(loss, epoch * len(steps) + i)
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             bar.update()
         return {**{name: float(np.mean([one[name] for one in records])) for name in records[0]}, "lr": rate}
+
+    def _operations(self, images: Tensor) -> int:
+        """Return the operations of a training step on images (N, C, H, W)."""
+        size = images.shape[-1]
+        if size not in self.operations_per_image:
+            self.operations_per_image[size] = operations_per_image(self._extractor(), size)
+        return len(images) * self.operations_per_image[size]
 
     def _batches(self, epoch: int, steps: list[np.ndarray], view: int = 0) -> Iterator[Tensor]:
         """Yield the augmented images of each step (positions in `train_rows`). Views differ in their augmentation."""
@@ -274,6 +290,13 @@ class Trainer:
             augment = augment.without_crop()  # the decoder has already cropped
         for step, pixels in zip(steps, loaded):
             yield augment(to_unit(pixels, self.fabric.device), uniforms[step].to(self.fabric.device))
+
+    def _at_size(self, images: Tensor, epoch: float) -> Tensor:
+        """Resize images to the size that is due at `epoch`, a fraction after its first step."""
+        small = self.settings.small_images
+        full = images.shape[-1]
+        size = full if small is None else small.at(epoch / self.settings.epochs, full)
+        return images if size == full else resize(images, [size, size], antialias=True)
 
     def _unchanged(self, row_batches: list[np.ndarray]) -> Iterator[Tensor]:
         """Yield the images of each batch of rows without augmentation, as in feature extraction."""
@@ -334,7 +357,8 @@ def build_optimizer(settings: TrainingSettings, model: nn.Module) -> torch.optim
 
 def _sgd(choice: SGD, model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """Apply weight decay to all parameters."""
-    return torch.optim.SGD(_trained(model), lr, choice.momentum, weight_decay=weight_decay)
+    options = {"nesterov": choice.nesterov, "weight_decay": weight_decay}
+    return torch.optim.SGD(_trained(model), lr, choice.momentum, **options)
 
 
 def _adam(choice: Adam, model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:

@@ -64,7 +64,7 @@ def _shrinking_loss(choice: Any) -> Loss:
     term = _TERMS.get(type(choice))
 
     def loss(scores: Tensor, features: Tensor, labels: Tensor, model: nn.Module) -> Tensor:
-        value = F.cross_entropy(scores, labels)
+        value = F.cross_entropy(scores, labels, label_smoothing=getattr(choice, "label_smoothing", 0.0))
         if term is None or choice.weight == 0:  # 0 * term would be NaN if features overflow
             return value
         return value + choice.weight * term(scores, features, labels)

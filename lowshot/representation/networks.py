@@ -12,8 +12,12 @@ from lowshot.data.datasets.images import Images
 from lowshot.data.lineage import Lineage, lineage_of
 from lowshot.representation.backbones import Extractor, ModelConfig, load_timm_weights, load_weights, timm_config
 from lowshot.representation.input_form import learn_form
-from lowshot.representation.settings import BACKBONES, IMAGE_SIZE, HeadName, NetworkChoice, Timm
+from lowshot.representation.loading import batches, in_batches, to_unit
+from lowshot.representation.settings import BACKBONES, IMAGE_SIZE, Airbench, HeadName, NetworkChoice, Timm
 from lowshot.representation.timm_models import timm_lineage
+
+# Number of images that the first layer of Airbench is fitted to.
+_N_WHITENED = 5000
 
 
 def check_network(choice: NetworkChoice) -> None:
@@ -58,7 +62,16 @@ def build_network(
         load_weights(model, choice.weights)
     elif starts_pretrained(choice):
         load_timm_weights(model, None)
+    elif isinstance(choice.model, Airbench):
+        whiten(model, images, rows, choice.model.whitening_eps)
     return model.to(memory_format=torch.channels_last)
+
+
+def whiten(model: Extractor, images: Images, rows: np.ndarray, eps: float) -> None:
+    """Fit the first layer of an Airbench network to at most 5000 of its training images (`rows` of `images`)."""
+    parts = in_batches(rows[:: max(1, len(rows) // _N_WHITENED)][:_N_WHITENED], 500)
+    loaded = batches(images, parts, model.config)
+    model.trunk[0].fit((model.normalise(to_unit(one, torch.device("cpu"))) for one in loaded), eps)
 
 
 def _model_config(
@@ -77,5 +90,7 @@ def _model_config(
     options = {"crop_pct": crop_pct, "embedding": embedding, "head": head}
     if is_own(backbone):
         return ModelConfig(BACKBONES.name_of(backbone), *form, size, **options, options=stored_values(backbone))
+    if isinstance(backbone, Airbench):
+        options["options"] = {"widths": backbone.widths, "depth": backbone.depth}
     drop_rate = getattr(backbone, "drop_rate", 0.0)
     return ModelConfig(backbone.name, *form, size, backbone.width, drop_rate=drop_rate, **options)

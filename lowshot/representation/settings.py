@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
+
 from lowshot.core.artifacts import renamed
 from lowshot.core.choices import Registry
 from lowshot.core.settings import (
@@ -44,6 +46,19 @@ class ResNet12(Backbone):
 
 
 @dataclass
+class Airbench(Backbone):
+    """The wide, shallow network of airbench, for images of at most 64 px (Jordan, arXiv 2404.00498, 2024)."""
+
+    widths: list[PositiveInt] = field(default_factory=lambda: [64, 256, 512])
+    """Number of channels of each group, before --model.width. Each group halves the image."""
+    depth: PositiveInt = 2
+    """Number of 3x3 convolutions in a group."""
+    whitening_eps: PositiveFloat = 5e-4
+    """Added to the eigenvalues of image patches in the first layer. Glyphs, whose patches are mostly constant, need
+    more."""
+
+
+@dataclass
 class Timm:
     """A timm model, with its own normalisation and preprocessing."""
 
@@ -59,7 +74,7 @@ class Timm:
 
 BACKBONES = Registry(
     "backbone",
-    {**dict.fromkeys(("Conv4", "ResNet10"), Backbone), "ResNet12": ResNet12,
+    {**dict.fromkeys(("Conv4", "ResNet10"), Backbone), "ResNet12": ResNet12, "Airbench": Airbench,
      **dict.fromkeys(("ResNet18", "ResNet34", "ResNet50", "ResNet101", "VGG16BN"), Backbone), "timm:": Timm},
     "build(n_channels, image_size)",
 )  # fmt: skip
@@ -174,6 +189,8 @@ class SGD:
 
     momentum: NonNegativeFloat = 0.9
     """Momentum."""
+    nesterov: bool = False
+    """Use Nesterov's momentum."""
 
 
 @dataclass
@@ -224,7 +241,37 @@ class Cosine(_Schedule):
         return lr * 0.5 * (1 + math.cos(math.pi * done / n_left))
 
 
-SCHEDULES = Registry("schedule", {"step": Steps, "cosine": Cosine}, "rate(epoch, n_epochs, lr)")
+@dataclass(kw_only=True)
+class Triangle:
+    """A learning rate that rises to lr along a line, and falls along another (Jordan, arXiv 2404.00498, 2024)."""
+
+    rise: ClosedUnitInterval = 0.2
+    """Share of the training in which the rate rises."""
+    start: ClosedUnitInterval = 0.2
+    """Rate at the start, as a share of lr."""
+    end: ClosedUnitInterval = 0.0
+    """Rate at the end, as a share of lr."""
+
+    def rate(self, epoch: float, n_epochs: int, lr: float) -> float:
+        """Return the learning rate at `epoch`, for the highest learning rate `lr`."""
+        return lr * float(np.interp(epoch / n_epochs, [0.0, self.rise, 1.0], [self.start, 1.0, self.end]))
+
+
+SCHEDULES = Registry("schedule", {"step": Steps, "cosine": Cosine, "triangle": Triangle}, "rate(epoch, n_epochs, lr)")
+
+
+@dataclass(kw_only=True)
+class SmallImages:
+    """Training on smaller images at first, which takes fewer operations (progressive resizing)."""
+
+    sizes: list[PositiveInt]
+    """Sides in pixels, in the order of training. The full size follows."""
+    until: list[ClosedUnitInterval]
+    """Share of the training until which each size is used."""
+
+    def at(self, done: float, full: int) -> int:
+        """Return the side of images of `full` px when the share `done` of the training is done."""
+        return next((size for size, until in zip(self.sizes, self.until, strict=True) if done < until), full)
 
 
 @dataclass(kw_only=True)
@@ -256,9 +303,11 @@ class TrainingSettings(LaunchSettings):
     weight_decay: NonNegativeFloat = 1e-4
     """Weight decay (L2). It applies to all parameters with sgd, and to all but those of batch norm with adam."""
     schedule: Annotated[Any, SCHEDULES] = field(default_factory=Steps)
-    """Learning rate schedule: decay in steps, or cosine."""
+    """Learning rate schedule: decay in steps, cosine, or a triangle."""
     augment: Annotated[Any, AUGMENTATIONS] = field(default_factory=StandardAugmentation)
     """Random changes of the training images."""
+    small_images: SmallImages | None = None
+    """Train on smaller images at first: --small_images.sizes 20 28 --small_images.until 0.2 0.5."""
     num_workers: RunOnly[NonNegativeInt | None] = None
     """Number of processes that decode images on disk (default: one per core, at most 4). Pixels in images.h5 need none.
     """
@@ -288,6 +337,9 @@ class HoldoutSettings(TrainingSettings):
 @dataclass
 class Plain:
     """Cross-entropy."""
+
+    label_smoothing: ClosedUnitInterval = 0.0
+    """Share of the target that is spread evenly over all classes."""
 
 
 @dataclass
