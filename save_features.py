@@ -77,6 +77,8 @@ class Config(ExtractorChoice):
     invert: bool | None = None
     """Invert every image. Default: if the images are the reverse of those that the extractor was trained on, such as
     dark ink on paper for an extractor of bright ink on black."""
+    mirror: bool = False
+    """Save the mean of the features of each image and of its mirror image. Not for characters."""
     layer: Literal["trunk"] | None = None
     """Layer to save: trunk for the features before the projection of train_scgm.py (default: after it)."""
     copies: Copies | None = None
@@ -193,7 +195,7 @@ def extract(
         create_features(path, len(rows), network.dim, images.labels[rows], made_from, n_copies)
 
     def features(unit: Any) -> np.ndarray:
-        feats = representation.batch_features(network, unit, fabric)
+        feats = representation.batch_features(network, unit, fabric, config.mirror)
         if not np.isfinite(feats).all():
             raise InputError(
                 f"{config.extractor or config.timm.name}: computes features that are NaN or infinite. Use other "

@@ -35,7 +35,7 @@ from lowshot.core.runtime import open_fabric
 from lowshot.core.settings import NetworkPrecision, PositiveFloat, PositiveInt
 from lowshot.representation.backbones import Extractor, ModelConfig
 from lowshot.representation.image_training import build_optimizer
-from lowshot.representation.operations import operations_per_image
+from lowshot.representation.operations import PASSES_OF_A_STEP, operations_per_image
 from lowshot.representation.settings import TrainingSettings
 
 N_CLASSES, SIDE = 64, 32
@@ -98,7 +98,7 @@ def measure(config: Config, model_config: ModelConfig) -> dict:
 def build_step(config: Config, model_config: ModelConfig, fabric: Fabric) -> tuple[Callable[[], None], int]:
     """Return a function that runs a training step, and its operations per image."""
     model = Extractor(model_config).to(memory_format=torch.channels_last).train()
-    operations = operations_per_image(model, SIDE)
+    operations = PASSES_OF_A_STEP * operations_per_image(model, SIDE)
     network, optimizer = fabric.setup(model, build_optimizer(TrainingSettings(), model))
     images = torch.rand(config.batch_size, 3, SIDE, SIDE, device=fabric.device)
     images = images.contiguous(memory_format=torch.channels_last)

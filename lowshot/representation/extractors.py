@@ -91,10 +91,14 @@ def _chosen_timm(choice: TimmModel, images: Images | None) -> Extractor:
 
 
 @torch.inference_mode()
-def batch_features(model: Extractor, images: Tensor, fabric: Fabric) -> np.ndarray:
-    """Return features float32 (N, D) of images (N, C, H, W) in [0, 1], computed in the precision of `fabric`."""
+def batch_features(model: Extractor, images: Tensor, fabric: Fabric, mirror: bool = False) -> np.ndarray:
+    """Return features float32 (N, D) of images (N, C, H, W) in [0, 1], computed in the precision of `fabric`.
+
+    With `mirror`, they are the mean over an image and its mirror image.
+    """
+    views = (images, images.flip(-1)) if mirror else (images,)
     with fabric.autocast():
-        return model.features(images).float().cpu().numpy()
+        return torch.stack([model.features(one).float() for one in views]).mean(dim=0).cpu().numpy()
 
 
 def embed(

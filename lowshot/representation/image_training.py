@@ -26,7 +26,7 @@ from lowshot.data.datasets.images import Images
 from lowshot.data.lineage import Lineage
 from lowshot.representation.augmentation import augmentation_of
 from lowshot.representation.loading import batches, in_batches, to_unit
-from lowshot.representation.operations import operations_per_image
+from lowshot.representation.operations import PASSES_OF_A_STEP, operations_per_image
 from lowshot.representation.settings import (
     SGD,
     Adam,
@@ -264,19 +264,25 @@ class Trainer:
             rate = self._set_rate(epoch + i / len(steps))
             batch = [self._at_size(images, epoch + i / len(steps)) for images in batch]
             records.append(_numbers(self._step(step, *batch)))
-            self.progress["operations"] += sum(map(self._operations, batch)) * self.fabric.world_size
+            for view, images in enumerate(batch):
+                self._count(images, self._passes(view))
             loss = records[-1]["loss"]
             self.run.check_finite(loss, epoch * len(steps) + i)
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             bar.update()
         return {**{name: float(np.mean([one[name] for one in records])) for name in records[0]}, "lr": rate}
 
-    def _operations(self, images: Tensor) -> int:
-        """Return the operations of a training step on images (N, C, H, W)."""
+    def _passes(self, view: int) -> int:
+        """Return the cost of a step for a view, in forward passes of the extractor."""
+        return PASSES_OF_A_STEP
+
+    def _count(self, images: Tensor, n_passes: int) -> None:
+        """Add the operations of passes of the extractor for images (N, C, H, W), in all processes."""
         size = images.shape[-1]
         if size not in self.operations_per_image:
             self.operations_per_image[size] = operations_per_image(self._extractor(), size)
-        return len(images) * self.operations_per_image[size]
+        n_images = len(images) * self.fabric.world_size
+        self.progress["operations"] += n_passes * n_images * self.operations_per_image[size]
 
     def _batches(self, epoch: int, steps: list[np.ndarray], view: int = 0) -> Iterator[Tensor]:
         """Yield the augmented images of each step (positions in `train_rows`). Views differ in their augmentation."""

@@ -7,17 +7,17 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 # A training step counts as three forward passes: forward, gradients of activations, gradients of weights.
-_PASSES_OF_A_STEP = 3
+PASSES_OF_A_STEP = 3
 
 
 @torch.inference_mode()
 def operations_per_image(model: nn.Module, image_size: int) -> int:
-    """Return the operations of a training step per image of `image_size` px.
+    """Return the operations of a forward pass per image of `image_size` px.
 
-    Counts 2 per multiply-add of convolutions and linear layers, and a step as three forward passes. This is the
-    convention of airbench (Jordan, arXiv 2404.00498, 2024). `model` has a `config` (ModelConfig); it is not changed.
+    Counts 2 per multiply-add of convolutions and linear layers. This is the convention of airbench (Jordan, arXiv
+    2404.00498, 2024). `model` has a `config` (ModelConfig); it is not changed.
     """
     image = torch.zeros(1, model.config.n_channels, image_size, image_size, device=next(model.parameters()).device)
     with FlopCounterMode(display=False) as counter:
         deepcopy(model).eval()(image)
-    return _PASSES_OF_A_STEP * counter.get_total_flops()
+    return counter.get_total_flops()

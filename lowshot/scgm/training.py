@@ -17,6 +17,7 @@ from lowshot.representation.backbones import Extractor
 from lowshot.representation.image_training import Trainer
 from lowshot.representation.loading import in_batches
 from lowshot.representation.losses import topk_correct
+from lowshot.representation.operations import PASSES_OF_A_STEP
 from lowshot.scgm.assignment import assign_subclasses
 from lowshot.scgm.contrast import ClassQueues
 from lowshot.scgm.mixture import Mixture, Superclasses
@@ -88,6 +89,7 @@ class ScgmTrainer(Trainer):
         scores = torch.zeros(len(order), self.method.n_subclasses, device=self.fabric.device)
         name, quiet = f"E-step of epoch {epoch + 1}", {"disable": rank > 0, "leave": False}
         for positions, batch in Progress(zip(local, loaded), name, len(local), unit="batch", **quiet):
+            self._count(batch, n_passes=1)
             with self.fabric.autocast():
                 scores[positions] = self.model.log_joint(batch, self.superclasses[positions])
         scores = self.fabric.all_reduce(scores, reduce_op="sum")
@@ -117,6 +119,9 @@ class ScgmTrainer(Trainer):
 
     def _extractor(self) -> Extractor:
         return self.model.extractor
+
+    def _passes(self, view: int) -> int:
+        return PASSES_OF_A_STEP if view == 0 else 1  # keys have no gradient
 
     @torch.inference_mode()
     def _evaluate(self) -> dict[str, float]:

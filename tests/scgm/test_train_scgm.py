@@ -19,6 +19,8 @@ from lowshot.core.settings import flat
 from lowshot.data.datasets.images import Images, read_images, write_images
 from lowshot.data.features import read_features
 from lowshot.report.mixture import read_means
+from lowshot.representation.backbones import load_extractor
+from lowshot.representation.operations import operations_per_image
 from lowshot.scgm import model as scgm_model
 from lowshot.scgm import training
 from lowshot.scgm.model import ScgmModel
@@ -127,6 +129,12 @@ def test_means_are_kept_with_the_assignments(trained, data):
     assert sorted(p.name for p in trained.iterdir()) == [
         "SHA256SUMS", "config.json", "log.csv", "log.jsonl", "mixture.h5", "model.pt", "tensorboard"
     ]  # fmt: skip
+
+
+def test_operations_are_of_queries_keys_and_e_steps(data, trained):
+    """A step of two views costs 3 + 1 forward passes of the encoder, an E-step one."""
+    forward = operations_per_image(load_extractor(trained), 16)
+    assert records(trained)[-1]["operations"] == forward * 100 * (3 * 4 + 2)
 
 
 def test_a_baseline_has_means_of_superclasses_only(tmp_path, data):
