@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _PATCH = 2
+# Factor of the features. Maxima are larger than averages, and the classifier would start with too high a rate.
+_SCALE = 1 / 9
 
 
 class Whitening(nn.Module):
@@ -43,12 +45,13 @@ def whitening_filters(moment: Tensor, eps: float) -> Tensor:
 
 
 def airbench_trunk(n_channels: int, widths: Sequence[int], depth: int) -> nn.Sequential:
-    """Build the whitening layer, a group of `depth` convolutions per width, and the global maximum.
+    """Build the whitening layer, a group of `depth` convolutions per width, and the scaled global maximum.
 
     The first convolution of a group is pooled before its batch norm, which then sees a quarter of the values. All
     convolutions start as the identity on the channels that they have in common.
 
-    Departs from airbench: ReLU in place of GELU, batch norm with trained gains, groups without a shortcut.
+    Departs from airbench: ReLU in place of GELU, batch norm with trained gains, groups without a shortcut; the factor
+    1/9 is applied to the features and not to the scores, which is the same and lets SGM see the classifier's gradient.
     """
     layers: list[nn.Module] = [Whitening(n_channels), nn.ReLU(inplace=True)]
     n_in = 2 * n_channels * _PATCH**2
@@ -57,7 +60,18 @@ def airbench_trunk(n_channels: int, widths: Sequence[int], depth: int) -> nn.Seq
             pool = [nn.MaxPool2d(2)] if j == 0 else []
             layers += [_identity_convolution(n_in, width), *pool, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
             n_in = width
-    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten())
+    return nn.Sequential(*layers, GlobalMaximum(_SCALE))
+
+
+class GlobalMaximum(nn.Module):
+    """The maximum of each channel (N, C, H, W), times `scale`: features (N, C)."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * F.adaptive_max_pool2d(x, 1).flatten(1)
 
 
 def _identity_convolution(n_in: int, n_out: int) -> nn.Conv2d:

@@ -33,6 +33,7 @@ from lowshot.representation.settings import (
     Cosine,
     HoldoutSettings,
     LaunchSettings,
+    SmallImages,
     StandardAugmentation,
     TrainingSettings,
 )
@@ -48,6 +49,8 @@ def training_recipe(stage: str, config: TrainingSettings, inputs: dict[str, Path
 def check_training(config: TrainingSettings, images: Images, n_rows: int) -> None:
     """Raise InputError for settings that do not allow training on `n_rows` of the images."""
     schedule, augment = config.schedule, config.augment
+    if config.small_images is not None:
+        _check_small_images(config.small_images, images.size)
     if isinstance(schedule, Cosine) and schedule.n_cycles:
         n_annealed = config.epochs - schedule.warmup_epochs
         if n_annealed % schedule.n_cycles:
@@ -66,6 +69,19 @@ def check_training(config: TrainingSettings, images: Images, n_rows: int) -> Non
             "--augment.resized_crop: works with images on disk only, and these are stored pixels. Use "
             "--augment.crop_area 0.08"
         )
+
+
+def _check_small_images(small: SmallImages, full: int | None) -> None:
+    """Raise InputError for sizes of early images that do not fit images of `full` px."""
+    sizes, until = small.sizes, small.until
+    if len(sizes) != len(until):
+        raise InputError(
+            f"--small_images: {len(sizes)} sizes and {len(until)} shares of the training. Give one share for each size"
+        )
+    if until != sorted(until):
+        raise InputError(f"--small_images.until {until}: must increase, as each size follows the one before")
+    for size in [size for size in sizes if full and size >= full][:1]:
+        raise InputError(f"--small_images.sizes {size}: the images have {full} px. Use smaller sizes")
 
 
 def hold_out(config: HoldoutSettings, images: Images, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -263,9 +279,9 @@ class Trainer:
         for i, (step, *batch) in enumerate(zip(steps, *views)):
             rate = self._set_rate(epoch + i / len(steps))
             batch = [self._at_size(images, epoch + i / len(steps)) for images in batch]
-            records.append(_numbers(self._step(step, *batch)))
             for view, images in enumerate(batch):
                 self._count(images, self._passes(view))
+            records.append(_numbers(self._step(step, *batch)))
             loss = records[-1]["loss"]
             self.run.check_finite(loss, epoch * len(steps) + i)
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
@@ -280,7 +296,10 @@ class Trainer:
         """Add the operations of passes of the extractor for images (N, C, H, W), in all processes."""
         size = images.shape[-1]
         if size not in self.operations_per_image:
-            self.operations_per_image[size] = operations_per_image(self._extractor(), size)
+            try:
+                self.operations_per_image[size] = operations_per_image(self._extractor(), size)
+            except RuntimeError:
+                raise InputError(f"--small_images.sizes {size}: too small for this network. Use larger ones") from None
         n_images = len(images) * self.fabric.world_size
         self.progress["operations"] += n_passes * n_images * self.operations_per_image[size]
 

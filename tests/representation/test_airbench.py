@@ -1,4 +1,6 @@
-"""The network of airbench: whitening by hand, identity start, pooling, training from a config; pooling before ReLU."""
+"""Training on few operations: the network of airbench, triangle, small images first, counted operations."""
+
+import json
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ import train_extractor
 from lowshot.core.errors import InputError
 from lowshot.representation.airbench import Whitening, airbench_trunk, whitening_filters
 from lowshot.representation.backbones import Extractor, ModelConfig, WideBlock, load_extractor
+from lowshot.representation.losses import loss_of
 from lowshot.representation.operations import operations_per_image
+from lowshot.representation.settings import Plain, SmallImages, Triangle
 
 
 def test_whitening_by_hand():
@@ -40,7 +44,7 @@ def test_convolutions_start_as_the_identity():
 
 @pytest.mark.parametrize(("side", "last"), [(32, 3), (28, 3), (24, 2), (20, 2)])
 def test_sides_of_the_groups(side, last):
-    trunk = airbench_trunk(3, [8, 8, 8], depth=2)[:-2]
+    trunk = airbench_trunk(3, [8, 8, 8], depth=2)[:-1]
     assert trunk(torch.rand(1, 3, side, side)).shape == (1, 8, last, last)
 
 
@@ -73,6 +77,56 @@ def test_pooling_before_the_leaky_relu_changes_nothing():
         gradients.append(block.convolutions[0].weight.grad.clone())
     assert torch.equal(block(image), slow(image))
     assert torch.allclose(*gradients, rtol=1e-10)
+
+
+def test_triangle():
+    schedule = Triangle(rise=0.23, start=0.2, end=0.07)
+    rates = [schedule.rate(epoch, 100, 2.0) for epoch in (0, 11.5, 23, 61.5, 100)]
+    assert rates == pytest.approx([0.4, 1.2, 2.0, 1.07, 0.14])
+
+
+def test_label_smoothing_by_hand():
+    scores, label = torch.tensor([[2.0, 1.0, 0.0, -1.0]]), torch.tensor([0])
+    losses = [loss_of(Plain(label_smoothing=share))(scores, scores, label, None).item() for share in (0, 0.1, 0.2)]
+    assert losses == pytest.approx([0.4401897, 0.5901897, 0.7401897], abs=1e-6)
+
+
+def test_small_images_come_first_and_cost_less(tmp_path, data):
+    """8 px for half of the training, then the full 16 px. Convolutions of a quarter of the pixels cost a quarter."""
+    seen = {}
+    for name, small in (("small", {"sizes": [8], "until": [0.5]}), ("full", None)):
+        options = {"model": {"name": "ResNet10", "width": 0.1}, "epochs": 2, "batch_size": 50, "small_images": small}
+        folder = train_extractor.main(settings(train_extractor.Config, data=data, out=tmp_path / name, **options))
+        seen[name] = [json.loads(line)["operations"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    model = load_extractor(tmp_path / "full")
+    eight, sixteen = (3 * operations_per_image(model, side) for side in (8, 16))
+    n = 6 * 10  # images of base classes
+    assert seen == {"small": [n * eight, n * (eight + sixteen)], "full": [n * sixteen, 2 * n * sixteen]}
+    assert eight == pytest.approx(sixteen / 4, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("small", "message"),
+    [
+        (
+            {"sizes": [8, 12], "until": [0.5]},
+            "--small_images: 2 sizes and 1 shares of the training. Give one share for",
+        ),
+        ({"sizes": [12, 8], "until": [0.5, 0.2]}, "--small_images.until .*: must increase"),
+        ({"sizes": [2], "until": [0.5]}, "--small_images.sizes 2: too small for this network"),
+        ({"sizes": [20], "until": [0.5]}, "--small_images.sizes 20: the images have 16 px"),
+    ],
+)
+def test_small_images_that_do_not_fit(tmp_path, data, small, message):
+    model = {"name": "Conv4", "width": 0.1}
+    config = settings(train_extractor.Config, data=data, out=tmp_path / "e", model=model, small_images=small)
+    with pytest.raises(InputError, match=message):
+        train_extractor.main(config)
+
+
+def test_small_images_in_order():
+    small = SmallImages(sizes=[20, 28], until=[0.2, 0.5])
+    assert [small.at(done, 32) for done in (0, 0.19, 0.2, 0.49, 0.5, 1)] == [20, 20, 28, 28, 32, 32]
 
 
 def test_operations_of_published_networks():
