@@ -15,7 +15,7 @@ from lowshot.core.errors import InputError, NotReadable
 from lowshot.core.sealing import SealedFile, verify_checksum, verify_file, with_checksum
 
 # Suffixes of the files of a folder that its digest is made of.
-DIGESTED = {".pt", ".h5", ".json"}
+DIGESTED = {".pt", ".safetensors", ".h5", ".json"}
 
 
 def digest(path: Path) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lowshot.core.errors import InputError
@@ -22,15 +23,17 @@ def save_state(state: dict[str, Any], path: Path) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Load a file on the CPU with `torch.load(weights_only=True)`. Raises InputError if it is not a readable state
-    dict.
+    """Load a .safetensors file, or any other one with `torch.load(weights_only=True)`, on the CPU. Raises InputError if
+    it is not a readable state dict.
     """
     verify_file(Path(path))
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise missing(path) from None
-    except Exception:  # torch raises many types, and advises to load pickled objects
+    except Exception:  # torch and safetensors raise many types, and advises to load pickled objects
         raise InputError(
             f"{path}: not a readable state dict: damaged, cut off, or with pickled objects. {_SAVE}"
         ) from None

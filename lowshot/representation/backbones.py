@@ -370,8 +370,14 @@ def load_extractor(folder: Path, code: Sequence[str] = ()) -> Extractor:
     """
     config, inputs = _described(Path(folder))
     model = Extractor(config, _own_backbone(config, inputs, Path(folder), code))
-    fill(model, Path(folder) / "model.pt")
+    fill(model, _weights(Path(folder)))
     return model.eval()
+
+
+def _weights(folder: Path) -> Path:
+    """Return the file of the weights: model.pt, or model.safetensors of a released extractor (half precision)."""
+    released = folder / "model.safetensors"
+    return released if released.is_file() else folder / "model.pt"
 
 
 class Head(NamedTuple):
@@ -384,7 +390,7 @@ class Head(NamedTuple):
 
 def load_head(folder: Path) -> Head:
     """Load the classifier of the extractor in a folder, in evaluation mode, without building its backbone."""
-    config, path = _described(Path(folder))[0], Path(folder) / "model.pt"
+    config, path = _described(Path(folder))[0], _weights(Path(folder))
     if not config.n_classes:
         raise InputError(f"{folder}: has no classifier. Use an extractor of train_extractor.py")
     state = {name: value for name, value in load_tensors(path).items() if name.startswith("classifier.")}

@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, run_process
 from PIL import Image
 
 import lowshot
+from lowshot.core.errors import InputError
 from lowshot.data.datasets.folder import find_images
 from lowshot.data.datasets.images import read_images
 from lowshot.data.features import read_features
+from lowshot.data.lineage import lineage_of
 from lowshot.representation.backbones import Extractor, ModelConfig, load_extractor
 
 
@@ -108,3 +111,21 @@ def test_refused_extractors(tmp_path, extractor):
         lowshot.open_extractor(extractor, image_size=32)
     with pytest.raises(lowshot.InputError, match="timm"):
         lowshot.open_extractor("timm:no_such_model")
+
+
+def test_a_released_extractor_is_small_and_computes_the_same(tmp_path, data, extractor):
+    out = tmp_path / "released"
+    result = run_process(ROOT / "scripts" / "release_extractor.py", extractor, out)
+    assert result.returncode == 0, result.stderr
+    weights = out / "model.safetensors"
+    assert weights.stat().st_size < 0.7 * (extractor / "model.pt").stat().st_size
+    images = read_images(data / "images.h5").pixels
+    whole, half = (lowshot.embed(lowshot.open_extractor(folder), images) for folder in (extractor, out))
+    assert np.allclose(whole, half, atol=0.01 * whole.max())
+    assert lineage_of(out) == lineage_of(extractor)
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(InputError, match="damaged or edited"):
+        lowshot.open_extractor(out)
+    (out / "SHA256SUMS").unlink()
+    with pytest.raises(InputError, match="not a readable state dict"):
+        lowshot.open_extractor(out)
