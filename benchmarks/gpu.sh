@@ -48,6 +48,7 @@ case $part in
     run python benchmarks/gpu.py --out $out/stages
     if [ -n "${TINY:-}" ]; then size="--rounds 1 --n_steps 1"; else size="--precision bf16-mixed --batch_size 512"; fi
     run python benchmarks/training.py --accelerator auto $size
+    run python benchmarks/devices.py ${TINY:+--size 0.01}
     ;;
   B | E)
     prepare --config configs/shrink_hallucinate/preprocessing-cifar100.yaml --out $out/cifar100/data
