@@ -33,6 +33,10 @@ _BLOCKS = {"ResNet10": [1, 1, 1, 1], "ResNet18": [2, 2, 2, 2], "ResNet34": [3, 4
 _VGG16 = [64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool"]
 
 
+# Name of a network that was made of several (`lowshot.representation.joining`).
+JOINED = "Joined"
+
+
 @dataclass
 class ModelConfig:
     """The configuration that rebuilds an extractor; stored as `model` in its config.json.
@@ -40,8 +44,8 @@ class ModelConfig:
     Its input are images of `n_channels` and `image_size`. `crop_pct`, `crop_mode` and `interpolation` (as in timm)
     define how a picture becomes one: resize the short side to image_size / crop_pct, then crop the centre. A timm model
     repeats a grey channel, and resizes images to `input_size` if given. If `embedding` is above 0, features are
-    projected to that many dimensions. For the user's own backbone, `name` is its class. `options` are its settings, and
-    those of Airbench.
+    projected to that many dimensions. For the user's own backbone, `name` is its class. `options` are its settings,
+    those of Airbench, or the members of joined extractors.
 
     `resampling` says how the training images were made smaller, and `brightness` is their mean in 0..1, if known.
     """
@@ -257,6 +261,8 @@ def _trunk(config: ModelConfig, own: Any) -> tuple[nn.Module, int]:
         return _own_trunk(config, own)
     if is_timm(config.name):
         return timm_trunk(config.name, config.input_size or config.image_size)
+    if config.name == JOINED:
+        return _joined_trunk(config)
     BACKBONES.find(config.name)
     if config.name == "Airbench":
         return _airbench_trunk(config)
@@ -266,6 +272,18 @@ def _trunk(config: ModelConfig, own: Any) -> tuple[nn.Module, int]:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return trunk, dim
+
+
+class SideBySide(nn.ModuleList):
+    """Trunks that see the same images, and whose features are joined."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([trunk(x) for trunk in self], dim=1)
+
+
+def _joined_trunk(config: ModelConfig) -> tuple[SideBySide, int]:
+    trunks, dims = zip(*(_trunk(ModelConfig(**member), None) for member in config.options["members"]))
+    return SideBySide(trunks), sum(dims)
 
 
 def _own_trunk(config: ModelConfig, own: Any) -> tuple[nn.Module, int]:
@@ -416,6 +434,8 @@ def _described(folder: Path) -> tuple[ModelConfig, dict[str, str]]:
 
 def _own_backbone(config: ModelConfig, inputs: dict[str, str], folder: Path, code: Sequence[str]) -> Any:
     """Return the user's backbone of the extractor in `folder`; None for a built-in one or a timm model."""
+    if config.name == JOINED:
+        return None
     known = named_class(BACKBONES, config.name, code, folder)
     if known in BACKBONES.classes.values():
         return None

@@ -1,0 +1,57 @@
+"""Joined extractors: features side by side, mean scores, every stage reads them; what does not fit is refused."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_refused, run_script
+
+import join_extractors
+import lowshot
+from lowshot.core.errors import InputError
+from lowshot.data.datasets.images import read_images
+from lowshot.data.lineage import lineage_of
+from lowshot.representation.backbones import Extractor, ModelConfig, load_extractor
+from lowshot.representation.joining import join
+
+CONFIG = ModelConfig("Conv4", 5, 3, 16, width=0.1)
+
+
+def test_features_are_side_by_side_and_scores_are_means():
+    models = [Extractor(replace(CONFIG, width=width)).eval() for width in (0.1, 0.2)]
+    images = torch.rand(3, 3, 16, 16)
+    scores, features = join(models)(images)
+    ones = [model(images) for model in models]
+    assert torch.allclose(features, torch.cat([one[1] for one in ones], dim=1))
+    assert torch.allclose(scores, (ones[0][0] + ones[1][0]) / 2, atol=1e-6)
+
+
+def test_without_linear_classifiers_there_is_none():
+    joined = join([Extractor(CONFIG), Extractor(replace(CONFIG, head="cosine"))])
+    assert joined.config.n_classes == 0 and joined.dim == 2 * Extractor(CONFIG).dim
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (replace(CONFIG, image_size=32), "image_size: 32 and 16. Join extractors of the same images"),
+        (replace(CONFIG, n_classes=6), "n_classes: 6 and 5"),
+        (replace(CONFIG, embedding=8), "Conv4: cannot be joined"),
+    ],
+)
+def test_what_does_not_fit_is_refused(other, message):
+    with pytest.raises(InputError, match=message):
+        join([Extractor(CONFIG), Extractor(other)])
+
+
+def test_the_stage_writes_an_extractor(tmp_path, data, extractor):
+    folder = join_extractors.main(join_extractors.Config(extractors=[extractor, extractor], out=tmp_path / "joined"))
+    pixels = read_images(data / "images.h5").pixels[:7]
+    one, two = (lowshot.embed(lowshot.open_extractor(path), pixels) for path in (extractor, folder))
+    assert np.allclose(two, np.concatenate([one, one], axis=1), atol=1e-6)
+    assert lineage_of(folder) == lineage_of(extractor)
+    assert load_extractor(folder).classifier.weight.shape == (10, two.shape[1])
+    again = run_script("join_extractors.py", "--extractors", folder, extractor, "--out", tmp_path / "more")
+    assert again.returncode == 0 and "D = " in again.stdout, again.stderr  # joined ones can be joined
+    assert_refused(run_script("join_extractors.py", "--extractors", extractor, "--out", tmp_path / "x"), "extractors")
