@@ -14,12 +14,14 @@ from lowshot.core.artifacts import Recipe
 from lowshot.core.choices import is_own
 from lowshot.core.errors import InputError
 from lowshot.data.datasets.images import Images
-from lowshot.representation.backbones import save_extractor
+from lowshot.representation.backbones import Extractor, save_extractor
 from lowshot.representation.image_training import Trainer, image_training
 from lowshot.representation.loading import in_batches
 from lowshot.representation.losses import loss_of, topk_correct
 from lowshot.representation.networks import build_network, check_network
 from lowshot.representation.settings import LOSSES, SGM, BatchSGM, ExtractorStage, Plain
+
+_N_TURNS = 4
 
 
 def check_stage(config: ExtractorStage) -> None:
@@ -30,6 +32,8 @@ def check_stage(config: ExtractorStage) -> None:
         raise InputError(f"--loss {loss}: needs --head linear, whose gradient it computes, not --head {config.head}")
     if config.mixup is not None and not isinstance(config.loss, Plain):
         raise InputError(f"--mixup: needs --loss plain, not {loss}")
+    if config.mixup is not None and config.rotation:
+        raise InputError("--mixup, --rotation: exclude each other. Use one of them")
     if config.trained == []:
         raise InputError("--trained: is empty. Name at least one part of the network, or leave it out to train all")
 
@@ -50,12 +54,37 @@ def train_extractor(
         model = build_network(config, images, rows[0], config.data / "images.h5", n_classes, config.head)
         if config.trained is not None:
             freeze(model, config.trained)
-        trained = ExtractorTrainer(config, fabric, training, model, images, *rows, patience).fit()
+        learner = WithTurns(model) if config.rotation else model
+        ExtractorTrainer(config, fabric, training, learner, images, *rows, patience).fit()
         if fabric.is_global_zero:
-            save_extractor(training.folder, trained, made_from)
+            save_extractor(training.folder, model, made_from)
     if fabric.is_global_zero:
         print(f"{made_from['stage']}: wrote {config.out} (D = {model.dim})")
     return config.out
+
+
+class WithTurns(nn.Module):
+    """An extractor with a second classifier, for the number of quarter turns of an image."""
+
+    def __init__(self, extractor: Extractor) -> None:
+        super().__init__()
+        self.extractor, self.config = extractor, extractor.config
+        self.turns = nn.Linear(extractor.dim, _N_TURNS)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return scores (N, n_classes), features (N, D) and scores of turns (N, 4) of images (N, C, H, W)."""
+        scores, features = self.extractor(images)
+        return scores, features, self.turns(features)
+
+
+def turned(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn a quarter of the images (N, C, H, W) by each number of quarter turns, and return the numbers (N,) too.
+
+    The numbers follow from the positions, which are random already.
+    """
+    turns = torch.arange(len(images), device=images.device) * _N_TURNS // len(images)
+    parts = images.split(turns.bincount(minlength=_N_TURNS).tolist())
+    return torch.cat([part.rot90(n, (2, 3)) for n, part in enumerate(parts)]), turns
 
 
 def mixup_shares(mixup: Any, n: int, device: torch.device) -> Tensor:
@@ -91,9 +120,15 @@ class ExtractorTrainer(Trainer):
         labels = torch.from_numpy(self.images.labels[self.train_rows[positions]]).to(self.fabric.device)
         if self.settings.mixup is not None:
             return self._blended_step(*views, labels)
-        scores, features = self.network(*views)
-        loss = loss_of(self.settings.loss)(scores.float(), features.float(), labels, self.model)
+        images, turns = turned(*views) if self.settings.rotation else (*views, None)
+        scores, features, *of_turns = self.network(images)
+        loss = loss_of(self.settings.loss)(scores.float(), features.float(), labels, self._extractor())
+        if turns is not None:
+            loss = loss + self.settings.rotation * F.cross_entropy(of_turns[0].float(), turns)
         return {"loss": self._update(loss), "top1": topk_correct(scores.detach(), labels, 1) / len(labels)}
+
+    def _extractor(self) -> Extractor:
+        return self.model.extractor if self.settings.rotation else self.model
 
     def _blended_step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Train on blends of each image, by its own share, with another image of the batch (or itself)."""
@@ -126,7 +161,7 @@ class ExtractorTrainer(Trainer):
         sums = np.zeros(3)
         parts = in_batches(self.held_rows, self.settings.batch_size)
         for part, images in zip(parts, self._unchanged(parts)):
-            scores, _ = self.network(images)
+            scores = self.network(images)[0]
             labels = torch.from_numpy(self.images.labels[part]).to(self.fabric.device)
             loss = F.cross_entropy(scores.float(), labels, reduction="sum")
             sums += [loss.item(), topk_correct(scores, labels, 1).item(), topk_correct(scores, labels, 5).item()]

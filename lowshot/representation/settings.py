@@ -394,6 +394,9 @@ class ExtractorSettings(TrainingSettings):
     given, batch norm does not update its running statistics."""
     mixup: Annotated[Any, MIXUPS] | None = None
     """Mixup: mix pairs of images and their labels, with a random weight per image. For the plain loss only."""
+    rotation: NonNegativeFloat = 0.0
+    """Weight of a second task: by how many quarter turns is an image turned? A quarter of each batch is turned once, a
+    quarter twice and a quarter three times, which costs no operations (after EASY, Bendou et al., 2022)."""
     head: HeadName = "linear"
     """Classifier: linear without bias (Hariharan & Girshick), cosine with a learned scale, or the MLP of the recipe
     analogy_cifar100."""

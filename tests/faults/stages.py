@@ -67,6 +67,7 @@ def cases(root: Path, images: Path) -> list[Case]:
         case("train_extractor", ["train_extractor.py", *small, *network, "--out", extractor]),
         case("train_scgm", ["train_scgm.py", *small, *network, "--method", "scgm_g", "--method.n_subclasses", 6,
              "--schedule.n_cycles", 1, "--out", root / "scgm"]),
+        case("join_extractors", ["join_extractors.py", "--extractors", extractor, extractor, "--out", root / "joined"]),
         case("save_features", ["save_features.py", "--extractor", extractor, *small, "--out", first / "features"]),
         case("make_quadruplet", ["make_quadruplet.py", "--features", train, "--split", split, "--n_clusters", 2,
              "--out", first / "quadruplets.h5"]),

@@ -12,6 +12,7 @@ import train_extractor
 from lowshot.core.errors import InputError
 from lowshot.representation.airbench import Whitening, airbench_trunk, whitening_filters
 from lowshot.representation.backbones import Extractor, ModelConfig, WideBlock, load_extractor
+from lowshot.representation.extractor_training import turned
 from lowshot.representation.losses import loss_of
 from lowshot.representation.operations import operations_per_image
 from lowshot.representation.settings import Plain, SmallImages, Triangle
@@ -127,6 +128,26 @@ def test_small_images_that_do_not_fit(tmp_path, data, small, message):
 def test_small_images_in_order():
     small = SmallImages(sizes=[20, 28], until=[0.2, 0.5])
     assert [small.at(done, 32) for done in (0, 0.19, 0.2, 0.49, 0.5, 1)] == [20, 20, 28, 28, 32, 32]
+
+
+def test_a_quarter_of_the_images_is_turned_by_each_number():
+    images = torch.rand(6, 1, 5, 5)
+    changed, turns = turned(images)
+    assert turns.tolist() == [0, 0, 1, 2, 2, 3]
+    assert all(torch.equal(new, old.rot90(int(n), (1, 2))) for new, old, n in zip(changed, images, turns))
+
+
+def test_turns_are_learned_and_not_kept(tmp_path, data):
+    """The task changes the trunk, and the extractor has one classifier."""
+    options = {"model": {"name": "Conv4", "width": 0.1}, "epochs": 2, "batch_size": 16, "rotation": 0.5}
+    whole = train_extractor.main(settings(train_extractor.Config, data=data, out=tmp_path / "a", **options))
+    options |= {"out": tmp_path / "b", "end_after": 1}
+    train_extractor.main(settings(train_extractor.Config, data=data, **options))
+    state = load_extractor(whole).state_dict()
+    assert not [name for name in state if "turns" in name]
+    without = settings(train_extractor.Config, data=data, **(options | {"out": tmp_path / "c", "rotation": 0.0}))
+    parts = [load_extractor(path).state_dict() for path in (tmp_path / "b", train_extractor.main(without))]
+    assert not torch.equal(*(part["trunk.0.weight"] for part in parts))
 
 
 def test_operations_of_published_networks():
