@@ -47,20 +47,37 @@ def whitening_filters(moment: Tensor, eps: float) -> Tensor:
 def airbench_trunk(n_channels: int, widths: Sequence[int], depth: int) -> nn.Sequential:
     """Build the whitening layer, a group of `depth` convolutions per width, and the scaled global maximum.
 
-    The first convolution of a group is pooled before its batch norm, which then sees a quarter of the values. All
-    convolutions start as the identity on the channels that they have in common.
+    The first convolution of a group is pooled before its batch norm, which then sees a quarter of the values. The
+    others are pairs with a shortcut; one that is left over has none. So a depth of 2 is that of airbench94, and 3 that
+    of airbench96. All convolutions start as the identity on the channels that they have in common.
 
-    Departs from airbench: ReLU in place of GELU, batch norm with trained gains, groups without a shortcut; the factor
-    1/9 is applied to the features and not to the scores, which is the same and lets SGM see the classifier's gradient.
+    Departs from airbench: ReLU in place of GELU, batch norm with trained gains; the factor 1/9 is applied to the
+    features and not to the scores, which is the same and lets SGM see the classifier's gradient.
     """
     layers: list[nn.Module] = [Whitening(n_channels), nn.ReLU(inplace=True)]
     n_in = 2 * n_channels * _PATCH**2
     for width in widths:
-        for j in range(depth):
-            pool = [nn.MaxPool2d(2)] if j == 0 else []
-            layers += [_identity_convolution(n_in, width), *pool, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-            n_in = width
+        layers += [_identity_convolution(n_in, width), nn.MaxPool2d(2), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        layers += [Pair(width) for _ in range((depth - 1) // 2)]
+        if depth % 2 == 0:
+            layers += [_identity_convolution(width, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        n_in = width
     return nn.Sequential(*layers, GlobalMaximum(_SCALE))
+
+
+class Pair(nn.Module):
+    """Two convolutions with a shortcut."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            _identity_convolution(width, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
+            _identity_convolution(width, width), nn.BatchNorm2d(width),
+        )  # fmt: skip
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.convolutions(x).add_(x))
 
 
 class GlobalMaximum(nn.Module):

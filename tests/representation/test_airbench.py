@@ -10,7 +10,7 @@ from torch import nn
 
 import train_extractor
 from lowshot.core.errors import InputError
-from lowshot.representation.airbench import Whitening, airbench_trunk, whitening_filters
+from lowshot.representation.airbench import Pair, Whitening, airbench_trunk, whitening_filters
 from lowshot.representation.backbones import Extractor, ModelConfig, WideBlock, load_extractor
 from lowshot.representation.extractor_training import turned
 from lowshot.representation.losses import loss_of
@@ -41,6 +41,20 @@ def test_convolutions_start_as_the_identity():
     image = torch.rand(1, 32, 6, 6)
     assert torch.allclose(first(image), image)  # 32 -> 32
     assert torch.allclose(second(image), image)
+
+
+def test_groups_of_any_depth():
+    for depth, n_convolutions, n_shortcuts in ((1, 1, 0), (2, 2, 0), (3, 3, 1), (4, 4, 1), (5, 5, 2)):
+        trunk = airbench_trunk(1, [8], depth)
+        assert sum(isinstance(layer, nn.Conv2d) for layer in trunk.modules()) == n_convolutions
+        assert sum(isinstance(layer, Pair) for layer in trunk.modules()) == n_shortcuts
+        assert trunk(torch.rand(2, 1, 9, 9)).shape == (2, 8)
+
+
+def test_airbench96_has_shortcuts():
+    """Its training, 37 epochs of 48 steps of 1024 images, is published as 4.9e15 operations."""
+    model = Extractor(ModelConfig("Airbench", 10, 3, 32, options={"widths": [128, 384, 512], "depth": 3}))
+    assert 3 * operations_per_image(model, 32) * 37 * 48 * 1024 == pytest.approx(4.9e15, rel=0.01)
 
 
 @pytest.mark.parametrize(("side", "last"), [(32, 3), (28, 3), (24, 2), (20, 2)])
