@@ -34,6 +34,7 @@ RUNS += [("scripts/few_shot_gan/choose.sh", dataset) for dataset in ("emnist_fs"
 RUNS += [(script, dataset) for script in FEW_SHOT for dataset in ("omniglot_vinyals", "cifar_fs", "fc100")]
 RUNS += [(script, dataset) for script in FEW_SHOT for dataset in ("mini_imagenet", "tiered_imagenet")]
 RUNS += [(script, size) for script in ANALOGY for size in ("two_cores", "paper")]
+SPEEDRUNS = [("scripts/few_shot/speedrun.sh", budget) for budget in ("short", "long")]
 
 STUB = """#!/bin/sh
 for word in "$@"; do printf '%s\\t' "$word"; done >> "$RECORD"
@@ -63,12 +64,12 @@ def recorded(tmp_path):
 
 def parsed(command):
     """Return the config that a stage parses from a command."""
-    stage = importlib.import_module(command[0].removesuffix(".py"))
+    stage = importlib.import_module(command[0].removesuffix(".py").replace("/", "."))
     several = getattr(stage, "COMMANDS", None)
     return parse(several[command[1]][1] if several else stage.Config, command[2 if several else 1 :])
 
 
-@pytest.mark.parametrize(("script", "argument"), RUNS)
+@pytest.mark.parametrize(("script", "argument"), RUNS + SPEEDRUNS)
 def test_commands_are_accepted(recorded, monkeypatch, tmp_path, script, argument):
     monkeypatch.chdir(ROOT)
     weights = tmp_path / "vgg16.pth"

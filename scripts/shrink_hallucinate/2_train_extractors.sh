@@ -2,6 +2,7 @@
 # One extractor per representation (plain, SGM, ...). DEVICES=8 trains on eight GPUs of this machine.
 source "$(dirname "$0")/common.sh"
 for name in $representations; do
-  python train_extractor.py --config $configs/train_extractor-$dataset-$name.yaml --devices "${DEVICES:-1}" \
+  case $name in *_seed[0-9]) seed="--seed ${name##*_seed}" ;; *) seed="" ;; esac
+  python train_extractor.py --config $(training_config $name) $seed --devices "${DEVICES:-1}" $precision \
     --data $out/data --out $out/$name/extractor
 done

@@ -9,7 +9,8 @@ usage() {
   imagenet    the published benchmark; GPUs (days, not measured); needs DATA_ROOT, see docs/data.md
 
 DATA_ROOT=DIR     where the images are (default: data/, with a download)
-REPRESENTATIONS   which extractors, such as "resnet10_sgm" (default: all of the recipe)
+REPRESENTATIONS   which extractors, such as "resnet10_sgm" (default: all of the recipe); airbench_sgm_seed1 is trained with another seed
+PRECISION         of training: bf16-mixed is faster on GPUs and on processors with AMX (default: 32-true)
 DEVICES           number of GPUs for training (default: 1)
 
 Writes outputs/DATASET/report/report.html. More: docs/recipes/shrink_hallucinate.md
@@ -28,4 +29,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 representations=${REPRESENTATIONS:-$default}
 out=outputs/$dataset
 configs=configs/shrink_hallucinate
-for name in $representations; do check_config $configs/train_extractor-$dataset-$name.yaml; done
+precision=${PRECISION:+--precision $PRECISION}
+# airbench_sgm_seed1 has the settings of airbench_sgm.
+training_config() { echo "$configs/train_extractor-$dataset-${1%_seed[0-9]}.yaml"; }
+for name in $representations; do check_config "$(training_config $name)"; done

@@ -1,0 +1,115 @@
+"""Row of docs/leaderboard.md for a trained extractor, or for several that were joined.
+
+Reads     extractors (train_extractor.py, train_scgm.py), results of episodes.py on their features, and the data
+Writes    a Markdown row on stdout
+
+    python benchmarks/leaderboard.py --extractors outputs/cifar_fs/airbench/extractor \\
+        --results outputs/cifar_fs/results/airbench_5way_balanced_nearest_mean_cl2n.json
+    python benchmarks/leaderboard.py --extractors outputs/cifar100/airbench_plain/extractor --data outputs/cifar100/data
+
+Columns: date of the training, commit of this repository, machine (of this command: run it where the extractor was
+trained), precision, minutes and operations of the training steps, start of the digest of the weights, top-1 on the test
+images of the base classes with the extractor's own classifier, and a column for each results file and number of shots.
+Minutes and operations of several extractors are added up.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lowshot.core.cli import run
+from lowshot.core.errors import InputError
+from lowshot.core.files import digest, read_json
+from lowshot.core.runtime import open_fabric
+from lowshot.data.datasets.images import read_images
+from lowshot.data.protocol import read_split
+from lowshot.report.files import read_file
+from lowshot.report.results import episodes, summarise
+from lowshot.representation.backbones import load_extractor
+from lowshot.representation.loading import batches, in_batches, to_unit
+
+
+@dataclass
+class Config:
+    extractors: list[Path]
+    """Folders of the extractors."""
+    data: Path | None = None
+    """Folder with images.h5 and split.json, for the accuracy on base classes."""
+    results: list[Path] = field(default_factory=list)
+    """Results files of episodes.py."""
+
+
+def main(config: Config) -> None:
+    """Print the header and the row."""
+    row = training_of(config.extractors)
+    if config.data is not None:
+        row["base top-1"] = ", ".join(f"{100 * base_accuracy(one, config.data):.1f}" for one in config.extractors)
+    for path in config.results:
+        row |= accuracies_of(path)
+    for cells in (row, ["---"] * len(row), row.values()):
+        print(f"| {' | '.join(cells)} |")
+
+
+def training_of(extractors: list[Path]) -> dict[str, str]:
+    """Return when, where and at what cost the extractors were trained, from their logs and recipes."""
+    last = [json.loads((folder / "log.jsonl").read_text().splitlines()[-1]) for folder in extractors]
+    for folder in [folder for folder, record in zip(extractors, last) if "operations" not in record][:1]:
+        raise InputError(f"{folder}/log.jsonl: counts no operations. Train the extractor again")
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    configs = [read_json(folder / "config.json")["config"] for folder in extractors]
+    return {
+        "date": datetime.fromtimestamp(max(record["time"] for record in last)).date().isoformat(),
+        "commit": commit.stdout.strip(),
+        "machine": machine(),
+        "precision": ", ".join({config.get("precision", "32-true") for config in configs}),
+        "minutes": f"{sum(record['seconds'] for record in last) / 60:.0f}",
+        "operations": f"{sum(record['operations'] for record in last):.2g}".replace("e+", "e"),
+        "digest": " ".join(digest(folder / "model.pt")[:8] for folder in extractors),
+    }
+
+
+def machine() -> str:
+    """Describe the processor or the GPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    amx = " with AMX" if "amx_bf16" in Path("/proc/cpuinfo").read_text() else ""
+    return f"{torch.get_num_threads()} cores, {torch.backends.cpu.get_cpu_capability()}{amx}"
+
+
+@torch.inference_mode()
+def base_accuracy(folder: Path, data: Path) -> float:
+    """Return the top-1 accuracy on the test images of base classes, among the base classes."""
+    model, images = load_extractor(folder), read_images(data / "images.h5")
+    base = np.array(read_split(data / "split.json").base_classes)
+    rows = images.rows(test=True)
+    rows = rows[np.isin(images.labels[rows], base)]
+    if not len(rows):
+        raise InputError(f"{data}/images.h5: has no test images of base classes. Leave --data out")
+    fabric = open_fabric("auto", "32-true")
+    network, hits = fabric.to_device(model), 0
+    parts = in_batches(rows, 256)
+    for part, pixels in zip(parts, batches(images, parts, model.config)):
+        scores = network(to_unit(pixels, fabric.device))[0][:, base]
+        hits += (base[scores.argmax(1).cpu().numpy()] == images.labels[part]).sum()
+    return hits / len(rows)
+
+
+def accuracies_of(path: Path) -> dict[str, str]:
+    """Return the mean accuracy in percent with its 95 % interval, for each number of shots."""
+    summary = summarise(episodes({path.name: read_file(path)}), ["method", "n_shot"])
+    return {
+        f"{one.method}, {one.n_shot} shot": f"{100 * one.mean:.2f} ± {100 * one.interval:.2f}"
+        for one in summary.itertuples()
+    }
+
+
+if __name__ == "__main__":
+    run(main, Config, __doc__)
