@@ -79,7 +79,7 @@ case $part in
   F)
     prepare --dataset cifar100_fs --out $out/cifar100_fs/data
     folder=$out/cifar100_fs
-    run python train_extractor.py --config configs/few_shot_gan/train_extractor-cifar100_fs.yaml $fp $tiny --data $folder/data \
+    run python train_extractor.py --config configs/few_shot_gan/train_extractor-cifar100_fs-resnet18.yaml $fp $tiny --data $folder/data \
       --out $folder/resnet18/extractor
     run python train_gan.py pretrain --config configs/few_shot_gan/train_gan-cifar100_fs-pretrain.yaml $fp ${TINY:+--steps 5 --ngf 16 --ndf 4} \
       --data $folder/data --extractor $folder/resnet18/extractor --out $folder/gan

@@ -3,11 +3,12 @@
 Reads     extractors (train_extractor.py, train_scgm.py), results of episodes.py on their features, and the data
 Writes    a Markdown row on stdout
 
-    python benchmarks/leaderboard.py --extractors outputs/cifar_fs/airbench/extractor \\
+    python benchmarks/leaderboard.py --name cifar_fs --extractors outputs/cifar_fs/airbench/extractor \\
         --results outputs/cifar_fs/results/airbench_5way_balanced_nearest_mean_cl2n.json
-    python benchmarks/leaderboard.py --extractors outputs/cifar100/airbench_plain/extractor --data outputs/cifar100/data
+    python benchmarks/leaderboard.py --name plain --extractors outputs/cifar100/airbench_plain/extractor \\
+        --data outputs/cifar100/data
 
-Columns: date of the training, commit of this repository, machine (of this command: run it where the extractor was
+Columns: name, date of the training, commit of this repository, machine (of this command: run it where the extractor was
 trained), precision, minutes and operations of the training steps, start of the digest of the weights, top-1 on the test
 images of the base classes with the extractor's own classifier, and a column for each results file and number of shots.
 Minutes and operations of several extractors are added up.
@@ -36,9 +37,13 @@ from lowshot.report.results import episodes, summarise
 from lowshot.representation.backbones import load_extractor
 from lowshot.representation.loading import batches, in_batches, to_unit
 
+HALF = {"AMX": "amx_bf16", "AVX512_BF16": "avx512_bf16"}  # what makes bf16-mixed fast: its flag in /proc/cpuinfo
+
 
 @dataclass
 class Config:
+    name: str
+    """What the row is called."""
     extractors: list[Path]
     """Folders of the extractors."""
     data: Path | None = None
@@ -49,7 +54,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Print the header and the row."""
-    row = training_of(config.extractors)
+    row = {"extractor": config.name} | training_of(config.extractors)
     if config.data is not None:
         row["base top-1"] = ", ".join(f"{100 * base_accuracy(one, config.data):.1f}" for one in config.extractors)
     for path in config.results:
@@ -80,8 +85,9 @@ def machine() -> str:
     """Describe the processor or the GPU."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    amx = " with AMX" if "amx_bf16" in Path("/proc/cpuinfo").read_text() else ""
-    return f"{torch.get_num_threads()} cores, {torch.backends.cpu.get_cpu_capability()}{amx}"
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    half = next((f" with {name}" for name, flag in HALF.items() if flag in flags), "")
+    return f"{torch.get_num_threads()} cores, {torch.backends.cpu.get_cpu_capability()}{half}"
 
 
 @torch.inference_mode()

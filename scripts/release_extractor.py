@@ -1,36 +1,58 @@
-"""Write a small copy of an extractor, to be kept in the repository: weights of half precision in a .safetensors file.
+"""Write a small copy of an extractor, to be kept in a repository: weights of half precision in a .safetensors file.
 
-    python scripts/release_extractor.py outputs/cifar_fs/airbench/extractor examples/extractors/cifar_fs
+Reads     EXTRACTOR/ (train_extractor.py)
+Writes    OUT/model.safetensors, OUT/config.json (with recipe and lineage), OUT/SHA256SUMS; every stage accepts the
+          folder as --extractor
 
-Reads a folder of train_extractor.py. Writes model.safetensors, config.json (with recipe and lineage) and SHA256SUMS.
-Every stage accepts the folder as --extractor.
+    python scripts/release_extractor.py --extractor outputs/cifar_fs/airbench/extractor \\
+        --out examples/extractors/cifar_fs
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lowshot.core.cli import run
 from lowshot.core.errors import InputError
 from lowshot.core.files import read_json, write_json
 from lowshot.core.sealing import seal_folder
 from lowshot.representation.backbones import load_extractor
 
 
-def main(extractor: Path, out: Path) -> None:
+@dataclass
+class Config:
+    extractor: Path
+    """Folder of the extractor."""
+    out: Path
+    """Folder to write, which must not exist."""
+    without_classifier: bool = False
+    """Leave the classifier out: for thousands of classes it is larger than the backbone."""
+
+
+@torch.no_grad()
+def main(config: Config) -> None:
     """Write the copy."""
-    state = {name: one.half() if one.is_floating_point() else one
-             for name, one in load_extractor(extractor).state_dict().items()}  # fmt: skip
+    if config.out.exists():
+        raise InputError(f"{config.out}: exists. Remove it or choose another --out")
+    model, content = load_extractor(config.extractor), read_json(config.extractor / "config.json")
+    if config.without_classifier:
+        model.classifier = torch.nn.Identity()
+        content["model"]["n_classes"] = 0
+    state = {name: one.half() if one.is_floating_point() else one for name, one in model.state_dict().items()}
     for name in [name for name, one in state.items() if not one.isfinite().all()][:1]:
-        raise InputError(f"{extractor}/model.pt: {name} has values beyond half precision")
-    out.mkdir(parents=True)
-    save_file({name: one.contiguous() for name, one in state.items()}, out / "model.safetensors")
-    write_json(out / "config.json", read_json(extractor / "config.json"))
-    seal_folder(out)
-    print(f"release_extractor: wrote {out} ({(out / 'model.safetensors').stat().st_size / 1e6:.2f} MB)")
+        raise InputError(f"{config.extractor}: {name} has values beyond half precision")
+    config.out.mkdir(parents=True)
+    weights = config.out / "model.safetensors"
+    save_file({name: one.contiguous() for name, one in state.items()}, weights)
+    write_json(config.out / "config.json", content)
+    seal_folder(config.out)
+    print(f"release_extractor: wrote {config.out} ({weights.stat().st_size / 1e6:.2f} MB)")
 
 
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
-    main(*map(Path, sys.argv[1:]))
+    run(main, Config, __doc__)

@@ -35,6 +35,8 @@ RUNS += [(script, dataset) for script in FEW_SHOT for dataset in ("omniglot_viny
 RUNS += [(script, dataset) for script in FEW_SHOT for dataset in ("mini_imagenet", "tiered_imagenet")]
 RUNS += [(script, size) for script in ANALOGY for size in ("two_cores", "paper")]
 SPEEDRUNS = [("scripts/few_shot/speedrun.sh", budget) for budget in ("short", "long")]
+PARTS = ("cifar100", "few_shot", "omniglot", "emnist", "superclasses")
+SPEEDRUNS += [("benchmarks/leaderboard.sh", part) for part in PARTS]
 
 STUB = """#!/bin/sh
 for word in "$@"; do printf '%s\\t' "$word"; done >> "$RECORD"

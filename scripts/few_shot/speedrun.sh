@@ -40,4 +40,4 @@ for method in nearest_mean_cl2n logistic_regression pt_map; do
   python episodes.py --config $configs/episodes-$method.yaml --features $folder/features/train.h5 --split $out/data/split.json \
     --n_way 5 ${SETUP:+--setup $SETUP} --out "${results[-1]}"
 done
-python benchmarks/leaderboard.py --extractors "${members[@]}" --results "${results[@]}"
+python benchmarks/leaderboard.py --name "$budget" --extractors "${members[@]}" --results "${results[@]}"

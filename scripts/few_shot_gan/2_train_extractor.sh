@@ -3,6 +3,6 @@
 source "$(dirname "$0")/common.sh"
 for seed in $seeds; do
   folder=$out/seed$seed/$representation
-  python train_extractor.py --config $configs/train_extractor-$dataset.yaml $precision --seed $seed --data $out/seed$seed/data --out $folder/extractor
+  python train_extractor.py --config $configs/train_extractor-$dataset-$representation.yaml $precision --seed $seed --data $out/seed$seed/data --out $folder/extractor
   python save_features.py --extractor $folder/extractor --data $out/seed$seed/data --out $folder/features
 done

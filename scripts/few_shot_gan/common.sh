@@ -13,6 +13,7 @@ DATA_ROOT=DIR           where the images are (default: data/, with a download)
 SEEDS, SHOTS, TRIALS    part of the recipe (default: SEEDS="0 1 2 3 4" SHOTS="5 10 15 25" TRIALS=1 on emnist_fs)
 KINDS                   kinds of fine-tuning (default: "supervised semi_supervised"; omniglot_fs: also described)
 MAX_PER_CLASS           keep at most that many images per class
+REPRESENTATION          another extractor: airbench on emnist_fs (default: conv4; resnet18 on cifar100_fs)
 NETWORK=published       the published networks (emnist_fs); with IMAGE_SIZE=32 at the published size
 IMAGE_SIZE              side of the images (emnist_fs, omniglot_fs; default: 28)
 PRECISION               of training: 32-true, bf16-mixed, ...
@@ -26,17 +27,17 @@ default_kinds="supervised semi_supervised"
 case $dataset in
   emnist_fs)
     takes="11 to 29 minutes per pre-training and 9 to 29 per fine-tuning on a core"
-    representation=conv4 default_shots="5 10 15 25" max_shots=25 n_per_class=600 n_per_base_class=200
+    default=conv4 default_shots="5 10 15 25" max_shots=25 n_per_class=600 n_per_base_class=200
     ;;
   # Its GANs describe classes by features: they need no fine-tuning for novel classes (kind described).
   omniglot_fs)
     takes="43 minutes per pre-training and 12 per fine-tuning on a core"
-    representation=conv4 default_shots=5 max_shots=5 n_per_class=50 n_per_base_class=16
+    default=conv4 default_shots=5 max_shots=5 n_per_class=50 n_per_base_class=16
     default_kinds="described $default_kinds" by_features=true
     ;;
   cifar100_fs)
     takes="a GPU (not measured)"
-    representation=resnet18 default_shots="50 100" max_shots=100 n_per_class=900 n_per_base_class=120
+    default=resnet18 default_shots="50 100" max_shots=100 n_per_class=900 n_per_base_class=120
     ;;
   *) usage ;;
 esac
@@ -45,6 +46,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 seeds=${SEEDS:-0 1 2 3 4}
 trials=${TRIALS:-1}
 shots=${SHOTS:-$default_shots}
+representation=${REPRESENTATION:-$default}
 # NETWORK=published: the published networks, trained as published.
 network=${NETWORK:+-$NETWORK}
 [ -z "$network" ] || [ "$network-$dataset" = -published-emnist_fs ] || { echo "NETWORK: only published, and only of emnist_fs" >&2 && exit 2; }
@@ -57,3 +59,4 @@ image_size=${IMAGE_SIZE:+--dataset.image_size $IMAGE_SIZE}
 out=outputs/$dataset${IMAGE_SIZE:+_${IMAGE_SIZE}px}
 results=$out/results_few_shot_gan
 configs=configs/few_shot_gan
+check_config $configs/train_extractor-$dataset-$representation.yaml

@@ -4,5 +4,5 @@ source "$(dirname "$0")/common.sh"
 for name in $representations; do
   case $name in *_seed[0-9]) seed="--seed ${name##*_seed}" ;; *) seed="" ;; esac
   python train_extractor.py --config $(training_config $name) $seed --devices "${DEVICES:-1}" $precision \
-    --data $out/data --out $out/$name/extractor
+    --data $(training_data $name) --out $out/$name/extractor
 done

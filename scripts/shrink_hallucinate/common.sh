@@ -32,4 +32,8 @@ configs=configs/shrink_hallucinate
 precision=${PRECISION:+--precision $PRECISION}
 # airbench_sgm_seed1 has the settings of airbench_sgm.
 training_config() { echo "$configs/train_extractor-$dataset-${1%_seed[0-9]}.yaml"; }
+# Airbench learns characters from their rotations too, which are classes of their own.
+training_data() {
+  case $dataset-$1 in omniglot-airbench*) echo "$out/data_rotated" ;; *) echo "$out/data" ;; esac
+}
 for name in $representations; do check_config "$(training_config $name)"; done

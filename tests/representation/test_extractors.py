@@ -12,7 +12,7 @@ from lowshot.data.datasets.folder import find_images
 from lowshot.data.datasets.images import read_images
 from lowshot.data.features import read_features
 from lowshot.data.lineage import lineage_of
-from lowshot.representation.backbones import Extractor, ModelConfig, load_extractor
+from lowshot.representation.backbones import Extractor, ModelConfig, load_extractor, load_head
 
 
 def test_stored_pixels_are_embedded_as_the_stage_does(data, extractor, features):
@@ -113,10 +113,16 @@ def test_refused_extractors(tmp_path, extractor):
         lowshot.open_extractor("timm:no_such_model")
 
 
-def test_a_released_extractor_is_small_and_computes_the_same(tmp_path, data, extractor):
+@pytest.mark.parametrize("without_classifier", ["false", "true"])
+def test_a_released_extractor_is_small_and_computes_the_same(tmp_path, data, extractor, without_classifier):
     out = tmp_path / "released"
-    result = run_process(ROOT / "scripts" / "release_extractor.py", extractor, out)
+    release = [ROOT / "scripts" / "release_extractor.py", "--extractor", extractor, "--out", out]
+    result = run_process(*release, "--without_classifier", without_classifier)
     assert result.returncode == 0, result.stderr
+    assert run_process(*release).returncode == 2
+    if without_classifier == "true":
+        with pytest.raises(InputError, match="has no classifier"):
+            load_head(out)
     weights = out / "model.safetensors"
     assert weights.stat().st_size < 0.7 * (extractor / "model.pt").stat().st_size
     images = read_images(data / "images.h5").pixels
