@@ -20,6 +20,7 @@ END
 part=${1:-}
 case $part in cifar100 | few_shot | omniglot | emnist | superclasses) ;; *) usage ;; esac
 source "$(dirname "$0")/../scripts/environment.sh"
+export TRAIN=true
 
 case $part in
   cifar100 | omniglot)

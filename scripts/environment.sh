@@ -16,7 +16,7 @@ make_absolute
 # Lists of names, and single values. They become words of commands, so other characters would change the command.
 check_words() {
   local variable
-  for variable in DEVICES KINDS MAX_PER_CLASS METHODS NETWORK N_BACKGROUND PRECISION REPRESENTATION REPRESENTATIONS SEEDS SETUP SHOTS START TRIALS; do
+  for variable in DEVICES KINDS MAX_PER_CLASS METHODS NETWORK N_BACKGROUND PRECISION REPRESENTATION REPRESENTATIONS SEEDS SETUP SHOTS START TRAIN TRIALS; do
     case ${!variable:-} in
       *[!A-Za-z0-9_.:/\ -]*) echo "$variable=${!variable}: only names and numbers are expected" >&2 && exit 2 ;;
     esac
@@ -30,6 +30,15 @@ check_words
 # A representation that the user chose must have a config.
 check_config() {
   [ -e "$1" ] || { echo "no such representation: $1 does not exist" >&2 && exit 2; }
+}
+# The extractor of a representation of $dataset: the one that is kept in the repository, else (or with TRAIN=true) the one to train.
+extractor_of() {
+  local released=examples/extractors/$dataset-$1
+  if [ -d $released ] && [ -z "${TRAIN:-}" ]; then echo $released; else echo outputs/$dataset/$1/extractor; fi
+}
+is_released() {
+  case $(extractor_of $1) in outputs/*) return 1 ;; esac
+  echo "uses $(extractor_of $1), which is trained already; TRAIN=true trains it again"
 }
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

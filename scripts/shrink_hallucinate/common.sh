@@ -11,6 +11,7 @@ usage() {
 DATA_ROOT=DIR     where the images are (default: data/, with a download)
 REPRESENTATIONS   which extractors, such as "resnet10_sgm" (default: all of the recipe); airbench_sgm_seed1 is trained with another seed
 PRECISION         of training: bf16-mixed is faster on GPUs and on processors with AMX (default: 32-true)
+TRAIN=true        train representations that examples/extractors/ has, too
 DEVICES           number of GPUs for training (default: 1)
 
 Writes outputs/DATASET/report/report.html. More: docs/recipes/shrink_hallucinate.md
@@ -30,10 +31,10 @@ representations=${REPRESENTATIONS:-$default}
 out=outputs/$dataset
 configs=configs/shrink_hallucinate
 precision=${PRECISION:+--precision $PRECISION}
-# airbench_sgm_seed1 has the settings of airbench_sgm.
-training_config() { echo "$configs/train_extractor-$dataset-${1%_seed[0-9]}.yaml"; }
+# The settings of a stage for a representation. airbench_sgm_seed1 has those of airbench_sgm.
+settings() { echo "$configs/$1-$dataset-${2/_seed[0-9]/}.yaml"; }
 # Airbench learns characters from their rotations too, which are classes of their own.
 training_data() {
   case $dataset-$1 in omniglot-airbench*) echo "$out/data_rotated" ;; *) echo "$out/data" ;; esac
 }
-for name in $representations; do check_config "$(training_config $name)"; done
+for name in $representations; do check_config "$(settings train_extractor $name)"; done
