@@ -11,7 +11,7 @@ usage() {
 
 DATA_ROOT=DIR    where the images are (default: data/, with a download)
 REPRESENTATION   another extractor, such as resnet12 (default: airbench on the first three)
-PRECISION        of training: bf16-mixed is faster on GPUs and on processors with AMX (default: 32-true)
+PRECISION        of training: bf16-mixed is faster on GPUs and on processors with AMX or AVX512_BF16 (default: 32-true)
 TRAIN=true       train the extractor even if examples/extractors/ has it
 DEVICES          number of GPUs for training (default: 1)
 

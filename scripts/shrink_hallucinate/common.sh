@@ -10,7 +10,7 @@ usage() {
 
 DATA_ROOT=DIR     where the images are (default: data/, with a download)
 REPRESENTATIONS   which extractors, such as "resnet10_sgm" (default: all of the recipe); airbench_sgm_seed1 is trained with another seed
-PRECISION         of training: bf16-mixed is faster on GPUs and on processors with AMX (default: 32-true)
+PRECISION         of training: bf16-mixed is faster on GPUs and on processors with AMX or AVX512_BF16 (default: 32-true)
 TRAIN=true        train representations that examples/extractors/ has, too
 DEVICES           number of GPUs for training (default: 1)
 
