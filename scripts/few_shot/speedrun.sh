@@ -33,7 +33,7 @@ for rotation in $rotations; do
     --devices "${DEVICES:-1}" $precision --data $out/data --out "${members[-1]}"
 done
 python join_extractors.py --extractors "${members[@]}" --out $folder/extractor
-python save_features.py $mirror --extractor $folder/extractor --data $out/data --out $folder/features
+python save_features.py $mirror $precision --extractor $folder/extractor --data $out/data --out $folder/features
 results=()
 for method in nearest_mean_cl2n logistic_regression pt_map; do
   results+=("$out/results/speedrun_${budget}_5way_balanced${SETUP:+_$SETUP}_$method.json")
