@@ -31,14 +31,14 @@ check_words
 check_config() {
   [ -e "$1" ] || { echo "no such representation: $1 does not exist" >&2 && exit 2; }
 }
-# The extractor of a representation of $dataset: the one that is kept in the repository, else (or with TRAIN=true) the one to train.
+# The extractor of a representation (DATASET NAME): the one that is kept in the repository, else (or with TRAIN=true) the one to train.
 extractor_of() {
-  local released=examples/extractors/$dataset-$1
-  if [ -d $released ] && [ -z "${TRAIN:-}" ]; then echo $released; else echo outputs/$dataset/$1/extractor; fi
+  local released=examples/extractors/$1-$2
+  if [ -d "$released" ] && [ -z "${TRAIN:-}" ]; then echo "$released"; else echo "outputs/$1/$2/extractor"; fi
 }
 is_released() {
-  case $(extractor_of $1) in outputs/*) return 1 ;; esac
-  echo "uses $(extractor_of $1), which is trained already; TRAIN=true trains it again"
+  case $(extractor_of "$1" "$2") in outputs/*) return 1 ;; esac
+  echo "uses $(extractor_of "$1" "$2"), which is trained already; TRAIN=true trains it again"
 }
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

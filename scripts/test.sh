@@ -6,6 +6,6 @@ chosen="not slow"
 if [ "${1:-}" = --slow ]; then chosen="" && shift; fi
 ruff format --check .
 ruff check .
-shellcheck scripts/*.sh scripts/*/*.sh scripts/slurm/*.sbatch .ci/run
+shellcheck scripts/*.sh scripts/*/*.sh scripts/slurm/*.sbatch benchmarks/*.sh .ci/run
 lint-imports --no-logo --no-cache
 python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m "$chosen" "$@"

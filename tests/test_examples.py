@@ -1,9 +1,15 @@
-"""The notebooks in examples/ run from the first cell to the last."""
+"""The notebooks in examples/ run from the first cell to the last, and every stage takes the released extractors."""
 
 import nbformat
+import numpy as np
 import pytest
 from conftest import ROOT
 from nbclient import NotebookClient
+
+import lowshot
+from lowshot.data.lineage import lineage_of
+
+RELEASED = sorted((ROOT / "examples" / "extractors").iterdir())
 
 
 @pytest.mark.slow
@@ -18,3 +24,16 @@ def test_notebook(path, monkeypatch, tmp_path):
     assert any("novel classes" in text for text in printed)
     table = notebook.cells[-1].outputs[-1]["data"]["text/plain"]
     assert "logistic_regression" in table and "nearest_mean" in table
+
+
+@pytest.mark.parametrize("path", RELEASED, ids=lambda path: path.name)
+def test_released_extractor(path):
+    """It is small, says what it has seen, and tells images apart."""
+    assert (path / "model.safetensors").stat().st_size <= 2e6
+    extractor = lowshot.open_extractor(path)
+    side, n_channels = extractor.config.image_size, extractor.config.n_channels
+    images = np.random.default_rng(0).integers(0, 256, (4, side, side, n_channels)).astype(np.uint8)
+    features = lowshot.embed(extractor, images)
+    assert features.shape == (4, 160) and np.isfinite(features).all() and len(np.unique(features, axis=0)) == 4
+    seen = lineage_of(path)
+    assert seen.labelled and not seen.unknown

@@ -30,8 +30,8 @@ NO_NUMBERS = {"provenance", "stage", "config", "inputs", "schema", "digest", "me
 # What features of this revision have seen is unknown today, as they have no lineage.
 NO_NUMBERS |= {"setting"}
 RENAMED = {"values", "chosen"}  # settings of a grid, which have other names today
-# Iterative methods: rounding on another processor may change the class of one image of a run or task. The stored scores
-# of linear_sgd must still agree to four digits.
+# Iterative methods: rounding on another processor may change the class of an image or two of a run or task. The stored
+# scores of linear_sgd must still agree to four digits.
 ITERATED = r"linear_sgd|mlp|logistic_regression|cosine"
 N_JUDGED = {"novel": 6, "base": 9, "all": 15}  # the smaller number of the two setups
 N_QUERIES = 6
@@ -148,18 +148,19 @@ def check_values(frozen: object, made: object, where: str, method: str | None = 
         for i, (old, new) in enumerate(zip(frozen, made)):
             check_values(old, new, f"{where}.{i}", method)
     elif isinstance(frozen, float):
-        assert made == pytest.approx(frozen, rel=1e-4, abs=1e-6 + one_image(where, method)), where
+        assert made == pytest.approx(frozen, rel=1e-4, abs=1e-6 + few_images(where, method)), where
     else:
         assert made == frozen, where
 
 
-def one_image(where: str, method: str | None) -> float:
-    """Return the share of one image in the accuracy of an iterative method, or 0 for other numbers."""
+def few_images(where: str, method: str | None) -> float:
+    """Return the share of two images in the accuracy of an iterative method, or 0 for other numbers. At a high rate the
+    rounding of the processor decides about as many: an AMD EPYC and an Intel Xeon differ by two of six."""
     selection = ".selection.yaml.cells" in where and "diffusion" not in where
     if not (selection or re.match(ITERATED, method or "")):
         return 0
     name = where.rsplit(".", 1)[1]
-    return 1 / N_QUERIES if name == "accuracy" else 1 / N_JUDGED.get(name.split("_")[-1], np.inf)
+    return 2 / N_QUERIES if name == "accuracy" else 2 / N_JUDGED.get(name.split("_")[-1], np.inf)
 
 
 def same_h5(frozen: Path, made: Path) -> None:

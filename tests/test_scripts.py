@@ -84,6 +84,20 @@ def test_commands_are_accepted(recorded, monkeypatch, tmp_path, script, argument
         assert all((ROOT / grid).is_file() for flag, grid in pairwise(command) if flag == "--select")
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "examples/extractors").iterdir()), ids=lambda path: path.name)
+def test_a_released_extractor_is_not_trained(recorded, path):
+    """The recipe takes it from examples/extractors/, and with TRAIN=true trains it again."""
+    dataset, name = path.name.split("-")
+    recipe = "few_shot" if name == "airbench" else "shrink_hallucinate"
+    for train, extractor in (("", f"examples/extractors/{path.name}"), ("true", f"outputs/{dataset}/{name}/extractor")):
+        variables = {"REPRESENTATION": name, "REPRESENTATIONS": name, "TRAIN": train}
+        done, commands = recorded(f"scripts/{recipe}/run_all.sh", dataset, **variables)
+        assert done.returncode == 0, done.stderr
+        assert (commands[1][0] == "train_extractor.py") == bool(train)
+        used = [dict(pairwise(command)).get("--extractor") for command in commands if command[0] == "save_features.py"]
+        assert used == [extractor]
+
+
 @pytest.mark.parametrize("recipe", ["shrink_hallucinate cifar100", "few_shot fc100", "scgm living17", "scgm omniglot",
                                     "few_shot_gan omniglot_fs"])  # fmt: skip
 def test_data_root_is_passed_on(recorded, tmp_path, monkeypatch, recipe):

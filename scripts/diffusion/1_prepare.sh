@@ -6,5 +6,5 @@ for stage in 1_prepare 2_train_extractors 3_save_features; do
 done
 if [ "$dataset" = imagenet ]; then
   python preprocessing.py --dataset yfcc100m --root "${YFCC_ROOT:-data/yfcc100m}" --dataset.start "${START:-0}" --dataset.count "$n_background" --out $yfcc/data
-  python save_features.py --extractor $(extractor_of $name) --data $yfcc/data --out $yfcc/$name/features
+  python save_features.py --extractor "$(extractor_of $dataset $name)" --data $yfcc/data --out $yfcc/$name/features
 fi

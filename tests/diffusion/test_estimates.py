@@ -119,8 +119,11 @@ def test_terms_are_the_arrays_of_the_code():
 )
 def test_the_peak_of_memory_is_right(width, precision, weight, assigning, monkeypatch):
     """Without the memory of libraries, which are loaded already. The arrays are large enough to be returned to the
-    system when freed. The allocator would learn to keep them, so its threshold (option -3 of mallopt) is fixed."""
-    ctypes.CDLL(None).mallopt(-3, 1 << 16)
+    system when freed. The allocator would learn to keep them, or was told to by a training in this process, so its
+    settings are fixed."""
+    mmap_threshold, mmap_max, trim_threshold, top_pad = -3, -4, -1, -2
+    for option, value in ((mmap_threshold, 1 << 16), (mmap_max, 1 << 16), (trim_threshold, 1 << 17), (top_pad, 0)):
+        ctypes.CDLL(None).mallopt(option, value)
     monkeypatch.setattr(room, "_LIBRARIES", 0)
     work, peaks = Work(slice_width=width), {}
     for n_nodes in (200, 600_000):
