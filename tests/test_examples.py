@@ -1,4 +1,4 @@
-"""The notebooks in examples/ run from the first cell to the last, and every stage takes the released extractors."""
+"""The notebooks in examples/ run from the first cell to the last, and the released extractors compute features."""
 
 import nbformat
 import numpy as np

@@ -76,7 +76,8 @@ def test_commands_are_accepted(recorded, monkeypatch, tmp_path, script, argument
     monkeypatch.chdir(ROOT)
     weights = tmp_path / "vgg16.pth"
     weights.touch()
-    done, commands = recorded(script, argument, WEIGHTS=str(weights), PRECISION="bf16-mixed", SEEDS="0 1")
+    variables = {"WEIGHTS": str(weights), "PRECISION": "bf16-mixed", "SEEDS": "0 1", "TRAIN": "true"}
+    done, commands = recorded(script, argument, **variables)
     assert done.returncode == 0, done.stderr
     assert commands
     for command in commands:
