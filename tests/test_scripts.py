@@ -34,7 +34,8 @@ RUNS += [("scripts/few_shot_gan/choose.sh", dataset) for dataset in ("emnist_fs"
 RUNS += [(script, dataset) for script in FEW_SHOT for dataset in ("omniglot_vinyals", "cifar_fs", "fc100")]
 RUNS += [(script, dataset) for script in FEW_SHOT for dataset in ("mini_imagenet", "tiered_imagenet")]
 RUNS += [(script, size) for script in ANALOGY for size in ("two_cores", "paper")]
-SPEEDRUNS = [("scripts/few_shot/speedrun.sh", budget) for budget in ("short", "long")]
+SPEEDRUNS = [("scripts/few_shot/speedrun.sh", f"{split} short") for split in ("cifar_fs", "fc100", "omniglot_vinyals")]
+SPEEDRUNS += [("scripts/few_shot/speedrun.sh", f"{split} long") for split in ("cifar_fs", "fc100")]
 PARTS = ("cifar100", "few_shot", "omniglot", "emnist", "superclasses")
 SPEEDRUNS += [("benchmarks/leaderboard.sh", part) for part in PARTS]
 
@@ -77,7 +78,7 @@ def test_commands_are_accepted(recorded, monkeypatch, tmp_path, script, argument
     weights = tmp_path / "vgg16.pth"
     weights.touch()
     variables = {"WEIGHTS": str(weights), "PRECISION": "bf16-mixed", "SEEDS": "0 1", "TRAIN": "true"}
-    done, commands = recorded(script, argument, **variables)
+    done, commands = recorded(script, *argument.split(), **variables)
     assert done.returncode == 0, done.stderr
     assert commands
     for command in commands:
