@@ -34,7 +34,7 @@ from lowshot.representation.settings import TimmModel
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PAGES += [p for p in sorted((ROOT / "docs").rglob("*.md")) if p.name not in ("RESULTS.md", "LOG.md", "extending.md")]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-_FENCE = re.compile(r"^(?:<!-- needs: (.+) -->\n)?```(\w*)\n(.*?)^```$", re.M | re.S)
+_FENCE = re.compile(r"^(?:<!-- needs: ([^\n]+) -->\n)?```(\w*)\n(.*?)^```$", re.M | re.S)
 _ASSIGNMENT = re.compile(r"[A-Z_]+=")
 # Commands of the shell, and scripts that run the tests: there is nothing to try.
 _NOT_TRIED = ("source", "zensical", "bash scripts/test.sh", "bash scripts/environment.sh")
