@@ -55,8 +55,10 @@ case $part in
     ;;
   superclasses)
     export REPRESENTATION=airbench
-    METHODS="coarse scgm_g" bash scripts/scgm/run_all.sh cifar100
-    METHODS="coarse scgm_g ancor scgm_a" SEEDS=0 bash scripts/scgm/run_all.sh cifar100
+    steps() { for step in "$@"; do bash "scripts/scgm/$step.sh" cifar100; done; }
+    METHODS="coarse scgm_g" steps 1_prepare 2_train 3_save_features 4_episodes
+    METHODS="ancor scgm_a" SEEDS=0 steps 2_train 3_save_features 4_episodes
+    METHODS="coarse scgm_g" steps 5_report
     for name in {coarse,scgm_g}_seed{0,1,2} {ancor,scgm_a}_seed0; do
       folder=outputs/cifar100/results_scgm/airbench_$name
       python benchmarks/leaderboard.py --name "$name" --extractors outputs/cifar100/scgm/airbench_$name/extractor \
