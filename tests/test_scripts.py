@@ -34,10 +34,12 @@ RUNS += [("scripts/few_shot_gan/choose.sh", dataset) for dataset in ("emnist_fs"
 RUNS += [(script, dataset) for script in FEW_SHOT for dataset in ("omniglot_vinyals", "cifar_fs", "fc100")]
 RUNS += [(script, dataset) for script in FEW_SHOT for dataset in ("mini_imagenet", "tiered_imagenet")]
 RUNS += [(script, size) for script in ANALOGY for size in ("two_cores", "paper")]
-SPEEDRUNS = [("scripts/few_shot/speedrun.sh", f"{split} short") for split in ("cifar_fs", "fc100", "omniglot_vinyals")]
-SPEEDRUNS += [("scripts/few_shot/speedrun.sh", f"{split} long") for split in ("cifar_fs", "fc100")]
+BENCHMARKS = [("scripts/few_shot/speedrun.sh", f"{split} short") for split in ("cifar_fs", "fc100", "omniglot_vinyals")]
+BENCHMARKS += [("scripts/few_shot/speedrun.sh", f"{split} long") for split in ("cifar_fs", "fc100")]
 PARTS = ("cifar100", "few_shot", "omniglot", "emnist", "superclasses")
-SPEEDRUNS += [("benchmarks/leaderboard.sh", part) for part in PARTS]
+BENCHMARKS += [("benchmarks/leaderboard.sh", part) for part in PARTS] + [
+    ("benchmarks/gpu.sh", part) for part in "ABCDEF"
+]
 
 STUB = """#!/bin/sh
 for word in "$@"; do printf '%s\\t' "$word"; done >> "$RECORD"
@@ -72,7 +74,7 @@ def parsed(command):
     return parse(several[command[1]][1] if several else stage.Config, command[2 if several else 1 :])
 
 
-@pytest.mark.parametrize(("script", "argument"), RUNS + SPEEDRUNS)
+@pytest.mark.parametrize(("script", "argument"), RUNS + BENCHMARKS)
 def test_commands_are_accepted(recorded, monkeypatch, tmp_path, script, argument):
     monkeypatch.chdir(ROOT)
     weights = tmp_path / "vgg16.pth"
