@@ -2,6 +2,7 @@
 (Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", arXiv 2404.00498, 2024)."""
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,25 +45,29 @@ def whitening_filters(moment: Tensor, eps: float) -> Tensor:
     return torch.cat([filters, -filters])
 
 
-def airbench_trunk(n_channels: int, widths: Sequence[int], depth: int) -> nn.Sequential:
-    """Build the whitening layer, a group of `depth` convolutions per width, and the scaled global maximum.
+def airbench_trunk(
+    n_channels: int, widths: Sequence[int], depth: int, pooling: Literal["maximum", "average"] = "maximum"
+) -> nn.Sequential:
+    """Build the whitening layer, a group of `depth` convolutions per width, and the pooling.
 
     The first convolution of a group is pooled before its batch norm, which then sees a quarter of the values. The
     others are pairs with a shortcut; one that is left over has none. So a depth of 2 is that of airbench94, and 3 that
-    of airbench96. All convolutions start as the identity on the channels that they have in common.
+    of airbench96. In airbench all convolutions start as the identity: `start_as_identity`.
 
-    Departs from airbench: ReLU in place of GELU, batch norm with trained gains; the factor 1/9 is applied to the
-    features and not to the scores, which is the same and lets SGM see the classifier's gradient.
+    Departs from airbench: ReLU in place of GELU, batch norm with trained gains, the average as another pooling. The
+    factor 1/9 of the maximum is applied to the features and not to the scores, which is the same and lets SGM see the
+    classifier's gradient.
     """
     layers: list[nn.Module] = [Whitening(n_channels), nn.ReLU(inplace=True)]
     n_in = 2 * n_channels * _PATCH**2
     for width in widths:
-        layers += [_identity_convolution(n_in, width), nn.MaxPool2d(2), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        layers += [_convolution(n_in, width), nn.MaxPool2d(2), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
         layers += [Pair(width) for _ in range((depth - 1) // 2)]
         if depth % 2 == 0:
-            layers += [_identity_convolution(width, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            layers += [_convolution(width, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
         n_in = width
-    return nn.Sequential(*layers, GlobalMaximum(_SCALE))
+    pool = [GlobalMaximum(_SCALE)] if pooling == "maximum" else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, *pool)
 
 
 class Pair(nn.Module):
@@ -71,8 +76,8 @@ class Pair(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.convolutions = nn.Sequential(
-            _identity_convolution(width, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
-            _identity_convolution(width, width), nn.BatchNorm2d(width),
+            _convolution(width, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
+            _convolution(width, width), nn.BatchNorm2d(width),
         )  # fmt: skip
         self.relu = nn.ReLU(inplace=True)
 
@@ -91,8 +96,12 @@ class GlobalMaximum(nn.Module):
         return self.scale * F.adaptive_max_pool2d(x, 1).flatten(1)
 
 
-def _identity_convolution(n_in: int, n_out: int) -> nn.Conv2d:
-    """Return a 3x3 convolution whose first filters are the identity."""
-    layer = nn.Conv2d(n_in, n_out, 3, padding=1, bias=False)
-    nn.init.dirac_(layer.weight.data[:n_in])
-    return layer
+def _convolution(n_in: int, n_out: int) -> nn.Conv2d:
+    return nn.Conv2d(n_in, n_out, 3, padding=1, bias=False)
+
+
+def start_as_identity(trunk: nn.Module) -> None:
+    """Set the first filters of each convolution to the identity on the channels that it takes."""
+    for layer in trunk.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.dirac_(layer.weight.data[: layer.in_channels])

@@ -10,6 +10,7 @@ from lowshot.core.errors import InputError
 from lowshot.core.settings import stored_values
 from lowshot.data.datasets.images import Images
 from lowshot.data.lineage import Lineage, lineage_of
+from lowshot.representation.airbench import start_as_identity
 from lowshot.representation.backbones import Extractor, ModelConfig, load_timm_weights, load_weights, timm_config
 from lowshot.representation.input_form import learn_form
 from lowshot.representation.loading import batches, in_batches, to_unit
@@ -64,6 +65,8 @@ def build_network(
         load_timm_weights(model, None)
     elif isinstance(choice.model, Airbench):
         whiten(model, images, rows, choice.model.whitening_eps)
+        if choice.model.identity:
+            start_as_identity(model.trunk)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -91,6 +94,6 @@ def _model_config(
     if is_own(backbone):
         return ModelConfig(BACKBONES.name_of(backbone), *form, size, **options, options=stored_values(backbone))
     if isinstance(backbone, Airbench):
-        options["options"] = {"widths": backbone.widths, "depth": backbone.depth}
+        options["options"] = {key: getattr(backbone, key) for key in ("widths", "depth", "pooling")}
     drop_rate = getattr(backbone, "drop_rate", 0.0)
     return ModelConfig(backbone.name, *form, size, backbone.width, drop_rate=drop_rate, **options)

@@ -56,6 +56,11 @@ class Airbench(Backbone):
     whitening_eps: PositiveFloat = 5e-4
     """Added to the eigenvalues of image patches in the first layer. Glyphs, whose patches are mostly constant, need
     more."""
+    identity: bool = True
+    """Start each convolution as the identity. False for glyphs: their rare strokes vanish in some of the copied
+    channels, and batch norm then enlarges gradients many times over."""
+    pooling: Literal["maximum", "average"] = "maximum"
+    """What turns the last maps into features. The average is better for glyphs."""
 
 
 @dataclass

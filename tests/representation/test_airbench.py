@@ -10,7 +10,7 @@ from torch import nn
 
 import train_extractor
 from lowshot.core.errors import InputError
-from lowshot.representation.airbench import Pair, Whitening, airbench_trunk, whitening_filters
+from lowshot.representation.airbench import Pair, Whitening, airbench_trunk, start_as_identity, whitening_filters
 from lowshot.representation.backbones import Extractor, ModelConfig, WideBlock, load_extractor
 from lowshot.representation.extractor_training import turned
 from lowshot.representation.losses import loss_of
@@ -37,6 +37,7 @@ def test_whitening_of_an_image():
 
 def test_convolutions_start_as_the_identity():
     trunk = airbench_trunk(3, [32, 32], depth=2)
+    start_as_identity(trunk)
     first, second = [layer for layer in trunk if isinstance(layer, nn.Conv2d)][1:3]
     image = torch.rand(1, 32, 6, 6)
     assert torch.allclose(first(image), image)  # 32 -> 32
@@ -57,6 +58,16 @@ def test_airbench96_has_shortcuts():
     assert 3 * operations_per_image(model, 32) * 37 * 48 * 1024 == pytest.approx(4.9e15, rel=0.01)
 
 
+def test_features_are_the_maximum_or_the_average():
+    torch.manual_seed(0)
+    maximum, average = (airbench_trunk(1, [8], 1, pooling).eval() for pooling in ("maximum", "average"))
+    average.load_state_dict(maximum.state_dict())
+    images = torch.rand(2, 1, 9, 9)
+    maps = maximum[:-1](images)
+    assert torch.allclose(maximum(images), maps.amax((2, 3)) / 9)
+    assert torch.allclose(average(images), maps.mean((2, 3)))
+
+
 @pytest.mark.parametrize(("side", "last"), [(32, 3), (28, 3), (24, 2), (20, 2)])
 def test_sides_of_the_groups(side, last):
     trunk = airbench_trunk(3, [8, 8, 8], depth=2)[:-1]
@@ -64,10 +75,10 @@ def test_sides_of_the_groups(side, last):
 
 
 def test_it_trains_from_the_command_line_and_is_rebuilt(tmp_path, data):
-    model = {"name": "Airbench", "widths": [16, 24], "depth": 1}
+    model = {"name": "Airbench", "widths": [16, 24], "depth": 1, "identity": False, "pooling": "average"}
     config = settings(train_extractor.Config, data=data, out=tmp_path / "e", model=model, epochs=1, batch_size=16)
     extractor = load_extractor(train_extractor.main(config))
-    assert extractor.dim == 24
+    assert extractor.dim == 24 and extractor.config.options["pooling"] == "average"
     assert extractor.trunk[0].weight.any()  # fitted, and part of the file
     assert not [name for name, _ in extractor.named_parameters() if name == "trunk.0.weight"]  # and not trained
 
