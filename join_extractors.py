@@ -3,8 +3,7 @@
 Reads   EXTRACTORS, folders of train_extractor.py, such as trainings with different seeds
 Writes  OUT/model.pt, OUT/config.json, which every stage accepts as an extractor
 
-Several small networks are often worth more than a large one, or a longer training of one. The classifier of the output
-has the mean scores of the others.
+The classifier of the output has the mean scores of the others. There is one if all of theirs are linear.
 
 python join_extractors.py --extractors outputs/cifar_fs/airbench_seed0/extractor \\
     outputs/cifar_fs/airbench_seed1/extractor --out outputs/cifar_fs/airbench_joined/extractor
@@ -19,8 +18,9 @@ from typing import Annotated
 from annotated_types import MinLen
 
 from lowshot import representation
-from lowshot.core.artifacts import recipe
+from lowshot.core.artifacts import recipe, stored_recipe
 from lowshot.core.cli import run
+from lowshot.core.errors import InputError
 from lowshot.core.publishing import is_done, writing
 from lowshot.core.settings import RunOnly
 from lowshot.data.lineage import Lineage, lineage_of
@@ -45,12 +45,21 @@ def main(config: Config) -> Path:
     made_from = recipe("join_extractors", config, inputs, seen.to_json())
     if is_done(config.out, made_from, config.overwrite):
         return config.out
+    _check_one_split(config.extractors)
     joined = representation.join([representation.load_extractor(folder) for folder in config.extractors])
     with writing(config.out, made_from) as partial:
         partial.mkdir()
         representation.save_extractor(partial, joined, made_from)
     print(f"join_extractors: wrote {config.out} (D = {joined.dim})")
     return config.out
+
+
+def _check_one_split(extractors: list[Path]) -> None:
+    """Raise InputError for extractors whose classes have other numbers."""
+    known = {folder: stored_recipe(folder)["inputs"].get("split") for folder in extractors}
+    (first, split), *others = [item for item in known.items() if item[1]] or [(None, None)]
+    for folder in [folder for folder, other in others if other != split][:1]:
+        raise InputError(f"{folder}: trained on another split than {first}. Join extractors of the same classes")
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ class Config(ExtractorChoice):
     """Invert every image. Default: if the images are the reverse of those that the extractor was trained on, such as
     dark ink on paper for an extractor of bright ink on black."""
     mirror: bool = False
-    """Save the mean of the features of each image and of its mirror image. Not for characters."""
+    """Save the mean of the features of each image and of its mirror image. Takes twice as long. Not for characters."""
     shift: NonNegativeInt = 0
     """Average the features also over copies of the image that are shifted by so many pixels in each of the four
     directions (0: none). Takes five times as long."""

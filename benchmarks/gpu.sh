@@ -12,7 +12,7 @@ usage: bash benchmarks/gpu.sh PART
   F   5 minutes   CIFAR-100: pre-training of the few-shot GAN
 
 DATA_ROOT=DIR   where cifar-100-python is (B to F)
-TINY=1          a few steps at a fraction of the width, to try the commands on a CPU
+TINY=1          an epoch or a few steps at a fraction of the width, to try the commands on a CPU
 OUT=DIR         where the outputs go (default: outputs/gpu)
 END
   exit 2

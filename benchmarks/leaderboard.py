@@ -8,14 +8,13 @@ Writes    a Markdown row on stdout
     python benchmarks/leaderboard.py --name plain --extractors outputs/cifar100/airbench_plain/extractor \\
         --data outputs/cifar100/data
 
-Columns: name, date of the training, commit of this repository, machine (of this command: run it where the extractor was
-trained), precision, minutes and operations of the training steps, start of the digest of the weights, top-1 on the test
-images of the base classes with the extractor's own classifier, and a column for each results file and number of shots.
-Minutes and operations of several extractors are added up.
+Columns: name, date of the training, commit and machine (of this command: run it where the extractor was trained),
+precision, minutes and operations of the training steps, start of the digest of the weights, top-1 on the test images of
+the base classes with the extractor's own classifier, and a column for each kind of task, method and number of shots of
+the results. Minutes and operations of several extractors are added up.
 """
 
 import json
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,6 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lowshot.core.artifacts import commit
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
 from lowshot.core.files import digest, read_json
@@ -65,20 +65,26 @@ def main(config: Config) -> None:
 
 def training_of(extractors: list[Path]) -> dict[str, str]:
     """Return when, where and at what cost the extractors were trained, from their logs and recipes."""
-    last = [json.loads((folder / "log.jsonl").read_text().splitlines()[-1]) for folder in extractors]
-    for folder in [folder for folder, record in zip(extractors, last) if "operations" not in record][:1]:
-        raise InputError(f"{folder}/log.jsonl: counts no operations. Train the extractor again")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    last = [last_epoch(folder / "log.jsonl") for folder in extractors]
     configs = [read_json(folder / "config.json")["config"] for folder in extractors]
     return {
         "date": datetime.fromtimestamp(max(record["time"] for record in last)).date().isoformat(),
-        "commit": commit.stdout.strip(),
+        "commit": (commit() or "unknown")[:7],
         "machine": machine(),
-        "precision": ", ".join({config.get("precision", "32-true") for config in configs}),
+        "precision": ", ".join(sorted({config["precision"] for config in configs})),
         "minutes": f"{sum(record['seconds'] for record in last) / 60:.0f}",
         "operations": f"{sum(record['operations'] for record in last):.2g}".replace("e+", "e"),
         "digest": " ".join(digest(folder / "model.pt")[:8] for folder in extractors),
     }
+
+
+def last_epoch(log: Path) -> dict:
+    """Return the last record of a training's log that counts operations."""
+    records = map(json.loads, log.read_text().splitlines()) if log.is_file() else ()
+    counted = [record for record in records if "operations" in record]
+    if not counted:
+        raise InputError(f"{log}: no log that counts operations. Train the extractor again")
+    return counted[-1]
 
 
 def machine() -> str:
@@ -110,9 +116,9 @@ def base_accuracy(folder: Path, data: Path) -> float:
 
 def accuracies_of(path: Path) -> dict[str, str]:
     """Return the mean accuracy in percent with its 95 % interval, for each number of shots."""
-    summary = summarise(episodes({path.name: read_file(path)}), ["method", "n_shot"])
+    summary = summarise(episodes({path.name: read_file(path)}), ["task", "method", "n_shot"])
     return {
-        f"{one.method}, {one.n_shot} shot": f"{100 * one.mean:.2f} ± {100 * one.interval:.2f}"
+        f"{one.task}: {one.method}, {one.n_shot} shot": f"{100 * one.mean:.2f} ± {100 * one.interval:.2f}"
         for one in summary.itertuples()
     }
 

@@ -51,7 +51,7 @@ case $part in
   emnist)
     export REPRESENTATION=airbench SEEDS=0 MAX_PER_CLASS=1600
     for step in 1_prepare 2_train_extractor; do bash scripts/few_shot_gan/$step.sh emnist_fs; done
-    python benchmarks/leaderboard.py --name emnist --extractors outputs/emnist_fs/seed0/airbench/extractor --data outputs/emnist_fs/seed0/data
+    python benchmarks/leaderboard.py --name emnist --extractors outputs/emnist_fs_airbench/seed0/airbench/extractor --data outputs/emnist_fs_airbench/seed0/data
     ;;
   superclasses)
     export REPRESENTATION=airbench

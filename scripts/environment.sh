@@ -31,10 +31,11 @@ check_words
 check_config() {
   [ -e "$1" ] || { echo "no such representation: $1 does not exist" >&2 && exit 2; }
 }
-# The extractor of a representation (DATASET NAME): the one that is kept in the repository, else (or with TRAIN=true) the one to train.
+# The extractor of a representation (DATASET NAME): one that was trained here or (with TRAIN=true) will be, else the one that is kept in the
+# repository.
 extractor_of() {
-  local released=examples/extractors/$1-$2
-  if [ -d "$released" ] && [ -z "${TRAIN:-}" ]; then echo "$released"; else echo "outputs/$1/$2/extractor"; fi
+  local trained=outputs/$1/$2/extractor released=examples/extractors/$1-$2
+  if [ ! -d "$released" ] || [ -d "$trained" ] || [ "${TRAIN:-}" = true ]; then echo "$trained"; else echo "$released"; fi
 }
 is_released() {
   case $(extractor_of "$1" "$2") in outputs/*) return 1 ;; esac

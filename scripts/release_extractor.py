@@ -1,14 +1,16 @@
 """Write a small copy of an extractor, to be kept in a repository: weights of half precision in a .safetensors file.
+Recipes use examples/extractors/DATASET-REPRESENTATION.
 
 Reads     EXTRACTOR/ (train_extractor.py)
 Writes    OUT/model.safetensors, OUT/config.json (with recipe and lineage), OUT/SHA256SUMS; every stage accepts the
           folder as --extractor
 
     python scripts/release_extractor.py --extractor outputs/cifar_fs/airbench/extractor \\
-        --out examples/extractors/cifar_fs
+        --out examples/extractors/cifar_fs-airbench
 """
 
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,13 +47,16 @@ def main(config: Config) -> None:
         content["model"]["n_classes"] = 0
     state = {name: one.half() if one.is_floating_point() else one for name, one in model.state_dict().items()}
     for name in [name for name, one in state.items() if not one.isfinite().all()][:1]:
-        raise InputError(f"{config.extractor}: {name} has values beyond half precision")
-    config.out.mkdir(parents=True)
-    weights = config.out / "model.safetensors"
-    save_file({name: one.contiguous() for name, one in state.items()}, weights)
-    write_json(config.out / "config.json", content)
-    seal_folder(config.out)
-    print(f"release_extractor: wrote {config.out} ({weights.stat().st_size / 1e6:.2f} MB)")
+        raise InputError(f"{config.extractor}: {name} has values that are not finite in half precision")
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=config.out.parent, prefix=".release-") as unfinished:
+        folder = Path(unfinished) / config.out.name
+        folder.mkdir()
+        save_file({name: one.contiguous() for name, one in state.items()}, folder / "model.safetensors")
+        write_json(folder / "config.json", content)
+        seal_folder(folder)
+        folder.rename(config.out)
+    print(f"release_extractor: wrote {config.out} ({(config.out / 'model.safetensors').stat().st_size / 1e6:.2f} MB)")
 
 
 if __name__ == "__main__":

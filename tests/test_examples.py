@@ -28,7 +28,7 @@ def test_notebook(path, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("path", RELEASED, ids=lambda path: path.name)
 def test_released_extractor(path):
-    """It is small, says what it has seen, and tells images apart."""
+    """It is small, says what it has seen, and computes features."""
     assert (path / "model.safetensors").stat().st_size <= 2e6
     extractor = lowshot.open_extractor(path)
     side, n_channels = extractor.config.image_size, extractor.config.n_channels

@@ -78,7 +78,7 @@ def shrunk(settings: object) -> object:
         value = getattr(settings, name)
         if isinstance(value, TimmModel):
             changes[name] = dataclasses.replace(value, image_size=32)  # no test decodes photos for 224 px
-        elif name == "small_images":
+        elif name == "progressive_resizing":
             changes[name] = None  # the embedded images have other sizes
         elif dataclasses.is_dataclass(value):
             changes[name] = shrunk(value)

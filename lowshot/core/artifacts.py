@@ -259,7 +259,7 @@ class Provenance:
         packages = ("torch", "numpy", "scikit-learn", "h5py")
         return {
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "commit": _commit(),
+            "commit": commit(),
             "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
             "device": device,
             "wall_time_s": round(time.perf_counter() - self.start, 2),
@@ -277,11 +277,12 @@ def peak_memory_bytes() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
+    """Return the commit of this code, with "+changes" if files differ from it; None without a repository."""
     here = Path(__file__).parent
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
         changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=here, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit.stdout.strip() + ("+changes" if changed.returncode else "")
+    return head.stdout.strip() + ("+changes" if changed.returncode else "")

@@ -33,7 +33,7 @@ def load_state(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise missing(path) from None
-    except Exception:  # torch and safetensors raise many types, and advises to load pickled objects
+    except Exception:  # torch and safetensors raise many types of errors, and torch advises to load pickled objects
         raise InputError(
             f"{path}: not a readable state dict: damaged, cut off, or with pickled objects. {_SAVE}"
         ) from None

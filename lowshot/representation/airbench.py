@@ -54,7 +54,8 @@ def airbench_trunk(
     others are pairs with a shortcut; one that is left over has none. So a depth of 2 is that of airbench94, and 3 that
     of airbench96. In airbench all convolutions start as the identity: `start_as_identity`.
 
-    Departs from airbench: ReLU in place of GELU, batch norm with trained gains, the average as another pooling. The
+    Departs from airbench: ReLU in place of GELU; batch norm with trained gains and torch's eps and momentum; the bias
+    of the whitening is trained to the end; images are normalised as for ImageNet; the average as another pooling. The
     factor 1/9 of the maximum is applied to the features and not to the scores, which is the same and lets SGM see the
     classifier's gradient.
     """

@@ -143,7 +143,7 @@ class WideBlock(nn.Module):
 
 
 def _scaled(n: int, width: float) -> int:
-    return max(8, round(n * width / 8) * 8)
+    return n if width == 1 else max(8, round(n * width / 8) * 8)
 
 
 def _resnet_trunk(config: ModelConfig) -> tuple[nn.Sequential, int]:
@@ -283,7 +283,8 @@ class SideBySide(nn.ModuleList):
 
 
 def _joined_trunk(config: ModelConfig) -> tuple[SideBySide, int]:
-    trunks, dims = zip(*(_trunk(ModelConfig(**member), None) for member in config.options["members"]))
+    members = [checked(ModelConfig, member, Path("config.json")) for member in config.options["members"]]
+    trunks, dims = zip(*(_trunk(member, None) for member in members))
     return SideBySide(trunks), sum(dims)
 
 

@@ -32,8 +32,8 @@ def check_stage(config: ExtractorStage) -> None:
         raise InputError(f"--loss {loss}: needs --head linear, whose gradient it computes, not --head {config.head}")
     if config.mixup is not None and not isinstance(config.loss, Plain):
         raise InputError(f"--mixup: needs --loss plain, not {loss}")
-    if config.mixup is not None and config.rotation:
-        raise InputError("--mixup, --rotation: exclude each other. Use one of them")
+    if config.mixup is not None and config.rotation_weight:
+        raise InputError("--mixup, --rotation_weight: exclude each other. Use one of them")
     if config.trained == []:
         raise InputError("--trained: is empty. Name at least one part of the network, or leave it out to train all")
 
@@ -54,7 +54,7 @@ def train_extractor(
         model = build_network(config, images, rows[0], config.data / "images.h5", n_classes, config.head)
         if config.trained is not None:
             freeze(model, config.trained)
-        learner = WithTurns(model) if config.rotation else model
+        learner = WithTurns(model) if config.rotation_weight else model
         ExtractorTrainer(config, fabric, training, learner, images, *rows, patience).fit()
         if fabric.is_global_zero:
             save_extractor(training.folder, model, made_from)
@@ -120,22 +120,23 @@ class ExtractorTrainer(Trainer):
         labels = torch.from_numpy(self.images.labels[self.train_rows[positions]]).to(self.fabric.device)
         if self.settings.mixup is not None:
             return self._blended_step(*views, labels)
-        images, turns = turned(*views) if self.settings.rotation else (*views, None)
+        images, turns = turned(*views) if self.settings.rotation_weight else (*views, None)
         scores, features, *of_turns = self.network(images)
         loss = loss_of(self.settings.loss)(scores.float(), features.float(), labels, self._extractor())
         if turns is not None:
-            loss = loss + self.settings.rotation * F.cross_entropy(of_turns[0].float(), turns)
+            loss = loss + self.settings.rotation_weight * F.cross_entropy(of_turns[0].float(), turns)
         return {"loss": self._update(loss), "top1": topk_correct(scores.detach(), labels, 1) / len(labels)}
 
     def _extractor(self) -> Extractor:
-        return self.model.extractor if self.settings.rotation else self.model
+        return self.model.extractor if self.settings.rotation_weight else self.model
 
     def _blended_step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Train on blends of each image, by its own share, with another image of the batch (or itself)."""
         share = mixup_shares(self.settings.mixup, len(images), images.device)
         others = torch.randperm(len(images), device=images.device)
         scores, _ = self.network(images[others].lerp(images, share[:, None, None, None]))
-        losses = (F.cross_entropy(scores, target, reduction="none") for target in (labels[others], labels))
+        options = {"reduction": "none", "label_smoothing": self.settings.loss.label_smoothing}
+        losses = (F.cross_entropy(scores, target, **options) for target in (labels[others], labels))
         loss = torch.lerp(*losses, share).mean()
         return {"loss": self._update(loss), "top1": topk_correct(scores.detach(), labels, 1) / len(labels)}
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from lowshot.representation.settings import (
     Cosine,
     HoldoutSettings,
     LaunchSettings,
-    SmallImages,
+    ProgressiveResizing,
     StandardAugmentation,
     TrainingSettings,
 )
@@ -49,8 +50,6 @@ def training_recipe(stage: str, config: TrainingSettings, inputs: dict[str, Path
 def check_training(config: TrainingSettings, images: Images, n_rows: int) -> None:
     """Raise InputError for settings that do not allow training on `n_rows` of the images."""
     schedule, augment = config.schedule, config.augment
-    if config.small_images is not None:
-        _check_small_images(config.small_images, images.size)
     if isinstance(schedule, Cosine) and schedule.n_cycles:
         n_annealed = config.epochs - schedule.warmup_epochs
         if n_annealed % schedule.n_cycles:
@@ -71,17 +70,28 @@ def check_training(config: TrainingSettings, images: Images, n_rows: int) -> Non
         )
 
 
-def _check_small_images(small: SmallImages, full: int | None) -> None:
-    """Raise InputError for sizes of early images that do not fit images of `full` px."""
-    sizes, until = small.sizes, small.until
+def _check_resizing(choice: ProgressiveResizing, model: nn.Module) -> None:
+    """Raise InputError for sizes of early images that `model` cannot use."""
+    sizes, until, config = choice.sizes, choice.until, model.config
     if len(sizes) != len(until):
         raise InputError(
-            f"--small_images: {len(sizes)} sizes and {len(until)} shares of the training. Give one share for each size"
+            f"--progressive_resizing: {len(sizes)} sizes and {len(until)} shares of the training. Give one share for "
+            f"each size"
         )
-    if until != sorted(until):
-        raise InputError(f"--small_images.until {until}: must increase, as each size follows the one before")
-    for size in [size for size in sizes if full and size >= full][:1]:
-        raise InputError(f"--small_images.sizes {size}: the images have {full} px. Use smaller sizes")
+    if any(later <= earlier for earlier, later in pairwise(until)):
+        raise InputError(f"--progressive_resizing.until {until}: must increase, as each size follows the one before")
+    if config.input_size:
+        raise InputError("--progressive_resizing: --model.resize resizes all images. Use one of them")
+    for size in [size for size in sizes if size >= config.image_size][:1]:
+        raise InputError(
+            f"--progressive_resizing.sizes {size}: the images have {config.image_size} px. Use smaller sizes"
+        )
+    for size in sizes:
+        try:
+            operations_per_image(model, size)
+        except (RuntimeError, AssertionError) as error:
+            first = (str(error) or type(error).__name__).splitlines()[0]
+            raise InputError(f"--progressive_resizing.sizes {size}: not possible with this network ({first})") from None
 
 
 def hold_out(config: HoldoutSettings, images: Images, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -151,6 +161,8 @@ class Trainer:
         self.settings, self.fabric, self.run, self.model, self.images = settings, fabric, run, model, images
         self.train_rows, self.held_rows, self.patience = train_rows, held_rows, patience
         self.augment = augmentation_of(settings.augment)
+        if settings.progressive_resizing is not None:
+            _check_resizing(settings.progressive_resizing, self._extractor())
         self.network, self.optimizer = fabric.setup(model, build_optimizer(settings, model))
         self.saved_at = time.monotonic()
         self.last_record: dict[str, float] = {}
@@ -296,10 +308,7 @@ class Trainer:
         """Add the operations of passes of the extractor for images (N, C, H, W), in all processes."""
         size = images.shape[-1]
         if size not in self.operations_per_image:
-            try:
-                self.operations_per_image[size] = operations_per_image(self._extractor(), size)
-            except RuntimeError:
-                raise InputError(f"--small_images.sizes {size}: too small for this network. Use larger ones") from None
+            self.operations_per_image[size] = operations_per_image(self._extractor(), size)
         n_images = len(images) * self.fabric.world_size
         self.progress["operations"] += n_passes * n_images * self.operations_per_image[size]
 
@@ -318,9 +327,9 @@ class Trainer:
 
     def _at_size(self, images: Tensor, epoch: float) -> Tensor:
         """Resize images to the size that is due at `epoch`, a fraction after its first step."""
-        small = self.settings.small_images
+        resizing = self.settings.progressive_resizing
         full = images.shape[-1]
-        size = full if small is None else small.at(epoch / self.settings.epochs, full)
+        size = full if resizing is None else resizing.at(epoch / self.settings.epochs, full)
         return images if size == full else resize(images, [size, size], antialias=True)
 
     def _unchanged(self, row_batches: list[np.ndarray]) -> Iterator[Tensor]:
@@ -377,6 +386,8 @@ def build_optimizer(settings: TrainingSettings, model: nn.Module) -> torch.optim
     choice = settings.optimizer
     if is_own(choice):
         return choice.build(model, settings.lr, settings.weight_decay)
+    if isinstance(choice, SGD) and choice.nesterov and not choice.momentum:
+        raise InputError("--optimizer.nesterov: needs momentum. Use --optimizer.momentum 0.9, for example")
     return _OPTIMIZERS[type(choice)](choice, model, settings.lr, settings.weight_decay)
 
 

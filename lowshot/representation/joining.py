@@ -8,20 +8,23 @@ import torch
 from lowshot.core.errors import InputError
 from lowshot.representation.backbones import JOINED, Extractor
 
-# What may differ between joined extractors.
-_OF_ONE = ("name", "width", "drop_rate", "options", "head")
+# What may differ between joined extractors. (Brightness is that of some training images, which a seed may choose.)
+_OF_ONE = ("name", "width", "drop_rate", "options", "head", "brightness")
 
 
 def join(models: Sequence[Extractor]) -> Extractor:
     """Return an extractor whose features (N, sum of D) are the joined features of `models`, in their order.
 
     Its scores are the means of theirs if all classifiers are linear; otherwise it has no classifier. Raises InputError
-    for extractors of different images or classes, for projections, and for timm models and the user's own backbones.
+    for extractors of images of another form or of another number of classes, for projections, and for timm models and
+    the user's own backbones.
     """
     configs = [asdict(model.config) for model in models]
     for config in configs:
-        if config["embedding"] or ":" in config["name"]:
-            raise InputError(f"{config['name']}: cannot be joined. Use extractors of train_extractor.py")
+        if config["embedding"]:
+            raise InputError(f"{config['name']} with a projection (train_scgm.py): cannot be joined. Leave it out")
+        if ":" in config["name"]:
+            raise InputError(f"{config['name']}: cannot be joined, as only networks of this project can. Leave it out")
         for name in [name for name in config if name not in _OF_ONE and config[name] != configs[0][name]][:1]:
             raise InputError(f"{name}: {config[name]} and {configs[0][name]}. Join extractors of the same images")
     linear = all(config["head"] == "linear" for config in configs)

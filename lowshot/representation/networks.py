@@ -7,6 +7,7 @@ import torch
 
 from lowshot.core.choices import is_own
 from lowshot.core.errors import InputError
+from lowshot.core.files import read_json
 from lowshot.core.settings import stored_values
 from lowshot.data.datasets.images import Images
 from lowshot.data.lineage import Lineage, lineage_of
@@ -38,9 +39,9 @@ def lineage_of_start(choice: NetworkChoice) -> Lineage:
         return timm_lineage(choice.model.name)
     if not choice.weights:
         return Lineage()
-    folder = choice.weights.parent
-    if (folder / "config.json").is_file() and choice.weights.suffix == ".pt":
-        return lineage_of(folder)
+    config = choice.weights.parent / "config.json"
+    if config.is_file() and str(read_json(config).get("schema")).startswith("lowshot-"):
+        return lineage_of(config.parent)
     return Lineage(unknown=frozenset({str(choice.weights)}))
 
 
@@ -71,9 +72,10 @@ def build_network(
 
 
 def whiten(model: Extractor, images: Images, rows: np.ndarray, eps: float) -> None:
-    """Fit the first layer of an Airbench network to at most 5000 of its training images (`rows` of `images`)."""
-    parts = in_batches(rows[:: max(1, len(rows) // _N_WHITENED)][:_N_WHITENED], 500)
-    loaded = batches(images, parts, model.config)
+    """Fit the first layer of an Airbench network to at most 5000 of its training images (`rows` of `images`), evenly
+    spaced. Airbench takes the first 5000, which here would be those of the first classes."""
+    chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), _N_WHITENED)).astype(int)]
+    loaded = batches(images, in_batches(chosen, 500), model.config)
     model.trunk[0].fit((model.normalise(to_unit(one, torch.device("cpu"))) for one in loaded), eps)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import MinLen
 
 from lowshot.core.artifacts import renamed
 from lowshot.core.choices import Registry
@@ -47,9 +48,9 @@ class ResNet12(Backbone):
 
 @dataclass
 class Airbench(Backbone):
-    """The wide, shallow network of airbench, for images of at most 64 px (Jordan, arXiv 2404.00498, 2024)."""
+    """The wide, shallow network of airbench, for images of about 32 px (Jordan, arXiv 2404.00498, 2024)."""
 
-    widths: list[PositiveInt] = field(default_factory=lambda: [64, 256, 512])
+    widths: Annotated[list[PositiveInt], MinLen(1)] = field(default_factory=lambda: [64, 256, 512])
     """Number of channels of each group, before --model.width. Each group halves the image."""
     depth: PositiveInt = 2
     """Number of 3x3 convolutions in a group."""
@@ -266,8 +267,8 @@ SCHEDULES = Registry("schedule", {"step": Steps, "cosine": Cosine, "triangle": T
 
 
 @dataclass(kw_only=True)
-class SmallImages:
-    """Training on smaller images at first, which takes fewer operations (progressive resizing)."""
+class ProgressiveResizing:
+    """Training on smaller images at first, which takes fewer operations."""
 
     sizes: list[PositiveInt]
     """Sides in pixels, in the order of training. The full size follows."""
@@ -311,8 +312,8 @@ class TrainingSettings(LaunchSettings):
     """Learning rate schedule: decay in steps, cosine, or a triangle."""
     augment: Annotated[Any, AUGMENTATIONS] = field(default_factory=StandardAugmentation)
     """Random changes of the training images."""
-    small_images: SmallImages | None = None
-    """Train on smaller images at first: --small_images.sizes 20 28 --small_images.until 0.2 0.5."""
+    progressive_resizing: ProgressiveResizing | None = None
+    """Train on smaller images at first: --progressive_resizing.sizes 20 28 --progressive_resizing.until 0.2 0.5."""
     num_workers: RunOnly[NonNegativeInt | None] = None
     """Number of processes that decode images on disk (default: one per core, at most 4). Pixels in images.h5 need none.
     """
@@ -399,9 +400,10 @@ class ExtractorSettings(TrainingSettings):
     given, batch norm does not update its running statistics."""
     mixup: Annotated[Any, MIXUPS] | None = None
     """Mixup: mix pairs of images and their labels, with a random weight per image. For the plain loss only."""
-    rotation: NonNegativeFloat = 0.0
-    """Weight of a second task: by how many quarter turns is an image turned? A quarter of each batch is turned once, a
-    quarter twice and a quarter three times, which costs no operations (after EASY, Bendou et al., 2022)."""
+    rotation_weight: NonNegativeFloat = 0.0
+    """Weight of the loss of a second task: by how many quarter turns is an image turned? A quarter of each batch is
+    turned once, a quarter twice and a quarter three times, which costs no operations. Not for characters. After EASY
+    (Bendou et al., 2022), which weights both losses by 0.5 and has another pass with mixup."""
     head: HeadName = "linear"
     """Classifier: linear without bias (Hariharan & Girshick), cosine with a learned scale, or the MLP of the recipe
     analogy_cifar100."""

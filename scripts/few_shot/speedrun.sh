@@ -2,9 +2,9 @@
 # The best features of a split that a budget of operations buys, and their row of docs/leaderboard.md: two or three networks, joined.
 budget=${2:-}
 case ${1:-}-$budget in
-  cifar_fs-short | fc100-short) member=cifar-speedrun epochs=8 rotations="0 0.5 0" ;;
-  cifar_fs-long | fc100-long) member=cifar-speedrun epochs=20 rotations="0 0.5 0.5" ;;
-  omniglot_vinyals-short) member=omniglot_vinyals-airbench epochs=8 rotations="0 0" ;; # rotated characters are classes already
+  cifar_fs-short | fc100-short) member=cifar-speedrun epochs=8 rotation_weights="0 0.5 0" ;;
+  cifar_fs-long | fc100-long) member=cifar-speedrun epochs=20 rotation_weights="0 0.5 0.5" ;;
+  omniglot_vinyals-short) member=omniglot_vinyals-airbench epochs=8 rotation_weights="0 0" ;; # rotated characters are classes already
   *)
     cat >&2 <<'END'
 usage: bash scripts/few_shot/speedrun.sh SPLIT BUDGET
@@ -28,10 +28,10 @@ folder=$out/speedrun_$budget held_out=""
 # Omniglot's networks learn the validation characters too, unless these judge.
 case $dataset-${SETUP:-} in omniglot*-validation) folder+=_validation held_out="--validation_classes false" ;; esac
 members=()
-for rotation in $rotations; do
+for weight in $rotation_weights; do
   seed=${#members[@]}
   members+=("$folder/seed$seed/extractor")
-  python train_extractor.py --config $configs/train_extractor-$member.yaml --epochs $epochs --rotation "$rotation" --seed $seed \
+  python train_extractor.py --config $configs/train_extractor-$member.yaml --epochs $epochs --rotation_weight "$weight" --seed $seed \
     $held_out --devices "${DEVICES:-1}" $precision --data $out/data --out "${members[-1]}"
 done
 python join_extractors.py --extractors "${members[@]}" --out $folder/extractor

@@ -57,6 +57,7 @@ max_per_class=${MAX_PER_CLASS:+--dataset.max_per_class $MAX_PER_CLASS}
 image_size=${IMAGE_SIZE:+--dataset.image_size $IMAGE_SIZE}
 [ "$network-${IMAGE_SIZE:-}" = -published-32 ] && doublings="--blocks_per_res 1 1 1 1" || doublings=
 out=outputs/$dataset${IMAGE_SIZE:+_${IMAGE_SIZE}px}
+[ "$representation" = $default ] || out+=_$representation # the GANs depend on it, too
 results=$out/results_few_shot_gan
 configs=configs/few_shot_gan
 check_config $configs/train_extractor-$dataset-$representation.yaml

@@ -511,6 +511,7 @@ BAD_FILES = [
     ("test", relabel(6, 7), "no rows of class 6"),
     ("test", narrow, "3 dimensions"),
     ("test", lambda f: f.attrs.update(inputs='{"extractor": "y"}'), "another extractor"),
+    ("test", lambda f: f.attrs.update(config='{"mirror": true}'), "features of other views of an image than"),
     ("draws", lambda d: d["trials"]["1"].__setitem__(7, [0, 1, 2, 3, 4]), "is of class 0"),
     ("draws", lambda d: d["trials"]["1"].__setitem__(7, [90]), "but the largest n is"),
 ]

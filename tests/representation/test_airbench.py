@@ -15,7 +15,7 @@ from lowshot.representation.backbones import Extractor, ModelConfig, WideBlock, 
 from lowshot.representation.extractor_training import turned
 from lowshot.representation.losses import loss_of
 from lowshot.representation.operations import operations_per_image
-from lowshot.representation.settings import Plain, SmallImages, Triangle
+from lowshot.representation.settings import Plain, ProgressiveResizing, Triangle
 
 
 def test_whitening_by_hand():
@@ -36,12 +36,15 @@ def test_whitening_of_an_image():
 
 
 def test_convolutions_start_as_the_identity():
-    trunk = airbench_trunk(3, [32, 32], depth=2)
+    trunk = airbench_trunk(3, [32, 48], depth=3)
     start_as_identity(trunk)
-    first, second = [layer for layer in trunk if isinstance(layer, nn.Conv2d)][1:3]
-    image = torch.rand(1, 32, 6, 6)
-    assert torch.allclose(first(image), image)  # 32 -> 32
-    assert torch.allclose(second(image), image)
+    first, second = [layer for layer in trunk if isinstance(layer, nn.Conv2d)]
+    [_, pair] = [layer for layer in trunk if isinstance(layer, Pair)]
+    image = torch.rand(1, 48, 6, 6)
+    assert torch.allclose(first(image[:, :24])[:, :24], image[:, :24])  # 24 -> 32
+    assert torch.allclose(second(image[:, :32])[:, :32], image[:, :32])  # 32 -> 48
+    for layer in (pair.convolutions[0], pair.convolutions[3]):
+        assert torch.allclose(layer(image), image)
 
 
 def test_groups_of_any_depth():
@@ -121,7 +124,12 @@ def test_small_images_come_first_and_cost_less(tmp_path, data):
     """8 px for half of the training, then the full 16 px. Convolutions of a quarter of the pixels cost a quarter."""
     seen = {}
     for name, small in (("small", {"sizes": [8], "until": [0.5]}), ("full", None)):
-        options = {"model": {"name": "ResNet10", "width": 0.1}, "epochs": 2, "batch_size": 50, "small_images": small}
+        options = {
+            "model": {"name": "ResNet10", "width": 0.1},
+            "epochs": 2,
+            "batch_size": 50,
+            "progressive_resizing": small,
+        }
         folder = train_extractor.main(settings(train_extractor.Config, data=data, out=tmp_path / name, **options))
         seen[name] = [json.loads(line)["operations"] for line in (folder / "log.jsonl").read_text().splitlines()]
     model = load_extractor(tmp_path / "full")
@@ -136,22 +144,23 @@ def test_small_images_come_first_and_cost_less(tmp_path, data):
     [
         (
             {"sizes": [8, 12], "until": [0.5]},
-            "--small_images: 2 sizes and 1 shares of the training. Give one share for",
+            "--progressive_resizing: 2 sizes and 1 shares of the training. Give one share for",
         ),
-        ({"sizes": [12, 8], "until": [0.5, 0.2]}, "--small_images.until .*: must increase"),
-        ({"sizes": [2], "until": [0.5]}, "--small_images.sizes 2: too small for this network"),
-        ({"sizes": [20], "until": [0.5]}, "--small_images.sizes 20: the images have 16 px"),
+        ({"sizes": [12, 8], "until": [0.5, 0.2]}, "--progressive_resizing.until .*: must increase"),
+        ({"sizes": [8, 12], "until": [0.5, 0.5]}, "--progressive_resizing.until .*: must increase"),
+        ({"sizes": [2], "until": [0.5]}, "--progressive_resizing.sizes 2: not possible with this network"),
+        ({"sizes": [20], "until": [0.5]}, "--progressive_resizing.sizes 20: the images have 16 px"),
     ],
 )
-def test_small_images_that_do_not_fit(tmp_path, data, small, message):
+def test_sizes_that_do_not_fit(tmp_path, data, small, message):
     model = {"name": "Conv4", "width": 0.1}
-    config = settings(train_extractor.Config, data=data, out=tmp_path / "e", model=model, small_images=small)
+    config = settings(train_extractor.Config, data=data, out=tmp_path / "e", model=model, progressive_resizing=small)
     with pytest.raises(InputError, match=message):
         train_extractor.main(config)
 
 
-def test_small_images_in_order():
-    small = SmallImages(sizes=[20, 28], until=[0.2, 0.5])
+def test_sizes_in_order():
+    small = ProgressiveResizing(sizes=[20, 28], until=[0.2, 0.5])
     assert [small.at(done, 32) for done in (0, 0.19, 0.2, 0.49, 0.5, 1)] == [20, 20, 28, 28, 32, 32]
 
 
@@ -163,16 +172,23 @@ def test_a_quarter_of_the_images_is_turned_by_each_number():
 
 
 def test_turns_are_learned_and_not_kept(tmp_path, data):
-    """The task changes the trunk, and the extractor has one classifier."""
-    options = {"model": {"name": "Conv4", "width": 0.1}, "epochs": 2, "batch_size": 16, "rotation": 0.5}
-    whole = train_extractor.main(settings(train_extractor.Config, data=data, out=tmp_path / "a", **options))
-    options |= {"out": tmp_path / "b", "end_after": 1}
-    train_extractor.main(settings(train_extractor.Config, data=data, **options))
-    state = load_extractor(whole).state_dict()
-    assert not [name for name in state if "turns" in name]
-    without = settings(train_extractor.Config, data=data, **(options | {"out": tmp_path / "c", "rotation": 0.0}))
-    parts = [load_extractor(path).state_dict() for path in (tmp_path / "b", train_extractor.main(without))]
-    assert not torch.equal(*(part["trunk.0.weight"] for part in parts))
+    """The weight of the task changes the trunk, and the extractor has one classifier."""
+    options = {"data": data, "model": {"name": "Conv4", "width": 0.1}, "epochs": 2, "batch_size": 16}
+
+    def trained(out, **changes):
+        config = settings(train_extractor.Config, **(options | {"rotation_weight": 0.5} | changes), out=tmp_path / out)
+        return load_extractor(train_extractor.main(config)).state_dict()
+
+    whole = trained("a")
+    assert not [name for name in whole if "turns" in name]
+    assert not torch.equal(whole["trunk.0.weight"], trained("b", rotation_weight=1.0)["trunk.0.weight"])
+
+
+def test_nesterov_needs_momentum(tmp_path, data):
+    optimizer = {"name": "sgd", "nesterov": True, "momentum": 0.0}
+    config = settings(train_extractor.Config, data=data, out=tmp_path / "e", optimizer=optimizer, epochs=1)
+    with pytest.raises(InputError, match=r"--optimizer\.nesterov: needs momentum"):
+        train_extractor.main(config)
 
 
 def test_operations_of_published_networks():

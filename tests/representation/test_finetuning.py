@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_refused, run_script, settings
+from safetensors.torch import save_file
 
 import finetune_extractor
 import low_shot
@@ -96,7 +97,7 @@ def test_only_the_named_parts_are_trained_and_batch_norm_stands_still(data, extr
 
 
 def test_mixup_by_hand(data, extractor, tmp_path, monkeypatch):
-    """Images and losses are blended by the same shares."""
+    """Images and losses are blended by the same shares; the targets are smoothed."""
     seen = []
     monkeypatch.setattr(extractor_training, "mixup_shares", lambda mixup, n, device: torch.linspace(0, 1, n))
     plain = ExtractorTrainer._blended_step
@@ -109,13 +110,15 @@ def test_mixup_by_hand(data, extractor, tmp_path, monkeypatch):
         blended = share.view(-1, 1, 1, 1) * images + (1 - share).view(-1, 1, 1, 1) * images[others]
         log_p = self.model(blended)[0].log_softmax(1)
         rows = torch.arange(len(images))
-        expected = -(share * log_p[rows, labels] + (1 - share) * log_p[rows, labels[others]]).mean()
+        blended_log_p = share * log_p[rows, labels] + (1 - share) * log_p[rows, labels[others]]
+        expected = -(0.9 * blended_log_p + 0.1 * log_p.mean(1)).mean()
         record = plain(self, images, labels)
         seen.append((record["loss"].item(), expected.item()))
         return record
 
     monkeypatch.setattr(ExtractorTrainer, "_blended_step", noted)
-    tune(data, extractor, tmp_path / "mixed", mixup="beta", trained=["classifier"])
+    loss = {"name": "plain", "label_smoothing": 0.1}
+    tune(data, extractor, tmp_path / "mixed", mixup="beta", loss=loss, trained=["classifier"])
     assert len(seen) == 4 and all(found == pytest.approx(expected, rel=1e-4) for found, expected in seen)
 
 
@@ -157,6 +160,10 @@ def test_a_network_that_may_know_novel_classes_is_refused(data, extractor, tuned
     write_json(tmp_path / "other" / "config.json", {**made_from, "lineage": seen})
     with pytest.raises(InputError, match=r"other/model\.pt: has seen images of class \d+"):
         tune(data, tmp_path / "other", tmp_path / "x")
+    released = tmp_path / "other" / "model.safetensors"
+    save_file(load_extractor(tuned / "extractor").state_dict(), released)
+    with pytest.raises(InputError, match=r"model\.safetensors: has seen images of class \d+"):
+        tune(data, extractor, tmp_path / "x", weights=released)
     with pytest.raises(InputError, match="weights: is required"):
         tune(data, extractor, tmp_path / "x", weights=None)
 

@@ -1,5 +1,6 @@
 """Joined extractors: features side by side, mean scores, every stage reads them; what does not fit is refused."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from conftest import assert_refused, run_script
 import join_extractors
 import lowshot
 from lowshot.core.errors import InputError
+from lowshot.core.files import read_json, write_json
 from lowshot.data.datasets.images import read_images
 from lowshot.data.lineage import lineage_of
 from lowshot.representation.backbones import Extractor, ModelConfig, load_extractor
@@ -37,12 +39,26 @@ def test_without_linear_classifiers_there_is_none():
     [
         (replace(CONFIG, image_size=32), "image_size: 32 and 16. Join extractors of the same images"),
         (replace(CONFIG, n_classes=6), "n_classes: 6 and 5"),
-        (replace(CONFIG, embedding=8), "Conv4: cannot be joined"),
+        (replace(CONFIG, embedding=8), "Conv4 with a projection .*: cannot be joined"),
     ],
 )
 def test_what_does_not_fit_is_refused(other, message):
     with pytest.raises(InputError, match=message):
         join([Extractor(CONFIG), Extractor(other)])
+
+
+def test_the_seed_may_choose_the_images_whose_brightness_is_known():
+    join([Extractor(replace(CONFIG, brightness=brightness)) for brightness in (0.4789, 0.4791)])
+
+
+def test_another_split_is_refused(tmp_path, extractor):
+    other = shutil.copytree(extractor, tmp_path / "other")
+    (other / "SHA256SUMS").unlink()
+    content = read_json(other / "config.json")
+    write_json(other / "config.json", content | {"inputs": content["inputs"] | {"split": "another"}})
+    config = join_extractors.Config(extractors=[extractor, other], out=tmp_path / "joined")
+    with pytest.raises(InputError, match="other: trained on another split than"):
+        join_extractors.main(config)
 
 
 def test_the_stage_writes_an_extractor(tmp_path, data, extractor):
