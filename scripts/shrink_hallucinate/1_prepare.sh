@@ -5,4 +5,6 @@ prepare() {
   python preprocessing.py --config $configs/preprocessing-$dataset.yaml ${DATA_ROOT:+--root "$DATA_ROOT"} "$@"
 }
 prepare --out $out/data
-case $dataset-$representations in omniglot-*airbench*) prepare --rotations true --out $out/data_rotated ;; esac
+for name in $representations; do
+  case $(training_data $name)-$(extractor_of $dataset $name) in *_rotated-outputs/*) prepare --rotations true --out $out/data_rotated ;; esac
+done

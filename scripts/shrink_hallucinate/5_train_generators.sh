@@ -2,8 +2,11 @@
 # The analogy generator of each representation that has a configuration for one.
 source "$(dirname "$0")/common.sh"
 for name in $representations; do
+  # The critic is the extractor's classifier; if that knows other classes, one is fitted to the centroids.
+  critic="--extractor $(extractor_of $dataset $name)"
+  case $(training_data $name) in *_rotated) critic="" ;; esac
   if [ -f "$(settings train_analogy_generator $name)" ]; then
     python train_analogy_generator.py --config "$(settings train_analogy_generator $name)" \
-      --quadruplets $out/$name/quadruplets.h5 --extractor "$(extractor_of $dataset $name)" --out $out/$name/generator
+      --quadruplets $out/$name/quadruplets.h5 $critic --out $out/$name/generator
   fi
 done
