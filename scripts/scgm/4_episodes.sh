@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Tasks of classes that training never saw apart: 5-way, all-way, and all classes of one superclass.
 source "$(dirname "$0")/common.sh"
-# Of a character there are ten test drawings, and 1623 classes make large tasks: fewer of them, and nearest means.
+# All-way tasks are large: fewer of them. Of a character there are ten test drawings, and of characters 1623: nearest means.
 case $dataset in
   omniglot) n_queries="--n_queries 5" all_way="--method nearest_mean --n_shots [1] --n_episodes 100" n_clusters=1000 ;;
-  *) n_queries="" all_way="--n_shots [1,5]" n_clusters=100 ;;
+  *) n_queries="" all_way="--n_shots [1,5] --n_episodes 200" n_clusters=100 ;;
 esac
 part=$([ $classes = all ] && echo test || echo train)
 for seed in $seeds; do
