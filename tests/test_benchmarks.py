@@ -14,7 +14,14 @@ def test_a_row_has_a_column_for_each_kind_of_task(tmp_path, extractor, features,
     for n_way in (2, 10):
         results.append(tmp_path / f"{n_way}.json")
         options = {"features": [features / "train.h5"], "split": data / "split.json", "out": results[-1]}
-        options |= {"n_way": n_way, "classes": "all", "n_shots": [1, 2], "n_queries": 2, "n_episodes": 5, "method": "nearest_mean"}
+        options |= {
+            "n_way": n_way,
+            "classes": "all",
+            "n_shots": [1, 2],
+            "n_queries": 2,
+            "n_episodes": 5,
+            "method": "nearest_mean",
+        }
         episodes.main(settings(episodes.Config, **options))
     capsys.readouterr()
     config = leaderboard.Config("tiny", [extractor, extractor], data, results)
