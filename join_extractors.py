@@ -56,10 +56,10 @@ def main(config: Config) -> Path:
 
 def _check_one_split(extractors: list[Path]) -> None:
     """Raise InputError for extractors whose classes have other numbers."""
-    known = {folder: stored_recipe(folder)["inputs"].get("split") for folder in extractors}
-    (first, split), *others = [item for item in known.items() if item[1]] or [(None, None)]
-    for folder in [folder for folder, other in others if other != split][:1]:
-        raise InputError(f"{folder}: trained on another split than {first}. Join extractors of the same classes")
+    splits = {folder: stored_recipe(folder)["inputs"].get("split") for folder in extractors}
+    known = [folder for folder in extractors if splits[folder]]
+    for folder in [folder for folder in known if splits[folder] != splits[known[0]]][:1]:
+        raise InputError(f"{folder}: trained on another split than {known[0]}. Join extractors of the same classes")
 
 
 if __name__ == "__main__":
