@@ -29,24 +29,24 @@ def learn_form(config: ModelConfig, images: Images, rows: np.ndarray) -> None:
 
 def _resampling(images: Images, rows: np.ndarray) -> Resampling:
     """Return how stored images were made smaller. Images of two values are 1-bit drawings, whatever made them."""
-    if np.isin(images.pixels[_some(rows)], (0, 255)).all():
+    if np.isin(images.pixels[evenly_spaced(rows)], (0, 255)).all():
         return "nearest"
     return images.resampling or "antialiased"
 
 
-def _some(rows: Sequence) -> Sequence:
-    """Return at most `_LOOKED_AT` of the rows, evenly spaced."""
-    if len(rows) <= _LOOKED_AT:
+def evenly_spaced(rows: Sequence, n: int = _LOOKED_AT) -> Sequence:
+    """Return at most `n` of the rows, evenly spaced."""
+    if len(rows) <= n:
         return rows
-    places = np.linspace(0, len(rows) - 1, _LOOKED_AT).astype(int)
+    places = np.linspace(0, len(rows) - 1, n).astype(int)
     return rows[places] if isinstance(rows, np.ndarray) else [rows[i] for i in places]
 
 
 def _brightness_of(images: Images, rows: np.ndarray) -> np.ndarray:
     """Return the mean brightness, in 0..1, of each of some images."""
     if images.pixels is not None:
-        return images.pixels[_some(rows)].mean((1, 2, 3)) / 255
-    return np.array([_brightness(images.open(row)) for row in _some(rows)[:64]])
+        return images.pixels[evenly_spaced(rows)].mean((1, 2, 3)) / 255
+    return np.array([_brightness(images.open(row)) for row in evenly_spaced(rows)[:64]])
 
 
 def _brightness(image: Image.Image) -> float:

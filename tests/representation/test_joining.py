@@ -48,7 +48,8 @@ def test_what_does_not_fit_is_refused(other, message):
 
 
 def test_the_seed_may_choose_the_images_whose_brightness_is_known():
-    join([Extractor(replace(CONFIG, brightness=brightness)) for brightness in (0.4789, 0.4791)])
+    joined = join([Extractor(replace(CONFIG, brightness=brightness)) for brightness in (0.4789, 0.4791)])
+    assert joined.dim == 2 * Extractor(CONFIG).dim
 
 
 def test_another_split_is_refused(tmp_path, extractor):
