@@ -79,9 +79,6 @@ class Config(ExtractorChoice):
     dark ink on paper for an extractor of bright ink on black."""
     mirror: bool = False
     """Save the mean of the features of each image and of its mirror image. Takes twice as long. Not for characters."""
-    shift: NonNegativeInt = 0
-    """Average the features also over copies of the image that are shifted by so many pixels in each of the four
-    directions (0: none). Takes five times as long."""
     layer: Literal["trunk"] | None = None
     """Layer to save: trunk for the features before the projection of train_scgm.py (default: after it)."""
     copies: Copies | None = None
@@ -198,7 +195,7 @@ def extract(
         create_features(path, len(rows), network.dim, images.labels[rows], made_from, n_copies)
 
     def features(unit: Any) -> np.ndarray:
-        feats = representation.batch_features(network, unit, fabric, config.mirror, config.shift)
+        feats = representation.batch_features(network, unit, fabric, config.mirror)
         if not np.isfinite(feats).all():
             raise InputError(
                 f"{config.extractor or config.timm.name}: computes features that are NaN or infinite. Use other "

@@ -29,7 +29,7 @@ class Features:
         path: The file.
         extractor: Digest of the extractor, if known.
         images: Digest of the images file, if known.
-        views: Over which views of an image its features were averaged: mirror image, shift in pixels.
+        mirror: Whether its features are means over an image and its mirror image.
     """
 
     feats: np.ndarray
@@ -37,7 +37,7 @@ class Features:
     path: Path
     extractor: str | None = None
     images: str | None = None
-    views: tuple[bool, int] = (False, 0)
+    mirror: bool = False
 
     @property
     def dim(self) -> int:
@@ -66,8 +66,8 @@ def read_features(path: Path, n_classes: int | None = None) -> Features:
     known = {name: made_from["inputs"].get(name) for name in ("extractor", "images")}
     if known["extractor"] and (layer := made_from["config"].get("layer")):
         known["extractor"] += f":{layer}"  # features of another layer are in another space
-    views = (bool(made_from["config"].get("mirror")), made_from["config"].get("shift") or 0)
-    return Features(feats, labels, Path(path), views=views, **known)
+    mirror = bool(made_from["config"].get("mirror"))
+    return Features(feats, labels, Path(path), mirror=mirror, **known)
 
 
 def constant_features(path: Path) -> str | None:
@@ -130,13 +130,13 @@ def check_classes(features: Features, classes: np.ndarray, class_names: list[str
 
 
 def check_same_space(train: Features, test: Features) -> None:
-    """Raise InputError unless both files have the same dimension and, as far as known, extractor and views."""
+    """Raise InputError unless both files have the same dimension and, as far as known, extractor and mirroring."""
     if train.dim != test.dim:
         raise InputError(f"{test.path}: has {test.dim} dimensions, but {train.path} has {train.dim}")
     if train.extractor and test.extractor and train.extractor != test.extractor:
         raise InputError(f"{test.path}: made by another extractor than {train.path}. Use features of one extractor")
-    if train.views != test.views:
+    if train.mirror != test.mirror:
         raise InputError(
-            f"{test.path}: has features of other views of an image than {train.path}. Use the same --mirror and "
-            f"--shift for both (save_features.py)"
+            f"{test.path}: has features of other views of an image than {train.path}. Use the same --mirror for both "
+            f"(save_features.py)"
         )

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -92,26 +91,14 @@ def _chosen_timm(choice: TimmModel, images: Images | None) -> Extractor:
 
 
 @torch.inference_mode()
-def batch_features(
-    model: Extractor, images: Tensor, fabric: Fabric, mirror: bool = False, shift: int = 0
-) -> np.ndarray:
+def batch_features(model: Extractor, images: Tensor, fabric: Fabric, mirror: bool = False) -> np.ndarray:
     """Return features float32 (N, D) of images (N, C, H, W) in [0, 1], computed in the precision of `fabric`.
 
-    They are the mean over the views of an image: with `shift`, also shifted by that many pixels in each of the four
-    directions; with `mirror`, each of these and its mirror image.
+    With `mirror`, they are the mean over each image and its mirror image.
     """
-    views = [images, *_shifted(images, shift)] if shift else [images]
-    views += [one.flip(-1) for one in views] if mirror else []
+    views = [images, images.flip(-1)] if mirror else [images]
     with fabric.autocast():
         return torch.stack([model.features(one).float() for one in views]).mean(dim=0).cpu().numpy()
-
-
-def _shifted(images: Tensor, shift: int) -> list[Tensor]:
-    """Return images (N, C, H, W) shifted left, right, up and down. The edges are repeated."""
-    height, width = images.shape[-2:]
-    wide = F.pad(images, (shift, shift, shift, shift), mode="replicate")
-    corners = [(shift, 2 * shift), (shift, 0), (2 * shift, shift), (0, shift)]
-    return [wide[..., top : top + height, left : left + width] for top, left in corners]
 
 
 def embed(

@@ -107,18 +107,6 @@ def test_mirrored_features_are_the_mean_of_both_views(tmp_path, data, scgm, embe
     assert not np.allclose(read_features(embedded).feats, expected, atol=1e-3)
 
 
-def test_shifted_views_are_averaged(tmp_path, data, extractor):
-    images, model = read_images(data / "images.h5"), load_extractor(extractor)
-    unit = torch.from_numpy(images.pixels[images.rows(test=True)]).permute(0, 3, 1, 2).float() / 255
-    left, right = unit.roll(-1, 3), unit.roll(1, 3)
-    left[..., -1], right[..., 0] = unit[..., -1], unit[..., 0]
-    up, down = unit.roll(-1, 2), unit.roll(1, 2)
-    up[:, :, -1], down[:, :, 0] = unit[:, :, -1], unit[:, :, 0]
-    expected = torch.stack([model.features(view).detach() for view in (unit, left, right, up, down)]).mean(0)
-    shifted = read_features(save(extractor=extractor, data=data, out=tmp_path, shift=1)).feats
-    assert torch.allclose(torch.from_numpy(shifted), expected, atol=1e-5)
-
-
 def test_copies_of_a_killed_run_go_on_where_it_stopped(tmp_path, data, scgm, embedded):
     options = {"extractor": scgm, "data": data, "out": tmp_path, "copies": copies(3), "batch_size": 16}
     done = save(**options)
