@@ -121,7 +121,7 @@ def test_copies_of_a_killed_run_go_on_where_it_stopped(tmp_path, data, scgm, emb
 def test_files_without_copies_are_made_as_before(data, extractor, features, capsys):
     assert "augmented_feats" not in h5py.File(features / "test.h5")
     made_from = json.loads(h5py.File(features / "test.h5").attrs["config"])
-    assert {name for name, value in made_from.items() if value is not None} == {"precision", "mirror", "shift"}
+    assert {name for name, value in made_from.items() if value is not None} == {"precision", "mirror"}
     save(extractor=extractor, data=data, out=features)
     assert "already exists" in capsys.readouterr().out
 
