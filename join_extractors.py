@@ -42,7 +42,7 @@ def main(config: Config) -> Path:
     seen = Lineage()
     for folder in config.extractors:
         seen |= lineage_of(folder)
-    made_from = recipe("join_extractors", config, inputs, seen.to_json())
+    made_from = recipe("join_extractors", config, inputs, seen.to_json(), **_ended_early(config.extractors))
     if is_done(config.out, made_from, config.overwrite):
         return config.out
     _check_one_split(config.extractors)
@@ -52,6 +52,12 @@ def main(config: Config) -> Path:
         representation.save_extractor(partial, joined, made_from)
     print(f"join_extractors: wrote {config.out} (D = {joined.dim})")
     return config.out
+
+
+def _ended_early(extractors: list[Path]) -> dict:
+    """Return what the joined extractor and its features record about members that were ended early."""
+    epochs = [representation.handed_on(folder).get("extractor_ended_after") for folder in extractors]
+    return {"extractor_ended_after": epochs} if any(epochs) else {}
 
 
 def _check_one_split(extractors: list[Path]) -> None:

@@ -18,8 +18,7 @@ END
   exit 2
 }
 part=${1:-}
-case $part in A | C | D) minutes=4 ;; B | E | F) minutes=5 ;; *) usage ;; esac
-[ "$part" = A ] && minutes=3
+case $part in A) minutes=3 ;; C | D) minutes=4 ;; B | E | F) minutes=5 ;; *) usage ;; esac
 source "$(dirname "$0")/../scripts/environment.sh"
 out=${OUT:-outputs/gpu}
 end=$((SECONDS + 60 * minutes))
@@ -30,7 +29,7 @@ run() {
   [ $left -gt 0 ] || { echo "part $part: the limit of $minutes minutes is reached; the same command continues" && exit 1; }
   local code=0
   timeout --signal INT --kill-after 20 $left "$@" || code=$?
-  if [ $code = 124 ]; then
+  if [ $code = 124 ] || [ $code = 137 ]; then
     echo "part $part: stopped at the limit of $minutes minutes; the same command continues" && exit 1
   fi
   return $code
@@ -70,7 +69,7 @@ case $part in
     prepare --dataset $dataset --out $out/$dataset/data
     run python train_extractor.py --config configs/few_shot/train_extractor-$dataset-resnet12.yaml $fp $tiny --data $out/$dataset/data \
       --out $folder/extractor
-    run python save_features.py --extractor $folder/extractor --data $out/$dataset/data --out $folder/features
+    run python save_features.py --mirror true --extractor $folder/extractor --data $out/$dataset/data --out $folder/features
     for method in nearest_mean_cl2n logistic_regression pt_map; do
       run python episodes.py --config configs/few_shot/episodes-$method.yaml --features $folder/features/train.h5 \
         --split $out/$dataset/data/split.json --n_way 5 --out $out/results/${dataset}_$method.json

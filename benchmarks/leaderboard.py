@@ -9,9 +9,10 @@ Writes    a Markdown row on stdout
         --data outputs/cifar100/data
 
 Columns: name, date of the training, commit and machine (of this command: run it where the extractor was trained),
-precision, minutes and operations of the training steps, start of the digest of the weights, top-1 on the test images of
-the base classes with the extractor's own classifier, and a column for each kind of task, method and number of shots of
-the results. Minutes and operations of several extractors are added up.
+precision, minutes and operations of the training steps, start of the digest of the weights, top-1 on held-out training
+images if there were any, top-1 on the test images of the base classes with the extractor's own classifier, and a column
+for each kind of task, method and number of shots of the results. Minutes and operations of several extractors are
+added up.
 """
 
 import json
@@ -55,6 +56,8 @@ class Config:
 def main(config: Config) -> None:
     """Print the header and the row."""
     row = {"extractor": config.name} | training_of(config.extractors)
+    if held := held_accuracies(config.extractors):
+        row["held-out top-1"] = ", ".join(held)
     if config.data is not None:
         row["base top-1"] = ", ".join(f"{100 * base_accuracy(one, config.data):.1f}" for one in config.extractors)
     for path in config.results:
@@ -69,13 +72,19 @@ def training_of(extractors: list[Path]) -> dict[str, str]:
     configs = [read_json(folder / "config.json")["config"] for folder in extractors]
     return {
         "date": datetime.fromtimestamp(max(record["time"] for record in last)).date().isoformat(),
-        "commit": (commit() or "unknown")[:7],
+        "commit": short_commit(),
         "machine": machine(),
         "precision": ", ".join(sorted({config["precision"] for config in configs})),
         "minutes": f"{sum(record['seconds'] for record in last) / 60:.0f}",
         "operations": f"{sum(record['operations'] for record in last):.2g}".replace("e+", "e"),
         "digest": " ".join(digest(folder / "model.pt")[:8] for folder in extractors),
     }
+
+
+def short_commit() -> str:
+    """Return the start of the commit of this code; "+changes" remains if files differ from it."""
+    head, plus, changes = (commit() or "unknown").partition("+")
+    return head[:7] + plus + changes
 
 
 def last_epoch(log: Path) -> dict:
@@ -85,6 +94,12 @@ def last_epoch(log: Path) -> dict:
     if not counted:
         raise InputError(f"{log}: no log that counts operations. Train the extractor again")
     return counted[-1]
+
+
+def held_accuracies(extractors: list[Path]) -> list[str]:
+    """Return the last accuracy on held-out training images, of the extractors that were trained with --holdout."""
+    last = [last_epoch(folder / "log.jsonl") for folder in extractors]
+    return [f"{100 * record['held_top1']:.1f}" for record in last if "held_top1" in record]
 
 
 def machine() -> str:

@@ -11,7 +11,7 @@ usage: bash benchmarks/leaderboard.sh PART
   superclasses   CIFAR-100's superclasses: coarse cross-entropy and SCGM-G with three seeds, ANCOR and SCGM-A with one
 
 DATA_ROOT=DIR   where the images are (default: data/, with a download)
-PRECISION       bf16-mixed is faster on GPUs and on processors with AMX or AVX512_BF16 (default: 32-true)
+PRECISION       bf16-mixed is faster on GPUs and with AMX or AVX512_BF16, slower on other processors (default: 32-true)
 
 An extractor takes up to 20 minutes on two cores. Run again, it continues.
 END
@@ -20,7 +20,6 @@ END
 part=${1:-}
 case $part in cifar100 | few_shot | omniglot | emnist | superclasses) ;; *) usage ;; esac
 source "$(dirname "$0")/../scripts/environment.sh"
-export TRAIN=true
 
 case $part in
   cifar100 | omniglot)
@@ -38,6 +37,7 @@ case $part in
     done
     ;;
   few_shot)
+    export REPRESENTATION=airbench
     for dataset in cifar_fs fc100 omniglot_vinyals; do
       for step in 1_prepare 2_train_extractor 3_save_features; do bash scripts/few_shot/$step.sh $dataset; done
       folder=outputs/$dataset n_way=5

@@ -16,7 +16,7 @@ make_absolute
 # Lists of names, and single values. They become words of commands, so other characters would change the command.
 check_words() {
   local variable
-  for variable in DEVICES KINDS MAX_PER_CLASS METHODS NETWORK N_BACKGROUND PRECISION REPRESENTATION REPRESENTATIONS SEEDS SETUP SHOTS START TRAIN TRIALS; do
+  for variable in DEVICES KINDS MAX_PER_CLASS METHODS NETWORK N_BACKGROUND PRECISION REPRESENTATION REPRESENTATIONS SEEDS SETUP SHOTS START TRIALS; do
     case ${!variable:-} in
       *[!A-Za-z0-9_.:/\ -]*) echo "$variable=${!variable}: only names and numbers are expected" >&2 && exit 2 ;;
     esac
@@ -27,19 +27,13 @@ check_words() {
   done
 }
 check_words
-# A representation that the user chose must have a config.
-check_config() {
+# A representation that the user chose must have a config, or be released.
+check_exists() {
   [ -e "$1" ] || { echo "no such representation: $1 does not exist" >&2 && exit 2; }
 }
-# The extractor of a representation (DATASET NAME): one that was trained here or (with TRAIN=true) will be, else the one that is kept in the
-# repository.
+# The extractor of a representation (DATASET NAME). NAME_released is kept in the repository, and not trained.
 extractor_of() {
-  local trained=outputs/$1/$2/extractor released=examples/extractors/$1-$2
-  if [ ! -d "$released" ] || [ -d "$trained" ] || [ "${TRAIN:-}" = true ]; then echo "$trained"; else echo "$released"; fi
-}
-is_released() {
-  case $(extractor_of "$1" "$2") in outputs/*) return 1 ;; esac
-  echo "uses $(extractor_of "$1" "$2"), which is trained already; TRAIN=true trains it again"
+  case $2 in *_released) echo "examples/extractors/$1-${2%_released}" ;; *) echo "outputs/$1/$2/extractor" ;; esac
 }
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -2,8 +2,8 @@
 Recipes use examples/extractors/DATASET-REPRESENTATION.
 
 Reads     EXTRACTOR/ (train_extractor.py)
-Writes    OUT/model.safetensors, OUT/config.json (with recipe and lineage), OUT/SHA256SUMS; every stage accepts the
-          folder as --extractor
+Writes    OUT/model.safetensors, OUT/config.json (with recipe, lineage and the digest of the original weights),
+          OUT/SHA256SUMS; every stage accepts the folder as --extractor
 
     python scripts/release_extractor.py --extractor outputs/cifar_fs/airbench/extractor \\
         --out examples/extractors/cifar_fs-airbench
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
-from lowshot.core.files import read_json, write_json
+from lowshot.core.files import digest, read_json, write_json
 from lowshot.core.sealing import seal_folder
 from lowshot.representation.backbones import load_extractor
 
@@ -42,6 +42,7 @@ def main(config: Config) -> None:
     if config.out.exists():
         raise InputError(f"{config.out}: exists. Remove it or choose another --out")
     model, content = load_extractor(config.extractor), read_json(config.extractor / "config.json")
+    content["released_from"] = digest(config.extractor / "model.pt")
     if config.without_classifier:
         model.classifier = torch.nn.Identity()
         content["model"]["n_classes"] = 0

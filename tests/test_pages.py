@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from string import Template
 from typing import NamedTuple
@@ -120,15 +121,29 @@ def check_block(block: Block, folder: Path, tmp_path: Path, variables: dict[str,
         elif rest[0] == "bash":
             for name in {"DATA_ROOT", "WEIGHTS", "YFCC_ROOT"} & given.keys():
                 given[name] = str(tmp_path)  # something that exists
-            # Released extractors do not fit the embedded data set.
-            done, recorded = recording(tmp_path, rest[1], *rest[2:], **{"TRAIN": "true"} | given)
+            done, recorded = recording(tmp_path, rest[1], *rest[2:], **given)
             assert done.returncode == 0, done.stderr
-            for command in recorded:
+            for command in trained_again(recorded):
                 run(command, folder)
         else:
             assert rest[0] == "python", rest
             if "--help" not in rest and rest[-1] != "--print_config":
                 run(rest[1:], folder)
+
+
+def trained_again(recorded: list[list[str]]) -> Iterator[list[str]]:
+    """Train what a recipe takes from examples/extractors/, where nothing fits the embedded data set."""
+    known = {}
+    for words in recorded:
+        for released in [word for word in words if word.startswith("examples/extractors/")]:
+            if released not in known:
+                known[released] = f"trained_again/{Path(released).name}"
+                (config,) = (ROOT / "configs").glob(f"*/train_extractor-{Path(released).name}.yaml")
+                yield [
+                    "train_extractor.py", "--config", str(config), "--data", words[words.index("--data") + 1],
+                    "--out", known[released],
+                ]  # fmt: skip
+        yield [known.get(word, word) for word in words]
 
 
 def parse_only(words: list[str], folder: Path) -> None:

@@ -79,7 +79,9 @@ def test_commands_are_accepted(recorded, monkeypatch, tmp_path, script, argument
     monkeypatch.chdir(ROOT)
     weights = tmp_path / "vgg16.pth"
     weights.touch()
-    variables = {"WEIGHTS": str(weights), "PRECISION": "bf16-mixed", "SEEDS": "0 1", "TRAIN": "true"}
+    variables = {"WEIGHTS": str(weights), "PRECISION": "bf16-mixed", "SEEDS": "0 1"}
+    if argument == "cifar_fs":
+        variables["REPRESENTATION"] = "airbench"  # the default is released, so step 2 has nothing to do
     done, commands = recorded(script, *argument.split(), **variables)
     assert done.returncode == 0, done.stderr
     assert commands
@@ -90,18 +92,27 @@ def test_commands_are_accepted(recorded, monkeypatch, tmp_path, script, argument
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples/extractors").iterdir()), ids=lambda path: path.name)
 def test_a_released_extractor_is_not_trained(recorded, path):
-    """The recipe takes it from examples/extractors/, and with TRAIN=true (or after that) the one that it trains."""
     dataset, name = path.name.split("-")
     recipe = "few_shot" if name == "airbench" else "shrink_hallucinate"
-    trained = f"outputs/{dataset}/{name}/extractor"
-    released = trained if (ROOT / trained).is_dir() else f"examples/extractors/{path.name}"
-    for train, extractor in (("", released), ("true", trained)):
-        variables = {"REPRESENTATION": name, "REPRESENTATIONS": name, "TRAIN": train}
+    for chosen, extractor in (
+        (f"{name}_released", f"examples/extractors/{path.name}"),
+        (name, f"outputs/{dataset}/{name}/extractor"),
+    ):
+        variables = {"REPRESENTATION": chosen, "REPRESENTATIONS": chosen}
         done, commands = recorded(f"scripts/{recipe}/run_all.sh", dataset, **variables)
         assert done.returncode == 0, done.stderr
-        assert any(command[0] == "train_extractor.py" for command in commands) == (extractor == trained)
-        used = [dict(pairwise(command)).get("--extractor") for command in commands if command[0] == "save_features.py"]
-        assert used == [extractor]
+        assert any(command[0] == "train_extractor.py" for command in commands) == (chosen == name)
+        saved = [dict(pairwise(command)) for command in commands if command[0] == "save_features.py"]
+        assert [one["--extractor"] for one in saved] == [extractor]
+        assert [one["--out"] for one in saved] == [f"outputs/{dataset}/{chosen}/features"]
+
+
+def test_a_representation_that_is_not_released(recorded):
+    for recipe, dataset, name in (("few_shot", "fc100", "airbench"), ("shrink_hallucinate", "cifar100", "conv4")):
+        variables = dict.fromkeys(("REPRESENTATION", "REPRESENTATIONS"), f"{name}_released")
+        done, commands = recorded(f"scripts/{recipe}/run_all.sh", dataset, **variables)
+        assert done.returncode == 2 and not commands
+        assert f"no such representation: examples/extractors/{dataset}-{name} does not exist" in done.stderr
 
 
 @pytest.mark.parametrize("recipe", ["shrink_hallucinate cifar100", "few_shot fc100", "scgm living17", "scgm omniglot",

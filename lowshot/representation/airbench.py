@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _PATCH = 2
-# Factor of the features. Maxima are larger than averages, and the classifier would start with too high a rate.
+# Factor of the features. Maxima are larger than averages, so the classifier's first steps would be too large.
 _SCALE = 1 / 9
 
 

@@ -224,8 +224,7 @@ def _airbench_trunk(config: ModelConfig) -> tuple[nn.Sequential, int]:
             f"Airbench: {len(widths)} groups need images of at least {smallest} px, but these have {config.image_size} "
             f"px. Use fewer --model.widths, or another --model"
         )
-    pooling = config.options.get("pooling", "maximum")  # older extractors do not say
-    return airbench_trunk(config.n_channels, widths, config.options["depth"], pooling), widths[-1]
+    return airbench_trunk(config.n_channels, **{**config.options, "widths": widths}), widths[-1]
 
 
 def mlp_head(dim: int, n_classes: int) -> nn.Sequential:
@@ -412,7 +411,9 @@ def load_head(folder: Path) -> Head:
     """Load the classifier of the extractor in a folder, in evaluation mode, without building its backbone."""
     config, path = _described(Path(folder))[0], _weights(Path(folder))
     if not config.n_classes:
-        raise InputError(f"{folder}: has no classifier. Use an extractor of train_extractor.py")
+        raise InputError(
+            f"{folder}: has no classifier, as it was trained on superclasses or released without. Use another"
+        )
     state = {name: value for name, value in load_tensors(path).items() if name.startswith("classifier.")}
     dim = next((value.shape[1] for value in state.values() if value.ndim == 2), 0)
     classifier = _HEADS[config.head](dim, config.n_classes)

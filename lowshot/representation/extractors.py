@@ -221,9 +221,10 @@ def lineage_of_extractor(choice: ExtractorChoice) -> Lineage:
 
 def handed_on(folder: Path) -> dict:
     """Return what features record about the training of the extractor in `folder`: `extractor_ended_after`, the epoch
-    after which it was ended early.
+    after which it was ended early (a list of its members' epochs if it is joined, None for those that were not).
     """
-    ended = stored_recipe(folder)["config"].get("ended_after")
+    config = stored_recipe(folder)["config"]
+    ended = config.get("ended_after", config.get("extractor_ended_after"))
     return {} if ended is None else {"extractor_ended_after": ended}
 
 

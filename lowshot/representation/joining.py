@@ -26,7 +26,9 @@ def join(models: Sequence[Extractor]) -> Extractor:
         if ":" in config["name"]:
             raise InputError(f"{config['name']}: cannot be joined, as only networks of this project can. Leave it out")
         for name in [name for name in config if name not in _OF_ONE and config[name] != configs[0][name]][:1]:
-            raise InputError(f"{name}: {config[name]} and {configs[0][name]}. Join extractors of the same images")
+            raise InputError(
+                f"{name}: {config[name]} and {configs[0][name]}. Join extractors of the same classes and images"
+            )
     linear = all(config["head"] == "linear" for config in configs)
     joined = Extractor(
         replace(

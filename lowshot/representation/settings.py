@@ -50,9 +50,9 @@ class ResNet12(Backbone):
 class Airbench(Backbone):
     """The wide, shallow network of airbench, for images of about 32 px (Jordan, arXiv 2404.00498, 2024)."""
 
-    widths: Annotated[list[PositiveInt], MinLen(1)] = field(default_factory=lambda: [64, 256, 512])
+    widths: Annotated[list[PositiveInt], MinLen(1)] = field(default_factory=lambda: [64, 104, 160])
     """Number of channels of each group, before --model.width. Each group halves the image."""
-    depth: PositiveInt = 2
+    depth: PositiveInt = 3
     """Number of 3x3 convolutions in a group."""
     whitening_eps: PositiveFloat = 5e-4
     """Added to the eigenvalues of image patches in the first layer. Glyphs, whose patches are mostly constant, need

@@ -10,9 +10,8 @@ usage() {
                      a GPU (not measured); need DATA_ROOT, see docs/data.md
 
 DATA_ROOT=DIR    where the images are (default: data/, with a download)
-REPRESENTATION   another extractor, such as resnet12 (default: airbench on the first three)
-PRECISION        of training: bf16-mixed is faster on GPUs and on processors with AMX or AVX512_BF16 (default: 32-true)
-TRAIN=true       train the extractor even if examples/extractors/ has it
+REPRESENTATION   another extractor, such as resnet12 (default: airbench on the first three, of cifar_fs the released one)
+PRECISION        of training: bf16-mixed is faster on GPUs and with AMX or AVX512_BF16, slower on other processors (default: 32-true)
 DEVICES          number of GPUs for training (default: 1)
 
 Writes outputs/SPLIT/report/report.html. More: docs/recipes/few_shot.md
@@ -22,7 +21,7 @@ END
 dataset=${1:-}
 case $dataset in
   omniglot_vinyals) takes="40 minutes on two cores" default=airbench n_ways="5 20" kinds="balanced dirichlet within_superclass" ;;
-  cifar_fs) takes="40 minutes on two cores" default=airbench n_ways=5 kinds="balanced dirichlet" ;;
+  cifar_fs) takes="40 minutes on two cores" default=airbench_released n_ways=5 kinds="balanced dirichlet" ;;
   fc100) takes="40 minutes on two cores" default=airbench n_ways=5 kinds="balanced dirichlet within_superclass" ;;
   mini_imagenet | tiered_imagenet) takes="a GPU (not measured)" default=resnet12 n_ways=5 kinds="balanced dirichlet" ;;
   *) usage ;;
@@ -35,4 +34,7 @@ precision=${PRECISION:+--precision $PRECISION}
 case $dataset in omniglot*) mirror="" ;; *) mirror="--mirror true" ;; esac
 out=outputs/$dataset
 configs=configs/few_shot
-check_config $configs/train_extractor-$dataset-$representation.yaml
+case $representation in
+  *_released) check_exists "$(extractor_of $dataset $representation)" ;;
+  *) check_exists $configs/train_extractor-$dataset-$representation.yaml ;;
+esac

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The best features of a split that a budget of operations buys, and their row of docs/leaderboard.md: two or three networks, joined.
+# Trains two or three networks for a budget of operations, joins them, and prints their row for docs/leaderboard.md.
 budget=${2:-}
+case ${SETUP:-test} in test | validation) ;; *) echo "SETUP=$SETUP: test or validation is expected" >&2 && exit 2 ;; esac
 case ${1:-}-$budget in
   cifar_fs-short | fc100-short) member=cifar-speedrun epochs=8 rotation_weights="0 0.5 0" ;;
   cifar_fs-long | fc100-long) member=cifar-speedrun epochs=20 rotation_weights="0 0.5 0.5" ;;
@@ -14,10 +15,11 @@ usage: bash scripts/few_shot/speedrun.sh SPLIT BUDGET
   omniglot_vinyals   short
 
 DATA_ROOT=DIR   where the images are (default: data/, with a download)
-PRECISION       of training: bf16-mixed is faster on GPUs and on processors with AMX or AVX512_BF16 (default: 32-true)
+PRECISION       of training: bf16-mixed is faster on GPUs and with AMX or AVX512_BF16, slower on other processors (default: 32-true)
 SETUP           validation: judge on the validation classes, to try something else (default: test)
+DEVICES         number of GPUs for training (default: 1)
 
-Writes outputs/SPLIT/speedrun_BUDGET/ and prints a row of docs/leaderboard.md.
+Writes outputs/SPLIT/speedrun_BUDGET/ and prints the row and its header.
 END
     exit 2
     ;;
@@ -43,4 +45,4 @@ for method in nearest_mean_cl2n logistic_regression pt_map; do
   python episodes.py --config $configs/episodes-$method.yaml --features $folder/features/train.h5 --split $out/data/split.json \
     --n_way "$n_way" ${SETUP:+--setup $SETUP} --out "${results[-1]}"
 done
-python benchmarks/leaderboard.py --name "$dataset-$budget" --extractors "${members[@]}" --results "${results[@]}"
+python benchmarks/leaderboard.py --name "$dataset-$budget${SETUP:+-$SETUP}" --extractors "${members[@]}" --results "${results[@]}"

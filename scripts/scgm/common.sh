@@ -12,7 +12,7 @@ usage() {
 DATA_ROOT=DIR    where the images are (default: data/, with a download)
 METHODS, SEEDS   part of the recipe (default: METHODS="coarse scgm_g ancor scgm_a" SEEDS="0 1 2")
 REPRESENTATION   another backbone, such as resnet12 on cifar100 (a GPU)
-PRECISION        bf16-mixed is faster on GPUs and on processors with AMX or AVX512_BF16 (default: 32-true)
+PRECISION        bf16-mixed is faster on GPUs and with AMX or AVX512_BF16, slower on other processors (default: 32-true)
 DEVICES          number of GPUs for training (default: 1)
 
 Writes outputs/DATASET/report_scgm/report.html. More: docs/recipes/scgm.md
@@ -44,7 +44,7 @@ results=$out/results_scgm
 configs=configs/scgm
 # The four BREEDS benchmarks share their settings.
 case $dataset in living17 | nonliving26 | entity*) settings=breeds ;; *) settings=$dataset ;; esac
-check_config $configs/train_scgm-$settings-$representation.yaml
+check_exists $configs/train_scgm-$settings-$representation.yaml
 # The files of a method: what all share, and what it has of its own.
 configs_of() {
   local shared=$configs/train_scgm-$settings-$representation

@@ -6,5 +6,5 @@ prepare() {
 }
 prepare --out $out/data
 for name in $representations; do
-  case $(training_data $name)-$(extractor_of $dataset $name) in *_rotated-outputs/*) prepare --rotations true --out $out/data_rotated ;; esac
+  case $(training_data $name)-$name in *_released) ;; *_rotated-*) prepare --rotations true --out $out/data_rotated ;; esac
 done

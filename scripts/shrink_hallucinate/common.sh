@@ -9,9 +9,9 @@ usage() {
   imagenet    the published benchmark; GPUs (days, not measured); needs DATA_ROOT, see docs/data.md
 
 DATA_ROOT=DIR     where the images are (default: data/, with a download)
-REPRESENTATIONS   which extractors, such as "resnet10_sgm" (default: all of the recipe); airbench_sgm_seed1 is trained with another seed
-PRECISION         of training: bf16-mixed is faster on GPUs and on processors with AMX or AVX512_BF16 (default: 32-true)
-TRAIN=true        train representations that examples/extractors/ has, too
+REPRESENTATIONS   which extractors, such as "resnet10_sgm" (default: all of the recipe); airbench_sgm_seed1 is trained with
+                  another seed, airbench_sgm_released is in examples/extractors
+PRECISION         of training: bf16-mixed is faster on GPUs and with AMX or AVX512_BF16, slower on other processors (default: 32-true)
 DEVICES           number of GPUs for training (default: 1)
 
 Writes outputs/DATASET/report/report.html. More: docs/recipes/shrink_hallucinate.md
@@ -31,10 +31,15 @@ representations=${REPRESENTATIONS:-$default}
 out=outputs/$dataset
 configs=configs/shrink_hallucinate
 precision=${PRECISION:+--precision $PRECISION}
-# The settings of a stage for a representation. airbench_sgm_seed1 has those of airbench_sgm.
-settings() { echo "$configs/$1-$dataset-${2/_seed[0-9]/}.yaml"; }
+# The settings of a stage for a representation. airbench_sgm_seed1 and airbench_sgm_released have those of airbench_sgm.
+settings() {
+  local name=${2%_seed[0-9]}
+  echo "$configs/$1-$dataset-${name%_released}.yaml"
+}
 # Airbench learns characters from their rotations too, which are classes of their own.
 training_data() {
   case $dataset-$1 in omniglot-airbench*) echo "$out/data_rotated" ;; *) echo "$out/data" ;; esac
 }
-for name in $representations; do check_config "$(settings train_extractor $name)"; done
+for name in $representations; do
+  case $name in *_released) check_exists "$(extractor_of $dataset $name)" ;; *) check_exists "$(settings train_extractor $name)" ;; esac
+done

@@ -15,6 +15,7 @@ from lowshot.core.files import read_json, write_json
 from lowshot.data.datasets.images import read_images
 from lowshot.data.lineage import lineage_of
 from lowshot.representation.backbones import Extractor, ModelConfig, load_extractor
+from lowshot.representation.extractors import handed_on
 from lowshot.representation.joining import join
 
 CONFIG = ModelConfig("Conv4", 5, 3, 16, width=0.1)
@@ -37,7 +38,7 @@ def test_without_linear_classifiers_there_is_none():
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (replace(CONFIG, image_size=32), "image_size: 32 and 16. Join extractors of the same images"),
+        (replace(CONFIG, image_size=32), "image_size: 32 and 16. Join extractors of the same classes and images"),
         (replace(CONFIG, n_classes=6), "n_classes: 6 and 5"),
         (replace(CONFIG, embedding=8), "Conv4 with a projection .*: cannot be joined"),
     ],
@@ -50,6 +51,18 @@ def test_what_does_not_fit_is_refused(other, message):
 def test_the_seed_may_choose_the_images_whose_brightness_is_known():
     joined = join([Extractor(replace(CONFIG, brightness=brightness)) for brightness in (0.4789, 0.4791)])
     assert joined.dim == 2 * Extractor(CONFIG).dim
+
+
+def test_members_that_ended_early_are_recorded(tmp_path, extractor):
+    early = shutil.copytree(extractor, tmp_path / "early")
+    (early / "SHA256SUMS").unlink()
+    content = read_json(early / "config.json")
+    write_json(early / "config.json", content | {"config": content["config"] | {"ended_after": 2}})
+    joined = join_extractors.main(join_extractors.Config(extractors=[extractor, early], out=tmp_path / "joined"))
+    again = join_extractors.main(join_extractors.Config(extractors=[joined, extractor], out=tmp_path / "again"))
+    assert handed_on(joined) == {"extractor_ended_after": [None, 2]}
+    assert handed_on(again) == {"extractor_ended_after": [[None, 2], None]}
+    assert handed_on(extractor) == {}
 
 
 def test_another_split_is_refused(tmp_path, extractor):
