@@ -10,8 +10,9 @@ case ${1:-}-$budget in
     cat >&2 <<'END'
 usage: bash scripts/few_shot/speedrun.sh SPLIT BUDGET
 
-  cifar_fs, fc100    short: 4e14 operations; cifar_fs trained 31 minutes on two busy cores with AVX512_BF16 and PRECISION=bf16-mixed
-                     long: 1e15 operations, two and a half times as long
+  cifar_fs, fc100    short: 4e14 operations; for cifar_fs 31 minutes of training on two cores with AVX512_BF16 and
+                     PRECISION=bf16-mixed
+                     long: 1e15 operations, 56 minutes
   omniglot_vinyals   short
 
 DATA_ROOT=DIR   where the images are (default: data/, with a download)
