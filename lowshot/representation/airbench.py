@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Pooling = Literal["maximum", "average", "normalised"]
+
 _PATCH = 2
 # Factor of the features. Maxima are larger than averages, so the classifier's first steps would be too large.
 _SCALE = 1 / 9
@@ -45,9 +47,7 @@ def whitening_filters(moment: Tensor, eps: float) -> Tensor:
     return torch.cat([filters, -filters])
 
 
-def airbench_trunk(
-    n_channels: int, widths: Sequence[int], depth: int, pooling: Literal["maximum", "average"] = "maximum"
-) -> nn.Sequential:
+def airbench_trunk(n_channels: int, widths: Sequence[int], depth: int, pooling: Pooling = "maximum") -> nn.Sequential:
     """Build the whitening layer, a group of `depth` convolutions per width, and the pooling.
 
     The first convolution of a group is pooled before its batch norm, which then sees a quarter of the values. The
@@ -55,7 +55,7 @@ def airbench_trunk(
     of airbench96. In airbench all convolutions start as the identity: `start_as_identity`.
 
     Departs from airbench: ReLU in place of GELU; batch norm with trained gains and torch's eps and momentum; the bias
-    of the whitening is trained to the end; images are normalised as for ImageNet; the average as another pooling. The
+    of the whitening is trained to the end; images are normalised as for ImageNet; other poolings. The
     factor 1/9 of the maximum is applied to the features and not to the scores, which is the same and lets SGM see the
     classifier's gradient.
     """
@@ -67,8 +67,14 @@ def airbench_trunk(
         if depth % 2 == 0:
             layers += [_convolution(width, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
         n_in = width
-    pool = [GlobalMaximum(_SCALE)] if pooling == "maximum" else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*layers, *pool)
+    return nn.Sequential(*layers, *_pooling(pooling, n_in))
+
+
+def _pooling(name: Pooling, width: int) -> list[nn.Module]:
+    if name == "maximum":
+        return [GlobalMaximum(_SCALE)]
+    norm = [nn.BatchNorm2d(width)] if name == "normalised" else []
+    return [nn.AdaptiveAvgPool2d(1), *norm, nn.Flatten()]
 
 
 class Pair(nn.Module):

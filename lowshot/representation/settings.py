@@ -60,8 +60,10 @@ class Airbench(Backbone):
     identity: bool = True
     """Start each convolution as the identity. False for glyphs: their rare strokes vanish in some of the copied
     channels, and batch norm then enlarges gradients many times over."""
-    pooling: Literal["maximum", "average"] = "maximum"
-    """What turns the last maps into features. The average is better for glyphs."""
+    pooling: Literal["maximum", "average", "normalised"] = "maximum"
+    """What turns the last maps into features. normalised is the average with a last batch norm (Luo et al., "Bag of
+    tricks", 2019), so features have both signs: best for glyphs, but not for the analogy generator, whose features are
+    not negative. The average is better for glyphs than the maximum."""
 
 
 @dataclass

@@ -61,7 +61,7 @@ def test_airbench96_has_shortcuts():
     assert 3 * operations_per_image(model, 32) * 37 * 48 * 1024 == pytest.approx(4.9e15, rel=0.01)
 
 
-def test_features_are_the_maximum_or_the_average():
+def test_features_of_each_pooling():
     torch.manual_seed(0)
     maximum, average = (airbench_trunk(1, [8], 1, pooling).eval() for pooling in ("maximum", "average"))
     average.load_state_dict(maximum.state_dict())
@@ -69,6 +69,10 @@ def test_features_are_the_maximum_or_the_average():
     maps = maximum[:-1](images)
     assert torch.allclose(maximum(images), maps.amax((2, 3)) / 9)
     assert torch.allclose(average(images), maps.mean((2, 3)))
+    normalised = airbench_trunk(1, [8], 1, "normalised")
+    normalised.load_state_dict(maximum.state_dict(), strict=False)
+    expected = F.batch_norm(normalised[:-3](images).mean((2, 3)), None, None, training=True)
+    assert torch.allclose(normalised(images), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("side", "last"), [(32, 3), (28, 3), (24, 2), (20, 2)])
