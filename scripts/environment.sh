@@ -27,13 +27,15 @@ check_words() {
   done
 }
 check_words
-# A representation that the user chose must have a config, or be released.
-check_exists() {
-  [ -e "$1" ] || { echo "no such representation: $1 does not exist" >&2 && exit 2; }
-}
 # The extractor of a representation (DATASET NAME). NAME_released is kept in the repository, and not trained.
 extractor_of() {
   case $2 in *_released) echo "examples/extractors/$1-${2%_released}" ;; *) echo "outputs/$1/$2/extractor" ;; esac
+}
+# A representation that the user chose (DATASET NAME CONFIG) must be released or have a config.
+check_representation() {
+  local needed=$3
+  case $2 in *_released) needed=$(extractor_of "$1" "$2") ;; esac
+  [ -e "$needed" ] || { echo "no such representation: $needed does not exist" >&2 && exit 2; }
 }
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -2,13 +2,12 @@
 (Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", arXiv 2404.00498, 2024)."""
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Pooling = Literal["maximum", "average", "normalised"]
+from lowshot.representation.settings import Pooling
 
 _PATCH = 2
 # Factor of the features. Maxima are larger than averages, so the classifier's first steps would be too large.

@@ -21,6 +21,7 @@ from lowshot.core.settings import (
     Seed,
 )
 
+Pooling = Literal["maximum", "average", "normalised"]
 HeadName = Literal["linear", "cosine", "mlp"]
 
 # Side in pixels to which images on disk are resized and cropped by default.
@@ -60,10 +61,10 @@ class Airbench(Backbone):
     identity: bool = True
     """Start each convolution as the identity. False for glyphs: their rare strokes vanish in some of the copied
     channels, and batch norm then enlarges gradients many times over."""
-    pooling: Literal["maximum", "average", "normalised"] = "maximum"
-    """What turns the last maps into features. normalised is the average with a last batch norm (Luo et al., "Bag of
-    tricks", 2019), so features have both signs: best for glyphs, but not for the analogy generator, whose features are
-    not negative. The average is better for glyphs than the maximum."""
+    pooling: Pooling = "maximum"
+    """What turns the last maps into features. For glyphs the average is better than the maximum, and normalised better
+    still: the average and a last batch norm (the BNNeck of Luo et al., CVPR workshops 2019). Such features have both
+    signs, and the analogy generator makes only features that are not negative."""
 
 
 @dataclass

@@ -34,7 +34,4 @@ precision=${PRECISION:+--precision $PRECISION}
 case $dataset in omniglot*) mirror="" ;; *) mirror="--mirror true" ;; esac
 out=outputs/$dataset
 configs=configs/few_shot
-case $representation in
-  *_released) check_exists "$(extractor_of $dataset $representation)" ;;
-  *) check_exists $configs/train_extractor-$dataset-$representation.yaml ;;
-esac
+check_representation $dataset $representation $configs/train_extractor-$dataset-$representation.yaml

@@ -40,6 +40,4 @@ settings() {
 training_data() {
   case $dataset-$1 in omniglot-airbench*) echo "$out/data_rotated" ;; *) echo "$out/data" ;; esac
 }
-for name in $representations; do
-  case $name in *_released) check_exists "$(extractor_of $dataset $name)" ;; *) check_exists "$(settings train_extractor $name)" ;; esac
-done
+for name in $representations; do check_representation $dataset $name "$(settings train_extractor $name)"; done
