@@ -4,8 +4,9 @@ usage() {
   echo "usage: bash $0 SPLIT" >&2
   cat >&2 <<'END'
 
-  omniglot_vinyals   40 minutes on two cores, or 10 with AMX and bf16-mixed; downloads 15 MB
-  cifar_fs, fc100    40 minutes on two cores, or 10 with AMX and bf16-mixed; downloads 170 MB
+  omniglot_vinyals   longer (not measured); downloads 15 MB
+  cifar_fs           3 minutes on two cores; downloads 170 MB
+  fc100              12 minutes on two cores with AVX512_BF16 and PRECISION=bf16-mixed; downloads 170 MB
   mini_imagenet, tiered_imagenet
                      a GPU (not measured); need DATA_ROOT, see docs/data.md
 
@@ -20,9 +21,9 @@ END
 }
 dataset=${1:-}
 case $dataset in
-  omniglot_vinyals) takes="40 minutes on two cores" default=airbench n_ways="5 20" kinds="balanced dirichlet within_superclass" ;;
-  cifar_fs) takes="40 minutes on two cores" default=airbench_released n_ways=5 kinds="balanced dirichlet" ;;
-  fc100) takes="40 minutes on two cores" default=airbench n_ways=5 kinds="balanced dirichlet within_superclass" ;;
+  omniglot_vinyals) takes="not measured" default=airbench n_ways="5 20" kinds="balanced dirichlet within_superclass" ;;
+  cifar_fs) takes="3 minutes on two cores" default=airbench_released n_ways=5 kinds="balanced dirichlet" ;;
+  fc100) takes="12 minutes on two cores with AVX512_BF16 and PRECISION=bf16-mixed" default=airbench n_ways=5 kinds="balanced dirichlet within_superclass" ;;
   mini_imagenet | tiered_imagenet) takes="a GPU (not measured)" default=resnet12 n_ways=5 kinds="balanced dirichlet" ;;
   *) usage ;;
 esac
