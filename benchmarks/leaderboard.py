@@ -56,8 +56,6 @@ class Config:
 def main(config: Config) -> None:
     """Print the header and the row."""
     row = {"extractor": config.name} | training_of(config.extractors)
-    if held := held_accuracies(config.extractors):
-        row["held-out top-1"] = ", ".join(held)
     if config.data is not None:
         row["base top-1"] = ", ".join(f"{100 * base_accuracy(one, config.data):.1f}" for one in config.extractors)
     for path in config.results:
@@ -67,10 +65,12 @@ def main(config: Config) -> None:
 
 
 def training_of(extractors: list[Path]) -> dict[str, str]:
-    """Return when, where and at what cost the extractors were trained, from their logs and recipes."""
+    """Return when, where and at what cost the extractors were trained, and their accuracy on held-out images if there
+    were any, from their logs and recipes."""
     last = [last_epoch(folder / "log.jsonl") for folder in extractors]
     configs = [read_json(folder / "config.json")["config"] for folder in extractors]
-    return {
+    held = [f"{100 * record['held_top1']:.1f}" for record in last if "held_top1" in record]
+    row = {
         "date": datetime.fromtimestamp(max(record["time"] for record in last)).date().isoformat(),
         "commit": short_commit(),
         "machine": machine(),
@@ -79,6 +79,7 @@ def training_of(extractors: list[Path]) -> dict[str, str]:
         "operations": f"{sum(record['operations'] for record in last):.2g}".replace("e+", "e"),
         "digest": " ".join(digest(folder / "model.pt")[:8] for folder in extractors),
     }
+    return row | ({"held-out top-1": ", ".join(held)} if held else {})
 
 
 def short_commit() -> str:
@@ -94,12 +95,6 @@ def last_epoch(log: Path) -> dict:
     if not counted:
         raise InputError(f"{log}: no log that counts operations. Train the extractor again")
     return counted[-1]
-
-
-def held_accuracies(extractors: list[Path]) -> list[str]:
-    """Return the last accuracy on held-out training images, of the extractors that were trained with --holdout."""
-    last = [last_epoch(folder / "log.jsonl") for folder in extractors]
-    return [f"{100 * record['held_top1']:.1f}" for record in last if "held_top1" in record]
 
 
 def machine() -> str:

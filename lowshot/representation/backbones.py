@@ -224,7 +224,7 @@ def _airbench_trunk(config: ModelConfig) -> tuple[nn.Sequential, int]:
             f"Airbench: {len(widths)} groups need images of at least {smallest} px, but these have {config.image_size} "
             f"px. Use fewer --model.widths, or another --model"
         )
-    return airbench_trunk(config.n_channels, **{**config.options, "widths": widths}), widths[-1]
+    return airbench_trunk(config.n_channels, **(config.options | {"widths": widths})), widths[-1]
 
 
 def mlp_head(dim: int, n_classes: int) -> nn.Sequential:
