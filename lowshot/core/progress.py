@@ -28,7 +28,8 @@ class Progress(tqdm):
     ) -> None:
         self.on_terminal, self.resumable, self.announced = sys.stderr.isatty(), resumable, False
         if not self.on_terminal:
-            options |= {"mininterval": _LINE_SECONDS, "leave": False}
+            # With one iteration as the least between two lines, tqdm's monitor thread does not print lines of its own.
+            options |= {"mininterval": _LINE_SECONDS, "miniters": 1, "leave": False}
         super().__init__(iterable, desc, total, **options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:

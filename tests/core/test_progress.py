@@ -42,6 +42,13 @@ def test_long_work_has_a_line_a_minute_in_a_log(clock, capsys):
     assert len(lines) == 3
 
 
+def test_tqdm_monitor_prints_no_lines_of_its_own(clock):
+    with Progress(total=40, unit="step") as bar:
+        for _ in range(40):
+            clock(bar, 5)
+            assert bar.miniters == 1  # the monitor refreshes bars with more
+
+
 def test_work_without_a_known_length(clock, capsys):
     for _ in Progress(clock_in_steps(clock, 3, 50), "reading", unit="batch"):
         pass
