@@ -27,6 +27,7 @@ class Progress(tqdm):
         **options: Any,
     ) -> None:
         self.on_terminal, self.resumable, self.announced = sys.stderr.isatty(), resumable, False
+        self.prelude = (0.0, 0, 1)  # seconds, and the first iteration and number of iterations that they served
         if not self.on_terminal:
             # With one iteration as the least between two lines, tqdm's monitor thread does not print lines of its own.
             options |= {"mininterval": _LINE_SECONDS, "miniters": 1, "leave": False}
@@ -43,13 +44,20 @@ class Progress(tqdm):
             print(self._line(), file=sys.stderr, flush=True)
         return False
 
+    def spread(self, seconds: float, n: int) -> None:
+        """Spread `seconds` that were spent on the next `n` iterations over them, in estimates of the time left."""
+        self.prelude = (seconds, self.n, n)
+
     def _elapsed(self) -> float:
         return self._time() - self.start_t if hasattr(self, "start_t") else 0.0  # tqdm calls display before it starts
 
     def _seconds_left(self) -> float | None:
         """Return None if it is unknown."""
-        done, elapsed = self.n - self.initial, self._elapsed()
-        return (self.total - self.n) * elapsed / done if self.total and done > 0 else None
+        if not self.total or self.n <= self.initial:
+            return None
+        seconds, first, n = self.prelude
+        unused = seconds * max(0, 1 - (self.n - first) / n)
+        return (self.total - self.n) * (self._elapsed() - unused) / (self.n - self.initial)
 
     def _notice(self) -> str | None:
         left = self._seconds_left()

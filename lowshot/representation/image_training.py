@@ -202,6 +202,7 @@ class Trainer:
         self._seed_layers(epoch)
         start = time.monotonic()
         record = self._before_epoch(epoch)
+        bar.spread(time.monotonic() - start, len(self._steps(epoch)))
         record |= self._train_epoch(epoch, bar)
         self.progress["seconds"] += time.monotonic() - start
         record |= {"operations": self.progress["operations"], "seconds": round(self.progress["seconds"], 1)}

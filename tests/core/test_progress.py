@@ -42,6 +42,19 @@ def test_long_work_has_a_line_a_minute_in_a_log(clock, capsys):
     assert len(lines) == 3
 
 
+def test_work_before_an_epoch_counts_for_all_its_steps(clock, capsys):
+    with Progress(total=100, desc="training", unit="step") as bar:
+        for _ in range(2):
+            clock.now += 50  # such as an E-step; 10 s a step with it, 5 s without
+            bar.spread(50, n=10)
+            for _ in range(10):
+                clock(bar, 5)
+    assert capsys.readouterr().err.splitlines() == [
+        "training: 2 of 100 steps (2%), about 16 min left",
+        "training: 11 of 100 steps (11%), about 15 min left",
+    ]
+
+
 def test_tqdm_monitor_prints_no_lines_of_its_own(clock):
     with Progress(total=40, unit="step") as bar:
         for _ in range(40):
