@@ -107,6 +107,19 @@ def test_a_released_extractor_is_not_trained(recorded, path):
         assert [one["--out"] for one in saved] == [f"outputs/{dataset}/{chosen}/features"]
 
 
+@pytest.mark.parametrize("name", ["resnet10_plain", "airbench_plain_released", "airbench_sgm_seed1"])
+def test_a_generator_is_trained_and_judged(recorded, monkeypatch, name):
+    monkeypatch.chdir(ROOT)
+    for script in ("run_all.sh", "choose.sh"):
+        done, commands = recorded(f"scripts/shrink_hallucinate/{script}", "cifar100", REPRESENTATIONS=name)
+        assert done.returncode == 0, done.stderr
+        for command in commands:
+            parsed(command)
+        judged = [dict(pairwise(command)) for command in commands if "--add.generator" in command]
+        assert [one["--add.generator"] for one in judged] == [f"outputs/cifar100/{name}/generator"]
+        assert [Path(one["--out"]).name for one in judged] == [f"{name}_generated.json"]
+
+
 def test_a_representation_that_is_not_released(recorded):
     for recipe, dataset, name in (("few_shot", "fc100", "airbench"), ("shrink_hallucinate", "cifar100", "conv4")):
         variables = dict.fromkeys(("REPRESENTATION", "REPRESENTATIONS"), f"{name}_released")

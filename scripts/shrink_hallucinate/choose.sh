@@ -7,8 +7,8 @@ for name in $representations; do
     --split $out/data/split.json --draws $out/data/draws.json --setup validation --trials [1,2] --shots [1,5]"
   python low_shot.py --config "$(settings low_shot $name)" $inputs --select $configs/grids/low_shot.yaml \
     --out $out/validation/$name.json
-  if [ -d $out/$name/generator ]; then
-    python low_shot.py --config "$(settings low_shot $name-generated)" $inputs --add.generator $out/$name/generator \
+  if [ -f "$(settings train_analogy_generator $name)" ]; then
+    python low_shot.py --config "$(settings low_shot $name -generated)" $inputs --add.generator $out/$name/generator \
       --select $configs/grids/low_shot-generated.yaml --out $out/validation/${name}_generated.json
   fi
 done

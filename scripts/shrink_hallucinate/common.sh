@@ -31,10 +31,10 @@ representations=${REPRESENTATIONS:-$default}
 out=outputs/$dataset
 configs=configs/shrink_hallucinate
 precision=${PRECISION:+--precision $PRECISION}
-# The settings of a stage for a representation. airbench_sgm_seed1 and airbench_sgm_released have those of airbench_sgm.
+# The settings (STAGE NAME [VARIANT]) of a representation. airbench_sgm_seed1 and airbench_sgm_released have those of airbench_sgm.
 settings() {
   local name=${2%_seed[0-9]}
-  echo "$configs/$1-$dataset-${name%_released}.yaml"
+  echo "$configs/$1-$dataset-${name%_released}${3:-}.yaml"
 }
 # Airbench learns characters from their rotations too, which are classes of their own.
 training_data() {
