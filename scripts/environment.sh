@@ -31,11 +31,13 @@ check_words
 extractor_of() {
   case $2 in *_released) echo "examples/extractors/$1-${2%_released}" ;; *) echo "outputs/$1/$2/extractor" ;; esac
 }
-# A representation that the user chose (DATASET NAME CONFIG) must be released or have a config.
+# What a representation (DATASET NAME CONFIG) is made from: its released extractor or its config.
+source_of() {
+  case $2 in *_released) extractor_of "$1" "$2" ;; *) echo "$3" ;; esac
+}
+# What the user's representation is made from must be there.
 check_representation() {
-  local needed=$3
-  case $2 in *_released) needed=$(extractor_of "$1" "$2") ;; esac
-  [ -e "$needed" ] || { echo "no such representation: $needed does not exist" >&2 && exit 2; }
+  [ -e "$1" ] || { echo "no such representation: $1 does not exist" >&2 && exit 2; }
 }
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

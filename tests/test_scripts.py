@@ -128,6 +128,14 @@ def test_a_representation_that_is_not_released(recorded):
         assert f"no such representation: examples/extractors/{dataset}-{name} does not exist" in done.stderr
 
 
+@pytest.mark.parametrize("recipe", ["scgm cifar100", "few_shot_gan emnist_fs"])
+def test_recipes_that_take_no_released_extractor(recorded, recipe):
+    recipe, dataset = recipe.split()
+    done, commands = recorded(f"scripts/{recipe}/run_all.sh", dataset, REPRESENTATION="airbench_plain_released")
+    assert done.returncode == 2 and not commands
+    assert "airbench_plain_released.yaml does not exist" in done.stderr
+
+
 @pytest.mark.parametrize("recipe", ["shrink_hallucinate cifar100", "few_shot fc100", "scgm living17", "scgm omniglot",
                                     "few_shot_gan omniglot_fs"])  # fmt: skip
 def test_data_root_is_passed_on(recorded, tmp_path, monkeypatch, recipe):

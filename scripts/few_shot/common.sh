@@ -35,4 +35,4 @@ precision=${PRECISION:+--precision $PRECISION}
 case $dataset in omniglot*) mirror="" ;; *) mirror="--mirror true" ;; esac
 out=outputs/$dataset
 configs=configs/few_shot
-check_representation $dataset $representation $configs/train_extractor-$dataset-$representation.yaml
+check_representation "$(source_of $dataset $representation $configs/train_extractor-$dataset-$representation.yaml)"

@@ -60,4 +60,4 @@ out=outputs/$dataset${IMAGE_SIZE:+_${IMAGE_SIZE}px}
 [ "$representation" = $default ] || out+=_$representation # the GANs depend on it, too
 results=$out/results_few_shot_gan
 configs=configs/few_shot_gan
-check_representation $dataset $representation $configs/train_extractor-$dataset-$representation.yaml
+check_representation $configs/train_extractor-$dataset-$representation.yaml

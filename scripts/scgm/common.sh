@@ -44,7 +44,7 @@ results=$out/results_scgm
 configs=configs/scgm
 # The four BREEDS benchmarks share their settings.
 case $dataset in living17 | nonliving26 | entity*) settings=breeds ;; *) settings=$dataset ;; esac
-check_representation $dataset $representation $configs/train_scgm-$settings-$representation.yaml
+check_representation $configs/train_scgm-$settings-$representation.yaml
 # The files of a method: what all share, and what it has of its own.
 configs_of() {
   local shared=$configs/train_scgm-$settings-$representation

@@ -40,4 +40,4 @@ settings() {
 training_data() {
   case $dataset-$1 in omniglot-airbench*) echo "$out/data_rotated" ;; *) echo "$out/data" ;; esac
 }
-for name in $representations; do check_representation $dataset $name "$(settings train_extractor $name)"; done
+for name in $representations; do check_representation "$(source_of $dataset $name "$(settings train_extractor $name)")"; done
