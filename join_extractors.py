@@ -39,13 +39,13 @@ class Config:
 def main(config: Config) -> Path:
     """Write the joined extractor, and return its folder."""
     inputs = {f"extractor {i}": folder for i, folder in enumerate(config.extractors, start=1)}
+    inputs |= {"split": _split_of(config.extractors)}
     seen = Lineage()
     for folder in config.extractors:
         seen |= lineage_of(folder)
     made_from = recipe("join_extractors", config, inputs, seen.to_json(), **_ended_early(config.extractors))
     if is_done(config.out, made_from, config.overwrite):
         return config.out
-    _check_one_split(config.extractors)
     joined = representation.join([representation.load_extractor(folder) for folder in config.extractors])
     with writing(config.out, made_from) as partial:
         partial.mkdir()
@@ -60,12 +60,13 @@ def _ended_early(extractors: list[Path]) -> dict:
     return {"extractor_ended_after": epochs} if any(epochs) else {}
 
 
-def _check_one_split(extractors: list[Path]) -> None:
-    """Raise InputError for extractors whose classes have other numbers."""
+def _split_of(extractors: list[Path]) -> str | None:
+    """Return the digest of the split, if known. Raises InputError for extractors whose classes have other numbers."""
     splits = {folder: stored_recipe(folder)["inputs"].get("split") for folder in extractors}
     known = [folder for folder in extractors if splits[folder]]
     for folder in [folder for folder in known if splits[folder] != splits[known[0]]][:1]:
         raise InputError(f"{folder}: trained on another split than {known[0]}. Join extractors of the same classes")
+    return splits[known[0]] if known else None
 
 
 if __name__ == "__main__":

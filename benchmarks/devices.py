@@ -12,7 +12,6 @@ numbers on a GPU); 1000 5-way 1-shot tasks of 512 dimensions. The E-step of SCGM
 """
 
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.training import now
 from lowshot.classifiers.methods import score_tasks
 from lowshot.classifiers.settings import LaplacianShotOptions, PTMapOptions
 from lowshot.classifiers.tasks import Tasks
@@ -44,7 +44,7 @@ def main(config: Config) -> None:
     devices = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
     print(f"| operation | {' | '.join(map(str, devices))} |\n|---|{'---|' * len(devices)}")
     for name, make in OPERATIONS.items():
-        times = [seconds(make(config.size, device), device) for device in devices]
+        times = [seconds(make(config.size, device)) for device in devices]
         print(f"| {name} | {' | '.join(f'{one:.4f}' for one in times)} |", flush=True)
 
 
@@ -96,21 +96,14 @@ OPERATIONS = {
 
 
 @torch.inference_mode()
-def seconds(operation: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
+def seconds(operation: Callable[[], object], repeats: int = 3) -> float:
     """Return the least seconds of a call after a first one."""
     times = []
     for _ in range(1 + repeats):
-        start = now(device)
+        start = now()
         operation()
-        times.append(now(device) - start)
+        times.append(now() - start)
     return min(times[1:])
-
-
-def now(device: torch.device) -> float:
-    """Return the time, after a GPU has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What is to be measured on a GPU, in parts that fit a short loan of one. Each part stops at its limit. Run again, it continues.
+# What is to be measured on a GPU, in parts of a few minutes. Each part stops at its limit. Run again, it continues.
 usage() {
   cat >&2 <<'END'
 usage: bash benchmarks/gpu.sh PART
@@ -13,7 +13,7 @@ usage: bash benchmarks/gpu.sh PART
 
 DATA_ROOT=DIR   where cifar-100-python is (B to F)
 TINY=1          an epoch or a few steps at a fraction of the width, to try the commands on a CPU
-OUT=DIR         where the outputs go (default: outputs/gpu)
+OUT=DIR         where the outputs go, from the repository on (default: outputs/gpu)
 END
   exit 2
 }

@@ -13,7 +13,8 @@ usage: bash benchmarks/leaderboard.sh PART
 DATA_ROOT=DIR   where the images are (default: data/, with a download)
 PRECISION       bf16-mixed is faster on GPUs and with AMX or AVX512_BF16, slower on other processors (default: 32-true)
 
-An extractor takes up to 20 minutes on two cores. Run again, it continues.
+An extractor takes about 10 minutes with PRECISION=bf16-mixed where it is fast; in float32 up to 40, and ANCOR and SCGM-A
+longest. Run again, it continues.
 END
   exit 2
 }

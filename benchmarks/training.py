@@ -70,11 +70,13 @@ def main(config: Config) -> None:
         raise InputError(
             f"--backbones, --widths: {len(config.backbones)} and {len(config.widths)} values. Give a width for each"
         )
-    print("| backbone | images/s | GFLOP/s | product, GFLOP/s | share | convolutions |\n|---|---|---|---|---|---|")
+    print(
+        "| backbone | step, ms | images/s | GFLOP/s | product, GFLOP/s | share | convolutions |\n|---|---|---|---|---|---|---|"
+    )
     for name, width in zip(config.backbones, config.widths):
         record = measure(config, ModelConfig(name, N_CLASSES, 3, SIDE, width, options=OPTIONS.get(name, {})))
         print(json.dumps({"benchmark": "training", **record}), file=sys.stderr)
-        print("| {backbone} x {width:g} | {images_s:.0f} | {gflops:.0f} | {product_gflops:.0f} | {share:.0%} "
+        print("| {backbone} x {width:g} | {step_ms:.0f} | {images_s:.0f} | {gflops:.0f} | {product_gflops:.0f} | {share:.0%} "
               "| {convolutions:.0%} |".format(**record), flush=True)  # fmt: skip
 
 
@@ -95,6 +97,7 @@ def measure(config: Config, model_config: ModelConfig) -> dict:
         "precision": config.precision,
         "threads": torch.get_num_threads(),
         "operations_per_image": operations,
+        "step_ms": round(1000 * statistics.median(times), 1),
         "images_s": round(config.batch_size / statistics.median(times), 1),
         "gflops": round(statistics.median(speeds) / 1e9, 1),
         "product_gflops": round(statistics.median(products) / 1e9, 1),
@@ -123,13 +126,13 @@ def build_step(config: Config, model_config: ModelConfig, fabric: Fabric) -> tup
 
 def seconds(call: Callable[[], None], n: int) -> float:
     """Return the mean seconds of a call."""
-    start = _now()
+    start = now()
     for _ in range(n):
         call()
-    return (_now() - start) / n
+    return (now() - start) / n
 
 
-def _now() -> float:
+def now() -> float:
     """Return the time, after a GPU has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 from conftest import settings
+from test_scripts import parsed
 
 import episodes
-from benchmarks import gpu, leaderboard
+from benchmarks import devices, gpu, leaderboard, training
 from lowshot.core.errors import InputError
 
 
@@ -36,6 +37,21 @@ def test_a_row_has_a_column_for_each_kind_of_task(tmp_path, extractor, features,
 def test_an_extractor_without_operations_has_no_row(tmp_path):
     with pytest.raises(InputError, match=r"log\.jsonl: no log that counts operations"):
         leaderboard.main(leaderboard.Config("tiny", [tmp_path]))
+
+
+@pytest.mark.parametrize("stage", gpu.STAGES, ids=lambda stage: stage.name)
+def test_stages_accept_the_commands_of_the_comparison(stage):
+    parsed([*stage.command.format(cpu="outputs").split(), "--out", "outputs"])
+
+
+def test_tables_of_speed(capsys):
+    training.main(training.Config(["Conv4"], [0.1], batch_size=4, rounds=1, n_steps=1))
+    devices.main(devices.Config(size=0.005))
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines()]
+    speeds, operations = rows[:3], rows[3:]
+    assert {len(row) for row in speeds} == {len(speeds[0])} and speeds[2][1].strip() == "Conv4 x 0.1"
+    assert [row[1].strip() for row in operations[2:]] == list(devices.OPERATIONS)
+    assert all(float(time) >= 0 for row in operations[2:] for time in row[2:-1])
 
 
 def test_nan_on_a_gpu_is_outside_every_tolerance(tmp_path, monkeypatch, capsys):

@@ -329,8 +329,8 @@ class Extractor(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """Return features (N, D) of images (N, C, H, W) in [0, 1].
 
-        Features are averages or maxima of the outputs of a (leaky) ReLU. Projected features and those of timm models
-        can be negative.
+        Features are averages or maxima of the outputs of a (leaky) ReLU. Projected features, those of timm models and
+        those of Airbench with normalised pooling can be negative.
         """
         return self.projection(self.trunk(self.normalise(images)))
 

@@ -73,6 +73,9 @@ def test_another_split_is_refused(tmp_path, extractor):
     config = join_extractors.Config(extractors=[extractor, other], out=tmp_path / "joined")
     with pytest.raises(InputError, match="other: trained on another split than"):
         join_extractors.main(config)
+    joined = join_extractors.main(replace(config, extractors=[extractor, extractor]))
+    with pytest.raises(InputError, match="other: trained on another split than"):
+        join_extractors.main(replace(config, extractors=[joined, other], out=tmp_path / "more"))
 
 
 def test_the_stage_writes_an_extractor(tmp_path, data, extractor):
