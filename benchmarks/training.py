@@ -70,14 +70,13 @@ def main(config: Config) -> None:
         raise InputError(
             f"--backbones, --widths: {len(config.backbones)} and {len(config.widths)} values. Give a width for each"
         )
-    print(
-        "| backbone | step, ms | images/s | GFLOP/s | product, GFLOP/s | share | convolutions |\n|---|---|---|---|---|---|---|"
-    )
+    print("| backbone | step, ms | images/s | GFLOP/s | product, GFLOP/s | share | convolutions |")
+    print("|---|---|---|---|---|---|---|")
     for name, width in zip(config.backbones, config.widths):
         record = measure(config, ModelConfig(name, N_CLASSES, 3, SIDE, width, options=OPTIONS.get(name, {})))
         print(json.dumps({"benchmark": "training", **record}), file=sys.stderr)
-        print("| {backbone} x {width:g} | {step_ms:.0f} | {images_s:.0f} | {gflops:.0f} | {product_gflops:.0f} | {share:.0%} "
-              "| {convolutions:.0%} |".format(**record), flush=True)  # fmt: skip
+        print("| {backbone} x {width:g} | {step_ms:.0f} | {images_s:.0f} | {gflops:.0f} | {product_gflops:.0f} "
+              "| {share:.0%} | {convolutions:.0%} |".format(**record), flush=True)  # fmt: skip
 
 
 def measure(config: Config, model_config: ModelConfig) -> dict:
