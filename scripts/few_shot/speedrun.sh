@@ -10,10 +10,10 @@ case ${1:-}-$budget in
     cat >&2 <<'END'
 usage: bash scripts/few_shot/speedrun.sh SPLIT BUDGET
 
-  cifar_fs, fc100    short: 4e14 operations; for cifar_fs 31 minutes of training on two cores with AVX512_BF16 and
-                     PRECISION=bf16-mixed
-                     long: 1e15 operations, 56 minutes
-  omniglot_vinyals   short
+  cifar_fs, fc100    short: 4e14 operations; 31 minutes of training on two cores with AVX512_BF16 and
+                     PRECISION=bf16-mixed, 78 with AVX2
+                     long: 1e15 operations; 56 minutes with bf16-mixed
+  omniglot_vinyals   short: 4e14 operations; 25 minutes with bf16-mixed
 
 DATA_ROOT=DIR   where the images are (default: data/, with a download)
 PRECISION       of training: bf16-mixed is faster on GPUs and with AMX or AVX512_BF16, slower on other processors (default: 32-true)
