@@ -188,6 +188,27 @@ def test_logistic_regression_equals_scikit_learns_to_the_last_query(n_way):
         assert np.allclose(solver.predict_proba(queries), torch.softmax(found[e], -1), atol=1e-6)
 
 
+def test_logistic_regression_names_small_classes_too():
+    """Ten classes on the unit sphere, of which five have 4 shots and five have 30."""
+    random = np.random.default_rng(0)
+    counts = [4] * 5 + [30] * 5
+    centres = random.normal(size=(10, 64))
+
+    def drawn(labels):
+        rows = centres[labels] + 2 * random.normal(size=(len(labels), 64))
+        return torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True)).float()[None]
+
+    labels, true = np.repeat(np.arange(10), counts), np.repeat(np.arange(10), 40)
+    tasks = Tasks(drawn(labels), torch.from_numpy(labels)[None], drawn(true), 10)
+    found = score("logistic_regression", tasks)[0]
+    hits = (found.argmax(-1).numpy() == true).reshape(10, 40).mean(1)
+    assert hits[:5].mean() > 0.65 and hits[5:].mean() > 0.65
+    solver = LogisticRegression(class_weight="balanced", max_iter=1000)
+    solver.fit(tasks.support_features[0].double().numpy(), labels)
+    expected = solver.predict_proba(tasks.query_features[0].double().numpy())
+    assert np.allclose(expected, torch.softmax(found, -1), atol=1e-6)
+
+
 def test_nearest_queries_equal_scikit_learns(monkeypatch):
     monkeypatch.setattr("lowshot.classifiers.laplacian_shot._BLOCK_DISTANCES", 200)  # 3 rows of 3 tasks per block
     queries = random_tasks(n_tasks=3, n_queries=5)[0].query_features
