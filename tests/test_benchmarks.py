@@ -41,7 +41,8 @@ def test_an_extractor_without_operations_has_no_row(tmp_path):
 
 @pytest.mark.parametrize("stage", gpu.STAGES, ids=lambda stage: stage.name)
 def test_stages_accept_the_commands_of_the_comparison(stage):
-    parsed([*stage.command.format(cpu="outputs").split(), "--out", "outputs"])
+    config = parsed([*stage.command.format(cpu="outputs").split(), "--out", "outputs/x"])
+    assert str(config.out) == "outputs/x"
 
 
 def test_tables_of_speed(capsys):
