@@ -3,12 +3,11 @@
 from .estimators import FewShotClassifier as FewShotClassifier
 from .estimators import LowShotClassifier as LowShotClassifier
 from .estimators import few_shot_scores as few_shot_scores
+from .heads import Head as Head
 from .methods import fit_classifier as fit_classifier
+from .methods import fit_head as fit_head
 from .methods import is_joint as is_joint
 from .methods import score_tasks as score_tasks
-from .photos import PhotoClassifier as PhotoClassifier
-from .photos import load_classifier as load_classifier
-from .photos import save_classifier as save_classifier
 from .problem import Problem as Problem
 from .problem import Run as Run
 from .settings import CosineOptions as CosineOptions

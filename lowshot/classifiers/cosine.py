@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lowshot.classifiers.heads import Head
 from lowshot.classifiers.settings import CosineOptions
 from lowshot.classifiers.tasks import Tasks, class_counts, class_means
 from lowshot.core.errors import Diverged
@@ -31,10 +32,22 @@ def score_cosine(tasks: Tasks, options: CosineOptions, seed: int) -> Tensor:
 
     A support set larger than the batch size is drawn from. All tasks then use the same draws.
     """
-    rows = F.normalize(tasks.support_features, dim=-1)
-    weights = F.normalize(class_means(rows, tasks.support_labels, tasks.n_way), dim=-1)
+    weights = _trained(tasks.support_features, tasks.support_labels, tasks.n_way, options, seed)
+    return options.scale * F.normalize(tasks.query_features, dim=-1) @ F.normalize(weights, dim=-1).mT
+
+
+def cosine_head(features: Tensor, labels: Tensor, n_way: int, options: CosineOptions) -> Head:
+    """Return the classifier that `score_cosine` learns from features (S, D) with labels (S,), with seed 0."""
+    weights = _trained(features[None], labels[None], n_way, options, 0)[0]
+    return Head([(options.scale * F.normalize(weights, dim=-1), weights.new_zeros(n_way))], unit_length=True)
+
+
+def _trained(features: Tensor, labels: Tensor, n_way: int, options: CosineOptions, seed: int) -> Tensor:
+    """Return the class weights (E, n_way, D) that are learned from features (E, S, D) with labels (E, S)."""
+    rows = F.normalize(features, dim=-1)
+    weights = F.normalize(class_means(rows, labels, n_way), dim=-1)
     velocity = torch.zeros_like(weights)
-    batch = _batches(rows, tasks.support_labels, tasks.n_way, options.batch_size, seed)
+    batch = _batches(rows, labels, n_way, options.batch_size, seed)
     for step in range(options.n_steps):
         gradient = cross_entropy_gradient(weights, *batch(step), options.scale)
         # The first gradient enters the momentum buffer whole, as in torch.optim.SGD.
@@ -42,7 +55,7 @@ def score_cosine(tasks: Tasks, options: CosineOptions, seed: int) -> Tensor:
         weights.sub_(velocity, alpha=options.lr)
     if not weights.norm(dim=-1).isfinite().all():
         raise Diverged(f"cosine.lr {options.lr:g}: the weights grew without bound")
-    return options.scale * F.normalize(tasks.query_features, dim=-1) @ F.normalize(weights, dim=-1).mT
+    return weights
 
 
 def cross_entropy_gradient(weights: Tensor, rows: Tensor, labels: Tensor, shares: Tensor, scale: float) -> Tensor:

@@ -7,11 +7,12 @@ import torch
 
 from lowshot.classifiers.balanced_linear import fit_balanced_sgd
 from lowshot.classifiers.convex import fit_logistic_regression
-from lowshot.classifiers.cosine import score_cosine
+from lowshot.classifiers.cosine import cosine_head, score_cosine
+from lowshot.classifiers.heads import Head
 from lowshot.classifiers.laplacian_shot import score_laplacian_shot
 from lowshot.classifiers.linear import fit_linear_sgd, trials_at_once
 from lowshot.classifiers.mlp import fit_mlp, shots_at_once
-from lowshot.classifiers.nearest_mean import score_nearest_mean
+from lowshot.classifiers.nearest_mean import nearest_mean_head, score_nearest_mean
 from lowshot.classifiers.own_head import load_own_head
 from lowshot.classifiers.problem import Problem, Scorer
 from lowshot.classifiers.pt_map import score_pt_map
@@ -29,10 +30,13 @@ from lowshot.classifiers.settings import (
     SGDOptions,
     SupportLogisticOptions,
 )
-from lowshot.classifiers.support_logistic import score_support_logistic
+from lowshot.classifiers.support_logistic import logistic_head, score_support_logistic
 from lowshot.classifiers.tasks import Tasks, in_blocks
 from lowshot.core.choices import own_name
 from lowshot.core.errors import InputError
+
+# Rows (Q, D) float32 -> scores (Q, n_way).
+ScoreRows = Callable[[torch.Tensor], torch.Tensor]
 
 _FITS: dict[type, Callable[[Problem, Any, int, str], Scorer]] = {
     SGDOptions: fit_linear_sgd,
@@ -54,6 +58,13 @@ _SCORES = {
     LaplacianShotOptions: in_blocks(score_laplacian_shot),
     RefinementOptions: in_blocks(score_refinement),
     PTMapOptions: in_blocks(score_pt_map),
+}
+
+# Classifiers of the methods that look at one query at a time.
+_HEADS: dict[type, Callable[[torch.Tensor, torch.Tensor, int, Any], Head]] = {
+    NearestMeanOptions: nearest_mean_head,
+    SupportLogisticOptions: logistic_head,
+    CosineOptions: cosine_head,
 }
 
 
@@ -97,6 +108,20 @@ def score_tasks(method: Any, tasks: Tasks, seed: int) -> torch.Tensor:
         return _SCORES[type(method)](tasks, method, seed)
     shape = len(tasks), tasks.query_features.shape[1], tasks.n_way
     return _checked(method.score(tasks, seed), shape, f"{own_name(type(method))}: score")
+
+
+def fit_head(method: Any, features: torch.Tensor, labels: torch.Tensor, n_way: int) -> ScoreRows:
+    """Return what scores rows (Q, D) -> (Q, n_way) as `score_tasks` does, learned once from features (S, D).
+
+    It is a `Head`, or for a method of the user's own a function that calls it with the features.
+    """
+    if type(method) in _HEADS:
+        return _HEADS[type(method)](features, labels, n_way, method)
+
+    def score(rows: torch.Tensor) -> torch.Tensor:
+        return score_tasks(method, Tasks(features[None], labels[None], rows[None], n_way), 0)[0]
+
+    return score
 
 
 def _checked(scores: Any, shape: tuple[int, ...], whose: str) -> torch.Tensor:

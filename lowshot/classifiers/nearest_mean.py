@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lowshot.classifiers.heads import Head
 from lowshot.classifiers.settings import NearestMeanOptions
 from lowshot.classifiers.tasks import Tasks, below_best, class_means
 
@@ -24,3 +25,11 @@ def score_nearest_mean(tasks: Tasks, options: NearestMeanOptions, seed: int) -> 
     centred = means - origin
     offsets = (centred * (means + origin)).sum(-1).unsqueeze(1)
     return below_best(torch.baddbmm(-offsets, tasks.query_features.double(), centred.mT, alpha=2))
+
+
+def nearest_mean_head(features: Tensor, labels: Tensor, n_way: int, options: NearestMeanOptions) -> Head:
+    """Return the classifier of the class means of features (S, D) with labels (S,)."""
+    means = class_means(features.double()[None], labels[None], n_way)[0]
+    if options.metric == "cosine":
+        return Head([(F.normalize(means, dim=-1), means.new_zeros(n_way))], unit_length=True)
+    return Head([(2 * means, -means.square().sum(-1))])

@@ -5,6 +5,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from lowshot.classifiers.heads import Head
 from lowshot.classifiers.settings import SupportLogisticOptions
 from lowshot.classifiers.tasks import Tasks, below_best
 
@@ -20,22 +21,27 @@ def score_support_logistic(tasks: Tasks, options: SupportLogisticOptions, seed: 
     All classes have the same weight in the loss. In the tasks of RFS they have equally many shots, so the weight has no
     effect there. Without it, a class of 4 shots beside one of 30 is hardly ever predicted.
     """
-    logits = [_logits(*task, options) for task in zip(*_numpy(tasks))]
-    return below_best(torch.from_numpy(np.stack(logits))).to(tasks.query_features.device)
+    solved = [_solved(*task, options) for task in zip(tasks.support_features, tasks.support_labels)]
+    weights, biases = (torch.from_numpy(np.stack(parts)) for parts in zip(*solved))
+    logits = tasks.query_features.double().cpu() @ weights.mT + biases.unsqueeze(1)
+    return below_best(logits).to(tasks.query_features.device)
 
 
-def _numpy(tasks: Tasks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return (
-        tasks.support_features.double().cpu().numpy(),
-        tasks.support_labels.cpu().numpy(),
-        tasks.query_features.double().cpu().numpy(),
-    )
+def logistic_head(features: Tensor, labels: Tensor, n_way: int, options: SupportLogisticOptions) -> Head:
+    """Return the classifier that `score_support_logistic` learns from features (S, D) with labels (S,)."""
+    weight, bias = _solved(features, labels, options)
+    return Head([(torch.from_numpy(weight), torch.from_numpy(bias))])
 
 
-def _logits(
-    support: np.ndarray, labels: np.ndarray, queries: np.ndarray, options: SupportLogisticOptions
-) -> np.ndarray:
-    """Return logits (Q, n_way) float64. For two classes, scikit-learn returns only the logit of the second."""
-    solver = LogisticRegression(C=options.C, class_weight="balanced", max_iter=options.max_iter).fit(support, labels)
-    logits = solver.decision_function(queries)
-    return logits if logits.ndim == 2 else np.stack([np.zeros_like(logits), logits], axis=1)
+def _solved(features: Tensor, labels: Tensor, options: SupportLogisticOptions) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights (n_way, D) and biases (n_way,), float64."""
+    solver = LogisticRegression(C=options.C, class_weight="balanced", max_iter=options.max_iter)
+    solver.fit(_double(features), labels.cpu().numpy())
+    if len(solver.classes_) > 2:
+        return solver.coef_, solver.intercept_
+    # For two classes, scikit-learn has only the logit of the second.
+    return np.stack([0 * solver.coef_[0], solver.coef_[0]]), np.stack([0 * solver.intercept_[0], solver.intercept_[0]])
+
+
+def _double(features: Tensor) -> np.ndarray:
+    return features.double().cpu().numpy()

@@ -5,8 +5,6 @@ it is imported where it is used.
 """
 
 import re
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +15,7 @@ from lowshot.core.errors import InputError
 from lowshot.core.files import missing
 from lowshot.core.progress import say
 from lowshot.data.lineage import Lineage
+from lowshot.representation.weight_sources import cached_weights, check_available, packaged_weights
 
 PREFIX = "timm:"
 
@@ -75,49 +74,89 @@ def timm_trunk(name: str, side: int) -> tuple[nn.Module, int]:
 
 
 def timm_weights(name: str, side: int, file: Path | None) -> dict[str, Tensor]:
-    """Return a state dict for `timm_trunk(name, side)`, downloaded or read from a local `file`.
+    """Return a state dict for `timm_trunk(name, side)`, from a local `file`, an installed package or the hub.
 
     The file is .safetensors, or a state dict that torch.load reads with weights_only. It may have a classifier of any
-    number of classes. timm adapts the weights to `side` by resampling position embeddings. Raises InputError if the
-    download fails, the file is unreadable, or its parameters are not exactly those of the model.
+    number of classes. Its parameters have timm's names, or those of a release that timm converts. A state dict with
+    other names fits if its entries have the order and the shapes of timm's (`_by_order`). timm adapts the weights to
+    `side` by resampling position embeddings. Raises InputError if the download fails, the file is unreadable, or its
+    parameters are not exactly those of the model.
     """
-    import timm
-
-    create = partial(timm.create_model, _bare(name), pretrained=True, **_size(name, side))
-    if file is None:
-        try:
-            donor = _downloaded(name, create)
-        except (OSError, RuntimeError) as error:
-            raise InputError(
-                f"{name}: the weights could not be downloaded ({_line(error).partition('. ')[0]}). Use --timm.weights "
-                "FILE (.safetensors or a state dict)"
-            ) from None
-    else:
-        state = _read(file)
-        try:
-            n_classes = _n_classes(name, state)
-            # With the true number of classes timm loads strictly, so that the weights of another model are refused.
-            source = {"state_dict": state, "num_classes": n_classes, "label_offset": 0, "custom_load": False}
-            donor = create(pretrained_cfg_overlay={**source, "source": ""}, num_classes=n_classes)
-        except InputError:
-            raise
-        except (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{file}: does not fit {name} ({_line(error)})") from None
+    file = file or packaged_weights(_bare(name)) or cached_weights(_published(name).get("hf_hub_id") or "")
+    donor = _downloaded(name, side) if file is None else _loaded(name, side, file)
     donor.reset_classifier(0)
     return donor.state_dict()
 
 
-def _downloaded(name: str, create: Callable[[], nn.Module]) -> nn.Module:
-    """Call `create()`. One line is printed before, in place of the Hub's two for each of ten retries."""
+def _downloaded(name: str, side: int) -> nn.Module:
+    """Create the model with weights of the hub. One line is printed before, in place of the hub's own."""
+    import timm
     from huggingface_hub.utils import logging
 
-    say(f"{name}: pretrained weights from the Hugging Face Hub, downloaded once (retries take a minute if offline)")
+    check_available(_bare(name))
+    say(f"{name}: downloading pretrained weights from the Hugging Face Hub, once")
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        return create()
+        return timm.create_model(_bare(name), pretrained=True, **_size(name, side))
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"{name}: the weights could not be downloaded ({_line(error).partition('. ')[0]}). Use --timm.weights "
+            "FILE (.safetensors or a state dict)"
+        ) from None
     finally:
         logging.set_verbosity(before)
+
+
+def _loaded(name: str, side: int, file: Path) -> nn.Module:
+    """Create the model with the weights of a file."""
+    state = _read(file)
+    try:
+        return _filled(name, side, state)
+    except _DO_NOT_FIT as error:
+        renamed = None if file.suffix == ".safetensors" else _by_order(name, state)
+        if renamed is None:
+            raise InputError(f"{file}: does not fit {name} ({_line(error)})") from None
+    first = f"{next(iter(state))} = {next(iter(renamed))}"
+    say(f"{file.name}: its parameters have other names than timm's, but the same order and shapes ({first} ...)")
+    return _filled(name, side, renamed)
+
+
+_DO_NOT_FIT = (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError)
+
+
+def _filled(name: str, side: int, state: dict[str, Tensor]) -> nn.Module:
+    """Create the model with a state dict. With the true number of classes timm loads strictly, so that the weights of
+    another model are refused."""
+    import timm
+
+    n_classes = _n_classes(name, state)
+    source = {"state_dict": state, "num_classes": n_classes, "label_offset": 0, "custom_load": False, "source": ""}
+    return timm.create_model(
+        _bare(name), pretrained=True, pretrained_cfg_overlay=source, num_classes=n_classes, **_size(name, side)
+    )
+
+
+def _by_order(name: str, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """Return a state dict with timm's names for one with other names, entry by entry; None if that is not certain.
+
+    It is certain if both have the same length, and all pairs the same shape and role (weight, bias, running_mean ...).
+    If entries are sorted by name, their order is not that of the layers.
+    """
+    import timm
+
+    last = list(state.values())[-1]
+    for n_classes in (0, len(last) if last.ndim else 0):
+        own = timm.create_model(_bare(name), num_classes=n_classes).state_dict()
+        pairs = zip(own.items(), state.items())
+        alike = (_role(one) == _role(other) and a.shape == b.shape for (one, a), (other, b) in pairs)
+        if len(own) == len(state) and own.keys().isdisjoint(state) and list(state) != sorted(state) and all(alike):
+            return dict(zip(own, state.values()))
+    return None
+
+
+def _role(parameter: str) -> str:
+    return re.split(r"[._]", parameter)[-1]
 
 
 def _bare(name: str) -> str:

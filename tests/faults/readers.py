@@ -13,7 +13,7 @@ import low_shot
 import preprocessing
 import train_extractor
 from faults.fuzz import Reader, damaged_h5, damaged_json, damaged_yaml
-from lowshot.classifiers.photos import load_classifier
+from lowshot.photos.classifier import load_classifier
 from lowshot.core.artifacts import Recipe, read_recipe
 from lowshot.core.cli import parse
 from lowshot.core.sealing import SealedFile

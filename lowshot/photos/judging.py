@@ -1,0 +1,92 @@
+"""Judge a classifier of photos on images whose folder says what they show."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+from lowshot.photos.accuracy import Accuracy
+from lowshot.photos.classifier import PhotoClassifier
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Predictions for N images, and the names of what they show, which may be none of the classes.
+
+    `probabilities` float32 (N, n_way); `typicality` float32 (N,). An image is called none of the classes if its
+    typicality is at most `false_alarms`.
+    """
+
+    class_names: list[str]
+    names: list[str]
+    probabilities: np.ndarray
+    typicality: np.ndarray
+    false_alarms: float
+
+    @cached_property
+    def is_known(self) -> np.ndarray:
+        """Whether an image shows one of the classes, bool (N,)."""
+        return np.isin(self.names, self.class_names)
+
+    @cached_property
+    def accuracy(self) -> Accuracy:
+        """The accuracy on the images of the classes."""
+        numbers = {name: c for c, name in enumerate(self.class_names)}
+        labels = np.array([numbers[name] for name in self.names if name in numbers], np.int64)
+        return Accuracy(self.probabilities[self.is_known], labels, self.class_names)
+
+    def mistakes(self) -> np.ndarray:
+        """Return the rows of images with a wrong class, the most confident first. Other images count as wrong."""
+        best = self.probabilities.argmax(1)
+        wrong = np.array([self.class_names[c] != name for c, name in zip(best, self.names)])
+        order = np.argsort(-self.probabilities.max(1), kind="stable")
+        return order[wrong[order]]
+
+    def table(self, images: Sequence[str]) -> pd.DataFrame:
+        """Return a row for each image: its class, the prediction and how sure it is."""
+        best = self.probabilities.argmax(1)
+        columns = {"image": images, "class": self.names, "predicted": [self.class_names[c] for c in best],
+                   "score": self.probabilities.max(1).round(6), "typicality": self.typicality.round(6)}  # fmt: skip
+        return pd.DataFrame(columns)
+
+    def confusion(self) -> pd.DataFrame:
+        """Return the number of images of each class (rows) by predicted class (columns)."""
+        return pd.DataFrame(self.accuracy.confusion, pd.Index(self.class_names, name="class"), self.class_names)
+
+    @property
+    def none_of_these(self) -> dict[str, float | int | None]:
+        """How well images of other classes are told from those of the classes. None if there are no other images, or
+        no typicality."""
+        flagged, others = self.typicality <= self.false_alarms, ~self.is_known
+        can_tell = not np.isnan(self.typicality).any()
+        return {
+            "rate": self.false_alarms,
+            "false_alarms": float(flagged[~others].mean()) if can_tell else None,
+            "n_others": int(others.sum()),
+            "found": float(flagged[others].mean()) if can_tell and others.any() else None,
+            "auroc": float(roc_auc_score(others, -self.typicality)) if can_tell and others.any() else None,
+        }
+
+    def to_json(self) -> dict:
+        """Return all numbers."""
+        return {**self.accuracy.to_json(), "none_of_these": self.none_of_these}
+
+    def lines(self) -> list[str]:
+        """Return the numbers as text."""
+        none, lines = self.none_of_these, self.accuracy.lines("photos")
+        if none["false_alarms"] is not None:
+            lines.append(
+                f"none of these at --false_alarms {none['rate']:g}: {none['false_alarms']:.1%} of these photos"
+            )
+        if none["found"] is not None:
+            lines[-1] += f", {none['found']:.1%} of {none['n_others']} of other classes (AUROC {none['auroc']:.3f})"
+        return lines
+
+
+def judge(classifier: PhotoClassifier, features: np.ndarray, names: list[str], false_alarms: float) -> Judged:
+    """Classify features (N, D) of images of the classes `names` (N)."""
+    predictions = classifier.predict_proba(features), classifier.typicality_of(features)
+    return Judged(classifier.class_names, names, *predictions, false_alarms)

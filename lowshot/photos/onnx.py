@@ -1,0 +1,109 @@
+"""Export a classifier to ONNX, and check that it answers as before. Needs onnx, onnxscript and onnxruntime."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lowshot.classifiers.heads import Head
+from lowshot.core.errors import InputError
+from lowshot.core.progress import Progress
+from lowshot.data.datasets.images import Images
+from lowshot.photos.classifier import PhotoClassifier
+from lowshot.representation.loading import batches, in_batches
+from lowshot.representation.timm_models import is_timm
+
+_MISSING = "ONNX: needs packages that are missing ({}). pip install onnx onnxscript onnxruntime"
+_LARGEST_DIFFERENCE = 1e-4  # of a probability
+_BATCH_SIZE = 32
+
+
+class _Network(nn.Module):
+    """From pixels to probabilities and typicality."""
+
+    def __init__(self, classifier: PhotoClassifier) -> None:
+        super().__init__()
+        self.extractor, self.head, self.invert = classifier.extractor, classifier.head, classifier.invert
+        self.power, self.normalise = classifier.transform.power, classifier.transform.normalise
+        self.temperature = classifier.temperature or 1.0
+        self.register_buffer("base_mean", classifier.base_mean)
+        self.register_buffer("means", classifier.typicality.means)
+        self.register_buffer("known", classifier.typicality.known)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        unit = pixels.float() / 255
+        features = self._transformed(self.extractor.features(1 - unit if self.invert else unit))
+        similarity = (F.normalize(features, dim=-1) @ self.means.mT).amax(-1, keepdim=True)
+        n_lower = (self.known <= similarity).float().sum(-1)
+        typicality = (1 + n_lower) / (1 + len(self.known))
+        return (self.head(features) / self.temperature).softmax(-1), typicality
+
+    def _transformed(self, features: Tensor) -> Tensor:
+        if self.power:
+            features = F.normalize(torch.sign(features) * (features.abs() + 1e-6) ** self.power, dim=-1)
+        if self.base_mean is not None:
+            features = features - self.base_mean
+        return F.normalize(features, dim=-1) if self.normalise else features
+
+
+def export_onnx(classifier: PhotoClassifier, path: Path) -> None:
+    """Write a network from `pixels` uint8 (N, C, S, S) to `probabilities` float32 (N, n_way) and `typicality` (N,).
+
+    Raises InputError for a method of the user's own, or if packages are missing.
+    """
+    if not isinstance(classifier.head, Head):
+        raise InputError(f"{path}: a method of your own cannot be exported. Use one of lowshot's")
+    config = classifier.extractor.config
+    example = torch.zeros(2, config.n_channels, config.image_size, config.image_size, dtype=torch.uint8)
+    try:
+        program = torch.onnx.export(
+            _Network(classifier).eval(), (example,), dynamo=True, verbose=False, input_names=["pixels"],
+            output_names=["probabilities", "typicality"], dynamic_shapes=({0: torch.export.Dim("n_images")},),
+        )  # fmt: skip
+    except ImportError as error:
+        raise InputError(_MISSING.format(error.name)) from None
+    program.save(str(path))
+
+
+def check_onnx(classifier: PhotoClassifier, path: Path, images: list[Path]) -> dict[str, Any]:
+    """Compare the answers of an exported classifier to image files with its own.
+
+    Returns the number of images and the largest difference of a probability. Raises InputError if it is above 1e-4, or
+    if another class comes first where the best two differ by more.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise InputError(_MISSING.format(error.name)) from None
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    config, network, largest = classifier.extractor.config, _Network(classifier).eval(), 0.0
+    names = np.array([str(file.absolute()) for file in images], object)
+    files = Images(np.zeros(len(names), np.int64), np.zeros(len(names), bool), paths=names, root=Path("/"))
+    parts = in_batches(np.arange(len(names)), _BATCH_SIZE)
+    for pixels in Progress(batches(files, parts, config), "check", len(parts), unit="batch"):
+        with torch.inference_mode():
+            own = network(pixels)[0].numpy()
+        largest = max(largest, float(np.abs(session.run(["probabilities"], {"pixels": pixels.numpy()})[0] - own).max()))
+    if largest > _LARGEST_DIFFERENCE:
+        raise InputError(f"{path}: probabilities differ by {largest:.1e} from those of the classifier. Not exported")
+    return {"n_images": len(images), "largest_difference": largest}
+
+
+def description_of(classifier: PhotoClassifier) -> dict[str, Any]:
+    """Return what a program needs to know to make `pixels` of an image and to read the probabilities."""
+    config = classifier.extractor.config
+    resize = config.image_size if config.crop_pct == 1 else math.floor(config.image_size / config.crop_pct)
+    bicubic = is_timm(config.name) and config.interpolation == "bicubic"
+    nearest = config.crop_pct == 1 and config.resampling == "nearest" and not is_timm(config.name)
+    return {
+        "schema": "lowshot-onnx-1",
+        "class_names": classifier.class_names,
+        "n_channels": config.n_channels,
+        "resize_short_side": resize,
+        "crop": config.image_size,
+        "resampling": "bicubic" if bicubic else "nearest" if nearest else "bilinear",
+    }
