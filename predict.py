@@ -47,7 +47,7 @@ from lowshot.core.publishing import (
 )
 from lowshot.core.settings import NonNegativeInt, PositiveInt, RunOnly
 from lowshot.data.datasets.content import image_digests, listing_digest
-from lowshot.data.datasets.folder import find_classes, find_images, ignored
+from lowshot.data.datasets.folder import find_folder, find_images, ignored
 from lowshot.data.features import read_features
 from lowshot.data.lineage import Lineage
 from lowshot.data.protocol import origins, read_split
@@ -117,13 +117,12 @@ def fit(config: FitConfig) -> Path:
     import torch
 
     root = config.images.resolve()
-    classes = find_classes(root)
-    names = [folder.relative_to(root).as_posix() for folder in classes]
+    found = find_folder(root)
+    names, (files, labels) = found.class_names, found.part(test=False)
     if len(names) < 2:
         raise InputError(f"{config.images}: contains only one class ({names[0]}). Add a second class folder")
     _check(config)
     extractor, chosen = representation.chosen_extractor(config)
-    files = [file for part in classes.values() for file in part]
     seen = representation.polarity_of_files(extractor.config, files)
     config = replace(config, invert=representation.inverts(config.invert, seen, "predict"))
     read = {"base_features": config.base_features, "split": config.split}
@@ -132,13 +131,14 @@ def fit(config: FitConfig) -> Path:
     if is_done(config.out, made_from, config.overwrite):
         return config.out
 
+    if found.notice:
+        print(f"predict: {found.notice}")
     _say_left_out(root)
     mean = base_mean(config, extractor.dim, made_from["inputs"]["extractor"])
     feats = torch.from_numpy(representation.embed(extractor, files, **_speed(config), invert=config.invert))
-    labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(part) for part in classes.values()]))
     classifier = classifiers.PhotoClassifier(
-        extractor, names, classifiers.apply_transform(config.transform, feats, mean), labels, config.method,
-        config.transform, mean, config.invert,
+        extractor, names, classifiers.apply_transform(config.transform, feats, mean), torch.from_numpy(labels),
+        config.method, config.transform, mean, config.invert,
     )  # fmt: skip
     with writing(config.out, made_from) as partial:
         partial.mkdir()
