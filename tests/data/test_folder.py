@@ -12,7 +12,7 @@ from lowshot.core.errors import InputError
 from lowshot.data.datasets import folder
 from lowshot.data.datasets.content import Source
 from lowshot.data.datasets.folder import find_folder
-from lowshot.data.datasets.images import read_images
+from lowshot.data.datasets.images import open_image, read_images
 from lowshot.data.datasets.settings import Folder
 from lowshot.data.protocol import read_draws, read_split
 from preprocessing import Config, main
@@ -271,3 +271,35 @@ def test_corrupt_images_are_left_out_on_request(tmp_path, capsys, image_size, di
     if image_size:
         shades = images.pixels[:, 0, 0, 0] // 20
         assert np.array_equal(shades, images.labels), "pixels stay with their labels"
+
+
+# --- images of more than 8 bits
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "file", "shown"),
+    [
+        ([0, 2048, 4000], np.uint16, "x.png", [0, 128, 249]),  # 12 bits in 16
+        ([0, 200, 255], np.uint16, "x.png", [0, 200, 255]),
+        ([0, 5000, 9000], np.uint16, "x.png", [0, 19, 35]),  # dark
+        ([0, 257, 65535], np.uint16, "x.png", [0, 1, 255]),
+        ([0, 2048, 4095], np.uint16, "x.tif", [0, 128, 255]),
+        ([0, 512, 1023], np.uint16, "x.tif", [0, 128, 255]),
+        ([0, 8192, 16000], np.uint16, "x.tif", [0, 128, 249]),
+        ([0, 100, 200], np.int32, "x.tif", [0, 100, 200]),
+        ([-5, 2**17, 2**18 - 1], np.int32, "x.tif", [0, 128, 255]),
+        ([0, 0.5, 0.9], np.float32, "x.tif", [0, 128, 230]),
+        ([-1, 100, 200], np.float32, "x.tif", [0, 128, 255]),
+        ([0, 0, 0], np.uint16, "x.tif", [0, 0, 0]),
+    ],
+)
+def test_the_white_of_deep_images(tmp_path, values, kind, file, shown):
+    Image.fromarray(np.array([values], kind)).save(tmp_path / file)
+    assert np.asarray(open_image(tmp_path / file))[0, :, 0].tolist() == shown
+
+
+def test_the_white_that_a_tiff_declares(tmp_path):
+    image = Image.fromarray(np.array([[0, 100, 900]], np.uint16))
+    for declared, brightest in ((4095, 56), (3000, 56), (65535, 4), (100, 224)):
+        image.save(tmp_path / "x.tif", tiffinfo={281: declared})
+        assert np.asarray(open_image(tmp_path / "x.tif"))[0, 2, 0] == brightest
