@@ -62,7 +62,7 @@ import numpy as np
 from lowshot.core.artifacts import recipe
 from lowshot.core.choices import is_own
 from lowshot.core.cli import run
-from lowshot.core.errors import InputError
+from lowshot.core.errors import InputError, listed
 from lowshot.core.files import write_json
 from lowshot.core.publishing import is_done, writing
 from lowshot.core.settings import RunOnly, Seed
@@ -145,6 +145,8 @@ def main(config: Config) -> Path:
     print(f"preprocessing: {_summary(content)} -> {config.out}")
     if protocol:
         print(f"preprocessing: {_setups(protocol['split.json'])}")
+        if few := _few(content):
+            print(f"preprocessing: {few}")
     return config.out
 
 
@@ -176,7 +178,7 @@ def _split(config: Config, content: Content) -> Split:
     split = content.split or _drawn_split(config, content)
     if not isinstance(config.dataset, Folder):
         return split
-    source = f"folder:{Source(config.root).folder.resolve().name}"  # told apart by the name of the folder
+    source = f"folder:{config.root.resolve().name}"  # never the name of a published data set
     return replace(split, origins=origins(source, content.class_names))
 
 
@@ -184,7 +186,9 @@ def _protocol(config: Config, content: Content) -> dict[str, dict]:
     """Return the content of split.json, whole.json and draws.json, by file name."""
     split = content.split
     shots, labels = part_of(config.dataset, Shots), content.images.labels[content.images.rows(test=False)]
-    draws = content.draws or make_draws(labels, content.class_names, shots.n_trials, shots.max_shots, config.seed)
+    draws = content.draws or make_draws(
+        labels, content.class_names, shots.n_trials, shots.max_shots, config.seed, split.novel_classes
+    )
     check_draws(draws, labels, np.arange(len(content.class_names)), 1, f"draws of {split.dataset}", "the train part")
     if shots.draw_rule == "douze2018":
         draws = with_douze2018_draws(draws, labels, split, shots.max_shots)
@@ -194,7 +198,7 @@ def _protocol(config: Config, content: Content) -> dict[str, dict]:
 
 def _drawn_split(config: Config, content: Content) -> Split:
     """Draw the split of a data set that has no published one."""
-    name = type(config.dataset).__name__ if is_own(config.dataset) else DATASETS.name_of(config.dataset)
+    name = _name(config)
     halved, drawn = part_of(config.dataset, HalvedSplit), part_of(config.dataset, DrawnSplit)
     return make_split(
         name if halved.validation_share is None else f"{name}{VALIDATION_PART}",
@@ -203,12 +207,20 @@ def _drawn_split(config: Config, content: Content) -> Split:
     )  # fmt: skip
 
 
+def _name(config: Config) -> str:
+    """Return the name of the data set: that of the user's class, of the folder of photos, or of our data set."""
+    if is_own(config.dataset):
+        return type(config.dataset).__name__
+    of_folder = config.root.resolve().name if isinstance(config.dataset, Folder) else ""  # a whole drive has no name
+    return of_folder or DATASETS.name_of(config.dataset)
+
+
 def _check_parts(images: Images, class_names: list[str]) -> None:
     parts = [(False, "training "), (True, "test ")] if images.is_test.any() else [(False, "")]  # one pool
     for test, part in parts:
         counts = np.bincount(images.labels[images.rows(test)], minlength=len(class_names))
-        for c in np.flatnonzero(counts == 0)[:1]:
-            raise InputError(f"class {c} ({class_names[c]}) has no {part}images. Add some, or remove the class")
+        if lacking := [class_names[c] for c in np.flatnonzero(counts == 0)]:
+            raise InputError(f"no {part}images in these classes: {listed(lacking)}. Add some, or remove the classes")
 
 
 def _summary(content: Content) -> str:
@@ -226,6 +238,24 @@ def _setups(split: dict) -> str:
     sizes = {name: [len(split[f"{kind}_classes_{half}"]) for kind in ("base", "novel")]
              for name, half in (("test", 2), ("validation", 1))}  # fmt: skip
     return "; ".join(f"{name} setup: {base} base and {novel} novel classes" for name, (base, novel) in sizes.items())
+
+
+_FEW = 5  # novel classes, or test images of a class: with fewer, a single one changes scores by 20 % and more
+
+
+def _few(content: Content) -> str | None:
+    """Say if the test setup has so few novel classes or test images that scores mean little."""
+    base, novel = content.split.setup("test")
+    tested = content.images.labels[content.images.is_test]
+    n_test = np.bincount(tested, minlength=content.split.n_classes)[np.concatenate([base, novel])].min(initial=_FEW)
+    few = [f"{len(novel)} novel classes"] if len(novel) < _FEW else []
+    few += [f"{n_test} test images of a class"] if n_test < _FEW and len(tested) else []
+    if not few:
+        return None
+    return (
+        f"the test setup has as few as {' and '.join(few)}, so its numbers will mean little. Add classes or images, "
+        "or use whole.json as --split, which has the classes of both setups. A classifier (predict.py) needs no split"
+    )
 
 
 def next_step(config: Config) -> list | None:

@@ -39,7 +39,7 @@ from lowshot.core.settings import NetworkPrecision, NonNegativeInt, PositiveInt,
 from lowshot.data.datasets.content import image_digests
 from lowshot.data.datasets.images import Images, images_file, read_images
 from lowshot.data.features import constant_features, create_features
-from lowshot.data.protocol import read_draws
+from lowshot.data.protocol import read_draws, read_split
 from lowshot.data.task_list import read_task_list
 from lowshot.evaluation.settings import SHOTS
 from lowshot.representation.settings import (
@@ -244,13 +244,14 @@ def next_step(config: Config) -> list | None:
     if not test.exists():
         return ["episodes.py", "--features", train, "--split", split, "--out", results / "episodes.json"]
     inputs = ["--train", train, "--test", test, "--split", split, "--draws", draws]
-    return ["low_shot.py", *inputs, *_shots_of(draws), "--out", results / "linear_sgd.json"]
+    return ["low_shot.py", *inputs, *_shots_of(split, draws), "--out", results / "linear_sgd.json"]
 
 
-def _shots_of(draws: Path) -> list:
-    """Return the option --shots if the draws have fewer shots than the benchmark's default."""
+def _shots_of(split: Path, draws: Path) -> list:
+    """Return the option --shots if the draws have fewer shots of novel classes than the benchmark's default."""
     try:
-        most = min(len(rows) for trial in read_draws(draws).values() for rows in trial)
+        novel = read_split(split).novel_classes
+        most = min(len(rows[c]) for rows in read_draws(draws).values() for c in novel)
     except InputError:
         return []
     return [] if most >= max(SHOTS) else ["--shots", *(n for n in SHOTS if n <= most)]

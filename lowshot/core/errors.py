@@ -1,5 +1,7 @@
 """Exceptions that a user may see."""
 
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """Input that cannot be used. The message is one line: the file or setting, the cause, and the remedy.
@@ -22,6 +24,13 @@ class CorruptImage(InputError):
 
 class Diverged(InputError):
     """A training that ended in NaN or infinity. Other settings may work."""
+
+
+def listed(names: Iterable[str], most: int = 50, between: str = ", ") -> str:
+    """Return the first `most` names for a message of one line, and how many more there are."""
+    names = list(names)
+    more = [f"and {len(names) - most} more"] if len(names) > most else []
+    return between.join([*names[:most], *more])
 
 
 def is_memory_error(error: RuntimeError) -> bool:

@@ -7,6 +7,7 @@ The published files of Hariharan & Girshick (ICCV 2017) are accepted too: `label
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from lowshot.core.errors import InputError
+from lowshot.core.errors import InputError, listed
 from lowshot.core.files import digest, read_json
 from lowshot.core.seeds import stream
 
@@ -161,10 +162,16 @@ def make_split(
         seed=seed, **halved,
     )  # fmt: skip
     check_split(split, f"split of {dataset}")
+    if split.n_classes < 4:
+        raise InputError(
+            f"split of {dataset}: {split.n_classes} classes are too few. Two base and two novel classes are needed at "
+            "least. Add classes, or make a classifier of these with predict.py"
+        )
     if not all(halved.values()):
         raise InputError(
             f"split of {dataset}: {len(base)} base and {len(novel)} novel classes cannot be divided into two setups. "
-            "At least two of each are needed. Add classes, or choose more or fewer novel classes"
+            "At least two of each are needed. Add classes, or choose more or fewer novel classes "
+            "(--dataset.novel_fraction)"
         )
     return split
 
@@ -320,20 +327,28 @@ def check_split(split: Split, where: str) -> None:
 
 
 def make_draws(
-    labels: np.ndarray, class_names: list[str], n_trials: int, max_shots: int, seed: int
+    labels: np.ndarray,
+    class_names: list[str],
+    n_trials: int,
+    max_shots: int,
+    seed: int,
+    novel_classes: Sequence[int] | None = None,
 ) -> dict[int, list[np.ndarray]]:
     """Draw `max_shots` distinct rows of `labels` (N,) per class for the trials 1..n_trials. n-shot uses the first n.
 
-    Each trial and class has its own random stream. Raises InputError for a class with fewer than `max_shots` rows.
+    Each trial and class has its own random stream. A class with fewer rows has all of them in its list. Raises
+    InputError if this is one of the `novel_classes` (default: all), which give the shots.
     """
     order = np.argsort(labels, kind="stable")
     ends = np.searchsorted(labels[order], np.arange(len(class_names)), side="right")
     starts = np.searchsorted(labels[order], np.arange(len(class_names)), side="left")
-    if (counts := ends - starts).min() < max_shots:
-        c = int(counts.argmin())
+    counts = ends - starts
+    demanded = range(len(class_names)) if novel_classes is None else novel_classes
+    if small := [c for c in demanded if counts[c] < max_shots]:
         raise InputError(
-            f"--dataset.max_shots {max_shots}: class {c} ({class_names[c]}) has only {counts[c]} training images. "
-            f"Use --dataset.max_shots {counts[c]}"
+            f"--dataset.max_shots {max_shots}: these novel classes have fewer training images: "
+            f"{listed(f'{class_names[c]} ({counts[c]})' for c in small)}. Use --dataset.max_shots "
+            f"{counts[small].min()}, or choose larger classes (--dataset.novel_classes of folders and feature files)"
         )
     return {
         trial: [

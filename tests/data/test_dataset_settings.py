@@ -20,7 +20,7 @@ SETTINGS = {
     "omniglot": HALVED | RESIZED | {"test_per_class"},
     "cifar100": DRAWN,
     "emnist": DRAWN | RESIZED | {"test_per_class"},
-    "folder": DRAWN | RESIZED | {"test_per_class"},
+    "folder": DRAWN | RESIZED | {"test_per_class", "novel_classes", "base_min", "skip_corrupt"},
     "features": SHOTS | {"novel_classes"},
     "imagenet": SHOTS | {"protocol"},
     "cifar_fs": CAPPED,

@@ -15,12 +15,12 @@ from torchvision.transforms.functional import gaussian_blur, rotate
 from lowshot.core.artifacts import read_recipe
 from lowshot.core.errors import InputError
 from lowshot.core.files import write_json
-from lowshot.data.datasets import cifar100, drawing, emnist, folder, imagenet, omniglot
+from lowshot.data.datasets import cifar100, drawing, emnist, imagenet, omniglot
 from lowshot.data.datasets.cifar100 import read_pickle
 from lowshot.data.datasets.content import Source, cap, downloading, hold_out
 from lowshot.data.datasets.emnist import read_idx
 from lowshot.data.datasets.images import Images, open_image, read_images, write_images
-from lowshot.data.datasets.settings import Cifar100, Emnist, Folder, ImageNet, Omniglot
+from lowshot.data.datasets.settings import Cifar100, Emnist, ImageNet, Omniglot
 
 REAL = Path(os.environ.get("LOWSHOT_DATA", "../shared/data"))
 RECIPE = {"stage": "preprocessing", "config": {}, "inputs": {}}
@@ -44,7 +44,8 @@ def test_hold_out_by_number_and_by_share():
     labels = np.repeat([0, 1], [5, 10])
     assert np.bincount(labels[hold_out(labels, 3, 0, ["a", "b"])]).tolist() == [3, 3]
     assert np.bincount(labels[hold_out(labels, 0.2, 0, ["a", "b"])]).tolist() == [1, 2]
-    refused(lambda: hold_out(labels, 5, 0, ["a", "b"]), r"class 0 \(a\): holding out 5 of 5 images leaves none")
+    refused(lambda: hold_out(labels, 5, 0, ["a", "b"]), r"none for training in these classes: a \(5 of 5\)\. Add")
+    refused(lambda: hold_out(labels, 10, 0, ["a", "b"]), r"classes: a \(10 of 5\), b \(10 of 10\)\. Add")
 
 
 def test_hold_out_of_a_class_does_not_depend_on_the_others():
@@ -417,71 +418,6 @@ def test_real_emnist():
     assert len(content.images) == 116_323
     mean = content.images.pixels[content.images.labels == content.class_names.index("T")].mean(axis=0)[..., 0]
     assert mean[4:9, 8:20].mean() > 2 * mean[8:20, 4:9].mean()  # an upright T has its bar at the top, not at the left
-
-
-# --- folder
-
-
-def test_folder_of_classes(tmp_path):
-    for name, colour in (("red", (250, 0, 0)), ("blue", (0, 0, 250))):
-        for i in range(5):
-            save_image(tmp_path / name / f"{i}.png", colour)
-    (tmp_path / "red" / "notes.txt").write_text("no image")
-    (tmp_path / ".hidden").mkdir()
-    content = folder.find(Folder(), Source(tmp_path)).read()
-    assert content.class_names == ["blue", "red"]
-    assert content.superclass_of == [None, None]
-    assert content.images.paths[:2].tolist() == ["blue/0.png", "blue/1.png"]
-    assert content.images.root == tmp_path.resolve()
-    assert np.bincount(content.images.labels[content.images.is_test]).tolist() == [1, 1]
-
-
-def test_folder_of_superclasses_stored_as_pixels(tmp_path):
-    for name in ("animal/cat", "animal/dog", "thing/cat"):
-        for i in range(3):
-            save_image(tmp_path / name / f"{i}.JPG", (0, 200, 0), size=(40 + i, 30))
-    content = folder.find(Folder(image_size=16), Source(tmp_path)).read()
-    assert content.class_names == ["animal/cat", "animal/dog", "thing/cat"]
-    assert (content.superclass_names, content.superclass_of) == (["animal", "thing"], [0, 0, 1])
-    assert content.images.pixels.shape == (9, 16, 16, 3)
-    assert abs(content.images.pixels.astype(int) - [0, 200, 0]).max() < 6
-
-
-@pytest.mark.parametrize("image_size", [None, 16])
-def test_folder_with_a_corrupt_image(tmp_path, image_size):
-    for i in range(5):
-        save_image(tmp_path / "a" / f"{i}.png", size=(60, 60))
-    whole = (tmp_path / "a" / "3.png").read_bytes()
-    (tmp_path / "a" / "3.png").write_bytes(whole[: len(whole) // 2])
-    refused(folder.find(Folder(image_size=image_size), Source(tmp_path)).read, r"a/3\.png: corrupt image")
-
-
-def test_folders_that_cannot_be_read(tmp_path):
-    refused(lambda: folder.find(Folder(), Source(tmp_path / "none")), "none: no such folder")
-    refused(lambda: folder.find(Folder(), Source(tmp_path)), "contains no class folders")
-    (tmp_path / "a").mkdir()
-    refused(lambda: folder.find(Folder(), Source(tmp_path)), "a: contains no images")
-    save_image(tmp_path / "a" / "x.png")
-    save_image(tmp_path / "b" / "c" / "x.png")
-    refused(lambda: folder.find(Folder(), Source(tmp_path)), "Put all class folders on one level")
-
-
-@pytest.mark.parametrize("link", ["a/link.png", "link"])
-def test_folder_with_a_link_that_leads_out(tmp_path, link):
-    save_image(tmp_path / "outside" / "x.png")
-    save_image(tmp_path / "root" / "a" / "x.png")
-    target = tmp_path / "outside" / ("x.png" if link.endswith("png") else "")
-    (tmp_path / "root" / link).symlink_to(target)
-    refused(lambda: folder.find(Folder(), Source(tmp_path / "root")), "a symbolic link to a file outside")
-
-
-def test_folder_digest_follows_names_and_sizes(tmp_path):
-    save_image(tmp_path / "a" / "1.png")
-    save_image(tmp_path / "b" / "1.png")
-    before = folder.find(Folder(), Source(tmp_path)).digests
-    assert folder.find(Folder(), Source(tmp_path)).digests == before
-    save_image(tmp_path / "b" / "2.png")
-    assert folder.find(Folder(), Source(tmp_path)).digests != before
 
 
 # --- imagenet

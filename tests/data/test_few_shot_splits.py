@@ -203,6 +203,18 @@ def test_tiered_imagenet_pickles(tmp_path):
     groups = [content.superclass_names[g] for g in content.superclass_of]
     assert groups == ["train coarse 0"] * 2 + ["train coarse 1", "val coarse 0"] + ["test coarse 0"] * 2
     assert content.split.novel_classes_2 == [4, 5]
+    assert (content.images.pixels == (250, 20, 20)).all()
+    encoded = tmp_path / "test_images_png.pkl"
+    whole = encoded.read_bytes()
+    encoded.write_bytes(pickle.dumps(pickle.loads(whole)[:1], protocol=2))
+    with pytest.raises(InputError, match=r"test_images_png.pkl: 1 images, but 2 labels"):
+        few_shot.find_tiered_imagenet(TieredImageNet(), Source(tmp_path)).read()
+    buffer = io.BytesIO()
+    Image.new("RGB", (3, 6)).save(buffer, "PNG")
+    small = [np.frombuffer(buffer.getvalue(), np.uint8)]
+    encoded.write_bytes(pickle.dumps(pickle.loads(whole)[:1] + small, protocol=2))
+    with pytest.raises(InputError, match=r"test_images_png.pkl: image 1 has the shape \(6, 3, 3\), others have"):
+        few_shot.find_tiered_imagenet(TieredImageNet(), Source(tmp_path)).read()
     save_tiered(tmp_path, label_general_str=None)
     with pytest.raises(InputError, match=r"train_labels.pkl: not a labels file of tieredImageNet"):
         few_shot.find_tiered_imagenet(TieredImageNet(), Source(tmp_path)).read()

@@ -234,10 +234,20 @@ def test_a_class_does_not_depend_on_the_others():
 
 
 def test_too_few_images_for_the_shots():
-    with pytest.raises(
-        InputError, match=r"max_shots 11: class 0 \(a\) has only 10 training images. Use --dataset.max_shots 10"
-    ):
-        make_draws(LABELS, CLASSES, 1, 11, seed=0)
+    labels = np.delete(LABELS, np.flatnonzero(LABELS == 0)[0])
+    told = r"max_shots 11: these novel classes .* images: a \(9\), b \(10\), .*Use --dataset.max_shots 9, or"
+    with pytest.raises(InputError, match=told):
+        make_draws(labels, CLASSES, 1, 11, seed=0)
+    with pytest.raises(InputError, match=r"images: b \(10\), d \(10\). Use --dataset.max_shots 10"):
+        make_draws(labels, CLASSES, 1, 11, 0, [1, 3])
+
+
+def test_base_classes_may_have_fewer_images_than_shots():
+    kept = np.delete(np.arange(len(LABELS)), np.flatnonzero(LABELS == 0)[4:])
+    draws, whole = (make_draws(labels, CLASSES, 2, 10, 0, [1, 2]) for labels in (LABELS[kept], LABELS))
+    for trial in (1, 2):
+        assert sorted(kept[draws[trial][0]]) == np.flatnonzero(LABELS == 0)[:4].tolist()
+        assert all(np.array_equal(kept[draws[trial][c]], whole[trial][c]) for c in (1, 2, 3)), "a stream for each class"
 
 
 def test_draws_file_round_trip(tmp_path):

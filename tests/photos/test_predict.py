@@ -280,7 +280,7 @@ def test_photos_that_cannot_make_a_classifier(tmp_path, photos, extractor, featu
     shutil.copytree(photos / "few" / "class0", root / "class0")
     refused(r"few: contains only one class \(class0\)")
     (root / "class1").mkdir()
-    refused("class1: contains no images")
+    refused("few: no images in class1")
     (root / "class1" / "x.jpg").write_bytes(b"no image")
     refused(r"class1/x\.jpg: corrupt image")
     (root / "class1" / "x.jpg").unlink()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lowshot.core.artifacts import CONTENT
-from lowshot.core.errors import InputError
+from lowshot.core.errors import InputError, listed
 from lowshot.core.files import content_digest
 from lowshot.core.seeds import stream
 from lowshot.data.datasets.images import Images
@@ -118,17 +118,19 @@ def hold_out(labels: np.ndarray, per_class: int | float, seed: int, class_names:
     """Draw test images in every class and return their mask (N,).
 
     `per_class` is their number, or their share (at least one image) if below 1. Each class has its own random stream.
-    Raises InputError if a class would have no training images left.
+    Raises InputError with all classes that would have no training images left.
     """
+    classes = rows_by_class(labels, len(class_names))
+    sizes = [per_class if per_class >= 1 else max(1, round(per_class * len(rows))) for rows in classes]
+    if small := [c for c, rows in enumerate(classes) if len(rows) <= sizes[c]]:
+        told = listed(f"{class_names[c]} ({sizes[c]} of {len(classes[c])})" for c in small)
+        raise InputError(
+            f"holding out test images leaves none for training in these classes: {told}. "
+            "Add images, hold out fewer, or remove the classes"
+        )
     is_test = np.zeros(len(labels), bool)
-    for c, rows in enumerate(rows_by_class(labels, len(class_names))):
-        n_test = per_class if per_class >= 1 else max(1, round(per_class * len(rows)))
-        if len(rows) <= n_test:
-            raise InputError(
-                f"class {c} ({class_names[c]}): holding out {n_test} of {len(rows)} images leaves none for training. "
-                f"Add images, hold out fewer, or remove the class"
-            )
-        is_test[stream(seed, "held out", c).permutation(rows)[:n_test]] = True
+    for c, rows in enumerate(classes):
+        is_test[stream(seed, "held out", c).permutation(rows)[: sizes[c]]] = True
     return is_test
 
 

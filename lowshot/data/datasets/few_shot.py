@@ -167,25 +167,49 @@ def _read_paths(name: str, root: Path, lists: dict[str, dict[str, list[Path]]], 
 
 
 def _read_tiered(root: Path, seed: int) -> Content:
-    pixels, labels, names, groups, parts = [], [], [], [], []
+    labels, names, groups, parts = {}, [], [], []
     for part in _PARTS:
-        content = read_pickle(root / f"{part}_labels.pkl")
-        encoded = read_pickle(root / f"{part}_images_png.pkl", list)
-        try:
-            fine, coarse = (np.asarray(content[f"label_{kind}"], np.int64) for kind in ("specific", "general"))
-            fine_names, coarse_names = (list(content[f"label_{kind}_str"]) for kind in ("specific", "general"))
-            superclass_of = [coarse_names[coarse[fine == c][0]] for c in range(len(fine_names))]
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise InputError(f"{root}/{part}_labels.pkl: not a labels file of tieredImageNet ({error!r})") from None
-        if len(encoded) != len(fine):
-            raise InputError(f"{root}/{part}_images_png.pkl: {len(encoded)} images, but {len(fine)} labels")
-        bar = Progress(encoded, f"tiered_imagenet {part}", unit="image", leave=False)
-        pixels.append(np.stack([_decode(root / f"{part}_images_png.pkl", png) for png in bar]))
-        labels.append(fine + len(names))
+        fine, fine_names, superclass_of = _read_tiered_labels(root / f"{part}_labels.pkl")
+        labels[part] = fine + len(names)
         parts.append(list(range(len(names), len(names) + len(fine_names))))
         names, groups = names + fine_names, groups + superclass_of
-    images = Images(np.concatenate(labels), np.zeros(sum(map(len, labels)), bool), np.concatenate(pixels))
+    pixels = _read_tiered_pixels(root, {part: len(rows) for part, rows in labels.items()})
+    images = Images(np.concatenate(list(labels.values())), np.zeros(len(pixels), bool), pixels)
     return _pooled("tiered_imagenet", Content(images, names, *superclasses(groups)), parts, seed)
+
+
+def _read_tiered_labels(path: Path) -> tuple[np.ndarray, list[str], list[str]]:
+    """Return the labels of the images (N,), the names of the classes, and the name of the superclass of each."""
+    content = read_pickle(path)
+    try:
+        fine, coarse = (np.asarray(content[f"label_{kind}"], np.int64) for kind in ("specific", "general"))
+        fine_names, coarse_names = (list(content[f"label_{kind}_str"]) for kind in ("specific", "general"))
+        if not len(fine):
+            raise ValueError("no labels")
+        return fine, fine_names, [coarse_names[coarse[fine == c][0]] for c in range(len(fine_names))]
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise InputError(f"{path}: not a labels file of tieredImageNet ({error!r})") from None
+
+
+def _read_tiered_pixels(root: Path, counts: dict[str, int]) -> np.ndarray:
+    """Decode `counts[part]` images of each part into one array (N, H, W, 3). An encoded image is freed when it is
+    decoded, so that memory holds those of one part at most beside the array.
+    """
+    pixels, row = None, 0
+    for part, n in counts.items():
+        path = root / f"{part}_images_png.pkl"
+        encoded = read_pickle(path, list)
+        if len(encoded) != n:
+            raise InputError(f"{path}: {len(encoded)} images, but {n} labels")
+        for i in Progress(range(n), f"tiered_imagenet {part}", unit="image", leave=False):
+            image, encoded[i] = _decode(path, encoded[i]), None
+            if pixels is None:
+                pixels = np.empty((sum(counts.values()), *image.shape), np.uint8)
+            if image.shape != pixels.shape[1:]:
+                raise InputError(f"{path}: image {i} has the shape {image.shape}, others have {pixels.shape[1:]}")
+            pixels[row] = image
+            row += 1
+    return pixels
 
 
 def _decode(path: Path, png: object) -> np.ndarray:

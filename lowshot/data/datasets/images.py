@@ -143,9 +143,11 @@ def check_images(images: Images, where: Path | str) -> None:
 def open_image(path: Path) -> Image.Image:
     """Decode an image file, or a member of a zip file (`12/345.zip/678.jpg`), as RGB.
 
-    The image appears as in a viewer: rotated by its EXIF orientation, transparent parts on white, 16-bit grey scaled to
-    8 bits. Raises CorruptImage if it cannot be decoded or is missing in its zip file, and InputError if the file does
-    not exist or the zip file cannot be read.
+    The image appears as in a viewer: rotated by its EXIF orientation, transparent parts on white, and grey of more than
+    8 bits scaled to 8 bits by its depth, which is often less than that of the file (`_white_level`).
+
+    Raises CorruptImage if it cannot be decoded or is missing in its zip file, and InputError if the file does not exist
+    or the zip file cannot be read.
     """
     archive = next((parent for parent in path.parents if parent.suffix == ".zip" and parent.is_file()), None)
     file = path if archive is None else _member(_open_zip(archive), path.relative_to(archive).as_posix())
@@ -201,12 +203,33 @@ def _member(archive: zipfile.ZipFile, name: str) -> io.BytesIO:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):  # Pillow's own conversion clips these at 255
         values = np.nan_to_num(np.asarray(image, np.float32))
-        white = max(1.0, values.max()) if image.mode == "F" else 65535
+        white = _white_level(image, float(values.max()))
         return Image.fromarray((values / white * 255).clip(0, 255).round().astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
+
+
+def _white_level(image: Image.Image, brightest: float) -> float:
+    """Return the white of a grey image of more than 8 bits, of which `brightest` is the largest value.
+
+    White of floats is 1, or the largest value if that is more. White of integers of a TIFF file is the smallest of
+    2^8-1, 2^10-1, 2^12-1, 2^14-1, 2^16-1, ... that is no less than the largest value or what the file declares
+    (MaxSampleValue, or a depth other than that of the container): cameras and microscopes store 12 bits in 16, programs
+    8 bits in 32. PNG samples use all 16 bits by the standard, so a merely dark image stays dark. It is taken for one of
+    12 or 8 bits only if it would otherwise be black, without a value above a sixteenth of white.
+    """
+    if image.mode == "F":
+        return max(1.0, brightest)
+    tags, step = getattr(image, "tag_v2", {}), 4 if image.format == "PNG" else 2
+    depth = max(tags.get(_BITS_PER_SAMPLE, (16,)))
+    declared = max(tags.get(_MAX_SAMPLE_VALUE, (0 if depth in (16, 32) else 2**depth - 1,)))
+    bits = int(max(brightest, declared, 255)).bit_length()
+    return 2.0 ** (bits + -bits % step) - 1
+
+
+_BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE = 258, 281  # tags of TIFF files
 
 
 def to_square(image: Image.Image, size: int, resampling: Resampling = "antialiased") -> Image.Image:

@@ -23,7 +23,8 @@ class Shots:
     n_trials: PositiveInt = 5
     """Number of trials to draw shots for."""
     max_shots: PositiveInt = 20
-    """Number of shots per trial and class. n-shot uses the first n of them."""
+    """Number of shots per trial and class. n-shot uses the first n of them. Novel classes must have as many training
+    images."""
     draw_rule: Literal["streams", "douze2018"] = "streams"
     """How to draw shots: with a random stream per class, or as in the release of Douze et al. (2018)."""
 
@@ -103,10 +104,17 @@ class Emnist(DrawnSplit, Capped, Resized):
 
 @dataclass(kw_only=True)
 class Folder(DrawnSplit, Capped, Resized):
-    """Your own images, in class folders. With an image size, square images are stored instead of paths."""
+    """Your own images, in class folders, which may be divided into train/ and test/ (or val/). With an image size,
+    square images are stored instead of paths."""
 
     test_per_class: PositiveInt | None = None
     """Number of test images held out per class (default: a fifth)."""
+    novel_classes: RunOnly[list[str] | None] = None  # the recipe has the digest of the names instead
+    """Names of the novel classes, or a file with a name per line. Default: they are drawn."""
+    base_min: PositiveInt | None = None
+    """Make the classes with fewer training images than this novel, and all others base classes."""
+    skip_corrupt: bool = False
+    """Leave out images that cannot be decoded, instead of refusing all."""
 
 
 @dataclass(kw_only=True)
