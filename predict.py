@@ -3,7 +3,7 @@
 fit       reads IMAGES/<class>/* and an extractor (a timm model, or one of train_extractor.py)
           writes OUT/: model.pt, config.json, extractor/ (everything that the other commands need)
 evaluate  reads CLASSIFIER/ and IMAGES/<class>/* that the classifier has not learned from
-          writes OUT/: metrics.json, predictions.csv, confusion.csv, report.html (the worst mistakes as pictures)
+          writes OUT/: metrics.json, predictions.csv, confusion.csv, report.html (with the worst mistakes as pictures)
 classify  reads CLASSIFIER/ and image files or folders
           writes OUT (.csv: image, rank, class, score, typicality; or .json)
 add       reads CLASSIFIER/ and IMAGES/<class>/* of new or known classes
@@ -55,7 +55,7 @@ from lowshot.data.lineage import lineage_of
 from lowshot.data.protocol import read_split
 from lowshot.photos.labelled import read_labelled
 from lowshot.representation.settings import PRETRAINED, ExtractorChoice
-from lowshot.representation.weight_sources import check_available
+from lowshot.representation.weight_sources import check_choice
 
 # The answer to an image that looks like no class.
 NONE = "none of these"
@@ -176,14 +176,14 @@ class ExportConfig(_OfClassifier):
 
 def fit(config: FitConfig) -> Path:
     """Save a classifier and return its folder."""
-    import torch
-
     if config.extractor is None and config.timm is None:
         config = replace(config, timm=PRETRAINED)
     _check(config)
     labelled = read_labelled(config.images)
     if len(labelled.names) < 2:
         raise InputError(f"{config.images}: contains only one class ({labelled.names[0]}). Add a second class folder")
+    import torch
+
     extractor, chosen = representation.chosen_extractor(config)
     seen = representation.polarity_of_files(extractor.config, labelled.files)
     config = replace(config, invert=representation.inverts(config.invert, seen, "predict"))
@@ -265,8 +265,7 @@ def _check(config: FitConfig) -> None:
             "--method: is transductive, which classifies all images together, but photos are classified one at a time. "
             f"Use one of {', '.join(INDUCTIVE_METHODS.classes)}"
         )
-    if config.timm is not None and config.timm.weights is None:
-        check_available(config.timm.name)
+    check_choice(config)
 
 
 def base_mean(config: FitConfig, dim: int, extractor: str) -> Any:
@@ -324,7 +323,8 @@ def evaluate(config: EvaluateConfig) -> Path:
     judged = photos.judge(classifier, feats, names, config.false_alarms)
     with writing(config.out, made_from) as partial:
         partial.mkdir()
-        write_json(partial / "metrics.json", {**made_from, "schema": "lowshot-photo-metrics-1", **judged.to_json()})
+        write_json(partial / "config.json", made_from)
+        write_json(partial / "metrics.json", judged.to_json())
         judged.table(labelled.paths).to_csv(partial / "predictions.csv", index=False)
         judged.confusion().to_csv(partial / "confusion.csv")
         report.write_mistakes(partial / "report.html", judged, labelled.files)
@@ -427,8 +427,8 @@ def export(config: ExportConfig) -> Path:
         photos.export_onnx(classifier, partial / "model.onnx")
         checked = photos.check_onnx(classifier, partial / "model.onnx", paths)
         write_json(partial / "config.json", {**made_from, **photos.description_of(classifier), "checked": checked})
-    print(f"predict: the answers to {checked['n_images']} images are the same, probabilities differ by at most "
-          f"{checked['largest_difference']:.1e} -> {config.out}")  # fmt: skip
+    print(f"predict: {checked['n_same_class']} of {checked['n_images']} images have the same class, probabilities "
+          f"differ by at most {checked['largest_difference']:.1e} -> {config.out}")  # fmt: skip
     return config.out
 
 

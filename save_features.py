@@ -48,6 +48,7 @@ from lowshot.representation.settings import (
     StandardAugmentation,
     StretchingTimmModel,
 )
+from lowshot.representation.weight_sources import check_choice
 
 # Number of the view of an image (see `Augmentation.uniforms`); training uses 0 and the next few.
 _SUPPORT = 100
@@ -112,6 +113,7 @@ class Config(ExtractorChoice):
 
 def main(config: Config) -> Path:
     """Write both feature files, and return their folder."""
+    check_choice(config)
     where = images_file(config.data)
     images = read_task_list(where).images() if _lists_tasks(where) else read_images(where)
     # Pictures become what the extractor takes; stored images must be that already.

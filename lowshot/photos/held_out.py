@@ -42,9 +42,9 @@ def choose(features: Tensor, labels: Tensor, n_way: int) -> list[Candidate]:
     apart where accuracies tie. Without two photos of any class nothing can be held out, and the class means are the
     only candidate.
     """
-    rows = np.sort(stream(0, "choice").permutation(len(labels))[:_CHOICE_ROWS])
-    rows = rows if len(np.unique(labels[rows])) == n_way else np.arange(len(labels))
-    features, labels = features[rows], labels[rows]
+    rows = torch.from_numpy(np.sort(stream(0, "choice").permutation(len(labels))[:_CHOICE_ROWS]))
+    if len(labels[rows].unique()) == n_way:
+        features, labels = features[rows], labels[rows]
     folds = assign_folds(labels, _CHOICE_FOLDS)
     if folds.max() < 0:
         return [Candidate(NearestMeanOptions("cosine"), np.nan, np.nan)]
@@ -72,11 +72,11 @@ def leave_out(method: Any, features: Tensor, labels: Tensor, n_way: int) -> Tens
 
 def assign_folds(labels: Tensor, n_folds: int) -> np.ndarray:
     """Return the fold (S,) of each row: classes are spread evenly. Rows that are alone in their class have -1."""
-    order = stream(0, "folds").permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]
-    folds = np.empty(len(labels), np.int64)
-    folds[order] = np.arange(len(labels)) % n_folds
-    return np.where(labels.bincount()[labels] > 1, folds, -1)
+    classes, folds = labels.numpy(), np.empty(len(labels), np.int64)
+    order = stream(0, "folds").permutation(len(classes))
+    order = order[np.argsort(classes[order], kind="stable")]
+    folds[order] = np.arange(len(classes)) % n_folds
+    return np.where(np.bincount(classes)[classes] > 1, folds, -1)
 
 
 def held_out_scores(method: Any, features: Tensor, labels: Tensor, n_way: int, folds: np.ndarray) -> Tensor:

@@ -39,11 +39,14 @@ class Judged:
         return Accuracy(self.probabilities[self.is_known], labels, self.class_names)
 
     def mistakes(self) -> np.ndarray:
-        """Return the rows of images with a wrong class, the most confident first. Other images count as wrong."""
-        best = self.probabilities.argmax(1)
-        wrong = np.array([self.class_names[c] != name for c, name in zip(best, self.names)])
-        order = np.argsort(-self.probabilities.max(1), kind="stable")
-        return order[wrong[order]]
+        """Return the rows of images of the classes with a wrong class, the most confident first."""
+        rows = np.flatnonzero(self.is_known)[~self.accuracy.is_right]
+        return rows[np.argsort(-self.probabilities.max(1)[rows], kind="stable")]
+
+    def missed(self) -> np.ndarray:
+        """Return the rows of images of other classes that are given a class, the most typical first."""
+        rows = np.flatnonzero(~self.is_known & ~(self.typicality <= self.false_alarms))
+        return rows[np.argsort(-self.typicality[rows], kind="stable")]
 
     def table(self, images: Sequence[str]) -> pd.DataFrame:
         """Return a row for each image: its class, the prediction and how sure it is."""

@@ -128,6 +128,14 @@ def data_uri(path: Path) -> str:
     return f"data:{_MEDIA[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
+def templates() -> Environment:
+    """Return the templates of pages. They escape all text."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"data_uri": data_uri, "number": _number}
+    return environment
+
+
 def render(
     sections: list[Section],
     images: list[Table],
@@ -143,9 +151,6 @@ def render(
         drawn: pictures by name: samples, feature_map, embedding_map, subclass_sizes, generated, between, crossover,
             gan_training. All are optional.
     """
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"data_uri": data_uri, "number": _number}
-    page = environment.get_template("report.html.j2")
+    page = templates().get_template("report.html.j2")
     scores = {"images": images, "each_class": each_class}
     return page.render(sections=sections, **scores, drawn=drawn, records=records)

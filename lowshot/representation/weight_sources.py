@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lowshot.core.errors import InputError
 from lowshot.core.progress import say
+from lowshot.representation.settings import ExtractorChoice
 
 # timm's name of a model -> package with its weights, the file in it, and the licence.
 _PACKAGED = {
@@ -37,6 +38,12 @@ def cached_weights(hub_id: str) -> Path | None:
 
     found = try_to_load_from_cache(hub_id, "model.safetensors")
     return Path(found) if isinstance(found, str) else None
+
+
+def check_choice(choice: ExtractorChoice) -> None:
+    """Apply `check_available` to the timm model that is chosen, if there is one and its weights are not from a file."""
+    if choice.timm is not None and choice.timm.weights is None:
+        check_available(choice.timm.name)
 
 
 def check_available(name: str) -> None:

@@ -13,7 +13,6 @@ import low_shot
 import preprocessing
 import train_extractor
 from faults.fuzz import Reader, damaged_h5, damaged_json, damaged_yaml
-from lowshot.photos.classifier import load_classifier
 from lowshot.core.artifacts import Recipe, read_recipe
 from lowshot.core.cli import parse
 from lowshot.core.sealing import SealedFile
@@ -30,6 +29,7 @@ from lowshot.evaluation.selection import read_grid
 from lowshot.hallucination.generators import load_generator
 from lowshot.hallucination.quadruplets import read_quadruplets
 from lowshot.matching.network import load_matching
+from lowshot.photos.classifier import load_classifier
 from lowshot.representation.backbones import load_extractor
 
 # The stages whose outputs are damaged.

@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 
 import predict
 from lowshot.classifiers.methods import score_tasks
-from lowshot.classifiers.photos import load_classifier
 from lowshot.classifiers.settings import INDUCTIVE_METHODS, METHODS, FeatureTransform, is_transductive
 from lowshot.classifiers.tasks import Tasks
 from lowshot.core.cli import run_commands
@@ -26,9 +25,10 @@ from lowshot.data.datasets.folder import find_images
 from lowshot.data.datasets.images import open_image
 from lowshot.data.features import read_features, write_features
 from lowshot.data.protocol import read_split
+from lowshot.photos.classifier import load_classifier
 from lowshot.representation.backbones import Extractor, ModelConfig, load_extractor, save_extractor
 from lowshot.representation.extractors import embed
-from predict import ClassifyConfig, FitConfig
+from predict import AddConfig, ClassifyConfig, EvaluateConfig, ExportConfig, FitConfig
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_two_commands(tmp_path, photos, extractor):
                        "--out", tmp_path / "p.csv", "--top_k", 10)  # fmt: skip
     assert named.returncode == 0, named.stderr
     rows = table(tmp_path / "p.csv")
-    assert len(rows) == 90 * 10 and list(rows[0]) == ["image", "rank", "class", "score"]
+    assert len(rows) == 90 * 10 and list(rows[0]) == ["image", "rank", "class", "score", "typicality"]
     best = [row for row in rows if row["rank"] == "1"]
     assert [row["image"] for row in best] == sorted(f"class{c}/{i}.png" for c in range(10) for i in range(5, 14))
     assert np.mean([row["image"].split("/")[0] == row["class"] for row in best]) > 0.5
@@ -84,10 +84,9 @@ def test_a_saved_classifier_is_the_method_itself(tmp_path, photos, extractor, me
     queries = load_extractor(extractor).features(pixels(*sorted((photos / "new" / "class3").iterdir()))).detach()
     labels = torch.tensor([int(path.parent.name[-1]) for path in few])
     tasks = Tasks(F.normalize(feats)[None], labels[None], F.normalize(queries)[None], 10)
-    expected = score_tasks(METHODS.classes[method](), tasks, 0)[0].softmax(-1)
-    assert torch.equal(saved.support_labels, labels) and torch.allclose(
-        saved.support_features, tasks.support_features[0]
-    )
+    expected = (score_tasks(METHODS.classes[method](), tasks, 0)[0] / saved.temperature).softmax(-1)
+    assert torch.equal(saved.support.labels, labels)
+    assert torch.allclose(saved.support.features, tasks.support_features[0])
     assert torch.allclose(torch.from_numpy(saved.predict_proba(queries.numpy())), expected, atol=1e-5)
 
 
@@ -108,7 +107,7 @@ def test_the_centre_of_the_base_classes_is_kept(tmp_path, photos, extractor, fea
     assert not torch.allclose(mean, torch.from_numpy(base.feats.mean(0)), atol=1e-3)
     raw = load_extractor(extractor).features(pixels(photos / "few" / "class0" / "0.png")).detach()
     assert torch.allclose(saved.base_mean, mean, atol=1e-6)
-    assert torch.allclose(saved.support_features[0], F.normalize(raw - mean)[0], atol=1e-5)
+    assert torch.allclose(saved.support.features[0], F.normalize(raw - mean)[0], atol=1e-5)
 
 
 def test_classes_may_have_different_numbers_of_photos(tmp_path, photos, extractor):
@@ -116,7 +115,7 @@ def test_classes_may_have_different_numbers_of_photos(tmp_path, photos, extracto
     for name in ("0", "1", "2", "3"):
         (tmp_path / "few" / "class7" / f"{name}.png").unlink()
     saved = load_classifier(predict.fit(FitConfig(extractor=extractor, images=tmp_path / "few", out=tmp_path / "c")))
-    assert saved.support_labels.bincount().tolist() == [5, 5, 5, 5, 5, 5, 5, 1, 5, 5]
+    assert saved.support.labels.bincount().tolist() == [5, 5, 5, 5, 5, 5, 5, 1, 5, 5]
 
 
 def test_photos_become_what_a_grey_extractor_learned_from(tmp_path):
@@ -391,9 +390,152 @@ def test_an_unknown_method_is_refused_with_the_names(photos, monkeypatch, capsys
         "sys.argv", ["predict.py", "fit", "--timm", "x", "--images", ".", "--out", "c", "--method", "pt_map"]
     )
     with pytest.raises(SystemExit, match="2"):
-        run_commands({"fit": (predict.fit, FitConfig), "classify": (predict.classify, ClassifyConfig)}, predict.__doc__)
+        run_commands(predict.COMMANDS, predict.__doc__)
     error = capsys.readouterr().err
     assert all(word in error for word in ("method", "nearest_mean", "logistic_regression", "cosine", "pt_map"))
+
+
+# --- how good is it? ---
+
+
+def test_fit_says_how_good_the_classifier_is(tmp_path, photos, extractor):
+    root = shutil.copytree(photos / "few", tmp_path / "few")
+    for name in ("2", "3", "4"):
+        (root / "class7" / f"{name}.png").unlink()
+    made = run_script("predict.py", "fit", "--extractor", extractor, "--images", root, "--out", tmp_path / "c")
+    assert made.returncode == 0, made.stderr
+    for said in (
+        "10 classes, 2 (class7) to 5 photos each (class0)", "unequal classes have the same weight", "class7 2)",
+        "chosen by cross-validation (accuracy: ", "of 47 right (95 % interval ", "chance 10.0%", " of 2",
+    ):  # fmt: skip
+        assert said in made.stdout
+    content = read_json(tmp_path / "c" / "config.json")
+    assert content["held_out"]["n_images"] == 47 and len(content["candidates"]) == 5 and len(content["photos"]) == 47
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory, photos):
+    """The photos to judge on, and noise, which is none of the classes."""
+    root = shutil.copytree(photos / "new", tmp_path_factory.mktemp("others") / "new")
+    (root / "noise").mkdir()
+    for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)):
+        Image.fromarray(image).save(root / "noise" / f"{i}.png")
+    return root
+
+
+def test_a_classifier_is_judged_on_labelled_photos(tmp_path, others, classifier, capsys):
+    config = EvaluateConfig(classifier=classifier, images=others, out=tmp_path / "e", false_alarms=0.1)
+    out = predict.evaluate(config)
+    metrics, rows = read_json(out / "metrics.json"), table(out / "predictions.csv")
+    known = [row for row in rows if row["class"] != "noise"]
+    right = [row["class"] == row["predicted"] for row in known]
+    assert len(rows) == 96 and metrics["n_images"] == 90 and metrics["accuracy"] == pytest.approx(np.mean(right))
+    confusion = table(out / "confusion.csv")
+    assert sum(int(row[f"class{c}"]) for c, row in enumerate(confusion)) == sum(right)
+    flagged = [float(row["typicality"]) <= 0.1 for row in rows if row["class"] == "noise"]
+    assert metrics["none_of_these"]["found"] == pytest.approx(np.mean(flagged))
+    assert metrics["none_of_these"]["n_others"] == 6
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/jpeg") == min(18, right.count(False)) + flagged.count(False) and "<script" not in page
+    said = capsys.readouterr().out
+    assert "of 90 right (95 % interval" in said and "of 6 of other classes" in said
+    predict.evaluate(config)
+    assert "already exists" in capsys.readouterr().out
+
+
+def test_photos_that_a_classifier_cannot_be_judged_on(tmp_path, photos, classifier, capsys):
+    shutil.copytree(photos / "new" / "class1", tmp_path / "new" / "daisy")
+    config = EvaluateConfig(classifier=classifier, images=tmp_path / "new", out=tmp_path / "e")
+    with pytest.raises(InputError, match=r"new: no folder is called like a class of .*classifier \(class0, "):
+        predict.evaluate(config)
+    config.images = photos / "few"
+    predict.evaluate(config)
+    assert "the classifier has learned from 50 of these photos" in capsys.readouterr().out
+
+
+def test_images_of_no_class_are_called_so(tmp_path, others, classifier):
+    images = others / "noise"
+    config = ClassifyConfig(classifier=classifier, images=images, out=tmp_path / "p.csv", top_k=2, false_alarms=0.1)
+    rows = table(predict.classify(config))
+    for first, second in zip(rows[::2], rows[1::2]):
+        if float(first["typicality"]) <= 0.1:
+            assert first["class"] == "none of these" and second["class"].startswith("class")
+            assert float(first["score"]) == pytest.approx(1 - float(first["typicality"]), abs=1e-5)
+        else:
+            assert first["class"].startswith("class")
+    assert {"none of these"} & {row["class"] for row in rows}
+    config.out, config.false_alarms = tmp_path / "q.csv", 0.001
+    with pytest.raises(InputError, match=r"--false_alarms 0\.001: the classifier has 50 photos"):
+        predict.classify(config)
+
+
+def test_photos_and_classes_join(tmp_path, photos, extractor, classifier, capsys):
+    """What is added equals what is fitted at once; photos that are known are left out."""
+    some, more = tmp_path / "some", tmp_path / "more"
+    for c in range(10):
+        for part, name in ((some, "0"), (some, "1"), (more, "1"), (more, "2"), (more, "3"), (more, "4")):
+            if c < 8 or part == more:
+                (part / f"class{c}").mkdir(parents=True, exist_ok=True)
+                shutil.copy(photos / "few" / f"class{c}" / f"{name}.png", part / f"class{c}")
+    for c in (8, 9):
+        shutil.copy(photos / "few" / f"class{c}" / "0.png", more / f"class{c}")
+    first = predict.fit(FitConfig(extractor=extractor, images=some, out=tmp_path / "first"))
+    joined = predict.add(AddConfig(classifier=first, images=more, out=tmp_path / "joined"))
+    said = capsys.readouterr().out
+    assert "8 photos are known already" in said and "adding 34 photos; 2 of 10 classes are new" in said
+    at_once, added = load_classifier(classifier), load_classifier(joined)
+    assert added.class_names == at_once.class_names and added.support.is_chosen
+    assert sorted(added.support.photos) == sorted(at_once.support.photos)
+    queries = embed(at_once.extractor, sorted((photos / "new" / "class3").iterdir()))
+    assert np.allclose(at_once.typicality_of(queries), added.typicality_of(queries))
+    assert (at_once.predict_proba(queries).argmax(1) == added.predict_proba(queries).argmax(1)).all()
+    with pytest.raises(InputError, match="the classifier knows all of these photos"):
+        predict.add(AddConfig(classifier=joined, images=more, out=tmp_path / "again"))
+
+
+def test_copies_of_a_photo(tmp_path, photos, extractor, capsys):
+    root = shutil.copytree(photos / "few", tmp_path / "few")
+    shutil.copy(root / "class0" / "0.png", root / "class0" / "copy.png")
+    shutil.copy(root / "class0" / "0.png", root / "class1" / "copy.png")
+    made = predict.fit(FitConfig(extractor=extractor, images=root, out=tmp_path / "c"))
+    said = capsys.readouterr().out
+    assert "1 photos are copies of others of their class" in said and "the same photo is in several classes" in said
+    assert len(load_classifier(made).support.labels) == 51
+
+
+def test_the_training_part_is_learned_and_the_test_part_judged(tmp_path, photos, extractor):
+    for part, source in (("train", "few"), ("test", "new")):
+        shutil.copytree(photos / source, tmp_path / "photos" / part)
+    made = predict.fit(FitConfig(extractor=extractor, images=tmp_path / "photos", out=tmp_path / "c"))
+    assert len(load_classifier(made).support.labels) == 50
+    out = predict.evaluate(EvaluateConfig(classifier=made, images=tmp_path / "photos", out=tmp_path / "e"))
+    assert read_json(out / "metrics.json")["n_images"] == 90
+
+
+@pytest.mark.parametrize("transform", [{}, {"power": 0.5, "normalise": True}])
+def test_an_exported_classifier_gives_the_same_answers(tmp_path, photos, extractor, transform):
+    pytest.importorskip("onnxruntime")
+    options = {"transform": transform, "method": "cosine"} if transform else {}
+    made = predict.fit(settings(FitConfig, extractor=extractor, images=photos / "few", out=tmp_path / "c", **options))
+    out = predict.export(ExportConfig(classifier=made, images=photos / "new", out=tmp_path / "onnx"))
+    described = read_json(out / "config.json")
+    assert described["checked"]["n_images"] == described["checked"]["n_same_class"] == 90
+    images = sorted((photos / "new" / "class3").iterdir())
+    told = run_script("examples/classify_onnx.py", out, *images)
+    assert told.returncode == 0, told.stderr
+    saved = load_classifier(made)
+    expected = saved.predict_proba(embed(saved.extractor, images))
+    for line, image, row in zip(told.stdout.splitlines(), images, expected):
+        path, name, probability, *_ = line.split("\t")
+        assert path == str(image) and name == saved.class_names[row.argmax()]
+        assert float(probability) == pytest.approx(float(row.max()), abs=2e-4)
+
+
+def test_without_a_network_the_default_extractor_is_explained(tmp_path, photos, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(InputError, match=r"vit_small_patch14_dinov2.lvd142m: its weights .* Use --timm.weights FILE"):
+        predict.fit(FitConfig(images=photos / "few", out=tmp_path / "c"))
 
 
 # --- a method of the user's own ---

