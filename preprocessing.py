@@ -211,8 +211,11 @@ def _name(config: Config) -> str:
     """Return the name of the data set: that of the user's class, of the folder of photos, or of our data set."""
     if is_own(config.dataset):
         return type(config.dataset).__name__
-    of_folder = config.root.resolve().name if isinstance(config.dataset, Folder) else ""  # a whole drive has no name
-    return of_folder or DATASETS.name_of(config.dataset)
+    name = DATASETS.name_of(config.dataset)
+    if not isinstance(config.dataset, Folder):
+        return name
+    folder = config.root.resolve().name or name  # a whole drive has no name
+    return f"{folder} (folder)" if folder in DATASETS.classes else folder  # published figures are found by the name
 
 
 def _check_parts(images: Images, class_names: list[str]) -> None:
@@ -248,13 +251,14 @@ def _few(content: Content) -> str | None:
     base, novel = content.split.setup("test")
     tested = content.images.labels[content.images.is_test]
     n_test = np.bincount(tested, minlength=content.split.n_classes)[np.concatenate([base, novel])].min(initial=_FEW)
-    few = [f"{len(novel)} novel classes"] if len(novel) < _FEW else []
-    few += [f"{n_test} test images of a class"] if n_test < _FEW and len(tested) else []
+    few = [f"only {len(novel)} novel classes"] if len(novel) < _FEW else []
+    few += [f"only {n_test} test images of a class"] if n_test < _FEW and len(tested) else []
     if not few:
         return None
+    both = ", or judge those of both setups (--split whole.json)" if len(novel) < _FEW else ""
     return (
-        f"the test setup has as few as {' and '.join(few)}, so its numbers will mean little. Add classes or images, "
-        "or use whole.json as --split, which has the classes of both setups. A classifier (predict.py) needs no split"
+        f"the test setup has {' and '.join(few)}, so its numbers will mean little. Add images and classes{both}. "
+        "To classify photos, predict.py needs no setups"
     )
 
 
