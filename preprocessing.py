@@ -1,7 +1,8 @@
 """Convert a data set to the files that all later stages read: images, split and draws.
 
 Reads the data set in its official form from --root. Without --root, files are expected in data/; Omniglot, CIFAR-100
-and EMNIST are downloaded there through torchvision if they are missing. `glyphs` needs no files.
+and EMNIST are downloaded there through torchvision if they are missing. `glyphs` needs no files. Your own images need
+--root.
 
 Writes the folder --out:
     images.h5    pixels (or paths of large images), labels, test flags
@@ -25,7 +26,8 @@ Data sets, and the files that they expect in --root:
                10 are held out for test by default, so --dataset.max_shots can be at most 10
     cifar100   cifar-100-python/{train,test,meta}
     emnist     emnist-<split>-{train,test}-*-ubyte.gz and emnist-<split>-mapping.txt
-    folder     your own images: <class>/*.jpg or <superclass>/<class>/*.jpg
+    folder     your own images: <class>/*.jpg or <superclass>/<class>/*.jpg, or either of them in {train,val,test}/
+               (test images are those of test/, or else of val/; without parts, a fifth of each class is held out)
     features   --root is a feature file (train.h5) instead of a folder; writes its split and draws, and no images
     imagenet   {train,val}/<wnid>/*.JPEG; --dataset.protocol names a folder with label_idx.json and
                splitfile_{1..5}.json
