@@ -1,7 +1,8 @@
 """Convert a data set to the files that all later stages read: images, split and draws.
 
 Reads the data set in its official form from --root. Without --root, files are expected in data/; Omniglot, CIFAR-100
-and EMNIST are downloaded there through torchvision if they are missing. `glyphs` needs no files.
+and EMNIST are downloaded there through torchvision if they are missing. `glyphs` needs no files. Your own images need
+--root.
 
 Writes the folder --out:
     images.h5    pixels (or paths of large images), labels, test flags
@@ -25,7 +26,8 @@ Data sets, and the files that they expect in --root:
                10 are held out for test by default, so --dataset.max_shots can be at most 10
     cifar100   cifar-100-python/{train,test,meta}
     emnist     emnist-<split>-{train,test}-*-ubyte.gz and emnist-<split>-mapping.txt
-    folder     your own images: <class>/*.jpg or <superclass>/<class>/*.jpg
+    folder     your own images: <class>/*.jpg or <superclass>/<class>/*.jpg, or either of them in {train,val,test}/
+               (test images are those of test/, or else of val/; without parts, a fifth of each class is held out)
     features   --root is a feature file (train.h5) instead of a folder; writes its split and draws, and no images
     imagenet   {train,val}/<wnid>/*.JPEG; --dataset.protocol names a folder with label_idx.json and
                splitfile_{1..5}.json
@@ -211,8 +213,11 @@ def _name(config: Config) -> str:
     """Return the name of the data set: that of the user's class, of the folder of photos, or of our data set."""
     if is_own(config.dataset):
         return type(config.dataset).__name__
-    of_folder = config.root.resolve().name if isinstance(config.dataset, Folder) else ""  # a whole drive has no name
-    return of_folder or DATASETS.name_of(config.dataset)
+    name = DATASETS.name_of(config.dataset)
+    if not isinstance(config.dataset, Folder):
+        return name
+    folder = config.root.resolve().name or name  # a whole drive has no name
+    return f"{folder} (folder)" if folder in DATASETS.classes else folder  # published figures are found by the name
 
 
 def _check_parts(images: Images, class_names: list[str]) -> None:
@@ -248,13 +253,14 @@ def _few(content: Content) -> str | None:
     base, novel = content.split.setup("test")
     tested = content.images.labels[content.images.is_test]
     n_test = np.bincount(tested, minlength=content.split.n_classes)[np.concatenate([base, novel])].min(initial=_FEW)
-    few = [f"{len(novel)} novel classes"] if len(novel) < _FEW else []
-    few += [f"{n_test} test images of a class"] if n_test < _FEW and len(tested) else []
+    few = [f"only {len(novel)} novel classes"] if len(novel) < _FEW else []
+    few += [f"only {n_test} test images of a class"] if n_test < _FEW and len(tested) else []
     if not few:
         return None
+    both = ", or judge those of both setups (--split whole.json)" if len(novel) < _FEW else ""
     return (
-        f"the test setup has as few as {' and '.join(few)}, so its numbers will mean little. Add classes or images, "
-        "or use whole.json as --split, which has the classes of both setups. A classifier (predict.py) needs no split"
+        f"the test setup has {' and '.join(few)}, so its numbers will mean little. Add images and classes{both}. "
+        "To classify photos, predict.py needs no setups"
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 from test_scripts import parsed
 
 from lowshot.core.files import write_json
+from lowshot.data.protocol import make_split
 
 INPUTS = "--train f/train.h5 --test f/test.h5 --split d/split.json"
 # A command of each stage, and the stage of the next command.
@@ -64,9 +65,12 @@ def test_the_next_command_is_accepted(folder, command):
 
 
 def test_only_shots_that_were_drawn_are_proposed(folder):
+    """Base classes give no shots, and may have fewer rows."""
+    split = make_split("toy", list("abcd"), [], [None] * 4, 0, [2, 3])
+    write_json(folder / "d/split.json", split.to_json())
     words = ["save_features.py", "--extractor", "e", "--data", "d", "--out", "f"]
     for n_rows, shots in ((4, ["--shots", 1, 2]), (20, [])):
-        write_json(folder / "d/draws.json", {"trials": {"1": [list(range(n_rows))] * 2}})
+        write_json(folder / "d/draws.json", {"trials": {"1": [[0], [0], *[list(range(n_rows))] * 2]}})
         proposed = next_of(words)(parsed(words))
         assert [str(one) for one in proposed[9:-2]] == list(map(str, shots)), proposed
 

@@ -218,7 +218,7 @@ def test_the_line_takes_names_and_files(tmp_path):
     done = run_script(*line, "--dataset.novel_classes", "1", "c d")
     assert (done.returncode, done.stderr) == (0, "")
     assert read_split(out / "split.json").novel_classes == [0, 1]
-    assert "the test setup has as few as 1 novel classes and 1 test images of a class" in done.stdout
+    assert "the test setup has only 1 novel classes and only 1 test images of a class" in done.stdout
     assert_refused(run_script(*line, "--dataset.novel_classes", "names.txt"), "no classes of these names: 'names.txt'")
 
 
@@ -261,7 +261,7 @@ def test_corrupt_images_are_left_out_on_request(tmp_path, capsys, image_size, di
         (first / name).write_bytes(b"no image")
     refused(
         lambda: main(config_of(root, image_size=image_size)),
-        "2 corrupt images: .* or leave them out with --dataset.skip",
+        "2 corrupt images: .* or leave corrupt images out with --dataset.skip",
     )
     images = read_images(main(config_of(root, image_size=image_size, skip_corrupt=True)) / "images.h5")
     printed = capsys.readouterr().out
@@ -303,3 +303,10 @@ def test_the_white_that_a_tiff_declares(tmp_path):
     for declared, brightest in ((4095, 56), (3000, 56), (65535, 4), (100, 224)):
         image.save(tmp_path / "x.tif", tiffinfo={281: declared})
         assert np.asarray(open_image(tmp_path / "x.tif"))[0, 2, 0] == brightest
+
+
+def test_a_folder_with_the_name_of_a_data_set(tmp_path):
+    """Otherwise a report would put published figures of this data set beside the results."""
+    root = save_classes(tmp_path / "cifar100", a=4, b=4, c=4, d=4)
+    split = read_split(main(config_of(root)) / "split.json")
+    assert (split.dataset, split.origins[0]) == ("cifar100 (folder)", "folder:cifar100/a")

@@ -254,10 +254,11 @@ def _read(settings: Folder, source: Source, root: Path, found: FoundFolder, nove
     for line in filter(None, (found.notice, ignored(root))):
         print(f"folder: {line}")
     images = Images(found.labels, _test_flags(settings, source, found.labels, found))
-    _novel_classes(settings, images, found.class_names, novel)  # what is refused is refused before the long decoding
+    if not settings.skip_corrupt:  # what can be refused is refused before the long decoding
+        _novel_classes(settings, images, found.class_names, novel)
     images, corrupt = _with_content(images, settings, root, found.files)
     if corrupt and not settings.skip_corrupt:
-        raise CorruptImage(f"{_all_of(corrupt)}, or leave them out with --dataset.skip_corrupt")
+        raise CorruptImage(f"{_all_of(corrupt)}, or leave corrupt images out with --dataset.skip_corrupt")
     if corrupt:
         left = ", ".join(found.files[row].relative_to(root).as_posix() for row in corrupt)
         print(f"folder: {len(corrupt)} corrupt images are left out: {left}")
