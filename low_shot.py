@@ -22,18 +22,24 @@ Add training rows. With several additions (`--add repetition my_rows.py:Noise`),
 
     python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \\
         --out results/linear_sgd_repeated.json --add repetition
+
+Keep the classifier, with the rows that were added, and name images with it:
+
+    python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \\
+        --out results/linear_sgd.json --classifier_out classifier
+    python predict.py classify --classifier classifier --images new_photos --out predictions.csv
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Set
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from lowshot import classifiers, core, diffusion, evaluation, gan, hallucination
+from lowshot import classifiers, core, diffusion, evaluation, gan, hallucination, photos
 from lowshot.classifiers.settings import (
     BENCHMARK_CLASSIFIERS,
     FeatureTransform,
@@ -47,7 +53,7 @@ from lowshot.core.cli import report_of, run
 from lowshot.core.errors import Diverged, InputError
 from lowshot.core.files import check_suffix, digest
 from lowshot.core.imports import load
-from lowshot.core.publishing import is_done
+from lowshot.core.publishing import is_done, writing
 from lowshot.core.settings import Seed, paths_of
 from lowshot.data.additions import Addition, FileRows, Repetition, RowsOfFile, Run, check_extended
 from lowshot.data.lineage import Lineage, Setting, Tags, lineage_of_method
@@ -95,6 +101,12 @@ class Config(SelectionConfig):
     generator; samples: GAN samples; repetition: repeated shots (the control of the others); rows: a file of rows."""
     scores: Path | None = None
     """File to write the log-probabilities of all test images to (.h5), for fusion in diffusion.py."""
+    classifier_out: Path | None = None
+    """Folder to write the classifier of the first trial and the largest n to, for predict.py. This fits it again."""
+    classifier_extractor: Path | None = None
+    """Folder of the extractor of the features, for --classifier_out. Default: extractor/ beside their folder."""
+    classifier_weights: Path | None = None
+    """Weights of the timm model of the features, for --classifier_out. Default: download them."""
     seed: Seed = 0
     """Seed of all random draws."""
 
@@ -103,10 +115,50 @@ class Config(SelectionConfig):
 
 
 def main(config: Config) -> Path:
-    """Evaluate every trial and n of `config` and write the results file. Select settings first if `config.select`.
+    """Evaluate every trial and n of `config`, write the results file, and keep a classifier if `config.classifier_out`.
 
     Returns the path of the results, or of the evidence if settings are only selected.
     """
+    _check_kept(config)
+    out = _evaluated_all(config)
+    if config.classifier_out is not None:
+        _keep_classifier(config)
+    return out
+
+
+def _check_kept(config: Config) -> None:
+    """Raise InputError if a setting of the kept classifier would be ignored, or if it is not clear which to keep."""
+    if config.classifier_out is None and (config.classifier_extractor or config.classifier_weights):
+        raise InputError("--classifier_extractor, --classifier_weights: are for --classifier_out. Leave them out")
+    if config.classifier_out is not None and config.select is not None:
+        raise InputError("--classifier_out: not with --select. Use the chosen settings in a run of their own")
+
+
+def _keep_classifier(config: Config) -> None:
+    """Write the classifier of the first trial and the largest n as a classifier of images."""
+    trial = min(config.trials or read_draws(config.draws))
+    config = replace(config, shots=[max(config.shots)], trials=[trial])
+    made_from = _recipe(config)
+    if is_done(config.classifier_out, made_from, config.overwrite):
+        return
+    model, invert = photos.extractor_of_features(config.train, config.classifier_extractor, config.classifier_weights)
+    benchmark, device = read_benchmark(config), core.pick_device().type
+    problem = _problem(config, benchmark)
+    mean = classifiers.transformed_mean(config.transform, problem.base_feats)
+    problem = problem.transformed(lambda features: classifiers.apply_transform(config.transform, features, mean))
+    learned = photos.learn_jointly(config.classifier, problem, benchmark.classes, config.seed, device)
+    names = [benchmark.split.class_names[c] for c in benchmark.classes]
+    classifier = photos.PhotoClassifier(model, names, *learned, config.transform, mean, invert)
+    shots = Lineage(frozenset(benchmark.split.origins[c] for c in benchmark.novel_classes))
+    made_from = made_from.but(lineage=(_tags([config], benchmark)[1] | shots).to_json())
+    with writing(config.classifier_out, made_from) as partial:
+        partial.mkdir()
+        photos.save_classifier(partial, classifier, made_from)
+    print(f"low_shot: classifier of {len(names)} classes, n = {config.shots[0]} -> {config.classifier_out}")
+
+
+def _evaluated_all(config: Config) -> Path:
+    """Write the results of every trial and n. Select settings first if `config.select`."""
     check_settings(config)
     if config.scores is not None:
         check_suffix("--scores", config.scores, ".h5")

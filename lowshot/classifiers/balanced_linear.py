@@ -8,7 +8,7 @@ initialisation. Departs from the release in that all random draws are seeded.
 import numpy as np
 import torch
 
-from lowshot.classifiers.problem import Problem, Run, Scorer, linear_scorer, with_constant
+from lowshot.classifiers.problem import LinearScorer, Problem, Run, Scorer, with_constant
 from lowshot.classifiers.settings import BalancedSGDOptions
 from lowshot.core.errors import Diverged
 from lowshot.core.progress import Progress
@@ -34,7 +34,7 @@ def fit_balanced_sgd(problem: Problem, options: BalancedSGDOptions, seed: int, d
     if not weights.isfinite().all():
         raise Diverged(f"balanced_sgd.lr {options.lr:g}: the weights are not finite. Use a smaller one")
     weights[:, outside, -1] = -torch.inf
-    return linear_scorer(weights)
+    return LinearScorer(weights)
 
 
 def _train(

@@ -4,14 +4,14 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from lowshot.classifiers.problem import Problem, Run, Scorer, linear_scorer, with_constant
+from lowshot.classifiers.problem import LinearScorer, Problem, Run, Scorer, with_constant
 from lowshot.classifiers.settings import LogisticOptions
 
 
 def fit_logistic_regression(problem: Problem, options: LogisticOptions, seed: int, device: str) -> Scorer:
     """Minimise `objective` for each run. linear_sgd minimises it in expectation; this solver is deterministic."""
     weights = [_solve(problem, run, options) for run in problem.runs]
-    return linear_scorer(torch.from_numpy(np.stack(weights).astype(np.float32)).to(device))
+    return LinearScorer(torch.from_numpy(np.stack(weights).astype(np.float32)).to(device))
 
 
 def objective(weights: np.ndarray, problem: Problem, run: Run, weight_decay: float) -> float:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lowshot.classifiers.problem import Problem, Run, Scorer, linear_scorer, with_constant
+from lowshot.classifiers.problem import LinearScorer, Problem, Run, Scorer, with_constant
 from lowshot.classifiers.settings import SGDOptions
 from lowshot.core.errors import InputError
 from lowshot.core.progress import Progress
@@ -56,7 +56,7 @@ def fit_linear_sgd(problem: Problem, options: SGDOptions, seed: int, device: str
     weights = torch.empty(len(problem.runs), problem.n_classes, problem.dim + 1, device=device)
     for trial, positions in problem.trials.items():
         weights[positions] = trainers[trial].weights
-    return linear_scorer(weights)
+    return LinearScorer(weights)
 
 
 def trials_at_once(problem: Problem, device: str) -> list[list[int]]:

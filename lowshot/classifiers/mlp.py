@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lowshot.classifiers.heads import Head
 from lowshot.classifiers.problem import Problem, Run, Scorer
 from lowshot.classifiers.settings import MLPOptions
 from lowshot.core.errors import InputError
@@ -57,7 +57,7 @@ def fit_mlp(problem: Problem, options: MLPOptions, seed: int, device: str) -> Sc
         for group in groups.values()
     ]
     order = torch.tensor(np.argsort(np.concatenate(list(groups.values()))), device=device)
-    return partial(_mlp_scores, models, order)
+    return MLPScorer(models, order)
 
 
 def shots_at_once(problem: Problem, device: str) -> list[list[int]]:
@@ -66,10 +66,24 @@ def shots_at_once(problem: Problem, device: str) -> list[list[int]]:
     return [[i for i, run in enumerate(problem.runs) if run.n_shot == n] for n in numbers]
 
 
-@torch.no_grad()
-def _mlp_scores(models: list[MLPs], order: torch.Tensor, feats: torch.Tensor) -> torch.Tensor:
-    """Return scores (n_runs, rows, n_classes), runs in the order of the problem."""
-    return torch.cat([model(feats.expand(model.n_runs, -1, -1)) for model in models])[order]
+class MLPScorer:
+    """The scorer of `models`, each of several runs; `order` (n_runs,) are their places in the order of the problem."""
+
+    def __init__(self, models: list[MLPs], order: torch.Tensor) -> None:
+        self.models, self.order = models, order
+
+    @torch.no_grad()
+    def __call__(self, feats: torch.Tensor) -> torch.Tensor:
+        return torch.cat([model(feats.expand(model.n_runs, -1, -1)) for model in self.models])[self.order]
+
+    def head(self, run: int) -> Head:
+        """Return the classifier of a run."""
+        place = int(self.order[run])
+        for model in self.models:
+            if place < model.n_runs:
+                return model.head(place)
+            place -= model.n_runs
+        raise IndexError(run)
 
 
 def _split_and_repeat(problem: Problem, run: Run, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,6 +137,18 @@ class MLPs(nn.Module):
             channels = norm(hidden.reshape(len(hidden), -1)).relu()
             feats = channels.view(hidden.shape).transpose(0, 1)
         return torch.baddbmm(self.bias, feats, self.matrices[2])
+
+    def head(self, run: int) -> Head:
+        """Return the network of a run with batch norm, as it is in evaluation mode, merged into the linear layers."""
+        layers = []
+        for matrix, norm in zip(self.matrices, self.norms):
+            mean, variance, weight, bias = (
+                one.detach().view(self.n_runs, -1)[run].cpu()
+                for one in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+            )
+            scale = weight / (variance + norm.eps).sqrt()
+            layers.append(((matrix.detach()[run].cpu() * scale).T, bias - mean * scale))
+        return Head([*layers, (self.matrices[2].detach()[run].cpu().T, self.bias.detach()[run, 0].cpu())])
 
     def initialise(self, runs: list[Run], seed: int) -> None:
         """Draw weights from N(0, 0.02), each run from its own stream."""

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 import torch
 
+from lowshot.classifiers.heads import Head
 from lowshot.data.additions import Run as Run
 
 # (rows, D) float32 -> (n_runs, rows, n_classes), runs in the order of the problem.
@@ -57,10 +58,16 @@ def with_constant(feats: np.ndarray) -> np.ndarray:
     return extended
 
 
-def linear_scorer(weights: torch.Tensor) -> Scorer:
-    """Return the scorer of linear classifiers: `weights` (n_runs, n_classes, D + 1), the bias in the last column."""
-    return partial(_linear_scores, weights)
+class LinearScorer:
+    """The scorer of linear classifiers: `weights` (n_runs, n_classes, D + 1), the bias in the last column."""
 
+    def __init__(self, weights: torch.Tensor) -> None:
+        self.weights = weights
 
-def _linear_scores(weights: torch.Tensor, feats: torch.Tensor) -> torch.Tensor:
-    return (weights[:, :, :-1] @ feats.T + weights[:, :, -1:]).transpose(1, 2)
+    def __call__(self, feats: torch.Tensor) -> torch.Tensor:
+        return (self.weights[:, :, :-1] @ feats.T + self.weights[:, :, -1:]).transpose(1, 2)
+
+    def head(self, run: int) -> Head:
+        """Return the classifier of a run."""
+        weights = self.weights[run].cpu()
+        return Head([(weights[:, :-1], weights[:, -1])])

@@ -1,0 +1,72 @@
+"""Keep a classifier of the low-shot benchmark, which has learned from features, as one that can name images."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lowshot.classifiers.heads import Head
+from lowshot.classifiers.methods import fit_classifier, fit_head, is_joint
+from lowshot.classifiers.problem import Problem
+from lowshot.classifiers.settings import BENCHMARK_CLASSIFIERS
+from lowshot.core.artifacts import stored_recipe
+from lowshot.core.errors import InputError
+from lowshot.core.files import digest
+from lowshot.photos.typicality import Typicality, typicality_of
+from lowshot.representation.backbones import Extractor
+from lowshot.representation.extractors import drop_projection, fingerprint, open_extractor
+from lowshot.representation.settings import ExtractorChoice
+from lowshot.representation.timm_models import PREFIX
+
+
+def extractor_of_features(features: Path, folder: Path | None, weights: Path | None) -> tuple[Extractor, bool]:
+    """Open the extractor that made a feature file, and return it and whether it saw inverted images.
+
+    It is the one in `folder`, by default in `extractor` beside the folder of the features, or a timm model, by default
+    with the weights that timm downloads. Raises InputError if it made other features, or if features are means over
+    mirror images, which `predict.py` does not make.
+    """
+    made_from = stored_recipe(features)
+    config, known = made_from["config"], made_from["inputs"].get("extractor")
+    if known is None:
+        raise InputError(f"{features}: does not say which extractor made it. Use features of save_features.py")
+    if config.get("mirror"):
+        raise InputError(f"{features}: averaged over mirror images. Use features without --mirror (save_features.py)")
+    if timm := config.get("timm"):
+        if timm.get("resize"):
+            raise InputError(f"{features}: made of stretched pixels. Use features of images on disk (save_features.py)")
+        model = open_extractor(f"{PREFIX}{timm['name']}", weights=weights, image_size=timm.get("image_size"))
+        if fingerprint(model) != known:
+            raise InputError(f"{features}: made with other weights of {timm['name']}. Name them: --classifier_weights")
+        return model, bool(config.get("invert"))
+    folder = folder or features.resolve().parent.with_name("extractor")
+    if not folder.is_dir() or digest(folder) != known:
+        raise InputError(f"{folder}: is not the extractor of {features}. Name its folder: --classifier_extractor")
+    model = open_extractor(folder)
+    if config.get("layer") == "trunk":
+        drop_projection(model, ExtractorChoice(extractor=folder))
+    return model, bool(config.get("invert"))
+
+
+def learn_jointly(
+    classifier: Any, problem: Problem, classes: np.ndarray, seed: int, device: str
+) -> tuple[Head, Typicality]:
+    """Fit a classifier of the benchmark to the only run of `problem`.
+
+    Returns it with outputs for `classes` (C,), ascending, and what is typical of them. Raises InputError if it cannot
+    classify one image at a time, or is the user's own.
+    """
+    features = torch.from_numpy(np.concatenate([problem.base_feats, problem.runs[0].feats]))
+    labels = np.searchsorted(classes, np.concatenate([problem.base_labels, problem.runs[0].labels]))
+    labels = torch.from_numpy(labels.astype(np.int64))
+    if is_joint(classifier):
+        scorer = fit_classifier(classifier, problem, seed, device)
+        head = scorer.head(0).of_classes(classes) if hasattr(scorer, "head") else None
+    else:
+        head = fit_head(classifier, features, labels, len(classes))
+    if not isinstance(head, Head):
+        name = BENCHMARK_CLASSIFIERS.name_of(classifier)
+        raise InputError(f"--classifier_out: {name} cannot be kept. Use linear_sgd, logistic_regression, mlp, "
+                         "balanced_sgd, nearest_mean or cosine")  # fmt: skip
+    return head, typicality_of(features, labels, len(classes))
