@@ -29,6 +29,8 @@ KNOWS_ITS_PLACE = "predict.py classify"
 NO_NUMBERS = {"provenance", "stage", "config", "inputs", "schema", "digest", "mean", "interval"}
 # What features of this revision have seen is unknown today, as they have no lineage.
 NO_NUMBERS |= {"setting"}
+# The data set is called by its folder today, and the digest of a split contains this name.
+NO_NUMBERS |= {"dataset", "split_digest"}
 RENAMED = {"values", "chosen"}  # settings of a grid, which have other names today
 # Iterative methods: rounding on another processor may change the class of one image of a run or task. The stored scores
 # of linear_sgd must still agree to four digits.
