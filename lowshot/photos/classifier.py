@@ -72,11 +72,9 @@ class PhotoClassifier:
     @property
     def code(self) -> dict[str, Path | None]:
         """Files of the user's own classes that it uses, under their names in a recipe."""
-        method = self.support and self.support.method
-        return {
-            "code of extractor": self.extractor.code,
-            "code of method": code_file(type(method)) if is_own(method) else None,
-        }
+        has_own = self.support is not None and is_own(self.support.method)
+        method = code_file(type(self.support.method)) if has_own else None
+        return {"code of extractor": self.extractor.code, "code of method": method}
 
     def transformed(self, features: np.ndarray) -> Tensor:
         """Return features (Q, D) of the extractor as the classifier takes them."""

@@ -1,13 +1,21 @@
 """low_shot.py --classifier_out: a classifier of base and novel classes that names images."""
 
+import csv
 import shutil
 
 import h5py
 import numpy as np
 import pytest
+import timm
+import torch
 from conftest import settings
+from safetensors.torch import save_file
 
 import low_shot
+import predict
+import preprocessing
+import save_features
+from lowshot.core.errors import InputError
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split
 from lowshot.photos.classifier import load_classifier
