@@ -1,18 +1,21 @@
 """Compute the features of all images with a trained extractor or a pretrained timm model.
 
 Reads   EXTRACTOR/ (train_extractor.py) or a timm model, DATA/images.h5 (or another images file, or the pictures of a
-        list of tasks)
-Writes  OUT/train.h5 and, if there are test images, OUT/test.h5 in the published layout: all_feats, all_labels, count
+        list of tasks), or a folder of IMAGES, which needs no split
+Writes  OUT/train.h5 and, if there are test images, OUT/test.h5 in the published layout: all_feats, all_labels, count.
+        For a folder of images OUT/features.h5, with labels of -1 and the names of the files in `paths`.
+        With --npz, the same as .npz files with the arrays feats, labels and paths
 
 With --copies the files also contain augmented_feats float32 (N, copies, D), the features of randomly augmented copies
 of each image. episodes.py --augmented_support uses them as shots.
 
-Unlabelled images (yfcc100m) that cannot be decoded or are entirely black get features of zeros, and are marked in the
-dataset is_blank. A corrupt image with a label is an error.
+Unlabelled images (yfcc100m, --images) that cannot be decoded or are entirely black get features of zeros, and are
+marked in the dataset is_blank. A corrupt image with a label is an error.
 
 python save_features.py --extractor outputs/cifar100/resnet10_sgm/extractor --data outputs/cifar100/data \\
     --out outputs/cifar100/resnet10_sgm/features
 python save_features.py --timm resnet50.a1_in1k --data outputs/photos/data --out outputs/photos/resnet50/features
+python save_features.py --timm resnet50.a1_in1k --images photos --npz --out outputs/photos/features
 python save_features.py --extractor outputs/cifar100/scgm_g/extractor --data outputs/cifar100/data --copies 5 \\
     --copies.augment.flip --out outputs/cifar100/scgm_g/features
 Small example (seconds on a CPU):
@@ -30,15 +33,17 @@ import numpy as np
 
 from lowshot import core, gan, representation
 from lowshot.core import health
-from lowshot.core.artifacts import recipe
+from lowshot.core.artifacts import Recipe, recipe
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
 from lowshot.core.h5 import update_h5
-from lowshot.core.publishing import building, is_done
+from lowshot.core.ownership import check_out, check_record, is_recorded, record_path
+from lowshot.core.publishing import building, is_done, write_record, writing
 from lowshot.core.settings import NetworkPrecision, NonNegativeInt, PositiveInt, RunOnly, Seed
 from lowshot.data.datasets.content import image_digests
+from lowshot.data.datasets.folder import find_images, ignored
 from lowshot.data.datasets.images import Images, images_file, read_images
-from lowshot.data.features import constant_features, create_features
+from lowshot.data.features import constant_features, create_features, export_npz
 from lowshot.data.protocol import read_draws, read_split
 from lowshot.data.task_list import read_task_list
 from lowshot.evaluation.settings import SHOTS
@@ -68,11 +73,15 @@ class Copies:
 
 @dataclass(kw_only=True)
 class Config(ExtractorChoice):
-    data: Path
+    data: Path | None = None
     """Folder with images.h5, another images file such as samples.h5 of sample_gan.py, or a list of tasks with pictures
-    (.csv, see episodes.py --tasks)."""
+    (.csv, see episodes.py --tasks). Either --data or --images is required."""
+    images: Path | None = None
+    """Folder of image files, at any depth, in place of --data."""
     out: Path
-    """Folder to write train.h5 and test.h5 to."""
+    """Folder to write train.h5 and test.h5, or features.h5, to."""
+    npz: RunOnly[bool] = False
+    """Write .npz files, too."""
     timm: StretchingTimmModel | None = None
     """Pretrained timm model to use instead of --extractor."""
     invert: bool | None = None
@@ -112,52 +121,105 @@ class Config(ExtractorChoice):
 
 
 def main(config: Config) -> Path:
-    """Write both feature files, and return their folder."""
+    """Write the feature files, and return their folder."""
     check_choice(config)
-    where = images_file(config.data)
-    images = read_task_list(where).images() if _lists_tasks(where) else read_images(where)
+    source = _source(config)
     # Pictures become what the extractor takes; stored images must be that already.
-    model, chosen = representation.chosen_extractor(config, None if _lists_tasks(where) else images)
+    model, chosen = representation.chosen_extractor(config, None if source.where is None else source.images)
     if config.layer == "trunk":
         representation.drop_projection(model, config)
     if config.copies:
         _check_copies(config.copies)
-    of_samples = gan.handed_on(where)
+    of_samples = gan.handed_on(source.where)
     if not of_samples["inputs"]:  # generated images are what their GAN has learned from, whatever their brightness
-        seen = representation.polarity(model.config, images, np.flatnonzero(images.labels >= 0))
-        config = replace(config, invert=representation.inverts(config.invert, seen, "save_features") or None)
+        config = replace(config, invert=_inverts(config, model, source) or None)
     facts = representation.handed_on(config.extractor) if config.extractor else {}
-    inputs = {**_digests(where), **chosen, **of_samples["inputs"]}
+    inputs = {**source.digests, **chosen, **of_samples["inputs"]}
     seen = representation.lineage_of_extractor(config) | of_samples["lineage"]
     made_from = recipe("save_features", config, inputs, seen.to_json(), **of_samples["config"], **facts)
     fabric = core.open_fabric(config.accelerator, config.precision)
     network = fabric.to_device(model)
-    for name, test in (("train", False), ("test", True)):
-        out, rows = config.out / f"{name}.h5", images.rows(test)
-        if config.part not in (None, name):
-            continue
-        if len(rows) == 0:  # published few-shot splits have no test images
-            if config.part:
-                raise InputError(f"{where}: has no {name} images. Leave --part out")
-            continue
+    for name, rows in source.parts(config.part).items():
+        out = config.out / f"{name}.h5"
         if not is_done(out, made_from, config.overwrite):
             with building(out, made_from) as partial:
-                extract(config, fabric, network, images, rows, partial, made_from)
+                extract(config, fabric, network, source.images, rows, partial, made_from)
             print(f"save_features: wrote {out}")
             health.warn(constant_features(out))
+        if config.npz:
+            _save_npz(out, made_from, config.overwrite)
     return config.out
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The images, their digests in a recipe, and the file `where` they are stored; None for pictures."""
+
+    images: Images
+    digests: dict[str, Path | str]
+    where: Path | None = None
+    has_split: bool = True
+
+    def parts(self, chosen: str | None) -> dict[str, np.ndarray]:
+        """Return the rows of each feature file, by its name. Raises InputError if the `chosen` part has no images."""
+        if not self.has_split:
+            return {"features": np.arange(len(self.images))}
+        rows = {"train": self.images.rows(test=False), "test": self.images.rows(test=True)}
+        if chosen and len(rows[chosen]) == 0:
+            raise InputError(f"{self.where}: has no {chosen} images. Leave --part out")
+        # published few-shot splits have no test images
+        return {name: some for name, some in rows.items() if chosen in (None, name) and len(some)}
+
+
+def _source(config: Config) -> _Source:
+    """Find the images. Raises InputError unless exactly one of --data and --images is given."""
+    if (config.data is None) == (config.images is None):
+        raise InputError("exactly one source of images is needed. Use either --data or --images")
+    if config.images is not None:
+        return _folder(config)
+    where = images_file(config.data)
+    if not _lists_tasks(where):
+        return _Source(read_images(where), {"images": where}, where)
+    listed = read_task_list(where)
+    return _Source(listed.images(), image_digests(listed.root, listed.files))
+
+
+def _folder(config: Config) -> _Source:
+    """Find the images in a folder. Without labels, none of them can be wrong."""
+    root = config.images.resolve()
+    files = find_images(root)
+    if left_out := ignored(config.images):
+        print(f"save_features: {left_out}")
+    if not files:
+        raise InputError(f"{config.images}: contains no images")
+    if config.part:
+        raise InputError("--part: a folder of images has no parts. Leave it out")
+    names = np.array([file.relative_to(root).as_posix() for file in files], object)
+    images = Images(np.full(len(files), -1), np.zeros(len(files), bool), paths=names, root=root)
+    return _Source(images, image_digests(root, files), has_split=False)
+
+
+def _inverts(config: Config, model: representation.Extractor, source: _Source) -> bool:
+    rows = np.arange(len(source.images)) if not source.has_split else np.flatnonzero(source.images.labels >= 0)
+    seen = representation.polarity(model.config, source.images, rows)
+    return representation.inverts(config.invert, seen, "save_features")
+
+
+def _save_npz(path: Path, made_from: Recipe, overwrite: bool) -> None:
+    """Write the features of a complete feature file as .npz."""
+    out = path.with_suffix(".npz")
+    check_out(out)
+    check_record(out)
+    if is_recorded(out) and is_done(record_path(out), made_from, overwrite):
+        return
+    with writing(out, made_from) as partial:
+        export_npz(path, partial)
+        write_record(out, partial, made_from)
+    print(f"save_features: wrote {out}")
 
 
 def _lists_tasks(where: Path) -> bool:
     return where.suffix == ".csv"
-
-
-def _digests(where: Path) -> dict[str, Path | str]:
-    """Return the images file as an input of the recipe; for a list of tasks, the digests of its pictures."""
-    if not _lists_tasks(where):
-        return {"images": where}
-    listed = read_task_list(where)
-    return image_digests(listed.root, listed.files)
 
 
 def _check_copies(copies: Copies) -> None:
@@ -194,7 +256,8 @@ def extract(
         n_copies, augment = copies.n, representation.augmentation_of(copies.augment)
         uniforms = [augment.uniforms(len(images), copies.seed, i + 1, _SUPPORT) for i in range(n_copies)]
     if not path.exists():
-        create_features(path, len(rows), network.dim, images.labels[rows], made_from, n_copies)
+        paths = None if config.images is None else images.paths[rows]
+        create_features(path, len(rows), network.dim, images.labels[rows], made_from, n_copies, paths)
 
     def features(unit: Any) -> np.ndarray:
         feats = representation.batch_features(network, unit, fabric, config.mirror)
@@ -234,8 +297,10 @@ def extract(
 
 def next_step(config: Config) -> list | None:
     """Return the command that reads the output: low_shot.py with the shots that were drawn, or episodes.py if there are
-    no test images.
+    no test images. The features of a folder are for programs of the user.
     """
+    if config.data is None:
+        return None
     if _lists_tasks(config.data):
         tasks = ["--tasks", config.data, "--features", config.out / "train.h5"]
         return ["episodes.py", *tasks, "--out", config.out.parent / "results" / "tasks.json"]

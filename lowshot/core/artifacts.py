@@ -184,6 +184,8 @@ _ENTRIES = ("stage", "config", "inputs")
 def read_recipe(path: Path) -> dict | None:
     """Return the recipe stored in an artifact, or None if it has none (a published file, or a file of the user)."""
     path = Path(path)
+    if path.suffix == ".npz":
+        return None
     try:
         if path.is_dir():
             stored = read_json(path / "config.json") if (path / "config.json").exists() else {}
@@ -211,6 +213,8 @@ def stored_lineage(path: Path) -> Any:
     if path.suffix in {".h5", ".hdf5"}:
         with open_h5(path) as file:
             return read_lineage(file)
+    if path.suffix == ".npz":
+        return None
     where = path / "config.json" if path.is_dir() else path
     stored = read_json(where) if where.exists() or not path.is_dir() else None
     return stored.get("lineage") if isinstance(stored, dict) else None

@@ -9,6 +9,8 @@ from lowshot.core.errors import InputError, NotReadable, Occupied
 from lowshot.core.files import read_json
 from lowshot.core.sealing import SUMS, Damaged, sha256, sums_of
 
+# Formats that have no room for a recipe, which is in a record beside the file.
+_RECORDED = {".csv", ".npz"}
 # Files of ours in the folder of a training that have no checksums.
 _LOGS = [SUMS, "log.jsonl", "log.csv", "tensorboard/events.out.tfevents.*"]
 # Names in folders of older revisions, which have no SHA256SUMS.
@@ -45,7 +47,7 @@ def check_name(out: Path) -> None:
 
 def is_ours(out: Path) -> bool:
     """Whether an existing output has a recipe, or checksums of ours. Raises InputError if a file cannot be read."""
-    if out.suffix == ".csv":
+    if out.suffix in _RECORDED:
         return sha256(out) in _recorded(out)
     try:
         return read_recipe(out) is not None or (out.is_dir() and sums_of(out) is not None)
@@ -74,13 +76,13 @@ def _others_in(folder: Path) -> list[str]:
 
 
 def record_path(out: Path) -> Path:
-    """Return the file beside `out` that holds its recipe, for formats that have no room for one (.csv)."""
+    """Return the file beside `out` that holds its recipe, for formats that have no room for one (.csv, .npz)."""
     return out.with_name(f"{out.name}.json")
 
 
 def is_record(path: Path) -> bool:
     """Whether a file is the record of a table."""
-    return path.name.endswith(".csv.json") and "tables" in read_json(path)
+    return path.with_suffix("").suffix in _RECORDED and path.suffix == ".json" and "tables" in read_json(path)
 
 
 def check_record(out: Path) -> None:
@@ -99,4 +101,4 @@ def _recorded(out: Path) -> list[str]:
 
 def is_recorded(out: Path) -> bool:
     """Whether a file exists, and is the one that its record was written for. True for formats without a record."""
-    return out.exists() and (out.suffix != ".csv" or sha256(out) in _recorded(out)[:1])
+    return out.exists() and (out.suffix not in _RECORDED or sha256(out) in _recorded(out)[:1])

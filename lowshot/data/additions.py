@@ -12,8 +12,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from lowshot.core.errors import InputError
-from lowshot.core.files import missing
 from lowshot.core.h5 import open_h5, require_datasets
+from lowshot.core.npz import read_npz
 from lowshot.core.settings import PositiveInt
 from lowshot.data.features import Features
 
@@ -151,7 +151,7 @@ class FileRows:
 
 def _read_rows(path: Path) -> dict[str, np.ndarray]:
     """Read the arrays of a rows file. Raises InputError for any other file."""
-    rows = _read_npz(path) if path.suffix == ".npz" else _read_h5(path)
+    rows = read_npz(path, _ARRAYS) if path.suffix == ".npz" else _read_h5(path)
     feats = rows["feats"]
     if feats.ndim != 2 or feats.dtype.kind != "f" or not np.isfinite(_as_float32(feats)).all():
         raise InputError(f"{path}: feats must be finite floats (M, D), not {feats.dtype} {feats.shape}")
@@ -166,17 +166,3 @@ def _read_h5(path: Path) -> dict[str, np.ndarray]:
     with open_h5(path) as file:
         require_datasets(file, dict.fromkeys(_ARRAYS, ("numbers", None)))
         return {name: file[name][()] for name in _ARRAYS}
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise missing(path)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            held = {name: file[name] for name in _ARRAYS if name in file}
-    except Exception as error:  # corrupt data can raise anything
-        raise InputError(f"{path}: not a readable .npz file ({error})") from None
-    for name in _ARRAYS:
-        if not isinstance(held.get(name), np.ndarray):
-            raise InputError(f"{path}: lacks the array '{name}'")
-    return held

@@ -7,12 +7,14 @@ Our files may also contain `augmented_feats` float32 (N, A, D): the features of 
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from lowshot.core import health
 from lowshot.core.artifacts import stored_recipe
 from lowshot.core.errors import InputError
 from lowshot.core.h5 import create_array, creating_h5, open_h5, require_datasets, reserve_space, update_h5, write_recipe
+from lowshot.core.npz import read_npz
 from lowshot.data.rows import check_usable
 
 SCHEMA = "lowshot-features-1"
@@ -45,20 +47,14 @@ class Features:
 
 
 def read_features(path: Path, n_classes: int | None = None) -> Features:
-    """Read and check a feature file, ours or a published one.
+    """Read and check a feature file, ours, a published one, or an .npz file with the arrays `feats` and `labels`.
 
     Raises InputError if the file is truncated, lacks a dataset, has fewer rows than `count`, contains NaN, infinity or
     numbers beyond ±1e16, or (if `n_classes` is given) has a label outside 0..n_classes-1.
     """
-    with open_h5(path) as file:
-        require_datasets(file, {"all_feats": ("floats", 2), "all_labels": ("integers", 1), "count": ("integers", 1)})
-        count = int(file["count"][:1].sum())
-        n_rows = min(len(file["all_feats"]), len(file["all_labels"]))
-        if not 0 < count <= n_rows:
-            raise InputError(f"{path}: count is {count}, but the file has {n_rows} rows")
-        feats = file["all_feats"][:count].astype(np.float32, copy=False)
-        labels = file["all_labels"][:count].astype(np.int64)
-    check_usable(feats, f"{path}: all_feats")
+    is_npz = Path(path).suffix == ".npz"
+    feats, labels = _read_npz(Path(path)) if is_npz else _read_h5(path)
+    check_usable(feats, f"{path}: {'feats' if is_npz else 'all_feats'}")
     if n_classes is not None and (labels.min() < 0 or labels.max() >= n_classes):
         wrong = labels[(labels < 0) | (labels >= n_classes)][0]
         raise InputError(f"{path}: label {wrong} is outside the split's classes 0..{n_classes - 1}. {_SAME_RUN}")
@@ -70,11 +66,36 @@ def read_features(path: Path, n_classes: int | None = None) -> Features:
     return Features(feats, labels, Path(path), mirror=mirror, **known)
 
 
+def _read_h5(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    with open_h5(path) as file:
+        require_datasets(file, {"all_feats": ("floats", 2), "all_labels": ("integers", 1), "count": ("integers", 1)})
+        count = int(file["count"][:1].sum())
+        n_rows = min(len(file["all_feats"]), len(file["all_labels"]))
+        if not 0 < count <= n_rows:
+            raise InputError(f"{path}: count is {count}, but the file has {n_rows} rows")
+        return file["all_feats"][:count].astype(np.float32, copy=False), file["all_labels"][:count].astype(np.int64)
+
+
+def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    held = read_npz(path, ("feats", "labels"))
+    feats, labels = held["feats"], held["labels"]
+    if feats.ndim != 2 or feats.dtype.kind != "f" or 0 in feats.shape:
+        raise InputError(f"{path}: feats must be floats (N, D), not {feats.dtype} {feats.shape}")
+    if labels.shape != feats.shape[:1] or labels.dtype.kind not in "iu":
+        raise InputError(f"{path}: labels must be integers ({len(feats)},), not {labels.dtype} {labels.shape}")
+    with np.errstate(over="ignore"):
+        return feats.astype(np.float32, copy=False), labels.astype(np.int64)
+
+
 def constant_features(path: Path) -> str | None:
     """Return a sentence if all rows of a feature file are equal, judged by at most 2000 of them."""
-    with open_h5(path) as file:
-        count = int(file["count"][:1].sum())
-        some = file["all_feats"][: count : max(1, count // 1000)]
+    if path.suffix == ".npz":
+        feats = _read_npz(path)[0]
+        some = feats[:: max(1, len(feats) // 1000)]
+    else:
+        with open_h5(path) as file:
+            count = int(file["count"][:1].sum())
+            some = file["all_feats"][: count : max(1, count // 1000)]
     return health.constant(str(path), float(some.std(0).mean()), float(np.abs(some).mean()))
 
 
@@ -98,9 +119,17 @@ def read_copies(features: Features) -> np.ndarray:
     return copies
 
 
-def create_features(path: Path, n_rows: int, dim: int, labels: np.ndarray, made_from: dict, n_copies: int = 0) -> None:
+def create_features(
+    path: Path,
+    n_rows: int,
+    dim: int,
+    labels: np.ndarray,
+    made_from: dict,
+    n_copies: int = 0,
+    paths: np.ndarray | None = None,
+) -> None:
     """Create a feature file with all labels, `count` 0, and space for the features of `n_rows` images and `n_copies`
-    augmented copies of each."""
+    augmented copies of each. `paths` (n_rows,) are the names of image files."""
     with creating_h5(path) as file:
         create_array(file, "all_feats", (n_rows, dim), np.float32)
         if n_copies:
@@ -109,6 +138,8 @@ def create_features(path: Path, n_rows: int, dim: int, labels: np.ndarray, made_
             create_array(file, "is_blank", (n_rows,), bool)
         create_array(file, "count", (1,), np.int32)
         file.create_dataset("all_labels", data=labels.astype(np.int32))
+        if paths is not None:
+            file.create_dataset("paths", data=paths.astype(object), dtype=h5py.string_dtype("utf-8"))
         reserve_space(file)
         write_recipe(file, SCHEMA, made_from)
 
@@ -140,3 +171,12 @@ def check_same_space(train: Features, test: Features) -> None:
             f"{test.path}: has features of other views of an image than {train.path}. Use the same --mirror for both "
             f"(save_features.py)"
         )
+
+
+def export_npz(path: Path, out: Path) -> None:
+    """Copy a complete feature file to an .npz file with the arrays `feats`, `labels` and, if it has them, `paths`."""
+    with open_h5(path) as file:
+        paths = {"paths": file["paths"].asstr()[:].astype(str)} if "paths" in file else {}
+        arrays = {"feats": file["all_feats"][:], "labels": file["all_labels"][:].astype(np.int64), **paths}
+    with out.open("wb") as file:  # numpy appends .npz to a name without it
+        np.savez(file, **arrays)

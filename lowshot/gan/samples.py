@@ -34,10 +34,10 @@ def samples_recipe(gan: Path, split: Path) -> dict:
     return {"config": {"samples": facts}, "inputs": {"gan": digest(gan), **inputs}, "lineage": lineage_of(gan)}
 
 
-def handed_on(images: Path) -> dict:
-    """Return the recipe parts that features of an images file repeat. They are empty for real images, which a list of
-    tasks (.csv) has, too."""
-    made_from = None if images.suffix == ".csv" else read_recipe(images)
+def handed_on(images: Path | None) -> dict:
+    """Return the recipe parts that features of an images file repeat. They are empty for real images, and for pictures
+    that are in no images file (None)."""
+    made_from = None if images is None else read_recipe(images)
     if made_from is None or made_from["stage"] != "sample_gan":
         return {"config": {}, "inputs": {}, "lineage": Lineage()}
     inputs = {name: value for name, value in made_from["inputs"].items() if name in ("split", "draws")}
