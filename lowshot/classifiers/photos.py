@@ -57,7 +57,7 @@ class PhotoClassifier:
             raise InputError(f"{INDUCTIVE_METHODS.name_of(self.method)}: the scores are NaN or infinite")
         return scores.softmax(dim=-1).numpy()
 
-    def predict(self, images: Sequence[str | Path] | np.ndarray, **speed: int) -> list[str]:
+    def predict(self, images: Sequence[str | Path] | np.ndarray, **speed: int | None) -> list[str]:
         """Return the name of the most likely class of each image.
 
         See `embed` for the kinds of `images`. `speed` are its arguments batch_size and num_workers.
