@@ -164,7 +164,7 @@ def make_trainer(method: str, images: Images, folder: Path) -> ScgmTrainer:
     rows = np.arange(len(images))
     model = build_model(settings, extractor, superclass_of[images.labels])
     fabric = open_fabric("cpu", settings.precision)
-    return ScgmTrainer(settings, fabric, TrainingRun(folder, False), model, images, rows, rows[:0], superclass_of)
+    return ScgmTrainer(settings, fabric, TrainingRun(folder, False, {}), model, images, rows, rows[:0], superclass_of)
 
 
 def report(what: str, result: dict) -> None:

@@ -12,7 +12,7 @@ from multiprocessing.context import BaseContext
 FEWEST_ITEMS = 1000
 _MOST_WORKERS = 8
 # Slow to import, so the server does it once. A fork of the process itself would inherit the locks of its threads.
-_PRELOADED = ["torchvision.transforms.v2", "timm.data", "lowshot.representation.loading"]
+_PRELOADED = ["torchvision.transforms.v2", "timm.data"]
 
 
 def available_cores() -> int:

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -197,15 +196,9 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("sent", "to_worker", "said"),
-    [
-        (signal.SIGINT, False, "stopped"),
-        (signal.SIGTERM, False, "stopped"),
-        (signal.SIGKILL, False, None),
-        (signal.SIGKILL, True, "worker"),
-    ],
+    ("sent", "to_worker"), [(signal.SIGINT, False), (signal.SIGKILL, False), (signal.SIGKILL, True)]
 )
-def test_no_worker_survives_and_its_end_is_one_line(ramps, tmp_path, sent, to_worker, said):
+def test_no_worker_survives_and_its_end_is_one_line(ramps, tmp_path, sent, to_worker):
     (tmp_path / "stage.py").write_text(FEATURES)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     command = [sys.executable, tmp_path / "stage.py", "--root", ramps.root]
@@ -215,11 +208,9 @@ def test_no_worker_survives_and_its_end_is_one_line(ramps, tmp_path, sent, to_wo
             os.killpg(stage.pid, sent)  # a terminal sends Ctrl-C to all processes
         else:
             os.kill(worker if to_worker else stage.pid, sent)
-        _, errors = stage.communicate(timeout=120)
-    lines = errors.splitlines()
-    assert (len(lines) == 1 and said in lines[0]) if said else not lines, errors
-    for _ in range(100):
-        if not is_running(worker):
-            break
-        time.sleep(0.1)
+        _, errors = stage.communicate(timeout=120)  # its end: no process holds the pipe any more
+    if to_worker:
+        assert re.fullmatch(r"stage\.py: error: .*worker.* exited unexpectedly.*\n", errors)
+    elif sent == signal.SIGINT:
+        assert re.fullmatch(r"stage\.py: stopped; .*\n", errors)
     assert not is_running(worker)
