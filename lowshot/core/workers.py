@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
 
-# From this number of images on, two workers save more than the start of their server takes (docs/LOG.md).
+# Estimate: with this number of megapixel images, two workers save what their server takes to start (docs/LOG.md).
 FEWEST_ITEMS = 1000
 _MOST_WORKERS = 8
 # Slow to import, so the server does it once. A fork of the process itself would inherit the locks of its threads.
