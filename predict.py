@@ -88,8 +88,8 @@ class FitConfig(ExtractorChoice):
     Default: if the photos are the reverse of the images that the extractor was trained on."""
     batch_size: RunOnly[PositiveInt] = 32
     """Batch size of the extractor."""
-    num_workers: RunOnly[NonNegativeInt] = 0
-    """Number of processes that decode images. They pay off from a few hundred photos on."""
+    num_workers: RunOnly[NonNegativeInt | None] = None
+    """Number of processes that decode images. Default: one per core, at most 8; none for few images."""
     overwrite: RunOnly[bool] = False
     """Replace an existing output."""
 
@@ -105,8 +105,8 @@ class _OfClassifier:
     """Folder of the classifier, written by `fit`, `add` or low_shot.py --classifier_out."""
     batch_size: RunOnly[PositiveInt] = 32
     """Batch size of the extractor."""
-    num_workers: RunOnly[NonNegativeInt] = 0
-    """Number of processes that decode images. They pay off from a few hundred photos on."""
+    num_workers: RunOnly[NonNegativeInt | None] = None
+    """Number of processes that decode images. Default: one per core, at most 8; none for few images."""
     code: RunOnly[list[str]] = field(default_factory=list)
     """Classes of your own (file.py:Class) that the classifier uses and that this command may import."""
     overwrite: RunOnly[bool] = False
@@ -249,7 +249,7 @@ def _learn(
     return out
 
 
-def _speed(config: FitConfig | _OfClassifier) -> dict[str, int]:
+def _speed(config: FitConfig | _OfClassifier) -> dict[str, int | None]:
     return {"batch_size": config.batch_size, "num_workers": config.num_workers}
 
 

@@ -40,6 +40,7 @@ from lowshot.core.h5 import update_h5
 from lowshot.core.ownership import check_out, check_record, is_recorded, record_path
 from lowshot.core.publishing import building, is_done, write_record, writing
 from lowshot.core.settings import NetworkPrecision, NonNegativeInt, PositiveInt, RunOnly, Seed
+from lowshot.core.workers import start_ahead
 from lowshot.data.datasets.content import image_digests
 from lowshot.data.datasets.folder import find_images, ignored
 from lowshot.data.datasets.images import Images, images_file, read_images
@@ -102,7 +103,8 @@ class Config(ExtractorChoice):
     precision: NetworkPrecision = "32-true"
     """Precision of the network; features are stored as float32."""
     num_workers: RunOnly[NonNegativeInt | None] = None
-    """Number of processes that decode images on disk (default: one per core, at most 4). Stored pixels need none."""
+    """Number of processes that decode images on disk. Default: one per core, at most 8; none for stored pixels and for
+    few images."""
     overwrite: RunOnly[bool] = False
     """Replace existing outputs."""
 
@@ -124,6 +126,7 @@ def main(config: Config) -> Path:
     """Write the feature files, and return their folder."""
     check_choice(config)
     source = _source(config)
+    start_ahead(config.num_workers, source.images.n_encoded)
     # Pictures become what the extractor takes; stored images must be that already.
     model, chosen = representation.chosen_extractor(config, None if source.where is None else source.images)
     if config.layer == "trunk":
@@ -139,11 +142,12 @@ def main(config: Config) -> Path:
     made_from = recipe("save_features", config, inputs, seen.to_json(), **of_samples["config"], **facts)
     fabric = core.open_fabric(config.accelerator, config.precision)
     network = fabric.to_device(model)
+    loader = representation.ImageLoader(source.images, model.config, config.num_workers, device=fabric.device)
     for name, rows in source.parts(config.part).items():
         out = config.out / f"{name}.h5"
         if not is_done(out, made_from, config.overwrite):
             with building(out, made_from) as partial:
-                extract(config, fabric, network, source.images, rows, partial, made_from)
+                extract(config, fabric, network, loader, rows, partial, made_from)
             print(f"save_features: wrote {out}")
             health.warn(constant_features(out))
         if config.npz:
@@ -239,7 +243,7 @@ def extract(
     config: Config,
     fabric: Any,
     network: representation.Extractor,
-    images: Images,
+    loader: representation.ImageLoader,
     rows: np.ndarray,
     path: Path,
     made_from: dict,
@@ -251,7 +255,7 @@ def extract(
 
     The changes of a copy depend only on (seed, copy, index of the image in images.h5).
     """
-    n_copies, augment, uniforms = 0, None, []
+    images, n_copies, augment, uniforms = loader.images, 0, None, []
     if copies := config.copies:
         n_copies, augment = copies.n, representation.augmentation_of(copies.augment)
         uniforms = [augment.uniforms(len(images), copies.seed, i + 1, _SUPPORT) for i in range(n_copies)]
@@ -275,8 +279,7 @@ def extract(
         unlabelled = images.labels[rows] < 0
         is_blank = file.get("is_blank")
         parts = representation.in_batches(rows[done:], config.batch_size)
-        loaded = representation.batches(images, parts, network.config, None, config.num_workers)
-        name = path.stem
+        loaded, name = loader.whole(parts), path.stem
         for part, pixels in core.Progress(zip(parts, loaded), name, len(parts), unit="batch", resumable=True):
             pixels = 255 - pixels if config.invert else pixels
             unit, block = representation.to_unit(pixels, fabric.device), slice(done, done + len(part))

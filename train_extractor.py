@@ -31,6 +31,7 @@ from lowshot import representation
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
 from lowshot.core.publishing import is_done
+from lowshot.core.workers import start_ahead
 from lowshot.data.datasets.images import Images, read_images, rows_of
 from lowshot.data.lineage import trained_on
 from lowshot.data.protocol import Split, read_split
@@ -46,9 +47,10 @@ class Config(ExtractorStage, HoldoutSettings):
 
 def main(config: Config) -> Path:
     """Train the extractor, and return its folder."""
-    representation.check_stage(config)
     where = config.data / "images.h5"
     images, split = read_images(where), read_split(config.data / "split.json")
+    start_ahead(config.num_workers, config.epochs * images.n_encoded, config.devices)
+    representation.check_stage(config)
     rows = choose_rows(config, images, split)
     inputs = {"images": where, "split": config.data / "split.json", "weights": config.weights}
     seen = representation.lineage_of_start(config) | trained_on(split, trained_classes(config, split))

@@ -27,6 +27,7 @@ from lowshot.core.errors import InputError
 from lowshot.core.h5 import creating_h5
 from lowshot.core.publishing import is_done
 from lowshot.core.settings import RunOnly
+from lowshot.core.workers import start_ahead
 from lowshot.data.datasets.images import Images, read_images, rows_of
 from lowshot.data.lineage import Lineage
 from lowshot.data.protocol import Split, read_split
@@ -50,9 +51,10 @@ class Config(ScgmSettings, NetworkChoice):
 
 def main(config: Config) -> Path:
     """Train the extractor, and return its folder."""
-    representation.check_network(config)
     where = config.data / "images.h5"
     images, split = read_images(where), read_split(config.data / "split.json")
+    start_ahead(config.num_workers, config.epochs * images.n_encoded, config.devices)
+    representation.check_network(config)
     chosen = choose_rows(config, images, split)
     inputs = {"images": where, "split": config.data / "split.json", "weights": config.weights}
     seen = Lineage(superclasses=frozenset(split.origins[c] for c in trained_classes(config, split)))

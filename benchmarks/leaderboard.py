@@ -36,7 +36,7 @@ from lowshot.data.protocol import read_split
 from lowshot.report.files import read_file
 from lowshot.report.results import episodes, summarise
 from lowshot.representation.backbones import load_extractor
-from lowshot.representation.loading import batches, in_batches, to_unit
+from lowshot.representation.loading import ImageLoader, in_batches, to_unit
 
 HALF = {"AMX": "amx_bf16", "AVX512_BF16": "avx512_bf16"}  # what makes bf16-mixed fast: its flag in /proc/cpuinfo
 
@@ -118,7 +118,7 @@ def base_accuracy(folder: Path, data: Path) -> float:
     fabric = open_fabric("auto", "32-true")
     network, hits = fabric.to_device(model), 0
     parts = in_batches(rows, 256)
-    for part, pixels in zip(parts, batches(images, parts, model.config)):
+    for part, pixels in zip(parts, ImageLoader(images, model.config).whole(parts)):
         scores = network(to_unit(pixels, fabric.device))[0][:, base]
         hits += (base[scores.argmax(1).cpu().numpy()] == images.labels[part]).sum()
     return hits / len(rows)

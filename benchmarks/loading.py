@@ -26,7 +26,7 @@ from lowshot.data.datasets.images import Images
 from lowshot.representation.augmentation import Augmentation
 from lowshot.representation.backbones import Extractor, ModelConfig
 from lowshot.representation.image_training import build_optimizer
-from lowshot.representation.loading import batches, in_batches, to_unit
+from lowshot.representation.loading import ImageLoader, in_batches, to_unit
 from lowshot.representation.losses import loss_of
 from lowshot.representation.settings import Plain, TrainingSettings
 
@@ -76,7 +76,7 @@ def time_steps(config: Config, images: Images, augment: Augmentation) -> tuple[l
     optimizer, loss = build_optimizer(TrainingSettings(), model), loss_of(Plain())
     uniforms = augment.uniforms(len(images), 0, 0)
     parts = in_batches(np.random.default_rng(1).permutation(len(images)), config.batch_size)
-    loader, loading, whole = batches(images, parts, model.config), [], []
+    loader, loading, whole = ImageLoader(images, model.config).whole(parts), [], []
     for part in parts:
         start = time.perf_counter()
         batch = augment(to_unit(next(loader), torch.device("cpu")), uniforms[part])

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,6 +29,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lowshot.core.progress import Progress
 from lowshot.core.runtime import open_fabric
 from lowshot.core.settings import build
 from lowshot.core.training import TrainingRun
@@ -100,8 +102,8 @@ def share(n_images: int, methods: list[str]) -> None:
     for method in methods:
         with TemporaryDirectory() as folder:
             trainer = make_trainer(method, images, Path(folder))
-            clock = EncoderClock(trainer)
-            rounds = [(clock.time(trainer._before_epoch, epoch), clock.time(trainer._train_epoch, epoch))
+            clock, train = EncoderClock(trainer), partial(trainer._train_epoch, bar=Progress(disable=True))
+            rounds = [(clock.time(trainer._before_epoch, epoch), clock.time(train, epoch))
                       for epoch in (0, 2)]  # fmt: skip
         every = trainer.method.e_step_every
         e_step, epoch = np.median([one[0] for one in rounds], 0), np.median([one[1] for one in rounds], 0)
@@ -162,7 +164,7 @@ def make_trainer(method: str, images: Images, folder: Path) -> ScgmTrainer:
     rows = np.arange(len(images))
     model = build_model(settings, extractor, superclass_of[images.labels])
     fabric = open_fabric("cpu", settings.precision)
-    return ScgmTrainer(settings, fabric, TrainingRun(folder, False), model, images, rows, rows[:0], superclass_of)
+    return ScgmTrainer(settings, fabric, TrainingRun(folder, False, {}), model, images, rows, rows[:0], superclass_of)
 
 
 def report(what: str, result: dict) -> None:

@@ -25,8 +25,8 @@ from lowshot.classifiers.problem import LinearScorer, Problem, Run, Scorer, with
 from lowshot.classifiers.settings import SGDOptions
 from lowshot.core.errors import InputError
 from lowshot.core.progress import Progress
-from lowshot.core.runtime import available_cores
 from lowshot.core.seeds import stream, torch_stream
+from lowshot.core.workers import available_cores
 
 # Steps whose draws come from one random stream. Not a setting: another value would change the draws of a seed.
 _BLOCK_STEPS = 100

@@ -19,11 +19,6 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
-def available_cores() -> int:
-    """Return the number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def in_float64(tensor: torch.Tensor) -> torch.Tensor:
     """Return `tensor` as float64. A tensor on an Apple GPU, which has no float64, is moved to the CPU."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()

@@ -14,7 +14,7 @@ from lowshot.core.errors import InputError
 from lowshot.core.progress import Progress
 from lowshot.data.datasets.images import Images
 from lowshot.photos.classifier import PhotoClassifier
-from lowshot.representation.loading import batches, in_batches
+from lowshot.representation.loading import ImageLoader, in_batches
 from lowshot.representation.timm_models import is_timm
 
 _MISSING = "ONNX: needs packages that are missing ({}). pip install onnx onnxscript onnxruntime"
@@ -84,7 +84,7 @@ def check_onnx(classifier: PhotoClassifier, path: Path, images: list[Path]) -> d
     names = np.array([str(file.absolute()) for file in images], object)
     files = Images(np.zeros(len(names), np.int64), np.zeros(len(names), bool), paths=names, root=Path("/"))
     parts = in_batches(np.arange(len(names)), _BATCH_SIZE)
-    for pixels in Progress(batches(files, parts, config), "check", len(parts), unit="batch"):
+    for pixels in Progress(ImageLoader(files, config).whole(parts), "check", len(parts), unit="batch"):
         with torch.inference_mode():
             own = network(pixels)[0].numpy()
         exported = session.run(["probabilities"], {"pixels": pixels.numpy()})[0]

@@ -23,7 +23,7 @@ from .input_form import inverts as inverts
 from .input_form import polarity as polarity
 from .input_form import polarity_of_files as polarity_of_files
 from .joining import join as join
-from .loading import batches as batches
+from .loading import ImageLoader as ImageLoader
 from .loading import in_batches as in_batches
 from .loading import to_unit as to_unit
 from .networks import build_network as build_network

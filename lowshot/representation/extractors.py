@@ -22,7 +22,7 @@ from lowshot.data.datasets.folder import check_decodable
 from lowshot.data.datasets.images import Images
 from lowshot.data.lineage import Lineage, lineage_of
 from lowshot.representation.backbones import Extractor, ModelConfig, load_extractor, load_timm_weights, timm_config
-from lowshot.representation.loading import batches, in_batches, to_unit, view
+from lowshot.representation.loading import ImageLoader, in_batches, to_unit, view
 from lowshot.representation.settings import ExtractorChoice, TimmModel
 from lowshot.representation.timm_models import PREFIX, is_timm, timm_lineage
 
@@ -107,7 +107,7 @@ def embed(
     *,
     invert: bool = False,
     batch_size: int = 32,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     device: str | torch.device | None = None,
 ) -> np.ndarray:
     """Compute features of images.
@@ -119,7 +119,8 @@ def embed(
             if the extractor was trained on grey images.
         invert: Invert the images: for dark ink on paper, if the extractor was trained on bright ink on black.
         batch_size: Number of images per batch; affects speed only.
-        num_workers: Number of processes that decode files; useful from a few hundred files on.
+        num_workers: Number of processes that decode files. None: one per core, at most 8, for a thousand files or more.
+            A script that uses them needs ``if __name__ == "__main__":``.
         device: Device to compute on. Default: a GPU if available.
 
     Returns:
@@ -140,18 +141,18 @@ def embed_batches(
     *,
     invert: bool = False,
     batch_size: int = 32,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     device: str | torch.device | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield the features of each batch of images, as `embed` computes them."""
     if not isinstance(extractor, Extractor):
         raise InputError(f"extractor: must be an extractor of open_extractor, not {type(extractor).__name__}")
-    if batch_size < 1 or num_workers < 0:
+    if batch_size < 1 or (num_workers or 0) < 0:
         raise InputError(f"batch_size {batch_size}, num_workers {num_workers}: must be at least 1 and 0")
     home, device = next(extractor.parameters()).device, torch.device(device or pick_device())
     pictures = _pictures(images, extractor.config)
     parts = in_batches(np.arange(len(pictures)), batch_size)
-    loaded = batches(pictures, parts, extractor.config, None, num_workers)
+    loaded = ImageLoader(pictures, extractor.config, num_workers, device=device).whole(parts)
     network = extractor.eval().to(device)
     try:
         for pixels in Progress(loaded, "images", len(parts), unit="batch"):

@@ -1,8 +1,9 @@
 """The training loop of image networks, for all losses, optimisers and numbers of processes."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from lowshot.core.training import TrainingRun, last_step, refuse_other_run, trai
 from lowshot.data.datasets.images import Images
 from lowshot.data.lineage import Lineage
 from lowshot.representation.augmentation import augmentation_of
-from lowshot.representation.loading import batches, in_batches, to_unit
+from lowshot.representation.loading import ImageLoader, in_batches, to_unit
 from lowshot.representation.operations import PASSES_OF_A_STEP, operations_per_image
 from lowshot.representation.settings import (
     SGD,
@@ -163,6 +164,8 @@ class Trainer:
         self.augment = augmentation_of(settings.augment)
         if settings.progressive_resizing is not None:
             _check_resizing(settings.progressive_resizing, self._extractor())
+        n_loaded, area = settings.epochs * len(train_rows), self.augment.smallest_area
+        self.loader = ImageLoader(images, model.config, settings.num_workers, n_loaded, area, fabric.device)
         self.network, self.optimizer = fabric.setup(model, build_optimizer(settings, model))
         self.saved_at = time.monotonic()
         self.last_record: dict[str, float] = {}
@@ -193,7 +196,7 @@ class Trainer:
 
     def _progress_bar(self) -> Progress:
         """Open a progress bar for all epochs, in steps."""
-        n_steps, first = len(self._steps(0)), self.progress["epoch"]
+        n_steps, first = self.n_steps, self.progress["epoch"]
         last = max(first, last_step(self.settings.epochs, self.settings.end_after))
         quiet = not self.fabric.is_global_zero
         return Progress(total=last * n_steps, initial=first * n_steps, unit="step", disable=quiet, resumable=True)
@@ -202,7 +205,7 @@ class Trainer:
         self._seed_layers(epoch)
         start = time.monotonic()
         record = self._before_epoch(epoch)
-        bar.spread(time.monotonic() - start, len(self._steps(epoch)))
+        bar.spread(time.monotonic() - start, self.n_steps)
         record |= self._train_epoch(epoch, bar)
         self.progress["seconds"] += time.monotonic() - start
         record |= {"operations": self.progress["operations"], "seconds": round(self.progress["seconds"], 1)}
@@ -287,14 +290,14 @@ class Trainer:
         """Train one epoch, and return averages over its steps."""
         self._train_mode()
         steps, records = self._steps(epoch), []
-        views = [self._batches(epoch, steps, view) for view in range(self.n_views)]
+        loaded = self._batches(epoch, steps, range(self.n_views))
         bar.set_description(f"epoch {epoch + 1}/{self.settings.epochs}", refresh=False)
-        for i, (step, *batch) in enumerate(zip(steps, *views)):
+        for i, (step, views) in enumerate(zip(steps, loaded)):
             rate = self._set_rate(epoch + i / len(steps))
-            batch = [self._at_size(images, epoch + i / len(steps)) for images in batch]
-            for view, images in enumerate(batch):
+            views = [self._at_size(images, epoch + i / len(steps)) for images in views]
+            for view, images in enumerate(views):
                 self._count(images, self._passes(view))
-            records.append(_numbers(self._step(step, *batch)))
+            records.append(_numbers(self._step(step, *views)))
             loss = records[-1]["loss"]
             self.run.check_finite(loss, epoch * len(steps) + i)
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
@@ -313,18 +316,16 @@ class Trainer:
         n_images = len(images) * self.fabric.world_size
         self.progress["operations"] += n_passes * n_images * self.operations_per_image[size]
 
-    def _batches(self, epoch: int, steps: list[np.ndarray], view: int = 0) -> Iterator[Tensor]:
-        """Yield the augmented images of each step (positions in `train_rows`). Views differ in their augmentation."""
-        augment, seed = self.augment, self.settings.seed
-        uniforms = augment.uniforms(len(self.train_rows), seed, epoch, view)
-        crop = None if augment.smallest_area is None else (seed, epoch, view)
-        rows = [self.train_rows[step] for step in steps]
-        workers = self.settings.num_workers
-        loaded = batches(self.images, rows, self.model.config, crop, workers, augment.smallest_area)
-        if self.images.pixels is None:
-            augment = augment.without_crop()  # the decoder has already cropped
-        for step, pixels in zip(steps, loaded):
-            yield augment(to_unit(pixels, self.fabric.device), uniforms[step].to(self.fabric.device))
+    def _batches(self, epoch: int, steps: list[np.ndarray], views: Sequence[int]) -> Iterator[list[Tensor]]:
+        """Yield the augmented images of each step (positions in `train_rows`), once for each of the views, which differ
+        in their augmentation."""
+        seed, device = self.settings.seed, self.fabric.device
+        uniforms = [self.augment.uniforms(len(self.train_rows), seed, epoch, view) for view in views]
+        # The decoder crops images on disk, the augmentation crops stored pixels.
+        augment = self.augment.without_crop() if self.images.pixels is None else self.augment
+        rows, keys = [self.train_rows[step] for step in steps], [(seed, epoch, view) for view in views]
+        for step, loaded in zip(steps, self.loader.views(rows, keys)):
+            yield [augment(to_unit(one, device), u[step].to(device)) for one, u in zip(loaded, uniforms)]
 
     def _at_size(self, images: Tensor, epoch: float) -> Tensor:
         """Resize images to the size that is due at `epoch`, a fraction after its first step."""
@@ -335,8 +336,12 @@ class Trainer:
 
     def _unchanged(self, row_batches: list[np.ndarray]) -> Iterator[Tensor]:
         """Yield the images of each batch of rows without augmentation, as in feature extraction."""
-        loaded = batches(self.images, row_batches, self.model.config, None, self.settings.num_workers)
-        return (to_unit(pixels, self.fabric.device) for pixels in loaded)
+        return (to_unit(pixels, self.fabric.device) for pixels in self.loader.whole(row_batches))
+
+    @cached_property
+    def n_steps(self) -> int:
+        """Number of steps of an epoch."""
+        return len(self._steps(0))
 
     def _steps(self, epoch: int) -> list[np.ndarray]:
         """Return this process's part of each batch of the epoch, as positions in `train_rows`. All processes get equal

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from lowshot.core.errors import CorruptImage
 from lowshot.data.datasets.images import Images, Resampling
 from lowshot.representation.backbones import ModelConfig
 
@@ -46,10 +46,16 @@ def _brightness_of(images: Images, rows: np.ndarray) -> np.ndarray:
     """Return the mean brightness, in 0..1, of each of some images."""
     if images.pixels is not None:
         return images.pixels[evenly_spaced(rows)].mean((1, 2, 3)) / 255
-    return np.array([_brightness(images.open(row)) for row in evenly_spaced(rows)[:64]])
+    found = [_brightness(images, row) for row in evenly_spaced(rows)[:64]]
+    return np.array([one for one in found if one is not None])
 
 
-def _brightness(image: Image.Image) -> float:
+def _brightness(images: Images, row: int) -> float | None:
+    """Return the mean brightness of an image, or None if it is corrupt, which whoever needs its pixels reports."""
+    try:
+        image = images.open(row)
+    except CorruptImage:
+        return None
     image.thumbnail((64, 64))
     return float(np.asarray(image.convert("L")).mean() / 255)
 
@@ -71,6 +77,8 @@ def polarity(config: ModelConfig, images: Images, rows: np.ndarray) -> Polarity:
     if known is None or abs(known - 0.5) < _DRAWINGS or len(rows) == 0:
         return Polarity(None)
     towards = (_brightness_of(images, rows) - 0.5) * np.sign(known - 0.5)  # negative: the reverse
+    if len(towards) == 0:
+        return Polarity(None)
     mean, shares = towards.mean(), ((towards <= -_REVERSE).mean(), (towards >= _REVERSE).mean())
     return Polarity(None if abs(mean) < _REVERSE else bool(mean < 0), min(shares) >= _MIXED)
 

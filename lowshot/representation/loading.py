@@ -1,27 +1,27 @@
 """Load batches of images as uint8 tensors, from memory or from disk with decoding workers."""
 
-import multiprocessing
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_convert
 from torchvision.transforms import v2
 
 from lowshot.core.errors import CorruptImage, InputError
-from lowshot.core.runtime import available_cores
 from lowshot.core.seeds import torch_stream
+from lowshot.core.workers import end_with_parent, n_workers, worker_context
 from lowshot.data.datasets.images import Images, to_square
 from lowshot.representation.backbones import ModelConfig
 from lowshot.representation.timm_models import is_timm
 
 CropKey = tuple[int, int, int]
-# Windows has no fork server.
-_START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
 def view(config: ModelConfig) -> Callable[[Image.Image], Tensor]:
@@ -44,24 +44,46 @@ def view(config: ModelConfig) -> Callable[[Image.Image], Tensor]:
     return v2.Compose([v2.Grayscale(), *steps] if config.n_channels == 1 else steps)
 
 
-class _DecodedImages(Dataset):
-    """Images on disk as uint8 (C, S, S): with the extractor's transform, or with a random crop if `crop` is given.
+class _Texts:
+    """Texts in two tensors, which workers share with this process. An array of Python strings would be copied."""
 
-    A random crop depends on (seed, epoch, view, image) only, not on the number of workers.
+    def __init__(self, texts: Sequence[str]) -> None:
+        encoded = [os.fsencode(text) for text in texts]
+        self.bytes = torch.frombuffer(bytearray(b"".join(encoded)), dtype=torch.uint8)
+        self.ends = torch.tensor([0, *map(len, encoded)]).cumsum(0)
+
+    def __getitem__(self, i: int) -> str:
+        return os.fsdecode(self.bytes[self.ends[i] : self.ends[i + 1]].numpy().tobytes())
+
+
+class _DecodedImages(Dataset):
+    """Images on disk. A batch is uint8 (V, B, C, S, S): a random crop for each of V keys, or without keys (V = 1) what
+    the extractor's transform makes of the images.
+
+    A random crop depends on its key (seed, epoch, view) and the image only, not on the number of workers.
     """
 
-    def __init__(self, images: Images, config: ModelConfig, crop: CropKey | None, smallest_area: float | None) -> None:
-        self.images, self.size, self.crop, self.smallest_area = images, config.image_size, crop, smallest_area
+    def __init__(self, images: Images, config: ModelConfig, smallest_area: float | None) -> None:
+        self.images = replace(images, paths=_Texts(images.paths))
         self.view = view(config)
+        self.cut = v2.RandomResizedCrop(config.image_size, (smallest_area or 1.0, 1.0), antialias=True)
 
-    def __getitem__(self, row: int) -> Tensor:
+    def __getitems__(self, batch: tuple[Sequence[CropKey], np.ndarray]) -> Tensor:
+        keys, rows = batch
+        with _one_thread():
+            return torch.stack([self._views(row, keys) for row in rows], dim=1)
+
+    def _views(self, row: int, keys: Sequence[CropKey]) -> Tensor:
         image = self._open(row)
-        if self.crop is None:
-            return self.view(image)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch_stream(*self.crop, "crop", row).initial_seed())
-            cut = v2.RandomResizedCrop(self.size, (self.smallest_area, 1.0), antialias=True)
-            return cut(v2.functional.pil_to_tensor(image))
+        if not keys:
+            return self.view(image)[None]
+        pixels = v2.functional.pil_to_tensor(image)
+        return torch.stack([self._crop(pixels, *key, "crop", row) for key in keys])
+
+    def _crop(self, pixels: Tensor, *key: int | str) -> Tensor:
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator of the CPU
+            torch.default_generator.manual_seed(torch_stream(*key).initial_seed())
+            return self.cut(pixels)
 
     def _open(self, row: int) -> Image.Image:
         try:
@@ -72,35 +94,79 @@ class _DecodedImages(Dataset):
             return Image.new("RGB", (256, 256))  # black, as published
 
 
-def batches(
-    images: Images,
-    row_batches: Sequence[np.ndarray],
-    config: ModelConfig,
-    crop: CropKey | None = None,
-    num_workers: int | None = 0,
-    smallest_area: float | None = 0.08,
-) -> Iterator[Tensor]:
-    """Yield a uint8 tensor (B, C, S, S) for each array of row numbers in `row_batches`.
-
-    Stored pixels are returned unchanged. Images on disk get the transform of the extractor of `config`. If `crop` is
-    given as (seed, epoch, view), they get a random crop of at least `smallest_area` of the area instead. Corrupt images
-    without a label (-1) become black; others raise InputError. `num_workers` None uses one worker per core, at most 4.
-    """
-    if images.pixels is not None:
-        yield from (to_tensor(images.pixels[rows]) for rows in row_batches)
-        return
-    num_workers = min(4, available_cores()) if num_workers is None else num_workers
-    loader = DataLoader(
-        _DecodedImages(images, config, crop, smallest_area),
-        batch_sampler=[rows.tolist() for rows in row_batches],
-        num_workers=num_workers,
-        multiprocessing_context=_START_METHOD if num_workers else None,
-    )
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Use one thread for operations of torch, as workers do: on small images, threads mostly wait for each other."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        yield from loader
-    except InputError as error:  # an error of a worker is wrapped in its traceback
-        message = str(error).strip().splitlines()[-1]
-        raise type(error)(re.sub(rf"^{re.escape(InputError.__module__)}\.\w+: ", "", message)) from None
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+class ImageLoader:
+    """Loads batches of images, in one pass after the other with the same workers.
+
+    Stored pixels are returned unchanged. Images on disk get the transform of the extractor of `config`, or random crops
+    of at least `smallest_area` of the area. Corrupt images without a label (-1) become black; others raise InputError.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        config: ModelConfig,
+        num_workers: int | None = 0,
+        n_loaded: int | None = None,
+        smallest_area: float | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        """`num_workers` None depends on `n_loaded`, the number of images to load in all passes (default: each once).
+        Batches for a GPU, the `device`, are in pinned memory."""
+        self.images, self.smallest_area = images, smallest_area
+        self.plan: list[tuple[Sequence[CropKey], np.ndarray]] = []  # of the pass; an entry for each batch
+        if images.pixels is None:
+            n = n_workers(num_workers, len(images) if n_loaded is None else n_loaded, _n_processes())
+            pool = {"multiprocessing_context": worker_context(), "persistent_workers": True} if n else {}
+            self.decoded = DataLoader(
+                _DecodedImages(images, config, smallest_area),
+                batch_sampler=self.plan,
+                num_workers=n,
+                worker_init_fn=end_with_parent,
+                collate_fn=default_convert,
+                generator=torch.Generator(),  # by default a pass draws from the global one, but not with kept workers
+                pin_memory=device is not None and device.type == "cuda",
+                **pool,
+            )
+
+    def whole(self, row_batches: Sequence[np.ndarray]) -> Iterator[Tensor]:
+        """Yield the images uint8 (B, C, S, S) of each array of row numbers, without random crops."""
+        return (views[0] for views in self._pass(row_batches, []))
+
+    def views(self, row_batches: Sequence[np.ndarray], keys: Sequence[CropKey]) -> Iterator[Sequence[Tensor]]:
+        """Yield the images of each array of row numbers once for each key (seed, epoch, view), uint8 (B, C, S, S).
+
+        If there is a `smallest_area`, images on disk are cropped at random by the key. Otherwise they are all equal.
+        """
+        if self.images.pixels is None and self.smallest_area is not None:
+            return self._pass(row_batches, keys)
+        return ([images] * len(keys) for images in self.whole(row_batches))
+
+    def _pass(self, row_batches: Sequence[np.ndarray], keys: Sequence[CropKey]) -> Iterator[Sequence[Tensor]]:
+        if self.images.pixels is not None:
+            yield from ([to_tensor(self.images.pixels[rows])] for rows in row_batches)
+            return
+        self.plan[:] = [(keys, rows) for rows in row_batches]
+        try:
+            yield from self.decoded
+        except InputError as error:  # an error of a worker is wrapped in its traceback
+            message = str(error).strip().splitlines()[-1]
+            raise type(error)(re.sub(rf"^{re.escape(InputError.__module__)}\.\w+: ", "", message)) from None
+
+
+def _n_processes() -> int:
+    """Return the number of processes of a training, which share the machine."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
@@ -110,7 +176,8 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
 
 def to_unit(images: Tensor, device: torch.device) -> Tensor:
     """Convert uint8 (N, C, H, W) to float32 in [0, 1] on `device`, in channels-last format for faster convolutions."""
-    return images.to(device, torch.float32, memory_format=torch.channels_last).div_(255)
+    moved = images.to(device, non_blocking=device.type == "cuda")  # as bytes, a quarter of the transfer
+    return moved.to(torch.float32, memory_format=torch.channels_last).div_(255)
 
 
 def in_batches(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:

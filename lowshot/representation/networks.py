@@ -14,7 +14,7 @@ from lowshot.data.lineage import Lineage, lineage_of
 from lowshot.representation.airbench import start_as_identity
 from lowshot.representation.backbones import Extractor, ModelConfig, load_timm_weights, load_weights, timm_config
 from lowshot.representation.input_form import evenly_spaced, learn_form
-from lowshot.representation.loading import batches, in_batches, to_unit
+from lowshot.representation.loading import ImageLoader, in_batches, to_unit
 from lowshot.representation.settings import BACKBONES, IMAGE_SIZE, Airbench, HeadName, NetworkChoice, Timm
 from lowshot.representation.timm_models import timm_lineage
 
@@ -74,7 +74,7 @@ def build_network(
 def whiten(model: Extractor, images: Images, rows: np.ndarray, eps: float) -> None:
     """Fit the first layer of an Airbench network to at most 5000 of its training images (`rows` of `images`), evenly
     spaced. Airbench takes the first 5000, which here would be those of the first classes."""
-    loaded = batches(images, in_batches(evenly_spaced(rows, _N_WHITENED), 500), model.config)
+    loaded = ImageLoader(images, model.config).whole(in_batches(evenly_spaced(rows, _N_WHITENED), 500))
     model.trunk[0].fit((model.normalise(to_unit(one, torch.device("cpu"))) for one in loaded), eps)
 
 

@@ -323,8 +323,8 @@ class TrainingSettings(LaunchSettings):
     progressive_resizing: ProgressiveResizing | None = None
     """Train on smaller images at first: --progressive_resizing.sizes 20 28 --progressive_resizing.until 0.2 0.5."""
     num_workers: RunOnly[NonNegativeInt | None] = None
-    """Number of processes that decode images on disk (default: one per core, at most 4). Pixels in images.h5 need none.
-    """
+    """Number of processes that decode images on disk. Default: one per core, at most 8; none for stored pixels and for
+    few images."""
     checkpoint_minutes: RunOnly[NonNegativeFloat] = 0.0
     """Minimum time between checkpoints in minutes, useful if an epoch takes seconds. 0 saves one after each epoch."""
     end_after: RunOnly[PositiveInt | None] = None

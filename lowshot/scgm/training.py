@@ -85,7 +85,10 @@ class ScgmTrainer(Trainer):
         augmented = self.method.e_step_view == "augmented"
         self.network.train(augmented)
         rows = [self.train_rows[part] for part in local]
-        loaded = self._batches(epoch, local, self.n_views) if augmented else self._unchanged(rows)
+        if augmented:
+            loaded = (images for (images,) in self._batches(epoch, local, [self.n_views]))
+        else:
+            loaded = self._unchanged(rows)
         scores = torch.zeros(len(order), self.method.n_subclasses, device=self.fabric.device)
         name, quiet = f"E-step of epoch {epoch + 1}", {"disable": rank > 0, "leave": False}
         for positions, batch in Progress(zip(local, loaded), name, len(local), unit="batch", **quiet):

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from photos.test_predict import classifier, photos, table
 from evaluation.test_episodes import config as episodes_config
 from evaluation.test_low_shot import tiny_config
 from matching.test_matching import files, trained
+from photos.test_predict import classifier, photos, table
 
 import episodes
 import low_shot

@@ -3,7 +3,8 @@
 import torch
 
 from lowshot.core import runtime
-from lowshot.core.runtime import available_cores, in_float64, pick_device
+from lowshot.core.runtime import in_float64, pick_device
+from lowshot.core.workers import available_cores
 
 
 class OnAppleGpu(torch.Tensor):

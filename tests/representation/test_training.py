@@ -19,10 +19,7 @@ from lowshot.core.cli import parse
 from lowshot.core.errors import InputError
 from lowshot.core.files import read_json
 from lowshot.core.settings import flat
-from lowshot.data.datasets.images import Images
-from lowshot.representation.backbones import ModelConfig
 from lowshot.representation.extractor_training import ExtractorTrainer
-from lowshot.representation.loading import batches
 from lowshot.representation.settings import Cosine, Steps
 
 
@@ -277,16 +274,6 @@ def test_images_on_disk_train_and_a_corrupt_one_is_named(tmp_path, image_folder,
     with pytest.raises(InputError, match=r"^\S+class\d/\d+\.png: corrupt image"):
         train_extractor.main(config(data, tmp_path / "broken", **options))
     assert not list(tmp_path.glob("broken*"))
-
-
-def test_random_crops_do_not_depend_on_the_workers(image_folder):
-    paths = np.array(sorted(str(p.relative_to(image_folder)) for p in image_folder.rglob("*.png")))
-    images = Images(np.zeros(len(paths), int), np.zeros(len(paths), bool), paths=paths, root=image_folder)
-    parts = [np.arange(5), np.arange(5, 9)]
-    model = ModelConfig("Conv4", 10, 3, 12)
-    none, two = (torch.cat(list(batches(images, parts, model, (0, 3), n))) for n in (0, 2))
-    assert torch.equal(none, two)
-    assert not torch.equal(none, torch.cat(list(batches(images, parts, model, (0, 4)))))
 
 
 def test_mixed_precision_trains(tmp_path, data):

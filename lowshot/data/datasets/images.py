@@ -56,6 +56,11 @@ class Images:
         return None if self.pixels is None else self.pixels.shape[1]
 
     @property
+    def n_encoded(self) -> int:
+        """Number of images to decode: all images on disk, none of stored pixels."""
+        return 0 if self.pixels is not None else len(self)
+
+    @property
     def has_content(self) -> bool:
         """Whether there are images, and not only labels."""
         return self.pixels is not None or self.paths is not None
