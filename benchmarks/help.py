@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = {"predict": ["fit", "classify"], "train_gan": ["pretrain", "finetune"],
+COMMANDS = {"predict": ["fit", "evaluate", "classify", "add", "export"], "train_gan": ["pretrain", "finetune"],
             "build_graph": ["background", "complete"], "matching_network": ["train", "test"]}  # fmt: skip
 QUESTIONS = {"--help": ["--help"], "typo": ["--overwritte"], "wrong value": ["--overwrite", "maybe"]}
 REPEATS = 3

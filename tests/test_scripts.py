@@ -9,12 +9,15 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 
 from lowshot.core.cli import parse
 
@@ -229,3 +232,66 @@ def test_the_published_gan_can_be_chosen(recorded, monkeypatch, script):
     assert any("published" in word for command in commands for word in command)
     done, commands = recorded(script, "omniglot_fs", NETWORK="published")
     assert done.returncode == 2 and "only of emnist_fs" in done.stderr
+
+
+@pytest.fixture
+def album(tmp_path):
+    """A folder of photos with a name of its own, and what the recipe writes for it."""
+    folder = tmp_path / f"my album {os.getpid()}"
+    rng = np.random.default_rng(0)
+    for c in range(12):
+        (folder / f"class {c}").mkdir(parents=True)
+        for i in range(26):
+            pixels = rng.integers(0, 60, (40, 48, 3), np.uint8) + np.uint8([15 * c, 8 * (c % 5), 100 - 8 * c])
+            Image.fromarray(pixels).save(folder / f"class {c}" / f"{i}.jpg")
+    out = ROOT / "outputs" / "photos" / folder.name.replace(" ", "_")
+    yield folder, out
+    shutil.rmtree(out, ignore_errors=True)
+
+
+@pytest.mark.parametrize("timm", ["none", "tf_efficientnet_lite0"])
+def test_the_photo_recipe(recorded, monkeypatch, album, timm):
+    monkeypatch.chdir(ROOT)
+    folder, out = album
+    planned = subprocess.run([sys.executable, "scripts/photos/plan.py", folder], capture_output=True, text=True,
+                             env=os.environ | {"TIMM": "none", "PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert "n_classes=12" in planned.stdout and "max_shots=20" in planned.stdout, planned.stderr
+    plan = planned.stdout if timm == "none" else planned.stdout + f"timm={timm}\nname={timm}\n"
+    out.mkdir(parents=True)
+    (out / "plan.sh").write_text(plan)
+    (out / "airbench/generator").mkdir(parents=True)
+    done, commands = recorded("scripts/photos/run_all.sh", str(folder))
+    assert done.returncode == 0, done.stderr
+    stages = {command[0] for command in commands if command[0] != "-c"}
+    assert {"preprocessing.py", "save_features.py", "low_shot.py", "diffusion.py", "parse_results.py"} < stages
+    assert ("train_extractor.py" in stages) == (timm == "none")
+    for command in commands:
+        if command[0] != "-c":
+            parsed(command)
+
+
+def test_few_photos_make_a_classifier_and_no_benchmark(recorded, album):
+    folder, out = album
+    out.mkdir(parents=True)
+    (out / "plan.sh").write_text("n_classes=12\nn_photos=60\ncan_judge=0\ntimm=resnet18\nname=resnet18\nminutes=1\n")
+    done, commands = recorded("scripts/photos/run_all.sh", str(folder))
+    assert done.returncode == 0 and "too few to judge" in done.stdout
+    assert [command[:2] for command in commands] == [["predict.py", "fit"]]
+    assert recorded("scripts/photos/run_all.sh", str(folder) + "/nowhere")[0].returncode == 2
+
+
+@pytest.mark.slow
+def test_the_photo_recipe_on_a_small_network(album):
+    """From photos to a report, twice; the second run skips everything but the report."""
+    folder, out = album
+    environment = os.environ | {
+        "TIMM": "none",
+        "VIRTUAL_ENV": sys.prefix,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    for again in (False, True):
+        done = subprocess.run(["bash", "scripts/photos/run_all.sh", folder], capture_output=True, text=True, cwd=ROOT,
+                              env=environment)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert (out / "report" / "report.html").is_file()
+        assert ("already exists" in done.stdout) == again

@@ -201,11 +201,15 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 def _n_classes(name: str, state: dict[str, Tensor]) -> int:
-    """Return the number of classes of the classifier in a state dict; 0 if there is none."""
+    """Return the number of classes of the classifier in a state dict; 0 if there is none.
+
+    timm makes the projection of a CLIP model of open_clip, whose image tower is `visual`, its classifier.
+    """
     layers = _published(name).get("classifier") or ()
     layer = layers if isinstance(layers, str) else next(iter(layers), "")
-    weight = state.get(f"{layer}.weight")
-    return 0 if weight is None else len(weight)
+    if f"{layer}.weight" in state:
+        return len(state[f"{layer}.weight"])
+    return state["visual.proj"].shape[1] if "visual.proj" in state else 0
 
 
 def _line(error: Exception) -> str:

@@ -16,6 +16,7 @@ MAX_PER_CLASS           keep at most that many images per class
 REPRESENTATION          another extractor: airbench on emnist_fs (default: conv4; resnet18 on cifar100_fs)
 NETWORK=published       the published networks (emnist_fs); with IMAGE_SIZE=32 at the published size
 IMAGE_SIZE              side of the images (emnist_fs, omniglot_fs; default: 28)
+JUDGE                   a pretrained timm model that scores the samples too, such as tf_efficientnet_lite0
 PRECISION               of training: 32-true, bf16-mixed, ...
 
 Writes outputs/DATASET/report_few_shot_gan/report.html. More: docs/recipes/few_shot_gan.md
@@ -59,5 +60,6 @@ image_size=${IMAGE_SIZE:+--dataset.image_size $IMAGE_SIZE}
 out=outputs/$dataset${IMAGE_SIZE:+_${IMAGE_SIZE}px}
 [ "$representation" = $default ] || out+=_$representation # the GANs depend on it, too
 results=$out/results_few_shot_gan
+judge=${JUDGE:-}
 configs=configs/few_shot_gan
 check_representation $configs/train_extractor-$dataset-$representation.yaml

@@ -535,7 +535,7 @@ def test_the_grids_of_the_recipes_are_accepted(config, tmp_path):
         (tmp_path / f"graph-{setup}.h5").touch()
     for grid in grids:
         is_logreg = grid.stem == "logreg"
-        if (grid.parents[1].name == "diffusion" or grid.stem == "diffusion") and not is_logreg:
+        if (grid.parents[1].name == "diffusion" or grid.stem in ("diffusion", "fusion")) and not is_logreg:
             files = {name: getattr(config, name) for name in ("test", "split", "draws", "out")}
             files |= {"train": missing, "graph": graph, "fuse": Fusion(graph)}
             stage, own = diffusion, diffusion.Config(**files, select=Selection(grid))

@@ -14,9 +14,11 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
+import timm
 import torch
 from conftest import ROOT, assert_refused, copy_to_edit, run_process, run_script, settings
 from lightning_fabric import Fabric
+from safetensors.torch import save_file
 
 import low_shot
 import sample_gan
@@ -677,6 +679,28 @@ def test_samples_are_scored_by_features(gans, features, sampled, tmp_path):
     draws = read_draws(gans.data / "draws.json")[1]
     rows = few_shot_rows(train.labels, read_split(gans.data / "split.json"), draws, 3, "draws").validation
     assert pool["scores"][0]["n_images"] == len(rows) == 8 and pool["config"]["reference"] == "validation"
+
+
+def test_a_pretrained_network_is_a_second_judge(gans, features, sampled, tmp_path):
+    """The same scores, by features of a timm model of samples and real images. Other features are refused."""
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "w.safetensors")
+    judge = {
+        "timm": {"name": "test_resnet", "weights": tmp_path / "w.safetensors", "resize": True},
+        "accelerator": "cpu",
+    }
+    for data, folder in ((gans.data, "real"), (sampled.images, "made")):
+        save_features.main(settings(save_features.Config, data=data, out=tmp_path / folder, **judge))
+    chosen = {"reference": "test", "train": tmp_path / "real/train.h5", "test": tmp_path / "real/test.h5"}
+    result = score(gans, features, tmp_path / "made/train.h5", tmp_path / "s.json", **chosen)
+    real, made = read_features(chosen["test"]), read_features(tmp_path / "made/train.h5")
+    novel = read_split(gans.data / "split.json").novel_classes
+    rows = np.isin(real.labels, novel)
+    first = np.concatenate([np.flatnonzero(made.labels == c)[:4] for c in novel])
+    expected = image_scores(torch.from_numpy(real.feats[rows]), torch.from_numpy(made.feats[first]))
+    assert result["scores"][0]["fid"] == pytest.approx(expected["fid"], rel=1e-4)
+    with pytest.raises(InputError, match="made by another extractor|dimensions"):
+        score(gans, features, sampled.features, tmp_path / "t.json", **chosen)
 
 
 def test_scores_refuse_what_cannot_be_compared(gans, features, sampled, tmp_path):
