@@ -699,7 +699,7 @@ def test_a_pretrained_network_is_a_second_judge(gans, features, sampled, tmp_pat
     first = np.concatenate([np.flatnonzero(made.labels == c)[:4] for c in novel])
     expected = image_scores(torch.from_numpy(real.feats[rows]), torch.from_numpy(made.feats[first]))
     assert result["scores"][0]["fid"] == pytest.approx(expected["fid"], rel=1e-4)
-    with pytest.raises(InputError, match="made by another extractor|dimensions"):
+    with pytest.raises(InputError, match=r"made by another extractor|dimensions"):
         score(gans, features, sampled.features, tmp_path / "t.json", **chosen)
 
 
