@@ -132,6 +132,8 @@ def _check_kept(config: Config) -> None:
         raise InputError("--classifier_extractor, --classifier_weights: are for --classifier_out. Leave them out")
     if config.classifier_out is not None and config.select is not None:
         raise InputError("--classifier_out: not with --select. Use the chosen settings in a run of their own")
+    if config.classifier_out is not None:
+        photos.check_kept(config.classifier, config.train, config.classifier_extractor)
 
 
 def _keep_classifier(config: Config) -> None:

@@ -49,7 +49,7 @@ from lowshot.core.publishing import (
 )
 from lowshot.core.settings import NonNegativeInt, OpenUnitInterval, PositiveInt, RunOnly
 from lowshot.data.datasets.content import image_digests, listing_digest
-from lowshot.data.datasets.folder import find_images, ignored
+from lowshot.data.datasets.folder import find_images, ignored, rows_decodable
 from lowshot.data.features import read_features
 from lowshot.data.lineage import lineage_of
 from lowshot.data.protocol import read_split
@@ -86,6 +86,8 @@ class FitConfig(ExtractorChoice):
     invert: bool | None = None
     """Invert every image, such as dark ink on paper for an extractor of bright ink on black (omniglot, glyphs, emnist).
     Default: if the photos are the reverse of the images that the extractor was trained on."""
+    skip_corrupt: bool = False
+    """Leave out images that cannot be decoded, and name them."""
     batch_size: RunOnly[PositiveInt] = 32
     """Batch size of the extractor."""
     num_workers: RunOnly[NonNegativeInt | None] = None
@@ -103,6 +105,8 @@ class _OfClassifier:
 
     classifier: Path
     """Folder of the classifier, written by `fit`, `add` or low_shot.py --classifier_out."""
+    skip_corrupt: bool = False
+    """Leave out images that cannot be decoded, and name them."""
     batch_size: RunOnly[PositiveInt] = 32
     """Batch size of the extractor."""
     num_workers: RunOnly[NonNegativeInt | None] = None
@@ -179,7 +183,7 @@ def fit(config: FitConfig) -> Path:
     if config.extractor is None and config.timm is None:
         config = replace(config, timm=PRETRAINED)
     _check(config)
-    labelled = read_labelled(config.images)
+    labelled = read_labelled(config.images, skip_corrupt=config.skip_corrupt)
     if len(labelled.names) < 2:
         raise InputError(f"{config.images}: contains only one class ({labelled.names[0]}). Add a second class folder")
     import torch
@@ -204,7 +208,8 @@ def fit(config: FitConfig) -> Path:
 
 def add(config: AddConfig) -> Path:
     """Save a classifier that has learned from more photos, and return its folder."""
-    classifier, labelled = photos.load_classifier(config.classifier, config.code), read_labelled(config.images)
+    classifier = photos.load_classifier(config.classifier, config.code)
+    labelled = read_labelled(config.images, skip_corrupt=config.skip_corrupt)
     if classifier.support is None:
         raise InputError(
             f"{config.classifier}: was not made from photos, so none can be added. Train it again with the new images"
@@ -215,8 +220,8 @@ def add(config: AddConfig) -> Path:
     if is_done(config.out, made_from, config.overwrite):
         return config.out
 
+    labelled = labelled.without(classifier.known_photos)
     names = list(dict.fromkeys([*classifier.class_names, *labelled.names]))
-    labelled = labelled.without(classifier.support.photos)
     n_new = len(names) - len(classifier.class_names)
     print(f"predict: adding {len(labelled.files)} photos; {n_new} of {len(labelled.names)} classes are new")
     feats = representation.embed(classifier.extractor, labelled.files, **_speed(config), invert=classifier.invert)
@@ -303,7 +308,8 @@ def base_mean(config: FitConfig, dim: int, extractor: str) -> Any:
 
 def evaluate(config: EvaluateConfig) -> Path:
     """Write how good a classifier is on labelled photos, and return the folder."""
-    classifier, labelled = photos.load_classifier(config.classifier, config.code), read_labelled(config.images, True)
+    classifier = photos.load_classifier(config.classifier, config.code)
+    labelled = read_labelled(config.images, test=True, skip_corrupt=config.skip_corrupt)
     known = [name for name in labelled.names if name in classifier.class_names]
     if not known:
         raise InputError(
@@ -315,7 +321,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     if is_done(config.out, made_from, config.overwrite):
         return config.out
 
-    if classifier.support is not None and (n_known := len(set(labelled.photos) & set(classifier.support.photos))):
+    if n_known := len(set(labelled.photos) & set(classifier.known_photos)):
         print(f"predict: the classifier has learned from {n_known} of these photos: the accuracy is too high")
     _say_reversed(classifier, labelled.files)
     feats = representation.embed(classifier.extractor, labelled.files, **_speed(config), invert=classifier.invert)
@@ -341,7 +347,7 @@ def classify(config: ClassifyConfig) -> Path:
     classifier = photos.load_classifier(config.classifier, config.code)
     if config.false_alarms is not None:
         classifier.typicality.check_rate(config.false_alarms)
-    files = choose_files(config.images)
+    files = choose_files(config.images, config.skip_corrupt)
     paths = [file.absolute() for file in files.values()]
     listed = {"images": listing_digest(Path("/"), paths), CONTENT: content_digest(paths, files)}
     made_from = recipe("predict", config, {"classifier": config.classifier, **classifier.code, **listed})
@@ -416,7 +422,8 @@ def _best(config: ClassifyConfig, classifier: photos.PhotoClassifier, feats: np.
 
 def export(config: ExportConfig) -> Path:
     """Write a classifier as ONNX, after checking that it gives the same answers, and return the folder."""
-    classifier, files = photos.load_classifier(config.classifier, config.code), choose_files(config.images)
+    classifier = photos.load_classifier(config.classifier, config.code)
+    files = choose_files(config.images, config.skip_corrupt)
     paths = [file.absolute() for file in files.values()]
     inputs = {"classifier": config.classifier, **classifier.code, **image_digests(Path("/"), paths)}
     made_from = recipe("predict", config, inputs, stored_lineage(config.classifier))
@@ -432,7 +439,7 @@ def export(config: ExportConfig) -> Path:
     return config.out
 
 
-def choose_files(images: Path | list[Path]) -> dict[str, Path]:
+def choose_files(images: Path | list[Path], skip_corrupt: bool) -> dict[str, Path]:
     """Return the image files to classify, by their names in the output."""
     files = {}
     for path in images if isinstance(images, list) else [images]:
@@ -447,8 +454,11 @@ def choose_files(images: Path | list[Path]) -> dict[str, Path]:
             files[str(path)] = path
         else:
             raise missing(path, "no such file or folder")
+    if skip_corrupt:
+        names = list(files)
+        files = {names[row]: files[names[row]] for row in rows_decodable(list(files.values()), "predict")}
     if not files:
-        raise InputError("--images: the list is empty. Name at least one image or folder")
+        raise InputError("--images: no image is left. Name at least one image or folder")
     return files
 
 

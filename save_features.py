@@ -4,7 +4,7 @@ Reads   EXTRACTOR/ (train_extractor.py) or a timm model, DATA/images.h5 (or anot
         list of tasks), or a folder of IMAGES, which needs no split
 Writes  OUT/train.h5 and, if there are test images, OUT/test.h5 in the published layout: all_feats, all_labels, count.
         For a folder of images OUT/features.h5, with labels of -1 and the names of the files in `paths`.
-        With --npz, the same as .npz files with the arrays feats, labels and paths
+        With --npz, the same as .npz files with the arrays feats, labels, paths and is_blank
 
 With --copies the files also contain augmented_feats float32 (N, copies, D), the features of randomly augmented copies
 of each image. episodes.py --augmented_support uses them as shots.
@@ -35,7 +35,7 @@ from lowshot import core, gan, representation
 from lowshot.core import health
 from lowshot.core.artifacts import Recipe, recipe
 from lowshot.core.cli import run
-from lowshot.core.errors import InputError
+from lowshot.core.errors import InputError, listed
 from lowshot.core.h5 import update_h5
 from lowshot.core.ownership import check_out, check_record, is_recorded, record_path
 from lowshot.core.publishing import building, is_done, write_record, writing
@@ -295,7 +295,9 @@ def extract(
             file["count"][0] = done
             file.flush()
         if is_blank is not None:
-            print(f"save_features: {np.sum(is_blank)} of {len(rows)} images are blank and have features of zeros")
+            named = f": {listed(images.paths[rows][is_blank[:]], 20)}" if config.images and np.any(is_blank) else ""
+            print(f"save_features: {np.sum(is_blank)} of {len(rows)} images are blank or corrupt and have features of "
+                  f"zeros{named}")  # fmt: skip
 
 
 def next_step(config: Config) -> list | None:

@@ -16,13 +16,23 @@ RESAMPLING = {name: Image.Resampling[name.upper()] for name in ("bicubic", "bili
 
 
 def pixels(path: Path, form: dict) -> np.ndarray:
-    """Return an image as the network takes it, uint8 (C, S, S): short side resized, centre cropped."""
-    image = ImageOps.exif_transpose(Image.open(path)).convert("L" if form["n_channels"] == 1 else "RGB")
-    scale = form["resize_short_side"] / min(image.size)
-    image = image.resize([round(side * scale) for side in image.size], RESAMPLING[form["resampling"]])
-    left, top = ((side - form["crop"]) // 2 for side in image.size)
-    image = image.crop((left, top, left + form["crop"], top + form["crop"]))
-    return np.asarray(image).reshape(form["crop"], form["crop"], form["n_channels"]).transpose(2, 0, 1)
+    """Return an image as the network takes it, uint8 (C, S, S)."""
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode.startswith(("I", "F")):
+        sys.exit(f"{path}: convert images of more than 8 bits first")
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    image, size = image.convert("RGB"), form["size"]
+    if form["resize_short_side"] is None:
+        image = ImageOps.fit(image, (size, size), RESAMPLING[form["resampling"]])
+    else:
+        short = min(image.size)
+        image = image.resize([int(form["resize_short_side"] * side / short) for side in image.size],
+                             RESAMPLING[form["resampling"]])  # fmt: skip
+        left, top = (round((side - size) / 2) for side in image.size)
+        image = image.crop((left, top, left + size, top + size))
+    image = image.convert("L") if form["n_channels"] == 1 else image
+    return np.asarray(image).reshape(size, size, form["n_channels"]).transpose(2, 0, 1)
 
 
 def main(folder: Path, images: list[Path]) -> None:

@@ -16,7 +16,7 @@ make_absolute
 # Lists of names, and single values. They become words of commands, so other characters would change the command.
 check_words() {
   local variable
-  for variable in BASE_MIN DEVICES JUDGE KINDS MAX_PER_CLASS METHODS NETWORK N_BACKGROUND PRECISION REPRESENTATION REPRESENTATIONS SEEDS SETUP SHOTS START TIMM TRIALS; do
+  for variable in BASE_MIN DEVICES JUDGE KINDS MAX_PER_CLASS MAX_SHOTS METHODS NETWORK N_BACKGROUND PRECISION REPRESENTATION REPRESENTATIONS SEEDS SETUP SHOTS START TIMM TRIALS; do
     case ${!variable:-} in
       *[!A-Za-z0-9_.:/\ -]*) echo "$variable=${!variable}: only names and numbers are expected" >&2 && exit 2 ;;
     esac

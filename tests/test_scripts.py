@@ -258,7 +258,7 @@ def test_the_photo_recipe(recorded, monkeypatch, album, timm):
     assert "n_classes=12" in planned.stdout and "max_shots=20" in planned.stdout, planned.stderr
     plan = planned.stdout if timm == "none" else planned.stdout + f"timm={timm}\nname={timm}\n"
     out.mkdir(parents=True)
-    (out / "plan.sh").write_text(plan)
+    (out / "plan.sh").write_text(f"# {folder}, 312 files, TIMM=, MAX_SHOTS=\n{plan}")
     (out / "airbench/generator").mkdir(parents=True)
     done, commands = recorded("scripts/photos/run_all.sh", str(folder))
     assert done.returncode == 0, done.stderr
@@ -273,11 +273,16 @@ def test_the_photo_recipe(recorded, monkeypatch, album, timm):
 def test_few_photos_make_a_classifier_and_no_benchmark(recorded, album):
     folder, out = album
     out.mkdir(parents=True)
-    (out / "plan.sh").write_text("n_classes=12\nn_photos=60\ncan_judge=0\ntimm=resnet18\nname=resnet18\nminutes=1\n")
+    known = f"# {folder}, 312 files, TIMM=, MAX_SHOTS=\n"
+    (out / "plan.sh").write_text(
+        known + "n_classes=12\nn_photos=60\ncan_judge=0\ntimm=resnet18\nname=resnet18\nminutes=1\n"
+    )
     done, commands = recorded("scripts/photos/run_all.sh", str(folder))
     assert done.returncode == 0 and "too few to judge" in done.stdout
     assert [command[:2] for command in commands] == [["predict.py", "fit"]]
     assert recorded("scripts/photos/run_all.sh", str(folder) + "/nowhere")[0].returncode == 2
+    other = recorded("scripts/photos/run_all.sh", str(folder), TIMM="resnet50")[0]
+    assert other.returncode == 2 and "TIMM=resnet50" in other.stderr and "Move it away" in other.stderr
 
 
 @pytest.mark.slow

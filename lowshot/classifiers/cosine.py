@@ -36,9 +36,9 @@ def score_cosine(tasks: Tasks, options: CosineOptions, seed: int) -> Tensor:
     return options.scale * F.normalize(tasks.query_features, dim=-1) @ F.normalize(weights, dim=-1).mT
 
 
-def cosine_head(features: Tensor, labels: Tensor, n_way: int, options: CosineOptions) -> Head:
-    """Return the classifier that `score_cosine` learns from features (S, D) with labels (S,), with seed 0."""
-    weights = _trained(features[None], labels[None], n_way, options, 0)[0]
+def cosine_head(features: Tensor, labels: Tensor, n_way: int, options: CosineOptions, seed: int) -> Head:
+    """Return the classifier that `score_cosine` learns from features (S, D) with labels (S,)."""
+    weights = _trained(features[None], labels[None], n_way, options, seed)[0]
     return Head([(options.scale * F.normalize(weights, dim=-1), weights.new_zeros(n_way))], unit_length=True)
 
 

@@ -61,7 +61,7 @@ _SCORES = {
 }
 
 # Classifiers of the methods that look at one query at a time.
-_HEADS: dict[type, Callable[[torch.Tensor, torch.Tensor, int, Any], Head]] = {
+_HEADS: dict[type, Callable[[torch.Tensor, torch.Tensor, int, Any, int], Head]] = {
     NearestMeanOptions: nearest_mean_head,
     SupportLogisticOptions: logistic_head,
     CosineOptions: cosine_head,
@@ -110,16 +110,16 @@ def score_tasks(method: Any, tasks: Tasks, seed: int) -> torch.Tensor:
     return _checked(method.score(tasks, seed), shape, f"{own_name(type(method))}: score")
 
 
-def fit_head(method: Any, features: torch.Tensor, labels: torch.Tensor, n_way: int) -> ScoreRows:
+def fit_head(method: Any, features: torch.Tensor, labels: torch.Tensor, n_way: int, seed: int = 0) -> ScoreRows:
     """Return what scores rows (Q, D) -> (Q, n_way) as `score_tasks` does, learned once from features (S, D).
 
     It is a `Head`, or for a method of the user's own a function that calls it with the features.
     """
     if type(method) in _HEADS:
-        return _HEADS[type(method)](features, labels, n_way, method)
+        return _HEADS[type(method)](features, labels, n_way, method, seed)
 
     def score(rows: torch.Tensor) -> torch.Tensor:
-        return score_tasks(method, Tasks(features[None], labels[None], rows[None], n_way), 0)[0]
+        return score_tasks(method, Tasks(features[None], labels[None], rows[None], n_way), seed)[0]
 
     return score
 

@@ -27,7 +27,7 @@ def score_nearest_mean(tasks: Tasks, options: NearestMeanOptions, seed: int) -> 
     return below_best(torch.baddbmm(-offsets, tasks.query_features.double(), centred.mT, alpha=2))
 
 
-def nearest_mean_head(features: Tensor, labels: Tensor, n_way: int, options: NearestMeanOptions) -> Head:
+def nearest_mean_head(features: Tensor, labels: Tensor, n_way: int, options: NearestMeanOptions, seed: int) -> Head:
     """Return the classifier of the class means of features (S, D) with labels (S,)."""
     means = class_means(features.double()[None], labels[None], n_way)[0]
     if options.metric == "cosine":

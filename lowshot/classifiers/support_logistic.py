@@ -27,7 +27,7 @@ def score_support_logistic(tasks: Tasks, options: SupportLogisticOptions, seed: 
     return below_best(logits).to(tasks.query_features.device)
 
 
-def logistic_head(features: Tensor, labels: Tensor, n_way: int, options: SupportLogisticOptions) -> Head:
+def logistic_head(features: Tensor, labels: Tensor, n_way: int, options: SupportLogisticOptions, seed: int) -> Head:
     """Return the classifier that `score_support_logistic` learns from features (S, D) with labels (S,)."""
     weight, bias = _solved(features, labels, options)
     return Head([(torch.from_numpy(weight), torch.from_numpy(bias))])

@@ -174,9 +174,11 @@ def check_same_space(train: Features, test: Features) -> None:
 
 
 def export_npz(path: Path, out: Path) -> None:
-    """Copy a complete feature file to an .npz file with the arrays `feats`, `labels` and, if it has them, `paths`."""
+    """Copy a complete feature file to an .npz file with the arrays `feats`, `labels` and, if it has them, `paths` and
+    `is_blank`."""
     with open_h5(path) as file:
         paths = {"paths": file["paths"].asstr()[:].astype(str)} if "paths" in file else {}
-        arrays = {"feats": file["all_feats"][:], "labels": file["all_labels"][:].astype(np.int64), **paths}
+        blank = {"is_blank": file["is_blank"][:]} if "is_blank" in file else {}
+        arrays = {"feats": file["all_feats"][:], "labels": file["all_labels"][:].astype(np.int64), **paths, **blank}
     with out.open("wb") as file:  # numpy appends .npz to a name without it
         np.savez(file, **arrays)

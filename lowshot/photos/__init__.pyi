@@ -7,6 +7,7 @@ from .classifier import load_classifier as load_classifier
 from .classifier import save_classifier as save_classifier
 from .judging import Judged as Judged
 from .judging import judge as judge
+from .keeping import check_kept as check_kept
 from .keeping import extractor_of_features as extractor_of_features
 from .keeping import learn_jointly as learn_jointly
 from .learning import Learned as Learned

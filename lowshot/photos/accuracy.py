@@ -77,12 +77,13 @@ class Accuracy:
         )
         counts = self.confusion.sum(1)
         shares = np.where(counts > 0, self.confusion.diagonal() / counts.clip(1), np.nan)
-        worst = np.argsort(shares, kind="stable")[:_LISTED]  # NaN comes last
+        worst = np.argsort(shares, kind="stable")[: min(_LISTED, np.count_nonzero(counts))]  # NaN comes last
         width = max(len(self.class_names[c]) for c in worst)
         right = self.confusion.diagonal()
         rows = [f"  {self.class_names[c]:{width}}  {right[c]:>4} of {counts[c]:<4}  {self._mistaken(c)}" for c in worst]
-        n_more = len(self.class_names) - len(worst)
-        others = [f"  ... and {n_more} classes that are better"] if n_more else []
+        n_more, n_unknown = np.count_nonzero(counts) - len(worst), np.count_nonzero(counts == 0)
+        others = [f"  ... and {n_more} classes that are not worse"] if n_more else []
+        others += [f"  {n_unknown} classes were not judged"] if n_unknown else []
         return [first, *(row.rstrip() for row in rows), *others]
 
     def _mistaken_for(self, c: int) -> dict[str, int]:

@@ -10,19 +10,25 @@ def fit_temperature(scores: Tensor, labels: Tensor) -> float:
     """Return the temperature T that minimises the mean of `row_losses(scores / T, labels)`.
 
     Guo et al., ICML 2017, section 4.2. `scores` (N, n_way) must be of rows that their classifier has not learned from.
+    Departs from the paper in its targets: a share of 1 / (N + 1) is spread over all classes, as in Platt scaling. So N
+    right answers do not make the classifier surer than N answers can.
     """
-    double = scores.double()
-    found = minimize_scalar(
-        lambda log_t: float(row_losses(double / np.exp(log_t), labels).mean()), bounds=(-8, 8), method="bounded"
-    )
-    return float(np.exp(found.x))
+    double, spread = scores.double(), 1 / (len(labels) + 1)
+
+    def loss(log_t: float) -> float:
+        return float(row_losses(double / np.exp(log_t), labels, spread).mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-8, 8), method="bounded").x))
 
 
-def row_losses(scores: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy (N,) of scores (N, n_way), weighted so that all classes of `labels` (N,) count alike."""
+def row_losses(scores: Tensor, labels: Tensor, spread: float = 0.0) -> Tensor:
+    """Return the cross-entropy (N,) of scores (N, n_way), weighted so that all classes of `labels` (N,) count alike.
+
+    A share `spread` of each target is spread evenly over all classes.
+    """
     counts = labels.bincount()
     weights = len(labels) / ((counts > 0).sum() * counts[labels]).to(scores.dtype)
-    return weights * F.cross_entropy(scores, labels, reduction="none")
+    return weights * F.cross_entropy(scores, labels, reduction="none", label_smoothing=spread)
 
 
 def expected_calibration_error(confidence: np.ndarray, is_right: np.ndarray, n_bins: int = 10) -> float:

@@ -76,13 +76,20 @@ class PhotoClassifier:
         method = code_file(type(self.support.method)) if has_own else None
         return {"code of extractor": self.extractor.code, "code of method": method}
 
+    @property
+    def known_photos(self) -> dict[str, str]:
+        """SHA-256 -> class of the photos that it has learned from, as far as they are known."""
+        labels = [] if self.support is None else self.support.labels.tolist()
+        photos = [] if self.support is None else self.support.photos
+        return {photo: self.class_names[label] for photo, label in zip(photos, labels)}
+
     def transformed(self, features: np.ndarray) -> Tensor:
         """Return features (Q, D) of the extractor as the classifier takes them."""
         return apply_transform(self.transform, torch.from_numpy(features), self.base_mean)
 
     def predict_proba(self, features: np.ndarray) -> np.ndarray:
-        """Return the probabilities float32 (Q, n_way) of the classes for features (Q, D) of the extractor."""
-        scores = self.head(self.transformed(features))
+        """Return the probabilities float64 (Q, n_way) of the classes for features (Q, D) of the extractor."""
+        scores = self.head(self.transformed(features)).double()
         if not scores.isfinite().all():
             raise InputError("the scores of the classifier are NaN or infinite. Check its method")
         return (scores / (self.temperature or 1.0)).softmax(dim=-1).numpy()
@@ -91,7 +98,7 @@ class PhotoClassifier:
         """Return the typicality (Q,), in 0..1, of features (Q, D) of the extractor (see `Typicality`)."""
         return self.typicality(self.transformed(features)).numpy()
 
-    def predict(self, images: Sequence[str | Path] | np.ndarray, **speed: int) -> list[str]:
+    def predict(self, images: Sequence[str | Path] | np.ndarray, **speed: int | None) -> list[str]:
         """Return the name of the most likely class of each image.
 
         See `embed` for the kinds of `images`. `speed` are its arguments batch_size and num_workers.

@@ -42,8 +42,8 @@ def choose(features: Tensor, labels: Tensor, n_way: int) -> list[Candidate]:
     apart where accuracies tie. Without two photos of any class nothing can be held out, and the class means are the
     only candidate.
     """
-    rows = torch.from_numpy(np.sort(stream(0, "choice").permutation(len(labels))[:_CHOICE_ROWS]))
-    if len(labels[rows].unique()) == n_way:
+    if len(labels) > _CHOICE_ROWS:
+        rows = torch.from_numpy(_some_of_each(labels.numpy(), -(-_CHOICE_ROWS // n_way)))
         features, labels = features[rows], labels[rows]
     folds = assign_folds(labels, _CHOICE_FOLDS)
     if folds.max() < 0:
@@ -58,6 +58,15 @@ def choose(features: Tensor, labels: Tensor, n_way: int) -> list[Candidate]:
     compared = [Candidate(*one) for one in zip(CANDIDATES, [float(loss.mean()) for loss in losses], accuracies)]
     best = min((i for i in range(len(CANDIDATES)) if i == 0 or is_better[i]), key=lambda i: compared[i].loss)
     return [compared[best], *(one for i, one in enumerate(compared) if i != best)]
+
+
+def _some_of_each(labels: np.ndarray, most: int) -> np.ndarray:
+    """Draw at most `most` rows of each class, and return them ascending."""
+    order = stream(0, "choice").permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    counts = np.bincount(labels)
+    place = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.sort(order[place < most])
 
 
 def leave_out(method: Any, features: Tensor, labels: Tensor, n_way: int) -> Tensor:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lowshot.classifiers.methods import ScoreRows, fit_head
@@ -12,7 +13,7 @@ from lowshot.core.settings import stored_values
 from lowshot.photos.accuracy import Accuracy
 from lowshot.photos.calibration import fit_temperature
 from lowshot.photos.classifier import Support
-from lowshot.photos.held_out import Candidate, choose, leave_out
+from lowshot.photos.held_out import Candidate, assign_folds, choose, leave_out
 from lowshot.photos.typicality import Typicality, typicality_of
 
 _UNKNOWN = (
@@ -71,16 +72,26 @@ def learn(support: Support, class_names: list[str]) -> Learned:
     temperature = accuracy = None
     if held.any():
         temperature = fit_temperature(scores[held], labels[held])
-        probabilities = (scores[held] / temperature).softmax(1).numpy()
-        accuracy = Accuracy(probabilities, labels[held].numpy(), class_names)
+        accuracy = Accuracy(_calibrated(scores[held], labels[held]), labels[held].numpy(), class_names)
     head, typicality = fit_head(method, features, labels, n_way), typicality_of(features, labels, n_way)
     return Learned(replace(support, method=method), head, typicality, candidates, temperature, accuracy)
 
 
+def _calibrated(scores: Tensor, labels: Tensor) -> np.ndarray:
+    """Return probabilities (N, n_way) of held-out scores, with the temperatures of the other four fifths of them."""
+    probabilities, folds = np.empty(scores.shape), assign_folds(labels, min(5, len(labels)))
+    for fold in np.unique(folds):
+        rest, own = torch.from_numpy(folds != fold), folds == fold
+        temperature = fit_temperature(scores[rest], labels[rest])
+        probabilities[own] = (scores[~rest].double() / temperature).softmax(1).numpy()
+    return probabilities
+
+
 def named(method: Any) -> str:
-    """Return the name of a method with its strength, such as "logistic_regression (C 10)"."""
-    strength = getattr(method, "C", None)
-    return INDUCTIVE_METHODS.name_of(method) + ("" if strength is None else f" (C {strength:g})")
+    """Return the name of a method with its main setting, such as "logistic_regression (C 10)"."""
+    settings = {"C": getattr(method, "C", None), "metric": getattr(method, "metric", None)}
+    shown = [f"{name} {value:g}" if name == "C" else value for name, value in settings.items() if value is not None]
+    return INDUCTIVE_METHODS.name_of(method) + "".join(f" ({one})" for one in shown)
 
 
 def sizes_of(labels: Tensor, class_names: list[str]) -> list[str]:

@@ -19,20 +19,25 @@ class Typicality:
     known: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Return the share (Q,) of known photos that are at most as similar to the classes as features (Q, D).
+        """Return the share (Q,) float64 of known photos that are at most as similar to the classes as features (Q, D).
 
-        It is the p-value of conformal prediction (Vovk et al., 2005): among images of the known classes, a share of at
-        most r has a value of at most r. The share of images of other classes is higher. NaN if no photo is known.
+        The p-value of conformal prediction (Vovk et al., 2005): of images like the known photos, about a share r has a
+        value of at most r, and of images of other classes more. Departs from it in that the means of the classes are
+        fitted to the same photos, each without itself. Of classes with fewer photos than the others, more images have
+        low values, and those of a single photo are not among the known. NaN if no photo is known.
         """
-        n_lower = torch.searchsorted(self.known, self.similarity(features), right=True)
-        p_value = (1 + n_lower) / (1 + len(self.known))
-        return p_value if len(self.known) else torch.full_like(p_value, torch.nan)
+        n_lower = torch.searchsorted(self.known, self.similarity(features), right=True).double()
+        return (1 + n_lower) / (1 + len(self.known)) if len(self.known) else torch.full_like(n_lower, torch.nan)
+
+    @property
+    def smallest(self) -> float:
+        """The smallest value that an image can have."""
+        return 1 / (1 + len(self.known))
 
     def check_rate(self, false_alarms: float) -> None:
         """Raise InputError unless there are enough known photos to tell so rare a value."""
-        smallest = 1 / (1 + len(self.known))
-        if false_alarms < smallest:
-            least = f"at least {smallest:.3f}" if len(self.known) else "more photos: no class has two"
+        if false_alarms < self.smallest:
+            least = f"at least {self.smallest:.3f}" if len(self.known) else "more photos: no class has two"
             raise InputError(
                 f"--false_alarms {false_alarms:g}: the classifier has {len(self.known)} photos to compare with. Use "
                 f"{least}, or leave it out"

@@ -27,7 +27,7 @@ def write_mistakes(path: Path, judged: Judged, files: list[Path]) -> None:
         "Calibration error": f"{accuracy.calibration_error:.1%}",
     }
     if none["false_alarms"] is not None:
-        facts[f"None of these, at a rate of {none['rate']:.0%}"] = f"{none['false_alarms']:.1%} of the photos"
+        facts[f"None of these, at a rate of {none['rate']:g}"] = f"{none['false_alarms']:.1%} of the photos"
     if none["found"] is not None:
         facts["None of these, other classes"] = f"{none['found']:.1%} of {none['n_others']} photos"
     counts = accuracy.confusion.sum(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -213,6 +213,7 @@ def drop_projection(model: Extractor, choice: ExtractorChoice) -> None:
     if not model.config.embedding:
         raise InputError(f"--layer trunk: {choice.extractor or choice.timm.name} has no projection. Leave --layer out")
     model.dim, model.projection = model.projection[0].in_features, torch.nn.Identity()
+    model.config = replace(model.config, embedding=0)
 
 
 def lineage_of_extractor(choice: ExtractorChoice) -> Lineage:

@@ -82,7 +82,7 @@ def timm_weights(name: str, side: int, file: Path | None) -> dict[str, Tensor]:
     `side` by resampling position embeddings. Raises InputError if the download fails, the file is unreadable, or its
     parameters are not exactly those of the model.
     """
-    file = file or packaged_weights(_bare(name)) or cached_weights(_published(name).get("hf_hub_id") or "")
+    file = file or packaged_weights(_bare(name)) or cached_weights(_published(name).get("hf_hub_id"))
     donor = _downloaded(name, side) if file is None else _loaded(name, side, file)
     donor.reset_classifier(0)
     return donor.state_dict()

@@ -32,11 +32,11 @@ def packaged_weights(name: str) -> Path | None:
     return Path(spec.origin).parent.parent / inside
 
 
-def cached_weights(hub_id: str) -> Path | None:
-    """Return the downloaded weights of a repository of the hub, or None."""
+def cached_weights(hub_id: str | None) -> Path | None:
+    """Return the downloaded weights of a repository of the hub, or None. Some models have no repository."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(hub_id, "model.safetensors")
+    found = try_to_load_from_cache(hub_id, "model.safetensors") if hub_id else None
     return Path(found) if isinstance(found, str) else None
 
 
@@ -55,7 +55,9 @@ def check_available(name: str) -> None:
 
     bare = name.removesuffix(".in1k")
     has_package = bare in _PACKAGED and find_spec(_PACKAGED[bare][1].partition("/")[0]) is not None
-    if has_package or any(Path(constants.HF_HUB_CACHE).glob(f"models--timm--{name}*")):
+    tag = "" if "." in name else ".*"  # a name without a tag stands for the model's best weights
+    cached = Path(constants.HF_HUB_CACHE).glob(f"models--*--{name}{tag}/snapshots/*/*.safetensors")
+    if has_package or any(cached):
         return
     failure = _failure(constants.ENDPOINT)
     if failure is None:

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Classifiers of base and novel classes. The best one for each n is chosen on the validation setup, without and with generated features.
+# Classifiers of base and novel classes. The best one for each n is chosen on the validation setup: without generated features, with them, and
+# with copies of the shots in their place (the control). The class means are the baseline.
 source "$(dirname "$0")/common.sh"
 low_shot() {
   python low_shot.py --config $configs/low_shot.yaml $inputs --draws "$out/data/draws.json" --shots "$shots" "$@"
 }
-low_shot --out "$results/cosine.json"
-low_shot --select $configs/grids/low_shot.yaml --select.criterion top1_novel_base --select.per_shot --out "$results/best.json"
+choose="--select $configs/grids/low_shot.yaml --select.criterion top1_novel_base --select.per_shot"
+low_shot --classifier nearest_mean --out "$results/nearest_mean.json"
+low_shot $choose --out "$results/best.json"
 if [ -d "$out/$name/generator" ]; then
-  low_shot --select $configs/grids/low_shot.yaml --select.criterion top1_novel_base --select.per_shot \
-    --add.generator "$out/$name/generator" --out "$results/best_generated.json"
-  low_shot --select $configs/grids/low_shot.yaml --select.criterion top1_novel_base --select.per_shot --add repetition \
-    --out "$results/best_repeated.json" # the control: copies instead of generated features
+  low_shot $choose --add.generator "$out/$name/generator" --out "$results/best_generated.json"
+  low_shot $choose --add repetition --out "$results/best_repeated.json"
 fi

@@ -10,6 +10,7 @@ TIMM            pretrained timm model (default: a small DINOv2, or EfficientNet-
                 none: train a small network on the base classes
 NOVEL_CLASSES   file with the names of the novel classes, one per line (default: 40 % are drawn)
 BASE_MIN        classes with fewer photos are novel
+MAX_SHOTS       shots per class (default: up to 20, as many as the smallest class has photos for training)
 
 Writes outputs/photos/NAME/report/report.html; NAME is that of the folder. More: docs/photos.md
 END
@@ -24,7 +25,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 out=outputs/photos/$(basename "$folder" | tr -c 'A-Za-z0-9_.\n-' _)
 mkdir -p "$out"
 # Made once, so that all stages have the same settings.
-[ -f "$out/plan.sh" ] || { python scripts/photos/plan.py "$folder" > "$out/plan.part" && mv "$out/plan.part" "$out/plan.sh"; } || exit 2
+planned_for="$folder, $(find "$folder" -type f | wc -l | tr -d ' ') files, TIMM=${TIMM:-}, MAX_SHOTS=${MAX_SHOTS:-}"
+if [ ! -f "$out/plan.sh" ]; then
+  { echo "# $planned_for" && python scripts/photos/plan.py "$folder"; } > "$out/plan.part" || exit 2
+  mv "$out/plan.part" "$out/plan.sh"
+elif [ "$(head -n 1 "$out/plan.sh")" != "# $planned_for" ]; then
+  echo "$out: was made from $(head -n 1 "$out/plan.sh" | cut -c 3-). Now it is $planned_for. Move it away to begin anew" >&2 && exit 2
+fi
 # What plan.py writes.
 n_classes='' n_photos='' can_judge='' max_shots='' shots='' n_clusters='' timm='' timm_size='' name='' minutes=''
 source "$out/plan.sh"

@@ -33,18 +33,15 @@ def main(folder: Path) -> dict[str, object]:
         n_test = np.maximum(1, np.round(0.2 * counts)).astype(int)
     else:
         n_test = np.bincount(found.labels[found.is_test], minlength=len(counts))
-    least = int((counts - n_test).min())
+    least = int(os.environ.get("MAX_SHOTS") or (counts - n_test).min())
     plan = {
         "n_classes": len(counts),
         "n_photos": len(found.files),
-        "least_test": int(n_test.min()),
         "can_judge": int(len(counts) >= FEWEST_CLASSES and n_test.min() >= FEWEST_TEST_IMAGES),
         "max_shots": max(1, min(max(SHOTS), least)),
         "shots": f"[{','.join(str(n) for n in SHOTS if n <= least) or 1}]",
         # A cluster of eight photos has a mean; fewer than two clusters have no analogies.
         "n_clusters": int(np.clip(least // 8, 2, 100)),
-        # Three in five classes are base classes, and so are three in five rows of a batch.
-        "batch_size": int(np.clip((counts - n_test).sum() // 2, 10, 1000)),
     }
     return plan | extractor(len(found.files))
 

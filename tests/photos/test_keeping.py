@@ -19,6 +19,7 @@ from lowshot.core.errors import InputError
 from lowshot.data.features import read_features
 from lowshot.data.protocol import read_split
 from lowshot.photos.classifier import load_classifier
+from lowshot.representation.backbones import Extractor, ModelConfig, save_extractor
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,7 @@ CLASSIFIERS = {
     "mlp": {"name": "mlp", "lr": 0.001, "hidden": 16, "max_epochs": 5},
     "nearest_mean": {"name": "nearest_mean"},
     "cosine": {"name": "cosine"},
+    "cosine by draws": {"name": "cosine", "batch_size": 16},  # each batch depends on the seed
 }
 
 
@@ -61,18 +63,38 @@ def test_a_kept_classifier_is_the_one_that_was_evaluated(tmp_path, folder, data,
     assert kept.typicality_of(feats).min() > 0
 
 
-def test_images_are_named_by_what_was_trained_on_generated_rows(tmp_path, folder, data, image_folder, capsys):
-    one = config(folder, data, tmp_path, classifier=CLASSIFIERS["linear_sgd"], classifier_out=tmp_path / "c",
-                 add={"repetition": {"max_per_label": 8}})  # fmt: skip
+def test_rows_that_were_added_are_learned(tmp_path, folder, data, image_folder, capsys):
+    """Ten rows of a novel class far from all others pull its mean."""
+    rng, split = np.random.default_rng(0), read_split(data / "split.json")
+    novel, dim = split.novel_classes_2[0], read_features(folder / "features" / "train.h5").dim
+    np.savez(tmp_path / "rows.npz", feats=50 + rng.random((10, dim)), labels=np.full(10, novel),
+             trials=np.ones(10, int), n_shots=np.full(10, 5))  # fmt: skip
+    one = config(folder, data, tmp_path, classifier="nearest_mean", trials=[1], classifier_out=tmp_path / "c",
+                 add={"rows": {"file": tmp_path / "rows.npz"}})  # fmt: skip
+    one.shots = [5]
     low_shot.main(one)
     low_shot.main(one)
     assert f"{tmp_path / 'c'} already exists" in capsys.readouterr().out
+    kept = load_classifier(tmp_path / "c")
+    assert kept.class_names[kept.predict_proba(np.full((1, dim), 50, np.float32)).argmax()] == split.class_names[novel]
     images = image_folder / "super0" / "class0"
     named = predict.classify(predict.ClassifyConfig(classifier=tmp_path / "c", images=images, out=tmp_path / "p.csv"))
     with named.open(newline="", encoding="utf-8") as file:
-        assert {row["class"] for row in csv.DictReader(file)} <= set(load_classifier(tmp_path / "c").class_names)
+        assert sum(row["rank"] == "1" for row in csv.DictReader(file)) == 14
     with pytest.raises(InputError, match="c: was not made from photos, so none can be added"):
         predict.add(predict.AddConfig(classifier=tmp_path / "c", images=image_folder, out=tmp_path / "more"))
+
+
+def test_an_extractor_without_its_projection_is_kept(tmp_path, data):
+    """A classifier of trunk features opens again."""
+    torch.manual_seed(0)
+    model = Extractor(ModelConfig("Conv4", 0, 3, 16, width=0.25, crop_pct=1.0, embedding=8))
+    (tmp_path / "extractor").mkdir()
+    save_extractor(tmp_path / "extractor", model, {"stage": "train_scgm", "config": {}, "inputs": {}, "lineage": {}})
+    trunk = {"extractor": tmp_path / "extractor", "data": data, "out": tmp_path / "features", "layer": "trunk"}
+    save_features.main(save_features.Config(**trunk, accelerator="cpu"))
+    low_shot.main(config(tmp_path, data, tmp_path, classifier="nearest_mean", classifier_out=tmp_path / "c"))
+    assert load_classifier(tmp_path / "c").extractor.dim == 16
 
 
 def test_features_of_a_timm_model(tmp_path, image_folder):

