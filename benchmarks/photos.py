@@ -5,6 +5,7 @@ Writes    what the commands say, and a line for each number on stdout
 
     python benchmarks/photos.py --root data              ten minutes on two cores
     python benchmarks/photos.py --root data --n_draws 1
+    python benchmarks/photos.py --root data --album album && bash scripts/photos/run_all.sh album
 
 Photos are images of CIFAR-100, of 32 px, as PNG files. Each draw has ten classes to learn and ten others. The first
 draw goes through the commands: `fit` on 5 test images per class, `classify` 50 others, `export`, which is checked on
@@ -56,10 +57,15 @@ class Config:
     """timm model that makes the features."""
     n_draws: PositiveInt = 3
     """Number of draws of classes and photos."""
+    album: Path | None = None
+    """Only write this folder of photos, for scripts/photos/run_all.sh."""
 
 
 def main(config: Config) -> None:
     sets = {part: read_images(config.root, part) for part in ("train", "test")}
+    if config.album is not None:
+        write_album(config.album, *sets["train"])
+        return
     with tempfile.TemporaryDirectory() as folder:
         commands(Path(folder), sets, config.timm)
     extractor = lowshot.open_extractor(f"timm:{config.timm}")
@@ -73,8 +79,17 @@ def read_images(root: Path, part: str) -> tuple[np.ndarray, np.ndarray, list[str
     """Return images (N, 32, 32, 3), labels and class names."""
     content = read_pickle(root / "cifar-100-python" / part)
     names = read_pickle(root / "cifar-100-python" / "meta")["fine_label_names"]
+    names = [name.decode() if isinstance(name, bytes) else name for name in names]  # as its pickle is written
     images = np.array(content["data"], np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return images, np.array(content["fine_labels"]), names
+
+
+def write_album(folder: Path, images: np.ndarray, labels: np.ndarray, names: list[str]) -> None:
+    """Write 40 classes of 150 images each."""
+    for c in np.random.default_rng(5).permutation(100)[:40]:
+        (folder / names[c]).mkdir(parents=True)
+        for row in np.flatnonzero(labels == c)[:150]:
+            Image.fromarray(images[row]).save(folder / names[c] / f"{row}.png")
 
 
 def commands(folder: Path, sets: dict, timm: str) -> None:

@@ -38,6 +38,11 @@ class Head(nn.Module):
         chosen = torch.as_tensor(classes)
         return Head([*inner, (weight[chosen], bias[chosen])], self.unit_length)
 
+    def shifted(self, shift: Tensor) -> "Head":
+        """Return the classifier with `shift` (n_classes,) added to its scores."""
+        *inner, (weight, bias) = self.layers
+        return Head([*inner, (weight, bias + shift)], self.unit_length)
+
     @staticmethod
     def of_state(state: dict[str, Tensor], unit_length: bool) -> "Head":
         """Return the classifier with the state dict `state`, which `fits` has approved."""

@@ -13,7 +13,7 @@ from lowshot.classifiers.settings import NearestMeanOptions, SupportLogisticOpti
 from lowshot.classifiers.tasks import class_counts
 from lowshot.core.progress import Progress
 from lowshot.core.seeds import stream
-from lowshot.photos.calibration import fit_temperature, row_losses
+from lowshot.photos.calibration import calibrate, row_losses
 
 # The classifier of `choose` unless another is better: hardly regularised class means, and logistic regressions.
 DEFAULT = SupportLogisticOptions(C=10.0)
@@ -27,7 +27,7 @@ _ONE_BY_ONE = 100  # photos up to which each is left out by itself; beyond, a te
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method and its loss (`log_loss` at the best temperature) and accuracy (mean over classes) on held-out rows."""
+    """A method, and its loss and accuracy (means over classes) on held-out rows, after calibration."""
 
     method: Any
     loss: float
@@ -49,9 +49,11 @@ def choose(features: Tensor, labels: Tensor, n_way: int) -> list[Candidate]:
     if folds.max() < 0:
         return [Candidate(NearestMeanOptions("cosine"), np.nan, np.nan)]
     held, losses, accuracies = torch.from_numpy(folds >= 0), [], []
+    truth, counts = labels[held], labels.bincount(minlength=n_way)
     for method in CANDIDATES:
-        scores, truth = held_out_scores(method, features, labels, n_way, folds)[held], labels[held]
-        losses.append(row_losses(scores / fit_temperature(scores, truth), truth))
+        scores = held_out_scores(method, features, labels, n_way, folds)[held]
+        scores = calibrate(scores, truth, counts)(scores, counts)
+        losses.append(row_losses(scores, truth))
         accuracies.append(mean_recall(scores.argmax(1), truth, n_way))
     gains = [losses[0] - loss for loss in losses]
     is_better = [bool(gain.mean() > gain.std() / len(gain) ** 0.5) for gain in gains]

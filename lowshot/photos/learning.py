@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowshot.classifiers.heads import Head
 from lowshot.classifiers.methods import ScoreRows, fit_head
 from lowshot.classifiers.settings import INDUCTIVE_METHODS
 from lowshot.core.settings import stored_values
 from lowshot.photos.accuracy import Accuracy
-from lowshot.photos.calibration import fit_temperature
+from lowshot.photos.calibration import Calibration, calibrate
 from lowshot.photos.classifier import Support
 from lowshot.photos.held_out import Candidate, assign_folds, choose, leave_out
 from lowshot.photos.typicality import Typicality, typicality_of
@@ -27,15 +28,20 @@ class Learned:
     """A classifier of features, and what was found out about it.
 
     `support` has the method. `candidates` are the methods that were compared, the chosen one first; empty if the method
-    was given. `temperature` and `accuracy` are None if no class has two photos.
+    was given. `calibration` and `accuracy` are None if no class has two photos.
     """
 
     support: Support
     head: ScoreRows
     typicality: Typicality
     candidates: list[Candidate]
-    temperature: float | None
+    calibration: Calibration | None
     accuracy: Accuracy | None
+
+    @property
+    def temperature(self) -> float | None:
+        """The number that scores are divided by."""
+        return self.calibration and self.calibration.temperature
 
     def evidence(self) -> dict:
         """Return what config.json says of the choice and of the accuracy."""
@@ -45,6 +51,7 @@ class Learned:
                  "log_loss": _number(one.loss), "accuracy_over_classes": _number(one.accuracy)}
                 for one in self.candidates
             ],
+            "size_bias": None if self.calibration is None else self.calibration.size_bias,
             "held_out": None if self.accuracy is None else self.accuracy.to_json(),
         }  # fmt: skip
 
@@ -61,29 +68,32 @@ class Learned:
 def learn(support: Support, class_names: list[str]) -> Learned:
     """Learn from photos, with their method or, if it is to be chosen, with the best one.
 
-    The accuracy and the temperature are those of classifiers that were fitted without the photo (`leave_out`). They are
+    The accuracy and the calibration are those of classifiers that were fitted without the photo (`leave_out`). They are
     of the chosen method, and the choice has seen all photos, so with very few of them the accuracy is a little high.
     """
     features, labels, n_way = support.features, support.labels, len(class_names)
     candidates = choose(features, labels, n_way) if support.is_chosen else []
     method = candidates[0].method if candidates else support.method
+    head, typicality = fit_head(method, features, labels, n_way), typicality_of(features, labels, n_way)
+    # A method of the user's own is not saved as layers, to which a bias could be added.
+    counts = labels.bincount(minlength=n_way) if isinstance(head, Head) else torch.ones(n_way)
     scores = leave_out(method, features, labels, n_way)
     held = ~scores[:, 0].isnan()
-    temperature = accuracy = None
+    calibration = accuracy = None
     if held.any():
-        temperature = fit_temperature(scores[held], labels[held])
-        accuracy = Accuracy(_calibrated(scores[held], labels[held]), labels[held].numpy(), class_names)
-    head, typicality = fit_head(method, features, labels, n_way), typicality_of(features, labels, n_way)
-    return Learned(replace(support, method=method), head, typicality, candidates, temperature, accuracy)
+        calibration = calibrate(scores[held], labels[held], counts)
+        accuracy = Accuracy(_calibrated(scores[held], labels[held], counts), labels[held].numpy(), class_names)
+        head = head.shifted(calibration.shift(counts)) if isinstance(head, Head) else head
+    return Learned(replace(support, method=method), head, typicality, candidates, calibration, accuracy)
 
 
-def _calibrated(scores: Tensor, labels: Tensor) -> np.ndarray:
-    """Return probabilities (N, n_way) of held-out scores, with the temperatures of the other four fifths of them."""
+def _calibrated(scores: Tensor, labels: Tensor, counts: Tensor) -> np.ndarray:
+    """Return probabilities (N, n_way) of held-out scores, calibrated on the other four fifths of them."""
     probabilities, folds = np.empty(scores.shape), assign_folds(labels, min(5, len(labels)))
     for fold in np.unique(folds):
         rest, own = torch.from_numpy(folds != fold), folds == fold
-        temperature = fit_temperature(scores[rest], labels[rest])
-        probabilities[own] = (scores[~rest].double() / temperature).softmax(1).numpy()
+        calibration = calibrate(scores[rest], labels[rest], counts)
+        probabilities[own] = calibration(scores[~rest], counts).softmax(1).numpy()
     return probabilities
 
 
@@ -105,7 +115,7 @@ def sizes_of(labels: Tensor, class_names: list[str]) -> list[str]:
     if most > 2 * least:
         small = [f"{name} {n}" for n, name in sorted(zip(counts, class_names)) if 2 * n < most]
         listed = ", ".join(small[:10]) + (f" and {len(small) - 10} more" if len(small) > 10 else "")
-        lines.append(f"unequal classes have the same weight, but few photos make a class less certain ({listed})")
+        lines.append(f"unequal classes count alike, but few photos make a class less certain ({listed})")
     return lines
 
 

@@ -6,9 +6,9 @@ low_shot() {
   python low_shot.py --config $configs/low_shot.yaml $inputs --draws "$out/data/draws.json" --shots "$shots" "$@"
 }
 choose="--select $configs/grids/low_shot.yaml --select.criterion top1_novel_base --select.per_shot"
-low_shot --classifier nearest_mean --out "$results/nearest_mean.json"
-low_shot $choose --out "$results/best.json"
+low_shot --classifier nearest_mean --name "class means" --out "$results/nearest_mean.json"
+low_shot $choose --name "best classifier" --out "$results/best.json"
 if [ -d "$out/$name/generator" ]; then
-  low_shot $choose --add.generator "$out/$name/generator" --out "$results/best_generated.json"
-  low_shot $choose --add repetition --out "$results/best_repeated.json"
+  low_shot $choose --add.generator "$out/$name/generator" --name "best classifier + generator" --out "$results/best_generated.json"
+  low_shot $choose --add repetition --name "best classifier + repetition" --out "$results/best_repeated.json"
 fi

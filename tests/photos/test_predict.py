@@ -410,7 +410,7 @@ def test_fit_says_how_good_the_classifier_is(tmp_path, photos, extractor):
     made = run_script("predict.py", "fit", "--extractor", extractor, "--images", root, "--out", tmp_path / "c")
     assert made.returncode == 0, made.stderr
     for said in (
-        "10 classes, 2 (class7) to 5 photos each (class0)", "unequal classes have the same weight", "class7 2)",
+        "10 classes, 2 (class7) to 5 photos each (class0)", "unequal classes count alike", "class7 2)",
         "chosen by cross-validation (accuracy: ", "of 47 right (95 % interval ", "chance 10.0%", " of 2",
     ):  # fmt: skip
         assert said in made.stdout
