@@ -38,7 +38,8 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 _FENCE = re.compile(r"^(?:<!-- needs: ([^\n]+) -->\n)?```(\w*)\n(.*?)^```$", re.M | re.S)
 _ASSIGNMENT = re.compile(r"[A-Z_]+=")
 # Commands of the shell, and scripts that run the tests: there is nothing to try.
-_NOT_TRIED = ("source", "zensical", "bash scripts/test.sh", "bash scripts/environment.sh")
+_NOT_TRIED = ("source", "zensical", "bash scripts/test.sh", "bash scripts/environment.sh",
+              "bash scripts/photos/run_all.sh", "python examples/classify_onnx.py")  # fmt: skip
 N_IMAGES = 24  # of a class
 # What is small in a test, by the names of settings.
 SMALL = {"epochs": 1, "n_steps": 10, "steps": 4, "score_every": 2, "n_episodes": 3, "width": 0.125, "max_epochs": 2,
@@ -212,7 +213,7 @@ def inputs(folder, extractor):
     def make(page):
         features(folder, name="features")
         features(folder, dim=256)
-        for name, n_images in (("photos", 28), ("new_photos", 1)):
+        for name, n_images in (("photos", 28), ("new_photos", 1), ("test_photos", 3), ("more_photos", 2)):
             write_photos(folder / name, n_images)
         if page in ("docs/photos.md", "docs/features.md"):
             (folder / "outputs/glyphs/conv4_sgm").mkdir(parents=True)

@@ -15,7 +15,7 @@ from lowshot.core.progress import Progress
 from lowshot.core.seeds import stream
 from lowshot.photos.calibration import calibrate, row_losses
 
-# The classifier of `choose` unless another is better: hardly regularised class means, and logistic regressions.
+# What `choose` compares: a logistic regression, which stands unless another is better, the class means, and others.
 DEFAULT = SupportLogisticOptions(C=10.0)
 CANDIDATES = (
     DEFAULT, NearestMeanOptions("cosine"),

@@ -64,7 +64,7 @@ class Labelled:
         return replace(self.of_rows(rows), names=[self.names[c] for c in classes], labels=labels)
 
 
-def read_labelled(images: Path, test: bool = False, skip_corrupt: bool = False) -> "Labelled":
+def read_labelled(images: Path, test: bool = False, skip_corrupt: bool = False) -> Labelled:
     """Find photos in class folders, in their training or test part if there are parts.
 
     A photo that is twice in its class is taken once. With `skip_corrupt`, those that cannot be decoded are left out.
@@ -83,6 +83,8 @@ def read_labelled(images: Path, test: bool = False, skip_corrupt: bool = False) 
     labelled = labelled.of_rows(list(first.values()))
     if skip_corrupt:
         labelled = labelled.of_rows(rows_decodable(labelled.files, "predict"))
+        if empty := [labelled.names[c] for c in np.setdiff1d(labels, labelled.labels)]:
+            raise InputError(f"{images}: no photo of {', '.join(empty)} can be decoded. Add some, or remove the class")
     in_several = {photo for photo, n in Counter(labelled.photos).items() if n > 1}
     if twice := [file for file, photo in zip(labelled.files, labelled.photos) if photo in in_several]:
         print(f"predict: the same photo is in several classes ({', '.join(map(str, twice[:4]))}). Leave it in one")
