@@ -147,7 +147,7 @@ def judged(sets: dict, extractor: Extractor, draw: int) -> dict[str, float]:
             by_class = right.reshape(N_WAY, 100).mean(1)
             found[f"{what}: accuracy of scikit-learn's defaults{name}"] = by_class.mean()
             if what != "5 photos each":
-                found[f"{what}: recall of the small classes, the same"] = by_class[: N_WAY // 2].mean()
+                found[f"{what}: recall of the small, scikit-learn{name}"] = by_class[: N_WAY // 2].mean()
         if what != "5 photos each":
             found[f"{what}: recall of the small classes"] = recall[: N_WAY // 2].mean()
             found[f"{what}: recall of the large classes"] = recall[N_WAY // 2 :].mean()
