@@ -24,6 +24,17 @@ def in_float64(tensor: torch.Tensor) -> torch.Tensor:
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Use one thread: with tensors this small, threads cost more than they save (ten times more on a busy machine)."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+
+
 def pick_device() -> torch.device:
     """Return the CUDA GPU if there is one, else the CPU. Features need float64, which Apple GPUs lack."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

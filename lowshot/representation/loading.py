@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, default_convert
 from torchvision.transforms import v2
 
 from lowshot.core.errors import CorruptImage, InputError
+from lowshot.core.runtime import one_thread
 from lowshot.core.seeds import torch_stream
 from lowshot.core.workers import end_with_parent, n_workers, worker_context
 from lowshot.data.datasets.images import Images, to_square
@@ -70,7 +70,7 @@ class _DecodedImages(Dataset):
 
     def __getitems__(self, batch: tuple[Sequence[CropKey], np.ndarray]) -> Tensor:
         keys, rows = batch
-        with _one_thread():
+        with one_thread():
             return torch.stack([self._views(row, keys) for row in rows], dim=1)
 
     def _views(self, row: int, keys: Sequence[CropKey]) -> Tensor:
@@ -92,17 +92,6 @@ class _DecodedImages(Dataset):
             if self.images.labels[row] >= 0:
                 raise
             return Image.new("RGB", (256, 256))  # black, as published
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Use one thread for operations of torch, as workers do: on small images, threads mostly wait for each other."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
 
 
 class ImageLoader:

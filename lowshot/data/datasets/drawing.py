@@ -1,7 +1,5 @@
 """Render the characters of the built-in data set `glyphs`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -37,17 +35,6 @@ SCRIPTS = {
 }
 N_TRAIN, N_TEST, SIZE = 50, 20, 28
 _MASTER, _INK = 64, 44  # side of an undistorted master, and the longer side of its ink, in pixels
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Use one thread: with tensors this small, threads cost more than they save (ten times more on a busy machine)."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
 
 
 def master(char: str, font: str) -> np.ndarray:

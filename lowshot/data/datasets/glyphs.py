@@ -25,11 +25,12 @@ def find(settings: Glyphs, source: Source) -> Found:
 
 
 def _read() -> Content:
-    from lowshot.data.datasets import drawing  # imports torch and matplotlib, which are slow to import
+    from lowshot.core.runtime import one_thread
+    from lowshot.data.datasets import drawing  # torch and matplotlib are slow to import
 
     pairs = [(script, char) for script, (chars, _) in drawing.SCRIPTS.items() for char in chars]
     n_images = drawing.N_TRAIN + drawing.N_TEST
-    with drawing.one_thread():
+    with one_thread():
         pixels = np.concatenate(
             [drawing.draw_class(c, script, char, n_images) for c, (script, char) in enumerate(pairs)]
         )
