@@ -230,7 +230,7 @@ def test_novel_classes_that_are_never_found_are_said(config, monkeypatch, capfd)
     results(config)
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("CHECK")]
     assert len(said) == 1 and "novel top-1 is not above chance at n = 1, 5" in said[0]
-    assert "100 % among novel classes alone" in said[0] and "--classifier nearest_mean" in said[0]
+    assert "100 % among novel classes alone" in said[0] and "--classifier cosine" in said[0]
 
 
 def captured_problem(config, monkeypatch, **changes):
