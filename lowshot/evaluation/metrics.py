@@ -87,7 +87,7 @@ def ausuc(leads: np.ndarray, hits: np.ndarray, labels: np.ndarray, is_novel: np.
     lost = np.cumsum(np.where(is_novel, 0, weights)[order])[last]
     novel = np.concatenate([[0], gained])
     base = np.where(is_novel, 0, weights).sum() - np.concatenate([[0], lost])
-    return float(np.trapezoid(base, novel))
+    return min(1.0, float(np.trapezoid(base, novel)))  # a sum of shares may round to just above 1
 
 
 def chance(metric: str, n_base: int, n_novel: int) -> float | None:
