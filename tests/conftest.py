@@ -23,6 +23,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lowshot.core.errors import InputError
 from lowshot.core.files import write_json
 from lowshot.core.publishing import partial_path
 from lowshot.core.settings import build
@@ -153,6 +154,17 @@ def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:
 def settings(settings_class: type, **values: object) -> Any:
     """Build settings from plain values, as in a YAML file: `model="Conv4"`, `model={"name": "Conv4", ...}`."""
     return build(settings_class, values)
+
+
+def save_image(path: Path, colour=(200, 30, 30), size=(12, 8)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+def refused(call, cause: str) -> None:
+    with pytest.raises(InputError, match=cause) as error:
+        call()
+    assert "\n" not in str(error.value)
 
 
 @pytest.fixture(scope="session")

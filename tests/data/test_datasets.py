@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import refused, save_image
 from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms.functional import gaussian_blur, rotate
 
 from lowshot.core.artifacts import read_recipe
-from lowshot.core.errors import InputError
 from lowshot.core.files import write_json
 from lowshot.data.datasets import cifar100, drawing, emnist, imagenet, omniglot
 from lowshot.data.datasets.cifar100 import read_pickle
@@ -24,17 +24,6 @@ from lowshot.data.datasets.settings import Cifar100, Emnist, ImageNet, Omniglot
 
 REAL = Path(os.environ.get("LOWSHOT_DATA", "../shared/data"))
 RECIPE = {"stage": "preprocessing", "config": {}, "inputs": {}}
-
-
-def save_image(path: Path, colour=(200, 30, 30), size=(12, 8)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path)
-
-
-def refused(call, cause: str) -> None:
-    with pytest.raises(InputError, match=cause) as error:
-        call()
-    assert "\n" not in str(error.value)
 
 
 # --- helpers of all readers

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import assert_refused, run_script, settings
+from conftest import assert_refused, refused, run_script, save_image, settings
 from PIL import Image
 
-from lowshot.core.errors import InputError
 from lowshot.data.datasets import folder
 from lowshot.data.datasets.content import Source
 from lowshot.data.datasets.folder import find_folder
@@ -16,17 +15,6 @@ from lowshot.data.datasets.images import open_image, read_images
 from lowshot.data.datasets.settings import Folder
 from lowshot.data.protocol import read_draws, read_split
 from preprocessing import Config, main
-
-
-def save_image(path: Path, colour=(200, 30, 30), size=(12, 8)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path)
-
-
-def refused(call, cause: str) -> None:
-    with pytest.raises(InputError, match=cause) as error:
-        call()
-    assert "\n" not in str(error.value)
 
 
 def save_classes(root: Path, **sizes: int) -> Path:
