@@ -167,8 +167,11 @@ def _as_group(group: type, value: Any) -> dict[str, Any]:
     """Return what is given for a group by setting. A single value sets the first setting, a switch ("true") none."""
     given = _as_dict(value)
     single = given.pop(_ITSELF, None)
-    switched_on = single is True or single in ("true", None)  # 1 is a value, though it equals True
-    return given if switched_on else {**given, next(iter(parts_of(group))): single}
+    if single is True or single in ("true", None):  # 1 is a value, though it equals True
+        return given
+    first = next(iter(parts_of(group)))
+    below = given.get(first)  # the settings of a first setting that is itself a choice
+    return {**given, first: {_ITSELF: single, **below} if isinstance(below, dict) else single}
 
 
 def as_several(value: Any) -> dict[str, Any]:
@@ -288,7 +291,7 @@ def _merge_several(registry: Registry, older: Any, newer: Any) -> dict[str, Any]
     both = {}
     for name in given.keys() & before.keys():
         found = registry.find(str(_as_dict(before[name]).get("name", name)))
-        both[name] = {**_as_group(found, before[name]), **_as_group(found, given[name])}
+        both[name] = merge(found, _as_group(found, before[name]), _as_group(found, given[name]))
     return {**given, **both} if _names_anew(newer) else {**before, **given, **both}
 
 

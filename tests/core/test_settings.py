@@ -58,7 +58,15 @@ class Stored:
 
 LOSSES = Registry("loss", {"plain": Plain, "sgm": Sgm}, "__call__(scores)")
 NETS = Registry("network", {"small": Net, "large": Net, "wide": Wide, "timm:": Net})
-SOURCES = Registry("source", {"sgm": Sgm, "stored": Stored, "plain": Plain}, "extend(run)")
+
+
+@dataclass
+class Labelled:
+    by: Annotated[Any, LOSSES] = field(default_factory=lambda: Sgm(0.3))
+    share: PositiveFloat = 1.0
+
+
+SOURCES = Registry("source", {"sgm": Sgm, "stored": Stored, "plain": Plain, "labelled": Labelled}, "extend(run)")
 
 
 @dataclass
@@ -255,8 +263,8 @@ def test_a_single_value_of_one_of_several_is_its_first_setting():
 
 def test_names_and_what_is_given_of_one_go_together():
     assert made(add={"": ["plain", "sgm"], "sgm": {"weight": 1}}).add == {"plain": Plain(), "sgm": Sgm(1.0)}
-    refused("add.other: no source is called 'other'. Available: sgm, stored, plain, or your own as file.py:Class",
-            add="other")  # fmt: skip
+    known = "sgm, stored, plain, labelled, or your own as file.py:Class"
+    refused(f"add.other: no source is called 'other'. Available: {known}", add="other")
     refused("add.stored.file: is required (a path)", add="stored")
 
 
@@ -299,6 +307,17 @@ def test_several_of_two_sources():
     assert merged(older, {"add": ["plain"]}).add == {"plain": Plain()}
     assert merged({"add": ["stored", "sgm"]}, {"add": {"stored": "f"}}).add == {
         "stored": Stored(Path("f")), "sgm": Sgm()}  # fmt: skip
+
+
+def test_a_choice_inside_one_of_several():
+    given = {
+        "add": {"labelled": {"": "sgm", "by": {"weight": "0.5"}}}
+    }  # --add.labelled sgm --add.labelled.by.weight 0.5
+    assert made(**given).add == {"labelled": Labelled(Sgm(0.5))}
+    assert made(add={"labelled": {"by": {"squared": True}}}).add == {"labelled": Labelled(Sgm(0.3, True))}
+    older = {"add": {"labelled": {"by": {"name": "sgm", "weight": 1}}}}
+    assert merged(older, {"add": {"labelled": {"by": {"squared": True}}}}).add == {"labelled": Labelled(Sgm(1.0, True))}
+    assert merged(older, {"add": {"labelled": {"by": "plain"}}}).add == {"labelled": Labelled(Plain())}
 
 
 def test_dotted_names_and_nested_values():
@@ -389,7 +408,7 @@ def test_what_a_file_holds_is_checked():
         ("optimiser", "settings"),
         ("loss", "plain, sgm, or your own as file.py:Class"),
         ("net", "small, large, wide, timm:"),
-        ("add", "sgm, stored, plain, or your own as file.py:Class"),
+        ("add", "sgm, stored, plain, labelled, or your own as file.py:Class"),
     ],
 )
 def test_what_a_setting_may_be(name, words):
