@@ -55,7 +55,7 @@ from lowshot.core.files import check_suffix, digest
 from lowshot.core.imports import load
 from lowshot.core.publishing import is_done, writing
 from lowshot.core.settings import Seed, paths_of
-from lowshot.data.additions import Addition, FileRows, Repetition, RowsOfFile, Run, check_extended
+from lowshot.data.additions import Addition, CopiesOfShots, FileRows, Repetition, RowsOfFile, Run, check_extended
 from lowshot.data.lineage import Lineage, Setting, Tags, lineage_of_method
 from lowshot.data.protocol import read_draws
 from lowshot.diffusion.settings import Propagated
@@ -69,16 +69,19 @@ from lowshot.evaluation.benchmark import (
 )
 from lowshot.evaluation.older import LOW_SHOT_NAMES, results_today
 from lowshot.evaluation.selection import choose, evidence_path, joint_recipe
-from lowshot.evaluation.settings import SelectionConfig
+from lowshot.evaluation.settings import Pool, SelectionConfig
 from lowshot.gan.settings import Samples
-from lowshot.hallucination.settings import Generator
+from lowshot.hallucination.settings import Calibrated, Generator
 
 ADDITIONS = Registry(
     "addition",
     {
         "propagated": Propagated,
+        "pool": Pool,
         "generator": Generator,
+        "calibrated": Calibrated,
         "samples": Samples,
+        "copies": CopiesOfShots,
         "repetition": Repetition,
         "rows": RowsOfFile,
     },
@@ -97,8 +100,10 @@ class Config(SelectionConfig):
     transform: FeatureTransform = field(default_factory=FeatureTransform)
     """Transform of all features before the classifier, additional rows included."""
     add: Annotated[dict, Several(ADDITIONS)] = field(default_factory=dict)
-    """Additional training rows, applied in this order. propagated: rows labelled by diffusion.py; generator: an analogy
-    generator; samples: GAN samples; repetition: repeated shots (the control of the others); rows: a file of rows."""
+    """Additional training rows, applied in this order. propagated: rows labelled by diffusion.py; pool: unlabelled
+    training images, labelled by a few-shot method; generator: an analogy generator; calibrated: rows drawn with the
+    covariance of base classes; samples: GAN samples; copies: augmented copies of the shots; repetition: repeated shots
+    (the control of the others); rows: a file of rows."""
     scores: Path | None = None
     """File to write the log-probabilities of all test images to (.h5), for fusion in diffusion.py."""
     classifier_out: Path | None = None
@@ -215,6 +220,8 @@ def _load(config: Config) -> None:
     used = {type(one) for one in config.add.values()}
     for kind, room, name in (
         (Generator, hallucination, "Hallucinator"),
+        (Calibrated, hallucination, "CalibratedRows"),
+        (Pool, evaluation, "PoolRows"),
         (Propagated, diffusion, "PropagatedRows"),
         (Samples, gan, "SampleRows"),
     ):
@@ -306,6 +313,10 @@ def _opened(settings: Any, config: Config, benchmark: Benchmark) -> Addition:
     train = benchmark.train
     if type(settings) is Generator:
         return hallucination.Hallucinator(settings, benchmark.split, train)
+    if type(settings) is Pool:
+        return evaluation.PoolRows(settings, benchmark)
+    if type(settings) is Calibrated:
+        return hallucination.CalibratedRows(settings, train, benchmark.base_rows)
     if type(settings) is Propagated:
         return diffusion.PropagatedRows(settings, config, train)
     if type(settings) is Samples:

@@ -1,8 +1,8 @@
 """Additions: methods that add training rows to the shots of a run.
 
-Hallucinated features, GAN samples, propagated labels, repetition and your own rows are *additions* to the training set
-of a low-shot classifier. They are applied in the order in which they are named. Defines their interface, `Addition`,
-and the additions that need no model.
+Hallucinated features, GAN samples, propagated labels, augmented copies, repetition and your own rows are *additions* to
+the training set of a low-shot classifier. They are applied in the order in which they are named. Defines their
+interface, `Addition`, and the additions that need no model.
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from lowshot.core.errors import InputError
 from lowshot.core.h5 import open_h5, require_datasets
 from lowshot.core.npz import read_npz
 from lowshot.core.settings import PositiveInt
-from lowshot.data.features import Features
+from lowshot.data.features import Features, read_copies
 
 # What a method has seen besides labelled training images: nothing, or unlabelled training images.
 Seen = Literal["inductive", "semi_supervised"]
@@ -112,6 +112,35 @@ class Repetition:
         rows = [np.flatnonzero(run.labels == c) for c in dict.fromkeys(run.labels.tolist())]
         filled = [one[np.arange(max(len(one), self.max_per_label)) % len(one)] for one in rows]
         return run.taken(np.concatenate(filled))
+
+
+@dataclass
+class CopiesOfShots:
+    """Augmented copies of the shots, from the train features (save_features.py --copies)."""
+
+    n: PositiveInt | None = None
+    """Number of copies of each shot. Default: all that the file has."""
+
+    @property
+    def label(self) -> str:
+        return "augmented copies" if self.n is None else f"{self.n} augmented copies"
+
+    def extend(self, run: Run, benchmark: Any, seed: int) -> Run:
+        """Add the first `n` copies of each shot, shot after shot.
+
+        Tian et al. (RFS, ECCV 2020) learn from five copies of each shot. Departs from their code in that the shots stay
+        as well. Copies are of the shots only, whatever earlier additions have added. Raises InputError for a file
+        without copies, or with fewer than `n`.
+        """
+        shots = benchmark.shot_rows(run.trial, run.n_shot)
+        copies = read_copies(benchmark.train, shots.ravel())[:, : self.n]
+        if copies.shape[1] < (self.n or 0):
+            raise InputError(
+                f"{benchmark.train.path}: has {copies.shape[1]} augmented copies of each image. Use --add.copies "
+                f"{copies.shape[1]}, or save_features.py --copies {self.n}"
+            )
+        labels = np.repeat(benchmark.novel_classes, run.n_shot * copies.shape[1])
+        return run.joined(copies.reshape(len(labels), -1), labels)
 
 
 @dataclass

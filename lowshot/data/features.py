@@ -99,14 +99,17 @@ def constant_features(path: Path) -> str | None:
     return health.constant(str(path), float(some.std(0).mean()), float(np.abs(some).mean()))
 
 
-def read_copies(features: Features) -> np.ndarray:
-    """Read the features of the augmented copies of all rows, float32 (N, A, D).
+def read_copies(features: Features, rows: np.ndarray | None = None) -> np.ndarray:
+    """Read the features of the augmented copies of `rows` (n,), or of all rows, float32 (n, A, D).
 
     Raises InputError if the file has none, or if they are incomplete, or contain what `read_features` refuses.
     """
+    absent = InputError(f"{features.path}: has no augmented copies. Make them with save_features.py --copies 5")
+    if features.path.suffix == ".npz":
+        raise absent
     with open_h5(features.path) as file:
         if "augmented_feats" not in file:
-            raise InputError(f"{features.path}: has no augmented copies. Make them with save_features.py --copies 5")
+            raise absent
         require_datasets(file, {"augmented_feats": ("floats", 3)})
         n_rows, dim = features.feats.shape
         stored = file["augmented_feats"]
@@ -114,9 +117,15 @@ def read_copies(features: Features) -> np.ndarray:
             raise InputError(
                 f"{features.path}: augmented_feats must have shape ({n_rows}, A, {dim}), not {stored.shape}"
             )
-        copies = stored[:n_rows].astype(np.float32, copy=False)
+        copies = (stored[:n_rows] if rows is None else _rows_of(stored, rows)).astype(np.float32, copy=False)
     check_usable(copies, f"{features.path}: augmented_feats")
     return copies
+
+
+def _rows_of(stored: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
+    """Read `rows` (n,) in any order, which HDF5 reads in ascending order only."""
+    ascending, place = np.unique(rows, return_inverse=True)
+    return stored[ascending][place]
 
 
 def create_features(

@@ -359,6 +359,17 @@ def make_draws(
     }
 
 
+def unlabelled_halves(labels: np.ndarray, c: int, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Divide the training images of class `c` that are not `drawn` as shots of a trial into two halves at random.
+
+    The first half may be learned from without labels, the second one judges what was learned. Both are rows of
+    `labels` (N,) in random order. They are the same for every number of shots and every seed.
+    """
+    rest = np.setdiff1d(np.flatnonzero(labels == c), drawn)
+    learned, judging = np.array_split(stream(0, "unlabelled", c).permutation(rest), 2)
+    return learned, judging
+
+
 def with_douze2018_draws(
     draws: dict[int, list[np.ndarray]], labels: np.ndarray, split: Split, max_shots: int
 ) -> dict[int, list[np.ndarray]]:

@@ -9,3 +9,4 @@ from .ranks import outcomes_in_chunks as outcomes_in_chunks
 from .ranks import outcomes_of as outcomes_of
 from .runs import Keep as Keep
 from .runs import evaluate_runs as evaluate_runs
+from .unlabelled import PoolRows as PoolRows

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from annotated_types import Gt, Le
+
+from lowshot.classifiers.settings import METHODS, RefinementOptions
 from lowshot.core.settings import PositiveFloat, PositiveInt, RunOnly, Seed
 from lowshot.data.protocol import Setup
 
@@ -96,3 +99,23 @@ class Sampling:
     """Draw all classes of a task from one superclass. Superclasses with enough classes are drawn uniformly."""
     seed: Seed = 0
     """Seed of the episodes and of methods that draw at random."""
+
+
+@dataclass
+class Pool:
+    """Unlabelled training images of the novel classes, labelled by a few-shot method."""
+
+    setting: ClassVar[str] = "semi_supervised"
+
+    method: Annotated[Any, METHODS] = field(default_factory=lambda: RefinementOptions(n_steps=10, scale=10))
+    """Few-shot method that labels the images, with the shots of the run as support. The features have the transform
+    that the method was published with."""
+    images: Literal["others", "gan"] = "others"
+    """Images of the pool. others: all training images that are no shots of the run; gan: the unlabelled half that
+    train_gan.py finetune --semi_supervised learns from, for a comparison with its samples."""
+    share: Annotated[float, Gt(0), Le(1)] = 1.0
+    """Part of the images of each class to add, the most confident first."""
+
+    @property
+    def label(self) -> str:
+        return f"pool ({METHODS.name_of(self.method)})"

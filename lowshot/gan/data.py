@@ -11,7 +11,7 @@ from torch import Tensor
 from lowshot.core.errors import InputError
 from lowshot.core.seeds import stream
 from lowshot.data.datasets.images import Images
-from lowshot.data.protocol import Split, check_draws, read_draws
+from lowshot.data.protocol import Split, check_draws, read_draws, unlabelled_halves
 from lowshot.representation.loading import to_tensor
 
 
@@ -77,13 +77,12 @@ def few_shot_rows(
         if len(draws[c]) < k:
             raise InputError(f"{name} has {len(draws[c])} shots, but k is {k}. Use --k {len(draws[c])}")
         supports.append(draws[c][:k])
-        rest = np.setdiff1d(np.flatnonzero(labels == c), draws[c])
-        if len(rest) < 2 and not shared_pool:
+        halves.append(unlabelled_halves(labels, c, draws[c]))
+        if min(map(len, halves[-1])) == 0 and not shared_pool:
             raise InputError(
                 f"{name} has fewer than two images that are not shots. "
                 "Add images, or use train_gan.py finetune --shared_pool"
             )
-        halves.append(np.array_split(stream(0, "unlabelled", c).permutation(rest), 2))
     if shared_pool:
         pool = np.flatnonzero(np.isin(labels, split.novel_classes))
         return FewShotRows(np.concatenate(supports), pool, pool)

@@ -1,5 +1,6 @@
 """Analogies between clusters of base classes, and generators of features trained on them."""
 
+from .calibration import CalibratedRows as CalibratedRows
 from .clustering import cluster_classes as cluster_classes
 from .clustering import clustering_scores as clustering_scores
 from .generators import Hallucinator as Hallucinator

@@ -434,7 +434,7 @@ def test_older_names_of_predict():
         (["--add.repetition", "none"], "--add.repetition.max_per_label: 'none': must be an integer > 0"),
         (
             ["--add", "svm"],
-            "--add.svm: no addition is called 'svm'. Available: propagated, generator, samples, repetition",
+            "--add.svm: no addition is called 'svm'. Available: propagated, pool, generator, calibrated",
         ),
     ],
 )
