@@ -292,10 +292,10 @@ def base_mean(config: FitConfig, dim: int, extractor: str) -> Any:
         raise InputError(
             f"{config.base_features}: made by another extractor. Use features of this extractor (save_features.py)"
         )
-    if base.mirror:
+    if base.views:
         raise InputError(
-            f"{config.base_features}: averaged over mirror images, which the photos are not. Use features without "
-            "--mirror (save_features.py)"
+            f"{config.base_features}: averaged over views of an image, which the photos are not. Use features without "
+            "--views (save_features.py)"
         )
     rows = np.isin(base.labels, split.base_classes)
     if not rows.any():

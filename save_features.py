@@ -6,8 +6,9 @@ Writes  OUT/train.h5 and, if there are test images, OUT/test.h5 in the published
         For a folder of images OUT/features.h5, with labels of -1 and the names of the files in `paths`.
         With --npz, the same as .npz files with the arrays feats, labels, paths and is_blank
 
+With --views the features are means over several views of each image: its mirror image too, or random crops and shifts.
 With --copies the files also contain augmented_feats float32 (N, copies, D), the features of randomly augmented copies
-of each image. episodes.py --augmented_support uses them as shots.
+of each image, for episodes.py --augmented_support and low_shot.py --add copies.
 
 Unlabelled images (yfcc100m, --images) that cannot be decoded or are entirely black get features of zeros, and are
 marked in the dataset is_blank. A corrupt image with a label is an error.
@@ -18,6 +19,8 @@ python save_features.py --timm resnet50.a1_in1k --data outputs/photos/data --out
 python save_features.py --timm resnet50.a1_in1k --images photos --npz --out outputs/photos/features
 python save_features.py --extractor outputs/cifar100/scgm_g/extractor --data outputs/cifar100/data --copies 5 \\
     --copies.augment.flip --out outputs/cifar100/scgm_g/features
+python save_features.py --extractor outputs/cifar_fs/airbench/extractor --data outputs/cifar_fs/data --views random \\
+    --views.n 10 --views.augment.shift_pixels 2 --views.augment.flip --out outputs/cifar_fs/airbench/features
 Small example (seconds on a CPU):
 python save_features.py --extractor outputs/glyphs/conv4_sgm/extractor --data outputs/glyphs/data \\
     --out outputs/glyphs/try/features
@@ -25,9 +28,10 @@ python save_features.py --extractor outputs/glyphs/conv4_sgm/extractor --data ou
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -50,14 +54,20 @@ from lowshot.data.task_list import read_task_list
 from lowshot.evaluation.settings import SHOTS
 from lowshot.representation.settings import (
     AUGMENTATIONS,
+    VIEWS,
     ExtractorChoice,
+    RandomViews,
     StandardAugmentation,
     StretchingTimmModel,
 )
 from lowshot.representation.weight_sources import check_choice
 
-# Number of the view of an image (see `Augmentation.uniforms`); training uses 0 and the next few.
-_SUPPORT = 100
+if TYPE_CHECKING:
+    import torch
+
+# Numbers of the views of an image (see `Augmentation.uniforms`), of copies and of --views; training uses 0 and the next
+# few.
+_SUPPORT, _AVERAGED = 100, 200
 
 
 @dataclass
@@ -88,8 +98,9 @@ class Config(ExtractorChoice):
     invert: bool | None = None
     """Invert every image. Default: if the images are the reverse of those that the extractor was trained on, such as
     dark ink on paper for an extractor of bright ink on black."""
-    mirror: bool = False
-    """Save the mean of the features of each image and of its mirror image. Takes twice as long. Not for characters."""
+    views: Annotated[Any, VIEWS] | None = None
+    """Save the mean of the features of several views of each image (and of each copy). mirror: the image and its mirror
+    image; random: n randomly augmented images. Takes as many times as long. Default: the image itself."""
     layer: Literal["trunk"] | None = None
     """Layer to save: trunk for the features before the projection of train_scgm.py (default: after it)."""
     copies: Copies | None = None
@@ -112,14 +123,17 @@ class Config(ExtractorChoice):
         "support": "copies.augment",
         "copies": "copies.n",
         "seed": "copies.seed",
+        "mirror": "views.name",
     }
 
     @classmethod
     def older(cls, stored: dict) -> dict:
-        """Update a recipe of an older revision, whose config said what the extractor had seen of novel classes."""
-        seen = ("validation_classes", "saw_shots", "saw_samples")
+        """Update a recipe of an older revision, whose config said what the extractor had seen of novel classes, and
+        whether views were mirrored."""
+        seen = ("validation_classes", "saw_shots", "saw_samples", "mirror")
         config = {name: value for name, value in stored["config"].items() if name not in seen}
-        return super().older({**stored, "config": config})
+        views = {"views": {"name": "mirror"}} if stored["config"].get("mirror") else {}
+        return super().older({**stored, "config": {**config, **views}})
 
 
 def main(config: Config) -> Path:
@@ -132,7 +146,9 @@ def main(config: Config) -> Path:
     if config.layer == "trunk":
         representation.drop_projection(model, config)
     if config.copies:
-        _check_copies(config.copies)
+        _check_changes("copies", config.copies)
+    if isinstance(config.views, RandomViews):
+        _check_changes("views", config.views)
     of_samples = gan.handed_on(source.where)
     if not of_samples["inputs"]:  # generated images are what their GAN has learned from, whatever their brightness
         config = replace(config, invert=_inverts(config, model, source) or None)
@@ -226,17 +242,40 @@ def _lists_tasks(where: Path) -> bool:
     return where.suffix == ".csv"
 
 
-def _check_copies(copies: Copies) -> None:
-    """Raise InputError for copies that are all equal, or that need another crop of the file on disk."""
-    if copies.augment == StandardAugmentation():
+def _check_changes(name: str, drawn: Copies | RandomViews) -> None:
+    """Raise InputError for copies or views that are all equal, or that need another crop of the file on disk."""
+    if drawn.augment == StandardAugmentation():
         raise InputError(
-            f"--copies {copies.n}: all copies would equal the image. Add a random change, e.g. --copies.augment.flip"
+            f"--{name}: all {drawn.n} would equal the image; add a random change, e.g. --{name}.augment.flip"
         )
-    if isinstance(copies.augment, StandardAugmentation) and copies.augment.resized_crop:
+    if isinstance(drawn.augment, StandardAugmentation) and drawn.augment.resized_crop:
         raise InputError(
-            "--copies.augment.resized_crop: not available here, as images are loaded only once. Use "
-            "--copies.augment.crop_area 0.08"
+            f"--{name}.augment.resized_crop: not available here, as images are loaded only once. Use "
+            f"--{name}.augment.crop_area 0.08"
         )
+
+
+class _Changes:
+    """The random changes of copies or views: `n` of each of `n_images` images.
+
+    They depend only on (seed, number of the copy or view, index of the image in images.h5).
+    """
+
+    def __init__(self, drawn: Copies | RandomViews, n_images: int, seed: int, view: int) -> None:
+        self.augment = representation.augmentation_of(drawn.augment)
+        self.uniforms = [self.augment.uniforms(n_images, seed, i + 1, view) for i in range(drawn.n)]
+
+    def of(self, images: torch.Tensor, rows: np.ndarray) -> Iterator[torch.Tensor]:
+        """Yield the `images` (B, C, H, W) of `rows` (B,) with each change in turn."""
+        for uniforms in self.uniforms:
+            yield self.augment(images, uniforms[rows].to(images.device))
+
+
+def _views(choice: Any, n_images: int) -> Callable[[torch.Tensor, np.ndarray], Iterable[torch.Tensor]]:
+    """Return what maps images (B, C, H, W) of rows (B,) to their views."""
+    if isinstance(choice, RandomViews):
+        return _Changes(choice, n_images, 0, _AVERAGED).of
+    return lambda images, rows: [images] if choice is None else [images, images.flip(-1)]
 
 
 def extract(
@@ -252,19 +291,17 @@ def extract(
 
     Departs from Douze et al. (2018) for images that cannot be decoded. There they get the features of a black picture,
     and a hundred thousand equal vectors become hubs of the graph. Here they get zeros, which have no neighbours.
-
-    The changes of a copy depend only on (seed, copy, index of the image in images.h5).
     """
-    images, n_copies, augment, uniforms = loader.images, 0, None, []
+    images, n_copies, copies_of = loader.images, 0, lambda *batch: []
     if copies := config.copies:
-        n_copies, augment = copies.n, representation.augmentation_of(copies.augment)
-        uniforms = [augment.uniforms(len(images), copies.seed, i + 1, _SUPPORT) for i in range(n_copies)]
+        n_copies, copies_of = copies.n, _Changes(copies, len(images), copies.seed, _SUPPORT).of
+    views_of = _views(config.views, len(images))
     if not path.exists():
         paths = None if config.images is None else images.paths[rows]
         create_features(path, len(rows), network.dim, images.labels[rows], made_from, n_copies, paths)
 
-    def features(unit: Any) -> np.ndarray:
-        feats = representation.batch_features(network, unit, fabric, config.mirror)
+    def features(unit: torch.Tensor, part: np.ndarray) -> np.ndarray:
+        feats = representation.batch_features(network, views_of(unit, part), fabric)
         if not np.isfinite(feats).all():
             raise InputError(
                 f"{config.extractor or config.timm.name}: computes features that are NaN or infinite. Use other "
@@ -283,8 +320,7 @@ def extract(
         for part, pixels in core.Progress(zip(parts, loaded), name, len(parts), unit="batch", resumable=True):
             pixels = 255 - pixels if config.invert else pixels
             unit, block = representation.to_unit(pixels, fabric.device), slice(done, done + len(part))
-            changed = (augment(unit, uniform[part].to(fabric.device)) for uniform in uniforms)
-            feats = np.stack([features(unit), *map(features, changed)], axis=1)
+            feats = np.stack([features(one, part) for one in (unit, *copies_of(unit, part))], axis=1)
             if is_blank is not None:
                 is_blank[block] = blank = unlabelled[block] & (pixels.flatten(1).amax(1) == 0).numpy()
                 feats[blank] = 0

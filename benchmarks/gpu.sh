@@ -69,7 +69,7 @@ case $part in
     prepare --dataset $dataset --out $out/$dataset/data
     run python train_extractor.py --config configs/few_shot/train_extractor-$dataset-resnet12.yaml $fp $tiny --data $out/$dataset/data \
       --out $folder/extractor
-    run python save_features.py --mirror true --extractor $folder/extractor --data $out/$dataset/data --out $folder/features
+    run python save_features.py --views mirror --extractor $folder/extractor --data $out/$dataset/data --out $folder/features
     for method in nearest_mean_cl2n logistic_regression pt_map; do
       run python episodes.py --config configs/few_shot/episodes-$method.yaml --features $folder/features/train.h5 \
         --split $out/$dataset/data/split.json --n_way 5 --out $out/results/${dataset}_$method.json

@@ -207,7 +207,7 @@ def write_task_list(folder):
 
 
 @pytest.fixture
-def inputs(folder, extractor):
+def inputs(folder, extractor, data):
     """What the pages speak of as something the reader has."""
 
     def make(page):
@@ -229,6 +229,8 @@ def inputs(folder, extractor):
         if page == "docs/pretrained.md":
             torch.save(timm.create_model("resnet50").state_dict(), folder / "resnet50.pth")
         if page == "docs/classifiers.md":
+            (folder / "extractor").symlink_to(extractor)
+            (folder / "data").symlink_to(data)
             mining = "make_quadruplet.py --features features/train.h5 --split split.json --n_clusters 2 --out q.h5"
             run_small(mining.split(), folder)
             training = "train_analogy_generator.py --quadruplets q.h5 --n_steps 10 --out generator"

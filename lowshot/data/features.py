@@ -6,6 +6,7 @@ Our files may also contain `augmented_feats` float32 (N, A, D): the features of 
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -31,7 +32,7 @@ class Features:
         path: The file.
         extractor: Digest of the extractor, if known.
         images: Digest of the images file, if known.
-        mirror: Whether its features are means over an image and its mirror image.
+        views: The views of an image that its features are means over, as in the recipe; None for the image itself.
     """
 
     feats: np.ndarray
@@ -39,7 +40,7 @@ class Features:
     path: Path
     extractor: str | None = None
     images: str | None = None
-    mirror: bool = False
+    views: dict[str, Any] | None = None
 
     @property
     def dim(self) -> int:
@@ -62,8 +63,15 @@ def read_features(path: Path, n_classes: int | None = None) -> Features:
     known = {name: made_from["inputs"].get(name) for name in ("extractor", "images")}
     if known["extractor"] and (layer := made_from["config"].get("layer")):
         known["extractor"] += f":{layer}"  # features of another layer are in another space
-    mirror = bool(made_from["config"].get("mirror"))
-    return Features(feats, labels, Path(path), mirror=mirror, **known)
+    return Features(feats, labels, Path(path), views=views_of(made_from["config"]), **known)
+
+
+def views_of(config: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the views of an image that features are means over, from the config of their recipe.
+
+    Older recipes say `mirror: true`.
+    """
+    return config.get("views") or ({"name": "mirror"} if config.get("mirror") else None)
 
 
 def _read_h5(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -170,14 +178,14 @@ def check_classes(features: Features, classes: np.ndarray, class_names: list[str
 
 
 def check_same_space(train: Features, test: Features) -> None:
-    """Raise InputError unless both files have the same dimension and, as far as known, extractor and mirroring."""
+    """Raise InputError unless both files have the same dimension and, as far as known, extractor and views."""
     if train.dim != test.dim:
         raise InputError(f"{test.path}: has {test.dim} dimensions, but {train.path} has {train.dim}")
     if train.extractor and test.extractor and train.extractor != test.extractor:
         raise InputError(f"{test.path}: made by another extractor than {train.path}. Use features of one extractor")
-    if train.mirror != test.mirror:
+    if train.views != test.views:
         raise InputError(
-            f"{test.path}: has features of other views of an image than {train.path}. Use the same --mirror for both "
+            f"{test.path}: has features of other views of an image than {train.path}. Use the same --views for both "
             f"(save_features.py)"
         )
 

@@ -36,9 +36,10 @@ class PoolRows:
         train, shots = benchmark.train, benchmark.shot_rows(run.trial, run.n_shot)
         rows = self.rows(run, benchmark)
         if len(rows) == 0:
+            way_out = "--add.pool.images others" if self.settings.images == "gan" else "fewer shots"
             raise InputError(
-                f"{train.path}: all training images of the novel classes are shots of trial {run.trial}, n = "
-                f"{run.n_shot}. Leave out --add.pool, or use fewer shots"
+                f"{train.path}: trial {run.trial}, n = {run.n_shot} leaves no images of the novel classes to the pool. "
+                f"Use {way_out}"
             )
         support, queries = (torch.from_numpy(self.transform(train.feats[one]))[None] for one in (shots.ravel(), rows))
         ways = torch.arange(len(shots)).repeat_interleave(run.n_shot)[None]

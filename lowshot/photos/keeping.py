@@ -21,6 +21,7 @@ from lowshot.classifiers.settings import (
 from lowshot.core.artifacts import stored_recipe
 from lowshot.core.errors import InputError
 from lowshot.core.files import digest
+from lowshot.data.features import views_of
 from lowshot.evaluation.runs import seed_of_run
 from lowshot.photos.typicality import Typicality, typicality_of
 from lowshot.representation.backbones import Extractor
@@ -41,8 +42,8 @@ def check_kept(classifier: Any, features: Path, folder: Path | None) -> None:
     config, known = made_from["config"], made_from["inputs"].get("extractor")
     if known is None:
         raise InputError(f"{features}: does not say which extractor made it. Use features of save_features.py")
-    if config.get("mirror"):
-        raise InputError(f"{features}: averaged over mirror images. Use features without --mirror (save_features.py)")
+    if views_of(config):
+        raise InputError(f"{features}: averaged over views. Use features without --views (save_features.py)")
     timm = config.get("timm")
     if timm and timm.get("resize"):
         raise InputError(f"{features}: made of stretched pixels. Use features of images on disk (save_features.py)")

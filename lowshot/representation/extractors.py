@@ -91,12 +91,12 @@ def _chosen_timm(choice: TimmModel, images: Images | None) -> Extractor:
 
 
 @torch.inference_mode()
-def batch_features(model: Extractor, images: Tensor, fabric: Fabric, mirror: bool = False) -> np.ndarray:
-    """Return features float32 (N, D) of images (N, C, H, W) in [0, 1], computed in the precision of `fabric`.
+def batch_features(model: Extractor, views: Iterable[Tensor], fabric: Fabric) -> np.ndarray:
+    """Return features float32 (N, D), the means over `views` of N images, computed in the precision of `fabric`.
 
-    With `mirror`, they are the mean over each image and its mirror image.
+    A view is a batch (N, C, H, W) in [0, 1], the same images each time. The features are averaged as they are, without
+    any normalisation before, as in EASY (Bendou et al., J. Imaging 2022).
     """
-    views = [images, images.flip(-1)] if mirror else [images]
     with fabric.autocast():
         return torch.stack([model.features(one).float() for one in views]).mean(dim=0).cpu().numpy()
 

@@ -198,6 +198,25 @@ AUGMENTATIONS = Registry("augmentation", {"standard": StandardAugmentation}, "__
 
 
 @dataclass
+class MirrorViews:
+    """An image and its mirror image. Not for characters."""
+
+
+@dataclass
+class RandomViews:
+    """Randomly augmented views of an image (Bendou et al., EASY, J. Imaging 2022)."""
+
+    n: PositiveInt
+    """Number of views of each image (30 random crops in EASY)."""
+    augment: Annotated[Any, AUGMENTATIONS] = field(default_factory=StandardAugmentation)
+    """Random changes of the views, such as crop_area 0.14 (EASY), shift_pixels and flip for photos, or shift_pixels for
+    characters. Images on disk are resized and cropped first."""
+
+
+VIEWS = Registry("kind of view", {"mirror": MirrorViews, "random": RandomViews})
+
+
+@dataclass
 class SGD:
     """Stochastic gradient descent with momentum."""
 

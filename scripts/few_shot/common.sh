@@ -32,7 +32,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 representation=${REPRESENTATION:-$default}
 precision=${PRECISION:+--precision $PRECISION}
 # Features of photos are means over an image and its mirror image. Characters have no mirror image.
-case $dataset in omniglot*) mirror="" ;; *) mirror="--mirror true" ;; esac
+case $dataset in omniglot*) views="" ;; *) views="--views mirror" ;; esac
 out=outputs/$dataset
 configs=configs/few_shot
 check_representation "$(source_of $dataset $representation $configs/train_extractor-$dataset-$representation.yaml)"

@@ -38,7 +38,7 @@ for weight in $rotation_weights; do
     $held_out --devices "${DEVICES:-1}" $precision --data $out/data --out "${members[-1]}"
 done
 python join_extractors.py --extractors "${members[@]}" --out $folder/extractor
-python save_features.py $mirror $precision --extractor $folder/extractor --data $out/data --out $folder/features
+python save_features.py $views $precision --extractor $folder/extractor --data $out/data --out $folder/features
 n_way=${n_ways##* }
 results=()
 for method in nearest_mean_cl2n logistic_regression pt_map; do

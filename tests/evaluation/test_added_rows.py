@@ -200,11 +200,10 @@ def test_where_all_images_are_shots_there_is_no_pool(config, tmp_path):
     draws.pop("checksum")
     path = tmp_path / "all.json"
     path.write_text(json.dumps(draws))
-    whole = replace(config, draws=path, shots=[12], add={"pool": Pool()})
-    with pytest.raises(
-        InputError, match=r"train\.h5: all training images of the novel classes are shots of trial 1, n"
-    ):
-        low_shot.main(whole)
+    for images, way_out in (("others", "fewer shots"), ("gan", "--add.pool.images others")):
+        whole = replace(config, draws=path, shots=[12], add={"pool": Pool(images=images)})
+        with pytest.raises(InputError, match=rf"train\.h5: trial 1, n = 12 leaves no images of .*Use {way_out}"):
+            low_shot.main(whole)
 
 
 def tagged(config, **changes):

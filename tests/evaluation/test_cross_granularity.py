@@ -98,15 +98,6 @@ def test_copies_do_not_hang_on_batches_nor_on_how_many_there_are(tmp_path, data,
     assert not np.allclose(stored(seeded), stored(embedded)[:, :1], atol=1e-3)
 
 
-def test_mirrored_features_are_the_mean_of_both_views(tmp_path, data, scgm, embedded):
-    whole = save(extractor=scgm, data=data, out=tmp_path, mirror=True)
-    images, model = read_images(data / "images.h5"), load_extractor(scgm)
-    unit = torch.from_numpy(images.pixels[images.rows(test=True)]).permute(0, 3, 1, 2).float() / 255
-    expected = (model.features(unit) + model.features(unit.flip(3))).detach() / 2
-    assert torch.allclose(torch.from_numpy(read_features(whole).feats), expected, atol=1e-5)
-    assert not np.allclose(read_features(embedded).feats, expected, atol=1e-3)
-
-
 def test_copies_of_a_killed_run_go_on_where_it_stopped(tmp_path, data, scgm, embedded):
     options = {"extractor": scgm, "data": data, "out": tmp_path, "copies": copies(3), "batch_size": 16}
     done = save(**options)
@@ -121,7 +112,7 @@ def test_copies_of_a_killed_run_go_on_where_it_stopped(tmp_path, data, scgm, emb
 def test_files_without_copies_are_made_as_before(data, extractor, features, capsys):
     assert "augmented_feats" not in h5py.File(features / "test.h5")
     made_from = json.loads(h5py.File(features / "test.h5").attrs["config"])
-    assert {name for name, value in made_from.items() if value is not None} == {"precision", "mirror"}
+    assert {name for name, value in made_from.items() if value is not None} == {"precision"}
     save(extractor=extractor, data=data, out=features)
     assert "already exists" in capsys.readouterr().out
 
@@ -139,7 +130,7 @@ def test_features_of_the_trunk(tmp_path, data, scgm, embedded):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"copies": 2}, ["--copies 2", "all copies would equal the image"]),
+        ({"copies": 2}, ["--copies", "all 2 would equal the image"]),
         ({"copies": {"augment": CHANGES}}, ["copies.n", "is required"]),
         ({"copies": {"n": 2, "augment": {"resized_crop": True}}}, ["resized_crop", "copies.augment.crop_area"]),
         ({"layer": "trunk"}, ["layer trunk", "extractor", "no projection"]),

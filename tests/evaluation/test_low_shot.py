@@ -512,6 +512,7 @@ BAD_FILES = [
     ("test", narrow, "3 dimensions"),
     ("test", lambda f: f.attrs.update(inputs='{"extractor": "y"}'), "another extractor"),
     ("test", lambda f: f.attrs.update(config='{"mirror": true}'), "features of other views of an image than"),
+    ("test", lambda f: f.attrs.update(config='{"views": {"name": "random"}}'), "Use the same --views for both"),
     ("draws", lambda d: d["trials"]["1"].__setitem__(7, [0, 1, 2, 3, 4]), "is of class 0"),
     ("draws", lambda d: d["trials"]["1"].__setitem__(7, [90]), "but the largest n is"),
 ]
