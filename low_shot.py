@@ -99,6 +99,10 @@ class Config(SelectionConfig):
     add: Annotated[dict, Several(ADDITIONS)] = field(default_factory=dict)
     """Additional training rows, applied in this order. propagated: rows labelled by diffusion.py; generator: an analogy
     generator; samples: GAN samples; repetition: repeated shots (the control of the others); rows: a file of rows."""
+    novel_bias: float = 0.0
+    """Number to add to the scores of all novel classes of the setup (calibrated stacking). Its unit is that of the
+    scores. Positive values give more images to novel classes. Choose it for each n: --select.per_shot with a grid
+    `novel_bias: [0, 1, 2]`, which fits every classifier once."""
     scores: Path | None = None
     """File to write the log-probabilities of all test images to (.h5), for fusion in diffusion.py."""
     classifier_out: Path | None = None
@@ -148,7 +152,8 @@ def _keep_classifier(config: Config) -> None:
     problem = _problem(config, benchmark)
     mean = classifiers.transformed_mean(config.transform, problem.base_feats)
     problem = problem.transformed(lambda features: classifiers.apply_transform(config.transform, features, mean))
-    learned = photos.learn_jointly(config.classifier, problem, benchmark.classes, config.seed, device)
+    seed, bias = config.seed, config.novel_bias
+    learned = photos.learn_jointly(config.classifier, problem, benchmark.classes, seed, device, bias)
     names = [benchmark.split.class_names[c] for c in benchmark.classes]
     classifier = photos.PhotoClassifier(model, names, *learned, config.transform, mean, invert)
     shots = Lineage(frozenset(benchmark.split.origins[c] for c in benchmark.novel_classes))
@@ -189,7 +194,7 @@ def _evaluated_all(config: Config) -> Path:
     ):
         kept = results.entries.keys() if stored is None else results.entries.keys() & stored
         for one in configs:
-            for part in _evaluated(one, benchmark, device, kept, keep):
+            for [part] in _evaluated([one], benchmark, device, kept, keep):
                 results.add(part)
     return config.out
 
@@ -227,15 +232,25 @@ def _load(config: Config) -> None:
 def _evaluate(configs: list[Config], benchmark: Benchmark, device: str) -> Iterator[Evaluated | Diverged]:
     """Yield the outcomes of each of `configs`, or the error if it diverged.
 
-    Raises InputError if nothing may be chosen with what they read.
+    Those that differ only in their novel bias are evaluated from the same scores. Raises InputError if nothing may be
+    chosen with what they read.
     """
     _tags(configs, benchmark)
-    for config in configs:
-        try:
-            parts = list(_evaluated(config, benchmark, device))
-            yield {run: one for part in parts for run, one in part.items()}
-        except Diverged as error:
-            yield error
+    ahead: dict[int, Evaluated | Diverged] = {}
+    for i, config in enumerate(configs):
+        if i not in ahead:
+            alike = [j for j in range(i, len(configs)) if replace(configs[j], novel_bias=config.novel_bias) == config]
+            ahead |= zip(alike, _evaluated_together([configs[j] for j in alike], benchmark, device))
+        yield ahead.pop(i)
+
+
+def _evaluated_together(configs: list[Config], benchmark: Benchmark, device: str) -> list[Evaluated | Diverged]:
+    """Return the outcomes of each of `configs`, which differ only in their novel bias, or the error if it diverged."""
+    try:
+        parts = list(_evaluated(configs, benchmark, device))
+    except Diverged as error:
+        return [error for _ in configs]
+    return [{run: one for part in of_bias for run, one in part.items()} for of_bias in zip(*parts)]
 
 
 def _recipe(config: Config) -> Recipe:
@@ -277,19 +292,25 @@ def _seen(addition: Any) -> str:
 
 
 def _evaluated(
-    config: Config,
+    configs: list[Config],
     benchmark: Benchmark,
     device: str,
     done: Set[tuple[int, int]] = frozenset(),
     keep: evaluation.Keep | None = None,
-) -> Iterator[Evaluated]:
-    """Return the outcomes of the runs that are not `done`, part by part."""
+) -> Iterator[list[Evaluated]]:
+    """Return the outcomes of the runs that are not `done`, part by part, for each of `configs`.
+
+    They differ only in their novel bias.
+    """
+    config, biases = configs[0], [one.novel_bias for one in configs]
     if done >= set(benchmark.runs(config.shots)):
         return iter(())
     problem = _problem(config, benchmark)
     transform = classifiers.fitted_transform(config.transform, problem.base_feats)
     problem, queries = problem.transformed(transform), transform(benchmark.test_features)
-    return evaluation.evaluate_runs(config.classifier, problem, benchmark, queries, config.seed, device, done, keep)
+    return evaluation.evaluate_runs(
+        config.classifier, problem, benchmark, queries, config.seed, device, done, keep, biases
+    )
 
 
 def _problem(config: Config, benchmark: Benchmark) -> classifiers.Problem:
@@ -340,7 +361,11 @@ def _joint_name(configs: list[Config]) -> str:
     """Return the name of the method in the tables. With settings selected per n, it is the part they share."""
     names = list(dict.fromkeys(_method_name(one) for one in configs))
     shared = dict.fromkeys(BENCHMARK_CLASSIFIERS.name_of(one.classifier) for one in configs)
-    return names[0] if len(names) == 1 else f"{', '.join(shared)} (settings by n)"
+    name = names[0] if len(names) == 1 else f"{', '.join(shared)} (settings by n)"
+    biases = {one.novel_bias for one in configs}
+    if biases == {0}:
+        return name
+    return f"{name}, novel bias {biases.pop():g}" if len(biases) == 1 else f"{name}, novel bias by n"
 
 
 def _method_name(config: Config) -> str:

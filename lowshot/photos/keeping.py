@@ -75,12 +75,12 @@ def extractor_of_features(features: Path, folder: Path | None, weights: Path | N
 
 
 def learn_jointly(
-    classifier: Any, problem: Problem, classes: np.ndarray, seed: int, device: str
+    classifier: Any, problem: Problem, classes: np.ndarray, seed: int, device: str, novel_bias: float = 0.0
 ) -> tuple[Head, Typicality]:
     """Fit a classifier of the benchmark to the only run of `problem`.
 
     Returns it with outputs for `classes` (C,), ascending, and what is typical of them. It is the same as in
-    `evaluate_runs`.
+    `evaluate_runs`. `novel_bias` is added to the outputs of novel classes.
     """
     features = torch.from_numpy(np.concatenate([problem.base_feats, problem.runs[0].feats]))
     labels = np.searchsorted(classes, np.concatenate([problem.base_labels, problem.runs[0].labels]))
@@ -89,4 +89,5 @@ def learn_jointly(
         head = fit_classifier(classifier, problem, seed, device).head(0).of_classes(classes)
     else:
         head = fit_head(classifier, features, labels, len(classes), seed_of_run(seed, classifier, problem.runs[0]))
-    return head, typicality_of(features, labels, len(classes))
+    is_novel = torch.from_numpy(np.isin(classes, problem.runs[0].labels))
+    return head.shifted(novel_bias * is_novel), typicality_of(features, labels, len(classes))

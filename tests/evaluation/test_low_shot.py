@@ -182,7 +182,7 @@ def test_every_classifier_sees_transformed_features(config, monkeypatch, tmp_pat
 
 def test_results_hold_the_settings_of_what_was_at_work(config):
     """A change in anything else does not affect the results, so they are kept."""
-    plain = {"setup": "test", "shots": [1, 5], "trials": None, "name": None, "extractor": None, "select": None,
+    plain = {"setup": "test", "shots": [1, 5], "trials": None, "name": None, "extractor": None, "select": None, "novel_bias": 0.0,
              "transform": {"power": 0.0, "centre": False, "normalise": False}, "seed": 0}  # fmt: skip
     content = results(config, classifier=CosineOptions(n_steps=1))["config"]
     assert content == {
@@ -224,7 +224,8 @@ def test_novel_classes_that_are_never_found_are_said(config, monkeypatch, capfd)
         is_novel = np.isin(benchmark.test_labels, benchmark.novel_classes)
         for run in problem.runs:
             ranks = np.where(is_novel, 3, 0)
-            yield {run.key: Outcomes(ranks, np.zeros_like(ranks), ranks, benchmark.test_labels, ranks.astype(float))}
+            outcomes = Outcomes(ranks, np.zeros_like(ranks), ranks, benchmark.test_labels, ranks.astype(float))
+            yield [{run.key: outcomes}]
 
     monkeypatch.setattr(evaluation, "evaluate_runs", never)
     results(config)

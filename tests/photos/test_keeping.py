@@ -50,7 +50,7 @@ CLASSIFIERS = {
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_a_kept_classifier_is_the_one_that_was_evaluated(tmp_path, folder, data, name):
-    more = {"transform": {"centre": True, "normalise": True}, "scores": tmp_path / "s.h5"}
+    more = {"transform": {"centre": True, "normalise": True}, "scores": tmp_path / "s.h5", "novel_bias": 0.7}
     one = config(folder, data, tmp_path, classifier=CLASSIFIERS[name], classifier_out=tmp_path / "c", **more)
     low_shot.main(one)
     kept, split, test = load_classifier(tmp_path / "c"), read_split(data / "split.json"), read_features(one.test)
