@@ -43,6 +43,7 @@ from lowshot import classifiers, core, diffusion, evaluation, gan, hallucination
 from lowshot.classifiers.settings import (
     BENCHMARK_CLASSIFIERS,
     FeatureTransform,
+    ImprintingOptions,
     OwnHead,
     SGDOptions,
     is_transductive,
@@ -91,9 +92,10 @@ class Config(SelectionConfig):
     classifier: Annotated[Any, BENCHMARK_CLASSIFIERS] = field(default_factory=SGDOptions)
     """Classifier. linear_sgd: the published linear classifier; logistic_regression: the same loss, minimised exactly;
     mlp: from the CIFAR-100 analogy recipe; own_head: the extractor's own classifier. These four score all classes of
-    the data set. balanced_sgd (the logistic regression of the diffusion paper), nearest_mean, cosine and the
-    transductive laplacian_shot, prototype_refinement and pt_map score the classes of the setup. Transductive: all test
-    images are classified together; pt_map assumes equally many per class."""
+    the data set. balanced_sgd (the logistic regression of the diffusion paper), logit_adjusted (logistic regression
+    with logit adjustment), imprinting and attention (cosine classifiers), nearest_mean, cosine and the transductive
+    laplacian_shot, prototype_refinement and pt_map score the classes of the setup. Transductive: all test images are
+    classified together; pt_map assumes equally many per class."""
     transform: FeatureTransform = field(default_factory=FeatureTransform)
     """Transform of all features before the classifier, additional rows included."""
     add: Annotated[dict, Several(ADDITIONS)] = field(default_factory=dict)
@@ -269,12 +271,18 @@ def _sample_files(config: Config) -> dict[tuple[int, int], Path]:
 
 
 def _check_own_head(config: Config) -> None:
-    """Raise InputError if own_head is combined with rows or a transform, or its extractor did not make the features."""
-    if not isinstance(config.classifier, OwnHead):
+    """Raise InputError if the head of an extractor is combined with a transform, or with rows if it does not learn, or
+    if its extractor did not make the features."""
+    is_of_extractor = isinstance(config.classifier, OwnHead | ImprintingOptions)
+    head = config.classifier.extractor if is_of_extractor else None
+    if head is None:
         return
-    if config.add or config.transform.steps:
+    if isinstance(config.classifier, OwnHead) and (config.add or config.transform.steps):
         raise InputError("own_head: does not learn. Leave out --transform and --add")
-    head = config.classifier.extractor
+    if config.transform.steps:
+        raise InputError(
+            f"{head}: has weights of features without a transform. Leave out --transform or this extractor"
+        )
     if stored_recipe(config.train)["inputs"].get("extractor") != digest(head):
         raise InputError(f"{head}: {config.train} has features of another extractor. Use its own features")
 

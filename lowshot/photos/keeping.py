@@ -11,9 +11,12 @@ from lowshot.classifiers.methods import fit_classifier, fit_head, is_joint
 from lowshot.classifiers.problem import Problem
 from lowshot.classifiers.settings import (
     BENCHMARK_CLASSIFIERS,
+    AttentionOptions,
     BalancedSGDOptions,
     CosineOptions,
+    ImprintingOptions,
     LogisticOptions,
+    LogitAdjustedOptions,
     MLPOptions,
     NearestMeanOptions,
     SGDOptions,
@@ -28,7 +31,8 @@ from lowshot.representation.extractors import drop_projection, fingerprint, open
 from lowshot.representation.settings import ExtractorChoice
 from lowshot.representation.timm_models import PREFIX
 
-_KEPT = (SGDOptions, BalancedSGDOptions, LogisticOptions, MLPOptions, NearestMeanOptions, CosineOptions)
+_KEPT = (SGDOptions, BalancedSGDOptions, LogisticOptions, LogitAdjustedOptions, ImprintingOptions, AttentionOptions,
+         MLPOptions, NearestMeanOptions, CosineOptions)  # fmt: skip
 
 
 def check_kept(classifier: Any, features: Path, folder: Path | None) -> None:
@@ -36,7 +40,7 @@ def check_kept(classifier: Any, features: Path, folder: Path | None) -> None:
     if type(classifier) not in _KEPT:
         name = BENCHMARK_CLASSIFIERS.name_of(classifier)
         raise InputError(f"--classifier_out: {name} cannot be kept. Use linear_sgd, logistic_regression, mlp, "
-                         "balanced_sgd, nearest_mean or cosine")  # fmt: skip
+                         "balanced_sgd, logit_adjusted, imprinting, attention, nearest_mean or cosine")  # fmt: skip
     made_from = stored_recipe(features)
     config, known = made_from["config"], made_from["inputs"].get("extractor")
     if known is None:

@@ -17,6 +17,7 @@ from lowshot.classifiers.settings import (
     BENCHMARK_CLASSIFIERS,
     CLASSIFIERS,
     METHODS,
+    AttentionOptions,
     BalancedSGDOptions,
     CosineOptions,
     FeatureTransform,
@@ -109,7 +110,7 @@ TRANSDUCTIVE = {"laplacian_shot", "prototype_refinement", "pt_map"}
 
 
 SMALL = {"linear_sgd": SMALL_SGD, "balanced_sgd": BalancedSGDOptions(n_steps=20, batch_size=20)}
-SMALL |= {"mlp": MLPOptions(hidden=4, max_epochs=2)}
+SMALL |= {"mlp": MLPOptions(hidden=4, max_epochs=2), "attention": AttentionOptions(n_steps=20)}
 
 
 @pytest.mark.parametrize("classifier", sorted(BENCHMARK_CLASSIFIERS.classes.keys() - {"own_head"}))
@@ -182,8 +183,9 @@ def test_every_classifier_sees_transformed_features(config, monkeypatch, tmp_pat
 
 def test_results_hold_the_settings_of_what_was_at_work(config):
     """A change in anything else does not affect the results, so they are kept."""
-    plain = {"setup": "test", "shots": [1, 5], "trials": None, "name": None, "extractor": None, "select": None, "novel_bias": 0.0,
+    plain = {"setup": "test", "shots": [1, 5], "trials": None, "name": None, "extractor": None, "select": None,
              "transform": {"power": 0.0, "centre": False, "normalise": False}, "seed": 0}  # fmt: skip
+    plain |= {"novel_bias": 0.0}
     content = results(config, classifier=CosineOptions(n_steps=1))["config"]
     assert content == {
         **plain, "classifier": {"name": "cosine", "scale": 10.0, "lr": 0.01, "n_steps": 1, "batch_size": 1000},

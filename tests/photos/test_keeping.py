@@ -42,6 +42,9 @@ CLASSIFIERS = {
     "logistic_regression": {"name": "logistic_regression"},
     "balanced_sgd": {"name": "balanced_sgd", "n_steps": 200},
     "mlp": {"name": "mlp", "lr": 0.001, "hidden": 16, "max_epochs": 5},
+    "logit_adjusted": {"name": "logit_adjusted"},
+    "imprinting": {"name": "imprinting"},
+    "attention": {"name": "attention", "n_steps": 20},
     "nearest_mean": {"name": "nearest_mean"},
     "cosine": {"name": "cosine"},
     "cosine by draws": {"name": "cosine", "batch_size": 16},  # each batch depends on the seed
