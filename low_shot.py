@@ -43,6 +43,7 @@ from lowshot import classifiers, core, diffusion, evaluation, gan, hallucination
 from lowshot.classifiers.settings import (
     BENCHMARK_CLASSIFIERS,
     FeatureTransform,
+    ImprintingOptions,
     OwnHead,
     SGDOptions,
     is_transductive,
@@ -94,9 +95,10 @@ class Config(SelectionConfig):
     classifier: Annotated[Any, BENCHMARK_CLASSIFIERS] = field(default_factory=SGDOptions)
     """Classifier. linear_sgd: the published linear classifier; logistic_regression: the same loss, minimised exactly;
     mlp: from the CIFAR-100 analogy recipe; own_head: the extractor's own classifier. These four score all classes of
-    the data set. balanced_sgd (the logistic regression of the diffusion paper), nearest_mean, cosine and the
-    transductive laplacian_shot, prototype_refinement and pt_map score the classes of the setup. Transductive: all test
-    images are classified together; pt_map assumes equally many per class."""
+    the data set. balanced_sgd (the logistic regression of the diffusion paper), logit_adjusted (logistic regression
+    with logit adjustment), imprinting and attention (cosine classifiers), nearest_mean, cosine and the transductive
+    laplacian_shot, prototype_refinement and pt_map score the classes of the setup. Transductive: all test images are
+    classified together; pt_map assumes equally many per class."""
     transform: FeatureTransform = field(default_factory=FeatureTransform)
     """Transform of all features before the classifier, additional rows included."""
     add: Annotated[dict, Several(ADDITIONS)] = field(default_factory=dict)
@@ -104,6 +106,10 @@ class Config(SelectionConfig):
     training images, labelled by a few-shot method; generator: an analogy generator; calibrated: rows drawn with the
     covariance of base classes; samples: GAN samples; copies: augmented copies of the shots; repetition: repeated shots
     (the control of the others); rows: a file of rows."""
+    novel_bias: float = 0.0
+    """Number to add to the scores of all novel classes of the setup (calibrated stacking). Its unit is that of the
+    scores. Positive values give more images to novel classes. Choose it for each n: --select.per_shot with a grid
+    `novel_bias: [0, 1, 2]`, which fits every classifier once."""
     scores: Path | None = None
     """File to write the log-probabilities of all test images to (.h5), for fusion in diffusion.py."""
     classifier_out: Path | None = None
@@ -153,7 +159,8 @@ def _keep_classifier(config: Config) -> None:
     problem = _problem(config, benchmark)
     mean = classifiers.transformed_mean(config.transform, problem.base_feats)
     problem = problem.transformed(lambda features: classifiers.apply_transform(config.transform, features, mean))
-    learned = photos.learn_jointly(config.classifier, problem, benchmark.classes, config.seed, device)
+    seed, bias = config.seed, config.novel_bias
+    learned = photos.learn_jointly(config.classifier, problem, benchmark.classes, seed, device, bias)
     names = [benchmark.split.class_names[c] for c in benchmark.classes]
     classifier = photos.PhotoClassifier(model, names, *learned, config.transform, mean, invert)
     shots = Lineage(frozenset(benchmark.split.origins[c] for c in benchmark.novel_classes))
@@ -194,7 +201,7 @@ def _evaluated_all(config: Config) -> Path:
     ):
         kept = results.entries.keys() if stored is None else results.entries.keys() & stored
         for one in configs:
-            for part in _evaluated(one, benchmark, device, kept, keep):
+            for [part] in _evaluated([one], benchmark, device, kept, keep):
                 results.add(part)
     return config.out
 
@@ -234,15 +241,25 @@ def _load(config: Config) -> None:
 def _evaluate(configs: list[Config], benchmark: Benchmark, device: str) -> Iterator[Evaluated | Diverged]:
     """Yield the outcomes of each of `configs`, or the error if it diverged.
 
-    Raises InputError if nothing may be chosen with what they read.
+    Those that differ only in their novel bias are evaluated from the same scores. Raises InputError if nothing may be
+    chosen with what they read.
     """
     _tags(configs, benchmark)
-    for config in configs:
-        try:
-            parts = list(_evaluated(config, benchmark, device))
-            yield {run: one for part in parts for run, one in part.items()}
-        except Diverged as error:
-            yield error
+    ahead: dict[int, Evaluated | Diverged] = {}
+    for i, config in enumerate(configs):
+        if i not in ahead:
+            alike = [j for j in range(i, len(configs)) if replace(configs[j], novel_bias=config.novel_bias) == config]
+            ahead |= zip(alike, _evaluated_together([configs[j] for j in alike], benchmark, device))
+        yield ahead.pop(i)
+
+
+def _evaluated_together(configs: list[Config], benchmark: Benchmark, device: str) -> list[Evaluated | Diverged]:
+    """Return the outcomes of each of `configs`, which differ only in their novel bias, or the error if it diverged."""
+    try:
+        parts = list(_evaluated(configs, benchmark, device))
+    except Diverged as error:
+        return [error for _ in configs]
+    return [{run: one for part in of_bias for run, one in part.items()} for of_bias in zip(*parts)]
 
 
 def _recipe(config: Config) -> Recipe:
@@ -261,12 +278,18 @@ def _sample_files(config: Config) -> dict[tuple[int, int], Path]:
 
 
 def _check_own_head(config: Config) -> None:
-    """Raise InputError if own_head is combined with rows or a transform, or its extractor did not make the features."""
-    if not isinstance(config.classifier, OwnHead):
+    """Raise InputError if the head of an extractor is combined with a transform, or with rows if it does not learn, or
+    if its extractor did not make the features."""
+    is_of_extractor = isinstance(config.classifier, OwnHead | ImprintingOptions)
+    head = config.classifier.extractor if is_of_extractor else None
+    if head is None:
         return
-    if config.add or config.transform.steps:
+    if isinstance(config.classifier, OwnHead) and (config.add or config.transform.steps):
         raise InputError("own_head: does not learn. Leave out --transform and --add")
-    head = config.classifier.extractor
+    if config.transform.steps:
+        raise InputError(
+            f"{head}: has weights of features without a transform. Leave out --transform or this extractor"
+        )
     if stored_recipe(config.train)["inputs"].get("extractor") != digest(head):
         raise InputError(f"{head}: {config.train} has features of another extractor. Use its own features")
 
@@ -284,19 +307,25 @@ def _seen(addition: Any) -> str:
 
 
 def _evaluated(
-    config: Config,
+    configs: list[Config],
     benchmark: Benchmark,
     device: str,
     done: Set[tuple[int, int]] = frozenset(),
     keep: evaluation.Keep | None = None,
-) -> Iterator[Evaluated]:
-    """Return the outcomes of the runs that are not `done`, part by part."""
+) -> Iterator[list[Evaluated]]:
+    """Return the outcomes of the runs that are not `done`, part by part, for each of `configs`.
+
+    They differ only in their novel bias.
+    """
+    config, biases = configs[0], [one.novel_bias for one in configs]
     if done >= set(benchmark.runs(config.shots)):
         return iter(())
     problem = _problem(config, benchmark)
     transform = classifiers.fitted_transform(config.transform, problem.base_feats)
     problem, queries = problem.transformed(transform), transform(benchmark.test_features)
-    return evaluation.evaluate_runs(config.classifier, problem, benchmark, queries, config.seed, device, done, keep)
+    return evaluation.evaluate_runs(
+        config.classifier, problem, benchmark, queries, config.seed, device, done, keep, biases
+    )
 
 
 def _problem(config: Config, benchmark: Benchmark) -> classifiers.Problem:
@@ -351,7 +380,11 @@ def _joint_name(configs: list[Config]) -> str:
     """Return the name of the method in the tables. With settings selected per n, it is the part they share."""
     names = list(dict.fromkeys(_method_name(one) for one in configs))
     shared = dict.fromkeys(BENCHMARK_CLASSIFIERS.name_of(one.classifier) for one in configs)
-    return names[0] if len(names) == 1 else f"{', '.join(shared)} (settings by n)"
+    name = names[0] if len(names) == 1 else f"{', '.join(shared)} (settings by n)"
+    biases = {one.novel_bias for one in configs}
+    if biases == {0}:
+        return name
+    return f"{name}, novel bias {biases.pop():g}" if len(biases) == 1 else f"{name}, novel bias by n"
 
 
 def _method_name(config: Config) -> str:

@@ -10,10 +10,13 @@ from .methods import is_joint as is_joint
 from .methods import score_tasks as score_tasks
 from .problem import Problem as Problem
 from .problem import Run as Run
+from .settings import AttentionOptions as AttentionOptions
 from .settings import CosineOptions as CosineOptions
 from .settings import FeatureTransform as FeatureTransform
+from .settings import ImprintingOptions as ImprintingOptions
 from .settings import LaplacianShotOptions as LaplacianShotOptions
 from .settings import LogisticOptions as LogisticOptions
+from .settings import LogitAdjustedOptions as LogitAdjustedOptions
 from .settings import MLPOptions as MLPOptions
 from .settings import NearestMeanOptions as NearestMeanOptions
 from .settings import PTMapOptions as PTMapOptions

@@ -32,17 +32,17 @@ def score_cosine(tasks: Tasks, options: CosineOptions, seed: int) -> Tensor:
 
     A support set larger than the batch size is drawn from. All tasks then use the same draws.
     """
-    weights = _trained(tasks.support_features, tasks.support_labels, tasks.n_way, options, seed)
+    weights = trained_weights(tasks.support_features, tasks.support_labels, tasks.n_way, options, seed)
     return options.scale * F.normalize(tasks.query_features, dim=-1) @ F.normalize(weights, dim=-1).mT
 
 
 def cosine_head(features: Tensor, labels: Tensor, n_way: int, options: CosineOptions, seed: int) -> Head:
     """Return the classifier that `score_cosine` learns from features (S, D) with labels (S,)."""
-    weights = _trained(features[None], labels[None], n_way, options, seed)[0]
+    weights = trained_weights(features[None], labels[None], n_way, options, seed)[0]
     return Head([(options.scale * F.normalize(weights, dim=-1), weights.new_zeros(n_way))], unit_length=True)
 
 
-def _trained(features: Tensor, labels: Tensor, n_way: int, options: CosineOptions, seed: int) -> Tensor:
+def trained_weights(features: Tensor, labels: Tensor, n_way: int, options: CosineOptions, seed: int) -> Tensor:
     """Return the class weights (E, n_way, D) that are learned from features (E, S, D) with labels (E, S)."""
     rows = F.normalize(features, dim=-1)
     weights = F.normalize(class_means(rows, labels, n_way), dim=-1)

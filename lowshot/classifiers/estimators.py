@@ -296,11 +296,19 @@ class LowShotClassifier(_Classifier):
             - logistic_regression: the optimum of the published loss, in which base and novel rows are weighted by the
               number of base and novel classes.
             - linear_sgd: SGD on the same loss (Hariharan & Girshick, ICCV 2017).
+            - logit_adjusted: logistic regression on all rows alike, with logit adjustment (Menon et al., ICLR 2021).
+            - imprinting: a cosine classifier of base classes, with the mean directions of the shots as the weights of
+              novel classes (Qi et al., CVPR 2018).
+            - attention: the same, with weights of novel classes from a generator that is trained on the base classes
+              (Gidaris & Komodakis, CVPR 2018).
+            - balanced_sgd: the logistic regression of Douze et al. (CVPR 2018).
             - mlp: the classifier of the CIFAR-100 system. Its published learning rate of 1e-6 needs many rows. Use
               ``MLPOptions(lr=1e-4)`` for few.
 
             Settings are e.g. ``lowshot.classifiers.SGDOptions(n_steps=1000, batch_size=200)``.
         feature_transform: transform of all features, centred on the base rows. Default: no transform.
+        novel_bias: number to add to the scores of novel classes (Chao et al., ECCV 2016), in the unit of the scores.
+            Positive values predict novel classes more often.
         seed: seed of initialisation and draws.
         device: device to compute on. Default: a GPU if available.
 
@@ -314,10 +322,12 @@ class LowShotClassifier(_Classifier):
         classifier: Any = "logistic_regression",
         *,
         feature_transform: FeatureTransform | None = None,
+        novel_bias: float = 0.0,
         seed: int = 0,
         device: str | torch.device | None = None,
     ) -> None:
-        self.classifier, self.feature_transform, self.seed, self.device = classifier, feature_transform, seed, device
+        self.classifier, self.feature_transform, self.novel_bias = classifier, feature_transform, novel_bias
+        self.seed, self.device = seed, device
 
     def fit(
         self, base_features: np.ndarray, base_labels: np.ndarray, novel_features: np.ndarray, novel_labels: np.ndarray
@@ -354,4 +364,5 @@ class LowShotClassifier(_Classifier):
         scores = self._scorer(torch.from_numpy(queries).to(self._device))[0].cpu().numpy()
         if not np.isfinite(scores).all():
             raise Diverged(f"{self.classifier}: training diverged (NaN or infinite scores). Use a lower learning rate.")
+        scores[:, np.isin(self.classes_, self.novel_classes_)] += self.novel_bias
         return scores

@@ -5,23 +5,29 @@ from typing import Any
 
 import torch
 
+from lowshot.classifiers.attention import fit_attention
 from lowshot.classifiers.balanced_linear import fit_balanced_sgd
 from lowshot.classifiers.convex import fit_logistic_regression
 from lowshot.classifiers.cosine import cosine_head, score_cosine
 from lowshot.classifiers.heads import Head
+from lowshot.classifiers.imprinting import fit_imprinting
 from lowshot.classifiers.laplacian_shot import score_laplacian_shot
 from lowshot.classifiers.linear import fit_linear_sgd, trials_at_once
+from lowshot.classifiers.logit_adjusted import fit_logit_adjusted
 from lowshot.classifiers.mlp import fit_mlp, shots_at_once
 from lowshot.classifiers.nearest_mean import nearest_mean_head, score_nearest_mean
 from lowshot.classifiers.own_head import load_own_head
-from lowshot.classifiers.problem import Problem, Scorer
+from lowshot.classifiers.problem import Problem, Scorer, all_at_once
 from lowshot.classifiers.pt_map import score_pt_map
 from lowshot.classifiers.refinement import score_refinement
 from lowshot.classifiers.settings import (
+    AttentionOptions,
     BalancedSGDOptions,
     CosineOptions,
+    ImprintingOptions,
     LaplacianShotOptions,
     LogisticOptions,
+    LogitAdjustedOptions,
     MLPOptions,
     NearestMeanOptions,
     OwnHead,
@@ -43,13 +49,18 @@ _FITS: dict[type, Callable[[Problem, Any, int, str], Scorer]] = {
     BalancedSGDOptions: fit_balanced_sgd,
     LogisticOptions: fit_logistic_regression,
     MLPOptions: fit_mlp,
+    LogitAdjustedOptions: fit_logit_adjusted,
+    ImprintingOptions: fit_imprinting,
+    AttentionOptions: fit_attention,
     OwnHead: load_own_head,
 }
 # Positions of the runs that are fitted together, because that is faster.
 _TOGETHER: dict[type, Callable[[Problem, str], list[list[int]]]] = {
     SGDOptions: trials_at_once,
     MLPOptions: shots_at_once,
-    OwnHead: lambda problem, device: [list(range(len(problem.runs)))],
+    ImprintingOptions: all_at_once,
+    AttentionOptions: shots_at_once,
+    OwnHead: all_at_once,
 }
 _SCORES = {
     NearestMeanOptions: in_blocks(score_nearest_mean),

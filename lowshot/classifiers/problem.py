@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from lowshot.classifiers.heads import Head
 from lowshot.data.additions import Run as Run
@@ -51,6 +52,11 @@ class Problem:
         return {trial: [i for i, run in enumerate(self.runs) if run.trial == trial] for trial in trials}
 
 
+def all_at_once(problem: Problem, device: str) -> list[list[int]]:
+    """Return the positions of the runs to fit at once: all of them."""
+    return [list(range(len(problem.runs)))]
+
+
 def with_constant(feats: np.ndarray) -> np.ndarray:
     """Append a column of ones, (n, D) -> (n, D + 1): the bias becomes one more weight, decayed like the others."""
     extended = np.ones((len(feats), feats.shape[1] + 1), feats.dtype)
@@ -59,15 +65,34 @@ def with_constant(feats: np.ndarray) -> np.ndarray:
 
 
 class LinearScorer:
-    """The scorer of linear classifiers: `weights` (n_runs, n_classes, D + 1), the bias in the last column."""
+    """The scorer of linear classifiers: `weights` (n_runs, n_classes, D + 1), the bias in the last column.
 
-    def __init__(self, weights: torch.Tensor) -> None:
-        self.weights = weights
+    With `unit_length`, it first divides features by their length.
+    """
+
+    def __init__(self, weights: torch.Tensor, unit_length: bool = False) -> None:
+        self.weights, self.unit_length = weights, unit_length
 
     def __call__(self, feats: torch.Tensor) -> torch.Tensor:
+        feats = F.normalize(feats, dim=-1) if self.unit_length else feats
         return (self.weights[:, :, :-1] @ feats.T + self.weights[:, :, -1:]).transpose(1, 2)
 
     def head(self, run: int) -> Head:
         """Return the classifier of a run."""
         weights = self.weights[run].cpu()
-        return Head([(weights[:, :-1], weights[:, -1])])
+        return Head([(weights[:, :-1], weights[:, -1])], self.unit_length)
+
+
+def cosine_scorer(problem: Problem, weights: list[torch.Tensor]) -> LinearScorer:
+    """Return the scorer of cosine classifiers. Classes without weights score minus infinity.
+
+    Args:
+        weights: (C, D) for each run: base classes, then novel classes, in ascending order. Their length is the scale of
+            the cosines.
+    """
+    joint = weights[0].new_zeros(len(problem.runs), problem.n_classes, problem.dim + 1)
+    joint[..., -1] = -torch.inf
+    for of_run, run, own in zip(joint, problem.runs, weights):
+        classes = torch.from_numpy(np.concatenate([np.unique(problem.base_labels), np.unique(run.labels)]))
+        of_run[classes] = F.pad(own, (0, 1))
+    return LinearScorer(joint, unit_length=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from annotated_types import Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 from lowshot.core.choices import Registry
 from lowshot.core.settings import Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -89,6 +89,54 @@ class CosineOptions:
 
 
 @dataclass
+class ImprintingOptions(CosineOptions):
+    lr: PositiveFloat = 0.1
+    """Learning rate of SGD (constant), for the weights of base classes."""
+    n_steps: NonNegativeInt = 500
+    """Number of SGD steps, for the weights of base classes. 0 uses the class means."""
+    extractor: Path | None = None
+    """Folder of the extractor of the features, whose cosine head gives weights of base classes and scale. Default: the
+    weights are trained on the base rows, with the settings above."""
+
+
+Dropout = Annotated[float, Ge(0), Lt(1)]
+
+
+@dataclass
+class AttentionOptions:
+    n_fake_novel: PositiveInt = 5
+    """Number of base classes that play novel classes in an episode; at most half of the base classes do."""
+    dropout: Dropout = 0.5
+    """Fraction of the feature values that are set to zero in training (second stage)."""
+    scale: PositiveFloat = 10.0
+    """Initial factor of the cosines in the softmax over classes (trained)."""
+    attention_scale: PositiveFloat = 10.0
+    """Initial factor of the cosines in the softmax over base classes (trained). In the paper 10, and 30 for hundreds of
+    base classes."""
+    n_steps: PositiveInt = 1000
+    """Number of SGD steps of each stage: first the base weights, then the generator of weights."""
+    lr: PositiveFloat = 0.1
+    """Learning rate of SGD at the start."""
+    batch_size: PositiveInt = 256
+    """Number of rows in a step of the first stage."""
+    n_episodes: PositiveInt = 8
+    """Number of episodes in a step of the second stage."""
+
+
+@dataclass
+class LogitAdjustedOptions:
+    tau: NonNegativeFloat = 1.0
+    """Factor of the adjustment, log(share of a class among the rows). 1 is the balanced softmax; with few shots, larger
+    values can be better."""
+    weight_decay: PositiveFloat = 1e-5
+    """L2 penalty of the weights, relative to the mean loss of all rows. Biases are not penalised."""
+    tolerance: PositiveFloat = 1e-6
+    """Stop when no entry of the gradient is larger in absolute value."""
+    max_iter: PositiveInt = 2000
+    """Maximum number of L-BFGS iterations. scikit-learn warns if it is reached."""
+
+
+@dataclass
 class LaplacianShotOptions:
     transductive: ClassVar[bool] = True
 
@@ -141,6 +189,9 @@ CLASSIFIERS = Registry(
         "balanced_sgd": BalancedSGDOptions,
         "logistic_regression": LogisticOptions,
         "mlp": MLPOptions,
+        "logit_adjusted": LogitAdjustedOptions,
+        "imprinting": ImprintingOptions,
+        "attention": AttentionOptions,
         "own_head": OwnHead,
     },
     "fit(problem, seed, device)",

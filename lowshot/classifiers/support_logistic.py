@@ -36,7 +36,11 @@ def logistic_head(features: Tensor, labels: Tensor, n_way: int, options: Support
 def _solved(features: Tensor, labels: Tensor, options: SupportLogisticOptions) -> tuple[np.ndarray, np.ndarray]:
     """Return weights (n_way, D) and biases (n_way,), float64."""
     solver = LogisticRegression(C=options.C, class_weight="balanced", max_iter=options.max_iter)
-    solver.fit(_double(features), labels.cpu().numpy())
+    return solution_of(solver.fit(_double(features), labels.cpu().numpy()))
+
+
+def solution_of(solver: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights (n_way, D) and biases (n_way,) of a fitted solver, float64."""
     if len(solver.classes_) > 2:
         return solver.coef_, solver.intercept_
     # For two classes, scikit-learn has only the logit of the second.

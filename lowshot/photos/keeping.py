@@ -11,9 +11,12 @@ from lowshot.classifiers.methods import fit_classifier, fit_head, is_joint
 from lowshot.classifiers.problem import Problem
 from lowshot.classifiers.settings import (
     BENCHMARK_CLASSIFIERS,
+    AttentionOptions,
     BalancedSGDOptions,
     CosineOptions,
+    ImprintingOptions,
     LogisticOptions,
+    LogitAdjustedOptions,
     MLPOptions,
     NearestMeanOptions,
     SGDOptions,
@@ -29,7 +32,8 @@ from lowshot.representation.extractors import drop_projection, fingerprint, open
 from lowshot.representation.settings import ExtractorChoice
 from lowshot.representation.timm_models import PREFIX
 
-_KEPT = (SGDOptions, BalancedSGDOptions, LogisticOptions, MLPOptions, NearestMeanOptions, CosineOptions)
+_KEPT = (SGDOptions, BalancedSGDOptions, LogisticOptions, LogitAdjustedOptions, ImprintingOptions, AttentionOptions,
+         MLPOptions, NearestMeanOptions, CosineOptions)  # fmt: skip
 
 
 def check_kept(classifier: Any, features: Path, folder: Path | None) -> None:
@@ -37,7 +41,7 @@ def check_kept(classifier: Any, features: Path, folder: Path | None) -> None:
     if type(classifier) not in _KEPT:
         name = BENCHMARK_CLASSIFIERS.name_of(classifier)
         raise InputError(f"--classifier_out: {name} cannot be kept. Use linear_sgd, logistic_regression, mlp, "
-                         "balanced_sgd, nearest_mean or cosine")  # fmt: skip
+                         "balanced_sgd, logit_adjusted, imprinting, attention, nearest_mean or cosine")  # fmt: skip
     made_from = stored_recipe(features)
     config, known = made_from["config"], made_from["inputs"].get("extractor")
     if known is None:
@@ -76,12 +80,12 @@ def extractor_of_features(features: Path, folder: Path | None, weights: Path | N
 
 
 def learn_jointly(
-    classifier: Any, problem: Problem, classes: np.ndarray, seed: int, device: str
+    classifier: Any, problem: Problem, classes: np.ndarray, seed: int, device: str, novel_bias: float = 0.0
 ) -> tuple[Head, Typicality]:
     """Fit a classifier of the benchmark to the only run of `problem`.
 
     Returns it with outputs for `classes` (C,), ascending, and what is typical of them. It is the same as in
-    `evaluate_runs`.
+    `evaluate_runs`. `novel_bias` is added to the outputs of novel classes.
     """
     features = torch.from_numpy(np.concatenate([problem.base_feats, problem.runs[0].feats]))
     labels = np.searchsorted(classes, np.concatenate([problem.base_labels, problem.runs[0].labels]))
@@ -90,4 +94,5 @@ def learn_jointly(
         head = fit_classifier(classifier, problem, seed, device).head(0).of_classes(classes)
     else:
         head = fit_head(classifier, features, labels, len(classes), seed_of_run(seed, classifier, problem.runs[0]))
-    return head, typicality_of(features, labels, len(classes))
+    is_novel = torch.from_numpy(np.isin(classes, problem.runs[0].labels))
+    return head.shifted(novel_bias * is_novel), typicality_of(features, labels, len(classes))

@@ -20,7 +20,9 @@ from lowshot.classifiers.settings import (
     RECOMMENDED,
     CosineOptions,
     FeatureTransform,
+    ImprintingOptions,
     LogisticOptions,
+    LogitAdjustedOptions,
     MLPOptions,
     NearestMeanOptions,
     OwnHead,
@@ -206,6 +208,8 @@ def low_shot():
         ("logistic_regression", LogisticOptions()),
         (sgd := SGDOptions(n_steps=400, batch_size=80), sgd),
         (mlp := MLPOptions(lr=0.01, hidden=16, max_epochs=40), mlp),
+        ("logit_adjusted", LogitAdjustedOptions()),
+        (imprinting := ImprintingOptions(n_steps=0), imprinting),
     ],
 )
 def test_a_low_shot_classifier_is_that_of_the_benchmark(low_shot, given, settings):
@@ -222,6 +226,17 @@ def test_a_low_shot_classifier_is_that_of_the_benchmark(low_shot, given, setting
     assert pickle.dumps(classifier)  # so that joblib can hand it to other processes
     assert np.allclose(classifier.predict_proba(test).sum(1), 1, atol=1e-5)
     assert classifier.score(test, truth) > 0.8
+
+
+def test_a_novel_bias(low_shot):
+    base, base_labels, novel, novel_labels, test, _ = low_shot
+    plain, biased, novel_only = (
+        LowShotClassifier(novel_bias=bias, device="cpu").fit(base, base_labels, novel, novel_labels)
+        for bias in (0.0, 1.5, 100.0)
+    )
+    is_novel = np.isin(plain.classes_, plain.novel_classes_)
+    assert np.allclose(biased.decision_function(test), plain.decision_function(test) + 1.5 * is_novel)
+    assert set(novel_only.predict(test)) == set(plain.novel_classes_)
 
 
 def test_a_low_shot_classifier_transforms_all_rows_alike(low_shot):

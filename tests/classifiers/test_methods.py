@@ -421,7 +421,10 @@ def test_every_choice_has_work_and_every_work_is_a_choice():
 def test_methods_by_name():
     assert INDUCTIVE == list(INDUCTIVE_METHODS.classes) == ["nearest_mean", "logistic_regression", "cosine"]
     assert TRANSDUCTIVE == ["laplacian_shot", "prototype_refinement", "pt_map"]
-    assert list(CLASSIFIERS.classes) == ["linear_sgd", "balanced_sgd", "logistic_regression", "mlp", "own_head"]
+    assert list(CLASSIFIERS.classes) == [
+        *("linear_sgd", "balanced_sgd", "logistic_regression", "mlp"),
+        *("logit_adjusted", "imprinting", "attention", "own_head"),
+    ]
     assert {name: type(one.method) for name, one in RECOMMENDED.items()} == METHODS.classes
     both = BENCHMARK_CLASSIFIERS.classes
     assert both == {

@@ -17,6 +17,7 @@ from lowshot.classifiers.settings import (
     BENCHMARK_CLASSIFIERS,
     CLASSIFIERS,
     METHODS,
+    AttentionOptions,
     BalancedSGDOptions,
     CosineOptions,
     FeatureTransform,
@@ -109,7 +110,7 @@ TRANSDUCTIVE = {"laplacian_shot", "prototype_refinement", "pt_map"}
 
 
 SMALL = {"linear_sgd": SMALL_SGD, "balanced_sgd": BalancedSGDOptions(n_steps=20, batch_size=20)}
-SMALL |= {"mlp": MLPOptions(hidden=4, max_epochs=2)}
+SMALL |= {"mlp": MLPOptions(hidden=4, max_epochs=2), "attention": AttentionOptions(n_steps=20)}
 
 
 @pytest.mark.parametrize("classifier", sorted(BENCHMARK_CLASSIFIERS.classes.keys() - {"own_head"}))
@@ -184,6 +185,7 @@ def test_results_hold_the_settings_of_what_was_at_work(config):
     """A change in anything else does not affect the results, so they are kept."""
     plain = {"setup": "test", "shots": [1, 5], "trials": None, "name": None, "extractor": None, "select": None,
              "transform": {"power": 0.0, "centre": False, "normalise": False}, "seed": 0}  # fmt: skip
+    plain |= {"novel_bias": 0.0}
     content = results(config, classifier=CosineOptions(n_steps=1))["config"]
     assert content == {
         **plain, "classifier": {"name": "cosine", "scale": 10.0, "lr": 0.01, "n_steps": 1, "batch_size": 1000},
@@ -224,7 +226,8 @@ def test_novel_classes_that_are_never_found_are_said(config, monkeypatch, capfd)
         is_novel = np.isin(benchmark.test_labels, benchmark.novel_classes)
         for run in problem.runs:
             ranks = np.where(is_novel, 3, 0)
-            yield {run.key: Outcomes(ranks, np.zeros_like(ranks), ranks, benchmark.test_labels, ranks.astype(float))}
+            outcomes = Outcomes(ranks, np.zeros_like(ranks), ranks, benchmark.test_labels, ranks.astype(float))
+            yield [{run.key: outcomes}]
 
     monkeypatch.setattr(evaluation, "evaluate_runs", never)
     results(config)

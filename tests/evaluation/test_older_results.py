@@ -91,6 +91,12 @@ def test_every_classifier(config, today, then):
             assert difference(replace(config, **other), older(config, **then)) is not None
 
 
+def test_results_from_before_the_novel_bias(config):
+    stored = older(config, classifier="linear_sgd", sgd=SGD)
+    assert difference(config, stored) is None
+    assert difference(replace(config, novel_bias=0.5), stored) == "setting novel_bias was 0.0, now 0.5"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -467,7 +467,7 @@ def test_a_classifier_chosen_for_every_n(config, monkeypatch):
         name = {SGDOptions: "linear_sgd", CosineOptions: "cosine"}.get(type(classifier), "prototype_refinement")
         for run in problem.runs:
             rank = 0 if (name, run.n_shot) in better else 9
-            yield {run.key: Outcomes(*[np.full(len(benchmark.test_labels), rank)] * 5)}
+            yield [{run.key: Outcomes(*[np.full(len(benchmark.test_labels), rank)] * 5)}]
 
     monkeypatch.setattr(low_shot.evaluation, "evaluate_runs", evaluate_runs)
     config.select.grid.write_text("classifier: [linear_sgd, cosine, prototype_refinement]")

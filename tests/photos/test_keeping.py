@@ -42,6 +42,9 @@ CLASSIFIERS = {
     "logistic_regression": {"name": "logistic_regression"},
     "balanced_sgd": {"name": "balanced_sgd", "n_steps": 200},
     "mlp": {"name": "mlp", "lr": 0.001, "hidden": 16, "max_epochs": 5},
+    "logit_adjusted": {"name": "logit_adjusted"},
+    "imprinting": {"name": "imprinting"},
+    "attention": {"name": "attention", "n_steps": 20},
     "nearest_mean": {"name": "nearest_mean"},
     "cosine": {"name": "cosine"},
     "cosine by draws": {"name": "cosine", "batch_size": 16},  # each batch depends on the seed
@@ -50,7 +53,7 @@ CLASSIFIERS = {
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_a_kept_classifier_is_the_one_that_was_evaluated(tmp_path, folder, data, name):
-    more = {"transform": {"centre": True, "normalise": True}, "scores": tmp_path / "s.h5"}
+    more = {"transform": {"centre": True, "normalise": True}, "scores": tmp_path / "s.h5", "novel_bias": 0.7}
     one = config(folder, data, tmp_path, classifier=CLASSIFIERS[name], classifier_out=tmp_path / "c", **more)
     low_shot.main(one)
     kept, split, test = load_classifier(tmp_path / "c"), read_split(data / "split.json"), read_features(one.test)

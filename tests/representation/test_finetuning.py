@@ -230,6 +230,16 @@ def test_the_head_of_another_extractor_is_refused(data, extractor, tuned, tmp_pa
         judge(data, tuned, tmp_path / "x.json", classifier={"name": "own_head", "extractor": extractor})
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({}, "has no cosine head"), ({"transform": {"centre": True}}, "has weights of features without a transform")],
+)
+def test_imprinting_needs_the_cosine_head_of_the_features(data, tuned, tmp_path, changes, words):
+    imprinting = {"name": "imprinting", "extractor": tuned / "extractor"}
+    with pytest.raises(InputError, match=words):
+        judge(data, tuned, tmp_path / "x.json", classifier=imprinting, **changes)
+
+
 def test_weights_that_are_a_folder_are_named(tmp_path, data, extractor):
     words = ("finetune_extractor.py", "--data", data, "--shots", 1, "--out", tmp_path / "out")
     assert_refused(run_script(*words, "--weights", extractor), f"{extractor}: is a folder, not a file", "model.pt")

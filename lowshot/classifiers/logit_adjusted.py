@@ -1,0 +1,43 @@
+"""Logit adjustment: logistic regression on all rows alike, corrected for how rare each class is among them.
+
+Sources: Menon et al., ICLR 2021; Ren et al., NeurIPS 2020 (balanced softmax).
+"""
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from lowshot.classifiers.problem import LinearScorer, Problem, Run, Scorer
+from lowshot.classifiers.settings import LogitAdjustedOptions
+from lowshot.classifiers.support_logistic import solution_of
+
+
+def fit_logit_adjusted(problem: Problem, options: LogitAdjustedOptions, seed: int, device: str) -> Scorer:
+    """Fit each run in float64 and subtract tau * log(share of the class among the rows of the run) from its scores.
+
+    This is the adjustment after training (Menon et al., equation 9). The one in the loss (equation 10; with tau 1 the
+    balanced softmax of Ren et al.) has the same optimum: biases are not penalised, so they take up what that loss adds
+    to the logits. Departs from `fit_logistic_regression` in these biases, and in that every row has the same weight.
+
+    Rows that were added count. Classes outside the setup score minus infinity.
+    """
+    weights = np.zeros((len(problem.runs), problem.n_classes, problem.dim + 1), np.float32)
+    weights[..., -1] = -np.inf
+    for of_run, run in zip(weights, problem.runs):
+        classes, solved = _solved(problem, run, options)
+        of_run[classes] = solved
+    return LinearScorer(torch.from_numpy(weights).to(device))
+
+
+def _solved(problem: Problem, run: Run, options: LogitAdjustedOptions) -> tuple[np.ndarray, np.ndarray]:
+    """Return the classes (C,) of a run and their weights (C, D + 1), the bias in the last column."""
+    feats = np.concatenate([problem.base_feats, run.feats]).astype(np.float64)
+    classes, labels = np.unique(np.concatenate([problem.base_labels, run.labels]), return_inverse=True)
+    solver = LogisticRegression(C=1 / options.weight_decay, tol=options.tolerance, max_iter=options.max_iter)
+    weights, biases = solution_of(solver.fit(feats, labels, sample_weight=np.full(len(labels), 1 / len(labels))))
+    return classes, np.column_stack([weights, biases - options.tau * log_shares(labels)])
+
+
+def log_shares(labels: np.ndarray) -> np.ndarray:
+    """Return the logarithm of the share of each class (C,) among `labels` (n,), the classes 0, 1, ... without gaps."""
+    return np.log(np.bincount(labels) / len(labels))
