@@ -22,6 +22,7 @@ from lowshot.classifiers.settings import (
     OwnHead,
     Recommended,
     is_transductive,
+    transform_of,
 )
 from lowshot.classifiers.tasks import Tasks
 from lowshot.classifiers.transform import fitted_transform
@@ -129,12 +130,11 @@ def _chosen(method: Any, transform: FeatureTransform | None) -> Recommended:
     if isinstance(method, str):
         if method not in RECOMMENDED:
             raise InputError(f"method '{method}': unknown; available: {', '.join(RECOMMENDED)}")
-        chosen = RECOMMENDED[method]
+        settings = RECOMMENDED[method].method
     else:
         settings = _checked(METHODS, method)
-        same = [one for one in RECOMMENDED.values() if type(one.method) is type(settings)]
-        chosen = Recommended(settings, same[0].transform if same else FeatureTransform())
-    return chosen if transform is None else chosen._replace(transform=_checked_transform(transform))
+    given = None if transform is None else _checked_transform(transform)
+    return Recommended(settings, transform_of(settings, given))
 
 
 def _checked(registry: Registry, given: Any) -> Any:

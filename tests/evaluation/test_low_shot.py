@@ -17,6 +17,7 @@ from lowshot.classifiers.settings import (
     BENCHMARK_CLASSIFIERS,
     CLASSIFIERS,
     METHODS,
+    AlphaTIMOptions,
     BalancedSGDOptions,
     CosineOptions,
     FeatureTransform,
@@ -24,6 +25,7 @@ from lowshot.classifiers.settings import (
     NearestMeanOptions,
     PTMapOptions,
     SGDOptions,
+    TIMOptions,
 )
 from lowshot.core.errors import InputError
 from lowshot.core.files import write_json
@@ -105,11 +107,13 @@ def test_a_classifier_is_named_by_its_registry():
     assert BENCHMARK_CLASSIFIERS.classes.keys() == CLASSIFIERS.classes.keys() | METHODS.classes.keys()
 
 
-TRANSDUCTIVE = {"laplacian_shot", "prototype_refinement", "pt_map"}
+TRANSDUCTIVE = {"laplacian_shot": "CL2N", "prototype_refinement": "CL2N", "pt_map": "power 0.5", "bd_cspn": "CL2N"}
+TRANSDUCTIVE |= {"tim": "L2N", "alpha_tim": "L2N"}  # the transform that each was published with
 
 
 SMALL = {"linear_sgd": SMALL_SGD, "balanced_sgd": BalancedSGDOptions(n_steps=20, batch_size=20)}
 SMALL |= {"mlp": MLPOptions(hidden=4, max_epochs=2)}
+SMALL |= {"tim": TIMOptions(n_steps=20), "alpha_tim": AlphaTIMOptions(n_steps=20)}
 
 
 @pytest.mark.parametrize("classifier", sorted(BENCHMARK_CLASSIFIERS.classes.keys() - {"own_head"}))
@@ -119,7 +123,8 @@ def test_both_setups_and_every_classifier(config, classifier):
         content = results(config, classifier=chosen, setup=setup)
         assert content["protocol"]["setup"] == setup and len(content["trials"]) == 6
         assert content["protocol"]["setting"] == ("transductive" if classifier in TRANSDUCTIVE else "inductive")
-        assert content["method"] == classifier
+        step = TRANSDUCTIVE.get(classifier)
+        assert content["method"] == (f"{classifier} ({step})" if step else classifier)
         if classifier not in CLASSIFIERS.classes:  # with four classes, every top-5 accuracy is 1
             assert {one["top5_novel"] for one in content["trials"]} == {1.0}
             assert np.mean([one["top1_all"] for one in content["trials"]]) > 0.4

@@ -74,7 +74,7 @@ PLAIN = [
     ({"classifier": LogisticOptions()}, {"classifier": "logistic_regression", "logistic": LOGISTIC}),
     ({"classifier": MLPOptions()}, {"classifier": "mlp", "mlp": MLP}),
     ({"classifier": CosineOptions()}, {"classifier": "cosine", "methods": {"cosine": COSINE}}),
-    ({"classifier": PTMapOptions(), "seed": 3},
+    ({"classifier": PTMapOptions(), "seed": 3, "transform": FeatureTransform()},
      {"classifier": "pt_map", "methods": {"pt_map": {"scale": 10.0, "rate": 0.2, "n_steps": 20}}, "seed": 3}),
     ({"classifier": NearestMeanOptions(), "transform": FeatureTransform(0.5, True, True)},
      {"classifier": "nearest_mean", "methods": {"nearest_mean": {"metric": "euclidean"}},
@@ -255,7 +255,7 @@ def test_a_classifier_chosen_for_each_n(config):
     stored = older(config, classifier={"1": "cosine", "5": "prototype_refinement"},
                    methods={"1": {"cosine": COSINE}, "5": {"prototype_refinement": refinement}})  # fmt: skip
     parts = [replace(config, shots=[1], classifier=CosineOptions()),
-             replace(config, shots=[5], classifier=RefinementOptions())]  # fmt: skip
+             replace(config, shots=[5], classifier=RefinementOptions(), transform=FeatureTransform())]  # fmt: skip
     made_from = joint_recipe([(one.shots, low_shot._recipe(one)) for one in parts])
     assert made_from.difference(stored) is None
     parts[1].classifier = RefinementOptions(scale=2.0)
@@ -368,7 +368,7 @@ def test_existing_evidence_is_continued(config, tmp_path, killed):
 
 def test_results_of_episodes(config):
     tasks = episodes.Config(features=config.test, split=config.split, out=config.out, n_way=2,
-                            method=SupportLogisticOptions(C=2))  # fmt: skip
+                            method=SupportLogisticOptions(C=2), transform=FeatureTransform())  # fmt: skip
     stored = {
         "stage": "episodes",
         "config": {"n_way": 2, "n_shots": [1, 5], "n_queries": 15, "dirichlet": None, "within_superclass": False,

@@ -486,7 +486,7 @@ def test_a_classifier_chosen_for_every_n(config, monkeypatch):
 def test_a_transductive_choice_is_called_one(config):
     config.select.grid.write_text("classifier: [pt_map]")
     content = json.loads(low_shot.main(replace(config, add={})).read_text())
-    assert content["method"] == "pt_map" and content["protocol"]["setting"] == "transductive"
+    assert content["method"] == "pt_map (power 0.5)" and content["protocol"]["setting"] == "transductive"
 
 
 def test_a_choice_for_every_n_is_another_than_one_for_all(config, evaluated, capsys):
