@@ -316,8 +316,8 @@ def test_transductive_methods_find_the_clusters_that_misleading_shots_miss(name)
     queries[:, 20:, 0] += 1
     support = torch.tensor([[[-1.0, 0], [2.8, 0]]])  # the border of nearest mean, 0.9, cuts the second cluster
     tasks, truth = Tasks(support, torch.tensor([[0, 1]]), queries, 2), torch.arange(2).repeat_interleave(20)
-    # The published rate is for unit-length features.
-    faster = {"tim": TIMOptions(lr=0.01), "alpha_tim": AlphaTIMOptions(lr=0.01, support_weight=0.1)}
+    # The published scale and rate are for unit-length features.
+    faster = {"tim": TIMOptions(scale=3, lr=0.01), "alpha_tim": AlphaTIMOptions(scale=3, lr=0.01)}
     accuracy = {
         method: (score(method, tasks, faster.get(method))[0].argmax(-1) == truth).float().mean()
         for method in (name, "nearest_mean")

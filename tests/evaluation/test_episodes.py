@@ -13,7 +13,14 @@ from scipy import stats
 
 import episodes as stage
 from lowshot.classifiers.methods import score_tasks
-from lowshot.classifiers.settings import METHODS, FeatureTransform, NearestMeanOptions, PTMapOptions, is_transductive
+from lowshot.classifiers.settings import (
+    METHODS,
+    FeatureTransform,
+    LaplacianShotOptions,
+    NearestMeanOptions,
+    PTMapOptions,
+    is_transductive,
+)
 from lowshot.core.errors import InputError
 from lowshot.core.files import write_json
 from lowshot.data.features import read_features, write_features
@@ -285,6 +292,15 @@ def test_names_say_the_transform_and_other_settings(config):
     assert content["protocol"]["setting"] == "transductive"
 
 
+def test_a_method_brings_its_transform(config):
+    content = results(config, method=PTMapOptions())
+    assert content["method"] == "pt_map (power 0.5)" and content["config"]["transform"]["power"] == 0.5
+    same = results(config, method=PTMapOptions(), transform=FeatureTransform(power=0.5))
+    assert same["config"] == content["config"] and same["episodes"] == content["episodes"]
+    plain = results(config, method=PTMapOptions(), transform=FeatureTransform())
+    assert plain["method"] == "pt_map" and plain["episodes"] != content["episodes"]
+
+
 def test_the_centre_is_the_mean_of_the_base_images(config):
     both = [config.features.with_name("train.h5"), config.features]
     content = results(config, features=both, transform=FeatureTransform(centre=True, normalise=True))
@@ -320,6 +336,8 @@ def test_second_run_does_nothing_and_other_settings_stop(config, capsys):
         ({"n_shots": [1, 1]}, ["n_shots", "without duplicates"]),
         ({"n_shots": []}, ["n_shots", "one or more"]),
         ({"transform": FeatureTransform(centre=True)}, ["test.h5", "base class", "transform.centre"]),
+        ({"method": LaplacianShotOptions()}, ["no image of a base class", "--features", "--transform.normalise"]),
+        ({"method": LaplacianShotOptions(), "classes": "all"}, ["--classes all", "such as --transform.normalise"]),
     ],
 )
 def test_bad_input(config, changes, words):

@@ -27,6 +27,7 @@ from lowshot.classifiers.settings import (
     SGDOptions,
     TIMOptions,
 )
+from lowshot.core.cli import parse
 from lowshot.core.errors import InputError
 from lowshot.core.files import write_json
 from lowshot.core.parts import parts_of
@@ -183,6 +184,28 @@ def test_every_classifier_sees_transformed_features(config, monkeypatch, tmp_pat
     assert np.abs(problem.base_feats.mean(0)).max() < 1e-5
     for one, before in zip(problem.runs, raw.runs):
         assert np.allclose(one.feats, before.feats - centre, atol=1e-5)
+
+
+def test_a_few_shot_method_brings_its_transform(config, capsys):
+    content = results(config, classifier=PTMapOptions())
+    assert content["config"]["transform"] == {"power": 0.5, "centre": False, "normalise": False}
+    same = replace(config, classifier=PTMapOptions(), transform=FeatureTransform(power=0.5))
+    low_shot.main(same)
+    assert "already exists" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"setting transform\.power was 0\.5, now 0\.0"):
+        low_shot.main(replace(same, transform=FeatureTransform()))
+    assert results(config, classifier=NearestMeanOptions())["method"] == "nearest_mean"
+
+
+def test_a_given_part_replaces_the_transform_of_the_method():
+    paths = [word for name in ("train", "test", "split", "draws", "out") for word in (f"--{name}", f"{name}.h5")]
+    for words, expected in (
+        ([], FeatureTransform(centre=True, normalise=True)),
+        (["--transform.normalise"], FeatureTransform(normalise=True)),
+        (["--transform.normalise", "false"], FeatureTransform()),
+    ):
+        config = parse(low_shot.Config, [*paths, "--classifier", "laplacian_shot", *words])
+        assert low_shot._transform(config) == expected
 
 
 def test_results_hold_the_settings_of_what_was_at_work(config):

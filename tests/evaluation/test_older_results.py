@@ -17,6 +17,7 @@ import low_shot
 from lowshot.classifiers.settings import (
     CosineOptions,
     FeatureTransform,
+    LaplacianShotOptions,
     LogisticOptions,
     MLPOptions,
     NearestMeanOptions,
@@ -89,6 +90,25 @@ def test_every_classifier(config, today, then):
     for other, _ in PLAIN:
         if other != today:
             assert difference(replace(config, **other), older(config, **then)) is not None
+
+
+def test_the_switch_of_laplacian_shot(config):
+    """It had shift and rectification together, in a form that is no longer there."""
+    laplacian = {"smoothing": 0.7, "n_neighbours": 2, "n_steps": 20}
+    plain = replace(config, classifier=LaplacianShotOptions(rectification="none"), transform=FeatureTransform())
+    off = older(config, classifier="laplacian_shot", methods={"laplacian_shot": {**laplacian, "rectify": False}})
+    newer = {**off, "config": {**low_shot._recipe(plain)["config"],
+                               "classifier": {"name": "laplacian_shot", **laplacian, "rectify": False}}}  # fmt: skip
+    for stored in (off, newer):
+        assert difference(plain, stored) is None
+        assert difference(replace(plain, classifier=LaplacianShotOptions()), stored) == (
+            "setting classifier.rectification was none, now bounded"
+        )
+        stored = json.loads(json.dumps(stored).replace('"rectify": false', '"rectify": true'))
+        for form in ("none", "published", "bounded"):
+            one = replace(plain, classifier=LaplacianShotOptions(rectification=form, shift=True))
+            told = f"setting classifier.rectification was weights over rows, now {form}"
+            assert difference(one, stored) == told
 
 
 @pytest.mark.parametrize(

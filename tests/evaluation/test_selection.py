@@ -354,6 +354,13 @@ def test_classifiers_and_transforms_can_be_chosen(config):
     assert names == ["cosine"] * 2 + ["nearest_mean"] * 2
 
 
+def test_every_cell_has_the_transform_of_its_classifier(config):
+    config.select.grid.write_text("classifier: [linear_sgd, pt_map]")
+    low_shot.main(replace(choosing(config), setup="validation", add={}))
+    stored = evidence_of(config)["config"]
+    assert (stored["transform.power.0"], stored["transform.power.1"]) == (0.0, 0.5)
+
+
 def test_settings_of_a_classifier_that_the_grid_names(config):
     config.select.grid.write_text("classifier.metric: [cosine, euclidean]\nclassifier: [nearest_mean]")
     content = json.loads(low_shot.main(config).read_text())
