@@ -56,8 +56,8 @@ def few_shot_scores(
     Args:
         method: the name of a method, its settings or a method of your own. A name is one of nearest_mean,
             logistic_regression, cosine, laplacian_shot, prototype_refinement, pt_map, bd_cspn, tim and alpha_tim; its
-            settings are those of configs/few_shot/episodes-METHOD.yaml. Settings are e.g. ``lowshot.classifiers.CosineOptions(lr=0.1)``. For
-            a method of your own see docs/extending.md.
+            settings are those of configs/few_shot/episodes-METHOD.yaml. Settings are e.g.
+            ``lowshot.classifiers.CosineOptions(lr=0.1)``. For a method of your own see docs/extending.md.
         support_features: (E, S, D) floats, the labelled shots; (S, D) for a single task.
         support_labels: (E, S) integers in 0..n_way-1. Every task must contain every class.
         query_features: (E, Q, D) floats. laplacian_shot, prototype_refinement, pt_map, bd_cspn, tim and alpha_tim are
