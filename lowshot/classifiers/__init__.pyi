@@ -10,6 +10,7 @@ from .methods import is_joint as is_joint
 from .methods import score_tasks as score_tasks
 from .problem import Problem as Problem
 from .problem import Run as Run
+from .settings import AdaptiveTransportOptions as AdaptiveTransportOptions
 from .settings import AlphaTIMOptions as AlphaTIMOptions
 from .settings import BDCSPNOptions as BDCSPNOptions
 from .settings import CosineOptions as CosineOptions

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from lowshot.classifiers.adaptive_transport import score_adaptive_transport
 from lowshot.classifiers.balanced_linear import fit_balanced_sgd
 from lowshot.classifiers.bd_cspn import score_bd_cspn
 from lowshot.classifiers.convex import fit_logistic_regression
@@ -19,6 +20,7 @@ from lowshot.classifiers.problem import Problem, Scorer
 from lowshot.classifiers.pt_map import score_pt_map
 from lowshot.classifiers.refinement import score_refinement
 from lowshot.classifiers.settings import (
+    AdaptiveTransportOptions,
     AlphaTIMOptions,
     BalancedSGDOptions,
     BDCSPNOptions,
@@ -66,6 +68,7 @@ _SCORES = {
     BDCSPNOptions: in_blocks(score_bd_cspn),
     TIMOptions: in_blocks(score_tim),
     AlphaTIMOptions: in_blocks(score_tim),
+    AdaptiveTransportOptions: in_blocks(score_adaptive_transport),
 }
 
 # Classifiers of the methods that look at one query at a time.

@@ -141,6 +141,20 @@ class PTMapOptions:
 
 
 @dataclass
+class AdaptiveTransportOptions:
+    transductive: ClassVar[bool] = True
+
+    equality: NonNegativeFloat = 8.0
+    """Weight of the assumption that all classes have the same number of queries. 0 assumes nothing."""
+    scale: PositiveFloat = 10.0
+    """Factor of the squared distances in the softmax. High values give hard assignments."""
+    rate: Rate = 0.3
+    """Fraction of the way that a centre moves to its new estimate in a step."""
+    n_steps: PositiveInt = 20
+    """Number of updates of the centres, in each of the two passes."""
+
+
+@dataclass
 class TIMOptions:
     transductive: ClassVar[bool] = True
 
@@ -203,6 +217,7 @@ METHODS = Registry(
         "bd_cspn": BDCSPNOptions,
         "tim": TIMOptions,
         "alpha_tim": AlphaTIMOptions,
+        "adaptive_transport": AdaptiveTransportOptions,
     },
     "score(tasks, seed)",
 )
@@ -264,6 +279,9 @@ RECOMMENDED = {
     "bd_cspn": Recommended(BDCSPNOptions(), _CL2N),
     "tim": Recommended(TIMOptions(), _L2N),
     "alpha_tim": Recommended(AlphaTIMOptions(), _L2N),
+    "adaptive_transport": Recommended(
+        AdaptiveTransportOptions(), FeatureTransform(power=0.5, centre=True, normalise=True)
+    ),
 }
 
 

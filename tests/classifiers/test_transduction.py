@@ -8,18 +8,21 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lowshot.classifiers.adaptive_transport import believed
 from lowshot.classifiers.bd_cspn import rectified, shifted
 from lowshot.classifiers.methods import score_tasks
-from lowshot.classifiers.pt_map import balanced
+from lowshot.classifiers.pt_map import apportioned
 from lowshot.classifiers.settings import (
+    AdaptiveTransportOptions,
     AlphaTIMOptions,
     BDCSPNOptions,
     FeatureTransform,
     LaplacianShotOptions,
+    NearestMeanOptions,
     PTMapOptions,
     TIMOptions,
 )
-from lowshot.classifiers.tasks import Tasks, class_means
+from lowshot.classifiers.tasks import Tasks, class_means, squared_distances
 from lowshot.classifiers.tim import _alpha, entropies_slope
 from lowshot.classifiers.transform import fitted_transform
 
@@ -136,7 +139,7 @@ def test_pt_map():
 def test_assignments_stop_as_published():
     """Rounds of the plan in plain numbers, for each task until its query sums change by at most 1e-6."""
     logits = torch.randn(8, 3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 4
-    found, _ = balanced(logits)
+    found, _ = apportioned(logits)
     for one, mine in zip(logits.exp(), found):
         plan, before = one / one.sum(), torch.zeros(7)
         while (plan.sum(0) - before).abs().max() > 1e-6:
@@ -226,3 +229,48 @@ def test_all_classes_have_the_same_weight_in_tim():
     copied = Tasks(tasks.support_features[:, rows], LABELS[:, rows], tasks.query_features, 3)
     options = TIMOptions(n_steps=50, lr=0.01)
     assert torch.allclose(score_tasks(options, copied, 0), score_tasks(options, tasks, 0), atol=1e-4)
+
+
+def clustered(seed, n_queries, spread=0.35, n_shot=1):
+    """Return a task of five classes around orthogonal unit vectors, with `n_queries` of each class, and the truth."""
+    random = np.random.default_rng(seed)
+    shot_labels, labels = np.arange(5).repeat(n_shot), np.arange(5).repeat(n_queries)
+    classes = np.concatenate([shot_labels, labels])
+    rows = np.eye(5, 32)[classes] + spread * random.normal(size=(len(classes), 32))
+    rows = torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True)).float()
+    task = Tasks(rows[None, : 5 * n_shot], torch.from_numpy(shot_labels)[None], rows[None, 5 * n_shot :], 5)
+    return task, torch.from_numpy(labels)
+
+
+def accuracy(method, n_queries):
+    tasks = [clustered(seed, n_queries) for seed in range(20)]
+    hits = [(score_tasks(method, task, 0)[0].argmax(-1) == labels).float().mean() for task, labels in tasks]
+    return float(torch.stack(hits).mean())
+
+
+@pytest.mark.parametrize("n_queries", [[15] * 5, [75, 0, 0, 0, 0], [40, 35, 0, 0, 0], [50, 10, 10, 5, 0]])
+def test_adaptive_transport_gains_from_balance_and_does_not_need_it(n_queries):
+    inductive, adaptive = accuracy(NearestMeanOptions(), n_queries), accuracy(AdaptiveTransportOptions(), n_queries)
+    balanced = accuracy(AdaptiveTransportOptions(equality=1e9), n_queries)
+    if len(set(n_queries)) == 1:
+        assert adaptive - inductive > 0.8 * (balanced - inductive) > 0
+    else:
+        assert adaptive > inductive > balanced
+
+
+def test_proportions_are_believed_by_their_evidence():
+    numbers = torch.tensor([[10.0, 2.0], [6.0, 6.0], [10.0, 2.0]])
+    sure, open_ = torch.tensor([1.0, 0.0]).expand(12, 2), torch.full((12, 2), 0.5)
+    found = believed(numbers, torch.stack([sure, sure, open_]), equality=2.0)
+    # Deviations of 4 from 6: 32 in all. Open predictions have the variance 12 * 2 / 4 = 6: weight 32 / (32 + 12).
+    weight = 32 / 44
+    assert found.numpy() == pytest.approx(
+        np.array([[10 / 12, 2 / 12], [0.5, 0.5], [0.5 + weight / 3, 0.5 - weight / 3]]), abs=1e-6
+    )
+
+
+def test_without_belief_in_equal_numbers_proportions_are_those_of_the_predictions():
+    task, _ = clustered(0, [30, 10, 5, 5, 0])
+    probabilities = torch.softmax(-10 * squared_distances(task.query_features, task.support_features), -1)
+    numbers = probabilities.sum(1)
+    assert torch.allclose(believed(numbers, probabilities, 0.0), numbers / 50, atol=1e-6)
