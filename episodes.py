@@ -28,14 +28,14 @@ On a laptop, in seconds: --n_episodes 50 --n_queries 5
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
 from lowshot import classifiers, core, evaluation, hallucination, report
-from lowshot.classifiers.settings import METHODS, FeatureTransform, NearestMeanOptions, is_transductive
+from lowshot.classifiers.settings import METHODS, FeatureTransform, NearestMeanOptions, is_transductive, transform_of
 from lowshot.core import health
 from lowshot.core.artifacts import Provenance, recipe
 from lowshot.core.cli import report_of, run
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     import torch
 
 _CLUSTERINGS = 5  # seeds of --clustering, counted from --seed
+_NOT_CENTRED = "use a transform that does not centre, such as --transform.normalise"
 
 
 @dataclass(kw_only=True)
@@ -78,11 +79,12 @@ class Config(Sampling):
     augmented_support: bool = False
     """Replace every shot by its augmented copies (save_features.py --copies)."""
     method: Annotated[Any, METHODS] = field(default_factory=NearestMeanOptions)
-    """Few-shot method. The last three are transductive: they use all queries of a task together."""
+    """Few-shot method. laplacian_shot and those after it are transductive: they use all queries of a task together."""
     n_episodes: PositiveInt = 600
     """Number of episodes to evaluate."""
-    transform: FeatureTransform = field(default_factory=FeatureTransform)
-    """Transform of all features before the method. Centres on the base-class rows of the feature files."""
+    transform: FeatureTransform | None = None
+    """Transform of all features before the method. Centres on the base-class rows of the feature files. Default: the
+    one that the method was published with. A given part replaces it as a whole."""
     clustering: TwoOrMore | None = None
     """Also cluster the images of the pool into this number of clusters (k-means on the transformed features, five
     seeds), and report NMI, homogeneity and adjusted Rand index with respect to the classes."""
@@ -101,6 +103,7 @@ def main(config: Config) -> Path:
     """Evaluate the method on every episode, write the results file and return its path."""
     import torch
 
+    config = replace(config, transform=transform_of(config.method, config.transform))
     _check(config)
     files = {f"features_{i}" if i else "features": path for i, path in enumerate(_files(config))}
     made_from = recipe("episodes", config, {**files, "split": config.split, "tasks": config.tasks})
@@ -219,7 +222,9 @@ def _given_rows(
     of_tasks = given.image_classes if config.split is None else labels[given.rows]
     base = feats[np.isin(labels, split.base_classes)]
     if config.transform.centre and (config.split is None or not len(base)):
-        raise InputError("--transform.centre: needs --split, and rows of its base classes in --features")
+        raise InputError(
+            f"--transform.centre: needs --split, and rows of its base classes in --features. Or {_NOT_CENTRED}"
+        )
     transform = classifiers.fitted_transform(config.transform, base)
     copies = transform(_copies(features)) if config.augmented_support else None
     return transform(feats), copies, of_tasks
@@ -231,6 +236,8 @@ def _clusterings(config: Config, feats: np.ndarray, labels: np.ndarray) -> list[
 
 
 def _check(config: Config) -> None:
+    if config.n_way != "all" and (config.n_present or 0) > config.n_way:
+        raise InputError(f"--n_present {config.n_present}: a task has only {config.n_way} classes")
     if not config.n_shots or len(set(config.n_shots)) != len(config.n_shots):
         raise InputError(f"--n_shots {config.n_shots}: must be one or more numbers without duplicates")
     if not _files(config) or len({path.resolve() for path in _files(config)}) != len(_files(config)):
@@ -246,8 +253,8 @@ def _check(config: Config) -> None:
         raise InputError("--classes all: includes the classes of the test setup. Use --classes novel for validation")
     if config.classes == "all" and config.transform.centre:
         raise InputError(
-            "--transform.centre: with --classes all, the base images that define the centre are evaluated themselves. "
-            "Leave out --transform.centre"
+            "--transform.centre: with --classes all, the base images that define the centre are evaluated themselves; "
+            f"{_NOT_CENTRED}"
         )
 
 
@@ -308,7 +315,7 @@ def _pool_rows(
     if config.transform.centre and not base.any():
         raise InputError(
             f"{source}: no image of a base class, but transform.centre needs them. "
-            "Add the feature file with base images to --features"
+            f"Add the feature file with base images to --features. Or {_NOT_CENTRED}"
         )
     in_pool = np.isin(labels, classes)
     transform = classifiers.fitted_transform(config.transform, feats[base] if config.transform.centre else feats[:0])

@@ -47,6 +47,7 @@ from lowshot.classifiers.settings import (
     OwnHead,
     SGDOptions,
     is_transductive,
+    transform_of,
 )
 from lowshot.core.artifacts import Provenance, Recipe, recipe, stored_recipe
 from lowshot.core.choices import Registry, Several, is_own
@@ -97,10 +98,12 @@ class Config(SelectionConfig):
     mlp: from the CIFAR-100 analogy recipe; own_head: the extractor's own classifier. These four score all classes of
     the data set. balanced_sgd (the logistic regression of the diffusion paper), logit_adjusted (logistic regression
     with logit adjustment), imprinting and attention (cosine classifiers), nearest_mean, cosine and the transductive
-    laplacian_shot, prototype_refinement and pt_map score the classes of the setup. Transductive: all test images are
-    classified together; pt_map assumes equally many per class."""
-    transform: FeatureTransform = field(default_factory=FeatureTransform)
-    """Transform of all features before the classifier, additional rows included."""
+    laplacian_shot, prototype_refinement, pt_map, bd_cspn, tim, alpha_tim and adaptive_transport score the classes of
+    the setup. Transductive: all test images are classified together; pt_map, bd_cspn and tim assume equally many per
+    class."""
+    transform: FeatureTransform | None = None
+    """Transform of all features before the classifier, additional rows included. Default: the one that a few-shot
+    method was published with, none for other classifiers. A given part replaces it as a whole."""
     add: Annotated[dict, Several(ADDITIONS)] = field(default_factory=dict)
     """Additional training rows, applied in this order. propagated: rows labelled by diffusion.py; pool: unlabelled
     training images, labelled by a few-shot method; generator: an analogy generator; calibrated: rows drawn with the
@@ -157,12 +160,12 @@ def _keep_classifier(config: Config) -> None:
     model, invert = photos.extractor_of_features(config.train, config.classifier_extractor, config.classifier_weights)
     benchmark, device = read_benchmark(config), core.pick_device().type
     problem = _problem(config, benchmark)
-    mean = classifiers.transformed_mean(config.transform, problem.base_feats)
-    problem = problem.transformed(lambda features: classifiers.apply_transform(config.transform, features, mean))
-    seed, bias = config.seed, config.novel_bias
+    transform, seed, bias = _transform(config), config.seed, config.novel_bias
+    mean = classifiers.transformed_mean(transform, problem.base_feats)
+    problem = problem.transformed(lambda features: classifiers.apply_transform(transform, features, mean))
     learned = photos.learn_jointly(config.classifier, problem, benchmark.classes, seed, device, bias)
     names = [benchmark.split.class_names[c] for c in benchmark.classes]
-    classifier = photos.PhotoClassifier(model, names, *learned, config.transform, mean, invert)
+    classifier = photos.PhotoClassifier(model, names, *learned, transform, mean, invert)
     shots = Lineage(frozenset(benchmark.split.origins[c] for c in benchmark.novel_classes))
     made_from = made_from.but(lineage=(_tags([config], benchmark)[1] | shots).to_json())
     with writing(config.classifier_out, made_from) as partial:
@@ -267,7 +270,13 @@ def _recipe(config: Config) -> Recipe:
     _check_own_head(config)
     _check_additions(config)
     samples = {f"samples_{trial}_{n}": path for (trial, n), path in _sample_files(config).items()}
-    return recipe("low_shot", config, {**input_files(config), **samples})
+    resolved = replace(config, transform=_transform(config))
+    return recipe("low_shot", resolved, {**input_files(config), **samples})
+
+
+def _transform(config: Config) -> FeatureTransform:
+    """Return the transform that is given, or that of the classifier."""
+    return transform_of(config.classifier, config.transform)
 
 
 def _sample_files(config: Config) -> dict[tuple[int, int], Path]:
@@ -284,9 +293,9 @@ def _check_own_head(config: Config) -> None:
     head = config.classifier.extractor if is_of_extractor else None
     if head is None:
         return
-    if isinstance(config.classifier, OwnHead) and (config.add or config.transform.steps):
+    if isinstance(config.classifier, OwnHead) and (config.add or _transform(config).steps):
         raise InputError("own_head: does not learn. Leave out --transform and --add")
-    if config.transform.steps:
+    if _transform(config).steps:
         raise InputError(
             f"{head}: has weights of features without a transform. Leave out --transform or this extractor"
         )
@@ -321,7 +330,7 @@ def _evaluated(
     if done >= set(benchmark.runs(config.shots)):
         return iter(())
     problem = _problem(config, benchmark)
-    transform = classifiers.fitted_transform(config.transform, problem.base_feats)
+    transform = classifiers.fitted_transform(_transform(config), problem.base_feats)
     problem, queries = problem.transformed(transform), transform(benchmark.test_features)
     return evaluation.evaluate_runs(
         config.classifier, problem, benchmark, queries, config.seed, device, done, keep, biases
@@ -389,7 +398,7 @@ def _joint_name(configs: list[Config]) -> str:
 
 def _method_name(config: Config) -> str:
     """Return the names of classifier, transform and additions."""
-    steps, name = config.transform.steps, BENCHMARK_CLASSIFIERS.name_of(config.classifier)
+    steps, name = _transform(config).steps, BENCHMARK_CLASSIFIERS.name_of(config.classifier)
     parts = [f"{name} ({', '.join(steps)})" if steps else name]
     return " + ".join(parts + [getattr(one, "label", key) for key, one in config.add.items()])
 

@@ -51,10 +51,12 @@ def output(command: str) -> str:
 
 
 COMMANDS = commands()
-CHECKED = [command for command in COMMANDS if not command.startswith(KNOWS_ITS_PLACE)]
+# The rectification of these results is no longer there.
+OTHER_TODAY = {"results/laplacian_shot.json": "classifier", "results/episodes_laplacian_shot.json": "method"}
+CHECKED = [one for one in COMMANDS if not one.startswith(KNOWS_ITS_PLACE) and output(one) not in OTHER_TODAY]
 # Copies of a row are no longer in both training and validation rows of mlp, which has none to validate on here.
 REFUSED = {"results/repetition.json": "mlp: early stopping holds out one row in five of each class"}
-REPEATED = [one for one in COMMANDS if not one.startswith(TRAINING) and output(one) not in REFUSED]
+REPEATED = [one for one in COMMANDS if not one.startswith(TRAINING) and output(one) not in REFUSED | OTHER_TODAY]
 
 
 @pytest.fixture
@@ -102,6 +104,13 @@ def test_what_is_refused_today(out, folder):
     command = next(one for one in COMMANDS if output(one) == out)
     done = run_script(*shlex.split(f"{command} --overwrite true"), folder=folder)
     assert done.returncode == 2 and REFUSED[out] in done.stderr
+
+
+@pytest.mark.parametrize("out", OTHER_TODAY)
+def test_what_is_told_apart_today(out, folder):
+    done = run_script(*shlex.split(next(one for one in COMMANDS if output(one) == out)), folder=folder)
+    told = f"setting {OTHER_TODAY[out]}.rectification was weights over rows, now bounded; "
+    assert done.returncode == 2 and told in done.stderr
 
 
 @pytest.mark.parametrize("command", [one for one in COMMANDS if one.startswith(TRAINING)], ids=output)

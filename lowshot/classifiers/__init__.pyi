@@ -10,7 +10,10 @@ from .methods import is_joint as is_joint
 from .methods import score_tasks as score_tasks
 from .problem import Problem as Problem
 from .problem import Run as Run
+from .settings import AdaptiveTransportOptions as AdaptiveTransportOptions
+from .settings import AlphaTIMOptions as AlphaTIMOptions
 from .settings import AttentionOptions as AttentionOptions
+from .settings import BDCSPNOptions as BDCSPNOptions
 from .settings import CosineOptions as CosineOptions
 from .settings import FeatureTransform as FeatureTransform
 from .settings import ImprintingOptions as ImprintingOptions
@@ -23,6 +26,7 @@ from .settings import PTMapOptions as PTMapOptions
 from .settings import RefinementOptions as RefinementOptions
 from .settings import SGDOptions as SGDOptions
 from .settings import SupportLogisticOptions as SupportLogisticOptions
+from .settings import TIMOptions as TIMOptions
 from .tasks import Tasks as Tasks
 from .transform import apply_transform as apply_transform
 from .transform import fitted_transform as fitted_transform

@@ -22,6 +22,7 @@ from lowshot.classifiers.settings import (
     OwnHead,
     Recommended,
     is_transductive,
+    transform_of,
 )
 from lowshot.classifiers.tasks import Tasks
 from lowshot.classifiers.transform import fitted_transform
@@ -54,13 +55,13 @@ def few_shot_scores(
 
     Args:
         method: the name of a method, its settings or a method of your own. A name is one of nearest_mean,
-            logistic_regression, cosine, laplacian_shot, prototype_refinement and pt_map; its settings are those of
-            configs/few_shot/episodes-METHOD.yaml. Settings are e.g. ``lowshot.classifiers.CosineOptions(lr=0.1)``. For
-            a method of your own see docs/extending.md.
+            logistic_regression, cosine, laplacian_shot, prototype_refinement, pt_map, bd_cspn, tim and alpha_tim; its
+            settings are those of configs/few_shot/episodes-METHOD.yaml. Settings are e.g.
+            ``lowshot.classifiers.CosineOptions(lr=0.1)``. For a method of your own see docs/extending.md.
         support_features: (E, S, D) floats, the labelled shots; (S, D) for a single task.
         support_labels: (E, S) integers in 0..n_way-1. Every task must contain every class.
-        query_features: (E, Q, D) floats. laplacian_shot, prototype_refinement and pt_map are transductive: they use all
-            queries of a task together.
+        query_features: (E, Q, D) floats. laplacian_shot, prototype_refinement, pt_map, bd_cspn, tim and alpha_tim are
+            transductive: they use all queries of a task together.
         base_features: (N, D) floats, features of base classes. A transform with ``centre=True`` subtracts their mean.
             Other transforms ignore them.
         feature_transform: transform of all features. Default: that of configs/few_shot/episodes-METHOD.yaml, or no
@@ -129,12 +130,11 @@ def _chosen(method: Any, transform: FeatureTransform | None) -> Recommended:
     if isinstance(method, str):
         if method not in RECOMMENDED:
             raise InputError(f"method '{method}': unknown; available: {', '.join(RECOMMENDED)}")
-        chosen = RECOMMENDED[method]
+        settings = RECOMMENDED[method].method
     else:
         settings = _checked(METHODS, method)
-        same = [one for one in RECOMMENDED.values() if type(one.method) is type(settings)]
-        chosen = Recommended(settings, same[0].transform if same else FeatureTransform())
-    return chosen if transform is None else chosen._replace(transform=_checked_transform(transform))
+    given = None if transform is None else _checked_transform(transform)
+    return Recommended(settings, transform_of(settings, given))
 
 
 def _checked(registry: Registry, given: Any) -> Any:
@@ -229,9 +229,9 @@ class FewShotClassifier(_Classifier):
     """Few-shot classifier: learns classes from a few labelled shots.
 
     Args:
-        method: a name or settings, as in `few_shot_scores`. laplacian_shot, prototype_refinement and pt_map are
-            transductive: a prediction depends on the other rows of the same call. pt_map also assumes that each class
-            has the same number of queries.
+        method: a name or settings, as in `few_shot_scores`. laplacian_shot, prototype_refinement, pt_map, bd_cspn, tim
+            and alpha_tim are transductive: a prediction depends on the other rows of the same call. pt_map, bd_cspn and
+            tim also assume that each class has the same number of queries.
         feature_transform, seed, device: see `few_shot_scores`.
 
     Attributes:

@@ -2,15 +2,13 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from lowshot.classifiers.bd_cspn import rectified, shifted
 from lowshot.classifiers.settings import LaplacianShotOptions
-from lowshot.classifiers.tasks import Tasks, below_best, class_means, class_sums, squared_distances
+from lowshot.classifiers.tasks import Tasks, below_best, class_means, squared_distances
 
 # Maximum number of distances between queries in memory at once.
 _BLOCK_DISTANCES = 1 << 24
-# Sharpness of the weights of prototype rectification (Liu et al., ECCV 2020).
-_SHARPNESS = 10.0
 
 
 def score_laplacian_shot(tasks: Tasks, options: LaplacianShotOptions, seed: int) -> Tensor:
@@ -24,35 +22,20 @@ def score_laplacian_shot(tasks: Tasks, options: LaplacianShotOptions, seed: int)
 
     - It always makes `n_steps` updates, where the paper stops when the energy converges. The scores of a task then do
       not depend on the other tasks of the batch.
-    - The queries are shifted to the mean of the prototypes instead of the mean of the support rows. Classes with many
-      rows then have no more influence than others.
-    - Rectification normalises weights within a class, and shots keep their class.
+    - The default rectification is `rectified(..., "bounded")` without a shift. That of the paper
+      (``rectification="published", shift=True``) is better if classes have equal numbers of queries, and fails if
+      classes have none.
     """
     prototypes = class_means(tasks.support_features, tasks.support_labels, tasks.n_way)
-    queries = tasks.query_features
-    if options.rectify:
-        queries = queries + prototypes.mean(1, keepdim=True) - queries.mean(1, keepdim=True)
-        prototypes = _rectified(tasks, queries, prototypes)
+    queries = shifted(tasks.query_features, prototypes) if options.shift else tasks.query_features
+    if options.rectification != "none":
+        prototypes = rectified(tasks, queries, prototypes, options.rectification)
     unary = squared_distances(queries, prototypes)
     neighbours = nearest_queries(queries, options.n_neighbours)
     logits = -unary
     for _ in range(options.n_steps):
         logits = options.smoothing * _sum_of_neighbours(torch.softmax(logits, -1), neighbours) - unary
     return below_best(logits)
-
-
-def _rectified(tasks: Tasks, queries: Tensor, prototypes: Tensor) -> Tensor:
-    """Return prototypes (E, n_way, D): weighted means of their shots and of the `queries` assigned to them by cosine.
-
-    The weight of a row is exp(10 * cosine with the old prototype), normalised to sum to 1 within its class (Liu et al.,
-    ECCV 2020; section 3.3 of LaplacianShot).
-    """
-    directions = F.normalize(prototypes, dim=-1)
-    guesses = (queries @ directions.mT).argmax(-1)
-    rows, labels = torch.cat([tasks.support_features, queries], 1), torch.cat([tasks.support_labels, guesses], 1)
-    class_directions = directions.gather(1, labels.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
-    weights = ((F.cosine_similarity(rows, class_directions, dim=-1) - 1) * _SHARPNESS).exp().unsqueeze(-1)
-    return class_sums(rows * weights, labels, tasks.n_way) / class_sums(weights, labels, tasks.n_way)
 
 
 def nearest_queries(queries: Tensor, n_neighbours: int) -> Tensor:

@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 
+from lowshot.classifiers.adaptive_transport import score_adaptive_transport
 from lowshot.classifiers.attention import fit_attention
 from lowshot.classifiers.balanced_linear import fit_balanced_sgd
+from lowshot.classifiers.bd_cspn import score_bd_cspn
 from lowshot.classifiers.convex import fit_logistic_regression
 from lowshot.classifiers.cosine import cosine_head, score_cosine
 from lowshot.classifiers.heads import Head
@@ -21,8 +23,11 @@ from lowshot.classifiers.problem import Problem, Scorer, all_at_once
 from lowshot.classifiers.pt_map import score_pt_map
 from lowshot.classifiers.refinement import score_refinement
 from lowshot.classifiers.settings import (
+    AdaptiveTransportOptions,
+    AlphaTIMOptions,
     AttentionOptions,
     BalancedSGDOptions,
+    BDCSPNOptions,
     CosineOptions,
     ImprintingOptions,
     LaplacianShotOptions,
@@ -35,9 +40,11 @@ from lowshot.classifiers.settings import (
     RefinementOptions,
     SGDOptions,
     SupportLogisticOptions,
+    TIMOptions,
 )
 from lowshot.classifiers.support_logistic import logistic_head, score_support_logistic
 from lowshot.classifiers.tasks import Tasks, in_blocks
+from lowshot.classifiers.tim import score_tim
 from lowshot.core.choices import own_name
 from lowshot.core.errors import InputError
 
@@ -69,6 +76,10 @@ _SCORES = {
     LaplacianShotOptions: in_blocks(score_laplacian_shot),
     RefinementOptions: in_blocks(score_refinement),
     PTMapOptions: in_blocks(score_pt_map),
+    BDCSPNOptions: in_blocks(score_bd_cspn),
+    TIMOptions: in_blocks(score_tim),
+    AlphaTIMOptions: in_blocks(score_tim),
+    AdaptiveTransportOptions: in_blocks(score_adaptive_transport),
 }
 
 # Classifiers of the methods that look at one query at a time.

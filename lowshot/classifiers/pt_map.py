@@ -7,8 +7,9 @@ from torch.nn import functional as F
 from lowshot.classifiers.settings import PTMapOptions
 from lowshot.classifiers.tasks import Tasks, below_best, class_counts, class_means, class_sums, squared_distances
 
-# Sinkhorn iterations per step. The next step continues from their scaling, so all steps together balance.
-_N_ITERATIONS = 20
+# Balancing stops when no query's sum changes by more in a round, or after so many rounds, as published.
+_TOLERANCE = 1e-6
+_MAX_ROUNDS = 1000
 
 
 def score_pt_map(tasks: Tasks, options: PTMapOptions, seed: int) -> Tensor:
@@ -18,39 +19,52 @@ def score_pt_map(tasks: Tasks, options: PTMapOptions, seed: int) -> Tensor:
     `FeatureTransform(power=0.5)`. **Assumes that every class has the same number of queries**: each assignment gives
     every class Q / n_way queries (Sinkhorn, Cuturi 2013). With other numbers it loses accuracy.
 
-    As in the authors' experiments, the support is centred on the mean of its class means and the queries on their own
-    mean. Both are then normalised to unit length.
+    As in the authors' experiments, support and queries are each centred on their own mean and then normalised to unit
+    length.
 
     Departures from the paper:
 
     - The scaling is stored as logarithms, so that it never under- or overflows.
-    - Each step makes 20 balancing iterations, starting from the scaling of the previous step. The paper starts anew and
-      iterates to a tolerance.
+    - The support is centred on the mean of its class means, so that classes with many shots have no more influence.
     """
     means = class_means(tasks.support_features, tasks.support_labels, tasks.n_way)
     support = F.normalize(tasks.support_features - means.mean(1, keepdim=True), dim=-1)
     queries = F.normalize(tasks.query_features - tasks.query_features.mean(1, keepdim=True), dim=-1)
     sums = class_sums(support, tasks.support_labels, tasks.n_way)
     counts = class_counts(tasks.support_labels, tasks.n_way).unsqueeze(-1)
-    centres, log_scaling = sums / counts, torch.zeros_like(sums[..., :1])
+    centres = sums / counts
     for step in range(options.n_steps + 1):
         logits = -options.scale * squared_distances(queries, centres).mT.contiguous()
-        log_scaling = balancing(logits, log_scaling)
+        assignment, log_scaling = apportioned(logits)
         if step < options.n_steps:
-            shares = torch.softmax(logits + log_scaling, 1)
-            estimates = (sums + shares @ queries) / (counts + shares.sum(-1, keepdim=True))
+            estimates = (sums + assignment @ queries) / (counts + assignment.sum(-1, keepdim=True))
             centres = centres.lerp(estimates, options.rate)
     return below_best((logits + log_scaling).mT)
 
 
-def balancing(logits: Tensor, log_scaling: Tensor) -> Tensor:
-    """Return offsets (E, C, 1) for `logits` (E, C, Q): their softmax over classes then gives each about Q / C queries.
+def apportioned(logits: Tensor, proportions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return an assignment (E, C, Q) of queries in which classes have their `proportions`, and class offsets (E, C, 1).
 
-    Sinkhorn iterations (Cuturi, 2013) in log space, starting from `log_scaling`. The softmax scales the queries, the
-    offsets scale the classes.
+    `proportions` (E, C) sum to 1; by default they are equal. The assignment is exp(`logits` + offsets) times a factor
+    of each query (Sinkhorn iterations, Cuturi 2013). A round scales each query to the sum 1, then each class to its
+    proportion of the queries. A task stops by itself, whatever the others do. The sums of its queries are then near 1,
+    and those of its classes exact.
     """
-    _, n_classes, n_queries = logits.shape
-    for _ in range(_N_ITERATIONS):
-        masses = torch.softmax(logits + log_scaling, 1).sum(-1, keepdim=True)
-        log_scaling = log_scaling - (masses * n_classes / n_queries).clamp_min(torch.finfo(masses.dtype).tiny).log()
-    return log_scaling
+    tiny = torch.finfo(logits.dtype).tiny
+    if proportions is None:
+        proportions = logits.new_full(logits.shape[:2], 1 / logits.shape[1])
+    numbers = logits.shape[2] * proportions.clamp_min(tiny).unsqueeze(-1)
+    assignment, offsets = torch.empty_like(logits), torch.zeros_like(logits[..., :1])
+    sums = torch.softmax(logits.flatten(1), 1).view_as(logits).sum(1)
+    running = torch.arange(len(logits), device=logits.device)
+    for _ in range(_MAX_ROUNDS):
+        shares = torch.softmax(logits[running] + offsets[running], 1)
+        factors = numbers[running] / shares.sum(-1, keepdim=True).clamp_min(tiny)
+        before, sums = sums, (shares * factors).sum(1)
+        assignment[running] = shares * factors
+        offsets[running] += factors.log()
+        moving = (sums - before).abs().amax(1) > _TOLERANCE
+        running, sums = running[moving], sums[moving]
+        if not len(running):
+            break
+    return assignment, offsets

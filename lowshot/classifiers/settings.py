@@ -144,10 +144,23 @@ class LaplacianShotOptions:
     """Weight of the neighbours' assignments (lambda in the paper, which chooses it on validation classes)."""
     n_neighbours: PositiveInt = 2
     """Number of neighbours of a query (the paper's k = 3 includes the query itself)."""
-    rectify: bool = True
-    """First shift the queries to the mean of the prototypes and re-estimate the prototypes with them."""
+    rectification: Literal["none", "published", "bounded"] = "bounded"
+    """How the prototypes are first re-estimated with the queries. published: as in the authors' experiments, where
+    prototypes shrink and shots may change their class; bounded: weighted means, in which shots keep their class."""
+    shift: bool = False
+    """First shift the queries to the mean of the prototypes. The published rectification includes it. It costs much
+    accuracy if the classes have different numbers of queries."""
     n_steps: PositiveInt = 20
     """Number of updates of the assignments."""
+
+
+@dataclass
+class BDCSPNOptions:
+    transductive: ClassVar[bool] = True
+
+    shift: bool = True
+    """First shift the queries to the mean of the prototypes. It costs much accuracy if the classes have different
+    numbers of queries."""
 
 
 @dataclass
@@ -173,6 +186,49 @@ class PTMapOptions:
     """Fraction of the way that a centre moves to its new estimate in a step (alpha in the paper)."""
     n_steps: PositiveInt = 20
     """Number of updates of the centres."""
+
+
+@dataclass
+class AdaptiveTransportOptions:
+    transductive: ClassVar[bool] = True
+
+    equality: NonNegativeFloat = 8.0
+    """Weight of the assumption that all classes have the same number of queries. 0 assumes nothing."""
+    scale: PositiveFloat = 10.0
+    """Factor of the squared distances in the softmax. High values give hard assignments."""
+    rate: Rate = 0.3
+    """Fraction of the way that a centre moves to its new estimate in a step."""
+    n_steps: PositiveInt = 20
+    """Number of updates of the centres, in each of the two passes."""
+
+
+@dataclass
+class TIMOptions:
+    transductive: ClassVar[bool] = True
+
+    scale: PositiveFloat = 15.0
+    """Factor of half the squared distances in the softmax (tau in the paper)."""
+    support_weight: NonNegativeFloat = 0.1
+    """Weight of the cross-entropy of the shots."""
+    marginal_weight: NonNegativeFloat = 1.0
+    """Weight of the entropy of the mean prediction. High values favour equal numbers of queries per class."""
+    conditional_weight: NonNegativeFloat = 0.1
+    """Weight of the mean entropy of a prediction. High values give hard predictions."""
+    lr: PositiveFloat = 1e-4
+    """Learning rate of Adam (constant)."""
+    n_steps: NonNegativeInt = 1000
+    """Number of Adam steps. 0 uses the class means."""
+
+
+@dataclass
+class AlphaTIMOptions(TIMOptions):
+    support_weight: NonNegativeFloat = 1.0
+    """Weight of the cross-entropy of the shots."""
+    conditional_weight: NonNegativeFloat = 1.0
+    """Weight of the mean alpha-entropy of a prediction. High values give hard predictions."""
+    alpha: Annotated[float, Ge(1)] | None = None
+    """Order of the entropies; 1 is Shannon's. Higher values favour equal numbers of queries per class less. Default: as
+    published, 2 for one shot, 5 for two to four, 7 for more (of the class with the fewest)."""
 
 
 @dataclass
@@ -209,6 +265,10 @@ METHODS = Registry(
         "laplacian_shot": LaplacianShotOptions,
         "prototype_refinement": RefinementOptions,
         "pt_map": PTMapOptions,
+        "bd_cspn": BDCSPNOptions,
+        "tim": TIMOptions,
+        "alpha_tim": AlphaTIMOptions,
+        "adaptive_transport": AdaptiveTransportOptions,
     },
     "score(tasks, seed)",
 )
@@ -267,4 +327,19 @@ RECOMMENDED = {
     "laplacian_shot": Recommended(LaplacianShotOptions(), _CL2N),
     "prototype_refinement": Recommended(RefinementOptions(scale=10), _CL2N),
     "pt_map": Recommended(PTMapOptions(), FeatureTransform(power=0.5)),
+    "bd_cspn": Recommended(BDCSPNOptions(), _CL2N),
+    "tim": Recommended(TIMOptions(), _L2N),
+    "alpha_tim": Recommended(AlphaTIMOptions(), _L2N),
+    "adaptive_transport": Recommended(
+        AdaptiveTransportOptions(), FeatureTransform(power=0.5, centre=True, normalise=True)
+    ),
 }
+
+
+def transform_of(classifier: Any, given: FeatureTransform | None) -> FeatureTransform:
+    """Return the transform that is `given`, or the one that the few-shot method was published with.
+
+    Classifiers of the benchmark and methods of the user's own have none by default.
+    """
+    published = {type(one.method): one.transform for one in RECOMMENDED.values()}
+    return published.get(type(classifier), FeatureTransform()) if given is None else given

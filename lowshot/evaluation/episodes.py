@@ -42,7 +42,8 @@ def tasks_digest(sampling: Sampling, labels: np.ndarray, images: list[str]) -> s
     It depends on the kind of task, the `labels` (N,) of the pool and the names of its `images`, within one split and
     setup. It does not depend on the numbers of shots, since these share classes and queries.
     """
-    kind = {f.name: getattr(sampling, f.name) for f in fields(Sampling) if f.name != "n_shots"}
+    kind = {f.name: getattr(sampling, f.name) for f in fields(Sampling) if f.name not in ("n_shots", "n_present")}
+    kind |= {"n_present": sampling.n_present} if sampling.n_present else {}  # digests from before it existed are equal
     return hashlib.sha256(json.dumps([kind, images]).encode() + labels.astype("<i8").tobytes()).hexdigest()
 
 
@@ -112,7 +113,7 @@ def make_pool(labels: np.ndarray, split: Split, classes: np.ndarray, sampling: S
     order = np.argsort(labels, kind="stable")
     pool = Pool(order, np.cumsum(sizes) - sizes, sizes, padded, group_sizes, split.class_names, source)
     classes = np.concatenate(groups)
-    n_queries = 0 if sampling.dirichlet else sampling.n_queries
+    n_queries = sampling.n_queries if _has_equal_queries(sampling) else 0
     _check_sizes(pool, classes, np.full(len(classes), n_queries), max(sampling.n_shots))
     return pool
 
@@ -172,8 +173,9 @@ def _draw_rows(pool: Pool, sampling: Sampling, episodes: range, chosen: np.ndarr
         return _uniform(sampling.seed, episodes, n_way, *key)[chosen]
 
     n_queries = np.full((n_tasks, n_way), sampling.n_queries)
-    if sampling.dirichlet:
-        n_queries = _dirichlet_counts(sampling.dirichlet, uniform("dirichlet", 0), uniform("dirichlet", 1), n_queries)
+    if not _has_equal_queries(sampling):
+        drawn = (uniform("dirichlet", 0), uniform("dirichlet", 1)) if sampling.dirichlet else None
+        n_queries = _query_counts(n_queries, sampling.n_present or n_way, sampling.dirichlet, drawn)
         for e in np.flatnonzero((pool.sizes[classes] < n_queries + n_shot).any(1))[:1]:
             _check_sizes(pool, classes[e], n_queries[e], n_shot, f"episode {numbers[e]}")
     order = _shuffle(pool.sizes[classes].ravel(), n_queries.max() + n_shot, lambda step: uniform("row", step).ravel())
@@ -210,16 +212,27 @@ def _shuffle(sizes: np.ndarray, n_steps: int, numbers: Callable[[int], np.ndarra
     return order[:, :n_steps]
 
 
-def _dirichlet_counts(alpha: float, first: np.ndarray, second: np.ndarray, balanced: np.ndarray) -> np.ndarray:
+def _has_equal_queries(sampling: Sampling) -> bool:
+    """Whether every class of a task has the same number of queries."""
+    return sampling.dirichlet is None and sampling.n_present is None
+
+
+def _query_counts(
+    balanced: np.ndarray, n_present: int, alpha: float | None, drawn: tuple[np.ndarray, np.ndarray] | None
+) -> np.ndarray:
     """Return the number of queries of every class (E, n_way), with the same totals as `balanced` (E, n_way).
 
-    Proportions are drawn from Dirichlet(alpha, ..., alpha) and rounded by largest remainders (Veilleux et al., NeurIPS
-    2021, section 4; they do not specify the rounding). They are gamma variables, normalised within a task, computed
-    from uniform `first` and `second` (E, n_way) as Gamma(alpha) = Gamma(alpha + 1) x U^(1 / alpha). The logarithm keeps
-    this stable for small alpha.
+    The first `n_present` classes, which are in random order, have queries: equally many, or in proportions from
+    Dirichlet(alpha, ..., alpha), rounded by largest remainders (Veilleux et al., NeurIPS 2021, section 4; they do not
+    specify the rounding). Proportions are gamma variables, normalised within a task, computed from two arrays of
+    uniform numbers (E, n_way), `drawn`, as Gamma(alpha) = Gamma(alpha + 1) x U^(1 / alpha). The logarithm keeps this
+    stable for small alpha.
     """
-    total = balanced.sum(1, keepdims=True)
-    logarithms = np.log(gammaincinv(alpha + 1, 1 - first)) + np.log(1 - second) / alpha
+    total, logarithms = balanced.sum(1, keepdims=True), np.zeros(balanced.shape)
+    if alpha is not None:
+        first, second = drawn
+        logarithms = np.log(gammaincinv(alpha + 1, 1 - first)) + np.log(1 - second) / alpha
+    logarithms[:, n_present:] = -np.inf
     exact = softmax(logarithms, axis=1) * total
     counts = np.floor(exact).astype(np.int64)
     place = np.argsort(np.argsort(counts - exact, axis=1, kind="stable"), axis=1)

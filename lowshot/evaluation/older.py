@@ -3,6 +3,7 @@
 Older recipes list the settings of all choices side by side, with different names. Now each choice has its own settings.
 """
 
+import re
 from collections.abc import Callable
 
 from lowshot.classifiers.settings import BENCHMARK_CLASSIFIERS, METHODS
@@ -84,6 +85,22 @@ def episodes_today(stored: dict) -> dict:
     return renamed(EPISODES_NAMES, {**stored, "config": {**added_later, **config}})
 
 
+def _rectification_today(stored: dict) -> dict:
+    """Return the recipe with the switch `rectify` of LaplacianShot as today's settings.
+
+    It included the shift. Its weights, normalised over the rows of a class, equal none of today's forms.
+    """
+    config = flat(stored["config"])
+    switches = [name for name in config if re.fullmatch(r"(classifier|method)\.rectify(\.\d+)?", name)]
+    if not switches or "laplacian_shot" not in config.values():
+        return stored
+    for name in switches:
+        rectified = config.pop(name)
+        config[name.replace("rectify", "rectification")] = "weights over rows" if rectified else "none"
+        config[name.replace("rectify", "shift")] = rectified
+    return {**stored, "config": config}
+
+
 def diffusion_today(stored: dict) -> dict:
     """Return the current recipe of results of diffusion.py, or of images that it labelled.
 
@@ -110,4 +127,4 @@ TODAY: dict[str, Callable[[dict], dict]] = {
 
 def results_today(stored: dict) -> dict:
     """Return the current recipe of the results of any stage."""
-    return TODAY.get(stored["stage"], lambda same: same)(stored)
+    return _rectification_today(TODAY.get(stored["stage"], lambda same: same)(stored))

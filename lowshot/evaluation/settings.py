@@ -95,6 +95,9 @@ class Sampling:
     dirichlet: PositiveFloat | None = None
     """Draw the class proportions of the n_way x n_queries queries of a task from a symmetric Dirichlet distribution
     with this parameter (2 in Veilleux et al., 2021). Default: the same number of queries for every class."""
+    n_present: PositiveInt | None = None
+    """Number of classes of a task that have queries. They share the n_way x n_queries queries of the task. Default: all
+    classes."""
     within_superclass: bool = False
     """Draw all classes of a task from one superclass. Superclasses with enough classes are drawn uniformly."""
     seed: Seed = 0

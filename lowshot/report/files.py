@@ -26,7 +26,7 @@ _PROVENANCE_ENTRIES = {"command": str, "commit": str | None, "versions": dict, "
 # Settings that are read from a file's config, and further entries. They may be absent.
 _CONFIG_ENTRIES = {"classes": str | None, "transform": dict | None, "within_superclass": bool | None,
                    "n_way": int | str | None, "n_queries": int | None, "dirichlet": int | float | None,
-                   "reference": str | None}  # fmt: skip
+                   "n_present": int | None, "reference": str | None}  # fmt: skip
 _FURTHER_ENTRIES = {"stage": str, "inputs": dict, "gan": dict | None, "selection": dict}
 
 

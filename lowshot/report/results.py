@@ -32,7 +32,7 @@ GIVEN = "given tasks"
 # Settings that may differ between the tasks of one job array, or that are part of the system's name already.
 _NOT_OF_THE_RUN = {"shots", "trials", "n_shots", "n_episodes", "name", "extractor", "clustering", "reference"}
 # Settings that define the kind of task of episodes. Each kind has its own tables; they do not make another system.
-_KIND = {"n_way", "n_queries", "dirichlet", "within_superclass", "classes"}
+_KIND = {"n_way", "n_queries", "dirichlet", "n_present", "within_superclass", "classes"}
 # The simplest classifiers. They are shown first, and others are compared with them.
 _PLAIN = r"(?:linear_sgd|nearest_mean)\b"
 # Suffix of the extractor's name that marks repeated trainings.
@@ -267,6 +267,8 @@ def _task_names(config: dict, part: pd.DataFrame) -> pd.Series:
     queries = f", {n_queries} queries a class" if n_queries else ""
     if alpha:
         queries = f", {n_queries} queries a class on average, shares from Dirichlet({alpha:g})"
+    if present := config.get("n_present"):
+        queries += f", of {present} classes only"
     return ways + "-way" + inside + queries
 
 

@@ -9,7 +9,7 @@ for classifier in nearest_mean cosine laplacian_shot prototype_refinement; do
   python low_shot.py $inputs --classifier $classifier --shots "${shots#shots: }" --select $configs/grids/$classifier.yaml \
     --out $out/results/${name}_$classifier.json
 done
-python low_shot.py $inputs --classifier pt_map --transform.power 0.5 --shots "${shots#shots: }" --out $out/results/${name}_pt_map.json
+python low_shot.py $inputs --classifier pt_map --shots "${shots#shots: }" --out $out/results/${name}_pt_map.json
 python low_shot.py $inputs --classifier logistic_regression --classifier.tolerance 0.0001 --shots "${shots#shots: }" \
   --out $out/results/${name}_logistic_regression.json
 python matching_network.py train --config $configs/matching_network-$dataset-train.yaml --features $out/$name/features/train.h5 \

@@ -14,19 +14,21 @@ from lowshot.classifiers import settings as module
 from lowshot.classifiers.cosine import _batches, cross_entropy_gradient
 from lowshot.classifiers.laplacian_shot import nearest_queries
 from lowshot.classifiers.methods import _FITS, _SCORES, score_tasks
-from lowshot.classifiers.pt_map import balancing
+from lowshot.classifiers.pt_map import apportioned
 from lowshot.classifiers.settings import (
     BENCHMARK_CLASSIFIERS,
     CLASSIFIERS,
     INDUCTIVE_METHODS,
     METHODS,
     RECOMMENDED,
+    AlphaTIMOptions,
     CosineOptions,
     FeatureTransform,
     LaplacianShotOptions,
     NearestMeanOptions,
     PTMapOptions,
     Recommended,
+    TIMOptions,
     is_transductive,
 )
 from lowshot.classifiers.tasks import Tasks, class_means, squared_distances
@@ -108,33 +110,34 @@ def test_refinement_by_hand():
 def test_laplacian_shot_by_hand():
     """Two queries that are neighbours of each other; one update of the assignments softmax(-distances)."""
     tasks = one_task([0.0, 2.0], [0, 1], [0.0, 1.5])
-    options = LaplacianShotOptions(smoothing=0.5, n_neighbours=1, rectify=False, n_steps=1)
+    options = LaplacianShotOptions(smoothing=0.5, n_neighbours=1, rectification="none", n_steps=1)
     first = [1 / (1 + math.exp(-4)), 1 / (1 + math.exp(2.25 - 0.25))]  # shares of the first class
     gaps = [0.5 * (1 - 2 * first[1]) - 4, 0.5 * (1 - 2 * first[0]) + 2]
     assert score("laplacian_shot", tasks, options)[0].diff(dim=-1).flatten().tolist() == pytest.approx(gaps, abs=1e-5)
 
 
-def test_rectification_undoes_a_shift_of_all_queries():
+def test_a_shift_undoes_one_of_all_queries():
     tasks, truth = random_tasks(noise=0.2)
-    shifted = Tasks(tasks.support_features, tasks.support_labels, tasks.query_features + 3, tasks.n_way)
-    plain, there = (score("laplacian_shot", t) for t in (tasks, shifted))
+    moved = Tasks(tasks.support_features, tasks.support_labels, tasks.query_features + 3, tasks.n_way)
+    plain, there = (score("laplacian_shot", t, LaplacianShotOptions(shift=True)) for t in (tasks, moved))
     assert torch.allclose(plain, there, atol=1e-3)
     assert (there.argmax(-1) == truth).float().mean() > 0.95
-    unrectified = score("laplacian_shot", shifted, LaplacianShotOptions(rectify=False))
-    assert (unrectified.argmax(-1) == truth).float().mean() < 0.8
+    unshifted = score("laplacian_shot", moved, LaplacianShotOptions(rectification="none"))
+    assert (unshifted.argmax(-1) == truth).float().mean() < 0.8
 
 
 def test_rectified_prototypes_by_hand():
-    """One shot per class, at right angles. Each query joins the class of highest cosine, with weight exp(10 cos)."""
-    tasks = one_task([[1.0, 0], [0, 1]], [0, 1], [[0.8, 0.6], [0.2, 0.4]])  # queries and support have the mean (.5, .5)
-    weight = math.exp(10 * (0.8 - 1))
-    first = (np.array([1, 0]) + weight * np.array([0.8, 0.6])) / (1 + weight)
-    weight = math.exp(10 * (0.4 / math.hypot(0.2, 0.4) - 1))
-    second = (np.array([0, 1]) + weight * np.array([0.2, 0.4])) / (1 + weight)
-    scores = score("laplacian_shot", tasks, LaplacianShotOptions(smoothing=0))
-    queries = np.array([[0.8, 0.6], [0.2, 0.4]])
-    gaps = ((queries - first) ** 2).sum(1) - ((queries - second) ** 2).sum(1)
-    assert scores[0].diff(dim=-1).flatten().tolist() == pytest.approx(gaps.tolist(), abs=1e-5)
+    """One shot per class, at right angles. Each query joins the class of highest cosine, with its softmax as weight."""
+    tasks = one_task([[1.0, 0], [0, 1]], [0, 1], [[0.8, 0.6]])
+    own, weight = (1 / (1 + math.exp(10 * (other - one))) for one, other in ((1, 0), (0.8, 0.6)))
+    prototypes = {
+        "bounded": [(own * np.array([1, 0]) + weight * np.array([0.8, 0.6])) / (own + weight), np.array([0, 1])],
+        "published": [(own * np.array([1, 0]) + weight * np.array([0.8, 0.6])) / 2, own * np.array([0, 1])],
+    }
+    for form, expected in prototypes.items():
+        gap = np.subtract(*[((np.array([0.8, 0.6]) - one) ** 2).sum() for one in expected])
+        scores = score("laplacian_shot", tasks, LaplacianShotOptions(smoothing=0, rectification=form))
+        assert scores[0].diff(dim=-1).flatten().tolist() == pytest.approx([gap], abs=1e-5)
 
 
 def test_pt_map_by_hand():
@@ -149,12 +152,13 @@ def test_pt_map_by_hand():
     assert scores[0].diff(dim=-1).flatten().tolist() == pytest.approx([-gap, gap], abs=1e-4)
 
 
-def test_balancing_gives_every_class_the_same_mass_of_queries():
+def test_a_balanced_assignment_gives_every_class_the_same_mass_of_queries():
     logits = 3 * torch.randn(5, 4, 30, generator=torch.Generator().manual_seed(0))
-    scaling = balancing(logits, balancing(logits, torch.zeros(5, 4, 1)))
-    shares = torch.softmax(logits + scaling, 1)
-    assert torch.allclose(shares.sum(-1), torch.full((5, 4), 7.5), rtol=1e-3)
-    assert torch.allclose(shares.sum(1), torch.ones(5, 30))
+    assignment, offsets = apportioned(logits)
+    assert torch.allclose(assignment.sum(-1), torch.full((5, 4), 7.5))
+    assert torch.allclose(assignment.sum(1), torch.ones(5, 30), atol=1e-4)
+    assert torch.allclose(assignment / assignment.sum(1, keepdim=True), torch.softmax(logits + offsets, 1), atol=1e-5)
+    assert torch.equal(apportioned(logits[3:4])[0], assignment[3:4])  # the other tasks stop sooner or later
 
 
 # ---------------------------------------------------------------- comparison with scikit-learn
@@ -242,6 +246,9 @@ def test_squared_distances_far_from_the_origin(dim, offset):
 
 # ---------------------------------------------------------------- symmetries
 
+# Rounding can move the round in which balancing stops.
+ROUNDED = {"pt_map": 0.05}
+
 
 @pytest.mark.parametrize("name", METHODS.classes)
 def test_a_task_does_not_depend_on_those_beside_it(name, monkeypatch):
@@ -250,9 +257,9 @@ def test_a_task_does_not_depend_on_those_beside_it(name, monkeypatch):
     together = score(name, tasks)
     assert together.dtype == torch.float32 and together.shape == (6, 20, 4)
     alone = torch.cat([score(name, tasks[i : i + 1]) for i in range(6)])
-    order = torch.tensor([3, 0, 5, 1, 4, 2])
-    assert torch.allclose(together, alone, atol=1e-4)
-    assert torch.allclose(score(name, tasks[order]), together[order], atol=1e-4)
+    order, atol = torch.tensor([3, 0, 5, 1, 4, 2]), ROUNDED.get(name, 1e-4)
+    assert torch.allclose(together, alone, atol=atol)
+    assert torch.allclose(score(name, tasks[order]), together[order], atol=atol)
 
 
 @pytest.mark.parametrize("name", METHODS.classes)
@@ -263,7 +270,7 @@ def test_rows_classes_and_queries_may_come_in_any_order(name):
         tasks.support_features[:, rows], classes[tasks.support_labels[:, rows]], tasks.query_features[:, queries], 4
     )
     expected = score(name, tasks)[:, queries]
-    assert torch.allclose(score(name, shuffled)[:, :, classes], expected, atol=1e-3)
+    assert torch.allclose(score(name, shuffled)[:, :, classes], expected, atol=ROUNDED.get(name, 1e-3))
 
 
 @pytest.mark.parametrize("name", METHODS.classes)
@@ -309,8 +316,11 @@ def test_transductive_methods_find_the_clusters_that_misleading_shots_miss(name)
     queries[:, 20:, 0] += 1
     support = torch.tensor([[[-1.0, 0], [2.8, 0]]])  # the border of nearest mean, 0.9, cuts the second cluster
     tasks, truth = Tasks(support, torch.tensor([[0, 1]]), queries, 2), torch.arange(2).repeat_interleave(20)
+    # The published scale and rate are for unit-length features.
+    faster = {"tim": TIMOptions(scale=3, lr=0.01), "alpha_tim": AlphaTIMOptions(scale=3, lr=0.01)}
     accuracy = {
-        method: (score(method, tasks)[0].argmax(-1) == truth).float().mean() for method in (name, "nearest_mean")
+        method: (score(method, tasks, faster.get(method))[0].argmax(-1) == truth).float().mean()
+        for method in (name, "nearest_mean")
     }
     assert accuracy["nearest_mean"] < 0.9 and accuracy[name] > accuracy["nearest_mean"] + 0.1
 
@@ -420,7 +430,10 @@ def test_every_choice_has_work_and_every_work_is_a_choice():
 
 def test_methods_by_name():
     assert INDUCTIVE == list(INDUCTIVE_METHODS.classes) == ["nearest_mean", "logistic_regression", "cosine"]
-    assert TRANSDUCTIVE == ["laplacian_shot", "prototype_refinement", "pt_map"]
+    assert [
+        *("laplacian_shot", "prototype_refinement", "pt_map"),
+        *("bd_cspn", "tim", "alpha_tim", "adaptive_transport"),
+    ] == TRANSDUCTIVE
     assert list(CLASSIFIERS.classes) == [
         *("linear_sgd", "balanced_sgd", "logistic_regression", "mlp"),
         *("logit_adjusted", "imprinting", "attention", "own_head"),

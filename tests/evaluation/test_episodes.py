@@ -13,7 +13,14 @@ from scipy import stats
 
 import episodes as stage
 from lowshot.classifiers.methods import score_tasks
-from lowshot.classifiers.settings import METHODS, FeatureTransform, NearestMeanOptions, PTMapOptions, is_transductive
+from lowshot.classifiers.settings import (
+    METHODS,
+    FeatureTransform,
+    LaplacianShotOptions,
+    NearestMeanOptions,
+    PTMapOptions,
+    is_transductive,
+)
 from lowshot.core.errors import InputError
 from lowshot.core.files import write_json
 from lowshot.data.features import read_features, write_features
@@ -102,12 +109,23 @@ def test_dirichlet_of_tiny_and_huge_parameters():
     assert (huge.query_labels == np.repeat(np.arange(5), 15)).all()
 
 
+@pytest.mark.parametrize("alpha", [None, 0.5])
+def test_queries_of_some_classes_only(alpha):
+    rows = draw(Sampling(n_queries=3, n_present=2, dirichlet=alpha), range(500))
+    assert rows.queries.shape == (500, 15)  # as many as with all classes
+    counts = np.stack([(rows.query_labels == way).sum(1) for way in range(5)], 1)
+    assert not counts[:, 2:].any() and counts.sum(1).tolist() == [15] * 500
+    assert alpha or (np.abs(counts[:, 0] - counts[:, 1]) == 1).all()
+    present = np.bincount(rows.classes[:, 0], minlength=len(NOVEL))
+    assert (present > 0).sum() > 5  # any class may be the one
+
+
 def test_largest_remainders_by_hand():
     # With alpha 1 the proportions are normalised exponential variables -log(1 - u), computed as Gamma(2) x U.
     first, second = np.array([[0.3, 0.6, 0.9]]), np.array([[0.5, 0.2, 0.7]])
     gamma = stats.gamma(2).ppf(1 - first) * (1 - second)
     exact = 10 * gamma / gamma.sum()
-    counts = episodes._dirichlet_counts(1.0, first, second, np.array([[4, 3, 3]]))
+    counts = episodes._query_counts(np.array([[4, 3, 3]]), 3, 1.0, (first, second))
     short = 10 - np.floor(exact).sum()
     up = np.argsort(np.floor(exact) - exact)[0, : int(short)]
     expected = np.floor(exact[0])
@@ -164,10 +182,10 @@ def test_shots_are_nested_and_queries_the_same(alpha):
 def test_the_digest_tells_kinds_of_task_and_pools_apart_but_not_shots():
     plain = Sampling()
     others = [Sampling(n_way=4), Sampling(n_queries=3), Sampling(dirichlet=2.0), Sampling(within_superclass=True),
-              Sampling(seed=1)]  # fmt: skip
+              Sampling(n_present=2), Sampling(seed=1)]  # fmt: skip
     digests = {tasks_digest(sampling, LABELS, ["a"]) for sampling in [plain, *others]}
     digests |= {tasks_digest(plain, LABELS[1:], ["a"]), tasks_digest(plain, LABELS, ["b"])}
-    assert len(digests) == 8
+    assert len(digests) == 9
     assert tasks_digest(Sampling(n_shots=[2]), LABELS, ["a"]) == tasks_digest(plain, LABELS, ["a"])
 
 
@@ -285,6 +303,15 @@ def test_names_say_the_transform_and_other_settings(config):
     assert content["protocol"]["setting"] == "transductive"
 
 
+def test_a_method_brings_its_transform(config):
+    content = results(config, method=PTMapOptions())
+    assert content["method"] == "pt_map (power 0.5)" and content["config"]["transform"]["power"] == 0.5
+    same = results(config, method=PTMapOptions(), transform=FeatureTransform(power=0.5))
+    assert same["config"] == content["config"] and same["episodes"] == content["episodes"]
+    plain = results(config, method=PTMapOptions(), transform=FeatureTransform())
+    assert plain["method"] == "pt_map" and plain["episodes"] != content["episodes"]
+
+
 def test_the_centre_is_the_mean_of_the_base_images(config):
     both = [config.features.with_name("train.h5"), config.features]
     content = results(config, features=both, transform=FeatureTransform(centre=True, normalise=True))
@@ -320,6 +347,8 @@ def test_second_run_does_nothing_and_other_settings_stop(config, capsys):
         ({"n_shots": [1, 1]}, ["n_shots", "without duplicates"]),
         ({"n_shots": []}, ["n_shots", "one or more"]),
         ({"transform": FeatureTransform(centre=True)}, ["test.h5", "base class", "transform.centre"]),
+        ({"method": LaplacianShotOptions()}, ["no image of a base class", "--features", "--transform.normalise"]),
+        ({"method": LaplacianShotOptions(), "classes": "all"}, ["--classes all", "such as --transform.normalise"]),
     ],
 )
 def test_bad_input(config, changes, words):
@@ -357,6 +386,7 @@ def test_script_on_real_features(features, data, tmp_path):
     [
         (["--method", "svm"], ["method", "nearest_mean", "pt_map"]),
         (["--dirichlet", "0"], ["dirichlet"]),
+        (["--n_present", "6"], ["--n_present 6", "5 classes"]),
     ],
 )
 def test_script_refuses_in_one_line(features, data, tmp_path, arguments, words):

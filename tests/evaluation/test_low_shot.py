@@ -17,6 +17,7 @@ from lowshot.classifiers.settings import (
     BENCHMARK_CLASSIFIERS,
     CLASSIFIERS,
     METHODS,
+    AlphaTIMOptions,
     AttentionOptions,
     BalancedSGDOptions,
     CosineOptions,
@@ -25,7 +26,9 @@ from lowshot.classifiers.settings import (
     NearestMeanOptions,
     PTMapOptions,
     SGDOptions,
+    TIMOptions,
 )
+from lowshot.core.cli import parse
 from lowshot.core.errors import InputError
 from lowshot.core.files import write_json
 from lowshot.core.parts import parts_of
@@ -106,11 +109,13 @@ def test_a_classifier_is_named_by_its_registry():
     assert BENCHMARK_CLASSIFIERS.classes.keys() == CLASSIFIERS.classes.keys() | METHODS.classes.keys()
 
 
-TRANSDUCTIVE = {"laplacian_shot", "prototype_refinement", "pt_map"}
+TRANSDUCTIVE = {"laplacian_shot": "CL2N", "prototype_refinement": "CL2N", "pt_map": "power 0.5", "bd_cspn": "CL2N"}
+TRANSDUCTIVE |= {"tim": "L2N", "alpha_tim": "L2N"}  # the transform that each was published with
 
 
 SMALL = {"linear_sgd": SMALL_SGD, "balanced_sgd": BalancedSGDOptions(n_steps=20, batch_size=20)}
 SMALL |= {"mlp": MLPOptions(hidden=4, max_epochs=2), "attention": AttentionOptions(n_steps=20)}
+SMALL |= {"tim": TIMOptions(n_steps=20), "alpha_tim": AlphaTIMOptions(n_steps=20)}
 
 
 @pytest.mark.parametrize("classifier", sorted(BENCHMARK_CLASSIFIERS.classes.keys() - {"own_head"}))
@@ -120,7 +125,8 @@ def test_both_setups_and_every_classifier(config, classifier):
         content = results(config, classifier=chosen, setup=setup)
         assert content["protocol"]["setup"] == setup and len(content["trials"]) == 6
         assert content["protocol"]["setting"] == ("transductive" if classifier in TRANSDUCTIVE else "inductive")
-        assert content["method"] == classifier
+        step = TRANSDUCTIVE.get(classifier)
+        assert content["method"] == (f"{classifier} ({step})" if step else classifier)
         if classifier not in CLASSIFIERS.classes:  # with four classes, every top-5 accuracy is 1
             assert {one["top5_novel"] for one in content["trials"]} == {1.0}
             assert np.mean([one["top1_all"] for one in content["trials"]]) > 0.4
@@ -179,6 +185,28 @@ def test_every_classifier_sees_transformed_features(config, monkeypatch, tmp_pat
     assert np.abs(problem.base_feats.mean(0)).max() < 1e-5
     for one, before in zip(problem.runs, raw.runs):
         assert np.allclose(one.feats, before.feats - centre, atol=1e-5)
+
+
+def test_a_few_shot_method_brings_its_transform(config, capsys):
+    content = results(config, classifier=PTMapOptions())
+    assert content["config"]["transform"] == {"power": 0.5, "centre": False, "normalise": False}
+    same = replace(config, classifier=PTMapOptions(), transform=FeatureTransform(power=0.5))
+    low_shot.main(same)
+    assert "already exists" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"setting transform\.power was 0\.5, now 0\.0"):
+        low_shot.main(replace(same, transform=FeatureTransform()))
+    assert results(config, classifier=NearestMeanOptions())["method"] == "nearest_mean"
+
+
+def test_a_given_part_replaces_the_transform_of_the_method():
+    paths = [word for name in ("train", "test", "split", "draws", "out") for word in (f"--{name}", f"{name}.h5")]
+    for words, expected in (
+        ([], FeatureTransform(centre=True, normalise=True)),
+        (["--transform.normalise"], FeatureTransform(normalise=True)),
+        (["--transform.normalise", "false"], FeatureTransform()),
+    ):
+        config = parse(low_shot.Config, [*paths, "--classifier", "laplacian_shot", *words])
+        assert low_shot._transform(config) == expected
 
 
 def test_results_hold_the_settings_of_what_was_at_work(config):

@@ -17,6 +17,7 @@ import low_shot
 from lowshot.classifiers.settings import (
     CosineOptions,
     FeatureTransform,
+    LaplacianShotOptions,
     LogisticOptions,
     MLPOptions,
     NearestMeanOptions,
@@ -74,7 +75,7 @@ PLAIN = [
     ({"classifier": LogisticOptions()}, {"classifier": "logistic_regression", "logistic": LOGISTIC}),
     ({"classifier": MLPOptions()}, {"classifier": "mlp", "mlp": MLP}),
     ({"classifier": CosineOptions()}, {"classifier": "cosine", "methods": {"cosine": COSINE}}),
-    ({"classifier": PTMapOptions(), "seed": 3},
+    ({"classifier": PTMapOptions(), "seed": 3, "transform": FeatureTransform()},
      {"classifier": "pt_map", "methods": {"pt_map": {"scale": 10.0, "rate": 0.2, "n_steps": 20}}, "seed": 3}),
     ({"classifier": NearestMeanOptions(), "transform": FeatureTransform(0.5, True, True)},
      {"classifier": "nearest_mean", "methods": {"nearest_mean": {"metric": "euclidean"}},
@@ -95,6 +96,25 @@ def test_results_from_before_the_novel_bias(config):
     stored = older(config, classifier="linear_sgd", sgd=SGD)
     assert difference(config, stored) is None
     assert difference(replace(config, novel_bias=0.5), stored) == "setting novel_bias was 0.0, now 0.5"
+
+
+def test_the_switch_of_laplacian_shot(config):
+    """It had shift and rectification together, in a form that is no longer there."""
+    laplacian = {"smoothing": 0.7, "n_neighbours": 2, "n_steps": 20}
+    plain = replace(config, classifier=LaplacianShotOptions(rectification="none"), transform=FeatureTransform())
+    off = older(config, classifier="laplacian_shot", methods={"laplacian_shot": {**laplacian, "rectify": False}})
+    newer = {**off, "config": {**low_shot._recipe(plain)["config"],
+                               "classifier": {"name": "laplacian_shot", **laplacian, "rectify": False}}}  # fmt: skip
+    for stored in (off, newer):
+        assert difference(plain, stored) is None
+        assert difference(replace(plain, classifier=LaplacianShotOptions()), stored) == (
+            "setting classifier.rectification was none, now bounded"
+        )
+        stored = json.loads(json.dumps(stored).replace('"rectify": false', '"rectify": true'))
+        for form in ("none", "published", "bounded"):
+            one = replace(plain, classifier=LaplacianShotOptions(rectification=form, shift=True))
+            told = f"setting classifier.rectification was weights over rows, now {form}"
+            assert difference(one, stored) == told
 
 
 @pytest.mark.parametrize(
@@ -261,7 +281,7 @@ def test_a_classifier_chosen_for_each_n(config):
     stored = older(config, classifier={"1": "cosine", "5": "prototype_refinement"},
                    methods={"1": {"cosine": COSINE}, "5": {"prototype_refinement": refinement}})  # fmt: skip
     parts = [replace(config, shots=[1], classifier=CosineOptions()),
-             replace(config, shots=[5], classifier=RefinementOptions())]  # fmt: skip
+             replace(config, shots=[5], classifier=RefinementOptions(), transform=FeatureTransform())]  # fmt: skip
     made_from = joint_recipe([(one.shots, low_shot._recipe(one)) for one in parts])
     assert made_from.difference(stored) is None
     parts[1].classifier = RefinementOptions(scale=2.0)
@@ -374,7 +394,7 @@ def test_existing_evidence_is_continued(config, tmp_path, killed):
 
 def test_results_of_episodes(config):
     tasks = episodes.Config(features=config.test, split=config.split, out=config.out, n_way=2,
-                            method=SupportLogisticOptions(C=2))  # fmt: skip
+                            method=SupportLogisticOptions(C=2), transform=FeatureTransform())  # fmt: skip
     stored = {
         "stage": "episodes",
         "config": {"n_way": 2, "n_shots": [1, 5], "n_queries": 15, "dirichlet": None, "within_superclass": False,

@@ -354,6 +354,13 @@ def test_classifiers_and_transforms_can_be_chosen(config):
     assert names == ["cosine"] * 2 + ["nearest_mean"] * 2
 
 
+def test_every_cell_has_the_transform_of_its_classifier(config):
+    config.select.grid.write_text("classifier: [linear_sgd, pt_map]")
+    low_shot.main(replace(choosing(config), setup="validation", add={}))
+    stored = evidence_of(config)["config"]
+    assert (stored["transform.power.0"], stored["transform.power.1"]) == (0.0, 0.5)
+
+
 def test_settings_of_a_classifier_that_the_grid_names(config):
     config.select.grid.write_text("classifier.metric: [cosine, euclidean]\nclassifier: [nearest_mean]")
     content = json.loads(low_shot.main(config).read_text())
@@ -486,7 +493,7 @@ def test_a_classifier_chosen_for_every_n(config, monkeypatch):
 def test_a_transductive_choice_is_called_one(config):
     config.select.grid.write_text("classifier: [pt_map]")
     content = json.loads(low_shot.main(replace(config, add={})).read_text())
-    assert content["method"] == "pt_map" and content["protocol"]["setting"] == "transductive"
+    assert content["method"] == "pt_map (power 0.5)" and content["protocol"]["setting"] == "transductive"
 
 
 def test_a_choice_for_every_n_is_another_than_one_for_all(config, evaluated, capsys):

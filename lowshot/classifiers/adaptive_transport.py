@@ -1,0 +1,75 @@
+"""Adaptive transport: PT-MAP's assignment of the queries, for proportions of the classes that the queries decide."""
+
+import torch
+from torch import Tensor
+
+from lowshot.classifiers.pt_map import apportioned
+from lowshot.classifiers.settings import AdaptiveTransportOptions
+from lowshot.classifiers.tasks import Tasks, below_best, class_counts, class_sums, squared_distances
+
+# Queries that are added to each class when its proportion is estimated, so that none becomes 0.
+_PRIOR_COUNT = 0.1
+
+
+def score_adaptive_transport(tasks: Tasks, options: AdaptiveTransportOptions, seed: int) -> Tensor:
+    """Return scores (E, Q, n_way) float32: log of the final assignment minus the highest of the query.
+
+    Our own method. PT-MAP (Hu et al., ICANN 2021) gives every class the same number of queries. Its gain comes from
+    there, and so does its loss if the numbers differ. Here the queries tell how far to believe in equal numbers:
+
+    1. Soft k-means with estimated proportions of the classes (EM for Gaussians of one width) assumes nothing on them.
+    2. The estimated proportions are trusted with the weight d / (d + `equality` v), and equal ones with the rest: d is
+       the squared deviation of the estimated numbers of queries from equal ones, v the variance of these numbers if
+       each query had the class probabilities that the class means of the shots give it. Both are sums over classes.
+    3. Starting anew from the class means, every class gets its proportion of the queries in each step, as in PT-MAP.
+
+    Features are transformed by `FeatureTransform(power=0.5, centre=True, normalise=True)`. Centring on the queries, as
+    in PT-MAP, would assume equal numbers as well.
+    """
+    shots = class_sums(tasks.support_features, tasks.support_labels, tasks.n_way)
+    counts = class_counts(tasks.support_labels, tasks.n_way).unsqueeze(-1)
+    logits = -options.scale * squared_distances(tasks.query_features, shots / counts)
+    estimated = _assigned(tasks.query_features, shots, counts, options)[0]
+    proportions = believed(estimated.sum(1), torch.softmax(logits, -1), options.equality)
+    return below_best(_assigned(tasks.query_features, shots, counts, options, proportions)[1])
+
+
+def believed(numbers: Tensor, probabilities: Tensor, equality: float) -> Tensor:
+    """Return proportions (E, n_way) between the estimated ones and equal ones.
+
+    Args:
+        numbers: (E, n_way), estimated numbers of queries of each class.
+        probabilities: (E, Q, n_way), of the classes for each query, from the shots alone.
+        equality: how many times the variance a deviation from equal numbers must have to be half believed.
+    """
+    n_queries, n_way = probabilities.shape[1:]
+    deviation = (numbers - n_queries / n_way).square().sum(-1, keepdim=True)
+    variance = (probabilities * (1 - probabilities)).sum((1, 2)).unsqueeze(-1)
+    weight = deviation / (deviation + equality * variance).clamp_min(torch.finfo(variance.dtype).tiny)
+    return (1 / n_way + weight * (numbers / n_queries - 1 / n_way)).clamp_min(0)
+
+
+def _assigned(
+    queries: Tensor,
+    shots: Tensor,
+    counts: Tensor,
+    options: AdaptiveTransportOptions,
+    proportions: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the assignment (E, Q, n_way) of the queries (E, Q, D) after all steps, and its logarithm up to a constant.
+
+    `proportions` (E, n_way) are estimated anew in each step if they are None. `shots` (E, n_way, D) are sums and
+    `counts` (E, n_way, 1) numbers of the shots.
+    """
+    centres, offsets = shots / counts, torch.zeros_like(shots[..., 0]).unsqueeze(1)
+    for _ in range(options.n_steps):
+        logits = -options.scale * squared_distances(queries, centres)
+        if proportions is not None:
+            offsets = apportioned(logits.mT.contiguous(), proportions)[1].mT
+        assignment = torch.softmax(logits + offsets, -1)
+        scores, sums = logits + offsets, assignment.sum(1)
+        if proportions is None:
+            offsets = (sums + _PRIOR_COUNT).log().unsqueeze(1)
+        estimates = (shots + assignment.mT @ queries) / (counts + sums.unsqueeze(-1))
+        centres = centres.lerp(estimates, options.rate)
+    return assignment, scores
