@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from lowshot.classifiers.methods import score_tasks
-from lowshot.classifiers.settings import METHODS, RECOMMENDED, FeatureTransform
+from lowshot.classifiers.settings import transform_of
 from lowshot.classifiers.tasks import Tasks
 from lowshot.classifiers.transform import fitted_transform
 from lowshot.core.errors import InputError
@@ -23,9 +23,8 @@ class PoolRows:
     """
 
     def __init__(self, settings: Pool, benchmark: Benchmark) -> None:
-        self.settings, name = settings, METHODS.name_of(settings.method)
-        transform = RECOMMENDED[name].transform if name in RECOMMENDED else FeatureTransform()
-        self.transform = fitted_transform(transform, benchmark.train.feats[benchmark.base_rows])
+        self.settings, base = settings, benchmark.train.feats[benchmark.base_rows]
+        self.transform = fitted_transform(transform_of(settings.method, None), base)
 
     def extend(self, run: Run, benchmark: Benchmark, seed: int) -> Run:
         """Add the most confident share of the images of every class, class after class, the most confident first.
