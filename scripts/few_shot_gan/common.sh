@@ -61,5 +61,10 @@ out=outputs/$dataset${IMAGE_SIZE:+_${IMAGE_SIZE}px}
 [ "$representation" = $default ] || out+=_$representation # the GANs depend on it, too
 results=$out/results_few_shot_gan
 judge=${JUDGE:-}
+# Copies of the shots have the random changes that the extractor was trained with.
+case $dataset in
+  cifar100_fs) copies="--copies 3 --copies.augment.shift_pixels 4 --copies.augment.flip" ;;
+  *) copies="--copies 3 --copies.augment.shift_pixels 2 --copies.augment.rotate_degrees 10 --copies.augment.scale 0.1 --copies.augment.shear_degrees 5" ;;
+esac
 configs=configs/few_shot_gan
 check_representation $configs/train_extractor-$dataset-$representation.yaml

@@ -1,0 +1,155 @@
+"""What transductive methods gain and lose with the queries of a task: how many classes they are of, and how unevenly.
+
+Reads     feature files and splits, such as those of scripts/few_shot
+Writes    a CSV file of every cell, and Markdown tables on stdout
+
+    python benchmarks/transduction.py --folders outputs/cifar_fs/airbench_released outputs/fc100/airbench \\
+        outputs/omniglot_vinyals/airbench --out outputs/transduction.csv
+
+A folder has features/train.h5, and data/split.json lies beside it. Tasks are 5-way with 1 and 5 shots and 75 queries in
+all (15 if a class has fewer than 100 images), of 1, 2 or 5 of the classes, equally many each or in proportions from
+Dirichlet distributions. A method has one setting for all cells, its default, and the transform that belongs to it. All
+methods see the same tasks. Differences are to the inductive start of a method: nearest means of features with the
+same transform; for PT-MAP, whose transform centres on the queries, those of `adaptive_transport`.
+
+--setup validation is for choosing settings. Two to three hours on two cores, most of it for TIM and alpha-TIM.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lowshot.classifiers.settings import RECOMMENDED, FeatureTransform, LaplacianShotOptions, NearestMeanOptions
+from lowshot.classifiers.transform import fitted_transform
+from lowshot.core.cli import run
+from lowshot.core.errors import InputError
+from lowshot.core.settings import PositiveInt
+from lowshot.data.features import read_features
+from lowshot.data.protocol import Setup, read_split, setup_of
+from lowshot.evaluation.episodes import evaluate_episodes, make_pool
+from lowshot.evaluation.settings import Sampling
+from lowshot.report.results import summarise
+
+N_SHOTS, PRESENT, ALPHAS = [1, 5], (1, 2, 5), (0.1, 0.5, 2.0, None)
+_CELLS = [(present, alpha) for present, alpha in product(PRESENT, ALPHAS) if present > 1 or alpha is None]
+_POWER_CL2N = RECOMMENDED["adaptive_transport"].transform
+_CL2N, _L2N = FeatureTransform(centre=True, normalise=True), FeatureTransform(normalise=True)
+
+
+class Compared(NamedTuple):
+    """A method, the transform of its features, and the name of its inductive start."""
+
+    method: object
+    transform: FeatureTransform
+    start: str
+
+
+_STARTS = {"nearest_mean (CL2N)": _CL2N, "nearest_mean (L2N)": _L2N, "nearest_mean (power 0.5, CL2N)": _POWER_CL2N}
+_PUBLISHED = LaplacianShotOptions(rectification="published", shift=True)
+METHODS = {name: Compared(NearestMeanOptions(), transform, name) for name, transform in _STARTS.items()}
+METHODS |= {
+    name: Compared(*RECOMMENDED[name], start)
+    for start, names in {
+        "nearest_mean (CL2N)": ("prototype_refinement", "laplacian_shot", "bd_cspn"),
+        "nearest_mean (L2N)": ("tim", "alpha_tim"),
+        "nearest_mean (power 0.5, CL2N)": ("pt_map", "adaptive_transport"),
+    }.items()
+    for name in names
+}
+METHODS["laplacian_shot (published)"] = Compared(_PUBLISHED, _CL2N, "nearest_mean (CL2N)")
+
+
+@dataclass
+class Config:
+    folders: list[Path]
+    """Folders with features/train.h5. The name of a data set is that of the folder above."""
+    out: Path
+    """CSV file to write."""
+    methods: list[str] = field(default_factory=lambda: list(METHODS))
+    """Methods to evaluate, besides the inductive starts."""
+    n_episodes: PositiveInt = 1000
+    """Number of tasks of a cell."""
+    setup: Setup = "test"
+    """Half of the novel classes to draw tasks from."""
+
+
+def main(config: Config) -> Path:
+    """Evaluate all cells, write them, and print a table for each data set and number of shots."""
+    for name in config.methods:
+        if name not in METHODS:
+            raise InputError(f"--methods {name}: unknown; available: {', '.join(METHODS)}")
+    names = [*_STARTS, *(name for name in config.methods if name not in _STARTS)]
+    cells = pd.concat([cell for folder in config.folders for cell in evaluated(folder, names, config)])
+    cells.to_csv(config.out, index=False)
+    for (dataset, n_shot), part in cells.groupby(["dataset", "n_shot"], sort=False):
+        print(f"\n{dataset}, {n_shot}-shot, {part.n_queries.iloc[0]} queries, {part.trials.iloc[0]} tasks\n")
+        print_markdown(as_table(part))
+    return config.out
+
+
+def evaluated(folder: Path, names: list[str], config: Config) -> Iterator[pd.DataFrame]:
+    """Yield the cells of a data set: means, and differences to the inductive start, with their intervals."""
+    split = read_split(folder.parent / "data/split.json")
+    features = read_features(folder / "features/train.h5", split.n_classes)
+    base_classes, classes = setup_of(split, config.setup, folder)
+    base = features.feats[np.isin(features.labels, base_classes)]
+    n_queries = 15 if np.bincount(features.labels).max() >= 100 else 3
+    transforms = {json.dumps(asdict(METHODS[name].transform)): METHODS[name].transform for name in names}
+    spaces = {key: torch.from_numpy(fitted_transform(one, base)(features.feats)) for key, one in transforms.items()}
+    for present, alpha in _CELLS:
+        sampling = Sampling(n_shots=N_SHOTS, n_queries=n_queries, n_present=present, dirichlet=alpha)
+        pool, frames = make_pool(features.labels, split, classes, sampling, str(features.path)), []
+        for name in names:
+            rows = spaces[json.dumps(asdict(METHODS[name].transform))]
+            entries = evaluate_episodes(rows, pool, sampling, config.n_episodes, METHODS[name].method)
+            frames.append(pd.DataFrame(entries).assign(method=name, start=METHODS[name].start))
+        frame = pd.concat(frames)
+        of_start = frame[["episode", "n_shot", "method", "accuracy"]]
+        frame = frame.merge(of_start.rename(columns={"method": "start", "accuracy": "of_start"}), how="left")
+        means, gains = (
+            summarise(frame.assign(value=value), ["n_shot", "method"])
+            for value in (frame.accuracy, frame.accuracy - frame.of_start)
+        )
+        cell = {"dataset": split.dataset, "split_digest": split.digest, "setup": config.setup,
+                "n_present": present, "dirichlet": alpha or "balanced", "n_queries": 5 * n_queries}  # fmt: skip
+        yield means.assign(gain=gains["mean"], gain_interval=gains["interval"], **cell)
+        print(f"{split.dataset}: {present} classes present, {alpha or 'balanced'}", file=sys.stderr, flush=True)
+
+
+def as_table(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return accuracies of the starts and gains of the other methods, the smallest, and what is kept of PT-MAP's gain.
+
+    Columns are the cells: classes present, and proportions of their queries.
+    """
+    cells = cells.assign(cell=cells.n_present.astype(str) + ", " + cells.dirichlet.astype(str))
+    columns, is_start = list(dict.fromkeys(cells.cell)), cells.method.isin(list(_STARTS))
+    accuracies = cells["mean"].map(lambda value: f"{100 * value:.2f}")
+    gains = [f"{100 * gain:+.2f} ± {100 * half:.2f}" for gain, half in zip(cells.gain, cells.gain_interval)]
+    shown = cells.assign(shown=np.where(is_start, accuracies, gains))
+    table = shown.pivot(index="method", columns="cell", values="shown")[columns].loc[list(dict.fromkeys(cells.method))]
+    gain = cells.pivot(index="method", columns="cell", values="gain").loc[table.index]
+    balanced = gain["5, balanced"]
+    table["worst"] = [f"{100 * value:+.2f}" for value in gain.min(axis=1)]
+    table["kept"] = [f"{100 * value:.0f} %" for value in balanced / balanced.get("pt_map", np.nan)]
+    table.loc[table.index.isin(list(_STARTS)), ["worst", "kept"]] = ""
+    return table
+
+
+def print_markdown(table: pd.DataFrame) -> None:
+    print(f"| method | {' | '.join(table.columns)} |\n|---|{'---:|' * len(table.columns)}")
+    for name, *values in table.itertuples():
+        print(f"| {name} | {' | '.join(values)} |")
+
+
+if __name__ == "__main__":
+    run(main, Config, __doc__)
