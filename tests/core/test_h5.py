@@ -93,15 +93,15 @@ def test_damage_is_one_line(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can be forked")
 @pytest.mark.parametrize(
-    ("fault", "cause"),
+    ("fault", "seconds", "cause"),
     [
-        (lambda path: os.kill(os.getpid(), signal.SIGSEGV), "the HDF5 library crashes on it"),
-        (lambda path: signal.pause(), "the HDF5 library does not come to an end with it"),
+        (lambda path: os.kill(os.getpid(), signal.SIGSEGV), 60, "the HDF5 library crashes on it"),
+        (lambda path: signal.pause(), 0.2, "the HDF5 library does not come to an end with it"),
     ],
 )
-def test_a_crash_or_a_hang_of_the_library_is_one_line(tmp_path, monkeypatch, fault, cause):
+def test_a_crash_or_a_hang_of_the_library_is_one_line(tmp_path, monkeypatch, fault, seconds, cause):
     monkeypatch.setattr(h5, "_read_structure", fault)
-    monkeypatch.setattr(h5, "_SECONDS", 0.2)
+    monkeypatch.setattr(h5, "_SECONDS", seconds)
     with pytest.raises(InputError, match=f"x.h5: damaged, {cause}"):
         read(write(tmp_path / "x.h5"))
 
