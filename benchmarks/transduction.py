@@ -4,13 +4,14 @@ Reads     feature files and splits, such as those of scripts/few_shot
 Writes    a CSV file of every cell, and Markdown tables on stdout
 
     python benchmarks/transduction.py --folders outputs/cifar_fs/airbench_released outputs/fc100/airbench \\
-        outputs/omniglot_vinyals/airbench --out outputs/transduction.csv
+        outputs/omniglot/airbench_plain_released --out outputs/transduction.csv
 
-A folder has features/train.h5, and data/split.json lies beside it. Tasks are 5-way with 1 and 5 shots and 75 queries in
-all (15 if a class has fewer than 100 images), of 1, 2 or 5 of the classes, equally many each or in proportions from
-Dirichlet distributions. A method has one setting for all cells, its default, and the transform that belongs to it. All
-methods see the same tasks. Differences are to the inductive start of a method: nearest means of features with the
-same transform; for PT-MAP, whose transform centres on the queries, those of `adaptive_transport`.
+A folder has features/train.h5 (and test.h5, whose images are in the tasks as well), and data/split.json lies beside it.
+Tasks are 5-way with 1 and 5 shots and 75 queries in all (15 if a class has fewer than 100 images), of 1, 2 or 5 of the
+classes, equally many each or in proportions from Dirichlet distributions. A method has one setting for all cells, its
+default, and the transform that belongs to it. All methods see the same tasks. Differences are to the inductive start of
+a method: nearest means of features with the same transform; for PT-MAP, which itself centres on the queries, those of
+`adaptive_transport`.
 
 --setup validation is for choosing settings. Two to three hours on two cores, most of it for TIM and alpha-TIM.
 """
@@ -72,7 +73,7 @@ METHODS["laplacian_shot (published)"] = Compared(_PUBLISHED, _CL2N, "nearest_mea
 @dataclass
 class Config:
     folders: list[Path]
-    """Folders with features/train.h5. The name of a data set is that of the folder above."""
+    """Folders of representations, with features/train.h5."""
     out: Path
     """CSV file to write."""
     methods: list[str] = field(default_factory=lambda: list(METHODS))
@@ -100,15 +101,16 @@ def main(config: Config) -> Path:
 def evaluated(folder: Path, names: list[str], config: Config) -> Iterator[pd.DataFrame]:
     """Yield the cells of a data set: means, and differences to the inductive start, with their intervals."""
     split = read_split(folder.parent / "data/split.json")
-    features = read_features(folder / "features/train.h5", split.n_classes)
+    parts = [read_features(path, split.n_classes) for path in sorted((folder / "features").glob("*.h5"), reverse=True)]
+    feats, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("feats", "labels"))
     base_classes, classes = setup_of(split, config.setup, folder)
-    base = features.feats[np.isin(features.labels, base_classes)]
-    n_queries = 15 if np.bincount(features.labels).max() >= 100 else 3
+    base = parts[0].feats[np.isin(parts[0].labels, base_classes)]  # of the training images
+    n_queries = 15 if np.bincount(labels).max() >= 100 else 3
     transforms = {json.dumps(asdict(METHODS[name].transform)): METHODS[name].transform for name in names}
-    spaces = {key: torch.from_numpy(fitted_transform(one, base)(features.feats)) for key, one in transforms.items()}
+    spaces = {key: torch.from_numpy(fitted_transform(one, base)(feats)) for key, one in transforms.items()}
     for present, alpha in _CELLS:
         sampling = Sampling(n_shots=N_SHOTS, n_queries=n_queries, n_present=present, dirichlet=alpha)
-        pool, frames = make_pool(features.labels, split, classes, sampling, str(features.path)), []
+        pool, frames = make_pool(labels, split, classes, sampling, str(folder)), []
         for name in names:
             rows = spaces[json.dumps(asdict(METHODS[name].transform))]
             entries = evaluate_episodes(rows, pool, sampling, config.n_episodes, METHODS[name].method)

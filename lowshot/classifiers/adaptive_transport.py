@@ -18,9 +18,9 @@ def score_adaptive_transport(tasks: Tasks, options: AdaptiveTransportOptions, se
     there, and so does its loss if the numbers differ. Here the queries tell how far to believe in equal numbers:
 
     1. Soft k-means with estimated proportions of the classes (EM for Gaussians of one width) assumes nothing on them.
-    2. The estimated proportions are trusted with the weight d / (d + `equality` v), and equal ones with the rest: d is
-       the squared deviation of the estimated numbers of queries from equal ones, v the variance of these numbers if
-       each query had the class probabilities that the class means of the shots give it. Both are sums over classes.
+    2. These proportions are trusted with the weight d / (d + `equality` v), and equal ones with the rest. The class
+       means of the shots give each query class probabilities, and so each class a number of queries: d is the squared
+       deviation of these numbers from equal ones, v their variance. Both are sums over classes.
     3. Starting anew from the class means, every class gets its proportion of the queries in each step, as in PT-MAP.
 
     Features are transformed by `FeatureTransform(power=0.5, centre=True, normalise=True)`. Centring on the queries, as
@@ -29,24 +29,24 @@ def score_adaptive_transport(tasks: Tasks, options: AdaptiveTransportOptions, se
     shots = class_sums(tasks.support_features, tasks.support_labels, tasks.n_way)
     counts = class_counts(tasks.support_labels, tasks.n_way).unsqueeze(-1)
     logits = -options.scale * squared_distances(tasks.query_features, shots / counts)
-    estimated = _assigned(tasks.query_features, shots, counts, options)[0]
-    proportions = believed(estimated.sum(1), torch.softmax(logits, -1), options.equality)
+    estimated = _assigned(tasks.query_features, shots, counts, options)[0].mean(1)
+    proportions = believed(estimated, torch.softmax(logits, -1), options.equality)
     return below_best(_assigned(tasks.query_features, shots, counts, options, proportions)[1])
 
 
-def believed(numbers: Tensor, probabilities: Tensor, equality: float) -> Tensor:
+def believed(estimated: Tensor, probabilities: Tensor, equality: float) -> Tensor:
     """Return proportions (E, n_way) between the estimated ones and equal ones.
 
     Args:
-        numbers: (E, n_way), estimated numbers of queries of each class.
-        probabilities: (E, Q, n_way), of the classes for each query, from the shots alone.
+        estimated: (E, n_way) proportions of the classes.
+        probabilities: (E, Q, n_way) of the classes for each query, from the shots alone.
         equality: how many times the variance a deviation from equal numbers must have to be half believed.
     """
     n_queries, n_way = probabilities.shape[1:]
-    deviation = (numbers - n_queries / n_way).square().sum(-1, keepdim=True)
+    deviation = (probabilities.sum(1) - n_queries / n_way).square().sum(-1, keepdim=True)
     variance = (probabilities * (1 - probabilities)).sum((1, 2)).unsqueeze(-1)
     weight = deviation / (deviation + equality * variance).clamp_min(torch.finfo(variance.dtype).tiny)
-    return (1 / n_way + weight * (numbers / n_queries - 1 / n_way)).clamp_min(0)
+    return (1 - weight) / n_way + weight * estimated
 
 
 def _assigned(

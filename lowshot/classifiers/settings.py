@@ -192,7 +192,7 @@ class PTMapOptions:
 class AdaptiveTransportOptions:
     transductive: ClassVar[bool] = True
 
-    equality: NonNegativeFloat = 8.0
+    equality: NonNegativeFloat = 6.0
     """Weight of the assumption that all classes have the same number of queries. 0 assumes nothing."""
     scale: PositiveFloat = 10.0
     """Factor of the squared distances in the softmax. High values give hard assignments."""

@@ -259,18 +259,17 @@ def test_adaptive_transport_gains_from_balance_and_does_not_need_it(n_queries):
 
 
 def test_proportions_are_believed_by_their_evidence():
-    numbers = torch.tensor([[10.0, 2.0], [6.0, 6.0], [10.0, 2.0]])
     sure, open_ = torch.tensor([1.0, 0.0]).expand(12, 2), torch.full((12, 2), 0.5)
-    found = believed(numbers, torch.stack([sure, sure, open_]), equality=2.0)
-    # Deviations of 4 from 6: 32 in all. Open predictions have the variance 12 * 2 / 4 = 6: weight 32 / (32 + 12).
-    weight = 32 / 44
+    leaning = torch.tensor([0.75, 0.25]).expand(12, 2)
+    found = believed(torch.tensor([0.9, 0.1]).expand(3, 2), torch.stack([sure, open_, leaning]), equality=2.0)
+    # Numbers of 9 and 3 deviate by 3 from 6: 18 in all. Their variance is 2 * 12 * 3 / 16 = 4.5: weight 18 / (18 + 9).
     assert found.numpy() == pytest.approx(
-        np.array([[10 / 12, 2 / 12], [0.5, 0.5], [0.5 + weight / 3, 0.5 - weight / 3]]), abs=1e-6
+        np.array([[0.9, 0.1], [0.5, 0.5], [0.5 + 0.4 * 2 / 3, 0.5 - 0.4 * 2 / 3]]), abs=1e-6
     )
 
 
-def test_without_belief_in_equal_numbers_proportions_are_those_of_the_predictions():
+def test_without_belief_in_equal_numbers_proportions_are_the_estimated_ones():
     task, _ = clustered(0, [30, 10, 5, 5, 0])
     probabilities = torch.softmax(-10 * squared_distances(task.query_features, task.support_features), -1)
-    numbers = probabilities.sum(1)
-    assert torch.allclose(believed(numbers, probabilities, 0.0), numbers / 50, atol=1e-6)
+    estimated = torch.tensor([[0.5, 0.2, 0.1, 0.1, 0.1]])
+    assert torch.allclose(believed(estimated, probabilities, 0.0), estimated, atol=1e-6)

@@ -110,7 +110,7 @@ def test_a_classifier_is_named_by_its_registry():
 
 
 TRANSDUCTIVE = {"laplacian_shot": "CL2N", "prototype_refinement": "CL2N", "pt_map": "power 0.5", "bd_cspn": "CL2N"}
-TRANSDUCTIVE |= {"tim": "L2N", "alpha_tim": "L2N"}  # the transform that each was published with
+TRANSDUCTIVE |= {"tim": "L2N", "alpha_tim": "L2N", "adaptive_transport": "power 0.5, CL2N"}  # by its own transform
 
 
 SMALL = {"linear_sgd": SMALL_SGD, "balanced_sgd": BalancedSGDOptions(n_steps=20, batch_size=20)}

@@ -445,4 +445,6 @@ def test_settings_of_another_choice(config, words, message):
 
 def test_the_method_of_an_episode_has_its_own_settings(config):
     done = episodes_by(config, "--method", "nearest_mean", "--method.lr", "1")
-    assert_refused(done, "--method.lr: no setting of nearest_mean (it is one of cosine); its settings are: metric")
+    assert_refused(
+        done, "--method.lr: no setting of nearest_mean (it is one of cosine, tim, alpha_tim); its settings are: metric"
+    )
