@@ -5,7 +5,7 @@ usage() {
   cat >&2 <<'END'
 
   omniglot_vinyals   50 minutes on two cores with AVX2; downloads 15 MB
-  cifar_fs           3 minutes on two cores; downloads 170 MB
+  cifar_fs           about 12 minutes on two cores; downloads 170 MB
   fc100              12 minutes on two cores with AVX512_BF16 and PRECISION=bf16-mixed; downloads 170 MB
   mini_imagenet, tiered_imagenet
                      a GPU (not measured); need DATA_ROOT, see docs/data.md
@@ -22,7 +22,7 @@ END
 dataset=${1:-}
 case $dataset in
   omniglot_vinyals) takes="50 minutes on two cores with AVX2" default=airbench n_ways="5 20" kinds="balanced dirichlet within_superclass" ;;
-  cifar_fs) takes="3 minutes on two cores" default=airbench_released n_ways=5 kinds="balanced dirichlet" ;;
+  cifar_fs) takes="about 12 minutes on two cores" default=airbench_released n_ways=5 kinds="balanced dirichlet" ;;
   fc100) takes="12 minutes on two cores with AVX512_BF16 and PRECISION=bf16-mixed" default=airbench n_ways=5 kinds="balanced dirichlet within_superclass" ;;
   mini_imagenet | tiered_imagenet) takes="a GPU (not measured)" default=resnet12 n_ways=5 kinds="balanced dirichlet" ;;
   *) usage ;;
