@@ -61,8 +61,7 @@ def main(config: Config) -> None:
     """Time all sides in turn, then compare all queries."""
     warnings.filterwarnings("ignore", module="sklearn")  # it warns that classes of one shot have no variance
     feats, labels = make_features()
-    pool = make_pool(labels, make_split("random", [str(c) for c in range(2 * N_CLASSES)], [], [None] * 2 * N_CLASSES, 0,
-                     novel_classes=list(range(N_CLASSES))), np.arange(N_CLASSES), SAMPLING, "random")  # fmt: skip
+    pool = pool_of(labels)
     sides = {
         "batched": lambda: evaluate_batched(feats, pool, config.n_episodes),
         "loop, numpy": lambda: evaluate_one_by_one(feats, labels, config.n_episodes, nearest_in_numpy),
@@ -93,6 +92,13 @@ def make_features() -> tuple[np.ndarray, np.ndarray]:
 def evaluate_batched(feats: np.ndarray, pool: Pool, n_episodes: int) -> np.ndarray:
     episodes = evaluate_episodes(torch.from_numpy(feats), pool, SAMPLING, n_episodes, NearestMeanOptions())
     return np.array([one["accuracy"] for one in episodes])
+
+
+def pool_of(labels: np.ndarray) -> Pool:
+    """Return the pool of all images, whose `labels` (N,) are novel classes."""
+    split = make_split("random", [str(c) for c in range(2 * N_CLASSES)], [], [None] * 2 * N_CLASSES, 0,
+                       novel_classes=list(range(N_CLASSES)))  # fmt: skip
+    return make_pool(labels, split, np.arange(N_CLASSES), SAMPLING, "random")
 
 
 Nearest = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]

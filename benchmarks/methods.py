@@ -28,7 +28,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.episodes import N_CLASSES, SAMPLING, make_features
+from benchmarks.episodes import SAMPLING, make_features, pool_of
 from lowshot.classifiers.methods import score_tasks
 from lowshot.classifiers.settings import RECOMMENDED, FeatureTransform
 from lowshot.classifiers.tasks import Tasks
@@ -36,8 +36,7 @@ from lowshot.classifiers.transform import fitted_transform
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
 from lowshot.core.settings import PositiveInt
-from lowshot.data.protocol import make_split
-from lowshot.evaluation.episodes import draw_tasks, gather_tasks, make_pool
+from lowshot.evaluation.episodes import draw_tasks, gather_tasks
 
 # EasyFSL's class of a method, its settings for the same number of steps, and the part of the tasks that it runs on.
 _THEIRS = {
@@ -85,10 +84,7 @@ def main(config: Config) -> None:
 def make_tasks(n_tasks: int) -> tuple[Tasks, np.ndarray]:
     """Return tasks of random features, and rows of base classes to centre on."""
     feats, labels = make_features()
-    split = make_split("random", [str(c) for c in range(2 * N_CLASSES)], [], [None] * 2 * N_CLASSES, 0,
-                       novel_classes=list(range(N_CLASSES)))  # fmt: skip
-    pool = make_pool(labels, split, np.arange(N_CLASSES), SAMPLING, "random")
-    rows = next(draw_tasks(pool, SAMPLING, range(n_tasks)))
+    rows = next(draw_tasks(pool_of(labels), SAMPLING, range(n_tasks)))
     return next(gather_tasks(torch.from_numpy(feats), rows, SAMPLING.n_shots))[1], feats
 
 

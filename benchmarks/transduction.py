@@ -16,10 +16,9 @@ a method: nearest means of features with the same transform; for PT-MAP, which i
 --setup validation is for choosing settings. Two to three hours on two cores, most of it for TIM and alpha-TIM.
 """
 
-import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -106,14 +105,12 @@ def evaluated(folder: Path, names: list[str], config: Config) -> Iterator[pd.Dat
     base_classes, classes = setup_of(split, config.setup, folder)
     base = parts[0].feats[np.isin(parts[0].labels, base_classes)]  # of the training images
     n_queries = 15 if np.bincount(labels).max() >= 100 else 3
-    transforms = {json.dumps(asdict(METHODS[name].transform)): METHODS[name].transform for name in names}
-    spaces = {key: torch.from_numpy(fitted_transform(one, base)(feats)) for key, one in transforms.items()}
+    spaces = {name: torch.from_numpy(fitted_transform(METHODS[name].transform, base)(feats)) for name in names}
     for present, alpha in _CELLS:
         sampling = Sampling(n_shots=N_SHOTS, n_queries=n_queries, n_present=present, dirichlet=alpha)
         pool, frames = make_pool(labels, split, classes, sampling, str(folder)), []
         for name in names:
-            rows = spaces[json.dumps(asdict(METHODS[name].transform))]
-            entries = evaluate_episodes(rows, pool, sampling, config.n_episodes, METHODS[name].method)
+            entries = evaluate_episodes(spaces[name], pool, sampling, config.n_episodes, METHODS[name].method)
             frames.append(pd.DataFrame(entries).assign(method=name, start=METHODS[name].start))
         frame = pd.concat(frames)
         of_start = frame[["episode", "n_shot", "method", "accuracy"]]

@@ -66,8 +66,9 @@ def _assigned(
         logits = -options.scale * squared_distances(queries, centres)
         if proportions is not None:
             offsets = apportioned(logits.mT.contiguous(), proportions)[1].mT
-        assignment = torch.softmax(logits + offsets, -1)
-        scores, sums = logits + offsets, assignment.sum(1)
+        scores = logits + offsets
+        assignment = torch.softmax(scores, -1)
+        sums = assignment.sum(1)
         if proportions is None:
             offsets = (sums + _PRIOR_COUNT).log().unsqueeze(1)
         estimates = (shots + assignment.mT @ queries) / (counts + sums.unsqueeze(-1))

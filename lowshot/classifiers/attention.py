@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lowshot.classifiers.problem import Problem, Run, Scorer, cosine_scorer
+from lowshot.classifiers.problem import Problem, Run, Scorer, as_one_task, cosine_scorer
 from lowshot.classifiers.settings import AttentionOptions
 from lowshot.classifiers.tasks import class_means
 from lowshot.core.errors import Diverged, InputError
@@ -199,8 +199,7 @@ def _minimise(parameters: list[nn.Parameter], loss: Callable[[], Tensor], option
 @torch.no_grad()
 def _weights(model: WeightGenerator, run: Run) -> Tensor:
     """Return weights (C, D) of all base classes and the novel classes of a run; their length is the scale."""
-    classes, labels = np.unique(run.labels, return_inverse=True)
-    shots, labels = (torch.from_numpy(one[None]).to(model.base.device) for one in (run.feats, labels))
+    shots, labels, n_way = as_one_task(run.feats, run.labels, model.base.device)
     nobody = torch.zeros(1, len(model.base), dtype=torch.bool, device=model.base.device)
-    novel = model.novel_weights(shots, labels, len(classes), nobody)[0]
+    novel = model.novel_weights(shots, labels, n_way, nobody)[0]
     return model.scale * F.normalize(torch.cat([model.base, novel]), dim=-1)

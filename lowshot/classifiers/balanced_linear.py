@@ -8,7 +8,7 @@ initialisation. Departs from the release in that all random draws are seeded.
 import numpy as np
 import torch
 
-from lowshot.classifiers.problem import LinearScorer, Problem, Run, Scorer, with_constant
+from lowshot.classifiers.problem import Problem, Run, Scorer, scorer_of_setup, with_constant
 from lowshot.classifiers.settings import BalancedSGDOptions
 from lowshot.core.errors import Diverged
 from lowshot.core.progress import Progress
@@ -24,17 +24,11 @@ def fit_balanced_sgd(problem: Problem, options: BalancedSGDOptions, seed: int, d
     Raises Diverged if the weights are not finite.
     """
     base = torch.from_numpy(with_constant(problem.base_feats)).to(device)
-    weights = torch.zeros(len(problem.runs), problem.n_classes, problem.dim + 1, device=device)
-    outside = torch.ones(problem.n_classes, dtype=torch.bool, device=device)
     with Progress(total=len(problem.runs) * options.n_steps, unit="step", desc="balanced_sgd") as progress:
-        for position, run in enumerate(problem.runs):
-            classes, trained = _train(problem, run, base, options, seed, device, progress)
-            weights[position, classes] = trained
-            outside[classes] = False
-    if not weights.isfinite().all():
+        fitted = [_train(problem, run, base, options, seed, device, progress) for run in problem.runs]
+    if not all(weights.isfinite().all() for _, weights in fitted):
         raise Diverged(f"balanced_sgd.lr {options.lr:g}: the weights are not finite. Use a smaller one")
-    weights[:, outside, -1] = -torch.inf
-    return LinearScorer(weights)
+    return scorer_of_setup(problem, fitted)
 
 
 def _train(

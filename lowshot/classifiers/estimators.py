@@ -55,13 +55,13 @@ def few_shot_scores(
 
     Args:
         method: the name of a method, its settings or a method of your own. A name is one of nearest_mean,
-            logistic_regression, cosine, laplacian_shot, prototype_refinement, pt_map, bd_cspn, tim and alpha_tim; its
-            settings are those of configs/few_shot/episodes-METHOD.yaml. Settings are e.g.
+            logistic_regression, cosine, laplacian_shot, prototype_refinement, pt_map, bd_cspn, tim, alpha_tim and
+            adaptive_transport; its settings are those of configs/few_shot/episodes-METHOD.yaml. Settings are e.g.
             ``lowshot.classifiers.CosineOptions(lr=0.1)``. For a method of your own see docs/extending.md.
         support_features: (E, S, D) floats, the labelled shots; (S, D) for a single task.
         support_labels: (E, S) integers in 0..n_way-1. Every task must contain every class.
-        query_features: (E, Q, D) floats. laplacian_shot, prototype_refinement, pt_map, bd_cspn, tim and alpha_tim are
-            transductive: they use all queries of a task together.
+        query_features: (E, Q, D) floats. laplacian_shot, prototype_refinement, pt_map, bd_cspn, tim, alpha_tim and
+            adaptive_transport are transductive: they use all queries of a task together.
         base_features: (N, D) floats, features of base classes. A transform with ``centre=True`` subtracts their mean.
             Other transforms ignore them.
         feature_transform: transform of all features. Default: that of configs/few_shot/episodes-METHOD.yaml, or no
@@ -229,9 +229,9 @@ class FewShotClassifier(_Classifier):
     """Few-shot classifier: learns classes from a few labelled shots.
 
     Args:
-        method: a name or settings, as in `few_shot_scores`. laplacian_shot, prototype_refinement, pt_map, bd_cspn, tim
-            and alpha_tim are transductive: a prediction depends on the other rows of the same call. pt_map, bd_cspn and
-            tim also assume that each class has the same number of queries.
+        method: a name or settings, as in `few_shot_scores`. laplacian_shot, prototype_refinement, pt_map, bd_cspn, tim,
+            alpha_tim and adaptive_transport are transductive: a prediction depends on the other rows of the same call.
+            pt_map, bd_cspn and tim also assume that each class has the same number of queries.
         feature_transform, seed, device: see `few_shot_scores`.
 
     Attributes:

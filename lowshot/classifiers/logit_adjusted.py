@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from lowshot.classifiers.problem import LinearScorer, Problem, Run, Scorer
+from lowshot.classifiers.problem import Problem, Run, Scorer, scorer_of_setup
 from lowshot.classifiers.settings import LogitAdjustedOptions
 from lowshot.classifiers.support_logistic import solution_of
 
@@ -21,21 +21,19 @@ def fit_logit_adjusted(problem: Problem, options: LogitAdjustedOptions, seed: in
 
     Rows that were added count. Classes outside the setup score minus infinity.
     """
-    weights = np.zeros((len(problem.runs), problem.n_classes, problem.dim + 1), np.float32)
-    weights[..., -1] = -np.inf
-    for of_run, run in zip(weights, problem.runs):
-        classes, solved = _solved(problem, run, options)
-        of_run[classes] = solved
-    return LinearScorer(torch.from_numpy(weights).to(device))
+    return scorer_of_setup(problem, [_solved(problem, run, options, device) for run in problem.runs])
 
 
-def _solved(problem: Problem, run: Run, options: LogitAdjustedOptions) -> tuple[np.ndarray, np.ndarray]:
+def _solved(
+    problem: Problem, run: Run, options: LogitAdjustedOptions, device: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the classes (C,) of a run and their weights (C, D + 1), the bias in the last column."""
     feats = np.concatenate([problem.base_feats, run.feats]).astype(np.float64)
     classes, labels = np.unique(np.concatenate([problem.base_labels, run.labels]), return_inverse=True)
     solver = LogisticRegression(C=1 / options.weight_decay, tol=options.tolerance, max_iter=options.max_iter)
     weights, biases = solution_of(solver.fit(feats, labels, sample_weight=np.full(len(labels), 1 / len(labels))))
-    return classes, np.column_stack([weights, biases - options.tau * log_shares(labels)])
+    joint = np.column_stack([weights, biases - options.tau * log_shares(labels)]).astype(np.float32)
+    return torch.from_numpy(classes), torch.from_numpy(joint).to(device)
 
 
 def log_shares(labels: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The training data of a low-shot classifier: base rows, shared by all runs, and the novel rows of each run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -57,6 +57,14 @@ def all_at_once(problem: Problem, device: str) -> list[list[int]]:
     return [list(range(len(problem.runs)))]
 
 
+def as_one_task(
+    feats: np.ndarray, labels: np.ndarray, device: str | torch.device
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Return rows (1, n, D), labels (1, n) in 0..n_way-1 in the order of the classes, and n_way."""
+    classes, numbers = np.unique(labels, return_inverse=True)
+    return torch.from_numpy(feats[None]).to(device), torch.from_numpy(numbers[None]).to(device), len(classes)
+
+
 def with_constant(feats: np.ndarray) -> np.ndarray:
     """Append a column of ones, (n, D) -> (n, D + 1): the bias becomes one more weight, decayed like the others."""
     extended = np.ones((len(feats), feats.shape[1] + 1), feats.dtype)
@@ -83,16 +91,28 @@ class LinearScorer:
         return Head([(weights[:, :-1], weights[:, -1])], self.unit_length)
 
 
+def scorer_of_setup(
+    problem: Problem, fitted: Sequence[tuple[torch.Tensor, torch.Tensor]], unit_length: bool = False
+) -> LinearScorer:
+    """Return the scorer of linear classifiers of the classes of the setup. All other classes score minus infinity.
+
+    Args:
+        fitted: for each run the classes int64 (C,) and their weights (C, D + 1), the bias in the last column.
+    """
+    joint = fitted[0][1].new_zeros(len(fitted), problem.n_classes, problem.dim + 1)
+    joint[..., -1] = -torch.inf
+    for of_run, (classes, weights) in zip(joint, fitted):
+        of_run[classes] = weights
+    return LinearScorer(joint, unit_length)
+
+
 def cosine_scorer(problem: Problem, weights: list[torch.Tensor]) -> LinearScorer:
-    """Return the scorer of cosine classifiers. Classes without weights score minus infinity.
+    """Return the scorer of cosine classifiers of the classes of the setup.
 
     Args:
         weights: (C, D) for each run: base classes, then novel classes, in ascending order. Their length is the scale of
             the cosines.
     """
-    joint = weights[0].new_zeros(len(problem.runs), problem.n_classes, problem.dim + 1)
-    joint[..., -1] = -torch.inf
-    for of_run, run, own in zip(joint, problem.runs, weights):
-        classes = torch.from_numpy(np.concatenate([np.unique(problem.base_labels), np.unique(run.labels)]))
-        of_run[classes] = F.pad(own, (0, 1))
-    return LinearScorer(joint, unit_length=True)
+    base = np.unique(problem.base_labels)
+    classes = (torch.from_numpy(np.concatenate([base, np.unique(run.labels)])) for run in problem.runs)
+    return scorer_of_setup(problem, [(c, F.pad(one, (0, 1))) for c, one in zip(classes, weights)], unit_length=True)

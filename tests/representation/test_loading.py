@@ -191,6 +191,7 @@ def main(config):
             print(*[process.pid for process in loader.decoded._iterator._workers], flush=True)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
     run(main, Config, "")
 """
 
