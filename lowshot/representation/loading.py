@@ -151,6 +151,8 @@ class ImageLoader:
         except InputError as error:  # an error of a worker is wrapped in its traceback
             message = str(error).strip().splitlines()[-1]
             raise type(error)(re.sub(rf"^{re.escape(InputError.__module__)}\.\w+: ", "", message)) from None
+        except (ConnectionError, EOFError):  # a batch that a killed worker had finished is lost with its memory
+            raise RuntimeError("a DataLoader worker exited unexpectedly") from None
 
 
 def _n_processes() -> int:

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -194,6 +195,19 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
     run(main, Config, "")
 """
+
+
+def test_the_finished_batch_of_a_killed_worker(ramps, monkeypatch):
+    loader = ImageLoader(ramps, MODEL, 1)
+    batches = loader.whole([np.arange(2)] * 9)
+    next(batches)
+    while loader.decoded._iterator._worker_result_queue.empty():
+        time.sleep(0.01)
+    (worker,) = loader.decoded._iterator._workers
+    monkeypatch.setattr(worker, "is_alive", lambda: True)  # its end takes a moment to be seen
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="worker exited unexpectedly"):
+        list(batches)
 
 
 @pytest.mark.parametrize(
