@@ -35,31 +35,27 @@ def score_pt_map(tasks: Tasks, options: PTMapOptions, seed: int) -> Tensor:
     centres = sums / counts
     for step in range(options.n_steps + 1):
         logits = -options.scale * squared_distances(queries, centres).mT.contiguous()
-        assignment, log_scaling = apportioned(logits)
+        assignment, log_scaling = balanced(logits)
         if step < options.n_steps:
             estimates = (sums + assignment @ queries) / (counts + assignment.sum(-1, keepdim=True))
             centres = centres.lerp(estimates, options.rate)
     return below_best((logits + log_scaling).mT)
 
 
-def apportioned(logits: Tensor, proportions: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return an assignment (E, C, Q) of queries in which classes have their `proportions`, and class offsets (E, C, 1).
+def balanced(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return an assignment (E, C, Q) of queries in which classes have equal sums, and class offsets (E, C, 1).
 
-    `proportions` (E, C) sum to 1; by default they are equal. The assignment is exp(`logits` + offsets) times a factor
-    of each query (Sinkhorn iterations, Cuturi 2013). A round scales each query to the sum 1, then each class to its
-    proportion of the queries. A task stops by itself, whatever the others do. The sums of its queries are then near 1,
-    and those of its classes exact.
+    The assignment is exp(`logits` + offsets) times a factor of each query (Sinkhorn iterations, Cuturi 2013). A round
+    scales each query to the sum 1, then each class to the sum Q / C. A task stops by itself, whatever the others do.
+    The sums of its queries are then near 1, and those of its classes exact.
     """
-    tiny = torch.finfo(logits.dtype).tiny
-    if proportions is None:
-        proportions = logits.new_full(logits.shape[:2], 1 / logits.shape[1])
-    numbers = logits.shape[2] * proportions.clamp_min(tiny).unsqueeze(-1)
+    (n_way, n_queries), tiny = logits.shape[1:], torch.finfo(logits.dtype).tiny
     assignment, offsets = torch.empty_like(logits), torch.zeros_like(logits[..., :1])
     sums = torch.softmax(logits.flatten(1), 1).view_as(logits).sum(1)
     running = torch.arange(len(logits), device=logits.device)
     for _ in range(_MAX_ROUNDS):
         shares = torch.softmax(logits[running] + offsets[running], 1)
-        factors = numbers[running] / shares.sum(-1, keepdim=True).clamp_min(tiny)
+        factors = n_queries / n_way / shares.sum(-1, keepdim=True).clamp_min(tiny)
         before, sums = sums, (shares * factors).sum(1)
         assignment[running] = shares * factors
         offsets[running] += factors.log()

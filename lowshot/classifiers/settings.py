@@ -192,10 +192,12 @@ class PTMapOptions:
 class AdaptiveTransportOptions:
     transductive: ClassVar[bool] = True
 
-    equality: NonNegativeFloat = 6.0
+    equality: NonNegativeFloat = 12.0
     """Weight of the assumption that all classes have the same number of queries. 0 assumes nothing."""
     scale: PositiveFloat = 10.0
-    """Factor of the squared distances in the softmax. High values give hard assignments."""
+    """Factor of the squared distances in the softmax, while proportions are estimated."""
+    transport_scale: PositiveFloat = 7.0
+    """The same for the assignment with given proportions."""
     rate: Rate = 0.3
     """Fraction of the way that a centre moves to its new estimate in a step."""
     n_steps: PositiveInt = 20

@@ -14,7 +14,7 @@ from lowshot.classifiers import settings as module
 from lowshot.classifiers.cosine import _batches, cross_entropy_gradient
 from lowshot.classifiers.laplacian_shot import nearest_queries
 from lowshot.classifiers.methods import _FITS, _SCORES, score_tasks
-from lowshot.classifiers.pt_map import apportioned
+from lowshot.classifiers.pt_map import balanced
 from lowshot.classifiers.settings import (
     BENCHMARK_CLASSIFIERS,
     CLASSIFIERS,
@@ -154,11 +154,11 @@ def test_pt_map_by_hand():
 
 def test_a_balanced_assignment_gives_every_class_the_same_mass_of_queries():
     logits = 3 * torch.randn(5, 4, 30, generator=torch.Generator().manual_seed(0))
-    assignment, offsets = apportioned(logits)
+    assignment, offsets = balanced(logits)
     assert torch.allclose(assignment.sum(-1), torch.full((5, 4), 7.5))
     assert torch.allclose(assignment.sum(1), torch.ones(5, 30), atol=1e-4)
     assert torch.allclose(assignment / assignment.sum(1, keepdim=True), torch.softmax(logits + offsets, 1), atol=1e-5)
-    assert torch.equal(apportioned(logits[3:4])[0], assignment[3:4])  # the other tasks stop sooner or later
+    assert torch.equal(balanced(logits[3:4])[0], assignment[3:4])  # the other tasks stop sooner or later
 
 
 # ---------------------------------------------------------------- comparison with scikit-learn

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lowshot.classifiers.adaptive_transport import believed
 from lowshot.classifiers.bd_cspn import rectified, shifted
 from lowshot.classifiers.methods import score_tasks
-from lowshot.classifiers.pt_map import apportioned
+from lowshot.classifiers.pt_map import balanced
 from lowshot.classifiers.settings import (
     AdaptiveTransportOptions,
     AlphaTIMOptions,
@@ -139,7 +139,7 @@ def test_pt_map():
 def test_assignments_stop_as_published():
     """Rounds of the plan in plain numbers, for each task until its query sums change by at most 1e-6."""
     logits = torch.randn(8, 3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 4
-    found, _ = apportioned(logits)
+    found, _ = balanced(logits)
     for one, mine in zip(logits.exp(), found):
         plan, before = one / one.sum(), torch.zeros(7)
         while (plan.sum(0) - before).abs().max() > 1e-6:
