@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Classifiers of base and novel classes together. Each has the settings of its paper, then those that are best on the validation setup: the bias of
+# the novel classes, for each n, and what its grid has besides. The last ones also learn from unlabelled images of the novel classes.
+source "$(dirname "$0")/common.sh"
+# A row NAME of the tables with OPTIONS: row NAME OPTIONS
+row() {
+  python low_shot.py --train $out/$name/features_copies/train.h5 --test $out/$name/features/test.h5 --split $out/data/split.json \
+    --draws $out/data/draws.json --shots $shots "${@:2}" --out "$results/$1.json"
+}
+# The same with settings chosen by GRID: chosen NAME GRID OPTIONS
+chosen() {
+  row "$1" --select $configs/grids/"$2".yaml --select.per_shot --select.criterion top1_harmonic_mean "${@:3}"
+}
+logistic="--classifier logistic_regression --classifier.tolerance 0.0001"
+directions="--transform.centre --transform.normalise"
+row linear_sgd --config configs/shrink_hallucinate/low_shot-$dataset-airbench_plain.yaml
+row logistic_regression $logistic
+chosen logistic_regression-bias bias $logistic
+chosen logit_adjusted bias --classifier logit_adjusted --classifier.tolerance 0.0001
+for classifier in nearest_mean imprinting attention; do
+  case $classifier in nearest_mean) grid=bias-distances ;; *) grid=bias ;; esac
+  row $classifier --classifier $classifier $directions
+  chosen $classifier-bias $grid --classifier $classifier $directions
+done
+for addition in copies calibrated pool "pool pt_map" "pool adaptive_transport"; do
+  chosen "logistic_regression-bias-${addition// /-}" bias $logistic --add.$addition
+done

@@ -1,0 +1,30 @@
+# Sourced by the numbered scripts: the data set (first argument), its features, and the numbers of shots.
+usage() {
+  [ -z "$dataset" ] || echo "$dataset: not one of this recipe" >&2
+  echo "usage: bash $0 DATASET" >&2
+  cat >&2 <<'END'
+
+  cifar100    TIME on two cores; downloads 170 MB
+  omniglot    TIME on two cores; downloads 15 MB
+
+DATA_ROOT=DIR    where the images are (default: data/, with a download)
+REPRESENTATION   another extractor of shrink_hallucinate, such as resnet10_plain (default: airbench_plain_released)
+SHOTS            numbers of shots (default: "1 5 20"; omniglot: "1 5")
+
+Writes outputs/DATASET/report_one_shot/report.html. More: docs/recipes/one_shot.md
+END
+  exit 2
+}
+dataset=${1:-}
+# Copies of photos are shifted and mirrored, those of characters shifted only.
+case $dataset in
+  cifar100) takes="TIME on two cores" default_shots="1 5 20" copies="--copies.augment.shift_pixels 4 --copies.augment.flip" ;;
+  omniglot) takes="TIME on two cores" default_shots="1 5" copies="--copies.augment.shift_pixels 2" ;;
+  *) usage ;;
+esac
+source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
+name=${REPRESENTATION:-airbench_plain_released}
+shots=${SHOTS:-$default_shots}
+out=outputs/$dataset
+results=$out/results_one_shot
+configs=configs/one_shot
