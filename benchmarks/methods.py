@@ -42,8 +42,8 @@ from lowshot.evaluation.episodes import draw_tasks, gather_tasks
 _THEIRS = {
     "nearest_mean": ("PrototypicalNetworks", {}, 1.0),
     "laplacian_shot": ("LaplacianShot", {"inference_steps": 20, "feature_normalization": 2.0}, 1.0),
-    # EasyFSL neither centres nor normalises after the power. Its own factor, 10, makes NaN of these features; 2 is about
-    # as hard as ours.
+    # EasyFSL neither centres nor normalises after the power. Its own factor, 10, makes NaN of these features; 2 makes
+    # assignments about as hard as ours.
     "pt_map": ("PTMAP", {"fine_tuning_steps": 20, "feature_normalization": 2.0, "lambda_regularization": 2.0}, 0.2),
     "bd_cspn": ("BDCSPN", {"feature_normalization": 2.0}, 1.0),
     "tim": ("TIM", {"fine_tuning_steps": 1000, "feature_normalization": 2.0}, 0.02),
