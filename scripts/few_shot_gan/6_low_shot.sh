@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The low-shot benchmark with and without samples of the GANs, on the same shots; three samples a shot, as chosen by
 # choose.sh on EMNIST, seed 0, k = 5 (docs/RESULTS.md). Beside them stand the rows that cost a second: as many rows drawn around the shots, as many
-# augmented copies of the shots, and the GANs' unlabelled images without any GAN. On the test half of the classes, and, as in the paper, on all of them.
+# augmented copies of the shots, and the GANs' unlabelled images without any GAN, labelled by soft k-means or PT-MAP. On the test half of the classes, and, as in the paper, on all of them.
 source "$(dirname "$0")/common.sh"
 for seed in $seeds; do
   features=$out/seed$seed/$representation/features
@@ -17,7 +17,7 @@ for seed in $seeds; do
     run "$@" --name "$name" --out $to.json
     run "$@" --add.copies --name "$name + copies of the shots" --out $to-copies.json
     run "$@" --add.pool --add.pool.images gan --name "$name + pool" --out $to-pool.json
-    run "$@" --add.copies --add.pool --add.pool.images gan --name "$name + copies of the shots + pool" --out $to-copies-pool.json
+    run "$@" --add.copies --add.pool pt_map --add.pool.images gan --name "$name + copies of the shots + pool (pt_map)" --out $to-copies-pool-pt_map.json
     for k in $shots; do # three rows a shot, as of samples
       run "$@" --shots $k --add.calibrated --add.calibrated.max_per_label $((4 * k)) --name "$name + calibrated rows" --out $to-calibrated-k$k.json
     done
@@ -28,6 +28,8 @@ for seed in $seeds; do
   }
   for classes in split whole; do
     rows classifier --config $configs/low_shot.yaml
-    rows nearest_mean --classifier nearest_mean --transform.centre --transform.normalise
+    for few_shot in nearest_mean imprinting; do
+      rows $few_shot --classifier $few_shot --transform.centre --transform.normalise
+    done
   done
 done

@@ -13,15 +13,17 @@ chosen() {
 }
 logistic="--classifier logistic_regression --classifier.tolerance 0.0001"
 directions="--transform.centre --transform.normalise"
-row linear_sgd --config configs/shrink_hallucinate/low_shot-$dataset-airbench_plain.yaml
-row logistic_regression $logistic
-chosen logistic_regression-bias bias $logistic
-chosen logit_adjusted bias --classifier logit_adjusted --classifier.tolerance 0.0001
 for classifier in nearest_mean imprinting attention; do
   case $classifier in nearest_mean) grid=bias-distances ;; *) grid=bias ;; esac
   row $classifier --classifier $classifier $directions
   chosen $classifier-bias $grid --classifier $classifier $directions
 done
 for addition in copies calibrated pool "pool pt_map" "pool adaptive_transport"; do
-  chosen "logistic_regression-bias-${addition// /-}" bias $logistic --add.$addition
+  chosen "imprinting-bias-${addition// /-}" bias --classifier imprinting $directions --add.$addition
 done
+# Linear classifiers: the published one, its optimum, and the same for rare classes.
+row linear_sgd --config configs/shrink_hallucinate/low_shot-$dataset-airbench_plain.yaml
+row logistic_regression $logistic
+chosen logistic_regression-bias bias $logistic
+row logit_adjusted --classifier logit_adjusted --classifier.tolerance 0.0001
+chosen logistic_regression-bias-pool-pt_map bias $logistic --add.pool pt_map
