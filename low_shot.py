@@ -6,27 +6,27 @@ Reads     train and test features (ours or the published HDF5 layout), split.jso
 Writes    one results JSON with the accuracies of every trial and n. With a grid, also the evidence of the choice.
 
     python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \\
-        --out results/linear_sgd.json [--add.generator generator/]
+        --out results/imprinting.json
 
-On a laptop, in seconds:
+The published linear classifier, with hallucinated features:
 
     python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \\
-        --out results/nearest_mean.json --classifier nearest_mean --transform.centre --transform.normalise
+        --out results/linear_sgd_generated.json --classifier linear_sgd --add.generator generator/
 
 Select settings on the validation setup and evaluate on the test setup (grid.yaml: `classifier.lr: [0.1, 1.0]`):
 
     python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \\
-        --out results/linear_sgd.json --select grid.yaml
+        --out results/imprinting.json --select grid.yaml
 
 Add training rows. With several additions (`--add repetition my_rows.py:Noise`), the first named is applied first:
 
     python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \\
-        --out results/linear_sgd_repeated.json --add repetition
+        --out results/linear_sgd_repeated.json --classifier linear_sgd --add repetition
 
 Keep the classifier, with the rows that were added, and name images with it:
 
     python low_shot.py --train features/train.h5 --test features/test.h5 --split split.json --draws draws.json \\
-        --out results/linear_sgd.json --classifier_out classifier
+        --out results/imprinting.json --classifier_out classifier
     python predict.py classify --classifier classifier --images new_photos --out predictions.csv
 """
 
@@ -45,7 +45,6 @@ from lowshot.classifiers.settings import (
     FeatureTransform,
     ImprintingOptions,
     OwnHead,
-    SGDOptions,
     is_transductive,
     transform_of,
 )
@@ -93,17 +92,18 @@ ADDITIONS = Registry(
 
 @dataclass(kw_only=True)
 class Config(SelectionConfig):
-    classifier: Annotated[Any, BENCHMARK_CLASSIFIERS] = field(default_factory=SGDOptions)
+    classifier: Annotated[Any, BENCHMARK_CLASSIFIERS] = field(default_factory=ImprintingOptions)
     """Classifier. linear_sgd: the published linear classifier; logistic_regression: the same loss, minimised exactly;
     mlp: from the CIFAR-100 analogy recipe; own_head: the extractor's own classifier. These four score all classes of
-    the data set. balanced_sgd (the logistic regression of the diffusion paper), logit_adjusted (logistic regression
-    with logit adjustment), imprinting and attention (cosine classifiers), nearest_mean, cosine and the transductive
+    the data set. imprinting and attention (cosine classifiers), balanced_sgd (the logistic regression of the diffusion
+    paper), logit_adjusted (logistic regression with logit adjustment), nearest_mean, cosine and the transductive
     laplacian_shot, prototype_refinement, pt_map, bd_cspn, tim, alpha_tim and adaptive_transport score the classes of
     the setup. Transductive: all test images are classified together; pt_map, bd_cspn and tim assume equally many per
     class."""
     transform: FeatureTransform | None = None
-    """Transform of all features before the classifier, additional rows included. Default: the one that a few-shot
-    method was published with, none for other classifiers. A given part replaces it as a whole."""
+    """Transform of all features before the classifier, additional rows included. Default: centre and normalise for
+    imprinting and attention (not with an extractor's weights), the one that a few-shot method was published with, none
+    for other classifiers. A given part replaces it as a whole: --transform.normalise false is no transform."""
     add: Annotated[dict, Several(ADDITIONS)] = field(default_factory=dict)
     """Additional training rows, applied in this order. propagated: rows labelled by diffusion.py; pool: unlabelled
     training images, labelled by a few-shot method; generator: an analogy generator; calibrated: rows drawn with the

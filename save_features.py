@@ -352,7 +352,7 @@ def next_step(config: Config) -> list | None:
     if not test.exists():
         return ["episodes.py", "--features", train, "--split", split, "--out", results / "episodes.json"]
     inputs = ["--train", train, "--test", test, "--split", split, "--draws", draws]
-    return ["low_shot.py", *inputs, *_shots_of(split, draws), "--out", results / "linear_sgd.json"]
+    return ["low_shot.py", *inputs, *_shots_of(split, draws), "--out", results / "imprinting.json"]
 
 
 def _shots_of(split: Path, draws: Path) -> list:

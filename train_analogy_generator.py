@@ -107,6 +107,8 @@ def next_step(config: Config) -> list:
     return [
         "low_shot.py",
         *inputs,
+        "--classifier",
+        "linear_sgd",
         "--add.generator",
         config.out,
         "--out",

@@ -143,6 +143,7 @@ def time_ours(folder: Path, n_published: int, coarsen: int) -> Ours:
     files |= {"split": folder / "split.json", "draws": folder / "draws.json", "out": folder / f"{n_steps}.json"}
     arguments = [word for name, path in files.items() for word in (f"--{name}", str(path))]
     arguments += [
+        "--classifier=linear_sgd",
         f"--classifier.n_steps={n_steps}",
         f"--classifier.lr={lr}",
         f"--classifier.momentum={momentum}",

@@ -11,7 +11,7 @@ def chain(root, image_folder) -> list[list]:
     data, first, gan = root / "data", root / "conv4", root / "gan"
     inputs = ["--train", first / "features" / "train.h5", "--test", first / "features" / "test.h5",
               "--split", data / "split.json", "--draws", data / "draws.json", "--shots", "[1,5]"]  # fmt: skip
-    sgd = ["--classifier.n_steps", 60, "--classifier.batch_size", 40]
+    sgd = ["--classifier", "linear_sgd", "--classifier.n_steps", 60, "--classifier.batch_size", 40]
     small = ["--data", data, "--extractor", first / "extractor", "--batch_size", 8, "--steps", 4, "--score_every", 2,
              "--accelerator", "cpu"]  # fmt: skip
     return [

@@ -100,7 +100,7 @@ CLOCKED = [
     f"score_samples.py --samples gan/samples/train.h5 --n_images 6 --n_neighbours 1 {FILES} --out new.json",
     "low_shot.py --config inputs.yaml --classifier logistic_regression --add.propagated scores/propagated.h5 "
     "--add.generator conv4/generator --scores new.h5 --out new.json",
-    "low_shot.py --config inputs.yaml --classifier.n_steps 5 --classifier.batch_size 20 "
+    "low_shot.py --config inputs.yaml --classifier linear_sgd --classifier.n_steps 5 --classifier.batch_size 20 "
     "--select grids/low_shot_today.yaml --out new.json",
     "diffusion.py --config inputs.yaml --edges.k 3 --graph graphs/novel-{setup}.h5 --select grids/diffusion.yaml "
     "--out new.json",

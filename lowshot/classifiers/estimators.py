@@ -133,8 +133,7 @@ def _chosen(method: Any, transform: FeatureTransform | None) -> Recommended:
         settings = RECOMMENDED[method].method
     else:
         settings = _checked(METHODS, method)
-    given = None if transform is None else _checked_transform(transform)
-    return Recommended(settings, transform_of(settings, given))
+    return Recommended(settings, _transform(settings, transform))
 
 
 def _checked(registry: Registry, given: Any) -> Any:
@@ -149,7 +148,10 @@ def _checked(registry: Registry, given: Any) -> Any:
     return given
 
 
-def _checked_transform(given: Any) -> FeatureTransform:
+def _transform(classifier: Any, given: Any) -> FeatureTransform:
+    """Return the transform that is given, checked, or that of the classifier."""
+    if given is None:
+        return transform_of(classifier, None)
     if not isinstance(given, FeatureTransform):
         raise InputError(f"feature_transform: must be a FeatureTransform, not {type(given).__name__}")
     return checked(FeatureTransform, asdict(given), Path("feature_transform"))
@@ -293,20 +295,21 @@ class LowShotClassifier(_Classifier):
     Args:
         classifier: a name, settings or a classifier of your own (see docs/extending.md). The names are:
 
-            - logistic_regression: the optimum of the published loss, in which base and novel rows are weighted by the
-              number of base and novel classes.
-            - linear_sgd: SGD on the same loss (Hariharan & Girshick, ICCV 2017).
-            - logit_adjusted: logistic regression on all rows alike, with logit adjustment (Menon et al., ICLR 2021).
             - imprinting: a cosine classifier of base classes, with the mean directions of the shots as the weights of
               novel classes (Qi et al., CVPR 2018).
             - attention: the same, with weights of novel classes from a generator that is trained on the base classes
               (Gidaris & Komodakis, CVPR 2018).
+            - logistic_regression: the optimum of the published loss, in which base and novel rows are weighted by the
+              number of base and novel classes.
+            - linear_sgd: SGD on the same loss (Hariharan & Girshick, ICCV 2017).
+            - logit_adjusted: logistic regression on all rows alike, with logit adjustment (Menon et al., ICLR 2021).
             - balanced_sgd: the logistic regression of Douze et al. (CVPR 2018).
             - mlp: the classifier of the CIFAR-100 system. Its published learning rate of 1e-6 needs many rows. Use
               ``MLPOptions(lr=1e-4)`` for few.
 
             Settings are e.g. ``lowshot.classifiers.SGDOptions(n_steps=1000, batch_size=200)``.
-        feature_transform: transform of all features, centred on the base rows. Default: no transform.
+        feature_transform: transform of all features, centred on the base rows. Default: centred and at unit length for
+            imprinting and attention, no transform for other classifiers.
         novel_bias: number to add to the scores of novel classes (Chao et al., ECCV 2016), in the unit of the scores.
             Positive values predict novel classes more often.
         seed: seed of initialisation and draws.
@@ -319,7 +322,7 @@ class LowShotClassifier(_Classifier):
 
     def __init__(
         self,
-        classifier: Any = "logistic_regression",
+        classifier: Any = "imprinting",
         *,
         feature_transform: FeatureTransform | None = None,
         novel_bias: float = 0.0,
@@ -337,7 +340,7 @@ class LowShotClassifier(_Classifier):
         Raises InputError if a class is both base and novel, or if base and novel rows differ in dimensions.
         """
         classifier = _known_classifier(self.classifier)
-        transform = _checked_transform(self.feature_transform or FeatureTransform())
+        transform = _transform(classifier, self.feature_transform)
         base = _rows("base_features", base_features)
         novel = _rows("novel_features", novel_features, base.shape[1])
         base_classes, _ = _labels("base_labels", base_labels, len(base))

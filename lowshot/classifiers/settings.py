@@ -338,10 +338,19 @@ RECOMMENDED = {
 }
 
 
-def transform_of(classifier: Any, given: FeatureTransform | None) -> FeatureTransform:
-    """Return the transform that is `given`, or the one that the few-shot method was published with.
+# The transform of each method and classifier that has one. Imprinting and attention compare directions, and features
+# that follow a ReLU share one: centring removes it.
+_TRANSFORMS = {type(one.method): one.transform for one in RECOMMENDED.values()}
+_TRANSFORMS |= {ImprintingOptions: _CL2N, AttentionOptions: _CL2N}
 
-    Classifiers of the benchmark and methods of the user's own have none by default.
+
+def transform_of(classifier: Any, given: FeatureTransform | None) -> FeatureTransform:
+    """Return the transform that is `given`, or that of the classifier.
+
+    Imprinting and attention have CL2N, a few-shot method the one that it was published with. Other classifiers of the
+    benchmark and methods of the user's own have none. Weights of an extractor are for features without a transform.
     """
-    published = {type(one.method): one.transform for one in RECOMMENDED.values()}
-    return published.get(type(classifier), FeatureTransform()) if given is None else given
+    if given is not None:
+        return given
+    is_of_extractor = getattr(classifier, "extractor", None) is not None
+    return FeatureTransform() if is_of_extractor else _TRANSFORMS.get(type(classifier), FeatureTransform())

@@ -59,7 +59,7 @@ def novel_at_chance(
         )
     return (
         f"{what}, but {100 * among_novel[worst]:.0f} % among novel classes alone: base classes, with many more images, "
-        "win. Try low_shot.py --classifier cosine --transform.centre --transform.normalise, or diffusion.py"
+        "win. Try low_shot.py --classifier imprinting, a positive --novel_bias, or diffusion.py"
     )
 
 

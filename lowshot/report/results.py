@@ -34,7 +34,7 @@ _NOT_OF_THE_RUN = {"shots", "trials", "n_shots", "n_episodes", "name", "extracto
 # Settings that define the kind of task of episodes. Each kind has its own tables; they do not make another system.
 _KIND = {"n_way", "n_queries", "dirichlet", "n_present", "within_superclass", "classes"}
 # The simplest classifiers. They are shown first, and others are compared with them.
-_PLAIN = r"(?:linear_sgd|nearest_mean)\b"
+_PLAIN = r"(?:imprinting|linear_sgd|nearest_mean)\b"
 # Suffix of the extractor's name that marks repeated trainings.
 _SEED = r"_seed(\d{1,9})$"
 # Prefixes of the inputs that all tasks of one run share. Draws and samples may be one file per trial.

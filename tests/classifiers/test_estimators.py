@@ -35,6 +35,7 @@ N_WAY, DIM = 4, 6
 RNG = np.random.default_rng(0)
 CENTRES = 3 * RNG.random((2 * N_WAY, DIM))
 BASE = np.float32(RNG.random((50, DIM)))
+CL2N = FeatureTransform(centre=True, normalise=True)
 
 
 def rows(classes, n, rng):
@@ -214,7 +215,7 @@ def low_shot():
 )
 def test_a_low_shot_classifier_is_that_of_the_benchmark(low_shot, given, settings):
     base, base_labels, novel, novel_labels, test, truth = low_shot
-    classifier = LowShotClassifier(given, device="cpu")
+    classifier = LowShotClassifier(given, feature_transform=FeatureTransform(), device="cpu")
     classifier.fit(base, base_labels, novel, novel_labels)
     assert classifier.classes_.tolist() == [f"{10 * c:02d}" for c in range(8)]
     assert classifier.novel_classes_.tolist() == ["40", "50", "60", "70"]
@@ -239,12 +240,13 @@ def test_a_novel_bias(low_shot):
     assert set(novel_only.predict(test)) == set(plain.novel_classes_)
 
 
-def test_a_low_shot_classifier_transforms_all_rows_alike(low_shot):
+@pytest.mark.parametrize("given", [{}, {"feature_transform": CL2N, "classifier": "logistic_regression"}])
+def test_a_low_shot_classifier_transforms_all_rows_alike(low_shot, given):
+    """The default, imprinting, brings this transform."""
     base, base_labels, novel, novel_labels, test, _ = low_shot
-    transform = FeatureTransform(centre=True, normalise=True)
-    whole = LowShotClassifier(feature_transform=transform).fit(base, base_labels, novel, novel_labels)
-    by_hand = fitted_transform(transform, base)
-    plain = LowShotClassifier().fit(by_hand(base), base_labels, by_hand(novel), novel_labels)
+    whole = LowShotClassifier(**given).fit(base, base_labels, novel, novel_labels)
+    by_hand, given = fitted_transform(CL2N, base), given | {"feature_transform": FeatureTransform()}
+    plain = LowShotClassifier(**given).fit(by_hand(base), base_labels, by_hand(novel), novel_labels)
     assert np.allclose(whole.decision_function(test), plain.decision_function(by_hand(test)), atol=1e-4)
 
 

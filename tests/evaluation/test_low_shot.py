@@ -22,6 +22,7 @@ from lowshot.classifiers.settings import (
     BalancedSGDOptions,
     CosineOptions,
     FeatureTransform,
+    ImprintingOptions,
     MLPOptions,
     NearestMeanOptions,
     PTMapOptions,
@@ -111,6 +112,7 @@ def test_a_classifier_is_named_by_its_registry():
 
 TRANSDUCTIVE = {"laplacian_shot": "CL2N", "prototype_refinement": "CL2N", "pt_map": "power 0.5", "bd_cspn": "CL2N"}
 TRANSDUCTIVE |= {"tim": "L2N", "alpha_tim": "L2N", "adaptive_transport": "power 0.5, CL2N"}  # by its own transform
+TRANSFORMS = TRANSDUCTIVE | {"imprinting": "CL2N", "attention": "CL2N"}
 
 
 SMALL = {"linear_sgd": SMALL_SGD, "balanced_sgd": BalancedSGDOptions(n_steps=20, batch_size=20)}
@@ -125,7 +127,7 @@ def test_both_setups_and_every_classifier(config, classifier):
         content = results(config, classifier=chosen, setup=setup)
         assert content["protocol"]["setup"] == setup and len(content["trials"]) == 6
         assert content["protocol"]["setting"] == ("transductive" if classifier in TRANSDUCTIVE else "inductive")
-        step = TRANSDUCTIVE.get(classifier)
+        step = TRANSFORMS.get(classifier)
         assert content["method"] == (f"{classifier} ({step})" if step else classifier)
         if classifier not in CLASSIFIERS.classes:  # with four classes, every top-5 accuracy is 1
             assert {one["top5_novel"] for one in content["trials"]} == {1.0}
@@ -198,15 +200,31 @@ def test_a_few_shot_method_brings_its_transform(config, capsys):
     assert results(config, classifier=NearestMeanOptions())["method"] == "nearest_mean"
 
 
-def test_a_given_part_replaces_the_transform_of_the_method():
-    paths = [word for name in ("train", "test", "split", "draws", "out") for word in (f"--{name}", f"{name}.h5")]
+PATHS = [word for name in ("train", "test", "split", "draws", "out") for word in (f"--{name}", f"{name}.h5")]
+
+
+@pytest.mark.parametrize("classifier", [[], ["--classifier", "attention"], ["--classifier", "laplacian_shot"]])
+def test_a_given_part_replaces_the_transform_of_the_classifier(classifier):
     for words, expected in (
         ([], FeatureTransform(centre=True, normalise=True)),
         (["--transform.normalise"], FeatureTransform(normalise=True)),
         (["--transform.normalise", "false"], FeatureTransform()),
     ):
-        config = parse(low_shot.Config, [*paths, "--classifier", "laplacian_shot", *words])
-        assert low_shot._transform(config) == expected
+        assert low_shot._transform(parse(low_shot.Config, [*PATHS, *classifier, *words])) == expected
+
+
+def test_the_default_classifier(config):
+    default = parse(low_shot.Config, PATHS)
+    assert default.classifier == ImprintingOptions()
+    content = results(config, classifier=default.classifier)
+    assert content["method"] == "imprinting (CL2N)"
+    assert content["config"]["transform"] == {"power": 0.0, "centre": True, "normalise": True}
+
+
+def test_weights_of_an_extractor_are_for_features_without_a_transform():
+    config = parse(low_shot.Config, [*PATHS, "--classifier.extractor", "extractor"])
+    assert config.classifier == ImprintingOptions(extractor=Path("extractor"))
+    assert low_shot._transform(config) == FeatureTransform()
 
 
 def test_results_hold_the_settings_of_what_was_at_work(config):
@@ -261,7 +279,7 @@ def test_novel_classes_that_are_never_found_are_said(config, monkeypatch, capfd)
     results(config)
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("CHECK")]
     assert len(said) == 1 and "novel top-1 is not above chance at n = 1, 5" in said[0]
-    assert "100 % among novel classes alone" in said[0] and "--classifier cosine" in said[0]
+    assert "100 % among novel classes alone" in said[0] and "--classifier imprinting" in said[0]
 
 
 def captured_problem(config, monkeypatch, **changes):

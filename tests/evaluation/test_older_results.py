@@ -17,6 +17,7 @@ import low_shot
 from lowshot.classifiers.settings import (
     CosineOptions,
     FeatureTransform,
+    ImprintingOptions,
     LaplacianShotOptions,
     LogisticOptions,
     MLPOptions,
@@ -90,6 +91,17 @@ def test_every_classifier(config, today, then):
     for other, _ in PLAIN:
         if other != today:
             assert difference(replace(config, **other), older(config, **then)) is not None
+
+
+def test_results_of_the_former_default_are_not_those_of_todays(config):
+    """Results name their classifier, also where it was the default."""
+    default = replace(config, classifier=ImprintingOptions())
+    for stored in (older(config, classifier="linear_sgd", sgd=SGD), low_shot._recipe(config)):
+        assert difference(config, stored) is None
+        assert "setting classifier.name was linear_sgd, now imprinting" in difference(default, stored)
+    stored = low_shot._recipe(replace(default, transform=FeatureTransform()))  # as before it had a transform
+    assert difference(replace(default, transform=FeatureTransform()), stored) is None
+    assert difference(default, stored).startswith("setting transform.centre was False, now True; ")
 
 
 def test_results_from_before_the_novel_bias(config):

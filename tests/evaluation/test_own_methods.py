@@ -426,7 +426,7 @@ def test_older_names_of_predict():
             ["--classifier", "nearest_mean", "--classifier.lr", "1"],
             "--classifier.lr: no setting of nearest_mean (it is",
         ),
-        (["--classifier.hidden", "1"], "--classifier.hidden: no setting of linear_sgd (it is one of mlp)"),
+        (["--classifier.hidden", "1"], "--classifier.hidden: no setting of imprinting (it is one of mlp)"),
         (["--classifier", "own_head"], "--classifier.extractor: is required"),
         (["--classifier.lr", "0"], "--classifier.lr: '0': must be a number > 0"),
         (["--add", "generator"], "--add.generator.folder: is required"),

@@ -305,7 +305,7 @@ def test_a_choice_depends_on_what_its_cells_have(config, evaluated):
     assert len(evaluated) == 3
     with pytest.raises(InputError, match=r"setting classifier\.lr\.1 was 0\.1, now 7\.0"):
         low_shot.main(replace(config, classifier=replace(config.classifier, lr=7.0)))
-    other = NearestMeanOptions("cosine")  # with the default linear_sgd
+    other = NearestMeanOptions("cosine")  # linear_sgd then has its default settings
     with pytest.raises(InputError, match=r"setting classifier\.batch_size\.1 was 20, now 1000"):
         low_shot.main(replace(config, classifier=other))
 

@@ -631,11 +631,13 @@ def test_the_plain_classifier_is_of_the_same_extractor_and_without_augmentation(
         "b": content("nearest_mean (centre)"),
         "c": content("linear_sgd", extractor="other"),
         "d": content("cosine", extractor="third"),
+        "e": content("imprinting (CL2N)", extractor="fourth"),
     }
     frame = results.trials(read_files(write(tmp_path, **files)))
     assert results.plain_system(frame, "conv4") == "conv4: nearest_mean (centre)"
     assert results.plain_system(frame, "other") == "other: linear_sgd"
     assert results.plain_system(frame, "third") is None
+    assert results.plain_system(frame, "fourth") == "fourth: imprinting (CL2N)"
 
 
 def test_the_table_over_steps_by_hand(tmp_path):
