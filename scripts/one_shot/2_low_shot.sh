@@ -5,7 +5,7 @@ source "$(dirname "$0")/common.sh"
 # A row NAME of the tables with OPTIONS: row NAME OPTIONS
 row() {
   python low_shot.py --train $out/$name/features_copies/train.h5 --test $out/$name/features/test.h5 --split $out/data/split.json \
-    --draws $out/data/draws.json --shots $shots "${@:2}" --out "$results/$1.json"
+    --draws $out/data/draws.json --extractor $name --shots $shots "${@:2}" --out "$results/$1.json"
 }
 # The same with settings chosen by GRID: chosen NAME GRID OPTIONS
 chosen() {
@@ -25,5 +25,5 @@ done
 row linear_sgd --config configs/shrink_hallucinate/low_shot-$dataset-airbench_plain.yaml
 row logistic_regression $logistic
 chosen logistic_regression-bias bias $logistic
-row logit_adjusted --classifier logit_adjusted --classifier.tolerance 0.0001
 chosen logistic_regression-bias-pool-pt_map bias $logistic --add.pool pt_map
+row logit_adjusted --classifier logit_adjusted --classifier.tolerance 0.0001
