@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Classifiers of base and novel classes together. Each has the settings of its paper, then those that are best on the validation setup: the bias of
-# the novel classes, for each n, and what its grid has besides. The last ones also learn from unlabelled images of the novel classes.
+# Classifiers of base and novel classes together: each without a bias of the novel classes, then with the one that is best on the validation setup, for
+# each n; imprinting and logistic regression also with additional rows. A pool is of unlabelled images of the novel classes.
 source "$(dirname "$0")/common.sh"
 # A row NAME of the tables with OPTIONS: row NAME OPTIONS
 row() {

@@ -4,8 +4,8 @@ usage() {
   echo "usage: bash $0 DATASET" >&2
   cat >&2 <<'END'
 
-  cifar100    about an hour on two cores; downloads 170 MB
-  omniglot    about an hour on two cores; downloads 15 MB
+  cifar100    about an hour on two busy cores; downloads 170 MB
+  omniglot    hours on two cores (not measured as a whole); downloads 15 MB
 
 DATA_ROOT=DIR    where the images are (default: data/, with a download)
 REPRESENTATION   another extractor of shrink_hallucinate, such as resnet10_plain (default: airbench_plain_released)
@@ -18,8 +18,8 @@ END
 dataset=${1:-}
 # Copies of photos are shifted and mirrored, those of characters shifted only.
 case $dataset in
-  cifar100) takes="about an hour on two cores" default_shots="1 5 20" copies="--copies.augment.shift_pixels 4 --copies.augment.flip" ;;
-  omniglot) takes="about an hour on two cores" default_shots="1 5" copies="--copies.augment.shift_pixels 2" ;;
+  cifar100) takes="about an hour on two busy cores" default_shots="1 5 20" copies="--copies.augment.shift_pixels 4 --copies.augment.flip" ;;
+  omniglot) takes="hours on two cores (not measured as a whole)" default_shots="1 5" copies="--copies.augment.shift_pixels 2" ;;
   *) usage ;;
 esac
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
