@@ -45,6 +45,7 @@ from lowshot.classifiers.settings import (
     FeatureTransform,
     ImprintingOptions,
     OwnHead,
+    head_of,
     is_transductive,
     transform_of,
 )
@@ -289,8 +290,7 @@ def _sample_files(config: Config) -> dict[tuple[int, int], Path]:
 def _check_own_head(config: Config) -> None:
     """Raise InputError if the head of an extractor is combined with a transform, or with rows if it does not learn, or
     if its extractor did not make the features."""
-    is_of_extractor = isinstance(config.classifier, OwnHead | ImprintingOptions)
-    head = config.classifier.extractor if is_of_extractor else None
+    head = head_of(config.classifier)
     if head is None:
         return
     if isinstance(config.classifier, OwnHead) and (config.add or _transform(config).steps):

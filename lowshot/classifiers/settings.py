@@ -344,6 +344,11 @@ _TRANSFORMS = {type(one.method): one.transform for one in RECOMMENDED.values()}
 _TRANSFORMS |= {ImprintingOptions: _CL2N, AttentionOptions: _CL2N}
 
 
+def head_of(classifier: Any) -> Path | None:
+    """Return the extractor whose own head gives the classifier its weights, None if it learns them all."""
+    return classifier.extractor if isinstance(classifier, OwnHead | ImprintingOptions) else None
+
+
 def transform_of(classifier: Any, given: FeatureTransform | None) -> FeatureTransform:
     """Return the transform that is `given`, or that of the classifier.
 
@@ -352,5 +357,4 @@ def transform_of(classifier: Any, given: FeatureTransform | None) -> FeatureTran
     """
     if given is not None:
         return given
-    is_of_extractor = getattr(classifier, "extractor", None) is not None
-    return FeatureTransform() if is_of_extractor else _TRANSFORMS.get(type(classifier), FeatureTransform())
+    return FeatureTransform() if head_of(classifier) else _TRANSFORMS.get(type(classifier), FeatureTransform())

@@ -98,9 +98,9 @@ def _winners(scores: Tensor, labels: Tensor, ranks: Tensor) -> Tensor:
 def with_novel_bias(scores: Tensor, columns: Columns, bias: float) -> Tensor:
     """Return `scores` (..., n, C) with `bias` added to those of the novel classes of the setup.
 
-    Calibrated stacking (Chao et al., ECCV 2016), which subtracts a number from the scores of the base
-    classes instead: the differences are the same. The result is float64, so that a large bias keeps the order within a
-    group; without a bias it is `scores`.
+    Calibrated stacking (Chao et al., ECCV 2016), which subtracts a number from the scores of the base classes instead:
+    the differences are the same. The result is float64, so that a large bias keeps the order within a group; without a
+    bias it is `scores`.
     """
     if not bias:
         return scores
