@@ -1,7 +1,7 @@
 """What transductive methods gain and lose with the queries of a task: how many classes they are of, and how unevenly.
 
 Reads     feature files and splits, such as those of scripts/few_shot
-Writes    a CSV file of every cell, and Markdown tables on stdout
+Writes    a CSV file, after each cell, and Markdown tables on stdout; the same command continues a stopped run
 
     python benchmarks/transduction.py --folders outputs/cifar_fs/airbench_released outputs/fc100/airbench \\
         outputs/omniglot/airbench_plain_released --out outputs/transduction.csv
@@ -44,6 +44,8 @@ N_SHOTS, PRESENT, ALPHAS = [1, 5], (1, 2, 5), (0.1, 0.5, 2.0, None)
 _CELLS = [(present, alpha) for present, alpha in product(PRESENT, ALPHAS) if present > 1 or alpha is None]
 _POWER_CL2N = RECOMMENDED["adaptive_transport"].transform
 _CL2N, _L2N = FeatureTransform(centre=True, normalise=True), FeatureTransform(normalise=True)
+
+_KEYS = ["split_digest", "setup", "n_present", "dirichlet", "trials", "n_shot", "method"]
 
 
 class Compared(NamedTuple):
@@ -89,28 +91,40 @@ def main(config: Config) -> Path:
         if name not in METHODS:
             raise InputError(f"--methods {name}: unknown; available: {', '.join(METHODS)}")
     names = [*_STARTS, *(name for name in config.methods if name not in _STARTS)]
-    cells = pd.concat([cell for folder in config.folders for cell in evaluated(folder, names, config)])
-    cells.to_csv(config.out, index=False)
+    cells = pd.read_csv(config.out, keep_default_na=False) if config.out.is_file() else pd.DataFrame()
+    for folder in config.folders:
+        for cell in evaluated(folder, names, config, cells):
+            cells = pd.concat([cells, cell]).drop_duplicates(_KEYS, keep="last")
+            partial = config.out.with_suffix(".partial")
+            cells.to_csv(partial, index=False)
+            partial.replace(config.out)
     for (dataset, n_shot), part in cells.groupby(["dataset", "n_shot"], sort=False):
         print(f"\n{dataset}, {n_shot}-shot, {part.n_queries.iloc[0]} queries, {part.trials.iloc[0]} tasks\n")
         print_markdown(as_table(part))
     return config.out
 
 
-def evaluated(folder: Path, names: list[str], config: Config) -> Iterator[pd.DataFrame]:
-    """Yield the cells of a data set: means, and differences to the inductive start, with their intervals."""
+def evaluated(folder: Path, names: list[str], config: Config, there: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """Yield the cells of a data set that are not there yet: means, differences to the inductive start, intervals."""
     split = read_split(folder.parent / "data/split.json")
     parts = [read_features(path, split.n_classes) for path in sorted((folder / "features").glob("*.h5"), reverse=True)]
     feats, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("feats", "labels"))
     base_classes, classes = setup_of(split, config.setup, folder)
     base = parts[0].feats[np.isin(parts[0].labels, base_classes)]  # of the training images
     n_queries = 15 if np.bincount(labels).max() >= 100 else 3
-    spaces = {name: torch.from_numpy(fitted_transform(METHODS[name].transform, base)(feats)) for name in names}
+    transforms = {str(METHODS[name].transform): METHODS[name].transform for name in names}
+    spaces = {how: torch.from_numpy(fitted_transform(transform, base)(feats)) for how, transform in transforms.items()}
     for present, alpha in _CELLS:
+        cell = {"split_digest": split.digest, "setup": config.setup, "n_present": present,
+                "dirichlet": str(alpha or "balanced"), "trials": config.n_episodes}  # fmt: skip
+        if len(there) and set(names) <= set(there[(there[list(cell)] == pd.Series(cell)).all(axis=1)].method):
+            continue
         sampling = Sampling(n_shots=N_SHOTS, n_queries=n_queries, n_present=present, dirichlet=alpha)
         pool, frames = make_pool(labels, split, classes, sampling, str(folder)), []
         for name in names:
-            entries = evaluate_episodes(spaces[name], pool, sampling, config.n_episodes, METHODS[name].method)
+            entries = evaluate_episodes(
+                spaces[str(METHODS[name].transform)], pool, sampling, config.n_episodes, METHODS[name].method
+            )
             frames.append(pd.DataFrame(entries).assign(method=name, start=METHODS[name].start))
         frame = pd.concat(frames)
         of_start = frame[["episode", "n_shot", "method", "accuracy"]]
@@ -119,9 +133,8 @@ def evaluated(folder: Path, names: list[str], config: Config) -> Iterator[pd.Dat
             summarise(frame.assign(value=value), ["n_shot", "method"])
             for value in (frame.accuracy, frame.accuracy - frame.of_start)
         )
-        cell = {"dataset": split.dataset, "split_digest": split.digest, "setup": config.setup,
-                "n_present": present, "dirichlet": alpha or "balanced", "n_queries": 5 * n_queries}  # fmt: skip
-        yield means.assign(gain=gains["mean"], gain_interval=gains["interval"], **cell)
+        sizes = {"dataset": split.dataset, "n_queries": 5 * n_queries}
+        yield means.assign(gain=gains["mean"], gain_interval=gains["interval"], **sizes, **cell)
         print(f"{split.dataset}: {present} classes present, {alpha or 'balanced'}", file=sys.stderr, flush=True)
 
 
