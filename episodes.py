@@ -236,8 +236,6 @@ def _clusterings(config: Config, feats: np.ndarray, labels: np.ndarray) -> list[
 
 
 def _check(config: Config) -> None:
-    if config.n_way != "all" and (config.n_present or 0) > config.n_way:
-        raise InputError(f"--n_present {config.n_present}: a task has only {config.n_way} classes")
     if not config.n_shots or len(set(config.n_shots)) != len(config.n_shots):
         raise InputError(f"--n_shots {config.n_shots}: must be one or more numbers without duplicates")
     if not _files(config) or len({path.resolve() for path in _files(config)}) != len(_files(config)):

@@ -69,7 +69,7 @@ def _assigned(
     for _ in range(options.n_steps):
         logits = -scale * squared_distances(queries, centres)
         if proportions is not None:
-            offsets = _shifted(logits, offsets, proportions)
+            offsets = _balancing_offsets(logits, offsets, proportions)
         scores = logits + offsets
         assignment = torch.softmax(scores, -1)
         sums = assignment.sum(1)
@@ -80,7 +80,7 @@ def _assigned(
     return assignment, scores
 
 
-def _shifted(logits: Tensor, offsets: Tensor, proportions: Tensor) -> Tensor:
+def _balancing_offsets(logits: Tensor, offsets: Tensor, proportions: Tensor) -> Tensor:
     """Return class offsets (E, 1, n_way) with which the queries come near to their `proportions` (Sinkhorn iterations).
 
     Centres move little in a step, so a few rounds from the `offsets` of the last step do what a new start needs

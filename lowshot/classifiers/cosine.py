@@ -54,7 +54,7 @@ def trained_weights(features: Tensor, labels: Tensor, n_way: int, options: Cosin
         velocity.lerp_(gradient, 1.0 if step == 0 else 1 - _MOMENTUM)
         weights.sub_(velocity, alpha=options.lr)
     if not weights.norm(dim=-1).isfinite().all():
-        raise Diverged(f"cosine.lr {options.lr:g}: the weights grew without bound")
+        raise Diverged(f"lr {options.lr:g} of the cosine classifier: the weights grew without bound")
     return weights
 
 

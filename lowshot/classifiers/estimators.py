@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ from lowshot.classifiers.settings import (
     FeatureTransform,
     OwnHead,
     Recommended,
+    head_of,
     is_transductive,
     transform_of,
 )
@@ -210,7 +212,7 @@ class _Classifier(ClassifierMixin, BaseEstimator):
     """Predictions from scores (Q, n_classes), shared by both classifiers."""
 
     def decision_function(self, X: np.ndarray) -> np.ndarray:
-        """Return scores float32 (Q, n_classes) of rows (Q, D). The highest score is the best.
+        """Return scores (Q, n_classes) of rows (Q, D), float32, with a novel bias float64. The highest is the best.
 
         For two classes the shape is (Q,), and a score above 0 means the second class.
         """
@@ -218,7 +220,7 @@ class _Classifier(ClassifierMixin, BaseEstimator):
         return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
-        """Return the softmax float32 (Q, n_classes) of the scores. It ranks classes and is not calibrated."""
+        """Return the softmax (Q, n_classes) of the scores. It ranks classes and is not calibrated."""
         return torch.from_numpy(self._score(X)).softmax(1).numpy()
 
     def predict(self, X: np.ndarray) -> np.ndarray:
@@ -283,7 +285,10 @@ class FewShotClassifier(_Classifier):
 def _known_classifier(classifier: Any) -> Any:
     """Return the settings of a classifier that learns from rows, given its name or settings."""
     if not isinstance(classifier, str):
-        return _checked(_LEARNED, classifier)
+        known = _checked(_LEARNED, classifier)
+        if head_of(known):  # its weights are in the order of the extractor's classes, which labels here need not have
+            raise InputError(f"{known}: the weights of an extractor need the classes of a split. Use low_shot.py")
+        return known
     if classifier not in _LEARNED.classes:
         raise InputError(f"classifier '{classifier}': unknown; available: {', '.join(_LEARNED.classes)}")
     return _LEARNED.classes[classifier]()
@@ -340,6 +345,8 @@ class LowShotClassifier(_Classifier):
         Raises InputError if a class is both base and novel, or if base and novel rows differ in dimensions.
         """
         classifier = _known_classifier(self.classifier)
+        if not isinstance(self.novel_bias, int | float) or not math.isfinite(self.novel_bias):
+            raise InputError(f"novel_bias: {self.novel_bias!r}: must be a finite number")
         transform = _transform(classifier, self.feature_transform)
         base = _rows("base_features", base_features)
         novel = _rows("novel_features", novel_features, base.shape[1])
@@ -367,5 +374,7 @@ class LowShotClassifier(_Classifier):
         scores = self._scorer(torch.from_numpy(queries).to(self._device))[0].cpu().numpy()
         if not np.isfinite(scores).all():
             raise Diverged(f"{self.classifier}: training diverged (NaN or infinite scores). Use a lower learning rate.")
-        scores[:, np.isin(self.classes_, self.novel_classes_)] += self.novel_bias
-        return scores
+        if not self.novel_bias:
+            return scores
+        # In float64, so that a large bias keeps the order within a group.
+        return scores + np.float64(self.novel_bias) * np.isin(self.classes_, self.novel_classes_)

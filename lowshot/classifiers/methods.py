@@ -66,7 +66,7 @@ _TOGETHER: dict[type, Callable[[Problem, str], list[list[int]]]] = {
     SGDOptions: trials_at_once,
     MLPOptions: shots_at_once,
     ImprintingOptions: all_at_once,
-    AttentionOptions: shots_at_once,
+    AttentionOptions: all_at_once,
     OwnHead: all_at_once,
 }
 _SCORES = {

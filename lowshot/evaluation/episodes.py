@@ -109,6 +109,9 @@ def make_pool(labels: np.ndarray, split: Split, classes: np.ndarray, sampling: S
     groups = _by_superclass(split, classes) if sampling.within_superclass else [classes]
     groups = _large_enough(groups, sampling, split.n_classes)
     group_sizes = np.array([len(group) for group in groups])
+    n_way = group_sizes.min() if sampling.n_way == "all" else sampling.n_way
+    if (sampling.n_present or 0) > n_way:
+        raise InputError(f"--n_present {sampling.n_present}: a task has only {n_way} classes")
     padded = np.stack([np.pad(group, (0, group_sizes.max() - len(group))) for group in groups])
     order = np.argsort(labels, kind="stable")
     pool = Pool(order, np.cumsum(sizes) - sizes, sizes, padded, group_sizes, split.class_names, source)

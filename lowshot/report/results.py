@@ -263,12 +263,11 @@ def _task_names(config: dict, part: pd.DataFrame) -> pd.Series:
     inside = " of all classes" if config.get("classes") == "all" else ""
     inside += " within a superclass" if config.get("within_superclass") else ""
     ways = part["n_way"].astype(str) if config.get("n_way") != "all" else pd.Series("all", part.index)
-    alpha, n_queries = config.get("dirichlet"), config.get("n_queries")
-    queries = f", {n_queries} queries a class" if n_queries else ""
-    if alpha:
-        queries = f", {n_queries} queries a class on average, shares from Dirichlet({alpha:g})"
-    if present := config.get("n_present"):
-        queries += f", of {present} classes only"
+    alpha, present, n_queries = (config.get(name) for name in ("dirichlet", "n_present", "n_queries"))
+    on_average = " on average" if alpha or present else ""
+    queries = f", {n_queries} queries a class{on_average}" if n_queries else ""
+    queries += f", shares from Dirichlet({alpha:g})" if alpha else ""
+    queries += f", of {present} classes only" if present else ""
     return ways + "-way" + inside + queries
 
 

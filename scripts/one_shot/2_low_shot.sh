@@ -13,17 +13,21 @@ chosen() {
 }
 logistic="--classifier logistic_regression --classifier.tolerance 0.0001"
 directions="--transform.centre --transform.normalise"
-for classifier in nearest_mean imprinting attention; do
-  case $classifier in nearest_mean) grid=bias-distances ;; *) grid=bias ;; esac
-  row $classifier --classifier $classifier $directions
-  chosen $classifier-bias $grid --classifier $classifier $directions
+row nearest_mean --classifier nearest_mean $directions
+chosen nearest_mean-bias bias-distances --classifier nearest_mean $directions
+for classifier in imprinting attention; do
+  row $classifier --classifier $classifier
+  chosen $classifier-bias bias --classifier $classifier
 done
 for addition in copies calibrated pool "pool pt_map" "pool adaptive_transport"; do
-  chosen "imprinting-bias-${addition// /-}" bias --classifier imprinting $directions --add.$addition
+  chosen "imprinting-bias-${addition// /-}" bias --classifier imprinting --add.$addition
 done
 # Linear classifiers: the published one, its optimum, and the same for rare classes.
-row linear_sgd --config configs/shrink_hallucinate/low_shot-$dataset-airbench_plain.yaml
+row linear_sgd --config "$low_shot_config"
 row logistic_regression $logistic
 chosen logistic_regression-bias bias $logistic
 chosen logistic_regression-bias-pool-pt_map bias $logistic --add.pool pt_map
-row logit_adjusted --classifier logit_adjusted --classifier.tolerance 0.0001
+chosen logit_adjusted logit_adjusted --classifier logit_adjusted --classifier.tolerance 0.0001
+# Distribution calibration as published: logistic regression in the space of powered features.
+chosen logistic_regression-power-bias bias $logistic --transform.power 0.5
+chosen logistic_regression-power-bias-calibrated calibrated $logistic --transform.power 0.5 --add.calibrated

@@ -8,7 +8,8 @@ usage() {
   omniglot    hours on two cores (not measured as a whole); downloads 15 MB
 
 DATA_ROOT=DIR    where the images are (default: data/, with a download)
-REPRESENTATION   another extractor of shrink_hallucinate, such as resnet10_plain (default: airbench_plain_released)
+REPRESENTATION   another extractor of shrink_hallucinate, such as resnet10_plain or, of omniglot, conv4_plain (default:
+                 airbench_plain_released); its results are in results_one_shot_NAME
 SHOTS            numbers of shots (default: "1 5 20"; omniglot: "1 5")
 
 Writes outputs/DATASET/report_one_shot/report.html. More: docs/recipes/one_shot.md
@@ -23,8 +24,13 @@ case $dataset in
   *) usage ;;
 esac
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
-name=${REPRESENTATION:-airbench_plain_released}
+default=airbench_plain_released
+name=${REPRESENTATION:-$default}
+# Settings of the linear classifier of shrink_hallucinate.
+low_shot_config=configs/shrink_hallucinate/low_shot-$dataset-${name%_released}.yaml
+check_representation "$low_shot_config"
 shots=${SHOTS:-$default_shots}
 out=outputs/$dataset
 results=$out/results_one_shot
+[ "$name" = $default ] || results+=_$name
 configs=configs/one_shot

@@ -1,6 +1,7 @@
 """Few-shot methods and low-shot classifiers on arrays: same scores as the batched methods, checks of arguments."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -273,11 +274,16 @@ def test_divergence_is_an_error(low_shot):
         ),
         ({"classifier": LogisticOptions}, "is not a classifier"),
         ({"classifier": MLPOptions(lr=0)}, "MLPOptions: lr: 0: must be a number > 0"),
+        ({"classifier": ImprintingOptions(extractor=Path("x"))}, "weights of an extractor need the classes of a split"),
+        ({"novel_bias": float("nan")}, "novel_bias: nan: must be a finite number"),
+        ({"novel_bias": "x"}, "novel_bias: 'x': must be a finite number"),
     ],
 )
 def test_refused_low_shot_rows(low_shot, change, message):
     names = ("base", "base_labels", "novel", "novel_labels")
     given = dict(zip(names, low_shot)) | change
-    classifier = LowShotClassifier(given.get("classifier", "logistic_regression"))
+    classifier = LowShotClassifier(
+        given.get("classifier", "logistic_regression"), novel_bias=given.get("novel_bias", 0)
+    )
     with pytest.raises(lowshot.InputError, match=message):
         classifier.fit(*(given[name] for name in names))

@@ -386,7 +386,8 @@ def test_script_on_real_features(features, data, tmp_path):
     [
         (["--method", "svm"], ["method", "nearest_mean", "pt_map"]),
         (["--dirichlet", "0"], ["dirichlet"]),
-        (["--n_present", "6"], ["--n_present 6", "5 classes"]),
+        (["--n_way", "2", "--n_present", "3"], ["--n_present 3", "a task has only 2 classes"]),
+        (["--n_way", "all", "--n_present", "500"], ["--n_present 500", "a task has only"]),
     ],
 )
 def test_script_refuses_in_one_line(features, data, tmp_path, arguments, words):
