@@ -248,12 +248,30 @@ class Measured:
             self = Measured(self.name, kept)
         return self
 
+    def without(self, **values: object) -> "Measured":
+        """Leave out the rows with these values."""
+        same = (self.frame[list(values)] == [str(value) for value in values.values()]).all(axis=1)
+        return Measured(self.name, self.frame[~same])
+
     def value(self, **values: object) -> str:
         """Return the only row with these values, such as "69.8 ± 0.7" or, of a difference, "+2.1 ± 0.4"."""
         frame = self.where(**values).frame
         if len(frame) > 1:
             raise InputError(f"{self.name}.csv: {len(frame)} rows of {values}, one is expected")
         return _shown(frame.iloc[0])
+
+    def least(self) -> str:
+        """Return the smallest number."""
+        return _shown(self.frame.loc[self.frame["mean"].idxmin()])
+
+    def most(self) -> str:
+        """Return the largest number."""
+        return _shown(self.frame.loc[self.frame["mean"].idxmax()])
+
+    def mean(self, **values: object) -> float:
+        """Return the only mean with these values, times 100."""
+        (mean,) = self.where(**values).frame["mean"]
+        return 100 * mean
 
     def table(self, rows: Sequence[str], columns: Sequence[str]) -> str:
         """Return a Markdown table with a line for each combination of the columns `rows`."""
