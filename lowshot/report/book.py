@@ -26,6 +26,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from lowshot.core.errors import InputError
 from lowshot.report import results
 from lowshot.report.judged import Judged, judged_files
+from lowshot.report.published import read_published
 from lowshot.report.results import COLUMNS, PROTOCOL, SPLITS
 from lowshot.report.tables import MISSING, metric_name, n_label
 
@@ -217,8 +218,10 @@ def runs_path(path: Path) -> Path:
 
 
 def percent(mean: float, interval: float, sign: str = "") -> str:
-    half = "?" if np.isnan(interval) else f"{100 * interval:.1f}"
-    return f"{100 * mean:{sign}.1f} ± {half}"
+    """Return "81.9 ± 6.2", with two decimals if the interval is below a tenth of a point."""
+    digits = 2 if interval < 0.00095 else 1
+    half = "?" if np.isnan(interval) else f"{100 * interval:.{digits}f}"
+    return f"{100 * mean:{sign}.{digits}f} ± {half}"
 
 
 def _row(frame: pd.DataFrame, key: tuple, name: str) -> pd.Series:
@@ -248,6 +251,11 @@ class Measured:
             self = Measured(self.name, kept)
         return self
 
+    def among(self, **values: Sequence[str]) -> "Measured":
+        """Keep the rows whose value is one of several."""
+        kept = self.frame[list(values)].isin({column: list(several) for column, several in values.items()}).all(axis=1)
+        return Measured(self.name, self.frame[kept])
+
     def without(self, **values: object) -> "Measured":
         """Leave out the rows with these values."""
         same = (self.frame[list(values)] == [str(value) for value in values.values()]).all(axis=1)
@@ -275,9 +283,9 @@ class Measured:
 
     def table(self, rows: Sequence[str], columns: Sequence[str]) -> str:
         """Return a Markdown table with a line for each combination of the columns `rows`."""
+        named = self.frame.assign(n_shot="n = " + self.frame["n_shot"]) if "n_shot" in columns else self.frame
         frame = self.frame.assign(
-            cell=[_shown(row) for _, row in self.frame.iterrows()],
-            title=self.frame[list(columns)].agg(", ".join, axis=1),
+            cell=[_shown(row) for _, row in self.frame.iterrows()], title=named[list(columns)].agg(", ".join, axis=1)
         )
         cells = frame.set_index([*rows, "title"])["cell"]
         titles, heads = list(dict.fromkeys(frame["title"])), frame[list(rows)].drop_duplicates()
@@ -303,14 +311,23 @@ def pages(templates: Path, numbers: Path) -> dict[Path, str]:
     """Return the text of every page by its path relative to `templates`, without `.j2`.
 
     A template calls `numbers(NAME)`, `measured(NAME)` or `rows(NAME)` for the three kinds of files in the folder
-    `numbers`. Raises InputError for a number that no file has.
+    `numbers`, and `cell` for one cell of the third kind. Raises InputError for a number that no file has.
     """
-    environment = Environment(loader=FileSystemLoader(templates), undefined=StrictUndefined, trim_blocks=True,
-                              lstrip_blocks=True, keep_trailing_newline=True)  # fmt: skip
+    environment = Environment(
+        loader=FileSystemLoader(templates),
+        undefined=StrictUndefined,
+        extensions=["jinja2.ext.do"],
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
     environment.globals |= {
         "numbers": cache(lambda name: Numbers.read(numbers / f"{name}.csv")),
         "measured": cache(lambda name: Measured.read(numbers / f"{name}.csv")),
+        "published": published_table,
         "rows": lambda name: read_rows(numbers / f"{name}.csv"),
+        "as_shown": lambda name: as_shown(read_rows(numbers / f"{name}.csv")),
+        "cell": lambda name, row, column: cell(numbers / f"{name}.csv", row, column),
     }
     made = {}
     for path in sorted(templates.rglob("*.md.j2")):
@@ -319,9 +336,35 @@ def pages(templates: Path, numbers: Path) -> dict[Path, str]:
     return made
 
 
+def published_table(dataset: str) -> str:
+    """Return a Markdown table of the published figures of a data set, in percent, as the report puts beside ours."""
+    figures = read_published().query("dataset == @dataset")
+    figures = figures.assign(task=figures["n_way"].map(lambda n_way: f"{n_way}-way" if n_way else ""))
+    names = figures[["extractor", "method"]].agg(lambda both: ": ".join(filter(None, both)), axis=1)
+    cells = figures.assign(system=names, title=figures["task"] + ", " + figures["n_shot"].astype(str) + "-shot")
+    wide = cells.pivot_table("percent", ["system", "setting", "source"], "title", sort=False)
+    lines = [["system", "setting", "source", *wide], ["---"] * 3 + ["---:"] * len(wide.columns)]
+    for names, values in zip(wide.index, wide.to_numpy()):
+        lines.append([*names, *("" if np.isnan(value) else f"{value:.1f}" for value in values)])
+    return _markdown(lines)
+
+
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Return the rows of a table as they are shown."""
     return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
+
+
+def as_shown(rows: list[dict[str, str]]) -> str:
+    """Return a Markdown table of these rows."""
+    return _markdown([list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)])
+
+
+def cell(path: Path, row: str, column: str) -> str:
+    """Return a cell of a table that is shown as it is. Its first column names the rows."""
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=0)
+    if row not in frame.index or column not in frame:
+        raise InputError(f"{path.name}: has no {column} of {row}")
+    return frame.loc[row, column]
 
 
 # What a template leaves to expressions: numbers with a decimal point, or with a unit of what was measured.
