@@ -30,6 +30,7 @@ from lowshot.core.artifacts import commit
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
 from lowshot.core.files import digest, read_json
+from lowshot.core.machine import machine
 from lowshot.core.runtime import open_fabric
 from lowshot.data.datasets.images import read_images
 from lowshot.data.protocol import read_split
@@ -37,8 +38,6 @@ from lowshot.report.files import read_file
 from lowshot.report.results import episodes, summarise
 from lowshot.representation.backbones import load_extractor
 from lowshot.representation.loading import ImageLoader, in_batches, to_unit
-
-HALF = {"AMX": "amx_bf16", "AVX512_BF16": "avx512_bf16"}  # what makes bf16-mixed fast: its flag in /proc/cpuinfo
 
 
 @dataclass
@@ -73,7 +72,7 @@ def training_of(extractors: list[Path]) -> dict[str, str]:
     row = {
         "date": datetime.fromtimestamp(max(record["time"] for record in last)).date().isoformat(),
         "commit": short_commit(),
-        "machine": machine(),
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else machine(),
         "precision": ", ".join(sorted({config["precision"] for config in configs})),
         "minutes": f"{sum(record['seconds'] for record in last) / 60:.0f}",
         "operations": f"{sum(record['operations'] for record in last):.2g}".replace("e+", "e"),
@@ -95,15 +94,6 @@ def last_epoch(log: Path) -> dict:
     if not counted:
         raise InputError(f"{log}: no log that counts operations. Train the extractor again")
     return counted[-1]
-
-
-def machine() -> str:
-    """Describe the processor or the GPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    half = next((f" with {name}" for name, flag in HALF.items() if flag in flags), "")
-    return f"{torch.get_num_threads()} cores, {torch.backends.cpu.get_cpu_capability()}{half}"
 
 
 @torch.inference_mode()

@@ -38,6 +38,7 @@ from lowshot.data.features import read_features
 from lowshot.data.protocol import Setup, read_split, setup_of
 from lowshot.evaluation.episodes import evaluate_episodes, make_pool
 from lowshot.evaluation.settings import Sampling
+from lowshot.report.book import Measured
 from lowshot.report.results import summarise
 
 N_SHOTS, PRESENT, ALPHAS = [1, 5], (1, 2, 5), (0.1, 0.5, 2.0, None)
@@ -45,7 +46,7 @@ _CELLS = [(present, alpha) for present, alpha in product(PRESENT, ALPHAS) if pre
 _POWER_CL2N = RECOMMENDED["adaptive_transport"].transform
 _CL2N, _L2N = FeatureTransform(centre=True, normalise=True), FeatureTransform(normalise=True)
 
-_KEYS = ["split_digest", "setup", "n_present", "dirichlet", "trials", "n_shot", "method"]
+_KEYS = ["split_digest", "setup", "n_present", "dirichlet", "trials", "n_shot", "system", "minus"]
 
 
 class Compared(NamedTuple):
@@ -86,7 +87,10 @@ class Config:
 
 
 def main(config: Config) -> Path:
-    """Evaluate all cells, write them, and print a table for each data set and number of shots."""
+    """Evaluate all cells, write them, and print a table for each data set and number of shots.
+
+    Its columns are the cells: the number of classes present, and the proportions of their queries.
+    """
     for name in config.methods:
         if name not in METHODS:
             raise InputError(f"--methods {name}: unknown; available: {', '.join(METHODS)}")
@@ -94,13 +98,14 @@ def main(config: Config) -> Path:
     cells = pd.read_csv(config.out, keep_default_na=False) if config.out.is_file() else pd.DataFrame()
     for folder in config.folders:
         for cell in evaluated(folder, names, config, cells):
-            cells = pd.concat([cells, cell]).drop_duplicates(_KEYS, keep="last")
+            cells = pd.concat([cells, cell]).drop_duplicates(_KEYS, keep="last", ignore_index=True)
             partial = config.out.with_suffix(".partial")
             cells.to_csv(partial, index=False)
             partial.replace(config.out)
-    for (dataset, n_shot), part in cells.groupby(["dataset", "n_shot"], sort=False):
-        print(f"\n{dataset}, {n_shot}-shot, {part.n_queries.iloc[0]} queries, {part.trials.iloc[0]} tasks\n")
-        print_markdown(as_table(part))
+    numbers = Measured.read(config.out)
+    for dataset, n_shot in product(cells.dataset.unique(), N_SHOTS):
+        print(f"\n{dataset}, {n_shot}-shot\n")
+        print(numbers.where(dataset=dataset, n_shot=n_shot).table(["system", "minus"], ["n_present", "dirichlet"]))
     return config.out
 
 
@@ -117,7 +122,7 @@ def evaluated(folder: Path, names: list[str], config: Config, there: pd.DataFram
     for present, alpha in _CELLS:
         cell = {"split_digest": split.digest, "setup": config.setup, "n_present": present,
                 "dirichlet": str(alpha or "balanced"), "trials": config.n_episodes}  # fmt: skip
-        if len(there) and set(names) <= set(there[(there[list(cell)] == pd.Series(cell)).all(axis=1)].method):
+        if len(there) and set(names) <= set(there[(there[list(cell)] == pd.Series(cell)).all(axis=1)].system):
             continue
         sampling = Sampling(n_shots=N_SHOTS, n_queries=n_queries, n_present=present, dirichlet=alpha)
         pool, frames = make_pool(labels, split, classes, sampling, str(folder)), []
@@ -125,42 +130,15 @@ def evaluated(folder: Path, names: list[str], config: Config, there: pd.DataFram
             entries = evaluate_episodes(
                 spaces[str(METHODS[name].transform)], pool, sampling, config.n_episodes, METHODS[name].method
             )
-            frames.append(pd.DataFrame(entries).assign(method=name, start=METHODS[name].start))
+            frames.append(pd.DataFrame(entries).assign(system=name, minus=METHODS[name].start))
         frame = pd.concat(frames)
-        of_start = frame[["episode", "n_shot", "method", "accuracy"]]
-        frame = frame.merge(of_start.rename(columns={"method": "start", "accuracy": "of_start"}), how="left")
-        means, gains = (
-            summarise(frame.assign(value=value), ["n_shot", "method"])
-            for value in (frame.accuracy, frame.accuracy - frame.of_start)
-        )
-        sizes = {"dataset": split.dataset, "n_queries": 5 * n_queries}
-        yield means.assign(gain=gains["mean"], gain_interval=gains["interval"], **sizes, **cell)
+        of_start = frame[["episode", "n_shot", "system", "accuracy"]]
+        frame = frame.merge(of_start.rename(columns={"system": "minus", "accuracy": "of_start"}), how="left")
+        means = summarise(frame.assign(value=frame.accuracy, minus=""), ["n_shot", "system", "minus"])
+        gains = summarise(frame.assign(value=frame.accuracy - frame.of_start), ["n_shot", "system", "minus"])
+        numbers = pd.concat([means, gains[gains.system != gains.minus]])
+        yield numbers.assign(dataset=split.dataset, n_queries=5 * n_queries, **cell)
         print(f"{split.dataset}: {present} classes present, {alpha or 'balanced'}", file=sys.stderr, flush=True)
-
-
-def as_table(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return accuracies of the starts and gains of the other methods, the smallest, and what is kept of PT-MAP's gain.
-
-    Columns are the cells: classes present, and proportions of their queries.
-    """
-    cells = cells.assign(cell=cells.n_present.astype(str) + ", " + cells.dirichlet.astype(str))
-    columns, is_start = list(dict.fromkeys(cells.cell)), cells.method.isin(list(_STARTS))
-    accuracies = cells["mean"].map(lambda value: f"{100 * value:.2f}")
-    gains = [f"{100 * gain:+.2f} ± {100 * half:.2f}" for gain, half in zip(cells.gain, cells.gain_interval)]
-    shown = cells.assign(shown=np.where(is_start, accuracies, gains))
-    table = shown.pivot(index="method", columns="cell", values="shown")[columns].loc[list(dict.fromkeys(cells.method))]
-    gain = cells.pivot(index="method", columns="cell", values="gain").loc[table.index]
-    balanced = gain["5, balanced"]
-    table["worst"] = [f"{100 * value:+.2f}" for value in gain.min(axis=1)]
-    table["kept"] = [f"{100 * value:.0f} %" for value in balanced / balanced.get("pt_map", np.nan)]
-    table.loc[table.index.isin(list(_STARTS)), ["worst", "kept"]] = ""
-    return table
-
-
-def print_markdown(table: pd.DataFrame) -> None:
-    print(f"| method | {' | '.join(table.columns)} |\n|---|{'---:|' * len(table.columns)}")
-    for name, *values in table.itertuples():
-        print(f"| {name} | {' | '.join(values)} |")
 
 
 if __name__ == "__main__":

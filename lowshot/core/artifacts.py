@@ -23,6 +23,7 @@ from lowshot.core.choices import code_file, is_own
 from lowshot.core.errors import InputError
 from lowshot.core.files import ContentDigest, digest, facts_of, read_json, read_yaml
 from lowshot.core.h5 import open_h5, read_lineage
+from lowshot.core.machine import machine
 from lowshot.core.settings import choices_in, defaults_of, flat, paths_of, values_of
 
 _SHOWN = 5  # differences that a message names
@@ -257,8 +258,8 @@ class Provenance:
         self.start = time.perf_counter()
 
     def record(self, device: str) -> dict:
-        """Return command, commit, versions, device, wall time in seconds and peak memory in bytes of this process so
-        far.
+        """Return command, commit, versions, device, machine, wall time in seconds and peak memory in bytes of this
+        process so far.
         """
         packages = ("torch", "numpy", "scikit-learn", "h5py")
         return {
@@ -266,6 +267,7 @@ class Provenance:
             "commit": commit(),
             "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
             "device": device,
+            "machine": machine(),
             "wall_time_s": round(time.perf_counter() - self.start, 2),
             "peak_memory_bytes": peak_memory_bytes(),
         }

@@ -23,6 +23,7 @@ _PROTOCOL_ENTRIES = {"setup": str, "setting": str, "split_digest": str}
 _TAGS = {"superclasses": bool, "outside": list}
 _PROVENANCE_ENTRIES = {"command": str, "commit": str | None, "versions": dict, "device": str,
                        "wall_time_s": int | float | None, "peak_memory_bytes": int | None}  # fmt: skip
+_NEWER_PROVENANCE = {"machine": str}
 # Settings that are read from a file's config, and further entries. They may be absent.
 _CONFIG_ENTRIES = {"classes": str | None, "transform": dict | None, "within_superclass": bool | None,
                    "n_way": int | str | None, "n_queries": int | None, "dirichlet": int | float | None,
@@ -96,6 +97,7 @@ def read_file(path: Path) -> dict:
     if setting not in get_args(Setting) or not all(isinstance(one, str) for one in outside):
         raise InputError(f"{path}: not a results file: its setting is '{setting}', seen outside: {outside}")
     _check_entries(path, content["provenance"], _PROVENANCE_ENTRIES, "provenance.")
+    _check_entries(path, content["provenance"], _NEWER_PROVENANCE, "provenance.", optional=True)
     _check_entries(path, content, _FURTHER_ENTRIES, optional=True)
     _check_entries(path, content["config"], _CONFIG_ENTRIES, "config.", optional=True)
     for key in ("inputs", "gan"):

@@ -97,7 +97,7 @@ def provenance(files: dict[str, dict], frame: pd.DataFrame) -> list[dict]:
                 "n_trials": part["trial" if "trial" in part else "episode"].nunique(),
                 "unit": "trials" if "trial" in part else "episodes",
                 "commits": sorted({str(run["commit"] or "unknown")[:12] + _changes(run["commit"]) for run in runs}),
-                "devices": sorted({str(run["device"]) for run in runs}),
+                "devices": sorted({", ".join(filter(None, (run["device"], run.get("machine")))) for run in runs}),
                 "wall_time": _duration(sum(run["wall_time_s"] or 0 for run in runs)),
                 "peak_memory": f"{max(run['peak_memory_bytes'] or 0 for run in runs) / 2**30:.2f} GiB",
                 "commands": [{"file": name, "command": run["command"]} for name, run in zip(names, runs)],

@@ -10,6 +10,8 @@ usage() {
 
 DATA_ROOT=DIR   where the images are (default: data/, with a download)
 YFCC_ROOT=DIR   where the zip files of YFCC100M are (default: data/yfcc100m)
+REPRESENTATION  another extractor of shrink_hallucinate, such as airbench_plain_released (default: resnet10_plain; omniglot: conv4_plain;
+                imagenet: resnet50_plain); its results are in results_diffusion_NAME
 N_BACKGROUND    images of the background (default: 1000000)
 LAUNCH          how to start diffusion.py, such as "torchrun --nproc-per-node 8" (default: python)
 
@@ -19,14 +21,19 @@ END
 }
 dataset=${1:-}
 case $dataset in
-  imagenet) takes="GPUs (not measured)" name=resnet50_plain images="none" ;;
-  cifar100) takes="15 minutes on two cores, and 20 for the extractor if it is not there" name=resnet10_plain images="none novel all" ;;
-  omniglot) takes="35 minutes on two cores, and 20 for the extractor if it is not there" name=conv4_plain images="none novel all" ;;
+  imagenet) takes="GPUs (not measured)" default=resnet50_plain images="none" ;;
+  cifar100) takes="15 minutes on two cores, and 20 for the extractor if it is not there" default=resnet10_plain images="none novel all" ;;
+  omniglot) takes="35 minutes on two cores, and 20 for the extractor if it is not there" default=conv4_plain images="none novel all" ;;
   *) usage ;;
 esac
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
+# Another extractor of shrink_hallucinate: REPRESENTATION=airbench_plain_released bash scripts/diffusion/run_all.sh cifar100
+name=${REPRESENTATION:-$default}
+low_shot_config=configs/shrink_hallucinate/low_shot-$dataset-${name%_released}.yaml
+check_representation "$low_shot_config"
 out=outputs/$dataset
 results=$out/results_diffusion
+[ "$name" = $default ] || results+=_$name
 configs=configs/diffusion
 inputs="--train $out/$name/features/train.h5 --test $out/$name/features/test.h5 --split $out/data/split.json"
 # ImageNet: this many images of YFCC100M are the background, read below YFCC_ROOT.
