@@ -4,7 +4,7 @@ usage() {
   cat >&2 <<'END'
 usage: bash benchmarks/gpu.sh PART
 
-  A   3 minutes   every stage: CPU against GPU within a tolerance; the speeds that docs/RESULTS.md quotes
+  A   3 minutes   every stage: CPU against GPU within a tolerance; the speeds that docs/results/benchmarks.md quotes
   B   5 minutes   CIFAR-100: SCGM-G beside coarse cross-entropy, full-width ResNet-12, a shortened recipe
   C   4 minutes   CIFAR-FS: full-width ResNet-12
   D   4 minutes   FC100: full-width ResNet-12

@@ -33,6 +33,7 @@ from lowshot.classifiers.settings import RECOMMENDED, FeatureTransform, Laplacia
 from lowshot.classifiers.transform import fitted_transform
 from lowshot.core.cli import run
 from lowshot.core.errors import InputError
+from lowshot.core.files import digest
 from lowshot.core.settings import PositiveInt
 from lowshot.data.features import read_features
 from lowshot.data.protocol import Setup, read_split, setup_of
@@ -46,7 +47,7 @@ _CELLS = [(present, alpha) for present, alpha in product(PRESENT, ALPHAS) if pre
 _POWER_CL2N = RECOMMENDED["adaptive_transport"].transform
 _CL2N, _L2N = FeatureTransform(centre=True, normalise=True), FeatureTransform(normalise=True)
 
-_KEYS = ["split_digest", "setup", "n_present", "dirichlet", "trials", "n_shot", "system", "minus"]
+_KEYS = ["features", "setup", "n_present", "dirichlet", "trials", "n_shot", "system", "settings", "minus"]
 
 
 class Compared(NamedTuple):
@@ -112,7 +113,8 @@ def main(config: Config) -> Path:
 def evaluated(folder: Path, names: list[str], config: Config, there: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """Yield the cells of a data set that are not there yet: means, differences to the inductive start, intervals."""
     split = read_split(folder.parent / "data/split.json")
-    parts = [read_features(path, split.n_classes) for path in sorted((folder / "features").glob("*.h5"), reverse=True)]
+    paths = sorted((folder / "features").glob("*.h5"), reverse=True)
+    parts, digests = [read_features(path, split.n_classes) for path in paths], [digest(path)[:12] for path in paths]
     feats, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("feats", "labels"))
     base_classes, classes = setup_of(split, config.setup, folder)
     base = parts[0].feats[np.isin(parts[0].labels, base_classes)]  # of the training images
@@ -120,9 +122,11 @@ def evaluated(folder: Path, names: list[str], config: Config, there: pd.DataFram
     transforms = {str(METHODS[name].transform): METHODS[name].transform for name in names}
     spaces = {how: torch.from_numpy(fitted_transform(transform, base)(feats)) for how, transform in transforms.items()}
     for present, alpha in _CELLS:
-        cell = {"split_digest": split.digest, "setup": config.setup, "n_present": present,
+        cell = {"features": " ".join(digests), "setup": config.setup, "n_present": present,
                 "dirichlet": str(alpha or "balanced"), "trials": config.n_episodes}  # fmt: skip
-        if len(there) and set(names) <= set(there[(there[list(cell)] == pd.Series(cell)).all(axis=1)].system):
+        done = there[(there[list(cell)] == pd.Series(cell)).all(axis=1)] if len(there) else there
+        settings = {name: f"{METHODS[name].method} {METHODS[name].transform}" for name in names}
+        if len(done) and settings.items() <= dict(zip(done.system, done.settings)).items():
             continue
         sampling = Sampling(n_shots=N_SHOTS, n_queries=n_queries, n_present=present, dirichlet=alpha)
         pool, frames = make_pool(labels, split, classes, sampling, str(folder)), []
@@ -137,7 +141,8 @@ def evaluated(folder: Path, names: list[str], config: Config, there: pd.DataFram
         means = summarise(frame.assign(value=frame.accuracy, minus=""), ["n_shot", "system", "minus"])
         gains = summarise(frame.assign(value=frame.accuracy - frame.of_start), ["n_shot", "system", "minus"])
         numbers = pd.concat([means, gains[gains.system != gains.minus]])
-        yield numbers.assign(dataset=split.dataset, n_queries=5 * n_queries, **cell)
+        about = {"dataset": split.dataset, "split_digest": split.digest[:12], "n_queries": 5 * n_queries}
+        yield numbers.assign(settings=numbers.system.map(settings), **about, **cell)
         print(f"{split.dataset}: {present} classes present, {alpha or 'balanced'}", file=sys.stderr, flush=True)
 
 

@@ -134,6 +134,13 @@ class Numbers:
         cell = self._gap(run, versus, metric, n_shot)
         return percent(cell["mean"], cell["interval"], sign="+")
 
+    def gap_between(self, run: str, n_shot: int, versus: str, n_versus: int, metric: str) -> str:
+        """Return the paired difference of two runs with different numbers of shots, trial by trial."""
+        frame = self.trials[self.trials["metric"] == metric].set_index(["run", "n_shot", "trial"])["value"].sort_index()
+        values = (frame.loc[run, n_shot] - frame.loc[versus, n_versus]).dropna().rename("value").reset_index()
+        row = results.summarise(values.assign(all=""), ["all"]).iloc[0]
+        return percent(row["mean"], row["interval"], sign="+")
+
     def ratio(self, run: str, versus: str, metric: str, n_shot: int) -> str:
         """Return the quotient of two means."""
         return f"{self._cell(run, metric, n_shot)['mean'] / self._cell(versus, metric, n_shot)['mean']:.2f}"

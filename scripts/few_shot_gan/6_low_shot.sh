@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The low-shot benchmark with and without samples of the GANs, on the same shots; three samples a shot, as chosen by
-# choose.sh on EMNIST, seed 0, k = 5 (docs/RESULTS.md). Beside them stand the rows that cost a second: as many rows drawn around the shots, as many
+# choose.sh on EMNIST, seed 0, k = 5 (docs/results/emnist.md). Beside them stand the rows that cost a second: as many rows drawn around the shots, as many
 # augmented copies of the shots, and the GANs' unlabelled images without any GAN, labelled by soft k-means or PT-MAP. On the test half of the
 # classes, and, as in the paper, on all of them.
 source "$(dirname "$0")/common.sh"
