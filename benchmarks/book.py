@@ -61,8 +61,8 @@ def write(path: Path, frame: pd.DataFrame) -> None:
 
 def render(config: RenderConfig) -> None:
     for name, text in pages(TEMPLATES, NUMBERS).items():
-        (TEMPLATES.parent / name).write_text(text, encoding="utf-8")
-        print(f"book: docs/{name}")
+        (ROOT / name).write_text(text, encoding="utf-8")
+        print(f"book: {name}")
 
 
 COMMANDS = {"collect": (collect_numbers, CollectConfig), "render": (render, RenderConfig)}

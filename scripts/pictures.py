@@ -1,10 +1,10 @@
 """Draw the pictures of the README: the pipeline, the accuracies of the quick start and its report.
 
     bash scripts/quickstart.sh
-    python scripts/pictures.py
+    bash scripts/results.sh glyphs    # puts its numbers into docs/results/glyphs.csv, and calls this script
 
-The second command reads the results of the first and writes pipeline.svg, accuracy.svg and, if Chromium is installed,
-report.png to docs/images/.
+Writes pipeline.svg and, from docs/results/glyphs.csv, accuracy.svg to docs/images/; report.png too if there is the
+report of a quick start, and Chromium.
 """
 
 import shutil
@@ -15,8 +15,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
+from lowshot.report.book import Numbers
 from lowshot.report.figures import OKABE_ITO, figure_at
-from lowshot.report.results import read_files, summarise, trials
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "images"
@@ -112,13 +112,13 @@ def _ends(start: Point, end: Point, half: Point, other_half: Point) -> tuple[Poi
 
 def accuracy(path: Path) -> None:
     """Top-1 accuracy of the novel classes over n in the quick start, with 95 % intervals over trials."""
-    table = trials(read_files(QUICK_START / "results"))
-    summary = summarise(table[table["metric"] == "top1_novel"], ["file", "n_shot"])
+    numbers = Numbers.read(ROOT / "docs/results/glyphs.csv")
+    summary = numbers.summary.reset_index().query("metric == 'top1_novel'")
     shots = np.array(sorted(summary["n_shot"].unique()))
     with figure_at(path, 7.5, 3.4) as figure:
         axes = figure.subplots()
         for name, (label, colour, marker, point, shift) in METHODS.items():
-            line = summary[summary["file"] == f"{name}.json"]
+            line = summary[summary["run"] == name]
             mean, interval = 100 * line["mean"].to_numpy(), 100 * line["interval"].to_numpy()
             axes.plot(line["n_shot"], mean, marker=marker, color=colour, linewidth=2)
             axes.fill_between(line["n_shot"], mean - interval, mean + interval, color=colour, alpha=0.16, linewidth=0)
@@ -133,12 +133,12 @@ def accuracy(path: Path) -> None:
 def screenshot(path: Path) -> None:
     """The top of the quick start's report, as a browser shows it."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        print("scripts/pictures.py: no Chromium here, report.png is left as it is")
+    page = QUICK_START / "report" / "report.html"
+    if browser is None or not page.exists():
+        print("scripts/pictures.py: no Chromium or no report of a quick start here, report.png is left as it is")
         return
-    page = (QUICK_START / "report" / "report.html").resolve().as_uri()
     options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1200,1385", f"--screenshot={path}"]
-    subprocess.run([browser, *options, page], check=True, capture_output=True)
+    subprocess.run([browser, *options, page.resolve().as_uri()], check=True, capture_output=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ Three kinds of files hold all numbers. All are small, and are read by name, such
   kind of tasks. If it has a system in the column `minus`, it is the difference to that system on the same tasks.
 - Any other `NAME.csv`: a table as it is shown.
 
-Pages are Jinja templates (`docs/templates/*.md.j2`) in which every measured number is an expression.
+Pages are Jinja templates (`docs/templates/`, where a file has the path of its page and the ending .j2) in which every
+measured number is an expression.
 """
 
 import re

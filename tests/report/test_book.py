@@ -7,7 +7,7 @@ from report.test_report import content, write
 
 from lowshot.core.errors import InputError
 from lowshot.report import read_files, results
-from lowshot.report.book import Measured, Numbers, collect, collect_episodes, pages, runs_path, typed_numbers
+from lowshot.report.book import Measured, Numbers, collect, collect_episodes, pages, read_rows, runs_path, typed_numbers
 
 VALUES = {"plain": [0.2, 0.4, 0.3], "better": [0.35, 0.5, 0.42], "alike": [0.1, 0.6, 0.3]}
 DOCS = ROOT / "docs"
@@ -106,12 +106,23 @@ def test_what_is_not_measured_is_left_alone(text):
 
 def test_pages_are_those_of_their_numbers():
     for name, text in pages(DOCS / "templates", DOCS / "results").items():
-        assert (DOCS / name).read_text(encoding="utf-8") == text, f"{name}: run scripts/results.sh"
+        assert (ROOT / name).read_text(encoding="utf-8") == text, f"{name}: run scripts/results.sh"
 
 
 @pytest.mark.parametrize("path", sorted((DOCS / "templates").rglob("*.j2")), ids=lambda path: path.name)
 def test_no_number_of_a_page_is_typed(path):
     assert not typed_numbers(path.read_text(encoding="utf-8"))
+
+
+def test_numbers_of_other_pages_have_a_source():
+    """Pages that are written by hand: settings, sizes, and a few times with their commands."""
+    made = {str(name) for name in pages(DOCS / "templates", DOCS / "results")} | {"docs/RESULTS.md", "docs/LOG.md"}
+    by_hand = {path.relative_to(ROOT).as_posix(): path for path in [ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]}
+    typed = {(name, number) for name, path in by_hand.items() if name not in made
+             for number in typed_numbers(path.read_text(encoding="utf-8"))}  # fmt: skip
+    quoted = read_rows(DOCS / "results/quoted.csv")
+    assert {(row["page"], row["number"]) for row in quoted} == typed
+    assert all(row["source"] for row in quoted)
 
 
 def test_every_file_of_numbers_is_readable():
