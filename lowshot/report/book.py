@@ -169,9 +169,11 @@ class Numbers:
         return ", ".join(digest[:12] for digest in self.runs["split_digest"].unique())
 
     def methods(self) -> dict[str, str]:
-        """Return the method of each run; with the extractor in front if there are several."""
-        several = self.runs["extractor"].nunique() > 1
-        return {one.run: f"{one.extractor}: {one.method}" if several else one.method for one in self.runs.itertuples()}
+        """Return the method of each run, with the extractor in front unless it is the most common one."""
+        common = self.runs["extractor"].mode()[0]
+        named = {one.run: (one.extractor, one.method) for one in self.runs.itertuples()}
+        return {run: method if extractor == common else f"{extractor}: {method}"
+                for run, (extractor, method) in named.items()}  # fmt: skip
 
     def table(
         self, metrics: Sequence[str], shots: Sequence[int], runs: Sequence[str], names: dict[str, str] | None = None
@@ -203,6 +205,27 @@ class Numbers:
             return False
         gaps = self.differences.loc[keys]
         return bool((gaps["mean"] > gaps["interval"]).all())
+
+    def row(self, run: str, metrics: Sequence[str], shots: Sequence[int], rivals: Sequence[str]) -> list[str]:
+        """Return a cell for each n, with the means of several metrics, such as "46.5 / 49.8 / 34.9"; empty if there are
+        none."""
+        return [
+            " / ".join(
+                self._brief(run, metric, n_shot, rivals)
+                for metric in metrics
+                if (run, metric, n_shot) in self.summary.index
+            )
+            for n_shot in shots
+        ]
+
+    def _brief(self, run: str, metric: str, n_shot: int, rivals: Sequence[str]) -> str:
+        mean = self.mean(run, metric, n_shot)
+        return f"**{mean}**" if self.is_best(run, metric, n_shot, rivals) else mean
+
+    def widest(self, metrics: Sequence[str], runs: Sequence[str]) -> str:
+        """Return the largest half width of the intervals of these numbers, in points."""
+        rows = self.summary.reset_index()
+        return f"{100 * rows[rows['metric'].isin(metrics) & rows['run'].isin(runs)]['interval'].max():.1f}"
 
     def gaps(self, metric: str, versus: str, shots: Sequence[int], runs: Sequence[str]) -> str:
         """Return a Markdown table of paired differences to one run, * excludes zero."""
