@@ -13,7 +13,14 @@ from test_low_shot import NUMBERS, command, results, tiny_config
 
 import diffusion
 import low_shot
-from lowshot.classifiers.settings import METHODS, BalancedSGDOptions, CosineOptions, NearestMeanOptions, SGDOptions
+from lowshot.classifiers.settings import (
+    CLASSIFIERS,
+    METHODS,
+    BalancedSGDOptions,
+    CosineOptions,
+    NearestMeanOptions,
+    SGDOptions,
+)
 from lowshot.core.artifacts import Recipe
 from lowshot.core.errors import InputError
 from lowshot.core.publishing import partial_path
@@ -23,7 +30,7 @@ from lowshot.evaluation.outcomes import Outcomes
 from lowshot.evaluation.selection import joint_recipe
 from lowshot.evaluation.settings import Selection
 from lowshot.gan.settings import Samples
-from lowshot.hallucination.settings import Generator
+from lowshot.hallucination.settings import Calibrated, Generator
 from lowshot.report.results import read_files
 
 LR, FILLED = "classifier.lr", "add.repetition.max_per_label"
@@ -547,10 +554,13 @@ def test_the_grids_of_the_recipes_are_accepted(config, tmp_path):
             files |= {"train": missing, "graph": graph, "fuse": Fusion(graph)}
             stage, own = diffusion, diffusion.Config(**files, select=Selection(grid))
         else:
-            known = METHODS.classes.get(grid.stem, BalancedSGDOptions if is_logreg else SGDOptions)()
+            classifiers = CLASSIFIERS.classes | METHODS.classes
+            known = classifiers.get(grid.stem, BalancedSGDOptions if is_logreg else SGDOptions)()
             stage, own = low_shot, replace(config, train=missing, classifier=known, select=Selection(grid))
             if grid.stem == "low_shot-generated":
                 own = replace(own, add={"generator": Generator(missing)})
+            if grid.stem == "calibrated":
+                own = replace(own, add={"calibrated": Calibrated()})
             if grid.parents[1].name == "few_shot_gan":
                 own = replace(own, add={"samples": Samples(str(missing))})
         with pytest.raises(InputError, match=r"missing\.h5: no such file"):  # only after all checks of the grid
