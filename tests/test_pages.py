@@ -44,7 +44,7 @@ N_IMAGES = 24  # of a class
 # What is small in a test, by the names of settings.
 SMALL = {"epochs": 1, "n_steps": 10, "steps": 4, "score_every": 2, "n_episodes": 3, "width": 0.125, "max_epochs": 2,
          "n_clusters": 2, "n_way": 4, "clustering": 12, "rows_per_class": 20, "n_subclasses": 24, "n_cycles": 1,
-         "warmup_epochs": 0, "devices": 1, "accelerator": "cpu",
+         "warmup_epochs": 0, "devices": 1, "accelerator": "cpu", "max_per_label": 8, "max_iter": 20,
          "batch_size": 32}  # fmt: skip
 
 
