@@ -9,7 +9,7 @@ from lowshot.evaluation.older import results_today
 from lowshot.evaluation.settings import SixAccuracies
 
 # Settings that may differ between equal systems.
-_OF_RUN = {"name", "shots", "trials"}
+_OF_RUN = {"name", "shots", "trials", "selection"}
 
 
 def identical_results(
@@ -105,7 +105,7 @@ def _chosen_alike(one: dict[str, object], other: dict[str, object], n_shot: int)
     chosen = [name for name in at_n[0] if name not in one or name not in other]
     if not chosen or at_n[0] != at_n[1]:
         return ""
-    return "; the settings chosen there are the same: " + ", ".join(f"{name} {at_n[0][name]:g}" for name in chosen)
+    return "; the settings chosen there are the same: " + ", ".join(f"{name} {at_n[0][name]}" for name in chosen)
 
 
 def _at(stored: dict[str, object], n_shot: int) -> dict[str, object]:
