@@ -7,6 +7,7 @@ Text and rules have the colour of the page around them (`currentColor`), so that
 
 import json
 from functools import cache
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -148,15 +149,17 @@ def base_novel(curve: pd.DataFrame, own: pd.DataFrame, systems: list[str]) -> al
     along = (100 * curve.set_index(keys)[["base", "novel"]]).round(2)
     along = along.groupby(level=keys, sort=False).agg(list).add_prefix("all_").reset_index()
     frame = own.assign(**100 * own[["base", "novel", "area"]], n=own["n_shot"].map(n_label))
-    x, y = alt.X("novel:Q", title="novel classes, %"), {"title": "base classes, %"}
+    shown = [system for system in systems if system in set(frame["system"])]
+    x = alt.X("novel:Q", title="accuracy on novel classes, %", axis=alt.Axis(tickCount=8))
+    y = {"title": "accuracy on base classes, %"}
     flat = alt.Chart().transform_flatten(["all_novel", "all_base"], ["novel", "base"]).encode(x=x)
-    lines = _line(flat, alt.Y("base:Q", **y), systems, systems)
-    points = _marks(alt.Chart().encode(x=x), y, systems, systems, "base", size=80)
+    lines = _line(flat, alt.Y("base:Q", **y), systems, shown)
+    points = _marks(alt.Chart().encode(x=x), y, systems, shown, "base", size=80)
     layers = [lines, points, _hover(flat, y, "base", "novel", "area", of="base", size=60)]
-    chart = alt.layer(*layers, data=_values(along.merge(frame, on=keys)), width=_BASE_NOVEL[0], height=_BASE_NOVEL[1])
-    return _styled(
-        _with_switches(chart, {"n": ([n_label(n) for n in sorted(own["n_shot"].unique())], None)}), systems, margin=62
-    )
+    width, height = _BASE_NOVEL
+    chart = alt.layer(*layers, data=_values(along.merge(frame, on=keys)), width=width, height=height)
+    shots = [n_label(n) for n in sorted(own["n_shot"].unique())]
+    return _styled(_with_switches(chart, {"n": (shots, None)}), shown, margin=62)
 
 
 def class_accuracies(frame: pd.DataFrame, shots: list[int]) -> alt.FacetChart:
@@ -205,19 +208,27 @@ def _faded(full: float = 1, rest: float = 0.1) -> Any:
 
 
 def _color(systems: list[str], shown: list[str]) -> alt.Color:
-    return alt.Color("system:N", title=None, scale=_scale(systems, shown, _COLORS))
+    scale = alt.Scale(domain=shown, range=_range(systems, shown, _COLORS))
+    return alt.Color("system:N", scale=scale, legend=_legend(shown))
 
 
-def _scale(systems: list[str], shown: list[str], values: tuple) -> alt.Scale:
-    """Return the scale of the systems `shown`. A system has the same value in all charts of a protocol."""
-    return alt.Scale(domain=shown, range=[values[systems.index(system) % len(values)] for system in shown])
+def _legend(shown: list[str]) -> alt.Legend:
+    """Return a legend without what all names begin with, such as the name of the only extractor."""
+    common = commonprefix(shown).rfind(": ") + 1
+    return alt.Legend(title=None, labelExpr=f"trim(slice(datum.label, {common}))")
+
+
+def _range(systems: list[str], shown: list[str], values: tuple) -> list:
+    """Return the values of the systems `shown`. A system has the same value in all charts of a protocol."""
+    return [values[systems.index(system) % len(values)] for system in shown]
 
 
 def _line(base: alt.Chart, y: alt.Y, systems: list[str], shown: list[str]) -> alt.Chart:
-    """Return lines. The field of their dashes has another name, so that the legend shows markers without dashes."""
-    dash = alt.StrokeDash("dashed:N", legend=None, scale=_scale(systems, shown, _DASHES))
-    line = base.transform_calculate(dashed="datum.system").mark_line(clip=True)
-    return line.encode(y=y, color=_color(systems, shown), strokeDash=dash, opacity=_faded())
+    """Return lines. Legends of equal domains are merged, and a legend of dashed markers is hard to read: the domain of
+    the dashes has one value more."""
+    scale = alt.Scale(domain=[*shown, ""], range=[*_range(systems, shown, _DASHES), [1, 0]])
+    dash = alt.StrokeDash("system:N", legend=None, scale=scale)
+    return base.mark_line(clip=True).encode(y=y, color=_color(systems, shown), strokeDash=dash, opacity=_faded())
 
 
 def _bands(base: alt.Chart, y: dict[str, Any], systems: list[str], shown: list[str]) -> list[alt.Chart]:
@@ -228,7 +239,8 @@ def _bands(base: alt.Chart, y: dict[str, Any], systems: list[str], shown: list[s
 def _marks(
     base: alt.Chart, y: dict[str, Any], systems: list[str], shown: list[str], of: str = "mean", size: int = 36
 ) -> alt.Chart:
-    shape = alt.Shape("system:N", title=None, scale=_scale(systems, shown, _MARKERS))
+    scale = alt.Scale(domain=shown, range=_range(systems, shown, _MARKERS))
+    shape = alt.Shape("system:N", scale=scale, legend=_legend(shown))
     look = {"color": _color(systems, shown), "shape": shape, "opacity": _faded()}
     return base.mark_point(filled=True, size=size).encode(y=alt.Y(f"{of}:Q", **y), **look).add_params(_picked())
 

@@ -166,7 +166,7 @@ def _order(cell: str) -> str:
 
 def _inline(script: str) -> str:
     """Return JavaScript that does not end the script element around it."""
-    return script.replace("</", "<\\/")
+    return script.replace("</script", "<\\/script")
 
 
 def _tables_script() -> str:

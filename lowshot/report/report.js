@@ -1,12 +1,14 @@
 // Without this script, the page has static figures and plain tables.
 
 const narrow = 210; // pixels that a panel needs, to be beside others
+const widest = 800;
 
 function fit(chart, width) {
   const panels = chart.concat ?? [chart.spec ?? chart];
   if (width / chart.columns < narrow) chart.columns = 1;
-  for (const panel of panels) panel.width = Math.floor(width / (chart.columns ?? 1)) - chart.usermeta.margin - 8;
-  if (width < 3 * narrow) Object.assign(chart.config.legend, { columns: 1, labelLimit: width - 50 });
+  const room = Math.min(width / (chart.columns ?? 1), widest);
+  for (const panel of panels) panel.width = Math.floor(room) - chart.usermeta.margin - 8;
+  if (width < 3 * narrow) Object.assign(chart.config.legend, { columns: 1, labelLimit: width - 70, labelFontSize: 9 });
   return chart;
 }
 
