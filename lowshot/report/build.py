@@ -73,7 +73,8 @@ def write_report(
     _write_class_csv(folder / "tables", by_class, confusions)
     drawn = _draw_pictures(folder / "figures", pictures)
     records = [record for frame in (trials, episodes, scores) for record in page.provenance(files, frame)]
-    html = page.render(name, charts.scripts(), sections, images, each, drawn, records)
+    scripts = charts.scripts() if any(section.curves for section in sections) else ""
+    html = page.render(name, scripts, sections, images, each, drawn, records)
     (folder / "report.html").write_text(html, encoding="utf-8")
 
 
@@ -218,6 +219,7 @@ def _scores(clustering: pd.DataFrame) -> pd.DataFrame:
 def _add_classes(section: page.Section, folder: Path, by_class: pd.DataFrame, confusions: pd.DataFrame) -> None:
     """Add a chart of the accuracies of single classes, and for each system a table of them and one of confusions."""
     by_class, confusions = _of(by_class, section.protocol), _of(confusions, section.protocol)
+    by_class = by_class.sort_values("system", key=lambda names: names.map(section.systems.index), kind="stable")
     for system, part in by_class.groupby("system", sort=False):
         wrong = confusions[confusions["system"] == system]
         section.classes[system] = [class_table(part, wrong, system, section.protocol)]

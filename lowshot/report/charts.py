@@ -7,7 +7,6 @@ Text and rules have the colour of the page around them (`currentColor`), so that
 
 import json
 from functools import cache
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -213,9 +212,10 @@ def _color(systems: list[str], shown: list[str]) -> alt.Color:
 
 
 def _legend(shown: list[str]) -> alt.Legend:
-    """Return a legend without what all names begin with, such as the name of the only extractor."""
-    common = commonprefix(shown).rfind(": ") + 1
-    return alt.Legend(title=None, labelExpr=f"trim(slice(datum.label, {common}))")
+    """Return a legend. The extractor of a system is left out if there is only one."""
+    extractors = {system.partition(": ")[0] for system in shown}
+    start = len(extractors.pop()) + 2 if len(extractors) == 1 else 0
+    return alt.Legend(title=None, labelExpr=f"slice(datum.label, {start})")
 
 
 def _range(systems: list[str], shown: list[str], values: tuple) -> list:
@@ -304,7 +304,7 @@ def _styled(chart: Any, systems: list[str], margin: int) -> Any:
     return chart.properties(usermeta={"margin": margin}, background="transparent").configure(
         font=_FONT,
         axis={**ink, **rules, **faint},
-        axisY={"labelFlush": True},  # labels beyond the panel would move its header
+        axisYQuantitative={"labelFlush": True},  # labels beyond the panel would move its header
         header={**ink, "labelFontSize": 12, "labelFontWeight": "bold", "labelAnchor": "start"},
         legend={**legend, "labelColor": "currentColor", "symbolOpacity": 1, "symbolSize": 60, "rowPadding": 3},
         title={"color": "currentColor", "anchor": "start", "fontSize": 13, "offset": 12},

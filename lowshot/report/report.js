@@ -8,6 +8,7 @@ function fit(chart, width) {
   if (width / chart.columns < narrow) chart.columns = 1;
   const room = Math.min(width / (chart.columns ?? 1), widest);
   for (const panel of panels) panel.width = Math.floor(room) - chart.usermeta.margin - 8;
+  chart.config.title.limit = width;
   if (width < 3 * narrow) Object.assign(chart.config.legend, { columns: 1, labelLimit: width - 70, labelFontSize: 9 });
   return chart;
 }
