@@ -76,7 +76,8 @@ def curves(summary: pd.DataFrame, systems: list[str], measure: str) -> alt.Facet
     scale = alt.Scale(type="log", domain=[shots[0] / 1.1, shots[-1] * 1.1], nice=False)
     base = alt.Chart().encode(x=alt.X("n_shot:Q", scale=scale, axis=alt.Axis(values=shots, format="d", title=_SHOTS)))
     y = {"title": "percent", "scale": alt.Scale(zero=False)}
-    layers = [*_bands(base, y, systems, systems), _marks(base, y, systems, systems), _hover(base, y, "panel", "n")]
+    marks = _marks(base, y, systems, systems).add_params(_picked())
+    layers = [*_bands(base, y, systems, systems), marks, _hover(base, y, "panel", "n")]
     return _switched(layers, _with_gaps(_percent(summary), shots), columns=3, measure=measure)
 
 
@@ -91,7 +92,8 @@ def differences(pairs: pd.DataFrame, systems: list[str], measure: str) -> alt.Fa
     zero = alt.Chart().transform_calculate(zero="0").mark_rule(color="currentColor", opacity=0.6)
     zero = zero.encode(y=alt.Y("min(zero):Q", **y))
     bars = base.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q", **y), y2="high:Q", color=_color(systems, shown))
-    layers = [zero, bars.encode(opacity=_faded()), _marks(base, y, systems, shown), _hover(base, y, "panel", "n")]
+    marks = _marks(base, y, systems, shown).add_params(_picked())
+    layers = [zero, bars.encode(opacity=_faded()), marks, _hover(base, y, "panel", "n")]
     return _switched(layers, _percent(pairs, clip=False), columns=3, measure=measure)
 
 
@@ -115,6 +117,7 @@ def steps(
         of_group = frame[frame["panel"] == _GROUPS[group]]
         row = [of_group[of_group["n_shot"] == n] for n in shots]
         panels += [_step_panel(part, ends, systems, shown) for part, ends in zip(row, _alike(row))]
+    panels[0] = panels[0].add_params(_picked())
     chart = alt.concat(*panels, columns=len(shots), bounds="flush", spacing={"column": 62, "row": 76})
     return _styled(chart, shown, margin=62)
 
@@ -122,8 +125,8 @@ def steps(
 def _step_panel(part: pd.DataFrame, ends: list[float], systems: list[str], shown: list[str]) -> alt.LayerChart:
     base = alt.Chart().encode(x=alt.X("n_steps:Q", title="steps", axis=alt.Axis(tickMinStep=1, tickCount=5)))
     y = {"title": f"{part['panel'].iloc[0]}, %", "scale": alt.Scale(domain=ends, nice=False)}
-    marks = _marks(base.transform_filter("datum.reported"), y, systems, shown, size=70)
-    layers = [*_bands(base, y, systems, shown), marks, _hover(base, y, "n_steps", size=60)]
+    marks = [_marks(base.transform_filter("datum.reported"), y, systems, shown, size=70)] * part["reported"].any()
+    layers = [*_bands(base, y, systems, shown), *marks, _hover(base, y, "n_steps", size=60)]
     return alt.layer(*layers, data=_values(part), title=part["n"].iloc[0], width=_STEPS_WIDTH, height=_HEIGHT)
 
 
@@ -154,7 +157,7 @@ def base_novel(curve: pd.DataFrame, own: pd.DataFrame, systems: list[str]) -> al
     flat = alt.Chart().transform_flatten(["all_novel", "all_base"], ["novel", "base"]).encode(x=x)
     lines = _line(flat, alt.Y("base:Q", **y), systems, shown)
     points = _marks(alt.Chart().encode(x=x), y, systems, shown, "base", size=80)
-    layers = [lines, points, _hover(flat, y, "base", "novel", "area", of="base", size=60)]
+    layers = [lines, points.add_params(_picked()), _hover(flat, y, "base", "novel", "area", of="base", size=60)]
     width, height = _BASE_NOVEL
     chart = alt.layer(*layers, data=_values(along.merge(frame, on=keys)), width=width, height=height)
     shots = [n_label(n) for n in sorted(own["n_shot"].unique())]
@@ -242,7 +245,7 @@ def _marks(
     scale = alt.Scale(domain=shown, range=_range(systems, shown, _MARKERS))
     shape = alt.Shape("system:N", scale=scale, legend=_legend(shown))
     look = {"color": _color(systems, shown), "shape": shape, "opacity": _faded()}
-    return base.mark_point(filled=True, size=size).encode(y=alt.Y(f"{of}:Q", **y), **look).add_params(_picked())
+    return base.mark_point(filled=True, size=size).encode(y=alt.Y(f"{of}:Q", **y), **look)
 
 
 def _hover(base: alt.Chart, y: dict[str, Any], *told: str, of: str = "mean", size: int = 200) -> alt.Chart:
