@@ -125,8 +125,9 @@ def steps(
 def _step_panel(part: pd.DataFrame, ends: list[float], systems: list[str], shown: list[str]) -> alt.LayerChart:
     base = alt.Chart().encode(x=alt.X("n_steps:Q", title="steps", axis=alt.Axis(tickMinStep=1, tickCount=5)))
     y = {"title": f"{part['panel'].iloc[0]}, %", "scale": alt.Scale(domain=ends, nice=False)}
-    marks = [_marks(base.transform_filter("datum.reported"), y, systems, shown, size=70)] * part["reported"].any()
-    layers = [*_bands(base, y, systems, shown), *marks, _hover(base, y, "n_steps", size=60)]
+    layers = [*_bands(base, y, systems, shown), _hover(base, y, "n_steps", size=60)]
+    if part["reported"].any():
+        layers.append(_marks(base.transform_filter("datum.reported"), y, systems, shown, size=70))
     return alt.layer(*layers, data=_values(part), title=part["n"].iloc[0], width=_STEPS_WIDTH, height=_HEIGHT)
 
 
@@ -318,6 +319,7 @@ def _styled(chart: Any, systems: list[str], margin: int) -> Any:
 def draw(chart: Any, caption: str, views: dict[Path, dict[str, str]]) -> Figure:
     """Return a figure, and save its static `views`: SVG files, and the values of their switches."""
     definition = chart.to_dict()
+    del definition["$schema"]  # an address
     for path, chosen in views.items():
         path.write_text(_svg(definition, chosen), encoding="utf-8")
     return Figure(caption, list(views), definition)
