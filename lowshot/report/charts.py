@@ -116,19 +116,20 @@ def steps(
     for group in ("novel", "all"):
         of_group = frame[frame["panel"] == _GROUPS[group]]
         row = [of_group[of_group["n_shot"] == n] for n in shots]
-        panels += [_step_panel(part, ends, systems, shown) for part, ends in zip(row, _alike(row))]
+        panels += [_step_panel(part, limits, systems, shown) for part, limits in zip(row, _alike(row))]
     panels[0] = panels[0].add_params(_picked())
     chart = alt.concat(*panels, columns=len(shots), bounds="flush", spacing={"column": 62, "row": 76})
     return _styled(chart, shown, margin=62)
 
 
-def _step_panel(part: pd.DataFrame, ends: list[float], systems: list[str], shown: list[str]) -> alt.LayerChart:
+def _step_panel(part: pd.DataFrame, limits: list[float], systems: list[str], shown: list[str]) -> alt.LayerChart:
     base = alt.Chart().encode(x=alt.X("n_steps:Q", title="steps", axis=alt.Axis(tickMinStep=1, tickCount=5)))
-    y = {"title": f"{part['panel'].iloc[0]}, %", "scale": alt.Scale(domain=ends, nice=False)}
+    first = part.iloc[0]
+    y = {"title": f"{first['measure']}, {first['panel']}, %", "scale": alt.Scale(domain=limits, nice=False)}
     layers = [*_bands(base, y, systems, shown), _hover(base, y, "n_steps", size=60)]
     if part["reported"].any():
         layers.append(_marks(base.transform_filter("datum.reported"), y, systems, shown, size=70))
-    return alt.layer(*layers, data=_values(part), title=part["n"].iloc[0], width=_STEPS_WIDTH, height=_HEIGHT)
+    return alt.layer(*layers, data=_values(part), title=first["n"], width=_STEPS_WIDTH, height=_HEIGHT)
 
 
 def _alike(row: list[pd.DataFrame]) -> list[list[float]]:
