@@ -78,11 +78,16 @@ def main(config: Config) -> Path:
         with writing(config.out, made_from) as partial:
             partial.mkdir()
             tolerance = config.tolerance if config.published else None
-            report.write_report(partial, files, config.metric, config.reference, pictures, tolerance)
+            report.write_report(partial, _name(config), files, config.metric, config.reference, pictures, tolerance)
             write_json(partial / "config.json", made_from)
     print((config.out / "tables" / "main.md").read_text(encoding="utf-8"))
     print(f"report: {page_path}")
     return page_path
+
+
+def _name(config: Config) -> str:
+    """Return what the page calls itself: the folder of the results (or of the report), and the one around it."""
+    return "/".join((config.results or config.out).resolve().parts[-2:])
 
 
 def _read_results(config: Config) -> dict[str, dict]:

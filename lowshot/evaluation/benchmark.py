@@ -33,7 +33,7 @@ from lowshot.data.protocol import (
     setup_of,
 )
 from lowshot.evaluation.by_class import class_hits, confused, judged_classes, most_confused
-from lowshot.evaluation.metrics import accuracies, chance
+from lowshot.evaluation.metrics import accuracies, base_novel_curve, chance, sampled
 from lowshot.evaluation.outcomes import Columns, Outcomes
 from lowshot.evaluation.settings import BenchmarkConfig
 
@@ -191,13 +191,19 @@ class Results:
 
     def add(self, evaluated: Evaluated) -> None:
         """Add runs."""
+        accuracies = self.benchmark.accuracies(evaluated)
+        self.journal.append([entry | self._further(one) for entry, one in zip(accuracies, evaluated.values())])
+
+    def _further(self, outcomes: Outcomes) -> dict[str, object]:
+        """Return what an entry holds besides metrics. The images that are `confused` are counted over all runs."""
         labels = self.benchmark.test_labels
-        self.journal.append(
-            [
-                entry | {"class_hits": class_hits(one, labels), "confused": confused(one, labels)}
-                for entry, one in zip(self.benchmark.accuracies(evaluated), evaluated.values())
-            ]
-        )
+        is_novel = np.isin(labels, self.benchmark.novel_classes)
+        curve = base_novel_curve(outcomes.leads, outcomes.group_ranks == 0, labels, is_novel)
+        return {
+            "class_hits": class_hits(outcomes, labels),
+            "base_novel": sampled(*curve),
+            "confused": confused(outcomes, labels),
+        }
 
     def to_json(self, runs: list[tuple[int, int]]) -> dict[str, object]:
         """Return the entries of the file for `runs`, pairs (trial, n)."""

@@ -10,7 +10,7 @@ from these accuracies:
 The others are among the classes of the setup:
 
 - `top1_novel_among_novel`, `top1_base_among_base`: images of a group, classified among the classes of the group.
-- `ausuc`: area under the curve of base against novel accuracy (`ausuc`).
+- `ausuc`: area under the curve of base against novel accuracy (`base_novel_curve`).
 - `top1_all_with_prior`: all images, with a prior for the novel classes (`NOVEL_PRIOR`).
 """
 
@@ -21,6 +21,8 @@ from lowshot.evaluation.outcomes import Outcomes
 
 TOP_K = (1, 5)
 GROUPS = ("novel", "base", "all")
+# Number of places at which results files hold the base-novel curve.
+N_PLACES = 41
 
 
 def accuracies(
@@ -66,7 +68,15 @@ def harmonic_mean(one: float, other: float) -> float:
 
 
 def ausuc(leads: np.ndarray, hits: np.ndarray, labels: np.ndarray, is_novel: np.ndarray) -> float:
-    """Return the area under the curve of base accuracy over novel accuracy (Chao et al., ECCV 2016).
+    """Return the area under the curve of base accuracy over novel accuracy (`base_novel_curve`)."""
+    base, novel = base_novel_curve(leads, hits, labels, is_novel)
+    return min(1.0, float(np.trapezoid(base, novel)))  # a sum of shares may round to just above 1
+
+
+def base_novel_curve(
+    leads: np.ndarray, hits: np.ndarray, labels: np.ndarray, is_novel: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return base and novel accuracy (points,) for all biases (Chao et al., ECCV 2016).
 
     A bias is added to the scores of all novel classes and runs from minus to plus infinity. An image is predicted as
     novel once the bias reaches its lead. Images of equal lead change together, and points are joined by straight lines.
@@ -87,7 +97,19 @@ def ausuc(leads: np.ndarray, hits: np.ndarray, labels: np.ndarray, is_novel: np.
     lost = np.cumsum(np.where(is_novel, 0, weights)[order])[last]
     novel = np.concatenate([[0], gained])
     base = np.where(is_novel, 0, weights).sum() - np.concatenate([[0], lost])
-    return min(1.0, float(np.trapezoid(base, novel)))  # a sum of shares may round to just above 1
+    return base, novel
+
+
+def sampled(base: np.ndarray, novel: np.ndarray) -> dict[str, list[float]]:
+    """Return a base-novel curve at a fixed number of places, from the lowest to the highest bias.
+
+    Places are equally spaced along the curve, where its length is the base accuracy lost plus the novel accuracy
+    gained. So steep ends are as dense as the middle, and curves of several trials can be averaged place by place.
+    """
+    length = base[0] - base + novel
+    places = np.linspace(0, length[-1], N_PLACES)
+    curves = {"base": base, "novel": novel}
+    return {name: np.interp(places, length, one).clip(0, 1).round(4).tolist() for name, one in curves.items()}
 
 
 def chance(metric: str, n_base: int, n_novel: int) -> float | None:

@@ -12,8 +12,8 @@ from lowshot.data.datasets.images import Images
 from lowshot.data.features import Features
 from lowshot.data.protocol import Split
 from lowshot.evaluation.settings import SixAccuracies
-from lowshot.report import figures, generated, page, results, tables
-from lowshot.report.by_class import class_table
+from lowshot.report import charts, figures, generated, page, results, tables
+from lowshot.report.by_class import class_table, confusion_table, wide_classes
 from lowshot.report.judged import Judged, judged_files
 from lowshot.report.mixture import Means, embedding_map, subclass_sizes
 from lowshot.report.notes import identical_results, other_inputs
@@ -37,20 +37,21 @@ class Pictures:
 
 def write_report(
     folder: Path,
+    name: str,
     files: dict[str, dict],
     metric: str,
     reference: str | None,
     pictures: Pictures,
     tolerance: float | None = None,
 ) -> None:
-    """Write a report of the results `files` (see `read_files`) into `folder`.
+    """Write a report of the results `files` (see `read_files`) into `folder`. The page is called `name`.
 
     `metric` is shown first. The figure of paired differences compares all systems with `reference`, a system or a
     method. If it is None, or not among the systems of a protocol, their first system is used. With a `tolerance` in
     percentage points, published figures are put beside ours.
     """
-    for name in ("figures", "tables"):
-        (folder / name).mkdir()
+    for part in ("figures", "tables"):
+        (folder / part).mkdir()
     trials, episodes, history = results.trials(files), results.episodes(files), results.history(files)
     clustering = results.clustering(files)
     scores, over = results.scores(files), judged_files(files)
@@ -59,10 +60,11 @@ def write_report(
     protocols = pd.concat([shown[PROTOCOL], episodes[PROTOCOL]]).drop_duplicates().itertuples(index=False, name=None)
     of_section = partial(_section, folder / "figures", files, over, shown, episodes, history)
     sections = [of_section(protocol, metric, reference) for protocol in protocols]
-    by_class, confusions = results.by_class(files), results.confusions(files)
+    by_class, confusions, base_novel = results.by_class(files), results.confusions(files), results.base_novel(files)
     for section in sections:
         _add_clustering(section, clustering)
-        _add_classes(section, by_class, confusions)
+        _add_classes(section, folder / "figures", by_class, confusions)
+        _add_base_novel(section, folder / "figures", base_novel, trials)
     if tolerance is not None:
         _add_published(folder / "tables", sections, trials, episodes, tolerance)
     images, each = _image_score_tables(scores, pictures.split)
@@ -71,7 +73,8 @@ def write_report(
     _write_class_csv(folder / "tables", by_class, confusions)
     drawn = _draw_pictures(folder / "figures", pictures)
     records = [record for frame in (trials, episodes, scores) for record in page.provenance(files, frame)]
-    html = page.render(sections, images, each, drawn, records)
+    scripts = charts.scripts() if any(section.curves for section in sections) else ""
+    html = page.render(name, scripts, sections, images, each, drawn, records)
     (folder / "report.html").write_text(html, encoding="utf-8")
 
 
@@ -117,7 +120,7 @@ def _section(
     of_episodes = over[over["file"].isin(episodes["file"])]
     judged = Judged.of(of_trials if len(trials) else of_episodes)
     shown = (trials, "trial", unit) if len(trials) else (episodes, "episode", "episode")
-    section = page.Section(protocol, page.facts(*shown, judged))
+    section = page.Section(protocol, page.facts(*shown, judged), trials["system"].unique().tolist())
     if len(episodes):
         _add_episode_tables(section, episodes, reference, of_episodes)
     if len(trials):
@@ -213,11 +216,37 @@ def _scores(clustering: pd.DataFrame) -> pd.DataFrame:
     return results.summarise(clustering, [*PROTOCOL, "features", "classes", "n_clusters", "metric"])
 
 
-def _add_classes(section: page.Section, by_class: pd.DataFrame, confusions: pd.DataFrame) -> None:
-    confusions = _of(confusions, section.protocol)
-    for system, part in _of(by_class, section.protocol).groupby("system", sort=False):
+def _add_classes(section: page.Section, folder: Path, by_class: pd.DataFrame, confusions: pd.DataFrame) -> None:
+    """Add a chart of the accuracies of single classes, and for each system a table of them and one of confusions."""
+    by_class, confusions = _of(by_class, section.protocol), _of(confusions, section.protocol)
+    by_class = by_class.sort_values("system", key=lambda names: names.map(section.systems.index), kind="stable")
+    for system, part in by_class.groupby("system", sort=False):
         wrong = confusions[confusions["system"] == system]
-        section.classes.append(class_table(part, wrong, system, section.protocol))
+        section.classes[system] = [class_table(part, wrong, system, section.protocol)]
+        if len(wrong):
+            section.classes[system].append(confusion_table(part, wrong, system, section.protocol))
+    if len(by_class):
+        chart = charts.class_accuracies(wide_classes(by_class), sorted(by_class["n_shot"].unique().tolist()))
+        caption = "Top-1 accuracy of single classes"
+        section.class_chart = charts.draw(chart, caption, {folder / f"{_stem(section)}_classes.svg": {}})
+
+
+def _add_base_novel(section: page.Section, folder: Path, curve: pd.DataFrame, trials: pd.DataFrame) -> None:
+    """Add the base-novel curves, with the accuracies of the systems as they are."""
+    curve = _of(curve, section.protocol)
+    if curve.empty:
+        return
+    keys = ["system", "n_shot"]
+    own = {"top1_base_class_mean": "base", "top1_novel_class_mean": "novel", "ausuc": "area"}
+    means = curve.groupby([*keys, "place"], sort=False)[["base", "novel"]].mean().reset_index()
+    trials = _of(trials, section.protocol).replace({"metric": own})
+    trials = trials[trials["metric"].isin(own.values()) & trials["system"].isin(curve["system"])]
+    there = trials.pivot_table("value", keys, "metric", "mean").reset_index()
+    shots = sorted(means["n_shot"].unique().tolist())
+    chart = charts.base_novel(means, there, section.systems)
+    ends = {n: folder / f"{_stem(section)}_base_novel_n{n}.svg" for n in (shots[0], shots[-1])}
+    caption = "Accuracy on base classes over accuracy on novel classes"
+    section.base_novel = charts.draw(chart, caption, {path: {"n": tables.n_label(n)} for n, path in ends.items()})
 
 
 def _add_published(
@@ -264,15 +293,18 @@ def _add_figures(
     reference: str | None,
     judged: Judged,
 ) -> None:
-    summary, styles, stem = _summary(trials, "metric"), _styles(trials), _stem(section)
-    for rank in _ranks(judged):
-        section.curves.append(folder / f"{stem}_{rank}.svg")
-        figures.curves(section.curves[-1], summary, rank, styles)
+    stem, first = _stem(section), charts.measure_and_panel(main)[0]
+    shown = trials[trials["metric"].isin(judged.shown(results.METRICS))]
+    chart = charts.curves(_summary(shown, "metric"), section.systems, first)
+    measures = {rank: charts.measure_and_panel(f"{rank}_all")[0] for rank in _ranks(judged)}
+    views = {folder / f"{stem}_{rank}.svg": {"measure": measure} for rank, measure in measures.items()}
+    section.curves = charts.draw(chart, "Accuracy over the number of training images per novel class", views)
     section.reference = results.plainest(trials, reference)
-    if (pairs["versus"] == section.reference).any():
-        section.differences = folder / f"{stem}_differences.svg"
-        rank = "top5" if main.startswith("top5") else "top1"
-        figures.differences(section.differences, pairs, section.reference, rank, styles)
+    pairs = pairs[(pairs["versus"] == section.reference) & pairs["metric"].isin(shown["metric"])]
+    if len(pairs):
+        chart = charts.differences(pairs, section.systems, first)
+        views = {folder / f"{stem}_differences.svg": {"measure": first}}
+        section.differences = charts.draw(chart, f"Differences to {section.reference}", views)
 
 
 def _ranks(judged: Judged) -> list[str]:
@@ -289,15 +321,12 @@ def _add_steps(
     level = _summary(trials[trials["system"].isin(section.plain) & trials["n_shot"].isin(history["n_shot"])], "metric")
     summary, reported = _summary(history, "n_steps", "metric"), results.reported_steps(history, trials)
     for rank in _ranks(judged):
-        section.step_curves.append(folder / f"{_stem(section)}_{rank}_steps.svg")
-        figures.steps(section.step_curves[-1], summary, level, reported, rank, _styles(trials))
+        chart = charts.steps(summary, level, reported, rank, section.systems)
+        caption = f"{charts.measure_and_panel(f'{rank}_all')[0]} over the number of diffusion steps"
+        section.step_curves.append(charts.draw(chart, caption, {folder / f"{_stem(section)}_{rank}_steps.svg": {}}))
         for classes in ("novel", "all"):
             metric = f"{rank}_{classes}"
             section.step_tables.append(tables.steps_table(summary, level, metric, section.protocol, judged))
-
-
-def _styles(trials: pd.DataFrame) -> dict[str, dict]:
-    return figures.system_styles(list(trials["system"].unique()))
 
 
 def _stem(section: page.Section) -> str:

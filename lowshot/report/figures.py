@@ -1,6 +1,6 @@
-"""Figures of a report: curves over n, paired differences, sample images and a map of the features.
+"""Pictures of a report: sample images and a map of the features, and the style of all that matplotlib draws.
 
-Colours are those of Okabe & Ito, which suit all kinds of colour vision. Systems also differ in marker and line style.
+Curves are in `charts`. Colours are those of Okabe & Ito, which suit all kinds of colour vision.
 """
 
 from collections.abc import Iterator
@@ -9,12 +9,8 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
@@ -24,10 +20,8 @@ from lowshot.data.datasets.images import Images
 from lowshot.data.features import Features
 from lowshot.data.protocol import Split
 
-CLASSES = ("novel", "base", "all")
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
 _BASE, _NOVEL = OKABE_ITO[0], OKABE_ITO[1]
-_MARKERS, _LINES = ("o", "s", "^", "D", "v", "P", "X", "<"), ("-", "--", "-.", ":")
 _SHEET_CLASSES, _SHEET_IMAGES, _THUMBNAIL = 6, 8, 64
 _MAP_CLASSES, _MAP_ROWS = 10, 50
 _STYLE = {
@@ -49,119 +43,6 @@ def figure_at(path: Path, width: float, height: float) -> Iterator[Figure]:
         figure = Figure((width, height), layout="constrained")
         yield figure
         figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
-
-
-def system_styles(systems: list[str]) -> dict[str, dict]:
-    """Return colour, marker and line style of each system, for all figures of one protocol."""
-    return {
-        system: {"color": OKABE_ITO[i % 7], "marker": _MARKERS[i % 8], "linestyle": _LINES[i % 4], "markersize": 5.5}
-        for i, system in enumerate(systems)
-    }
-
-
-def curves(path: Path, summary: pd.DataFrame, rank: str, styles: dict[str, dict]) -> None:
-    """Plot accuracy over n for novel, base and all classes. Bands are 95 % intervals; missing cells leave a gap."""
-    shots = np.array(sorted(summary["n_shot"].unique()))
-    with figure_at(path, 10, _height(list(styles))) as figure:
-        for classes, axes in zip(CLASSES, figure.subplots(1, 3)):
-            _shot_axis(axes, shots, f"{classes} classes")
-            rows = summary[summary["metric"] == f"{rank}_{classes}"]
-            for system, style in styles.items():
-                line = rows[rows["system"] == system].set_index("n_shot").reindex(shots)
-                mean, interval = 100 * line["mean"].to_numpy(float), 100 * line["interval"].to_numpy(float)
-                axes.plot(shots, mean, linewidth=1.7, **style)
-                low, high = mean - interval, mean + interval
-                axes.fill_between(shots, low, high, color=style["color"], alpha=0.16, linewidth=0)
-        figure.axes[0].set_ylabel(f"top-{rank[3:]} accuracy, %")
-        _legend(figure, styles)
-
-
-def differences(path: Path, table: pd.DataFrame, reference: str, rank: str, styles: dict[str, dict]) -> None:
-    """Plot all systems minus `reference` over n, with 95 % intervals. For `table` see `paired_differences`."""
-    shots = np.array(sorted(table["n_shot"].unique()))
-    others = [system for system in styles if system in set(table.loc[table["versus"] == reference, "system"])]
-    with figure_at(path, 10, _height(others)) as figure:
-        for classes, axes in zip(CLASSES, figure.subplots(1, 3)):
-            _shot_axis(axes, np.arange(len(shots)), f"{classes} classes", shots)
-            axes.axhline(0, color="#555", linewidth=1)
-            rows = table[(table["versus"] == reference) & (table["metric"] == f"{rank}_{classes}")]
-            for place, system in enumerate(others):
-                line = rows[rows["system"] == system].set_index("n_shot").reindex(shots)
-                beside = np.arange(len(shots)) + min(0.14, 0.8 / len(others)) * (place - (len(others) - 1) / 2)
-                style = {**styles[system], "linestyle": "none"}
-                axes.errorbar(beside, 100 * line["mean"], 100 * line["interval"], elinewidth=1.5, capsize=3, **style)
-        figure.axes[0].set_ylabel(f"top-{rank[3:]}, percentage points")
-        _legend(figure, {system: {**styles[system], "linestyle": "none"} for system in others})
-
-
-def steps(
-    path: Path, summary: pd.DataFrame, plain: pd.DataFrame, reported: pd.Series, rank: str, styles: dict[str, dict]
-) -> None:
-    """Plot accuracy over the number of steps, with a panel for each n: novel classes above, all classes below.
-
-    `summary` has a column n_steps. The systems of `plain` take no steps and are horizontal lines. A marker shows the
-    number of steps that is `reported` (see `results.reported_steps`). Bands are 95 % intervals. All panels of a row
-    span the same number of percentage points, so that slopes can be compared.
-    """
-    shots = sorted(summary["n_shot"].unique())
-    ends = [plain.assign(n_steps=end) for end in (0, max(1, summary["n_steps"].max()))]
-    lines = pd.concat([*ends, summary])
-    drawn = {system: dict(style) for system, style in styles.items() if system in set(lines["system"])}
-    for system in plain["system"]:
-        drawn[system]["marker"] = ""
-    with figure_at(path, max(10, 2 * len(shots)), _height(list(drawn)) + 1.4) as figure:
-        grid = figure.subplots(2, len(shots), sharex=True, squeeze=False)
-        for classes, row in zip(("novel", "all"), grid):
-            for n_shot, axes in zip(shots, row):
-                part = lines[(lines["n_shot"] == n_shot) & (lines["metric"] == f"{rank}_{classes}")]
-                for system, style in drawn.items():
-                    _step_line(axes, part[part["system"] == system], reported.get((system, n_shot)), style)
-            _span_alike(row)
-            row[0].set_ylabel(f"{classes} classes\ntop-{rank[3:]} accuracy, %")
-        for n_shot, top, bottom in zip(shots, *grid):
-            top.set_title(f"n = {n_shot}", loc="left", fontweight="bold", fontsize=10.5)
-            bottom.set_xlabel("steps")
-            bottom.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
-        _legend(figure, drawn)
-
-
-def _step_line(axes: Axes, line: pd.DataFrame, marked: int | None, style: dict) -> None:
-    n_steps, mean, interval = line["n_steps"], 100 * line["mean"], 100 * line["interval"]
-    marks = {"markevery": np.flatnonzero(n_steps == marked).tolist(), "markeredgecolor": "white"}
-    axes.plot(n_steps, mean, linewidth=1.7, **style | {"markersize": 7}, **marks)
-    axes.fill_between(n_steps, mean - interval, mean + interval, color=style["color"], alpha=0.16, linewidth=0)
-
-
-def _span_alike(row: np.ndarray) -> None:
-    """Set the y limits so that all panels of a row span the same range."""
-    limits = np.array([axes.get_ylim() for axes in row])
-    span = np.ptp(limits, axis=1).max()
-    for axes, low in zip(row, np.clip(limits.mean(axis=1) - span / 2, 0, max(0, 100 - span))):
-        axes.set_ylim(low, low + span)
-
-
-def _legend_columns(systems: list[str]) -> int:
-    return 1 if max(map(len, systems), default=0) > 58 else 2
-
-
-def _height(systems: list[str]) -> float:
-    return 3.4 + 0.2 * -(-len(systems) // _legend_columns(systems))
-
-
-def _shot_axis(axes: Axes, places: np.ndarray, title: str, shots: np.ndarray | None = None) -> None:
-    """Label the x axis with the values of n: on a log scale, or at `places` if `shots` gives the labels."""
-    if shots is None:
-        axes.set_xscale("log")
-    axes.set_xticks(places, [str(n) for n in (places if shots is None else shots)])
-    axes.minorticks_off()
-    axes.set_xlabel("n (images per novel class)")
-    axes.set_title(title, loc="left", fontweight="bold", fontsize=10.5)
-
-
-def _legend(figure: Figure, styles: dict[str, dict]) -> None:
-    handles = [Line2D([], [], linewidth=1.7, **style) for style in styles.values()]
-    where = {"loc": "outside lower center", "ncols": _legend_columns(list(styles)), "frameon": False}
-    figure.legend(handles, list(styles), fontsize=9, handlelength=3.2, **where)
 
 
 def _spread(classes: list[int], n: int) -> list[int]:

@@ -86,7 +86,8 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def read_file(path: Path) -> dict:
-    """Read and check a results file. Its lists of entries become data frames, `by_class` from the hits of classes."""
+    """Read and check a results file. Its lists of entries become data frames; `by_class` is made from the hits of
+    classes, `base_novel` from the curves of the trials."""
     content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a results file: it is not a JSON object")
@@ -107,25 +108,58 @@ def read_file(path: Path) -> dict:
     if "trials" not in content and (not {"episodes", "scores"} & set(content) or "history" in content):
         raise InputError(f"{path}: not a results file: lacks 'trials' (or 'episodes', 'scores')")
     hits = _class_hits(path, content) if "classes" in content and "trials" in content else None
+    curves = _curves(path, content["trials"]) if "trials" in content else None
     for kind, form in FORMS.items():
         if kind in content and (kind != "confusions" or content[kind] != []):
             content[kind] = _check_rows(f"{path}: {kind}", content[kind], form)
     if hits is not None:
         content["by_class"] = _by_class(path, content, hits)
+    if curves is not None:
+        content["base_novel"] = _base_novel(content["trials"], curves)
     return content
 
 
 def _class_hits(path: Path, content: dict) -> np.ndarray | None:
     """Return the hits of every class in each trial, (trials, classes), or None for files without."""
-    trials, classes = content["trials"], content["classes"]
-    lists = [one.get("class_hits") for one in trials if isinstance(one, dict)] if isinstance(trials, list) else []
-    if None in lists or not lists:  # runs of an older revision
+    classes, lists = content["classes"], _of_each(content["trials"], "class_hits")
+    if lists is None:
         return None
     n_classes = len(classes) if isinstance(classes, list) else 0
     whole = all(isinstance(one, list) and len(one) == n_classes for one in lists)
     if not whole or not all(type(hits) is int and 0 <= hits < 2**31 for one in lists for hits in one):
         raise InputError(f"{path}: trials: 'class_hits' must hold, for each trial, a number of hits for each class")
     return np.array(lists)
+
+
+def _of_each(trials: object, key: str) -> list | None:
+    """Return an entry of every trial, or None if a trial lacks it, as those of older revisions do."""
+    found = [one.get(key) for one in trials if isinstance(one, dict)] if isinstance(trials, list) else []
+    return found if found and None not in found else None
+
+
+def _curves(path: Path, trials: object) -> np.ndarray | None:
+    """Return the base-novel curve of each trial, (trials, 2, places), or None for files without."""
+    curves = _of_each(trials, "base_novel")
+    if curves is None:
+        return None
+    pairs = [[one.get("base"), one.get("novel")] if isinstance(one, dict) else None for one in curves]
+    try:
+        found = np.array(pairs, np.float64)
+    except (TypeError, ValueError):
+        found = np.zeros(0)
+    if found.ndim != 3 or not found.size or not ((found >= 0) & (found <= 1)).all():
+        raise InputError(
+            f"{path}: trials: 'base_novel' must hold, for each trial, equally long lists base and novel of accuracies"
+        )
+    return found
+
+
+def _base_novel(trials: pd.DataFrame, curves: np.ndarray) -> pd.DataFrame:
+    """Return base and novel accuracy at every place of the curve of each trial and n."""
+    n_places = curves.shape[2]
+    runs = trials[["trial", "n_shot"]].loc[trials.index.repeat(n_places)].reset_index(drop=True)
+    place = np.tile(np.arange(n_places), len(trials))
+    return runs.assign(place=place, base=curves[:, 0].ravel(), novel=curves[:, 1].ravel())
 
 
 def _by_class(path: Path, content: dict, hits: np.ndarray) -> pd.DataFrame:

@@ -42,20 +42,21 @@ _SHARED_INPUTS = ("test", "features", "add.generator.", "graph", "scores", "code
 
 
 def read_results(
-    source: str | Path, kind: Literal["trials", "by_class", "episodes", "history", "clustering", "scores"] = "trials"
+    source: str | Path,
+    kind: Literal["trials", "by_class", "base_novel", "episodes", "history", "clustering", "scores"] = "trials",
 ) -> pd.DataFrame:
     """Read results files into one long table with a row for each value.
 
     Args:
         source: a results file, or a folder of results files at any depth without other .json files.
-        kind: accuracies of every trial and n ("trials"), the same of every class ("by_class"), of every episode
-            ("episodes"), or after every step of diffusion ("history"); scores of clusterings ("clustering") or of
-            generated images ("scores"). For the columns see the function of that name.
+        kind: accuracies of every trial and n ("trials"), the same of every class ("by_class"), for all biases
+            ("base_novel"), of every episode ("episodes"), or after every step of diffusion ("history"); scores of
+            clusterings ("clustering") or of generated images ("scores"). For the columns see the function of that name.
 
     Raises InputError for a file that is not a results file, or if there is nothing of that kind.
     """
-    kinds = {"trials": trials, "by_class": by_class, "episodes": episodes, "history": history,
-             "clustering": clustering, "scores": scores}  # fmt: skip
+    kinds = {"trials": trials, "by_class": by_class, "base_novel": base_novel, "episodes": episodes,
+             "history": history, "clustering": clustering, "scores": scores}  # fmt: skip
     if kind not in kinds:
         raise InputError(f"kind '{kind}': not a kind of result. Available: {', '.join(kinds)}")
     source = Path(source)
@@ -117,6 +118,16 @@ def by_class(files: dict[str, dict]) -> pd.DataFrame:
     """
     columns = [*COLUMNS, "trial", "n_shot", "class", "name", "group", "n_images", "value", "file"]
     return _with_system(files, "by_class", columns)
+
+
+def base_novel(files: dict[str, dict]) -> pd.DataFrame:
+    """Return the base-novel curve of every trial and n, with a row for each place on the curve, from the lowest to the
+    highest bias on the scores of novel classes.
+
+    Columns: those of `trials` up to system, trial, n_shot, place, base and novel (accuracies, means over classes) and
+    file.
+    """
+    return _with_system(files, "base_novel", [*COLUMNS, "trial", "n_shot", "place", "base", "novel", "file"])
 
 
 def confusions(files: dict[str, dict]) -> pd.DataFrame:

@@ -43,8 +43,8 @@ class Table:
         return sum(name in _TEXT_COLUMNS or name.startswith("Taken for") for name in self.frame)
 
 
-_TEXT_COLUMNS = {"System", "Setting", "minus", "Features", "Class", "Group", "Task", "Cluster", "Metric", "Differs in",
-                 "Source"}  # fmt: skip
+_TEXT_COLUMNS = {"System", "Setting", "minus", "Features", "Class", "Group", "Groups", "Task", "Cluster", "Metric",
+                 "Differs in", "Source"}  # fmt: skip
 _OVER = {"novel": "novel classes", "base": "base classes", "all": "all classes",
          "novel_among_novel": "novel classes among novel classes", "base_among_base": "base classes among base classes",
          "harmonic_mean": "harmonic mean of base and novel", "all_with_prior": "all classes, with class prior",

@@ -89,7 +89,10 @@ def test_results_file(config):
     assert content["protocol"]["split_digest"] == json.loads(config.split.read_text())["digest"]
     assert [(one["trial"], one["n_shot"]) for one in content["trials"]] == [(t, n) for t in (1, 2, 3) for n in (1, 5)]
     for one in content["trials"]:
-        assert set(one) == {"trial", "n_shot", "class_hits", *NUMBERS} and all(0 <= one[key] <= 1 for key in NUMBERS)
+        assert set(one) == {"trial", "n_shot", "class_hits", "base_novel", *NUMBERS}
+        assert all(0 <= one[key] <= 1 for key in NUMBERS)
+        curve = one["base_novel"]
+        assert np.trapezoid(curve["base"], curve["novel"]) == pytest.approx(one["ausuc"], abs=0.005)
         assert sum(one["class_hits"]) == round(one["top1_all"] * sum(of["n_images"] for of in content["classes"]))
         assert one["top1_all"] == pytest.approx((one["top1_novel"] + one["top1_base"]) / 2)
         assert one["top1_novel"] <= one["top5_novel"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lowshot.core.errors import InputError
 from lowshot.evaluation.by_class import class_hits, confused, most_confused
-from lowshot.evaluation.metrics import accuracies, chance
+from lowshot.evaluation.metrics import N_PLACES, accuracies, ausuc, base_novel_curve, chance, sampled
 from lowshot.evaluation.outcomes import Columns, Outcomes
 from lowshot.evaluation.ranks import outcomes_in_chunks, outcomes_of, true_class_ranks
 
@@ -175,6 +175,19 @@ def ausuc_by_sweeping(scores, labels, columns):
             ]
         )
     return sum((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in pairwise(points))
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0, 6), st.floats(0.05, 1))
+def test_the_area_under_the_sampled_curve_is_ausuc(seed, lead, share):
+    """From groups that cannot be told apart to groups that are separated."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.repeat(np.arange(20), 30))
+    novel = labels >= 12
+    truth = rng.normal(np.where(novel, -lead, lead)), rng.random(len(labels)) < share, labels, novel
+    base, novel = sampled(*base_novel_curve(*truth)).values()
+    assert len(base) == len(novel) == N_PLACES and novel[0] == 0 and base[-1] == 0
+    assert np.all(np.diff(base) <= 0) and np.all(np.diff(novel) >= 0)
+    assert np.trapezoid(base, novel) == pytest.approx(ausuc(*truth), abs=0.005)
 
 
 @given(st.integers(0, 2**32 - 1), st.booleans())

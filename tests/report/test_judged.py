@@ -41,7 +41,8 @@ def test_tables_name_classes_images_and_chance_and_mark_what_is_not_above(tmp_pa
     main = (tables / "main.md").read_text()
     assert "classes: 2 novel, 4 base; test images: 20 novel, 40 base; chance 16.67 %" in main
     assert "| 10.00 ± 0.00 † |" in main and "† at or below chance (16.67 %)" in main
-    assert "<dt>Classes judged</dt><dd>2 novel, 4 base</dd>" in page
+    for name, value in (("Classes", "2 novel, 4 base"), ("Chance level", "16.67 % (top-1)")):
+        assert f"<dt>{name}</dt><dd>{value}</dd>" in page and f"{name}: {value}" in page
     latex = (tables / "tables.tex").read_text()
     assert r"10.00 $\pm$ 0.00 $^{\dagger}$" in latex and r"50.00 $\pm$ 0.00 \\" in latex
     assert "chance 50.00 %" in latex.replace("\\", "")  # novel among two novel classes
@@ -57,7 +58,7 @@ def test_older_files_do_not_say_what_they_have_seen(tmp_path):
 
 def test_older_files_do_not_say_what_they_judged(tmp_path):
     page, tables = report(write(tmp_path / "results", a=content(values={(1, 1): 0.0})))
-    assert "chance" not in (tables / "main.md").read_text() and "Classes judged" not in page
+    assert "chance" not in (tables / "main.md").read_text() and "<dt>Classes</dt><dd>not recorded</dd>" in page
     assert "Further numbers" not in page and "Single classes" not in page and "Top-5" in page
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from itertools import chain
 from typing import get_args
 
 import numpy as np
@@ -43,6 +45,11 @@ def content(method="plain", values=None, **changes):
         "trials": rows,
         **changes,
     }
+
+
+def without_scripts(page):
+    """A page without what draws its charts and sorts its tables."""
+    return re.sub(r"<script type=\"module\">.*?</script>", "", page, flags=re.DOTALL)
 
 
 def write(folder, **files):
@@ -345,6 +352,19 @@ def test_results_of_an_older_revision_are_explained_too(folder, capsys):
     ]
 
 
+def test_equal_results_are_explained_by_settings_chosen_for_every_n(folder, capsys):
+    equal, biases = "Identical in every trial at n =", {"a": 0.0, "b": {"1": 0.75, "5": 0.0}}
+    for (name, bias), values in zip(biases.items(), (AT[1] | AT[5], BETTER | AT[5])):
+        settings = {"classifier": {"name": "plain"}, "add": {"names": []}, "novel_bias": bias, "shots": [1, 5]}
+        write(folder, **{name: content(name, values, config=settings)})
+    write(folder, c=content("c", BETTER | AT[5], config={**settings, "novel_bias": {"1": 0.75, "5": 0.5}}))
+    assert notes(folder, capsys) == [
+        f"{equal} 5: conv4: b and conv4: a; the settings chosen there are the same: novel_bias 0.0.",
+        f"{equal} 5: conv4: c and conv4: a.",
+        f"{equal} 1: conv4: c and conv4: b; the settings chosen there are the same: novel_bias 0.75.",
+    ]
+
+
 @pytest.mark.parametrize("change", ["a value of one trial", "another metric", "other draws"])
 def test_only_results_that_are_equal_in_every_trial_and_metric_get_a_note(folder, capsys, change):
     one = content("other", AT[5])
@@ -449,13 +469,63 @@ def rich_folder(folder):
     )
 
 
+CURVE = {"base": [0.8, 0.6, 0.0], "novel": [0.0, 0.4, 0.5]}
+
+
+def with_curves(method="plain", curve=CURVE):
+    one = content(method)
+    further = {"top1_base_class_mean": 0.7, "top1_novel_class_mean": 0.2, "ausuc": 0.3}
+    return one | {"trials": [row | further | {"base_novel": curve} for row in one["trials"]]}
+
+
+def test_base_novel_curves_are_read_and_drawn(folder):
+    """Files of older revisions have none; they are read as before."""
+    assert "Base-novel curve" not in parse_results.main(config(folder)).read_text()
+    path = parse_results.main(config(write(folder, b=with_curves("curved"))))
+    assert "<h3>Base-novel curve</h3>" in path.read_text()
+    figure = (path.parent / "figures/glyphs_test_ffffffff_base_novel_n1.svg").read_text()
+    assert ">curved</text>" in figure and ">plain</text>" not in figure
+    frame = results.read_results(folder, "base_novel")
+    assert set(frame["system"]) == {"conv4: curved"} and frame["place"].tolist() == [0, 1, 2] * 2
+    assert frame["base"].tolist() == CURVE["base"] * 2 and frame["novel"].tolist() == CURVE["novel"] * 2
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [
+        3,
+        {},
+        {"base": [0.5]},
+        {"base": [0.5], "novel": [0.5, 0.6]},
+        {"base": [], "novel": []},
+        {"base": [2], "novel": [1]},
+        {"base": ["a"], "novel": [1]},
+        {"base": [None], "novel": [0.5]},
+    ],
+)
+def test_a_broken_base_novel_curve_is_named(tmp_path, curve):
+    with pytest.raises(InputError, match=r"a\.json: trials: 'base_novel' must hold"):
+        read_files(write(tmp_path, a=with_curves(curve=curve)))
+
+
+def test_bands_end_at_0_and_100_and_differences_do_not(folder):
+    """Two trials have intervals of more than 100 points."""
+    write(folder, a=content(values={(1, 1): 0.1, (2, 1): 0.9}), b=content("other", {(1, 1): 0.9, (2, 1): 0.1}))
+    page = parse_results.main(config(folder)).read_text()
+    specs = re.findall(r'<script type="application/json">(.*?)</script>', page)
+    rows = [chain.from_iterable(json.loads(spec)["datasets"].values()) for spec in specs]
+    curves, differences = ([one for one in part if one["interval"] > 100] for part in rows)
+    assert curves and {(one["low"], one["high"]) for one in curves} == {(0, 100)}
+    assert differences and all(one["low"] < -100 and one["high"] > 100 for one in differences)
+
+
 def config(folder, **changes):
     return parse_results.Config(results=folder, out=folder.parent / "report", **changes)
 
 
 def test_a_report_is_whole_and_escaped(rich_folder, capsys):
     path = parse_results.main(config(rich_folder, reference="$a_b$ & <c> + 'd'"))
-    page = path.read_text()
+    page = without_scripts(path.read_text())
     assert "$a_b$ &amp; &lt;c&gt; + &#39;d&#39;" in page and "<c>" not in page
     assert "minus <b>conv4: $a_b$ &amp; &lt;c&gt; + &#39;d&#39;</b>" in page
     assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
@@ -660,9 +730,8 @@ def test_a_report_shows_accuracy_over_steps(diffusion_folder):
     assert "Accuracy over diffusion steps" in page and "The horizontal line is conv4: linear_sgd, which" in page
     for rank in ("top1", "top5"):
         figure = (path.parent / f"figures/glyphs_test_ffffffff_{rank}_steps.svg").read_text()
-        shown = [words for words in figure.split("<!-- ")[1:] if words.startswith(("n = ", "conv4"))]
-        names = {words.split(" -->")[0] for words in shown}
-        assert names == {"n = 1", "n = 5", "conv4: linear_sgd", "conv4: diffusion", "conv4: diffusion + background"}
+        shown = re.findall(r">(n = \d|linear_sgd|diffusion[^<]*)</text>", figure)
+        assert set(shown) == {"n = 1", "n = 5", "linear_sgd", "diffusion", "diffusion + background"}
     for name in ("tables.md", "tables.tex"):
         assert "Top-5, all classes, over diffusion steps" in (path.parent / "tables" / name).read_text()
     assert "diffusion steps" not in (path.parent / "tables/main.md").read_text()
