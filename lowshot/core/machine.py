@@ -16,4 +16,6 @@ def machine() -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     flags = set(known.get("flags", "").split())
     fastest = [name for name, flag in _FLAGS.items() if flag in flags][:1]
-    return ", ".join([known.get("model name") or platform.machine(), f"{cores} core{'s' if cores != 1 else ''}", *fastest])
+    return ", ".join(
+        [known.get("model name") or platform.machine(), f"{cores} core{'s' if cores != 1 else ''}", *fastest]
+    )

@@ -68,8 +68,11 @@ def _about_run(content: dict) -> dict[str, object]:
 
 
 def collect_episodes(files: dict[str, dict], reference: str | None = None) -> pd.DataFrame:
-    """Return means over episodes, and differences to `reference` (see `results.differences_to`), in the second form."""
+    """Return means over episodes, and differences to `reference` (see `results.differences_to`), in the second form.
+    Systems are named after their methods if they have one extractor."""
     frame = results.episodes(files)
+    if frame["extractor"].nunique() == 1:
+        frame["system"] = frame["system"].str.removeprefix(f"{frame['extractor'].iloc[0]}: ")
     by = [*PROTOCOL, "task", "system", "setting", "n_shot"]
     means = results.summarise(frame, by).assign(minus="")
     gaps = results.differences_to(frame, reference).rename(columns={"versus": "minus"})

@@ -73,11 +73,11 @@ def test_differences_of_episodes_are_on_the_same_episodes(tmp_path):
     path = tmp_path / "some.csv"
     collect_episodes(read_files(tmp_path)).to_csv(path, index=False)
     measured = Measured.read(path)
-    other = {"system": "conv4: other", "task": "5-way", "n_shot": 1}
+    other = {"system": "other", "task": "5-way", "n_shot": 1}
     assert measured.value(**other, minus="").startswith("40.0 ± ")
-    assert measured.value(**other, minus="conv4: nearest_mean") == "+10.00 ± 0.00"
+    assert measured.value(**other, minus="nearest_mean") == "+10.00 ± 0.00"
     table = measured.where(minus="").table(["system", "setting"], ["task", "n_shot"])
-    assert "| conv4: other | inductive | 40.0" in table and "5-way, n = 1 |" in table
+    assert "| other | inductive | 40.0" in table and "5-way, n = 1 |" in table
     with pytest.raises(InputError, match=r"some\.csv: 2 rows of"):
         measured.value(**other)
     with pytest.raises(InputError, match=r"some\.csv: has no row of n_shot 5"):
