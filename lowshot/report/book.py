@@ -28,8 +28,8 @@ from lowshot.core.errors import InputError
 from lowshot.report import results
 from lowshot.report.judged import Judged, judged_files
 from lowshot.report.published import read_published
-from lowshot.report.results import COLUMNS, PROTOCOL, SPLITS
-from lowshot.report.tables import MISSING, metric_name, n_label
+from lowshot.report.results import COLUMNS, PROTOCOL
+from lowshot.report.tables import MISSING, n_label
 
 METRICS = ["top1_novel", "top5_novel", "top1_base", "top1_all", "top5_all", "top1_harmonic_mean", "ausuc"]
 _RUN = ["run", "split_digest"]
@@ -104,10 +104,6 @@ class Numbers:
             frame = results.over_splits(frame.drop(columns="place")).assign(run=lambda table: table["system"])
         return cls(path.stem, frame, runs)
 
-    @property
-    def unit(self) -> str:
-        return SPLITS if SPLITS in self.trials["split_digest"].iloc[0] else "trials"
-
     @cached_property
     def summary(self) -> pd.DataFrame:
         """Mean, interval and number of trials of every run, metric and n."""
@@ -130,8 +126,9 @@ class Numbers:
         cell = self._cell(run, metric, n_shot)
         return percent(cell["mean"], cell["interval"])
 
-    def mean(self, run: str, metric: str, n_shot: int, digits: int = 1) -> str:
-        return f"{100 * self._cell(run, metric, n_shot)['mean']:.{digits}f}"
+    def mean(self, run: str, metric: str, n_shot: int) -> str:
+        """Return "81.9", in percent."""
+        return f"{100 * self._cell(run, metric, n_shot)['mean']:.1f}"
 
     def gap(self, run: str, versus: str, metric: str, n_shot: int) -> str:
         """Return "+12.5 ± 5.9", the paired difference in points."""
@@ -144,10 +141,6 @@ class Numbers:
         values = (frame.loc[run, n_shot] - frame.loc[versus, n_versus]).dropna().rename("value").reset_index()
         row = results.summarise(values.assign(all=""), ["all"]).iloc[0]
         return percent(row["mean"], row["interval"], sign="+")
-
-    def ratio(self, run: str, versus: str, metric: str, n_shot: int) -> str:
-        """Return the quotient of two means."""
-        return f"{self._cell(run, metric, n_shot)['mean'] / self._cell(versus, metric, n_shot)['mean']:.2f}"
 
     def minutes(self, run: str) -> float:
         """Return the minutes of a run, all its class splits together."""
@@ -169,7 +162,7 @@ class Numbers:
     @property
     def split(self) -> str:
         """The short digests of the class splits."""
-        return ", ".join(digest[:12] for digest in self.runs["split_digest"].unique())
+        return ", ".join(self.runs["split_digest"].unique())
 
     def methods(self) -> dict[str, str]:
         """Return the method of each run, with the extractor in front unless it is the most common one."""
@@ -178,20 +171,13 @@ class Numbers:
         return {run: method if extractor == common else f"{extractor}: {method}"
                 for run, (extractor, method) in named.items()}  # fmt: skip
 
-    def table(
-        self, metrics: Sequence[str], shots: Sequence[int], runs: Sequence[str], names: dict[str, str] | None = None
-    ) -> str:
-        """Return a Markdown table: rows are runs, columns each metric for each n. The best of a column is bold if its
-        paired interval excludes zero against every other row."""
-        known = self.methods() | (names or {})
-        setting = dict(zip(self.runs["run"], self.runs["setting"]))
-        columns = [(metric, n_shot) for metric in metrics for n_shot in shots]
-        single = len(metrics) == 1
-        titles = [n_label(n) if single else f"{metric_name(metric).lower()}, {n_label(n)}" for metric, n in columns]
-        lines = [["System", "Setting", *titles], ["---", "---", *["---:"] * len(columns)]]
+    def table(self, metric: str, shots: Sequence[int], runs: Sequence[str]) -> str:
+        """Return a Markdown table: rows are runs, columns are n. The best of a column is bold if its paired interval
+        excludes zero against every other row."""
+        methods, settings = self.methods(), dict(zip(self.runs["run"], self.runs["setting"]))
+        lines = [["System", "Setting", *map(n_label, shots)], ["---", "---", *["---:"] * len(shots)]]
         for run in runs:
-            cells = [self._shown(run, metric, n_shot, runs) for metric, n_shot in columns]
-            lines.append([known[run], setting[run], *cells])
+            lines.append([methods[run], settings[run], *(self._shown(run, metric, n_shot, runs) for n_shot in shots)])
         return _markdown(lines)
 
     def _shown(self, run: str, metric: str, n_shot: int, rivals: Sequence[str]) -> str:
@@ -229,21 +215,6 @@ class Numbers:
         """Return the largest half width of the intervals of these numbers, in points."""
         rows = self.summary.reset_index()
         return f"{100 * rows[rows['metric'].isin(metrics) & rows['run'].isin(runs)]['interval'].max():.1f}"
-
-    def gaps(self, metric: str, versus: str, shots: Sequence[int], runs: Sequence[str]) -> str:
-        """Return a Markdown table of paired differences to one run, * excludes zero."""
-        known = self.methods()
-        lines = [["System", *(n_label(n) for n in shots)], ["---", *["---:"] * len(shots)]]
-        for run in runs:
-            cells = [self._shown_gap(run, versus, metric, n_shot) for n_shot in shots]
-            lines.append([known[run], *cells])
-        return _markdown(lines)
-
-    def _shown_gap(self, run: str, versus: str, metric: str, n_shot: int) -> str:
-        if (run, versus, metric, n_shot) not in self.differences.index:
-            return MISSING
-        star = " *" if self.differences.loc[(run, versus, metric, n_shot), "differs"] else ""
-        return self.gap(run, versus, metric, n_shot) + star
 
 
 def runs_path(path: Path) -> Path:
@@ -309,11 +280,6 @@ class Measured:
     def most(self) -> str:
         """Return the largest number."""
         return _shown(self.frame.loc[self.frame["mean"].idxmax()])
-
-    def mean(self, **values: object) -> float:
-        """Return the only mean with these values, times 100."""
-        (mean,) = self.where(**values).frame["mean"]
-        return 100 * mean
 
     def table(self, rows: Sequence[str], columns: Sequence[str]) -> str:
         """Return a Markdown table with a line for each combination of the columns `rows`."""
