@@ -272,11 +272,8 @@ def next_step(config: Config) -> list | None:
     if not (config.out / "split.json").exists():
         return None
     if isinstance(config.dataset, FeatureFile):
-        split, draws, test = (
-            config.out / "split.json",
-            config.out / "draws.json",
-            config.root.with_name(f"test{config.root.suffix}"),
-        )
+        split, draws = config.out / "split.json", config.out / "draws.json"
+        test = config.root.with_name(f"test{config.root.suffix}")
         files = ["--train", config.root, "--test", test, "--split", split, "--draws", draws]
         return ["low_shot.py", *files, "--out", config.out.parent / "results" / "imprinting.json"]
     return ["train_extractor.py", "--data", config.out, "--out", config.out.parent / "extractor"]

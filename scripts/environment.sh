@@ -31,6 +31,12 @@ check_words
 extractor_of() {
   case $2 in *_released) echo "examples/extractors/$1-${2%_released}" ;; *) echo "outputs/$1/$2/extractor" ;; esac
 }
+# The settings of shrink_hallucinate for a representation (DATASET STAGE NAME [VARIANT]). airbench_sgm_seed1 and airbench_sgm_released have those
+# of airbench_sgm.
+settings_of() {
+  local name=${3%_seed[0-9]}
+  echo "configs/shrink_hallucinate/$2-$1-${name%_released}${4:-}.yaml"
+}
 # What a representation (DATASET NAME CONFIG) is made from: its released extractor or its config.
 source_of() {
   case $2 in *_released) extractor_of "$1" "$2" ;; *) echo "$3" ;; esac

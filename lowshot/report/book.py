@@ -29,7 +29,7 @@ from lowshot.report import results
 from lowshot.report.judged import Judged, judged_files
 from lowshot.report.published import read_published
 from lowshot.report.results import COLUMNS, PROTOCOL
-from lowshot.report.tables import MISSING, n_label
+from lowshot.report.tables import MISSING, markdown_lines, n_label
 
 METRICS = ["top1_novel", "top5_novel", "top1_base", "top1_all", "top5_all", "top1_harmonic_mean", "ausuc"]
 _RUN = ["run", "split_digest"]
@@ -96,8 +96,8 @@ class Numbers:
         trials = [name for name in values if name.startswith("trial_")]
         frame = values.melt(_CELL, trials, var_name="trial").dropna(subset="value")
         frame["trial"] = frame["trial"].str.removeprefix("trial_").astype(int)
-        order = runs[_RUN].assign(place=range(len(runs)))
-        frame = frame.merge(runs[["run", *COLUMNS, "draws"]], on=_RUN).merge(order, on=_RUN)
+        about = runs[["run", *COLUMNS, "draws"]].assign(place=range(len(runs)))
+        frame = frame.merge(about, on=_RUN)
         frame = frame.sort_values(["place", "n_shot", "metric", "trial"], kind="stable", ignore_index=True)
         frame["system"] = frame["run"]  # pages name runs; results.paired_differences pairs systems
         if frame["split_digest"].nunique() > 1:
@@ -118,9 +118,6 @@ class Numbers:
     def _cell(self, run: str, metric: str, n_shot: int) -> pd.Series:
         return _row(self.summary, (run, metric, n_shot), self.name)
 
-    def _gap(self, run: str, versus: str, metric: str, n_shot: int) -> pd.Series:
-        return _row(self.differences, (run, versus, metric, n_shot), self.name)
-
     def value(self, run: str, metric: str, n_shot: int) -> str:
         """Return "81.9 ± 6.2", in percent."""
         cell = self._cell(run, metric, n_shot)
@@ -132,7 +129,7 @@ class Numbers:
 
     def gap(self, run: str, versus: str, metric: str, n_shot: int) -> str:
         """Return "+12.5 ± 5.9", the paired difference in points."""
-        cell = self._gap(run, versus, metric, n_shot)
+        cell = _row(self.differences, (run, versus, metric, n_shot), self.name)
         return percent(cell["mean"], cell["interval"], sign="+")
 
     def gap_between(self, run: str, n_shot: int, versus: str, n_versus: int, metric: str) -> str:
@@ -178,7 +175,7 @@ class Numbers:
         lines = [["System", "Setting", *map(n_label, shots)], ["---", "---", *["---:"] * len(shots)]]
         for run in runs:
             lines.append([methods[run], settings[run], *(self._shown(run, metric, n_shot, runs) for n_shot in shots)])
-        return _markdown(lines)
+        return markdown_lines(lines)
 
     def _shown(self, run: str, metric: str, n_shot: int, rivals: Sequence[str]) -> str:
         if (run, metric, n_shot) not in self.summary.index:
@@ -292,7 +289,7 @@ class Measured:
         lines = [[*rows, *titles], [*["---"] * len(rows), *["---:"] * len(titles)]]
         for head in heads.itertuples(index=False, name=None):
             lines.append([*head, *(cells.get((*head, title), "") for title in titles)])
-        return _markdown(lines)
+        return markdown_lines(lines)
 
 
 def _shown(row: pd.Series) -> str:
@@ -303,14 +300,10 @@ def _shown(row: pd.Series) -> str:
     return f"{row['mean']:{sign}.3g}" + ("" if np.isnan(row["interval"]) else f" ± {row['interval']:.2g}")
 
 
-def _markdown(lines: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def pages(templates: Path, numbers: Path) -> dict[Path, str]:
     """Return the text of every page by its path relative to `templates`, without `.j2`.
 
-    A template calls `numbers(NAME)`, `measured(NAME)` or `rows(NAME)` for the three kinds of files in the folder
+    A template calls `numbers(NAME)`, `measured(NAME)` or `as_shown(NAME)` for the three kinds of files in the folder
     `numbers`, and `cell` for one cell of the third kind. Raises InputError for a number that no file has.
     """
     environment = Environment(
@@ -325,7 +318,6 @@ def pages(templates: Path, numbers: Path) -> dict[Path, str]:
         "numbers": cache(lambda name: Numbers.read(numbers / f"{name}.csv")),
         "measured": cache(lambda name: Measured.read(numbers / f"{name}.csv")),
         "published": published_table,
-        "rows": lambda name: read_rows(numbers / f"{name}.csv"),
         "as_shown": lambda name: as_shown(read_rows(numbers / f"{name}.csv")),
         "cell": lambda name, row, column: cell(numbers / f"{name}.csv", row, column),
     }
@@ -346,7 +338,7 @@ def published_table(dataset: str) -> str:
     lines = [["system", "setting", "source", *wide], ["---"] * 3 + ["---:"] * len(wide.columns)]
     for names, values in zip(wide.index, wide.to_numpy()):
         lines.append([*names, *("" if np.isnan(value) else f"{value:.1f}" for value in values)])
-    return _markdown(lines)
+    return markdown_lines(lines)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -356,15 +348,15 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 def as_shown(rows: list[dict[str, str]]) -> str:
     """Return a Markdown table of these rows."""
-    return _markdown([list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)])
+    return markdown_lines([list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)])
 
 
 def cell(path: Path, row: str, column: str) -> str:
     """Return a cell of a table that is shown as it is. Its first column names the rows."""
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=0)
-    if row not in frame.index or column not in frame:
-        raise InputError(f"{path.name}: has no {column} of {row}")
-    return frame.loc[row, column]
+    for one in read_rows(path):
+        if next(iter(one.values())) == row and column in one:
+            return one[column]
+    raise InputError(f"{path.name}: has no {column} of {row}")
 
 
 # What a template leaves to expressions: numbers with a decimal point, or with a unit of what was measured.

@@ -298,9 +298,14 @@ def to_markdown(table: Table) -> str:
     """Format a table for Markdown. Names stay on one line, and HTML in them is shown, not interpreted."""
     frame = table.frame.map(_markdown).rename(columns=_markdown)
     rule = ["---"] * table.n_text + ["---:"] * (len(frame.columns) - table.n_text)
-    lines = [f"| {' | '.join(line)} |" for line in [list(frame), rule, *frame.to_numpy().tolist()]]
+    lines = markdown_lines([list(frame), rule, *frame.to_numpy().tolist()])
     notes = (f"\n{_markdown(note)}" for note in table.notes)
-    return "\n".join([f"**{_markdown(table.caption)}**", "", *lines, *notes]) + "\n"
+    return "\n".join([f"**{_markdown(table.caption)}**", "", lines, *notes]) + "\n"
+
+
+def markdown_lines(lines: list[list[str]]) -> str:
+    """Return the lines of a Markdown table, each a list of cells: head, rule, rows."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _markdown(text: str) -> str:

@@ -29,7 +29,7 @@ esac
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 # Another extractor of shrink_hallucinate: REPRESENTATION=airbench_plain_released bash scripts/diffusion/run_all.sh cifar100
 name=${REPRESENTATION:-$default}
-low_shot_config=configs/shrink_hallucinate/low_shot-$dataset-${name%_released}.yaml
+low_shot_config=$(settings_of $dataset low_shot $name)
 check_representation "$low_shot_config"
 out=outputs/$dataset
 results=$out/results_diffusion

@@ -27,7 +27,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 default=airbench_plain_released
 name=${REPRESENTATION:-$default}
 # Settings of the linear classifier of shrink_hallucinate.
-low_shot_config=configs/shrink_hallucinate/low_shot-$dataset-${name%_released}.yaml
+low_shot_config=$(settings_of $dataset low_shot $name)
 check_representation "$low_shot_config"
 shots=${SHOTS:-$default_shots}
 out=outputs/$dataset

@@ -7,6 +7,6 @@ for name in $representations; do
     *_seed[0-9]) seed="--seed ${name##*_seed}" ;;
     *) seed="" ;;
   esac
-  python train_extractor.py --config "$(settings train_extractor $name)" $seed --devices "${DEVICES:-1}" $precision \
+  python train_extractor.py --config "$(settings_of $dataset train_extractor $name)" $seed --devices "${DEVICES:-1}" $precision \
     --data "$(training_data $name)" --out "$(extractor_of $dataset $name)"
 done

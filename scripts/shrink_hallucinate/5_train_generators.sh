@@ -5,8 +5,8 @@ for name in $representations; do
   # The critic is the extractor's classifier; if that knows other classes, one is fitted to the centroids.
   critic="--extractor $(extractor_of $dataset $name)"
   case $(training_data $name) in *_rotated) critic="" ;; esac
-  if [ -f "$(settings train_analogy_generator $name)" ]; then
-    python train_analogy_generator.py --config "$(settings train_analogy_generator $name)" \
+  if [ -f "$(settings_of $dataset train_analogy_generator $name)" ]; then
+    python train_analogy_generator.py --config "$(settings_of $dataset train_analogy_generator $name)" \
       --quadruplets $out/$name/quadruplets.h5 $critic --out $out/$name/generator
   fi
 done

@@ -4,7 +4,7 @@
 source "$(dirname "$0")/common.sh"
 name=${representations%% *}
 inputs="--train $out/$name/features/train.h5 --test $out/$name/features/test.h5 --split $out/data/split.json --draws $out/data/draws.json"
-shots=$(grep '^shots:' "$(settings low_shot $name)" || echo "shots: [1, 2, 5, 10, 20]")
+shots=$(grep '^shots:' "$(settings_of $dataset low_shot $name)" || echo "shots: [1, 2, 5, 10, 20]")
 for classifier in nearest_mean cosine laplacian_shot prototype_refinement; do
   python low_shot.py $inputs --classifier $classifier --shots "${shots#shots: }" --select $configs/grids/$classifier.yaml \
     --out $out/results/${name}_$classifier.json

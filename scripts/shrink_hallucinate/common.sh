@@ -31,13 +31,8 @@ representations=${REPRESENTATIONS:-$default}
 out=outputs/$dataset
 configs=configs/shrink_hallucinate
 precision=${PRECISION:+--precision $PRECISION}
-# The settings (STAGE NAME [VARIANT]) of a representation. airbench_sgm_seed1 and airbench_sgm_released have those of airbench_sgm.
-settings() {
-  local name=${2%_seed[0-9]}
-  echo "$configs/$1-$dataset-${name%_released}${3:-}.yaml"
-}
 # Airbench learns characters from their rotations too, which are classes of their own.
 training_data() {
   case $dataset-$1 in omniglot-airbench*) echo "$out/data_rotated" ;; *) echo "$out/data" ;; esac
 }
-for name in $representations; do check_representation "$(source_of $dataset $name "$(settings train_extractor $name)")"; done
+for name in $representations; do check_representation "$(source_of $dataset $name "$(settings_of $dataset train_extractor $name)")"; done
